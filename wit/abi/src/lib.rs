@@ -1,0 +1,3 @@
+//! The packed data-plane layout.
+#![no_std]
+#![forbid(unsafe_code)]
