@@ -1,1 +1,7 @@
-fn main() {}
+//! The `blockloom` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    blockloom::cli::main()
+}

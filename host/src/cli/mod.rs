@@ -1,0 +1,156 @@
+//! The command line.
+//!
+//! Exit codes: 0 done, 1 run-time failure, 2 wrong command line or configuration.
+
+mod plugin;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config;
+use crate::host::{StartError, check};
+use crate::io::EngineChoice;
+
+/// Serves virtual disks from a block graph of native nodes and sandboxed WebAssembly filters.
+#[derive(Parser)]
+#[command(name = "blockloom", version, about)]
+struct Arguments {
+    /// What goes to the log on stderr.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
+    log: LogLevel,
+    /// How the log looks.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DrawFormat {
+    Tree,
+    Dot,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds the graph of a file and serves its exports until SIGTERM or SIGINT.
+    Serve {
+        /// The graph file.
+        graph: PathBuf,
+        /// Worker threads; the default is one a core.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+        workers: Option<u8>,
+        /// How file I/O is done: auto, io-uring or threads.
+        #[arg(long, value_name = "ENGINE")]
+        engine: Option<EngineChoice>,
+    },
+    /// Checks everything about a graph file that can be checked without side effects.
+    Check {
+        /// The graph file.
+        graph: PathBuf,
+    },
+    /// Draws the graph of a file: nodes, edges with roles and permissions, drives, bitmaps, exports.
+    Graph {
+        /// The graph file.
+        graph: PathBuf,
+        /// How to draw it.
+        #[arg(long, default_value = "tree")]
+        format: DrawFormat,
+    },
+    /// Tools for plugins.
+    Plugin {
+        #[command(subcommand)]
+        command: PluginCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum PluginCommand {
+    /// Shows what a plugin is: ABI version, imports, exports, wants.
+    Inspect {
+        /// A .wasm file (component or core module), or the name of a bundled plugin.
+        plugin: String,
+    },
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log(arguments.log, arguments.log_format);
+    let result = match arguments.command {
+        Command::Serve { graph, workers, engine } => serve::serve(&graph, workers, engine),
+        Command::Check { graph } => {
+            check(&graph).map(|_| println(format_args!("{}: ok", graph.display())))
+        }
+        Command::Graph { graph, format } => check_text(&graph, format),
+        Command::Plugin { command: PluginCommand::Inspect { plugin } } => plugin::inspect(&plugin),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(StartError::Failed(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::from(1)
+        }
+        Err(StartError::File(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+        Err(StartError::Config(diagnostics)) => {
+            eprintln!("{diagnostics}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints a line; a reader that has gone is no failure of ours.
+fn println(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let mut output = std::io::stdout().lock();
+    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+}
+
+fn check_text(graph: &std::path::Path, format: DrawFormat) -> Result<(), StartError> {
+    let spec = crate::host::read_spec(graph)?;
+    let drawing = match format {
+        DrawFormat::Tree => config::tree(&spec),
+        DrawFormat::Dot => config::dot(&spec),
+    };
+    println(format_args!("{}", drawing.trim_end()));
+    Ok(())
+}
+
+fn start_log(level: LogLevel, format: LogFormat) {
+    use tracing::level_filters::LevelFilter;
+    let level = match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_target(false).without_time().with_ansi(false).init(),
+        LogFormat::Json => builder.json().with_target(false).without_time().init(),
+    }
+}

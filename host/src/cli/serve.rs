@@ -1,0 +1,47 @@
+//! `blockloom serve`.
+
+use std::path::Path;
+use std::process;
+
+use super::println;
+use crate::error::{Error, ErrorKind};
+use crate::host::{Overrides, StartError, start};
+use crate::io::{EngineChoice, Signal, Signals, background};
+
+/// Serves until told to end; then drains, flushes, and says what happened.
+pub(super) fn serve(
+    graph: &Path,
+    workers: Option<u8>,
+    engine: Option<EngineChoice>,
+) -> Result<(), StartError> {
+    // From here on a signal is an order to end in order, also while the graph opens.
+    let mut signals =
+        Signals::new().map_err(|error| Error::os("cannot take over signals", &error))?;
+    let (host, exports) = start(graph, Overrides { workers: workers.map(usize::from), engine })?;
+    tracing::info!("file I/O by {}", host.engine());
+    for export in &exports {
+        println(format_args!("export {} {}", export.id, export.uri));
+    }
+    println(format_args!("ready"));
+    while signals.wait() == Signal::Report {
+        log_report(&host.report());
+    }
+    tracing::info!("ending: {} clients are connected", host.connections());
+    // A second order ends without waiting for anybody.
+    let watcher = background("signals", move || {
+        while signals.wait() == Signal::Report {}
+        tracing::warn!("ending without waiting");
+        process::exit(1);
+    });
+    watcher.map_err(|error| Error::new(ErrorKind::NoMemory, error.to_string()))?;
+    let graph = host.graph();
+    let ended = host.shutdown();
+    log_report(&crate::host::report_of(&graph));
+    Ok(ended?)
+}
+
+fn log_report(report: &str) {
+    for line in report.lines() {
+        tracing::info!("{line}");
+    }
+}

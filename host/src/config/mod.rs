@@ -1,0 +1,92 @@
+//! Configuration: a TOML file becomes a checked, typed description of the block graph.
+//!
+//! Called by the `serve`, `check` and `graph` commands and by embedders. [`parse`] reads the text
+//! alone, so it behaves the same on every machine; [`check_surroundings`] then asks a
+//! [`Surroundings`] about files, sockets and plugins. Neither opens, creates or changes anything.
+//! The graph builder turns the [`GraphSpec`] into live nodes and may report what goes wrong at the
+//! same places of the file ([`GraphSpec::diagnostics`]).
+//!
+//! The way of a file through this module:
+//!
+//! ```text
+//! text → toml (syntax) → Table (one table's keys, typed) → read_* (drivers, exports …) → GraphSpec
+//!      → references → permissions → Ok(GraphSpec) or every Diagnostic, by position
+//! ```
+//!
+//! Invariants:
+//! - Every error of a file is reported at once; a table with an error still takes part in the later
+//!   checks, with defaults in place of what is wrong, and an error is reported once, where it can
+//!   be mended.
+//! - A `GraphSpec` that `parse` returned has no dangling reference, no cycle and no conflict of
+//!   permissions.
+//! - No contents of a file make this module panic, or print a control character.
+
+mod convert;
+mod diagnostic;
+mod dot;
+mod draw;
+mod listen;
+mod names;
+mod permissions;
+mod plugin_options;
+mod read_filters;
+mod read_nodes;
+mod read_root;
+mod references;
+
+mod render;
+mod sizes;
+mod spec;
+mod suggest;
+mod surroundings;
+mod syntax;
+mod table;
+#[cfg(test)]
+mod tests;
+mod units;
+
+pub use crate::graph::{PermissionSet, Role};
+pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity, Span, Spanned};
+pub use dot::dot;
+pub use draw::tree;
+pub use listen::{ListenAddr, ListenAddrError};
+pub use permissions::{EdgeParent, EdgeSpec};
+pub use plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
+pub use spec::{
+    BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,
+    FilterSpec, GraphSpec, HostSettings, Locking, MemorySpec, NodeSpec, NullSpec, Persist,
+    PluginSpec, RawSpec, Scope,
+};
+pub use surroundings::{ConfigError, FileFacts, Surroundings, check_surroundings};
+pub use units::{format_duration, format_size, parse_duration, parse_size};
+
+use diagnostic::Problems;
+use spec::Declared;
+
+/// Reads the configuration `text` of the file called `file_name` (used in messages only).
+///
+/// # Errors
+///
+/// Everything that is wrong with the file, by position; of a file that is not TOML, the first
+/// syntax error.
+pub fn parse(file_name: &str, text: &str) -> Result<GraphSpec, Diagnostics> {
+    let mut spec = GraphSpec::empty(file_name, text);
+    let problems = Problems::default();
+    match syntax::parse(text) {
+        Ok(root) => {
+            let declared = read_root::read(&root, &mut spec, &problems);
+            check(&mut spec, &declared, &problems);
+        }
+        Err(problem) => problems.push(problem),
+    }
+    let found = problems.into_diagnostics(&spec);
+    if found.is_empty() { Ok(spec) } else { Err(found) }
+}
+
+fn check(spec: &mut GraphSpec, declared: &Declared, problems: &Problems) {
+    let sound = references::check(&*spec, declared, problems);
+    if sound {
+        spec.edges = permissions::edges(spec);
+        permissions::check(spec, problems);
+    }
+}

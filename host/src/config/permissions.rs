@@ -1,0 +1,306 @@
+//! Roles and permissions of edges: computed for the whole graph, and checked for conflicts.
+//!
+//! As in QEMU, an edge *uses* some permissions and *shares* some with the node's other users. Users
+//! at the top (drives, exports of nodes) begin; a `filtered` edge passes on what the users above it
+//! use and share; a `storage` edge never shares writing or resizing, for its bytes mean something
+//! only together; a plugin's edge uses its grants as well. Two users conflict if one uses what the
+//! other does not share.
+
+use super::diagnostic::{Diagnostic, Problems, Span};
+use super::plugin_options::Grant;
+use super::references::describe_parent;
+use super::spec::{ChildSpec, DriverSpec, ExportSpec, GraphSpec, NodeSpec, Scope};
+use crate::graph::{PermissionSet, Role, Users, Verb};
+
+/// The upper end of an edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EdgeParent {
+    /// A drive, by its id.
+    Drive(String),
+    /// An export of a node, by its id.
+    Export(String),
+    /// A node, by its name.
+    Node(String),
+}
+
+/// An edge of the graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeSpec {
+    /// Who uses the child.
+    pub parent: EdgeParent,
+    /// The name of the node that is used.
+    pub child: String,
+    /// What the parent calls it: `root` of a drive, `node` of an export, `file` and so on of a
+    /// node.
+    pub name: String,
+    /// What the child is to the parent.
+    pub role: Role,
+    /// What the parent uses.
+    pub uses: PermissionSet,
+    /// What the parent lets others use.
+    pub shares: PermissionSet,
+    /// Where the file names the child.
+    pub span: Span,
+}
+
+impl EdgeSpec {
+    pub(super) fn parent_is_drive(&self, id: &str) -> bool {
+        matches!(&self.parent, EdgeParent::Drive(drive) if drive == id)
+    }
+
+    pub(super) fn parent_export(&self) -> Option<&str> {
+        match &self.parent {
+            EdgeParent::Export(id) => Some(id),
+            EdgeParent::Drive(_) | EdgeParent::Node(_) => None,
+        }
+    }
+}
+
+/// What the child called `child` is to `node`.
+pub(super) fn role_of(node: &NodeSpec, child: &str) -> Role {
+    match &node.driver {
+        DriverSpec::Raw(raw) if raw.is_section() => Role::Storage,
+        DriverSpec::Plugin(plugin) if child != "file" => {
+            let grants = plugin.grants.iter().filter(|grant| grant.child.value == child);
+            let changes =
+                grants.map(|grant| grant.permissions().intersection(PermissionSet::CHANGES));
+            let writes = changes.fold(PermissionSet::NONE, PermissionSet::union);
+            if child != "source" && (child == "target" || !writes.is_empty()) {
+                Role::Target
+            } else {
+                Role::Source
+            }
+        }
+        DriverSpec::Filter(_) if child != "file" => Role::Source,
+        _ => Role::Filtered,
+    }
+}
+
+/// All edges: of drives, of exports of nodes, of nodes. Edges to nodes that do not exist are left
+/// out.
+pub(super) fn edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
+    let indices = spec.indices();
+    let mut used = vec![Users::NONE; spec.nodes.len()];
+    let mut edges = top_edges(spec);
+    edges.retain(|edge| match indices.get(edge.child.as_str()) {
+        Some(node) => {
+            add_user(&mut used[*node], edge);
+            true
+        }
+        None => false,
+    });
+    let mut below: Vec<Vec<EdgeSpec>> = vec![Vec::new(); spec.nodes.len()];
+    let (order, _) = spec.parents_first();
+    for index in order {
+        let node = &spec.nodes[index];
+        for child in &node.children {
+            let Some(target) = indices.get(child.node.value.as_str()) else { continue };
+            let edge = edge_of(node, child, used[index]);
+            add_user(&mut used[*target], &edge);
+            below[index].push(edge);
+        }
+    }
+    edges.extend(below.into_iter().flatten());
+    edges
+}
+
+fn add_user(used: &mut Users, edge: &EdgeSpec) {
+    *used = used.with(edge.uses, edge.shares);
+}
+
+fn top_edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
+    let of_drive = spec.drives.iter().filter_map(|drive| {
+        let root = drive.root.as_ref()?;
+        let Users { uses, shares } = Role::root(drive.is_writable(spec), false);
+        Some(EdgeSpec {
+            parent: EdgeParent::Drive(drive.id.value.clone()),
+            child: root.value.clone(),
+            name: "root".to_owned(),
+            role: Role::Root,
+            uses,
+            shares,
+            span: root.span,
+        })
+    });
+    let of_export = spec.exports.iter().filter_map(|export| {
+        let Scope::Node(node) = &export.scope else { return None };
+        // Read-only, it serves whatever the node shows, as QEMU's exports do.
+        let Users { uses, shares } = Role::root(export.writable.value, true);
+        Some(EdgeSpec {
+            parent: EdgeParent::Export(export.id.value.clone()),
+            child: node.value.clone(),
+            name: "node".to_owned(),
+            role: Role::Root,
+            uses,
+            shares,
+            span: node.span,
+        })
+    });
+    of_drive.chain(of_export).collect()
+}
+
+fn writable_export<'a>(spec: &'a GraphSpec, drive: &str) -> Option<&'a ExportSpec> {
+    let serves = |scope: &Scope| matches!(scope, Scope::Drive(id) if id.value == drive);
+    spec.exports.iter().find(|export| export.writable.value && serves(&export.scope))
+}
+
+fn edge_of(node: &NodeSpec, child: &ChildSpec, above: Users) -> EdgeSpec {
+    let role = role_of(node, &child.name.value);
+    let uses = above.uses;
+    let uses = if node.read_only.value { uses.without(PermissionSet::CHANGES) } else { uses };
+    let passed = role.pass(Users { uses, ..above });
+    let granted = grants_of(node, &child.name.value);
+    EdgeSpec {
+        parent: EdgeParent::Node(node.name.value.clone()),
+        child: child.node.value.clone(),
+        name: child.name.value.clone(),
+        role,
+        uses: passed.uses.union(granted),
+        shares: passed.shares,
+        span: child.node.span,
+    }
+}
+
+fn grants_of(node: &NodeSpec, child: &str) -> PermissionSet {
+    let DriverSpec::Plugin(plugin) = &node.driver else { return PermissionSet::NONE };
+    let grants = plugin.grants.iter().filter(|grant| grant.child.value == child);
+    grants.fold(PermissionSet::NONE, |all, grant| all.union(grant.permissions()))
+}
+
+/// Reports users of a node that conflict, and changes to nodes that are read-only.
+pub(super) fn check(spec: &GraphSpec, problems: &Problems) {
+    for node in &spec.nodes {
+        let edges: Vec<&EdgeSpec> = spec.edges_to(&node.name.value).collect();
+        if node.read_only.value {
+            let change = edges
+                .iter()
+                .find(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty());
+            if let Some(edge) = change {
+                problems.push(read_only_conflict(spec, node, edge));
+            }
+        }
+        for (index, second) in edges.iter().enumerate() {
+            let mut pairs =
+                edges[..index].iter().flat_map(|first| [(*first, *second), (*second, *first)]);
+            let found = pairs.find_map(|(user, other)| {
+                let (permission, verb) = user.uses.without(other.shares).gravest()?;
+                Some((user, other, permission, verb))
+            });
+            if let Some((user, other, permission, verb)) = found {
+                problems.push(conflict(spec, node, user, other, permission, verb));
+            }
+        }
+    }
+}
+
+/// Who at the top, or which grant, makes an edge use a permission.
+enum Origin<'a> {
+    Export(&'a ExportSpec),
+    Grant(&'a NodeSpec, &'a str, Grant, Span),
+}
+
+impl Origin<'_> {
+    fn span(&self) -> Span {
+        match self {
+            Self::Export(export) => export.writable.span,
+            Self::Grant(_, _, _, span) => *span,
+        }
+    }
+
+    fn label(&self) -> String {
+        match self {
+            Self::Export(export) => format!("export `{}` is writable", export.id),
+            Self::Grant(node, _, grant, _) => {
+                format!("node `{}` is granted `{}`", node.name, grant.name())
+            }
+        }
+    }
+
+    fn fix(&self) -> String {
+        match self {
+            Self::Export(export) => format!("make export `{}` `writable = false`", export.id),
+            Self::Grant(node, child, grant, _) => {
+                format!("take `{}` from `grant.{child}` of node `{}`", grant.name(), node.name)
+            }
+        }
+    }
+}
+
+fn origin_of<'a>(
+    spec: &'a GraphSpec,
+    edge: &'a EdgeSpec,
+    permission: PermissionSet,
+) -> Option<Origin<'a>> {
+    let name = match &edge.parent {
+        EdgeParent::Drive(id) => return writable_export(spec, id).map(Origin::Export),
+        EdgeParent::Export(id) => return spec.export(id).map(Origin::Export),
+        EdgeParent::Node(name) => name,
+    };
+    let node = spec.node(name)?;
+    if let DriverSpec::Plugin(plugin) = &node.driver {
+        let grants = plugin.grants.iter().filter(|grants| grants.child.value == edge.name);
+        let mut grants = grants.flat_map(|grants| &grants.grants);
+        if let Some(it) = grants.find(|it| it.value.permission() == permission) {
+            return Some(Origin::Grant(node, &edge.name, it.value, it.span));
+        }
+    }
+    let above = spec.edges_to(name).find(|above| above.uses.contains(permission))?;
+    origin_of(spec, above, permission)
+}
+
+/// Why `node` must be writable, if it must: a place, what is there, and how to do without.
+pub(super) fn writer_of(spec: &GraphSpec, node: &NodeSpec) -> Option<(Span, String, String)> {
+    spec.edges_to(&node.name.value).find_map(|edge| {
+        let (permission, _) = edge.uses.intersection(PermissionSet::CHANGES).gravest()?;
+        let origin = origin_of(spec, edge, permission)?;
+        Some((origin.span(), origin.label(), origin.fix()))
+    })
+}
+
+fn read_only_conflict(spec: &GraphSpec, node: &NodeSpec, edge: &EdgeSpec) -> Diagnostic {
+    let permission = edge.uses.intersection(PermissionSet::CHANGES).gravest();
+    let origin = permission.and_then(|(permission, _)| origin_of(spec, edge, permission));
+    let (span, who, fix) = match &origin {
+        Some(origin) => (origin.span(), origin.label(), format!(", or {}", origin.fix())),
+        None => (edge.span, format!("{} writes", describe_parent(&edge.parent)), String::new()),
+    };
+    let message = format!("{who}, but node `{}` is read-only", node.name);
+    let help = format!("remove `read-only = true` from node `{}`{fix}", node.name);
+    Diagnostic::error(span, message).note(node.read_only.span, "read-only here").help(help)
+}
+
+fn conflict(
+    spec: &GraphSpec,
+    node: &NodeSpec,
+    user: &EdgeSpec,
+    other: &EdgeSpec,
+    permission: PermissionSet,
+    verb: Verb,
+) -> Diagnostic {
+    let describe = |edge: &EdgeSpec| {
+        let parent = describe_parent(&edge.parent);
+        format!("{parent} (edge `{}`)", edge.name)
+    };
+    let both = other.uses.contains(permission);
+    let (one, two, name) = (describe(user), describe(other), &node.name);
+    let message = match both {
+        true => format!("{one} and {two} both {} node `{name}`", verb.both),
+        false => format!("{two} cannot share node `{name}` with {one}, which {} it", verb.one),
+    };
+    let (first, second) = if user.span < other.span { (user, other) } else { (other, user) };
+    let mut problem = Diagnostic::error(second.span, message)
+        .note(first.span, format!("{} uses it here", describe_parent(&first.parent)));
+    let mut help = match &second.parent {
+        EdgeParent::Node(name) => format!("give node `{name}` a child of its own"),
+        parent => format!("give {} a node of its own", describe_parent(parent)),
+    };
+    let writers = if both { vec![second, first] } else { vec![user] };
+    let origins = writers.into_iter().filter_map(|edge| origin_of(spec, edge, permission));
+    for (index, origin) in origins.enumerate() {
+        if index == 0 {
+            help = format!("{help}, or {}", origin.fix());
+        }
+        problem = problem.note(origin.span(), origin.label());
+    }
+    problem.help(help)
+}

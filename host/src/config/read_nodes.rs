@@ -1,0 +1,210 @@
+//! Reads nodes: the keys that all share, and the options of protocols and formats.
+
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::convert::{Choice, Size, type_of};
+use super::diagnostic::{Diagnostic, Spanned};
+use super::render::clip;
+use super::spec::{ChildSpec, DriverSpec, FileSpec, FilterKind, Locking, MemorySpec, NodeSpec};
+use super::spec::{NullSpec, RawSpec};
+use super::table::{Entry, Table};
+use super::{names, read_filters, suggest};
+
+/// Drivers of this release.
+const DRIVERS: [&str; 7] = ["file", "memory", "null", "raw", "plugin", "pass", "throttle"];
+/// Drivers that later releases have.
+const LATER_DRIVERS: [&str; 5] = ["qcow2", "nbd", "plugin-view", "copy-on-read", "backup"];
+
+const MAX_BLOCK_SIZE_BYTES: u64 = 4096;
+const SECTOR_BYTES: u64 = 512;
+
+impl Choice for Locking {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
+}
+
+/// Reads the node called `name` from `table`, and the unnamed nodes within it, to the end of
+/// `nodes`.
+pub(super) fn read_node(
+    name: Spanned<String>,
+    is_unnamed: bool,
+    mut table: Table<'_>,
+    nodes: &mut Vec<NodeSpec>,
+) {
+    let Some(driver_name) = driver_of(&mut table) else { return };
+    let mut node = Partial { name, is_unnamed, children: Vec::new(), nested: Vec::new() };
+    let driver = match driver_name {
+        "file" => read_file(&mut table),
+        "memory" => read_memory(&mut table),
+        "null" => read_null(&mut table),
+        "raw" => read_raw(&mut table, &mut node),
+        "plugin" => read_filters::read_plugin(&mut table, &mut node),
+        "pass" => read_filters::read_filter(FilterKind::Pass, &mut table, &mut node),
+        _ => read_filters::read_filter(FilterKind::Throttle, &mut table, &mut node),
+    };
+    let read_only = table.take("read-only").unwrap_or_else(|| table.default(false));
+    table.finish(&format!("driver `{driver_name}`"));
+    let Partial { name, is_unnamed, children, nested } = node;
+    nodes.push(NodeSpec { name, is_unnamed, read_only, driver, children });
+    nodes.extend(nested);
+}
+
+/// A node whose driver is being read.
+pub(super) struct Partial {
+    name: Spanned<String>,
+    is_unnamed: bool,
+    children: Vec<ChildSpec>,
+    nested: Vec<NodeSpec>,
+}
+
+impl Partial {
+    /// Adds the child that `entry` gives: the name of a node, or a table that is an unnamed one.
+    pub(super) fn read_child(&mut self, entry: Entry<'_>, table: &Table<'_>) {
+        let name = Spanned::new(entry.key.to_owned(), entry.key_span);
+        let node = match entry.value.get_ref() {
+            DeValue::String(node) => {
+                let node = Spanned::new(node.clone().into_owned(), entry.value_span());
+                names::check_reference(&node, table);
+                node
+            }
+            DeValue::Table(inline) => {
+                let sign = if self.is_unnamed { "" } else { "#" };
+                let dot = if self.is_unnamed { '/' } else { '.' };
+                let unnamed = format!("{sign}{}{dot}{}", self.name, entry.key);
+                let what = format!("node `{unnamed}`");
+                let inline = Table::new(what, entry.key_span, inline, table.problems());
+                let unnamed = Spanned::new(unnamed, entry.key_span);
+                read_node(unnamed.clone(), true, inline, &mut self.nested);
+                unnamed
+            }
+            other => {
+                let found = type_of(other);
+                let message = format!(
+                    "child `{}` of {} must be the name of a node or a table, not {found}",
+                    clip(entry.key),
+                    table.what
+                );
+                table.problem(Diagnostic::error(entry.value_span(), message));
+                return;
+            }
+        };
+        self.children.push(ChildSpec { name, node });
+    }
+}
+
+/// The driver, if this release has it.
+fn driver_of(table: &mut Table<'_>) -> Option<&'static str> {
+    let Some(_) = table.entry("driver") else {
+        let what = format!("{} has no `driver`", table.what);
+        let list = suggest::list(&DRIVERS);
+        let keys = table.entries();
+        let near = keys.iter().find(|it| suggest::nearest(it.key, ["driver"]).is_some());
+        let start = match near {
+            Some(near) => format!("is `{}` meant to be `driver`?", clip(near.key)),
+            None => "add `driver = \"file\"`;".to_owned(),
+        };
+        let help = format!("{start} this release has: {list}");
+        table.problem(Diagnostic::error(table.span, what).help(help));
+        return None;
+    };
+    let driver = table.take::<String>("driver")?;
+    let text = driver.value.as_str();
+    if let Some(known) = DRIVERS.into_iter().find(|known| *known == text) {
+        return Some(known);
+    }
+    let list = suggest::list(&DRIVERS);
+    table.problem(if LATER_DRIVERS.contains(&text) {
+        Diagnostic::error(driver.span, format!("driver `{text}` is not in this release"))
+            .help(format!("this release has: {list}"))
+    } else {
+        Diagnostic::error(driver.span, format!("unknown driver `{}`", clip(text)))
+            .help(suggest::help(text, "this release has", &DRIVERS))
+    });
+    None
+}
+
+fn bytes(size: Spanned<Size>) -> Spanned<u64> {
+    size.map(|size| size.0)
+}
+
+fn read_file(table: &mut Table<'_>) -> DriverSpec {
+    table.refuse(
+        "size",
+        "is not a key of driver `file`: a file has the size it has",
+        "to have it made if it does not exist, write `create = \"10GiB\"`",
+    );
+    let rule = "is no path: it is empty or has a zero byte";
+    let is_path = |path: &String| !path.is_empty() && !path.contains('\0');
+    if table.entry("path").is_none() {
+        table.missing("path", "\"disk.img\"");
+    }
+    let path = table.take_if("path", is_path, rule);
+    DriverSpec::File(FileSpec {
+        path: path.unwrap_or_else(|| table.default(String::new())),
+        create_bytes: table.take("create").map(bytes),
+        direct: table.take("direct").unwrap_or_else(|| table.default(false)),
+        locking: table.take("locking").unwrap_or_else(|| table.default(Locking::Auto)),
+        discard: table.take("discard").unwrap_or_else(|| table.default(true)),
+    })
+}
+
+fn read_memory(table: &mut Table<'_>) -> DriverSpec {
+    let (size_bytes, block_size_bytes) = read_size(table);
+    DriverSpec::Memory(MemorySpec { size_bytes, block_size_bytes })
+}
+
+fn read_null(table: &mut Table<'_>) -> DriverSpec {
+    let (size_bytes, block_size_bytes) = read_size(table);
+    DriverSpec::Null(NullSpec {
+        size_bytes,
+        read_zeroes: table.take("read-zeroes").unwrap_or_else(|| table.default(false)),
+        latency: table.take("latency").unwrap_or_else(|| table.default(Duration::ZERO)),
+        block_size_bytes,
+    })
+}
+
+/// The size, and the block size that it must be a multiple of.
+fn read_size(table: &mut Table<'_>) -> (Spanned<u64>, Spanned<u32>) {
+    let size = table.need("size", "\"1GiB\"").map(bytes);
+    let size = size.unwrap_or_else(|| table.default(0));
+    let rule = "must be a power of two, 1 to 4096";
+    let is_right = |it: &Size| it.0.is_power_of_two() && it.0 <= MAX_BLOCK_SIZE_BYTES;
+    let block = table.take_if("block-size", is_right, rule).map(bytes);
+    let block = block.unwrap_or_else(|| table.default(1));
+    if !size.value.is_multiple_of(block.value) {
+        let message = format!("`size` of {} is not a multiple of its block size", table.what);
+        let up = size.value.next_multiple_of(block.value);
+        table.problem(
+            Diagnostic::error(size.span, message)
+                .note(block.span, "the block size")
+                .help(format!("the next multiple is {up}")),
+        );
+    }
+    (size, block.map(|block| block as u32))
+}
+
+fn read_raw(table: &mut Table<'_>, node: &mut Partial) -> DriverSpec {
+    let is_misnamed = table.refuse(
+        "child",
+        "is not how driver `raw` names its child",
+        "write `file = \"NODE\"`, or `file = { driver = … }`",
+    );
+    match table.entry("file") {
+        Some(entry) => node.read_child(entry, table),
+        None if is_misnamed => {}
+        None => table.missing("file", "\"NODE\""),
+    }
+    let rule = "must be a multiple of 512";
+    let is_right = |it: &Size| it.0.is_multiple_of(SECTOR_BYTES);
+    let offset = table.take_if("offset", is_right, rule).map(bytes);
+    let size = table.take_if("size", is_right, rule).map(bytes);
+    if let (Some(offset), Some(size)) = (&offset, &size)
+        && offset.value + size.value > super::units::MAX_SIZE_BYTES
+    {
+        let message = format!("the section of {} ends past 2^63 - 1 bytes", table.what);
+        table.problem(Diagnostic::error(size.span, message).note(offset.span, "it begins here"));
+    }
+    DriverSpec::Raw(RawSpec { offset_bytes: offset, size_bytes: size })
+}

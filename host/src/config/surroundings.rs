@@ -1,0 +1,277 @@
+//! Checks of a configuration against the world around it: files, sockets and plugins.
+//!
+//! The facts come from a [`Surroundings`], so that tests give them and this module touches nothing
+//! itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::diagnostic::{Diagnostic, Diagnostics, Spanned};
+use super::render::clip;
+use super::spec::{DriverSpec, FileSpec, FilterKind, GraphSpec, Locking, NodeSpec};
+use super::{ListenAddr, PluginSource, listen, permissions, sizes, suggest};
+
+/// What is known of a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileFacts {
+    /// Whether anything is there; if not, the other facts mean nothing.
+    pub exists: bool,
+    /// Size in bytes, of a block device too.
+    pub size_bytes: u64,
+    /// Whether it is a block device.
+    pub is_block_device: bool,
+    /// Whether this process may write it.
+    pub writable: bool,
+    /// Whether it is a directory.
+    pub is_dir: bool,
+}
+
+/// One thing that a plugin finds wrong with its configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Where, as a JSON pointer (`/burst`) or dotted (`limits[0].burst`); empty: the configuration
+    /// as a whole.
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Facts from outside the configuration file. Paths are absolute, or relative to the process.
+///
+/// To ask must change nothing: no file is made, no socket bound, no stale socket removed.
+pub trait Surroundings {
+    /// What is at `path`. A path at which there is nothing is no error.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be known: for example a directory on the way is not accessible.
+    fn file(&self, path: &Path) -> Result<FileFacts, String>;
+
+    /// Who already uses `addr`, if anyone does; a socket that nobody listens on is free.
+    fn listen_in_use(&self, addr: &ListenAddr) -> Option<String>;
+
+    /// The names of the bundled plugins.
+    fn bundled_plugins(&self) -> Vec<String>;
+
+    /// Whether `plugin` can be loaded. Asked of files only; they are given by their joined path.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    fn plugin(&self, plugin: &PluginSource) -> Result<(), String>;
+
+    /// What `plugin`, which can be loaded, finds wrong with `config`.
+    fn plugin_config(&self, plugin: &PluginSource, config: &Value) -> Vec<ConfigError>;
+
+    /// What the host's own `filter` finds wrong with `config`.
+    fn filter_config(&self, filter: FilterKind, config: &Value) -> Vec<ConfigError>;
+}
+
+/// Checks `spec` against `surroundings`. Relative paths are taken from `base_dir`, the directory of
+/// the file.
+pub fn check_surroundings(
+    spec: &GraphSpec,
+    surroundings: &dyn Surroundings,
+    base_dir: &Path,
+) -> Diagnostics {
+    let mut check =
+        Check { spec, surroundings, base_dir, found: spec.diagnostics(), sizes: BTreeMap::new() };
+    for node in &spec.nodes {
+        match &node.driver {
+            DriverSpec::File(file) => check.file(node, file),
+            DriverSpec::Plugin(plugin) => {
+                if check.plugin(&plugin.plugin) {
+                    let source = plugin.plugin.value.in_dir(base_dir);
+                    let wrong = surroundings.plugin_config(&source, &plugin.config.json);
+                    check.config(node, wrong);
+                }
+            }
+            DriverSpec::Filter(filter) => {
+                let wrong = surroundings.filter_config(filter.kind, &filter.config.json);
+                check.config(node, wrong);
+            }
+            DriverSpec::Memory(_) | DriverSpec::Null(_) | DriverSpec::Raw(_) => {}
+        }
+    }
+    check.same_files();
+    let Check { sizes, mut found, .. } = check;
+    let file_bytes = |file: &FileSpec| sizes.get(&file.path_in(base_dir)).copied();
+    sizes::check_sections(spec, &file_bytes, |problem| found.push(problem));
+    check_listeners(spec, surroundings, base_dir, &mut found);
+    found
+}
+
+struct Check<'a> {
+    spec: &'a GraphSpec,
+    surroundings: &'a dyn Surroundings,
+    base_dir: &'a Path,
+    found: Diagnostics,
+    /// Sizes in bytes of the files that are there or can be made.
+    sizes: BTreeMap<PathBuf, u64>,
+}
+
+impl Check<'_> {
+    fn file(&mut self, node: &NodeSpec, file: &FileSpec) {
+        let path = file.path_in(self.base_dir);
+        let shown = clip(&file.path.value);
+        let facts = match self.surroundings.file(&path) {
+            Ok(facts) => facts,
+            Err(why) => {
+                let message = format!("cannot look at file `{shown}`: {why}");
+                return self.found.push(Diagnostic::error(file.path.span, message));
+            }
+        };
+        if !facts.exists {
+            let Some(create) = &file.create_bytes else {
+                return self.found.push(
+                    Diagnostic::error(file.path.span, format!("file `{shown}` does not exist"))
+                        .help("to have it made, sparse, add its size: `create = \"10GiB\"`"),
+                );
+            };
+            self.sizes.insert(path.clone(), create.value);
+            return self.directory(&path, file);
+        }
+        if facts.is_dir {
+            let message = format!("`{shown}` is a directory, not a file");
+            return self.found.push(Diagnostic::error(file.path.span, message));
+        }
+        self.sizes.insert(path, facts.size_bytes);
+        if facts.writable || node.read_only.value {
+            return;
+        }
+        if let Some((span, label, fix)) = permissions::writer_of(self.spec, node) {
+            let what = if facts.is_block_device { "block device" } else { "file" };
+            let message = format!("{what} `{shown}` cannot be written by this process");
+            let help = format!("change its owner or mode, or {fix}");
+            self.found
+                .push(Diagnostic::error(file.path.span, message).note(span, label).help(help));
+        }
+    }
+
+    /// The directory in which `path` is to be made.
+    fn directory(&mut self, path: &Path, file: &FileSpec) {
+        let Some(wrong) = wrong_directory(self.surroundings, path) else { return };
+        let message = format!("file `{}` cannot be made: {wrong}", clip(&file.path.value));
+        let problem = Diagnostic::error(file.path.span, message);
+        self.found.push(problem.help("make the directory first, or correct the path"));
+    }
+
+    fn plugin(&mut self, plugin: &Spanned<PluginSource>) -> bool {
+        let problem = match &plugin.value {
+            PluginSource::Bundled(name) => {
+                let bundled = self.surroundings.bundled_plugins();
+                if bundled.contains(name) {
+                    return true;
+                }
+                let bundled: Vec<&str> = bundled.iter().map(String::as_str).collect();
+                let help = suggest::help(name, "bundled plugins", &bundled);
+                let help = format!("{help}; a file's name ends in `.wasm`");
+                let message = format!("no bundled plugin is called `{}`", clip(name));
+                Diagnostic::error(plugin.span, message).help(help)
+            }
+            PluginSource::File(path) => {
+                let source = plugin.value.in_dir(self.base_dir);
+                let Err(why) = self.surroundings.plugin(&source) else { return true };
+                let message = format!("plugin `{}` cannot be loaded: {why}", clip(path));
+                Diagnostic::error(plugin.span, message)
+            }
+        };
+        self.found.push(problem);
+        false
+    }
+
+    fn config(&mut self, node: &NodeSpec, wrong: Vec<ConfigError>) {
+        let Some(config) = node.driver.config() else { return };
+        for error in wrong {
+            let what = match error.path.is_empty() {
+                true => "`config`".to_owned(),
+                false => {
+                    let path = error.path.trim_start_matches('/').replace('/', ".");
+                    format!("`{}` in `config`", clip(&path))
+                }
+            };
+            let message = format!("{what} of node `{}`: {}", node.name, error.message);
+            self.found.push(Diagnostic::error(config.span_of(&error.path), message));
+        }
+    }
+
+    /// Two nodes on one file are blind to each other: bitmaps and permissions of one miss what the
+    /// other does.
+    fn same_files(&mut self) {
+        let mut seen: BTreeMap<PathBuf, (&NodeSpec, &FileSpec)> = BTreeMap::new();
+        for node in &self.spec.nodes {
+            let DriverSpec::File(file) = &node.driver else { continue };
+            let path = file.path_in(self.base_dir);
+            let (first, first_file) = *seen.entry(path).or_insert((node, file));
+            let is_unlocked = [first_file, file].iter().any(|it| it.locking.value == Locking::Off);
+            if std::ptr::eq(first, node) || is_unlocked {
+                continue;
+            }
+            let writers = [first, node].map(|it| (it, permissions::writer_of(self.spec, it)));
+            let Some((writer, (span, label, _))) =
+                writers.into_iter().find_map(|(it, why)| Some((it, why?)))
+            else {
+                continue;
+            };
+            let message = format!(
+                "nodes `{}` and `{}` are the same file, and `{}` writes it",
+                first.name, node.name, writer.name
+            );
+            self.found.push(
+                Diagnostic::error(file.path.span, message)
+                    .note(first_file.path.span, "the same file")
+                    .note(span, label)
+                    .help("use one node for both"),
+            );
+        }
+    }
+}
+
+/// What is wrong with the directory of `path`.
+fn wrong_directory(surroundings: &dyn Surroundings, path: &Path) -> Option<String> {
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    let shown = clip(&directory.to_string_lossy());
+    match surroundings.file(directory) {
+        Err(why) => Some(format!("cannot look at directory `{shown}`: {why}")),
+        Ok(facts) if !facts.exists => Some(format!("directory `{shown}` does not exist")),
+        Ok(facts) if !facts.is_dir => Some(format!("`{shown}` is no directory")),
+        Ok(facts) if !facts.writable => Some(format!("directory `{shown}` cannot be written")),
+        Ok(_) => None,
+    }
+}
+
+fn check_listeners(
+    spec: &GraphSpec,
+    surroundings: &dyn Surroundings,
+    base_dir: &Path,
+    found: &mut Diagnostics,
+) {
+    let mut seen: Vec<&ListenAddr> = Vec::new();
+    for export in &spec.exports {
+        if seen.contains(&&export.listen.value) {
+            continue;
+        }
+        seen.push(&export.listen.value);
+        let addr = export.listen.value.in_dir(base_dir);
+        if !addr.fits() {
+            let message = format!("`listen` of export `{}` {}", export.id, listen::too_long());
+            found.push(Diagnostic::error(export.listen.span, message));
+            continue;
+        }
+        let in_use = surroundings.listen_in_use(&addr);
+        let wrong = in_use.or_else(|| match &addr {
+            ListenAddr::Unix(path) => wrong_directory(surroundings, path),
+            ListenAddr::Tcp { .. } => None,
+        });
+        if let Some(wrong) = wrong {
+            let shown = clip(&export.listen.value.to_string());
+            let message = format!("export `{}` cannot listen on `{shown}`: {wrong}", export.id);
+            found.push(Diagnostic::error(export.listen.span, message));
+        }
+    }
+}

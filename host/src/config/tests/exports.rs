@@ -1,0 +1,282 @@
+//! Drives, bitmaps and exports.
+
+use expect_test::expect;
+
+use super::super::{ListenAddr, listen};
+use super::check;
+
+#[test]
+fn drives() {
+    check(
+        "[drive.a]\nroot = 5\nrot = \"x\"\n[drive.b]\nroot = \"#x.file\"\n",
+        &expect![[r##"
+        error: `root` of drive `a` must be a string, not an integer
+          --> graph.toml:2:8
+           |
+         2 | root = 5
+           |        ^
+
+        error: unknown key `rot` in drive `a`
+          --> graph.toml:3:1
+           |
+         3 | rot = "x"
+           | ^^^
+           = help: did you mean `root`? keys of drives: root
+
+        error: `#x.file` is no name that can be referred to
+          --> graph.toml:5:8
+           |
+         5 | root = "#x.file"
+           |        ^^^^^^^^^
+           = help: give the inline node a name: move it to a table `[node.NAME]` of its own
+
+        3 errors in graph.toml"##]],
+    );
+}
+
+#[test]
+fn bitmaps() {
+    check(
+        r#"
+[node.m]
+driver = "memory"
+size = 0
+[drive.a]
+root = "m"
+[bitmap.none]
+[bitmap.both]
+node = "m"
+drive = "a"
+[bitmap.small]
+node = "m"
+granularity = 256
+[bitmap.odd]
+node = "m"
+granularity = "3MiB"
+[bitmap.large]
+node = "m"
+granularity = "4GiB"
+[bitmap.root]
+node = "m"
+persist = "root"
+[bitmap.meta]
+node = "m"
+persist = "meta"
+[bitmap.of-node]
+node = "m"
+persist = { node = "m" }
+[bitmap.never]
+node = "m"
+persist = "never"
+enabled = "yes"
+"#,
+        &expect![[r#"
+            error: bitmap `none` has neither `drive` nor `node`
+              --> graph.toml:7:9
+               |
+             7 | [bitmap.none]
+               |         ^^^^
+               = help: add `drive = "ID"`, or `node = "NAME"`
+
+            error: bitmap `both` has both `drive` and `node`
+               --> graph.toml:10:1
+                |
+              9 | node = "m"
+                | ---- the other one
+             10 | drive = "a"
+                | ^^^^^
+                = help: it belongs to a drive or to a node: remove one of the two
+
+            error: `granularity` of bitmap `small` must be a power of two, 512 to 2GiB
+               --> graph.toml:13:15
+                |
+             13 | granularity = 256
+                |               ^^^
+
+            error: `granularity` of bitmap `odd` must be a power of two, 512 to 2GiB
+               --> graph.toml:16:15
+                |
+             16 | granularity = "3MiB"
+                |               ^^^^^^
+
+            error: `granularity` of bitmap `large` must be a power of two, 512 to 2GiB
+               --> graph.toml:19:15
+                |
+             19 | granularity = "4GiB"
+                |               ^^^^^^
+
+            error: `persist = "root"` of bitmap `root` is not in this release
+               --> graph.toml:22:11
+                |
+             22 | persist = "root"
+                |           ^^^^^^
+                = help: this release has `persist = "none"` alone, which is the default
+
+            error: `persist = "meta"` of bitmap `meta` is not in this release
+               --> graph.toml:25:11
+                |
+             25 | persist = "meta"
+                |           ^^^^^^
+                = help: this release has `persist = "none"` alone, which is the default
+
+            error: `persist = { node = … }` of bitmap `of-node` is not in this release
+               --> graph.toml:28:11
+                |
+             28 | persist = { node = "m" }
+                |           ^^^^^^^^^^^^^^
+                = help: this release has `persist = "none"` alone, which is the default
+
+            error: `persist = "never"` of bitmap `never` is no way to keep a bitmap
+               --> graph.toml:31:11
+                |
+             31 | persist = "never"
+                |           ^^^^^^^
+                = help: this release has `persist = "none"` alone, which is the default
+
+            error: `enabled` of bitmap `never` must be true or false, not a string
+               --> graph.toml:32:11
+                |
+             32 | enabled = "yes"
+                |           ^^^^^
+
+            10 errors in graph.toml"#]],
+    );
+}
+
+#[test]
+fn exports() {
+    check(
+        r#"
+[node.m]
+driver = "memory"
+size = 0
+[export.a]
+[export.b]
+type = "fuse"
+[export.c]
+type = "nfs"
+node = "m"
+listen = "unix:x"
+[export.d]
+type = "nbd"
+node = "m"
+listen = "unix:x"
+name = "a\nb"
+description = "tab\t"
+writable = 1
+bitmaps = "daily"
+[export.e]
+type = "nbd"
+node = "m"
+listen = "unix:x"
+bitmaps = [1, "none", "none"]
+"#,
+        &expect![[r#"
+            error: export `a` has no `type`
+              --> graph.toml:5:9
+               |
+             5 | [export.a]
+               |         ^
+               = help: add `type = "nbd"`
+
+            error: export `a` has neither `drive` nor `node`
+              --> graph.toml:5:9
+               |
+             5 | [export.a]
+               |         ^
+               = help: add `drive = "ID"`, or `node = "NAME"`
+
+            error: export `a` has no `listen`
+              --> graph.toml:5:9
+               |
+             5 | [export.a]
+               |         ^
+               = help: add `listen = "unix:/path/to/socket"`
+
+            error: export type `fuse` is not in this release
+              --> graph.toml:7:8
+               |
+             7 | type = "fuse"
+               |        ^^^^^^
+               = help: this release has: nbd
+
+            error: unknown export type `nfs`
+              --> graph.toml:9:8
+               |
+             9 | type = "nfs"
+               |        ^^^^^
+               = help: this release has: nbd
+
+            error: `a\u{a}b` cannot be the name of an export
+               --> graph.toml:16:8
+                |
+             16 | name = "a\nb"
+                |        ^^^^^^
+                = help: it has a control character
+
+            error: `tab\u{9}` cannot be the description of an export
+               --> graph.toml:17:15
+                |
+             17 | description = "tab\t"
+                |               ^^^^^^^
+                = help: it has a control character
+
+            error: `writable` of export `d` must be true or false, not an integer
+               --> graph.toml:18:12
+                |
+             18 | writable = 1
+                |            ^
+
+            error: `bitmaps` of export `d` must be an array, not a string
+               --> graph.toml:19:11
+                |
+             19 | bitmaps = "daily"
+                |           ^^^^^^^
+
+            error: an item of `bitmaps` of export `e` must be a string, not an integer
+               --> graph.toml:24:12
+                |
+             24 | bitmaps = [1, "none", "none"]
+                |            ^
+
+            error: export `e` refers to bitmap `none`, which does not exist
+               --> graph.toml:24:15
+                |
+             24 | bitmaps = [1, "none", "none"]
+                |               ^^^^^^
+                = help: bitmaps of this file: (none)
+
+            error: export `e` lists bitmap `none` twice
+               --> graph.toml:24:23
+                |
+             24 | bitmaps = [1, "none", "none"]
+                |               ------ first here
+                |                       ^^^^^^
+
+            12 errors in graph.toml"#]],
+    );
+}
+
+#[test]
+fn listen_addresses() {
+    let check = |text: &str, expected: &str| {
+        let found = match text.parse::<ListenAddr>() {
+            Ok(addr) => format!("{addr}"),
+            Err(wrong) => wrong.to_string(),
+        };
+        assert_eq!(found, expected, "{text}");
+    };
+    check("unix:/run/x", "unix:/run/x");
+    check("tcp:localhost:1", "tcp:localhost:1");
+    check("tcp:[::]:65535", "tcp:[::]:65535");
+    check("unix:", "has no path: write \"unix:/path/to/socket\"");
+    check("/run/x", "is no address: write \"unix:PATH\" or \"tcp:HOST:PORT\"");
+    check("tcp:host", "has no port: write \"tcp:HOST:PORT\", for example \"tcp:127.0.0.1:10809\"");
+    for port in ["0", "65536", "+1", "", "x"] {
+        check(&format!("tcp:h:{port}"), "has a wrong port: ports are 1 to 65535");
+    }
+    check("tcp:::1:5", "has an IPv6 address without brackets: write \"tcp:[ADDRESS]:PORT\"");
+    check("tcp:[x]:5", "has no IPv6 address in its brackets");
+    check("tcp:a b:5", "has a wrong host: write a name or an address");
+    check(&format!("unix:{}", "x".repeat(108)), &listen::too_long());
+}

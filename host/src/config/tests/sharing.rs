@@ -1,0 +1,275 @@
+//! Who may use a node together.
+
+use expect_test::expect;
+
+use super::check;
+
+#[test]
+fn two_writers() {
+    check(
+        r#"
+[node.disk]
+driver = "memory"
+size = "1MiB"
+[drive.a]
+root = "disk"
+[drive.b]
+root = "disk"
+[export.a]
+type = "nbd"
+drive = "a"
+listen = "unix:a"
+writable = true
+[export.b]
+type = "nbd"
+drive = "b"
+listen = "unix:b"
+writable = true
+"#,
+        &expect![[r#"
+            error: drive `a` (edge `root`) and drive `b` (edge `root`) both write node `disk`
+               --> graph.toml:8:8
+                |
+              6 | root = "disk"
+                |        ------ drive `a` uses it here
+               ...
+              8 | root = "disk"
+                |        ^^^^^^
+               ...
+             13 | writable = true
+                |            ---- export `a` is writable
+               ...
+             18 | writable = true
+                |            ---- export `b` is writable
+                = help: give drive `b` a node of its own, or make export `b` `writable = false`
+
+            1 error in graph.toml"#]],
+    );
+}
+
+#[test]
+fn writer_and_reader_of_drives() {
+    check(
+        r#"
+[node.disk]
+driver = "memory"
+size = "1MiB"
+[node.filter]
+driver = "pass"
+child.file = "disk"
+[drive.a]
+root = "filter"
+[drive.b]
+root = "disk"
+[export.a]
+type = "nbd"
+drive = "a"
+listen = "unix:a"
+writable = true
+"#,
+        &expect![[r#"
+            error: drive `b` (edge `root`) cannot share node `disk` with node `filter` (edge `file`), which writes it
+               --> graph.toml:11:8
+                |
+              7 | child.file = "disk"
+                |              ------ node `filter` uses it here
+               ...
+             11 | root = "disk"
+                |        ^^^^^^
+               ...
+             16 | writable = true
+                |            ---- export `a` is writable
+                = help: give drive `b` a node of its own, or make export `a` `writable = false`
+
+            1 error in graph.toml"#]],
+    );
+}
+
+#[test]
+fn readers_and_observers_are_fine() {
+    check(
+        r#"
+[node.disk]
+driver = "memory"
+size = "1MiB"
+[node.one]
+driver = "raw"
+file = "disk"
+size = 512
+[node.two]
+driver = "raw"
+file = "disk"
+offset = 512
+[drive.a]
+root = "disk"
+[drive.b]
+root = "disk"
+[drive.c]
+root = "one"
+[export.a]
+type = "nbd"
+drive = "a"
+listen = "unix:a"
+"#,
+        &expect!["ok"],
+    );
+    check(
+        r#"
+[node.disk]
+driver = "memory"
+size = "1MiB"
+[node.filter]
+driver = "pass"
+child.file = "disk"
+[drive.a]
+root = "filter"
+[export.a]
+type = "nbd"
+drive = "a"
+listen = "unix:a"
+writable = true
+[export.also-a]
+type = "nbd"
+drive = "a"
+listen = "unix:a"
+writable = true
+[export.below]
+type = "nbd"
+node = "disk"
+listen = "unix:a"
+"#,
+        &expect![["ok"]],
+    );
+}
+
+#[test]
+fn sections_do_not_share_writing() {
+    check(
+        r#"
+[node.disk]
+driver = "memory"
+size = "1MiB"
+[node.one]
+driver = "raw"
+file = "disk"
+size = 512
+[node.two]
+driver = "raw"
+file = "disk"
+offset = 512
+[export.one]
+type = "nbd"
+node = "one"
+listen = "unix:a"
+writable = true
+"#,
+        &expect![[r#"
+            error: node `two` (edge `file`) cannot share node `disk` with node `one` (edge `file`), which writes it
+               --> graph.toml:11:8
+                |
+              7 | file = "disk"
+                |        ------ node `one` uses it here
+               ...
+             11 | file = "disk"
+                |        ^^^^^^
+               ...
+             17 | writable = true
+                |            ---- export `one` is writable
+                = help: give node `two` a child of its own, or make export `one` `writable = false`
+
+            1 error in graph.toml"#]],
+    );
+}
+
+#[test]
+fn grants_are_uses() {
+    check(
+        r#"
+[node.disk]
+driver = "memory"
+size = "1MiB"
+[node.filter]
+driver = "plugin"
+plugin = "x"
+child.file = "disk"
+grant.file = ["read", "write"]
+[drive.a]
+root = "filter"
+[drive.b]
+root = "disk"
+"#,
+        &expect![[r#"
+            error: drive `b` (edge `root`) cannot share node `disk` with node `filter` (edge `file`), which writes it
+               --> graph.toml:13:8
+                |
+              8 | child.file = "disk"
+                |              ------ node `filter` uses it here
+              9 | grant.file = ["read", "write"]
+                |                       ------- node `filter` is granted `write`
+               ...
+             13 | root = "disk"
+                |        ^^^^^^
+                = help: give drive `b` a node of its own, or take `write` from `grant.file` of node `filter`
+
+            1 error in graph.toml"#]],
+    );
+}
+
+#[test]
+fn writable_over_read_only() {
+    check(
+        r#"
+[node.disk]
+driver = "memory"
+size = "1MiB"
+read-only = true
+[node.filter]
+driver = "pass"
+child.file = "disk"
+[drive.a]
+root = "filter"
+[export.a]
+type = "nbd"
+drive = "a"
+listen = "unix:a"
+writable = true
+"#,
+        &expect![[r#"
+            error: export `a` is writable, but node `disk` is read-only
+               --> graph.toml:15:12
+                |
+              5 | read-only = true
+                |             ---- read-only here
+               ...
+             15 | writable = true
+                |            ^^^^
+                = help: remove `read-only = true` from node `disk`, or make export `a` `writable = false`
+
+            1 error in graph.toml"#]],
+    );
+    check(
+        r#"
+[node.disk]
+driver = "memory"
+size = "1MiB"
+read-only = true
+[node.filter]
+driver = "plugin"
+plugin = "x"
+child.file = "disk"
+grant.file = ["discard"]
+"#,
+        &expect![[r#"
+            error: node `filter` is granted `discard`, but node `disk` is read-only
+               --> graph.toml:10:15
+                |
+              5 | read-only = true
+                |             ---- read-only here
+               ...
+             10 | grant.file = ["discard"]
+                |               ^^^^^^^^^
+                = help: remove `read-only = true` from node `disk`, or take `discard` from `grant.file` of node `filter`
+
+            1 error in graph.toml"#]],
+    );
+}

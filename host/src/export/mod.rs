@@ -1,0 +1,3 @@
+//! Exports: how clients outside the process use drives.
+
+pub mod nbd;

@@ -1,0 +1,257 @@
+//! One request: from its typed form to its reply.
+
+use std::rc::Rc;
+
+use super::connection::Transmission;
+use super::directory::Context;
+use super::proto::{NbdErrno, Request, StatusExtent, StatusQuery, push_block_status, reply};
+use super::send::ReplyWriter;
+use crate::bitmap::Bitmap;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buf, BufMut, is_zero};
+use crate::node::{ExtentKind, WriteFlags};
+
+/// Flags of `base:allocation` (NBD protocol, "Metadata querying").
+const STATE_HOLE: u32 = 1;
+const STATE_ZERO: u32 = 2;
+/// Flag of `qemu:dirty-bitmap`.
+const STATE_DIRTY: u32 = 1;
+/// Runs of zeros of at least this many bytes go out as holes: less saves nothing.
+const HOLE_MIN_BYTES: usize = 4096;
+/// Extents in one reply of block status; a client asks again from where it ends.
+const STATUS_EXTENTS_MAX: usize = 4096;
+/// Step in which a cache request reads ahead, bytes.
+const CACHE_STEP_BYTES: u32 = 1 << 20;
+
+/// Bytes that a request holds until its reply has been sent.
+pub(super) fn held_bytes(request: &Request) -> usize {
+    match request {
+        Request::Read { len_bytes, .. } | Request::Write { len_bytes, .. } => *len_bytes as usize,
+        _ => 0,
+    }
+}
+
+/// Runs a request and queues its reply. `payload` is a write's data.
+pub(super) async fn run(
+    transmission: Rc<Transmission>,
+    cookie: u64,
+    request: Request,
+    payload: Option<Buf>,
+) {
+    let held = held_bytes(&request);
+    let this = &*transmission;
+    match request {
+        Request::Read { offset, len_bytes, dont_fragment } => {
+            let result = this.drive.read(offset, BufMut::new(len_bytes as usize)).await;
+            finish(this, cookie, held, result, |writer, data| {
+                push_read(this, writer, cookie, offset, data.freeze(), dont_fragment);
+            });
+        }
+        Request::BlockStatus { offset, len_bytes, req_one } => {
+            let result = block_status(this, offset, len_bytes, req_one).await;
+            finish(this, cookie, held, result, |writer, contexts| {
+                let query = StatusQuery { len_bytes, req_one };
+                push_status(this, writer, cookie, query, contexts);
+            });
+        }
+        other => {
+            let result = run_plain(this, &other, payload).await;
+            finish(this, cookie, held, result, |writer, ()| {
+                writer.head(|output| this.session.push_success(output, cookie));
+            });
+        }
+    }
+}
+
+/// Requests whose reply is only success or failure.
+async fn run_plain(this: &Transmission, request: &Request, payload: Option<Buf>) -> Result<()> {
+    let flags = |fua| WriteFlags { fua, ..WriteFlags::NONE };
+    match *request {
+        Request::Write { offset, fua, .. } => {
+            let Some(payload) = payload else {
+                return Err(Error::new(ErrorKind::Invalid, "a write without data"));
+            };
+            this.drive.write(offset, payload, flags(fua)).await
+        }
+        Request::WriteZeroes { offset, len_bytes, fua, no_hole, fast_zero } => {
+            let flags = WriteFlags { fua, no_unmap: no_hole, fast: fast_zero };
+            this.drive.zero(offset, len_bytes.into(), flags).await
+        }
+        Request::Trim { offset, len_bytes, fua } => {
+            this.drive.discard(offset, len_bytes.into()).await?;
+            if fua { this.drive.flush().await } else { Ok(()) }
+        }
+        Request::Flush => this.drive.flush().await,
+        Request::Cache { offset, len_bytes } => {
+            let mut done = 0;
+            while done < len_bytes {
+                let step = CACHE_STEP_BYTES.min(len_bytes - done);
+                let at = offset + u64::from(done);
+                this.drive.read(at, BufMut::new(step as usize)).await?;
+                done += step;
+            }
+            Ok(())
+        }
+        Request::Read { .. } | Request::BlockStatus { .. } => Ok(()),
+    }
+}
+
+fn finish<T>(
+    this: &Transmission,
+    cookie: u64,
+    held: usize,
+    result: Result<T>,
+    success: impl FnOnce(&mut ReplyWriter<'_>, T),
+) {
+    this.replies.end(held, |writer| match result {
+        Ok(value) => success(writer, value),
+        Err(error) => {
+            tracing::debug!("export `{}`: {error}", this.session.info.name);
+            let errno = NbdErrno::from_errno(error.errno());
+            writer.head(|output| {
+                this.session.push_failure(output, cookie, errno, &error.to_string());
+            });
+        }
+    });
+}
+
+fn push_read(
+    this: &Transmission,
+    writer: &mut ReplyWriter<'_>,
+    cookie: u64,
+    offset: u64,
+    data: Buf,
+    whole: bool,
+) {
+    let len = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+    if !this.session.structured || whole || data.is_empty() {
+        writer.head(|out| this.session.push_read_header(out, cookie, offset, len(data.len())));
+        writer.data(data);
+        return;
+    }
+    let mut at = 0;
+    while at < data.len() {
+        let (end, hole) = next_run(&data, at);
+        let (from, size, done) = (offset + at as u64, len(end - at), end == data.len());
+        if hole {
+            writer.head(|out| out.extend(reply::hole_chunk(cookie, from, size, done)));
+        } else {
+            writer.head(|out| out.extend(reply::data_chunk_header(cookie, from, size, done)));
+            writer.data(data.slice(at..end));
+        }
+        at = end;
+    }
+}
+
+/// Where the run of zero blocks, or of others, that begins at `at` ends; whether it is zeros.
+fn next_run(data: &[u8], at: usize) -> (usize, bool) {
+    let mut blocks = data[at..].chunks(HOLE_MIN_BYTES);
+    let is_hole = |block: &[u8]| block.len() == HOLE_MIN_BYTES && is_zero(block);
+    let first = blocks.next().is_some_and(is_hole);
+    let same = blocks.take_while(|block| is_hole(block) == first).count();
+    ((at + (same + 1) * HOLE_MIN_BYTES).min(data.len()), first)
+}
+
+async fn block_status(
+    this: &Transmission,
+    offset: u64,
+    len: u32,
+    req_one: bool,
+) -> Result<Vec<(u32, Vec<StatusExtent>)>> {
+    let mut answers = Vec::with_capacity(this.contexts.len());
+    for (id, context) in &this.contexts {
+        let extents = match context {
+            Context::Allocation => allocation(this, offset, len, req_one).await?,
+            Context::Dirty(bitmap) => dirty(bitmap, offset, len, req_one),
+        };
+        answers.push((*id, extents));
+    }
+    Ok(answers)
+}
+
+async fn allocation(
+    this: &Transmission,
+    offset: u64,
+    len: u32,
+    req_one: bool,
+) -> Result<Vec<StatusExtent>> {
+    let mut answer = Vec::new();
+    let (mut at, end) = (offset, offset + u64::from(len));
+    while at < end && answer.len() < STATUS_EXTENTS_MAX {
+        for extent in this.drive.block_status(at, end - at).await? {
+            let flags = match extent.kind {
+                ExtentKind::Data => 0,
+                ExtentKind::Zero => STATE_ZERO,
+                ExtentKind::Hole | ExtentKind::Unallocated => STATE_HOLE | STATE_ZERO,
+            };
+            answer.push(StatusExtent { len_bytes: extent.len, flags });
+            at += extent.len;
+        }
+        if req_one {
+            break;
+        }
+    }
+    Ok(answer)
+}
+
+fn dirty(bitmap: &Bitmap, offset: u64, len: u32, req_one: bool) -> Vec<StatusExtent> {
+    let mut answer = Vec::new();
+    let (mut at, end) = (offset, offset + u64::from(len));
+    for range in bitmap.ranges(offset..end) {
+        if range.start > at {
+            answer.push(StatusExtent { len_bytes: range.start - at, flags: 0 });
+        }
+        answer.push(StatusExtent { len_bytes: range.end - range.start, flags: STATE_DIRTY });
+        at = range.end;
+        if req_one || answer.len() >= STATUS_EXTENTS_MAX {
+            return answer;
+        }
+    }
+    if at < end {
+        answer.push(StatusExtent { len_bytes: end - at, flags: 0 });
+    }
+    answer
+}
+
+fn push_status(
+    this: &Transmission,
+    writer: &mut ReplyWriter<'_>,
+    cookie: u64,
+    query: StatusQuery,
+    contexts: Vec<(u32, Vec<StatusExtent>)>,
+) {
+    let last = contexts.len().saturating_sub(1);
+    writer.head(|output| {
+        let begin = output.len();
+        for (at, (id, extents)) in contexts.into_iter().enumerate() {
+            if push_block_status(output, cookie, id, query, extents, at == last).is_err() {
+                output.truncate(begin);
+                let message = "block status gave no extents";
+                this.session.push_failure(output, cookie, NbdErrno::from_errno(5), message);
+                return;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_zero_blocks_are_found() {
+        let mut data = vec![0; 3 * HOLE_MIN_BYTES + 10];
+        data[HOLE_MIN_BYTES] = 1;
+        let mut runs = Vec::new();
+        let mut at = 0;
+        while at < data.len() {
+            let (end, hole) = next_run(&data, at);
+            runs.push((end, hole));
+            at = end;
+        }
+        let block = HOLE_MIN_BYTES;
+        let expect =
+            [(block, true), (2 * block, false), (3 * block, true), (3 * block + 10, false)];
+        assert_eq!(runs, expect, "a tail shorter than a block is data");
+    }
+}

@@ -1,0 +1,24 @@
+//! The host's own filters: native twins of bundled plugins, with the same configuration.
+
+mod pass;
+mod throttle;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+pub use pass::PassNode;
+pub use throttle::{ThrottleGroup, ThrottleNode};
+
+use crate::graph::Cx;
+use crate::io::{Time, sleep_until, turn_now};
+
+/// Keeps a request until its time, or until the node is drained.
+async fn hold_until(cx: Cx<'_>, time: Time) {
+    if time <= turn_now() {
+        return;
+    }
+    let mut timer = pin!(sleep_until(time));
+    poll_fn(|task| if cx.poll_drained(task) { Poll::Ready(()) } else { timer.as_mut().poll(task) })
+        .await;
+}

@@ -1,0 +1,67 @@
+//! `pass`: does nothing. What it costs is what any filter costs at least.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::Cx;
+use crate::io::{Buf, BufMut};
+use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+
+/// The native `pass` filter; its child is the first edge.
+#[derive(Debug, Default)]
+pub struct PassNode;
+
+impl Node for PassNode {
+    fn driver(&self) -> &'static str {
+        "pass"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        filter_info(children)
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        Box::pin(async move { cx.child(0)?.read(offset, buf).await })
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move { cx.child(0)?.write(offset, buf, flags).await })
+    }
+
+    fn zero<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move { cx.child(0)?.zero(offset, len, flags).await })
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move { cx.child(0)?.discard(offset, len).await })
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async move { cx.child(0)?.flush().await })
+    }
+
+    fn block_status<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+    ) -> NodeFuture<'a, Vec<Extent>> {
+        Box::pin(async move { cx.child(0)?.block_status(offset, len).await })
+    }
+}
+
+/// What a filter over its first child is.
+pub(super) fn filter_info(children: &[NodeInfo]) -> Result<NodeInfo> {
+    let missing = || Error::new(ErrorKind::Invalid, "a filter needs a child `file`");
+    children.first().map(NodeInfo::filter_over).ok_or_else(missing)
+}

@@ -1,0 +1,256 @@
+//! The current snapshot, its one writer, and its readers on the workers.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+
+use arc_swap::ArcSwap;
+
+use super::build::BitmapDecl;
+use super::gate::Gate;
+use super::snapshot::{BitmapScope, Graph};
+use crate::bitmap::Bitmap;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{current, turn_now, until};
+use crate::limits::DRAIN_TIME;
+
+/// The graph of one host.
+pub struct GraphCell {
+    current: ArcSwap<Graph>,
+    /// Generation of `current`: what a reader compares with on every request.
+    generation: AtomicU64,
+    writer: WriterLock,
+}
+
+impl GraphCell {
+    /// A cell with its first snapshot.
+    pub fn new(graph: Graph) -> Self {
+        let generation = AtomicU64::new(graph.generation);
+        Self { current: ArcSwap::from_pointee(graph), generation, writer: WriterLock::default() }
+    }
+
+    /// The snapshot now.
+    pub fn load(&self) -> Arc<Graph> {
+        self.current.load_full()
+    }
+
+    fn publish(&self, next: Graph) {
+        let generation = next.generation;
+        self.current.store(Arc::new(next));
+        self.generation.store(generation, Ordering::SeqCst);
+    }
+
+    /// Adds a bitmap; it records every change that begins after this returns, and none before.
+    ///
+    /// # Errors
+    /// As [`GraphDecl::build`](super::GraphDecl::build); `ETIMEDOUT` when requests do not end.
+    pub async fn add_bitmap(&self, decl: BitmapDecl) -> Result<Arc<Bitmap>> {
+        let scope = decl.scope.clone();
+        self.drained(&scope, |graph| {
+            let (next, bitmap) = graph.with_bitmap(decl)?;
+            Ok((bitmap, Some(next)))
+        })
+        .await
+    }
+
+    /// Takes a bitmap out of the graph; whoever holds it may still read it.
+    ///
+    /// # Errors
+    /// `ENOENT`; `ETIMEDOUT` when requests do not end.
+    pub async fn remove_bitmap(&self, scope: &BitmapScope, name: &str) -> Result<Arc<Bitmap>> {
+        self.drained(scope, |graph| {
+            let bitmap = Arc::clone(find(graph, scope, name)?);
+            Ok((Arc::clone(&bitmap), Some(graph.without_bitmap(&bitmap))))
+        })
+        .await
+    }
+
+    /// Runs `f` on a bitmap while no change of its view is in flight.
+    ///
+    /// # Errors
+    /// `ENOENT`; `ETIMEDOUT` when requests do not end; what `f` returns.
+    pub async fn with_bitmap<T>(
+        &self,
+        scope: &BitmapScope,
+        name: &str,
+        f: impl FnOnce(&Graph, &Bitmap) -> Result<T>,
+    ) -> Result<T> {
+        self.drained(scope, |graph| Ok((f(graph, find(graph, scope, name)?)?, None))).await
+    }
+
+    /// Runs `f` while nothing that affects the view of `scope` is in flight; publishes what it returns.
+    async fn drained<T>(
+        &self,
+        scope: &BitmapScope,
+        f: impl FnOnce(&Graph) -> Result<(T, Option<Graph>)>,
+    ) -> Result<T> {
+        let _writer = self.writer.lock().await;
+        let graph = self.load();
+        let gates = gates_above(&graph, scope);
+        let deadline = turn_now() + DRAIN_TIME;
+        let mut closed = Vec::with_capacity(gates.len());
+        for gate in &gates {
+            closed.push(gate.close());
+            if until(deadline, gate.drained()).await.is_none() {
+                let message = format!(
+                    "{} requests have not ended in {} s: nothing was changed",
+                    gate.in_flight(),
+                    DRAIN_TIME.as_secs()
+                );
+                return Err(Error::new(ErrorKind::TimedOut, message));
+            }
+        }
+        let (value, next) = f(&graph)?;
+        if let Some(next) = next {
+            self.publish(next);
+        }
+        drop(closed);
+        Ok(value)
+    }
+
+    /// Waits for a moment without requests in flight, class by class from above, at most until the
+    /// drain deadline; returns whether it came. For a shutdown, once exports make no more requests.
+    pub async fn settle(&self) -> bool {
+        let graph = self.load();
+        let deadline = turn_now() + DRAIN_TIME;
+        for gate in graph.gates.iter().rev() {
+            let _closed = gate.close();
+            if until(deadline, gate.drained()).await.is_none() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+fn find<'a>(graph: &'a Graph, scope: &BitmapScope, name: &str) -> Result<&'a Arc<Bitmap>> {
+    graph.find_bitmap(scope, name).ok_or_else(|| {
+        let place = match scope {
+            BitmapScope::Node(node) => format!("node `{node}`"),
+            BitmapScope::Drive(drive) => format!("drive `{drive}`"),
+        };
+        Error::new(ErrorKind::NotFound, format!("{place} has no bitmap `{name}`"))
+    })
+}
+
+/// Gates to close so that no change of the scope's view is in flight: its class's, and those of every
+/// class whose requests enter it through storage edges. Uppermost first: a request behind an upper gate
+/// may still have to pass a lower one.
+fn gates_above(graph: &Graph, scope: &BitmapScope) -> Vec<Arc<Gate>> {
+    let Some(node) = graph.scope_node(scope) else { return Vec::new() };
+    let mut classes = vec![graph.nodes[node].class];
+    let mut next = 0;
+    while let Some(below) = classes.get(next).copied() {
+        next += 1;
+        for parent in &graph.nodes {
+            let enters = parent
+                .edges
+                .iter()
+                .any(|edge| !edge.role.is_same_view() && graph.nodes[edge.child].class == below);
+            if enters && !classes.contains(&parent.class) {
+                classes.push(parent.class);
+            }
+        }
+    }
+    // Children come before parents in the node order, so a class's first node orders classes too.
+    let position = |class: &usize| graph.nodes.iter().position(|node| node.class == *class);
+    classes.sort_by_key(|class| std::cmp::Reverse(position(class)));
+    classes.into_iter().map(|class| Arc::clone(&graph.gates[class])).collect()
+}
+
+/// Lets one writer in at a time, in the order of asking as far as wakers keep it.
+#[derive(Default)]
+struct WriterLock {
+    state: Mutex<(bool, Vec<Waker>)>,
+}
+
+struct Writing<'a>(&'a WriterLock);
+
+impl WriterLock {
+    async fn lock(&self) -> Writing<'_> {
+        poll_fn(|cx| {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.0 {
+                state.1.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            state.0 = true;
+            Poll::Ready(Writing(self))
+        })
+        .await
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = false;
+        let waiting = std::mem::take(&mut state.1);
+        drop(state);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// One worker's view of the cell: a request costs a compare and a plain reference count.
+pub struct LocalGraph {
+    cell: Arc<GraphCell>,
+    worker: usize,
+    cached: RefCell<Rc<Arc<Graph>>>,
+}
+
+thread_local! {
+    static LOCAL: RefCell<Vec<Rc<LocalGraph>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl LocalGraph {
+    /// The current worker's view of `cell`.
+    pub fn of(cell: &Arc<GraphCell>) -> Rc<Self> {
+        LOCAL.with(|local| {
+            let mut local = local.borrow_mut();
+            if let Some(known) = local.iter().find(|graph| Arc::ptr_eq(&graph.cell, cell)) {
+                return Rc::clone(known);
+            }
+            let worker = current().map_or(0, |worker| worker.index());
+            let graph = Rc::new(Self::new(Arc::clone(cell), worker));
+            local.push(Rc::clone(&graph));
+            graph
+        })
+    }
+
+    /// For the worker with this number.
+    pub fn new(cell: Arc<GraphCell>, worker: usize) -> Self {
+        let cached = RefCell::new(Rc::new(cell.load()));
+        Self { cell, worker, cached }
+    }
+
+    /// The worker's number.
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
+    /// The cell.
+    pub fn cell(&self) -> &Arc<GraphCell> {
+        &self.cell
+    }
+
+    /// The current snapshot.
+    #[inline]
+    pub fn current(&self) -> Rc<Arc<Graph>> {
+        let cached = Rc::clone(&self.cached.borrow());
+        if self.is_current(&cached) {
+            return cached;
+        }
+        let fresh = Rc::new(self.cell.load());
+        *self.cached.borrow_mut() = Rc::clone(&fresh);
+        fresh
+    }
+
+    /// Whether no newer snapshot has been published.
+    #[inline]
+    pub fn is_current(&self, graph: &Graph) -> bool {
+        self.cell.generation.load(Ordering::SeqCst) == graph.generation
+    }
+}

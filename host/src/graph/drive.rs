@@ -1,0 +1,136 @@
+//! Drives in use on a worker: where exports and embedders send requests.
+
+use std::rc::Rc;
+
+use super::admit::admit;
+use super::align;
+use super::cell::LocalGraph;
+use super::edge::EdgeRef;
+use super::op::{Op, OpKind};
+use super::snapshot::{Edge, Graph};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buf, BufMut};
+use crate::limits::TRANSFER_MAX_BYTES;
+use crate::node::{Extent, NodeInfo, WriteFlags};
+
+/// A drive, used by the current worker. Requests run on it; see [`crate::Drive`] for other threads.
+#[derive(Clone)]
+pub struct LocalDrive {
+    graph: Rc<LocalGraph>,
+    index: usize,
+}
+
+impl LocalDrive {
+    /// The drive with this id.
+    ///
+    /// # Errors
+    /// `ENOENT`.
+    pub fn open(graph: &Rc<LocalGraph>, id: &str) -> Result<Self> {
+        let snapshot = graph.current();
+        let index = snapshot.find_drive(id).ok_or_else(|| {
+            let known: Vec<_> =
+                snapshot.drives.iter().map(|drive| format!("`{}`", drive.id)).collect();
+            let message = format!("there is no drive `{id}`; there is: {}", known.join(", "));
+            Error::new(ErrorKind::NotFound, message)
+        })?;
+        Ok(Self { graph: Rc::clone(graph), index })
+    }
+
+    /// What its root node is now.
+    ///
+    /// # Errors
+    /// `ENOMEDIUM`.
+    pub fn info(&self) -> Result<NodeInfo> {
+        let snapshot = self.graph.current();
+        Ok(snapshot.nodes[self.root(&snapshot)?.child].info)
+    }
+
+    fn root<'g>(&self, graph: &'g Graph) -> Result<&'g Edge> {
+        let drive = &graph.drives[self.index];
+        drive.root.as_ref().ok_or_else(|| {
+            let message = format!("drive `{}` has no medium", drive.id);
+            Error::new(ErrorKind::NoMedium, message)
+        })
+    }
+
+    /// Admits `op` in the current snapshot and runs it there.
+    async fn run<T>(&self, op: Op, call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>) -> Result<T> {
+        loop {
+            let graph = self.graph.current();
+            let edge = self.root(&graph)?;
+            let edge = EdgeRef { graph: &graph, edge, worker: self.graph.worker() };
+            let is_current = || self.graph.is_current(&graph);
+            let admitted = admit(edge.edge, edge.node(), &op, edge.worker, is_current).await?;
+            let Some(_admitted) = admitted else { continue };
+            edge.begin_admitted(&op);
+            return edge.settle(call(edge).await);
+        }
+    }
+
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// `EINVAL` past the end or above 64 MiB; the nodes'.
+    pub async fn read(&self, offset: u64, buf: BufMut) -> Result<BufMut> {
+        check_transfer(buf.len())?;
+        let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
+        self.run(op, async |edge| align::read(edge, offset, buf).await).await
+    }
+
+    /// Writes `buf` at `offset`.
+    ///
+    /// # Errors
+    /// `ENOSPC` past the end, `EINVAL` above 64 MiB, `EPERM` or `EROFS`; the nodes'.
+    pub async fn write(&self, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        check_transfer(buf.len())?;
+        let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
+        self.run(op, async |edge| edge.write_with_fua(offset, buf, flags).await).await
+    }
+
+    /// Makes a range read as zeros.
+    ///
+    /// # Errors
+    /// As [`LocalDrive::write`]; `ENOTSUP` when `flags.fast` and only writing data would do.
+    pub async fn zero(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
+        let op = Op { kind: OpKind::Zero, offset, len };
+        self.run(op, async |edge| edge.zero_with_fua(offset, len, flags).await).await
+    }
+
+    /// Tells that a range is not needed: advisory.
+    ///
+    /// # Errors
+    /// As [`LocalDrive::write`].
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        let op = Op { kind: OpKind::Discard, offset, len };
+        self.run(op, async |edge| edge.discard_child(offset, len).await).await
+    }
+
+    /// Makes completed writes durable.
+    ///
+    /// # Errors
+    /// The nodes'.
+    pub async fn flush(&self) -> Result<()> {
+        let op = Op { kind: OpKind::Flush, offset: 0, len: 0 };
+        self.run(op, async |edge| edge.flush_child().await).await
+    }
+
+    /// The extents from `offset` on; may end before `offset + len`.
+    ///
+    /// # Errors
+    /// `EINVAL` past the end; the nodes'.
+    pub async fn block_status(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let op = Op { kind: OpKind::Status, offset, len };
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        self.run(op, async |edge| align::block_status(edge, offset, len).await).await
+    }
+}
+
+fn check_transfer(len: usize) -> Result<()> {
+    if len > TRANSFER_MAX_BYTES as usize {
+        let message = format!("one request moves at most {TRANSFER_MAX_BYTES} bytes, not {len}");
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! Edges in use: the only way to call a node.
+//!
+//! [`EdgeRef`] checks the range, fits requests to the driver's limits ([`super::align`]), emulates what
+//! the driver lacks, and counts. A driver sees valid, aligned requests only.
+
+use super::admit::{Admitted, admit};
+use super::align;
+use super::op::{Op, OpKind};
+use super::snapshot::{Cx, Edge, Graph, GraphNode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buf, BufMut};
+use crate::limits::ZERO_CHUNK_BYTES;
+use crate::node::{Extent, Support, WriteFlags};
+
+/// An edge of a snapshot, used by one worker.
+#[derive(Clone, Copy)]
+pub struct EdgeRef<'g> {
+    pub(super) graph: &'g Graph,
+    pub(super) edge: &'g Edge,
+    pub(super) worker: usize,
+}
+
+impl<'g> EdgeRef<'g> {
+    /// The child.
+    pub fn node(&self) -> &'g GraphNode {
+        &self.graph.nodes[self.edge.child]
+    }
+
+    pub(super) fn cx(&self) -> Cx<'g> {
+        Cx { graph: self.graph, node: self.edge.child, worker: self.worker }
+    }
+
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// `EINVAL` past the end; the driver's.
+    pub async fn read(self, offset: u64, buf: BufMut) -> Result<BufMut> {
+        let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
+        let _admitted = self.begin(&op).await?;
+        self.settle(align::read(self, offset, buf).await)
+    }
+
+    /// Writes `buf` at `offset`.
+    ///
+    /// # Errors
+    /// `ENOSPC` past the end, `EROFS`, `EPERM`; the driver's.
+    pub async fn write(self, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
+        let _admitted = self.begin(&op).await?;
+        self.settle(self.write_with_fua(offset, buf, flags).await)
+    }
+
+    /// Makes a range read as zeros.
+    ///
+    /// # Errors
+    /// As [`EdgeRef::write`]; `ENOTSUP` when `flags.fast` and only writing data would do.
+    pub async fn zero(self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
+        let op = Op { kind: OpKind::Zero, offset, len };
+        let _admitted = self.begin(&op).await?;
+        self.settle(self.zero_with_fua(offset, len, flags).await)
+    }
+
+    /// Tells that a range is not needed: advisory.
+    ///
+    /// # Errors
+    /// As [`EdgeRef::write`].
+    pub async fn discard(self, offset: u64, len: u64) -> Result<()> {
+        let op = Op { kind: OpKind::Discard, offset, len };
+        let _admitted = self.begin(&op).await?;
+        let node = self.node();
+        let (offset, len) = align::inner(offset, len, node.info.limits.request_alignment);
+        if node.info.caps.discard == Support::None || len == 0 {
+            return Ok(());
+        }
+        self.settle(node.driver.discard(self.cx(), offset, len).await)
+    }
+
+    /// Makes completed writes durable.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn flush(self) -> Result<()> {
+        let op = Op { kind: OpKind::Flush, offset: 0, len: 0 };
+        let _admitted = self.begin(&op).await?;
+        self.settle(self.flush_child().await)
+    }
+
+    /// The extents from `offset` on; may end before `offset + len`.
+    ///
+    /// # Errors
+    /// `EINVAL` past the end; the driver's; `EIO` when the driver's answer does not cover `offset`.
+    pub async fn block_status(self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let op = Op { kind: OpKind::Status, offset, len };
+        let _admitted = self.begin(&op).await?;
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        self.settle(align::block_status(self, offset, len).await)
+    }
+
+    /// What comes before every call: admission where changes enter, else the range check; counting.
+    async fn begin(&self, op: &Op) -> Result<Option<Admitted<'g>>> {
+        let child = self.node();
+        let admitted = if self.edge.entry.is_some() {
+            // A writer that replaces a snapshot drains storage edges from above: it is current.
+            admit(self.edge, child, op, self.worker, || true).await?
+        } else {
+            op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
+            None
+        };
+        self.edge.counters.begin(self.worker, op);
+        Ok(admitted)
+    }
+
+    /// Calls of a drive, which has been admitted by itself: counts and goes on.
+    pub(super) fn begin_admitted(&self, op: &Op) {
+        self.edge.counters.begin(self.worker, op);
+    }
+
+    pub(super) fn settle<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            self.edge.counters.failed(self.worker);
+            error.at_node(&self.node().name)
+        })
+    }
+
+    pub(super) async fn flush_child(&self) -> Result<()> {
+        match self.node().info.caps.flush {
+            Support::None => Ok(()),
+            _ => self.node().driver.flush(self.cx()).await,
+        }
+    }
+
+    pub(super) async fn discard_child(&self, offset: u64, len: u64) -> Result<()> {
+        let node = self.node();
+        let (offset, len) = align::inner(offset, len, node.info.limits.request_alignment);
+        if node.info.caps.discard == Support::None || len == 0 {
+            return Ok(());
+        }
+        node.driver.discard(self.cx(), offset, len).await
+    }
+
+    pub(super) async fn write_with_fua(
+        &self,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let emulate = flags.fua && self.node().info.caps.fua != Support::Native;
+        let flags = WriteFlags { fua: flags.fua && !emulate, ..flags };
+        align::write(*self, offset, buf, flags).await?;
+        if emulate { self.flush_child().await } else { Ok(()) }
+    }
+
+    pub(super) async fn zero_with_fua(
+        &self,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let caps = self.node().info.caps;
+        let emulate = flags.fua && caps.fua != Support::Native;
+        let flags = WriteFlags { fua: flags.fua && !emulate, ..flags };
+        let mut result = match caps.zero {
+            Support::Native => align::zero(*self, offset, len, flags).await,
+            _ => Err(Error::new(ErrorKind::NotSupported, "it cannot zero without writing")),
+        };
+        let by_writing =
+            result.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotSupported);
+        if by_writing && !flags.fast {
+            result = self.write_zeros(offset, len, flags).await;
+        }
+        result?;
+        if emulate { self.flush_child().await } else { Ok(()) }
+    }
+
+    /// Zeroing by bounded writes.
+    pub(super) async fn write_zeros(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
+        let max = (ZERO_CHUNK_BYTES as u64).min(self.node().info.limits.transfer_max_bytes.into());
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let count = max.min(end - at);
+            let zeros = Buf::zeros(usize::try_from(count).unwrap_or(ZERO_CHUNK_BYTES));
+            align::write(*self, at, zeros, flags).await?;
+            at += count;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,132 @@
+//! The gate of a class: counts what is in flight and can be closed.
+//!
+//! Entering costs one atomic add on a line that belongs to the worker. Whoever needs a moment with
+//! nothing in flight closes the gate, waits for the counts to reach zero, does its work, and opens it.
+//!
+//! Ordering. `enter` adds, then looks whether the gate is closed; `close` closes, then looks at the
+//! counts; all four are SeqCst, so at least one of two concurrent parties sees the other. `leave`
+//! releases what the request did (its marks among it) to whoever then reads a count of zero; opening
+//! releases the writer's work to whoever then enters.
+
+use std::future::poll_fn;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use crossbeam::utils::CachePadded;
+
+use crate::limits::WORKERS_MAX;
+
+/// See the module.
+pub(super) struct Gate {
+    in_flight: Box<[CachePadded<AtomicU64>]>,
+    /// How many hold it closed.
+    closed: AtomicUsize,
+    waiters: Mutex<Vec<Waker>>,
+}
+
+/// A request's presence behind the gate; ends when dropped.
+pub(super) struct Pass<'a> {
+    gate: &'a Gate,
+    worker: usize,
+}
+
+/// Holds a gate closed; opens it when dropped.
+pub(super) struct Closed<'a>(&'a Gate);
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self {
+            in_flight: (0..WORKERS_MAX).map(|_| CachePadded::default()).collect(),
+            closed: AtomicUsize::new(0),
+            waiters: Mutex::default(),
+        }
+    }
+
+    /// Passes unless the gate is closed.
+    #[inline]
+    pub(super) fn try_enter(&self, worker: usize) -> Option<Pass<'_>> {
+        self.in_flight[worker].fetch_add(1, Ordering::SeqCst);
+        let pass = Pass { gate: self, worker };
+        // On a closed gate dropping `pass` takes the count back.
+        (self.closed.load(Ordering::SeqCst) == 0).then_some(pass)
+    }
+
+    /// Passes as soon as the gate is open.
+    pub(super) async fn enter(&self, worker: usize) -> Pass<'_> {
+        if let Some(pass) = self.try_enter(worker) {
+            return pass;
+        }
+        poll_fn(|cx| {
+            self.register(cx);
+            self.try_enter(worker).map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    /// Closes the gate; those behind it may finish.
+    pub(super) fn close(&self) -> Closed<'_> {
+        self.closed.fetch_add(1, Ordering::SeqCst);
+        // Whoever holds a request back lets it go now.
+        self.wake_all();
+        Closed(self)
+    }
+
+    /// Whether the gate is closed; if not, the task is woken when it closes.
+    pub(super) fn poll_closed(&self, cx: &Context<'_>) -> bool {
+        if self.closed.load(Ordering::SeqCst) != 0 {
+            return true;
+        }
+        self.register(cx);
+        self.closed.load(Ordering::SeqCst) != 0
+    }
+
+    /// Requests behind the gate.
+    pub(super) fn in_flight(&self) -> u64 {
+        // Each request enters and leaves by one worker's count, so none is ever below zero.
+        self.in_flight.iter().map(|count| count.load(Ordering::SeqCst)).sum()
+    }
+
+    /// Waits until nothing is behind the closed gate.
+    pub(super) async fn drained(&self) {
+        poll_fn(|cx| {
+            if self.in_flight() == 0 {
+                return Poll::Ready(());
+            }
+            self.register(cx);
+            if self.in_flight() == 0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    fn register(&self, cx: &Context<'_>) {
+        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiters.iter().any(|waiter| waiter.will_wake(cx.waker())) {
+            waiters.push(cx.waker().clone());
+        }
+    }
+
+    fn wake_all(&self) {
+        let waiters =
+            std::mem::take(&mut *self.waiters.lock().unwrap_or_else(PoisonError::into_inner));
+        waiters.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Pass<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.gate.in_flight[self.worker].fetch_sub(1, Ordering::SeqCst);
+        if self.gate.closed.load(Ordering::SeqCst) != 0 {
+            self.gate.wake_all();
+        }
+    }
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.closed.fetch_sub(1, Ordering::SeqCst);
+        self.0.wake_all();
+    }
+}

@@ -1,0 +1,42 @@
+//! The block graph: immutable snapshots of nodes, edges and drives, and the one path of a request.
+//!
+//! ```text
+//!   export / embedder → LocalDrive ─┐                         (drive.rs)
+//!   driver → Cx::child ─────────────┤
+//!                                   ▼
+//!        admit      where a change enters: range, permission, pause, marks      (admit.rs)
+//!          → EdgeRef::submit   bounds, alignment, emulation, counters           (edge.rs, align.rs)
+//!             → Node driver
+//! ```
+//!
+//! A change enters at a drive's root edge or at a storage edge (a driver changing its container). There,
+//! and only there, it passes a [`gate`] and marks every dirty bitmap of every view it affects, before it
+//! is issued. Which bitmaps those are is computed with the snapshot ([`affected`]).
+//!
+//! **Invariant**: nothing but [`EdgeRef`] calls a driver.
+//!
+//! **Invariant**: a snapshot never changes. One writer builds the next one ([`build`]), closes the gates of
+//! what it touches, waits until nothing is in flight there, publishes it, and opens them ([`cell`]).
+
+mod admit;
+mod affected;
+mod align;
+mod build;
+mod cell;
+mod counters;
+mod drive;
+mod edge;
+mod gate;
+mod op;
+mod permission;
+mod snapshot;
+
+pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
+pub use cell::{GraphCell, LocalGraph};
+pub use counters::{Counters, CountersSnapshot};
+pub use drive::LocalDrive;
+pub use edge::EdgeRef;
+pub use op::{Op, OpKind};
+pub(crate) use permission::Verb;
+pub use permission::{PermissionSet, Role, Users};
+pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};

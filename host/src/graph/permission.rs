@@ -1,0 +1,185 @@
+//! Roles and permissions of edges: what a parent uses of its child, and what it shares with others.
+//!
+//! As QEMU's (`include/block/block-common.h`): a graph is in order when no edge uses what another edge
+//! to the same node does not share. [`Role::pass`] is the rule by which they go down the graph; the
+//! configuration's diagnostics and the graph's own check both follow it.
+
+use std::fmt;
+
+/// What users of a permission do, for messages.
+#[derive(Clone, Copy)]
+pub(crate) struct Verb {
+    pub(crate) one: &'static str,
+    pub(crate) both: &'static str,
+}
+
+/// A set of permissions on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PermissionSet(u8);
+
+impl PermissionSet {
+    /// No permission.
+    pub const NONE: Self = Self(0);
+    /// To read bytes that are consistent.
+    pub const CONSISTENT_READ: Self = Self(1);
+    /// To change bytes.
+    pub const WRITE: Self = Self(2);
+    /// To write what changes no view.
+    pub const WRITE_UNCHANGED: Self = Self(4);
+    /// To change the size.
+    pub const RESIZE: Self = Self(8);
+    /// Every permission.
+    pub const ALL: Self = Self(15);
+    /// To read and to change bytes.
+    pub const READ_WRITE: Self = Self(3);
+    /// Nothing that alters a view.
+    pub const HARMLESS: Self = Self(5);
+    /// Everything but reading.
+    pub const CHANGES: Self = Self(14);
+
+    const NAMES: [(Self, &str, Verb); 4] = [
+        (Self::CONSISTENT_READ, "cr", Verb { one: "reads", both: "read" }),
+        (Self::WRITE, "w", Verb { one: "writes", both: "write" }),
+        (
+            Self::WRITE_UNCHANGED,
+            "wu",
+            Verb { one: "writes unchanged bytes to", both: "write unchanged bytes to" },
+        ),
+        (Self::RESIZE, "r", Verb { one: "resizes", both: "resize" }),
+    ];
+
+    /// What is in either.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// What is in this one alone.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all of `other` is in this one.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether it is empty.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The gravest permission of the set, with the verb for it.
+    pub(crate) fn gravest(self) -> Option<(Self, Verb)> {
+        let order = [Self::WRITE, Self::RESIZE, Self::WRITE_UNCHANGED, Self::CONSISTENT_READ];
+        let one = order.into_iter().find(|one| self.contains(*one))?;
+        let (_, _, verb) = Self::NAMES.into_iter().find(|(it, _, _)| *it == one)?;
+        Some((one, verb))
+    }
+}
+
+/// `cr`: consistent-read, `w`: write, `wu`: write-unchanged, `r`: resize; joined by `+`, or `-`.
+impl fmt::Display for PermissionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = Self::NAMES.into_iter().filter(|(one, _, _)| self.contains(*one));
+        let names: Vec<&str> = names.map(|(_, name, _)| name).collect();
+        f.pad(&if names.is_empty() { "-".to_owned() } else { names.join("+") })
+    }
+}
+
+/// What a child is to its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The node that a drive or an export of a node shows.
+    Root,
+    /// The parent shows the child's bytes.
+    Filtered,
+    /// The parent keeps its bytes in the child.
+    Storage,
+    /// The parent reads it and does not show it.
+    Source,
+    /// The parent writes it.
+    Target,
+}
+
+/// What the users above a node use together, and what all of them share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Users {
+    /// The union of what they use.
+    pub uses: PermissionSet,
+    /// The intersection of what they share.
+    pub shares: PermissionSet,
+}
+
+impl Users {
+    /// Nobody.
+    pub const NONE: Self = Self { uses: PermissionSet::NONE, shares: PermissionSet::ALL };
+
+    /// These and one more.
+    #[must_use]
+    pub const fn with(self, uses: PermissionSet, shares: PermissionSet) -> Self {
+        Self { uses: self.uses.union(uses), shares: self.shares.intersection(shares) }
+    }
+}
+
+impl Role {
+    /// What an edge of this role uses and shares of its own, given the users above its parent.
+    #[must_use]
+    pub const fn pass(self, above: Users) -> Users {
+        match self {
+            Self::Root | Self::Filtered => above,
+            Self::Storage => Users {
+                uses: above.uses.without(PermissionSet::RESIZE),
+                shares: above.shares.intersection(PermissionSet::HARMLESS),
+            },
+            Self::Source => {
+                Users { uses: PermissionSet::CONSISTENT_READ, shares: PermissionSet::ALL }
+            }
+            Self::Target => Users { uses: PermissionSet::NONE, shares: PermissionSet::HARMLESS },
+        }
+    }
+
+    /// What a drive uses and shares of its root: a user minds changes unless it only shows, as a
+    /// read-only export of a node does, whatever is there.
+    #[must_use]
+    pub const fn root(writable: bool, only_shows: bool) -> Users {
+        let uses =
+            if writable { PermissionSet::READ_WRITE } else { PermissionSet::CONSISTENT_READ };
+        let shares = match (writable, only_shows) {
+            (false, true) => PermissionSet::ALL,
+            _ => PermissionSet::HARMLESS,
+        };
+        Users { uses, shares }
+    }
+
+    /// Whether parent and child show one view.
+    #[must_use]
+    pub const fn is_same_view(self) -> bool {
+        matches!(self, Self::Root | Self::Filtered)
+    }
+
+    /// Whether changes of the child come from the parent's own (and are admitted there).
+    #[must_use]
+    pub const fn is_entry(self) -> bool {
+        matches!(self, Self::Root | Self::Storage | Self::Target)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Root => "root",
+            Self::Filtered => "filtered",
+            Self::Storage => "storage",
+            Self::Source => "source",
+            Self::Target => "target",
+        })
+    }
+}

@@ -1,0 +1,232 @@
+//! A snapshot: nodes, edges, drives and bitmaps at one moment. Immutable.
+
+use std::sync::Arc;
+
+use super::affected::Entry;
+use super::align::Serializer;
+use super::counters::Counters;
+use super::edge::EdgeRef;
+use super::gate::Gate;
+use super::permission::{PermissionSet, Role};
+use crate::bitmap::Bitmap;
+use crate::error::{Error, ErrorKind, Result};
+use crate::node::{Node, NodeInfo};
+
+/// A parent's (or drive's) use of a node.
+pub struct Edge {
+    pub(super) name: Arc<str>,
+    pub(super) child: usize,
+    pub(super) role: Role,
+    pub(super) uses: PermissionSet,
+    pub(super) shares: PermissionSet,
+    pub(super) counters: Arc<Counters>,
+    /// Present where changes enter: at drives and storage edges.
+    pub(super) entry: Option<Entry>,
+}
+
+impl Edge {
+    /// The name that the parent gives it (`file`; a drive's is `root`).
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Index of the child in [`Graph::nodes`].
+    pub fn child(&self) -> usize {
+        self.child
+    }
+
+    /// What it means for views.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// What the parent uses.
+    pub fn uses(&self) -> PermissionSet {
+        self.uses
+    }
+
+    /// What it lets others use.
+    pub fn shares(&self) -> PermissionSet {
+        self.shares
+    }
+
+    /// Its statistics.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+/// A node of a snapshot.
+pub struct GraphNode {
+    pub(super) name: Arc<str>,
+    pub(super) driver: Arc<dyn Node>,
+    pub(super) info: NodeInfo,
+    pub(super) edges: Box<[Edge]>,
+    pub(super) class: usize,
+    /// Keeps read-modify-write cycles apart, where alignment can call for them.
+    pub(super) serializer: Option<Arc<Serializer>>,
+}
+
+impl GraphNode {
+    /// Its unique name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its driver.
+    pub fn driver(&self) -> &Arc<dyn Node> {
+        &self.driver
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &NodeInfo {
+        &self.info
+    }
+
+    /// Its children.
+    pub fn edges(&self) -> &[Edge] {
+        &self.edges
+    }
+
+    /// Number of its class: nodes with one number show one view.
+    pub fn class(&self) -> usize {
+        self.class
+    }
+}
+
+/// A drive of a snapshot.
+pub struct GraphDrive {
+    pub(super) id: Arc<str>,
+    pub(super) writable: bool,
+    pub(super) root: Option<Edge>,
+}
+
+impl GraphDrive {
+    /// Its unique id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether it may change its view.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Its root; `None` without a medium.
+    pub fn root(&self) -> Option<&Edge> {
+        self.root.as_ref()
+    }
+}
+
+/// What a dirty bitmap records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BitmapScope {
+    /// The view of a node's class.
+    Node(Arc<str>),
+    /// A drive's view.
+    Drive(Arc<str>),
+}
+
+pub(super) struct ScopedBitmap {
+    pub(super) scope: BitmapScope,
+    pub(super) bitmap: Arc<Bitmap>,
+}
+
+/// See the module.
+pub struct Graph {
+    pub(super) generation: u64,
+    pub(super) nodes: Vec<GraphNode>,
+    pub(super) drives: Vec<GraphDrive>,
+    pub(super) bitmaps: Vec<ScopedBitmap>,
+    /// By class.
+    pub(super) gates: Vec<Arc<Gate>>,
+}
+
+impl Graph {
+    /// Counts snapshots of one host.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// All nodes; children come before their parents.
+    pub fn nodes(&self) -> &[GraphNode] {
+        &self.nodes
+    }
+
+    /// All drives; a drive keeps its index.
+    pub fn drives(&self) -> &[GraphDrive] {
+        &self.drives
+    }
+
+    /// All bitmaps with what they record.
+    pub fn bitmaps(&self) -> impl Iterator<Item = (&BitmapScope, &Arc<Bitmap>)> {
+        self.bitmaps.iter().map(|entry| (&entry.scope, &entry.bitmap))
+    }
+
+    /// Index of a node.
+    pub fn find_node(&self, name: &str) -> Option<usize> {
+        self.nodes.iter().position(|node| &*node.name == name)
+    }
+
+    /// Index of a drive.
+    pub fn find_drive(&self, id: &str) -> Option<usize> {
+        self.drives.iter().position(|drive| &*drive.id == id)
+    }
+
+    /// A bitmap by scope and name.
+    pub fn find_bitmap(&self, scope: &BitmapScope, name: &str) -> Option<&Arc<Bitmap>> {
+        let mut all = self.bitmaps();
+        all.find(|(at, bitmap)| *at == scope && bitmap.name().as_str() == name)
+            .map(|(_, bitmap)| bitmap)
+    }
+
+    /// The node whose view a scope is; `None` for a drive without medium or an unknown name.
+    pub(super) fn scope_node(&self, scope: &BitmapScope) -> Option<usize> {
+        match scope {
+            BitmapScope::Node(name) => self.find_node(name),
+            BitmapScope::Drive(id) => {
+                let drive = &self.drives[self.find_drive(id)?];
+                drive.root.as_ref().map(|root| root.child)
+            }
+        }
+    }
+}
+
+/// What a driver may reach during a call: its children, through the graph.
+#[derive(Clone, Copy)]
+pub struct Cx<'g> {
+    pub(super) graph: &'g Graph,
+    pub(super) node: usize,
+    pub(super) worker: usize,
+}
+
+impl<'g> Cx<'g> {
+    /// The node's edge number `index`.
+    ///
+    /// # Errors
+    /// `ENOENT` when it has no such child.
+    pub fn child(&self, index: usize) -> Result<EdgeRef<'g>> {
+        let node = &self.graph.nodes[self.node];
+        let Some(edge) = node.edges.get(index) else {
+            let message = format!("it has no child number {index}");
+            return Err(Error::new(ErrorKind::NotFound, message).at_node(&node.name));
+        };
+        Ok(EdgeRef { graph: self.graph, edge, worker: self.worker })
+    }
+
+    /// Whether the node is being drained; if not, the task is woken when that begins. Whoever holds a
+    /// request back asks, and lets it go.
+    pub fn poll_drained(&self, cx: &std::task::Context<'_>) -> bool {
+        self.graph.gates[self.graph.nodes[self.node].class].poll_closed(cx)
+    }
+
+    /// The node's name.
+    pub fn node_name(&self) -> &'g str {
+        &self.graph.nodes[self.node].name
+    }
+
+    /// Number of the worker that runs the call.
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+}

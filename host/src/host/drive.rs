@@ -1,0 +1,128 @@
+//! Drives for embedders.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::call::on_worker;
+use super::{Inner, Result};
+use crate::error::{Error, ErrorKind};
+use crate::graph::{LocalDrive, LocalGraph};
+use crate::io::{Buf, BufMut, WorkerHandle};
+use crate::limits::TRANSFER_MAX_BYTES;
+use crate::node::{Extent, NodeInfo, WriteFlags};
+
+/// A drive in use. Its requests run on one worker, chosen when it is opened; clones share it.
+#[derive(Clone)]
+pub struct Drive {
+    inner: Arc<Inner>,
+    worker: WorkerHandle,
+    id: Arc<str>,
+}
+
+impl Drive {
+    pub(super) fn open(inner: &Arc<Inner>, id: &str) -> Result<Self> {
+        let graph = inner.cell.load();
+        if graph.find_drive(id).is_none() {
+            let known: Vec<_> = graph.drives().iter().map(|it| format!("`{}`", it.id())).collect();
+            let message = format!("there is no drive `{id}`; there is: {}", known.join(", "));
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
+        Ok(Self { inner: Arc::clone(inner), worker: inner.next(), id: id.into() })
+    }
+
+    /// What its root node is now.
+    ///
+    /// # Errors
+    /// `ENOMEDIUM`.
+    pub fn info(&self) -> Result<NodeInfo> {
+        let graph = self.inner.cell.load();
+        let root = graph.find_drive(&self.id).and_then(|drive| graph.drives()[drive].root());
+        let no_medium =
+            || Error::new(ErrorKind::NoMedium, format!("drive `{}` has no medium", self.id));
+        root.map(|root| *graph.nodes()[root.child()].info()).ok_or_else(no_medium)
+    }
+
+    fn run<T, F, Fut>(
+        &self,
+        f: F,
+    ) -> impl Future<Output = Result<T>> + Send + 'static + use<T, F, Fut>
+    where
+        T: Send + 'static,
+        F: FnOnce(Rc<LocalDrive>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T>> + 'static,
+    {
+        let (cell, id) = (Arc::clone(&self.inner.cell), Arc::clone(&self.id));
+        on_worker(&self.worker, move || async move {
+            let drive = Rc::new(LocalDrive::open(&LocalGraph::of(&cell), &id)?);
+            f(drive).await
+        })
+    }
+
+    /// Reads `len` bytes from `offset`.
+    ///
+    /// # Errors
+    /// `EINVAL` past the end or above 64 MiB; the nodes'.
+    pub async fn read(&self, offset: u64, len: usize) -> Result<Buf> {
+        check_len(len)?;
+        let read = self.run(move |drive| async move { drive.read(offset, BufMut::new(len)).await });
+        Ok(read.await?.freeze())
+    }
+
+    /// Writes a copy of `data` at `offset`.
+    ///
+    /// # Errors
+    /// `ENOSPC` past the end, `EINVAL` above 64 MiB, `EPERM` or `EROFS`; the nodes'.
+    pub async fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        check_len(data.len())?;
+        self.write_buf(offset, Buf::copy_of(data), WriteFlags::NONE).await
+    }
+
+    /// Writes a buffer at `offset`.
+    ///
+    /// # Errors
+    /// As [`Drive::write`].
+    pub async fn write_buf(&self, offset: u64, data: Buf, flags: WriteFlags) -> Result<()> {
+        self.run(move |drive| async move { drive.write(offset, data, flags).await }).await
+    }
+
+    /// Makes a range read as zeros.
+    ///
+    /// # Errors
+    /// As [`Drive::write`]; `ENOTSUP` when `flags.fast` and only writing data would do.
+    pub async fn zero(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
+        self.run(move |drive| async move { drive.zero(offset, len, flags).await }).await
+    }
+
+    /// Tells that a range is not needed: advisory.
+    ///
+    /// # Errors
+    /// As [`Drive::write`].
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.run(move |drive| async move { drive.discard(offset, len).await }).await
+    }
+
+    /// Makes completed writes durable.
+    ///
+    /// # Errors
+    /// The nodes'.
+    pub async fn flush(&self) -> Result<()> {
+        self.run(move |drive| async move { drive.flush().await }).await
+    }
+
+    /// The extents from `offset` on; may end before `offset + len`.
+    ///
+    /// # Errors
+    /// `EINVAL` past the end; the nodes'.
+    pub async fn block_status(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        self.run(move |drive| async move { drive.block_status(offset, len).await }).await
+    }
+}
+
+fn check_len(len: usize) -> Result<()> {
+    if len > TRANSFER_MAX_BYTES as usize {
+        let message = format!("one request moves at most {TRANSFER_MAX_BYTES} bytes, not {len}");
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    Ok(())
+}

@@ -1,0 +1,400 @@
+//! From a TOML file to a running host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockloom_plugin_throttle::ThrottleConfig;
+
+use super::Host;
+use super::surroundings::Machine;
+use crate::bitmap::{BitmapName, Granularity};
+use crate::config::{
+    self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
+    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, PluginSpec, Scope, Span,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
+use crate::filter::{PassNode, ThrottleGroup, ThrottleNode};
+use crate::graph::{
+    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, GraphDecl, NodeDecl, PermissionSet,
+};
+use crate::io::{EngineChoice, EngineKind, WorkerOptions, read_text_file};
+use crate::node::{FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, RawNode};
+use crate::plugin::{Instance, InstanceError, PluginLimits, PluginNode};
+
+/// Longest graph file, bytes.
+const FILE_MAX_BYTES: u64 = 4 << 20;
+
+/// What the command line says over the file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Overrides {
+    /// Threads.
+    pub workers: Option<usize>,
+    /// Engine.
+    pub engine: Option<EngineChoice>,
+}
+
+/// Why a host did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The file is wrong.
+    Config(Box<Diagnostics>),
+    /// The file cannot be read.
+    File(Error),
+    /// Everything else.
+    Failed(Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(diagnostics) => diagnostics.fmt(f),
+            Self::File(error) | Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<Error> for StartError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// An export that is being served.
+#[derive(Clone, Debug)]
+pub struct StartedExport {
+    /// Its id in the file.
+    pub id: String,
+    /// What a client opens.
+    pub uri: String,
+}
+
+fn read(path: &Path) -> Result<(GraphSpec, PathBuf), StartError> {
+    let name = path.display().to_string();
+    let text = read_text_file(path, FILE_MAX_BYTES)
+        .map_err(|error| StartError::File(Error::os(format!("cannot read `{name}`"), &error)))?;
+    let spec = config::parse(&name, &text).map_err(|found| StartError::Config(Box::new(found)))?;
+    Ok((spec, path.parent().unwrap_or(Path::new("")).to_owned()))
+}
+
+/// Reads a file and checks what can be without looking at this machine.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read_spec(path: &Path) -> Result<GraphSpec, StartError> {
+    read(path).map(|(spec, _)| spec)
+}
+
+/// Checks a file against this machine, without side effects.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn check(path: &Path) -> Result<GraphSpec, StartError> {
+    let (spec, base) = read(path)?;
+    let machine = Machine::default();
+    check_on(&spec, &base, &machine)?;
+    Ok(spec)
+}
+
+fn check_on(spec: &GraphSpec, base: &Path, machine: &Machine) -> Result<(), StartError> {
+    machine.compile_all(spec, base);
+    let found = config::check_surroundings(spec, machine, base);
+    if found.has_errors() { Err(StartError::Config(Box::new(found))) } else { Ok(()) }
+}
+
+/// Builds the graph of a file, and serves its exports.
+///
+/// # Errors
+/// Everything that is wrong with the file, or what failed.
+pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExport>), StartError> {
+    let (spec, base) = read(path)?;
+    let machine = Machine::default();
+    check_on(&spec, &base, &machine)?;
+    let mut builder = Builder {
+        spec: &spec,
+        base: &base,
+        machine: &machine,
+        instances: BTreeMap::new(),
+        groups: BTreeMap::new(),
+    };
+    let graph = builder.graph()?;
+    let host = Host::start(&worker_options(&spec, overrides), graph)?;
+    let exports = serve(&host, &spec, &base)?;
+    Ok((host, exports))
+}
+
+fn worker_options(spec: &GraphSpec, overrides: Overrides) -> WorkerOptions {
+    let default = WorkerOptions::default();
+    let settings = &spec.host;
+    let workers = settings.workers.as_ref().and_then(|it| usize::try_from(it.value).ok());
+    let engine = settings.engine.as_ref().map(|it| match it.value {
+        Engine::Auto => EngineChoice::Auto,
+        Engine::IoUring => EngineChoice::Exactly(EngineKind::IoUring),
+        Engine::Threads => EngineChoice::Exactly(EngineKind::Threads),
+    });
+    let poll: Option<Duration> = settings.poll.as_ref().map(|it| it.value);
+    WorkerOptions {
+        workers: overrides.workers.or(workers).unwrap_or(default.workers),
+        engine: overrides.engine.or(engine).unwrap_or(default.engine),
+        poll: poll.unwrap_or(default.poll),
+    }
+}
+
+struct Builder<'a> {
+    spec: &'a GraphSpec,
+    base: &'a Path,
+    machine: &'a Machine,
+    instances: BTreeMap<String, Arc<Instance>>,
+    groups: BTreeMap<String, ThrottleGroup>,
+}
+
+impl Builder<'_> {
+    fn graph(&mut self) -> Result<GraphDecl, StartError> {
+        let mut graph = GraphDecl::default();
+        for spec in &self.spec.nodes {
+            let driver = self.driver(spec)?;
+            let name = spec.name.value.clone();
+            let children = self.children(&name);
+            graph.nodes.push(NodeDecl { name, driver, children });
+        }
+        for drive in &self.spec.drives {
+            graph.drives.push(DriveDecl {
+                id: drive.id.value.clone(),
+                root: drive.root.as_ref().map(|root| root.value.clone()),
+                writable: drive.is_writable(self.spec),
+                only_shows: false,
+            });
+        }
+        for export in &self.spec.exports {
+            if let Scope::Node(node) = &export.scope {
+                graph.drives.push(DriveDecl {
+                    id: drive_of(export),
+                    root: Some(node.value.clone()),
+                    writable: export.writable.value,
+                    only_shows: true,
+                });
+            }
+        }
+        for bitmap in &self.spec.bitmaps {
+            graph.bitmaps.push(bitmap_decl(bitmap)?);
+        }
+        Ok(graph)
+    }
+
+    fn children(&self, parent: &str) -> Vec<ChildDecl> {
+        let child = |edge: &config::EdgeSpec| ChildDecl {
+            name: edge.name.clone(),
+            node: edge.child.clone(),
+            role: edge.role,
+            grants: PermissionSet::NONE,
+        };
+        self.spec.edges_from(parent).map(child).collect()
+    }
+
+    /// Opens a node; what fails is shown at the key that names it.
+    fn driver(&mut self, node: &NodeSpec) -> Result<Arc<dyn Node>, StartError> {
+        match &node.driver {
+            DriverSpec::File(file) => {
+                let opened = FileNode::open(&self.file_options(node, file));
+                Ok(Arc::new(opened.map_err(|error| self.at(file.path.span, &error))?))
+            }
+            DriverSpec::Memory(memory) => {
+                let made = MemoryNode::new(memory.size_bytes.value, memory.block_size_bytes.value);
+                Ok(Arc::new(made.map_err(|error| self.at(memory.size_bytes.span, &error))?))
+            }
+            DriverSpec::Null(null) => Ok(Arc::new(NullNode::new(
+                null.size_bytes.value,
+                null.read_zeroes.value,
+                null.latency.value,
+            ))),
+            DriverSpec::Raw(raw) => {
+                let value = |it: &Option<config::Spanned<u64>>| it.as_ref().map(|it| it.value);
+                let offset = value(&raw.offset_bytes).unwrap_or(0);
+                Ok(Arc::new(RawNode::new(offset, value(&raw.size_bytes))))
+            }
+            DriverSpec::Plugin(plugin) => Ok(Arc::new(self.plugin(node, plugin)?)),
+            DriverSpec::Filter(filter) => self.filter(node, filter),
+        }
+    }
+
+    fn file_options(&self, node: &NodeSpec, file: &FileSpec) -> FileOptions {
+        let mut users = self.spec.edges_to(&node.name.value);
+        FileOptions {
+            path: file.path_in(self.base),
+            create_bytes: file.create_bytes.as_ref().map(|it| it.value),
+            direct: file.direct.value,
+            write: users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty()),
+            discard: file.discard.value,
+            locking: match file.locking.value {
+                Locking::Auto => ImageLocking::Auto,
+                Locking::On => ImageLocking::On,
+                Locking::Off => ImageLocking::Off,
+            },
+        }
+    }
+
+    fn plugin(&mut self, node: &NodeSpec, spec: &PluginSpec) -> Result<PluginNode, StartError> {
+        let key = instance_key(node, spec.instance.as_ref().map(|it| it.value.as_str()));
+        if let Some(instance) = self.instances.get(&key) {
+            return Ok(PluginNode::new(instance)?);
+        }
+        let module = self.machine.module(&spec.plugin.value.in_dir(self.base))?;
+        let limits = PluginLimits {
+            memory_bytes: spec.limits.memory_bytes,
+            call: spec.limits.call,
+            in_flight: spec.limits.in_flight,
+            hold: spec.limits.hold,
+        };
+        let made = Instance::new(&module, &spec.config.json.to_string(), limits);
+        let instance = made.map_err(|error| match error {
+            InstanceError::Plugin(error) => self.at(spec.plugin.span, &error),
+            InstanceError::Config(error) => {
+                let error_at = spec.config.span_of(&error.path);
+                self.at(error_at, &Error::new(ErrorKind::Invalid, error.message))
+            }
+        })?;
+        self.instances.insert(key, Arc::clone(&instance));
+        Ok(PluginNode::new(&instance)?)
+    }
+
+    fn filter(&mut self, node: &NodeSpec, spec: &FilterSpec) -> Result<Arc<dyn Node>, StartError> {
+        if spec.kind == FilterKind::Pass {
+            return Ok(Arc::new(PassNode));
+        }
+        let key = instance_key(node, spec.instance.as_ref().map(|it| it.value.as_str()));
+        if !self.groups.contains_key(&key) {
+            let config = ThrottleConfig::from_json(&spec.config.json.to_string());
+            let config = config.map_err(|error| {
+                let span = spec.config.span_of(&error.path);
+                self.at(span, &Error::new(ErrorKind::Invalid, error.message))
+            })?;
+            self.groups.insert(key.clone(), ThrottleGroup::new(&config));
+        }
+        Ok(Arc::new(ThrottleNode::new(self.groups[&key].clone())))
+    }
+
+    fn at(&self, span: Span, error: &Error) -> StartError {
+        let mut found = self.spec.diagnostics();
+        found.push(Diagnostic::error(span, error.to_string()));
+        StartError::Config(Box::new(found))
+    }
+}
+
+/// Instances have a namespace of their own: a node's own instance must not meet a shared one's name.
+fn instance_key(node: &NodeSpec, shared: Option<&str>) -> String {
+    shared.map_or_else(|| format!("node {}", node.name.value), |name| format!("instance {name}"))
+}
+
+fn bitmap_decl(spec: &BitmapSpec) -> Result<BitmapDecl> {
+    let invalid = |error: &dyn fmt::Display| Error::new(ErrorKind::Invalid, error.to_string());
+    Ok(BitmapDecl {
+        scope: bitmap_scope(&spec.scope),
+        name: BitmapName::new(&spec.name.value).map_err(|error| invalid(&error))?,
+        granularity: Granularity::from_bytes(spec.granularity_bytes.value.into())
+            .map_err(|error| invalid(&error))?,
+        enabled: spec.enabled.value,
+    })
+}
+
+fn bitmap_scope(scope: &Scope) -> BitmapScope {
+    match scope {
+        Scope::Drive(id) => BitmapScope::Drive(id.value.as_str().into()),
+        Scope::Node(name) => BitmapScope::Node(name.value.as_str().into()),
+    }
+}
+
+/// The drive behind an export; that of a node has an anonymous one.
+fn drive_of(export: &ExportSpec) -> String {
+    match &export.scope {
+        Scope::Drive(id) => id.value.clone(),
+        Scope::Node(_) => format!("#export.{}", export.id.value),
+    }
+}
+
+fn serve(host: &Host, spec: &GraphSpec, base: &Path) -> Result<Vec<StartedExport>, StartError> {
+    let mut listeners: Vec<(ListenAddr, Vec<&ExportSpec>)> = Vec::new();
+    for export in &spec.exports {
+        let address = export.listen.value.in_dir(base);
+        match listeners.iter_mut().find(|(known, _)| *known == address) {
+            Some((_, exports)) => exports.push(export),
+            None => listeners.push((address, vec![export])),
+        }
+    }
+    let mut started = BTreeMap::new();
+    for (address, exports) in listeners {
+        let served = exports.iter().map(|export| nbd_export(spec, export)).collect();
+        let bound = host.serve_nbd(&resolve(&address)?, served).map_err(|error| {
+            let mut found = spec.diagnostics();
+            found.push(Diagnostic::error(exports[0].listen.span, error.to_string()));
+            StartError::Config(Box::new(found))
+        })?;
+        for export in exports {
+            started.insert(export.id.value.clone(), uri(&bound, &export.name.value));
+        }
+    }
+    let started = spec.exports.iter().filter_map(|export| {
+        let id = export.id.value.clone();
+        started.remove(&id).map(|uri| StartedExport { id, uri })
+    });
+    Ok(started.collect())
+}
+
+fn resolve(address: &ListenAddr) -> Result<ListenAddress> {
+    match address {
+        ListenAddr::Unix(path) => Ok(ListenAddress::Unix(path.clone())),
+        ListenAddr::Tcp { host, port } => {
+            let mut found = (host.as_str(), *port)
+                .to_socket_addrs()
+                .map_err(|error| Error::os(format!("`{host}` is no address"), &error))?;
+            let none = || Error::new(ErrorKind::NotFound, format!("`{host}` has no address"));
+            found.next().map(ListenAddress::Tcp).ok_or_else(none)
+        }
+    }
+}
+
+fn nbd_export(spec: &GraphSpec, export: &ExportSpec) -> Export {
+    let bitmap = |id: &config::Spanned<String>| {
+        let bitmap = spec.bitmap(&id.value)?;
+        Some(ExportBitmap { name: bitmap.name.value.clone(), scope: bitmap_scope(&bitmap.scope) })
+    };
+    let mut seen = BTreeSet::new();
+    let bitmaps = export.bitmaps.iter().filter(|id| seen.insert(&id.value)).filter_map(bitmap);
+    Export {
+        name: export.name.value.clone(),
+        description: export.description.as_ref().map(|it| it.value.clone()).unwrap_or_default(),
+        drive: drive_of(export),
+        writable: export.writable.value,
+        bitmaps: bitmaps.collect(),
+    }
+}
+
+/// An NBD URI (NBD project, `doc/uri.md`).
+fn uri(address: &ListenAddress, name: &str) -> String {
+    let name = percent_encode(name, b"-._~");
+    match address {
+        ListenAddress::Unix(path) => {
+            let path = percent_encode(&path.to_string_lossy(), b"-._~/");
+            format!("nbd+unix:///{name}?socket={path}")
+        }
+        ListenAddress::Tcp(SocketAddr::V4(address)) => format!("nbd://{address}/{name}"),
+        ListenAddress::Tcp(SocketAddr::V6(address)) => format!("nbd://{address}/{name}"),
+    }
+}
+
+fn percent_encode(text: &str, plain: &[u8]) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || plain.contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}

@@ -1,0 +1,243 @@
+//! A host: workers, a graph, bitmaps and exports, put together from code or from a TOML file.
+//!
+//! [`Host`], [`Drive`] and [`DirtyBitmap`] may be used from any thread, under any async executor or
+//! none ([`block_on`]). A call is a message to a worker; the graph is reached on workers alone.
+
+mod bitmaps;
+mod call;
+mod drive;
+mod from_spec;
+mod report;
+mod surroundings;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+pub use bitmaps::DirtyBitmap;
+pub use call::block_on;
+pub use drive::Drive;
+pub use from_spec::{Overrides, StartError, StartedExport, check, read_spec, start};
+pub use report::report as report_of;
+
+use crate::bitmap::{BitmapName, Granularity};
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::nbd::{Export, ListenAddress, NbdServer};
+use crate::graph::{
+    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, Graph, GraphCell, GraphDecl, LocalDrive,
+    LocalGraph, NodeDecl,
+};
+use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
+use crate::limits::DRAIN_TIME;
+use crate::node::Node;
+use call::on_worker;
+
+/// Collects what makes a [`Host`].
+#[derive(Default)]
+pub struct HostBuilder {
+    options: WorkerOptions,
+    graph: GraphDecl,
+}
+
+impl HostBuilder {
+    /// Sets threads, engine and polling.
+    #[must_use]
+    pub fn workers(mut self, options: WorkerOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Adds a node: a driver of this crate or of your own, and its children in the driver's order.
+    #[must_use]
+    pub fn node(mut self, name: &str, driver: impl Node, children: Vec<ChildDecl>) -> Self {
+        self.graph.nodes.push(NodeDecl { name: name.into(), driver: Arc::new(driver), children });
+        self
+    }
+
+    /// Adds a drive that shows the node `root`.
+    #[must_use]
+    pub fn drive(mut self, id: &str, root: &str, writable: bool) -> Self {
+        let root = Some(root.into());
+        self.graph.drives.push(DriveDecl { id: id.into(), root, writable, only_shows: false });
+        self
+    }
+
+    /// Adds a dirty bitmap that records from the start.
+    #[must_use]
+    pub fn bitmap(
+        mut self,
+        scope: BitmapScope,
+        name: BitmapName,
+        granularity: Granularity,
+    ) -> Self {
+        self.graph.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
+        self
+    }
+
+    /// Starts the workers and the graph.
+    ///
+    /// # Errors
+    /// When a name is wrong, nodes do not fit each other, permissions conflict, or the engine asked for
+    /// does not work here.
+    pub fn start(self) -> Result<Host> {
+        Host::start(&self.options, self.graph)
+    }
+}
+
+struct Inner {
+    workers: Workers,
+    cell: Arc<GraphCell>,
+    server: NbdServer,
+    next_worker: AtomicUsize,
+}
+
+/// See the module. Dropping it ends everything at once; [`Host::shutdown`] ends it in order.
+pub struct Host {
+    inner: Arc<Inner>,
+}
+
+impl Host {
+    /// Begins a host from code.
+    ///
+    /// ```
+    /// use blockloom::graph::{BitmapScope, ChildDecl};
+    /// use blockloom::node::MemoryNode;
+    /// use blockloom::{Host, block_on};
+    ///
+    /// # fn main() -> blockloom::Result<()> {
+    /// let host = Host::builder()
+    ///     .node("disk", MemoryNode::new(1 << 20, 1)?, vec![])
+    ///     .drive("vda", "disk", true)
+    ///     .start()?;
+    /// let drive = host.drive("vda")?;
+    /// block_on(drive.write(4096, b"hello"))?;
+    /// assert_eq!(&block_on(drive.read(4096, 5))?[..], b"hello");
+    /// host.shutdown()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> HostBuilder {
+        HostBuilder::default()
+    }
+
+    fn start(options: &WorkerOptions, graph: GraphDecl) -> Result<Self> {
+        let graph = graph.build()?;
+        for node in graph.nodes() {
+            let children: Vec<_> =
+                node.edges().iter().map(|edge| *graph.nodes()[edge.child()].info()).collect();
+            let started = node.driver().start(node.name(), node.info(), &children);
+            started.map_err(|error| error.at_node(node.name()))?;
+        }
+        let workers = Workers::start(options)
+            .map_err(|error| Error::new(ErrorKind::NotSupported, format!("workers: {error}")))?;
+        let cell = Arc::new(GraphCell::new(graph));
+        let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
+        let inner = Inner { workers, cell, server, next_worker: AtomicUsize::new(0) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The engine that the workers run on.
+    pub fn engine(&self) -> EngineKind {
+        self.inner.workers.engine()
+    }
+
+    /// The graph now.
+    pub fn graph(&self) -> Arc<Graph> {
+        self.inner.cell.load()
+    }
+
+    /// A drive, by its id.
+    ///
+    /// # Errors
+    /// `ENOENT`, with the ids that there are.
+    pub fn drive(&self, id: &str) -> Result<Drive> {
+        Drive::open(&self.inner, id)
+    }
+
+    /// A dirty bitmap.
+    ///
+    /// # Errors
+    /// `ENOENT`.
+    pub fn bitmap(&self, scope: &BitmapScope, name: &str) -> Result<DirtyBitmap> {
+        DirtyBitmap::find(&self.inner, scope, name)
+    }
+
+    /// Adds a dirty bitmap, clean; it records from the moment at which this returns if `enabled`.
+    ///
+    /// # Errors
+    /// `EEXIST`; `ENOENT` for an unknown scope; `ETIMEDOUT` when requests do not end.
+    pub async fn add_bitmap(&self, decl: BitmapDecl) -> Result<DirtyBitmap> {
+        let (inner, scope, name) = (&self.inner, decl.scope.clone(), decl.name.clone());
+        let cell = Arc::clone(&inner.cell);
+        on_worker(self.inner.first(), move || async move { cell.add_bitmap(decl).await }).await?;
+        DirtyBitmap::find(&self.inner, &scope, name.as_str())
+    }
+
+    /// Serves exports over NBD; returns where (a TCP port 0 is replaced).
+    ///
+    /// # Errors
+    /// When the address is taken.
+    pub fn serve_nbd(
+        &self,
+        address: &ListenAddress,
+        exports: Vec<Export>,
+    ) -> Result<ListenAddress> {
+        self.inner.server.listen(address, exports)
+    }
+
+    /// NBD clients connected now.
+    pub fn connections(&self) -> usize {
+        self.inner.server.connections()
+    }
+
+    /// The counters of all edges and the dirty counts of all bitmaps, one line each.
+    pub fn report(&self) -> String {
+        report::report(&self.graph())
+    }
+
+    /// Ends in order: no new requests, those in progress finish, writable drives are flushed.
+    ///
+    /// # Errors
+    /// When requests do not end in time, or a flush fails; everything has ended then all the same.
+    pub fn shutdown(self) -> Result<()> {
+        let inner = Arc::clone(&self.inner);
+        let worker = inner.first().clone();
+        inner.server.stop();
+        let ending = Arc::clone(&inner);
+        block_on(on_worker(&worker, move || async move {
+            let stopped = until(turn_now() + DRAIN_TIME, ending.server.stopped()).await.is_some();
+            let settled = ending.cell.settle().await;
+            let flushed = flush_all(&ending.cell).await;
+            if !(stopped && settled) {
+                let message = format!("requests did not end within {} s", DRAIN_TIME.as_secs());
+                return Err(Error::new(ErrorKind::TimedOut, message));
+            }
+            flushed
+        }))
+    }
+}
+
+impl Inner {
+    fn first(&self) -> &WorkerHandle {
+        &self.workers.handles()[0]
+    }
+
+    /// Workers in turn, so that drives spread over them.
+    fn next(&self) -> WorkerHandle {
+        let handles = self.workers.handles();
+        handles[self.next_worker.fetch_add(1, Ordering::Relaxed) % handles.len()].clone()
+    }
+}
+
+async fn flush_all(cell: &Arc<GraphCell>) -> Result<()> {
+    let graph = cell.load();
+    let mut result = Ok(());
+    for drive in graph.drives().iter().filter(|drive| drive.is_writable() && drive.root().is_some())
+    {
+        let flushed = LocalDrive::open(&LocalGraph::of(cell), drive.id())?.flush().await;
+        if let Err(error) = flushed {
+            tracing::error!("flush of drive `{}`: {error}", drive.id());
+            result = Err(error);
+        }
+    }
+    result
+}

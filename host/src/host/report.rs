@@ -1,0 +1,60 @@
+//! Counters and dirty counts as text.
+
+use std::fmt::Write;
+
+use crate::bitmap::BitmapState;
+use crate::graph::{BitmapScope, Edge, Graph, OpKind};
+
+/// The counters of all edges and the dirty counts of all bitmaps of a graph, one line each.
+pub fn report(graph: &Graph) -> String {
+    let mut lines = Vec::new();
+    for drive in graph.drives() {
+        if let Some(root) = drive.root() {
+            lines.push(edge_line(graph, &format!("drive `{}`", drive.id()), root));
+        }
+    }
+    for node in graph.nodes().iter().rev() {
+        let parent = format!("node `{}`", node.name());
+        lines.extend(node.edges().iter().map(|edge| edge_line(graph, &parent, edge)));
+    }
+    for (scope, bitmap) in graph.bitmaps() {
+        let place = match scope {
+            BitmapScope::Node(name) => format!("node `{name}`"),
+            BitmapScope::Drive(id) => format!("drive `{id}`"),
+        };
+        let state = match bitmap.state() {
+            BitmapState::Recording => "recording",
+            _ => "disabled",
+        };
+        lines.push(format!(
+            "bitmap `{}` of {place}: {} granules of {} dirty ({} bytes), {state}",
+            bitmap.name().as_str(),
+            bitmap.count(),
+            bitmap.granularity(),
+            bitmap.dirty_bytes()
+        ));
+    }
+    lines.join("\n")
+}
+
+fn edge_line(graph: &Graph, parent: &str, edge: &Edge) -> String {
+    let counters = edge.counters().snapshot();
+    let child = graph.nodes()[edge.child()].name();
+    let mut line = format!("{parent} → node `{child}` ({}):", edge.name());
+    let mut any = false;
+    for kind in OpKind::ALL {
+        let (requests, bytes) = (counters.requests[kind.index()], counters.bytes[kind.index()]);
+        if requests > 0 {
+            let separator = if any { "," } else { "" };
+            let _ = write!(line, "{separator} {requests} {} ({bytes} bytes)", kind.name());
+            any = true;
+        }
+    }
+    if !any {
+        line.push_str(" no requests");
+    }
+    if counters.errors > 0 {
+        let _ = write!(line, ", {} errors", counters.errors);
+    }
+    line
+}

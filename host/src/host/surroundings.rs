@@ -1,0 +1,129 @@
+//! The facts that checks of a configuration need, from this machine; plugins that were compiled for
+//! them are kept for the start.
+
+use std::collections::BTreeMap;
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blockloom_plugin_throttle::ThrottleConfig;
+use serde_json::Value;
+
+use crate::config::{
+    ConfigError, DriverSpec, FileFacts, FilterKind, GraphSpec, ListenAddr, PluginSource,
+    Surroundings,
+};
+use crate::error::{Error, Result};
+use crate::io::{Listener, in_parallel, path_facts, socket_in_use};
+use crate::plugin::{PluginLimits, PluginModule, PluginRuntime, bundled_names};
+
+type Loaded = Result<Arc<PluginModule>>;
+
+/// This machine.
+#[derive(Default)]
+pub(super) struct Machine {
+    /// By the text of the source.
+    modules: Mutex<BTreeMap<String, Loaded>>,
+    runtime: Mutex<Option<Result<Arc<PluginRuntime>>>>,
+}
+
+impl Machine {
+    /// Compiles all plugins of a specification at once, one thread each.
+    pub(super) fn compile_all(&self, spec: &GraphSpec, base_dir: &Path) {
+        let mut sources: Vec<PluginSource> = Vec::new();
+        for node in &spec.nodes {
+            if let DriverSpec::Plugin(plugin) = &node.driver {
+                let source = plugin.plugin.value.in_dir(base_dir);
+                if !sources.contains(&source) {
+                    sources.push(source);
+                }
+            }
+        }
+        in_parallel(sources, |source| drop(self.module(&source)));
+    }
+
+    fn runtime(&self) -> Result<Arc<PluginRuntime>> {
+        let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        runtime.get_or_insert_with(|| PluginRuntime::new().map(Arc::new)).clone()
+    }
+
+    /// A compiled plugin; compiled once.
+    pub(super) fn module(&self, source: &PluginSource) -> Loaded {
+        let key = source.to_string();
+        let lock = || self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(&key) {
+            return known.clone();
+        }
+        let loaded = self.runtime().and_then(|runtime| match source {
+            PluginSource::Bundled(name) => PluginModule::load_bundled(&runtime, name),
+            PluginSource::File(path) => PluginModule::load_file(&runtime, Path::new(path)),
+        });
+        let loaded = loaded.map(Arc::new);
+        lock().entry(key).or_insert(loaded).clone()
+    }
+}
+
+impl Surroundings for Machine {
+    fn file(&self, path: &Path) -> Result<FileFacts, String> {
+        let facts = path_facts(path).map_err(|error| error.to_string())?;
+        Ok(FileFacts {
+            exists: facts.exists,
+            size_bytes: facts.size_bytes,
+            is_block_device: facts.is_block_device,
+            writable: facts.is_writable,
+            is_dir: facts.is_directory,
+        })
+    }
+
+    fn listen_in_use(&self, addr: &ListenAddr) -> Option<String> {
+        match addr {
+            ListenAddr::Unix(path) => socket_in_use(path),
+            ListenAddr::Tcp { host, port } => {
+                let address = match (host.as_str(), *port).to_socket_addrs() {
+                    Ok(mut addresses) => addresses.next()?,
+                    Err(error) => return Some(format!("`{host}` is no address: {error}")),
+                };
+                Listener::tcp(address).err().map(|error| error.to_string())
+            }
+        }
+    }
+
+    fn bundled_plugins(&self) -> Vec<String> {
+        bundled_names().map(str::to_owned).collect()
+    }
+
+    fn plugin(&self, plugin: &PluginSource) -> Result<(), String> {
+        self.module(plugin).map(drop).map_err(|error: Error| error.to_string())
+    }
+
+    fn plugin_config(&self, plugin: &PluginSource, config: &Value) -> Vec<ConfigError> {
+        let whole = |message: String| ConfigError { path: String::new(), message };
+        let checked = match self.module(plugin) {
+            Ok(module) => module.check_config(&config.to_string(), &PluginLimits::default()),
+            Err(error) => return vec![whole(error.to_string())],
+        };
+        checked
+            .err()
+            .map(|error| ConfigError { path: error.path, message: error.message })
+            .into_iter()
+            .collect()
+    }
+
+    fn filter_config(&self, filter: FilterKind, config: &Value) -> Vec<ConfigError> {
+        match filter {
+            FilterKind::Pass => match config.as_object().and_then(|keys| keys.keys().next()) {
+                Some(key) => {
+                    let message = "`pass` has no configuration: remove the key".to_owned();
+                    vec![ConfigError { path: key.clone(), message }]
+                }
+                None => Vec::new(),
+            },
+            FilterKind::Throttle => {
+                let error = ThrottleConfig::from_json(&config.to_string()).err();
+                let error =
+                    error.map(|error| ConfigError { path: error.path, message: error.message });
+                error.into_iter().collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Facts about paths, for the control path: all of these may block.
+
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{Access, FileType, SeekFrom};
+
+/// What `check` and `serve` want to know of a path before it is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathFacts {
+    /// Something is there.
+    pub exists: bool,
+    /// Length of the file or device, bytes.
+    pub size_bytes: u64,
+    /// It is a directory.
+    pub is_directory: bool,
+    /// It is a block device.
+    pub is_block_device: bool,
+    /// This process may write it.
+    pub is_writable: bool,
+}
+
+/// The facts about `path`.
+///
+/// # Errors
+/// The operating system's, except that a missing file is a fact.
+pub fn path_facts(path: &Path) -> io::Result<PathFacts> {
+    let metadata = match rustix::fs::stat(path) {
+        Ok(metadata) => metadata,
+        Err(rustix::io::Errno::NOENT) => return Ok(PathFacts::default()),
+        Err(error) => return Err(error.into()),
+    };
+    let kind = FileType::from_raw_mode(metadata.st_mode);
+    let is_block_device = kind == FileType::BlockDevice;
+    let size_bytes = if is_block_device {
+        let fd = std::fs::File::open(path)?;
+        rustix::fs::seek(&fd, SeekFrom::End(0))?
+    } else {
+        u64::try_from(metadata.st_size).unwrap_or(0)
+    };
+    Ok(PathFacts {
+        exists: true,
+        size_bytes,
+        is_directory: kind == FileType::Directory,
+        is_block_device,
+        is_writable: rustix::fs::access(path, Access::WRITE_OK).is_ok(),
+    })
+}
+
+/// Whether the directory in which `path` would be created is missing.
+pub fn create_parent_missing(path: &Path) -> bool {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.is_some_and(|parent| !parent.is_dir())
+}
+
+/// Reads a whole text file of at most `max_bytes`.
+///
+/// # Errors
+/// The operating system's; `InvalidData` when it is longer or not UTF-8.
+pub fn read_text_file(path: &Path, max_bytes: u64) -> io::Result<String> {
+    let bytes = read_file(path, max_bytes)?;
+    String::from_utf8(bytes)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
+/// Reads a whole file of at most `max_bytes`.
+///
+/// # Errors
+/// The operating system's; `InvalidData` when it is longer.
+pub fn read_file(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max_bytes {
+        let message = format!("it is longer than {max_bytes} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(bytes)
+}

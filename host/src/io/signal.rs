@@ -1,0 +1,42 @@
+//! Signals that the daemon reacts to.
+
+use std::io;
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator;
+
+/// One signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM or SIGINT: end.
+    Terminate,
+    /// SIGUSR1: log the counters.
+    Report,
+}
+
+/// The signals of this process, from the moment on at which this is made.
+#[derive(Debug)]
+pub struct Signals {
+    inner: iterator::Signals,
+}
+
+impl Signals {
+    /// Takes over SIGTERM, SIGINT and SIGUSR1.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { inner: iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1])? })
+    }
+
+    /// Waits for the next one, blocking the calling thread.
+    pub fn wait(&mut self) -> Signal {
+        loop {
+            match self.inner.forever().next() {
+                Some(SIGUSR1) => return Signal::Report,
+                Some(_) => return Signal::Terminate,
+                None => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The executor of one worker: single-threaded, first-in first-out, futures never move.
+//!
+//! A task's slot keeps its waker for the slot's whole life, so spawning costs one box. A waker that
+//! outlives its task may wake the slot's next tenant: a spurious wake, which every future allows.
+//! Wakes from the worker's own thread go to a plain queue; wakes from elsewhere go through
+//! [`RemoteReady`] and interrupt the worker's sleep.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use crossbeam::queue::SegQueue;
+
+use super::reactor::Waker as SleepWaker;
+
+/// A future of this worker.
+pub(super) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
+
+thread_local! {
+    /// The executor that owns the current thread; 0 for none.
+    static THREAD_EXECUTOR: Cell<u64> = const { Cell::new(0) };
+    static THREAD_READY: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// Wakes that come from other threads. Bounded by the number of tasks: each is queued at most once.
+pub(super) struct RemoteReady {
+    executor: u64,
+    queue: SegQueue<usize>,
+    sleeper: Arc<SleepWaker>,
+}
+
+struct TaskWaker {
+    remote: Arc<RemoteReady>,
+    index: usize,
+    scheduled: AtomicBool,
+}
+
+impl TaskWaker {
+    fn schedule(&self) {
+        if self.scheduled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if THREAD_EXECUTOR.with(Cell::get) == self.remote.executor {
+            THREAD_READY.with(|ready| ready.borrow_mut().push_back(self.index));
+        } else {
+            self.remote.queue.push(self.index);
+            self.remote.sleeper.wake();
+        }
+    }
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.schedule();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.schedule();
+    }
+}
+
+struct Slot {
+    /// `None` while the task is being polled, and when the slot is free.
+    future: Option<LocalFuture>,
+    waker: Waker,
+    state: Arc<TaskWaker>,
+    live: bool,
+}
+
+/// The tasks of one worker.
+pub(super) struct Tasks {
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<usize>>,
+    live: Cell<usize>,
+    remote: Arc<RemoteReady>,
+}
+
+impl Tasks {
+    /// An executor bound to the current thread.
+    pub(super) fn new(sleeper: Arc<SleepWaker>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let executor = NEXT.fetch_add(1, Ordering::Relaxed);
+        THREAD_EXECUTOR.with(|current| current.set(executor));
+        THREAD_READY.with(|ready| ready.borrow_mut().clear());
+        Self {
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            live: Cell::new(0),
+            remote: Arc::new(RemoteReady { executor, queue: SegQueue::new(), sleeper }),
+        }
+    }
+
+    /// Adds a task; it is polled later in this turn.
+    pub(super) fn spawn(&self, future: LocalFuture) {
+        let mut slots = self.slots.borrow_mut();
+        let index = self.free.borrow_mut().pop().unwrap_or(slots.len());
+        if index == slots.len() {
+            let state = Arc::new(TaskWaker {
+                remote: Arc::clone(&self.remote),
+                index,
+                scheduled: AtomicBool::new(false),
+            });
+            let waker = Waker::from(Arc::clone(&state));
+            slots.push(Slot { future: None, waker, state, live: false });
+        }
+        slots[index].future = Some(future);
+        slots[index].live = true;
+        self.live.set(self.live.get() + 1);
+        slots[index].state.schedule();
+    }
+
+    /// Tasks that have not ended.
+    pub(super) fn live(&self) -> usize {
+        self.live.get()
+    }
+
+    /// Polls ready tasks, at most `limit`, in the order in which they became ready; returns how many.
+    pub(super) fn run(&self, limit: usize) -> usize {
+        let mut count = 0;
+        while count < limit {
+            let Some(index) = self.next_ready() else { break };
+            self.poll(index);
+            count += 1;
+        }
+        count
+    }
+
+    fn next_ready(&self) -> Option<usize> {
+        let local = THREAD_READY.with(|ready| ready.borrow_mut().pop_front());
+        local.or_else(|| self.remote.queue.pop())
+    }
+
+    /// Whether a task is ready to be polled.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.remote.queue.is_empty() || THREAD_READY.with(|ready| !ready.borrow().is_empty())
+    }
+
+    fn poll(&self, index: usize) {
+        let (mut future, waker) = {
+            let slot = &mut self.slots.borrow_mut()[index];
+            slot.state.scheduled.store(false, Ordering::Release);
+            let Some(future) = slot.future.take() else { return };
+            (future, slot.waker.clone())
+        };
+        let outcome = future.as_mut().poll(&mut Context::from_waker(&waker));
+        if outcome == Poll::Pending {
+            self.slots.borrow_mut()[index].future = Some(future);
+            return;
+        }
+        // Dropping may run anything, also `spawn`: no borrow is held meanwhile.
+        drop(future);
+        self.slots.borrow_mut()[index].live = false;
+        self.free.borrow_mut().push(index);
+        self.live.set(self.live.get() - 1);
+    }
+
+    /// Drops all tasks, also those that wait.
+    pub(super) fn clear(&self) {
+        loop {
+            let futures: Vec<LocalFuture> = {
+                let mut slots = self.slots.borrow_mut();
+                slots.iter_mut().filter_map(|slot| slot.future.take()).collect()
+            };
+            if futures.is_empty() {
+                break;
+            }
+        }
+        self.live.set(0);
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.clear();
+        THREAD_EXECUTOR.with(|current| {
+            if current.get() == self.remote.executor {
+                current.set(0);
+            }
+        });
+    }
+}

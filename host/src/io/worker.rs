@@ -1,0 +1,448 @@
+//! Workers: threads that each run an executor, timers and an engine, and the way in from other threads.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, Waker as TaskWaker};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::queue::ArrayQueue;
+
+use super::engine::{self, EngineChoice, EngineKind};
+use super::file::File;
+use super::ops::{FileOp, OpFuture};
+use super::reactor::{self, Reactor};
+use super::task::Tasks;
+use super::time::Time;
+use super::timer::{TimerKey, Timers};
+use super::{Io, Wait};
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{POLL_DEFAULT, TASKS_PER_TURN_MAX, WORKER_INBOX_MAX, WORKERS_MAX};
+
+/// Rounds of tasks and hooks in one turn.
+const ROUNDS_PER_TURN_MAX: usize = 16;
+
+type Message = Box<dyn FnOnce() + Send>;
+
+/// Runs between the tasks of a turn and its wait: whatever gathers a turn's work into one batch.
+pub trait TurnHook {
+    /// Handles the batch; returns whether there was one (tasks may be ready then).
+    fn run_turn(&self) -> bool;
+}
+
+/// How workers are set up.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerOptions {
+    /// Threads, 1 to [`WORKERS_MAX`].
+    pub workers: usize,
+    /// Engine of all of them.
+    pub engine: EngineChoice,
+    /// Longest time to poll before sleeping; zero for never.
+    pub poll: Duration,
+}
+
+impl Default for WorkerOptions {
+    /// One worker a core, any engine, polling for [`POLL_DEFAULT`].
+    fn default() -> Self {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+        Self { workers, engine: EngineChoice::Auto, poll: POLL_DEFAULT }
+    }
+}
+
+struct Inbox {
+    messages: ArrayQueue<Message>,
+    waker: Arc<reactor::Waker>,
+    stop: AtomicBool,
+}
+
+/// The way to one worker from any thread.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    index: usize,
+    inbox: Arc<Inbox>,
+}
+
+impl WorkerHandle {
+    /// The worker's number, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Has the worker run a turn.
+    pub fn wake(&self) {
+        self.inbox.waker.wake();
+    }
+
+    /// Runs `message` on the worker, where it may [`spawn`].
+    ///
+    /// # Errors
+    /// `EAGAIN` when [`WORKER_INBOX_MAX`] messages wait already, `ESHUTDOWN` when the worker has ended.
+    pub fn post(&self, message: impl FnOnce() + Send + 'static) -> Result<()> {
+        if self.inbox.stop.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::ShuttingDown, "the host is shutting down"));
+        }
+        let sent = self.inbox.messages.push(Box::new(message));
+        if sent.is_err() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "the worker's inbox is full: wait for calls to end",
+            ));
+        }
+        self.inbox.waker.wake();
+        Ok(())
+    }
+}
+
+/// What the code on a worker's thread can reach.
+pub struct Local {
+    index: usize,
+    io: Rc<dyn Io>,
+    tasks: Tasks,
+    timers: Timers,
+    inbox: Arc<Inbox>,
+    hooks: RefCell<Vec<Rc<dyn TurnHook>>>,
+    /// A hook had a batch when the turn's last round ended.
+    unfinished: Cell<bool>,
+    now: Cell<Time>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
+}
+
+/// The current thread's worker, if it is one.
+pub fn current() -> Option<Rc<Local>> {
+    CURRENT.with(|current| current.borrow().clone())
+}
+
+fn expect_current() -> Rc<Local> {
+    let Some(local) = current() else {
+        panic!("this must run on a worker: use WorkerHandle::post")
+    };
+    local
+}
+
+/// The current worker's engine.
+pub(super) fn current_io() -> io::Result<Rc<dyn Io>> {
+    current().map(|local| Rc::clone(&local.io)).ok_or_else(|| io::Error::other("not on a worker"))
+}
+
+/// Starts a file operation on the current worker.
+pub(super) fn start(file: &Arc<File>, op: FileOp) -> OpFuture {
+    CURRENT.with(|current| match &*current.borrow() {
+        Some(local) => local.io.start(file, op),
+        None => panic!("files are used on workers: use WorkerHandle::post"),
+    })
+}
+
+/// Adds a task to the current worker.
+///
+/// # Panics
+/// When the current thread is no worker.
+pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    CURRENT.with(|current| match &*current.borrow() {
+        Some(local) => local.tasks.spawn(Box::pin(future)),
+        None => panic!("tasks are spawned on workers: use WorkerHandle::post"),
+    });
+}
+
+/// The time at which the current turn began; the clock itself off workers.
+pub fn turn_now() -> Time {
+    CURRENT.with(|current| {
+        current.borrow().as_ref().map_or_else(Time::monotonic, |local| local.now.get())
+    })
+}
+
+/// Waits until the worker's clock reaches `at`.
+pub async fn sleep_until(at: Time) {
+    let mut sleep = Sleep { local: expect_current(), at, key: None };
+    poll_fn(|cx| sleep.poll(cx.waker())).await;
+}
+
+/// What `future` gave before the worker's clock reached `at`; else `None`, and the future is dropped.
+pub async fn until<T>(at: Time, future: impl Future<Output = T>) -> Option<T> {
+    let (mut future, mut timer) = (pin!(future), pin!(sleep_until(at)));
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
+struct Sleep {
+    local: Rc<Local>,
+    at: Time,
+    key: Option<TimerKey>,
+}
+
+impl Sleep {
+    fn poll(&mut self, waker: &TaskWaker) -> Poll<()> {
+        if self.local.now.get() >= self.at {
+            return Poll::Ready(());
+        }
+        match self.key {
+            Some(key) => self.local.timers.update(key, waker),
+            None => self.key = Some(self.local.timers.insert(self.at, waker.clone())),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.local.timers.remove(key);
+        }
+    }
+}
+
+impl Local {
+    fn new(index: usize, kind: EngineKind) -> io::Result<Rc<Self>> {
+        let reactor = Rc::new(Reactor::new()?);
+        let waker = Arc::clone(reactor.waker());
+        let io = engine::create(kind, reactor)?;
+        let now = io.now();
+        let inbox = Inbox {
+            messages: ArrayQueue::new(WORKER_INBOX_MAX),
+            waker: Arc::clone(&waker),
+            stop: AtomicBool::new(false),
+        };
+        Ok(Rc::new(Self {
+            index,
+            io,
+            tasks: Tasks::new(waker),
+            timers: Timers::default(),
+            inbox: Arc::new(inbox),
+            hooks: RefCell::default(),
+            unfinished: Cell::new(false),
+            now: Cell::new(now),
+        }))
+    }
+
+    /// The worker's number, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Its engine.
+    pub fn io(&self) -> &Rc<dyn Io> {
+        &self.io
+    }
+
+    /// The way to this worker from other threads.
+    pub fn handle(&self) -> WorkerHandle {
+        WorkerHandle { index: self.index, inbox: Arc::clone(&self.inbox) }
+    }
+
+    /// Adds a hook that runs in every turn from now on.
+    pub fn add_turn_hook(&self, hook: Rc<dyn TurnHook>) {
+        self.hooks.borrow_mut().push(hook);
+    }
+
+    /// Tasks that have not ended.
+    pub fn tasks(&self) -> usize {
+        self.tasks.live()
+    }
+
+    fn drain_inbox(&self) {
+        while let Some(message) = self.inbox.messages.pop() {
+            message();
+        }
+    }
+
+    fn run_hooks(&self) -> bool {
+        let mut index = 0;
+        let mut worked = false;
+        loop {
+            let hook = self.hooks.borrow().get(index).cloned();
+            let Some(hook) = hook else { return worked };
+            worked |= hook.run_turn();
+            index += 1;
+        }
+    }
+
+    /// Everything that can be done without waiting, within the bounds of a turn.
+    fn work(&self) {
+        self.now.set(self.io.now());
+        self.inbox.waker.begin_look();
+        self.drain_inbox();
+        self.timers.fire(self.now.get());
+        let mut polled = 0;
+        for _ in 0..ROUNDS_PER_TURN_MAX {
+            polled += self.tasks.run(TASKS_PER_TURN_MAX);
+            let batched = self.run_hooks();
+            self.unfinished.set(batched);
+            if polled >= TASKS_PER_TURN_MAX || !(batched || self.tasks.has_ready()) {
+                return;
+            }
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        self.tasks.has_ready()
+            || self.unfinished.get()
+            || self.inbox.waker.is_pending()
+            || self.inbox.stop.load(Ordering::Acquire)
+    }
+
+    fn run(&self, poll_max: Duration) -> io::Result<()> {
+        let mut poller = Poller::new(poll_max);
+        while !self.inbox.stop.load(Ordering::Acquire) {
+            self.work();
+            if self.has_work() {
+                self.io.turn(Wait::No)?;
+                continue;
+            }
+            self.idle(&mut poller)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for something to do: submits, polls as long as that has paid lately, then sleeps.
+    fn idle(&self, poller: &mut Poller) -> io::Result<()> {
+        let since = self.io.now();
+        let mut count = self.io.turn(Wait::No)?;
+        let mut now = since;
+        let timer = self.timers.next();
+        let timer_due = |now| timer.is_some_and(|at| at <= now);
+        while count == 0 && !self.has_work() && !timer_due(now) && now.since(since) < poller.window
+        {
+            std::hint::spin_loop();
+            count = self.io.turn(Wait::No)?;
+            now = self.io.now();
+        }
+        if count == 0 && !self.has_work() && !timer_due(now) {
+            self.io.turn(timer.map_or(Wait::Forever, Wait::Until))?;
+            now = self.io.now();
+        }
+        poller.learn(now.since(since));
+        Ok(())
+    }
+}
+
+/// How long to poll: grows while what ends a wait comes soon, falls to nothing when it does not.
+struct Poller {
+    window: Duration,
+    max: Duration,
+}
+
+impl Poller {
+    const FIRST: Duration = Duration::from_micros(10);
+
+    fn new(max: Duration) -> Self {
+        Self { window: Duration::ZERO, max }
+    }
+
+    fn learn(&mut self, waited: Duration) {
+        self.window = if waited <= self.max {
+            (self.window * 2).clamp(Self::FIRST.min(self.max), self.max)
+        } else {
+            Duration::ZERO
+        };
+    }
+}
+
+/// The workers of one host.
+pub struct Workers {
+    handles: Vec<WorkerHandle>,
+    threads: Vec<JoinHandle<()>>,
+    kind: EngineKind,
+}
+
+impl Workers {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the engine asked for does not work here, or a thread cannot be started.
+    pub fn start(options: &WorkerOptions) -> io::Result<Self> {
+        let kind = options.engine.resolve()?;
+        let mut workers = Self { handles: Vec::new(), threads: Vec::new(), kind };
+        for index in 0..options.workers.clamp(1, WORKERS_MAX) {
+            let (ready, started) = crossbeam::channel::bounded(1);
+            let poll = options.poll;
+            let thread =
+                std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                    match Local::new(index, kind) {
+                        Ok(local) => {
+                            let _ = ready.send(Ok(local.handle()));
+                            run(&local, poll);
+                        }
+                        Err(error) => drop(ready.send(Err(error))),
+                    }
+                })?;
+            workers.threads.push(thread);
+            let handle =
+                started.recv().map_err(|_| io::Error::other("a worker died at start"))??;
+            workers.handles.push(handle);
+        }
+        Ok(workers)
+    }
+
+    /// The ways to the workers, by number.
+    pub fn handles(&self) -> &[WorkerHandle] {
+        &self.handles
+    }
+
+    /// The engine that was chosen.
+    pub fn engine(&self) -> EngineKind {
+        self.kind
+    }
+}
+
+impl Drop for Workers {
+    /// Ends the workers; tasks that still wait are dropped.
+    fn drop(&mut self) {
+        for handle in &self.handles {
+            handle.inbox.stop.store(true, Ordering::Release);
+            handle.inbox.waker.wake();
+        }
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(local: &Rc<Local>, poll: Duration) {
+    CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(local)));
+    if let Err(error) = local.run(poll) {
+        tracing::error!("worker {} stops: {error}", local.index);
+        local.inbox.stop.store(true, Ordering::Release);
+    }
+    local.tasks.clear();
+    local.hooks.borrow_mut().clear();
+    while local.inbox.messages.pop().is_some() {}
+    CURRENT.with(|current| current.borrow_mut().take());
+    super::trim_pool();
+}
+
+/// Makes the current thread a worker until `future` ends: for tests, benchmarks and tools.
+///
+/// # Errors
+/// When the engine does not work here.
+///
+/// # Panics
+/// When the thread is a worker already.
+pub fn run_on_thread<T: 'static>(
+    engine: EngineChoice,
+    future: impl Future<Output = T> + 'static,
+) -> io::Result<T> {
+    assert!(current().is_none(), "the thread is a worker already");
+    let local = Local::new(0, engine.resolve()?)?;
+    CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(&local)));
+    let output = Rc::new(RefCell::new(None));
+    let (slot, inbox) = (Rc::clone(&output), Arc::clone(&local.inbox));
+    local.tasks.spawn(Box::pin(async move {
+        let value = future.await;
+        *slot.borrow_mut() = Some(value);
+        inbox.stop.store(true, Ordering::Release);
+    }));
+    run(&local, POLL_DEFAULT);
+    let value = output.borrow_mut().take();
+    value.ok_or_else(|| io::Error::other("the worker stopped before its task ended"))
+}

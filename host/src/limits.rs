@@ -1,0 +1,64 @@
+//! Every bound of the host in one place, with its arithmetic.
+
+use std::time::Duration;
+
+/// Workers of one host. More than cores is never useful; 64 keeps per-worker tables small.
+pub const WORKERS_MAX: usize = 64;
+
+/// Longest single read or write, bytes: NBD's usual ceiling, which nbdkit allows too.
+pub const TRANSFER_MAX_BYTES: u32 = 64 << 20;
+
+/// Messages waiting at one worker from other threads. Each is one embedder call or one wake-up.
+pub const WORKER_INBOX_MAX: usize = 16 * 1024;
+
+/// Tasks polled in one turn before sockets, files and timers are looked at again.
+pub const TASKS_PER_TURN_MAX: usize = 4096;
+
+/// Longest time a worker polls before it sleeps, unless the graph file says otherwise.
+pub const POLL_DEFAULT: Duration = Duration::from_micros(50);
+
+/// Threads that run blocking calls for all workers (the thread engine, and calls without a ring opcode).
+pub const BLOCKING_THREADS_MAX: usize = 16;
+
+/// Operations waiting for a blocking thread. Above this an operation fails with `EAGAIN`.
+pub const BLOCKING_QUEUE_MAX: usize = 64 * 1024;
+
+/// Entries of a worker's submission ring; operations beyond it wait in the worker, not in the kernel.
+pub const RING_ENTRIES: u32 = 1024;
+
+/// Free buffers kept by one thread, bytes: 16 requests of 1 MiB, or 4,096 of 4 KiB.
+pub const POOL_BYTES_MAX: usize = 16 << 20;
+
+/// Largest buffer that is kept for re-use, bytes.
+pub const POOL_CLASS_MAX_BYTES: usize = 4 << 20;
+
+/// Requests of one NBD connection that are in progress; more stay in the socket.
+pub const NBD_REQUESTS_MAX: usize = 256;
+
+/// Bytes of one NBD connection's requests in progress. One largest request always fits; with
+/// [`NBD_CONNECTIONS_MAX`] connections this bounds what all clients together can hold.
+pub const NBD_BYTES_MAX: usize = TRANSFER_MAX_BYTES as usize;
+
+/// NBD connections of one host; more are closed at once.
+pub const NBD_CONNECTIONS_MAX: usize = 1024;
+
+/// Receive buffer of one NBD connection, bytes: a burst of 32 writes of 4 KiB with headers fits twice.
+pub const NBD_RECEIVE_BYTES: usize = 256 << 10;
+
+/// Payloads of at least this many bytes are received straight into their final buffer.
+pub const NBD_DIRECT_RECEIVE_BYTES: usize = 32 << 10;
+
+/// Time an NBD client has for the handshake.
+pub const NBD_HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+
+/// Extents in one answer of `block_status`; a caller asks again from where the answer ends.
+pub const EXTENTS_MAX: usize = 1024;
+
+/// Chunk in which an edge emulates zeroing by writing, bytes.
+pub const ZERO_CHUNK_BYTES: usize = 1 << 20;
+
+/// Nodes along any path of a graph. A request's futures nest this deep.
+pub const GRAPH_DEPTH_MAX: usize = 64;
+
+/// Time that a drain may take before what waits for it fails and says so.
+pub const DRAIN_TIME: Duration = Duration::from_secs(30);

@@ -1,0 +1,199 @@
+//! Nodes: what the graph stacks. A node presents a view, a function from offset to byte.
+//!
+//! A driver implements [`Node`] and is called by [`crate::graph::EdgeRef`] alone, which has checked
+//! range, permission and alignment and emulates what the driver lacks. A driver reaches its children
+//! through the [`Cx`] of the call, never by itself: the graph owns the edges.
+//!
+//! **Invariant**: a driver may assume a valid request and cannot go round the bitmaps.
+
+mod file;
+mod memory;
+mod null;
+mod raw;
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub use file::{FileNode, FileOptions, ImageLocking};
+pub use memory::MemoryNode;
+pub use null::NullNode;
+pub use raw::RawNode;
+
+use crate::error::Result;
+use crate::graph::Cx;
+use crate::io::{Buf, BufMut};
+use crate::limits::TRANSFER_MAX_BYTES;
+
+/// A future of one worker.
+pub type NodeFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
+
+/// Who provides an operation of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// The driver itself.
+    Native,
+    /// The edge, from other operations of the driver.
+    Emulated,
+    /// Nobody: advisory operations succeed without effect, others fail with `ENOTSUP`.
+    None,
+}
+
+/// What a driver provides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caps {
+    /// Writing zeros without data. Emulated by writes.
+    pub zero: Support,
+    /// Discarding: advisory.
+    pub discard: Support,
+    /// A write that is durable when it completes. Emulated by a flush after it.
+    pub fua: Support,
+    /// Making completed writes durable.
+    pub flush: Support,
+}
+
+impl Caps {
+    /// A driver that passes every operation on, so that the edge below decides.
+    pub const FILTER: Self = Self {
+        zero: Support::Native,
+        discard: Support::Native,
+        fua: Support::Native,
+        flush: Support::Native,
+    };
+}
+
+/// Shapes of requests that a driver takes; the edge makes them fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Offsets and lengths are multiples of this power of two, bytes (1 to 4096).
+    pub request_alignment: u32,
+    /// Buffers start at a multiple of this power of two in memory, bytes.
+    pub memory_alignment: u32,
+    /// Longest read or write, bytes.
+    pub transfer_max_bytes: u32,
+}
+
+impl Limits {
+    /// Any request up to [`TRANSFER_MAX_BYTES`].
+    pub const NONE: Self =
+        Self { request_alignment: 1, memory_alignment: 1, transfer_max_bytes: TRANSFER_MAX_BYTES };
+}
+
+/// What a node is, computed with each graph snapshot from the driver and its children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Size of the view, bytes.
+    pub size_bytes: u64,
+    /// Request shapes.
+    pub limits: Limits,
+    /// Operations.
+    pub caps: Caps,
+    /// Refuses changes.
+    pub read_only: bool,
+}
+
+impl NodeInfo {
+    /// What a filter over `child` is: the same view, any request (the edge below sees to alignment).
+    #[must_use]
+    pub fn filter_over(child: &Self) -> Self {
+        Self { limits: Limits::NONE, caps: Caps::FILTER, ..*child }
+    }
+}
+
+/// How a write or zero is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFlags {
+    /// Durable when it completes.
+    pub fua: bool,
+    /// Zero: keep the range allocated.
+    pub no_unmap: bool,
+    /// Zero: fail with `ENOTSUP` rather than write data.
+    pub fast: bool,
+}
+
+impl WriteFlags {
+    /// None of them.
+    pub const NONE: Self = Self { fua: false, no_unmap: false, fast: false };
+    /// Durable when it completes.
+    pub const FUA: Self = Self { fua: true, ..Self::NONE };
+}
+
+/// What a range of a view is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Allocated data.
+    Data,
+    /// Allocated, and known to read as zeros.
+    Zero,
+    /// Not allocated, and known to read as zeros.
+    Hole,
+    /// Not allocated here; reads what lies below.
+    Unallocated,
+}
+
+/// A range of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte in the view.
+    pub offset: u64,
+    /// Bytes, never 0.
+    pub len: u64,
+    /// What it is.
+    pub kind: ExtentKind,
+    /// Where its first byte lies in the protocol node's file, when that is known.
+    pub host_offset: Option<u64>,
+}
+
+/// A driver. All ranges are within the node's size, aligned to its limits and not empty.
+///
+/// Futures run on the worker that called; the driver itself is shared by all workers. A call that has
+/// been made runs to its end or fails; a driver must not rely on its future being dropped.
+pub trait Node: Send + Sync + 'static {
+    /// The driver's name, as in TOML.
+    fn driver(&self) -> &'static str;
+
+    /// What the node is, given its children in the order of its edges.
+    ///
+    /// # Errors
+    /// When the children do not fit (too small, missing).
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo>;
+
+    /// Called once when the graph stands, before any request.
+    ///
+    /// # Errors
+    /// When the driver cannot serve the node; the host does not start then.
+    fn start(&self, _name: &str, _info: &NodeInfo, _children: &[NodeInfo]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Fills all of `buf` from `offset`.
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut>;
+
+    /// Writes all of `buf` at `offset`.
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()>;
+
+    /// Makes `len` bytes from `offset` read as zeros. `ENOTSUP` lets the edge write them.
+    fn zero<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()>;
+
+    /// Tells that `len` bytes from `offset` are not needed: advisory. They read as before or as zeros.
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()>;
+
+    /// Makes every write that has completed durable.
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()>;
+
+    /// The extents from `offset` on: contiguous, at least one, at most
+    /// [`EXTENTS_MAX`](crate::limits::EXTENTS_MAX), possibly fewer than cover `len`.
+    fn block_status<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64)
+    -> NodeFuture<'a, Vec<Extent>>;
+}

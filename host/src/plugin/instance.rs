@@ -1,0 +1,502 @@
+//! An instance of a plugin: one store, entered by one worker at a time.
+//!
+//! A worker that finds the instance busy spins for about a microsecond, then leaves its offers in a
+//! bounded queue and goes; the one inside takes them before and after it leaves. Answers for another
+//! worker's requests go to that worker's outbox.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+
+use blockloom_abi::{
+    Action, Done, Entry, Errno, Forward, Kind, Kinds, MAX_ACTIONS, MAX_EVENTS, NodeIndex, PollOne,
+    Request, Subject, Token,
+};
+use crossbeam::queue::{ArrayQueue, SegQueue};
+use wasmtime::Store;
+
+use super::bindings::Filter;
+use super::bindings::exports::blockloom::filter::control;
+use super::local::{LocalPlugin, Offer, Ticket, Verdict};
+use super::module::{ConfigError, PluginModule, arm};
+use super::store::HostState;
+use super::table::{Breach, Table};
+use super::{PluginLimits, module};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{WorkerHandle, turn_now};
+use crate::limits::WORKERS_MAX;
+use crate::node::NodeInfo;
+
+/// Offers that wait for the worker inside. A worker that finds it full waits for its turn instead.
+const QUEUE_MAX: usize = 4096;
+/// Looks at a busy instance before giving way: about a microsecond.
+const SPINS: u32 = 32;
+/// Nodes that one instance may serve.
+const NODES_MAX: u16 = 1024;
+
+/// Why an instance could not be made.
+#[derive(Debug)]
+pub enum InstanceError {
+    /// The plugin refused its configuration.
+    Config(ConfigError),
+    /// The plugin failed.
+    Plugin(Error),
+}
+
+impl From<Error> for InstanceError {
+    fn from(error: Error) -> Self {
+        Self::Plugin(error)
+    }
+}
+
+/// What only the worker inside touches.
+struct Inside {
+    store: Store<HostState>,
+    filter: Filter,
+    table: Table,
+    /// Requests that wait for a slot. Bounded by what exports admit.
+    waiting: VecDeque<Offer>,
+    /// Ends of operations, for the next call.
+    carry: Vec<Entry>,
+    words: Vec<u64>,
+}
+
+/// See the module.
+pub struct Instance {
+    id: usize,
+    module: Arc<PluginModule>,
+    limits: PluginLimits,
+    kinds: Kinds,
+    inside: Mutex<Option<Inside>>,
+    queue: ArrayQueue<Offer>,
+    failed: AtomicBool,
+    failure: OnceLock<String>,
+    workers: Mutex<Vec<WorkerHandle>>,
+    /// By worker. Bounded by the worker's waiters.
+    outboxes: Box<[SegQueue<(Ticket, Verdict)>]>,
+    nodes: AtomicU16,
+}
+
+impl Instance {
+    /// Instantiates and configures a plugin. `config` is JSON text.
+    ///
+    /// # Errors
+    /// What the plugin says against its configuration, or how it failed.
+    pub fn new(
+        module: &Arc<PluginModule>,
+        config: &str,
+        limits: PluginLimits,
+    ) -> Result<Arc<Self>, InstanceError> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let (mut store, filter) = module.instantiate(&limits)?;
+        let configured = module.configure(&mut store, &filter, config, &limits)?;
+        configured.map_err(InstanceError::Config)?;
+        let inside = Inside {
+            store,
+            filter,
+            table: Table::new(limits.in_flight),
+            waiting: VecDeque::new(),
+            carry: Vec::new(),
+            words: Vec::new(),
+        };
+        Ok(Arc::new(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            module: Arc::clone(module),
+            limits,
+            kinds: module.kinds(),
+            inside: Mutex::new(Some(inside)),
+            queue: ArrayQueue::new(QUEUE_MAX),
+            failed: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            workers: Mutex::default(),
+            outboxes: (0..WORKERS_MAX).map(|_| SegQueue::new()).collect(),
+            nodes: AtomicU16::new(0),
+        }))
+    }
+
+    /// The plugin's name, for messages.
+    pub fn plugin(&self) -> &str {
+        self.module.name()
+    }
+
+    /// Its limits.
+    pub fn limits(&self) -> &PluginLimits {
+        &self.limits
+    }
+
+    /// Why it is dead, if it is.
+    pub fn failure(&self) -> Option<&str> {
+        if self.is_failed() { self.failure.get().map(String::as_str) } else { None }
+    }
+
+    pub(super) fn id(&self) -> usize {
+        self.id
+    }
+
+    #[inline]
+    pub(super) fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(super) fn wants(&self, kind: Kind) -> bool {
+        self.kinds.contains(kind)
+    }
+
+    /// The error of requests to a dead instance.
+    pub(super) fn fault_error(&self) -> Error {
+        let reason = self.failure.get().map_or("it has failed", String::as_str);
+        Error::new(ErrorKind::Io, format!("plugin `{}` is out of service: {reason}", self.plugin()))
+    }
+
+    /// Makes the worker known, so that answers reach it.
+    pub(super) fn register(&self, worker: WorkerHandle) {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.retain(|known| known.index() != worker.index());
+        workers.push(worker);
+    }
+
+    /// The index of one more node.
+    pub(super) fn reserve_node(&self) -> Result<NodeIndex> {
+        let index = self.nodes.fetch_add(1, Ordering::Relaxed);
+        if index >= NODES_MAX {
+            let message = format!("one plugin instance serves at most {NODES_MAX} nodes");
+            return Err(Error::new(ErrorKind::NoMemory, message));
+        }
+        Ok(NodeIndex(index))
+    }
+
+    /// Tells the guest of a node, before its first request.
+    pub(super) fn add_node(
+        &self,
+        index: NodeIndex,
+        name: &str,
+        info: &NodeInfo,
+        children: &[NodeInfo],
+    ) -> Result<()> {
+        let child = |child: &NodeInfo| {
+            Some(control::Child { size_bytes: child.size_bytes, granted: control::Grants::empty() })
+        };
+        let node = control::Node {
+            index: index.0,
+            name: name.to_owned(),
+            size_bytes: info.size_bytes,
+            read_only: info.read_only,
+            children: children.iter().map(child).collect(),
+            bitmaps: Vec::new(),
+        };
+        let mut guard = self.lock();
+        let Some(inside) = guard.as_mut() else { return Err(self.fault_error()) };
+        arm(&self.module.runtime, &mut inside.store, &self.limits);
+        let answer =
+            inside.filter.blockloom_filter_control().call_add_node(&mut inside.store, &node);
+        let answer =
+            answer.map_err(|error| self.module.trapped(&inside.store, "add-node", &error))?;
+        answer.map_err(|reason| {
+            let message = format!("plugin `{}` refuses the node: {reason}", self.plugin());
+            Error::new(ErrorKind::Invalid, message)
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Inside>> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, Option<Inside>>> {
+        match self.inside.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Hands the instance a worker's batch. On return every offer has been taken, by this worker or by
+    /// the one inside.
+    pub(super) fn enter(&self, local: &Rc<LocalPlugin>, batch: &mut Vec<Offer>) {
+        let mut guard = self.try_lock();
+        for _ in 0..SPINS {
+            if guard.is_some() {
+                break;
+            }
+            std::hint::spin_loop();
+            guard = self.try_lock();
+        }
+        if guard.is_none() {
+            let mut kept = batch.drain(..);
+            let refused = kept.find_map(|offer| self.queue.push(offer).err());
+            let rest: Vec<Offer> = refused.into_iter().chain(kept).collect();
+            let full = !rest.is_empty();
+            batch.extend(rest);
+            guard = if full { Some(self.lock()) } else { self.try_lock() };
+        }
+        while let Some(mut inside) = guard {
+            while let Some(offer) = self.queue.pop() {
+                batch.push(offer);
+            }
+            let again = self.run(&mut inside, batch, local);
+            drop(inside);
+            if again {
+                local.queue();
+            }
+            guard = if self.queue.is_empty() { None } else { self.try_lock() };
+        }
+    }
+
+    /// Runs one batch inside; returns whether there is more to do.
+    fn run(
+        &self,
+        inside: &mut Option<Inside>,
+        batch: &mut Vec<Offer>,
+        local: &LocalPlugin,
+    ) -> bool {
+        let Some(live) = inside.as_mut() else {
+            for offer in batch.drain(..) {
+                self.deliver_fault(offer, local);
+            }
+            return false;
+        };
+        // The second line of defence: a panic of the WebAssembly runtime fails one plugin only.
+        let result = catch_unwind(AssertUnwindSafe(|| self.process(live, batch, local)));
+        let result = result.unwrap_or_else(|_| Err("the WebAssembly runtime panicked".into()));
+        match result {
+            Ok(again) => again,
+            Err(reason) => {
+                self.fail(inside, reason, local);
+                for offer in batch.drain(..) {
+                    self.deliver_fault(offer, local);
+                }
+                false
+            }
+        }
+    }
+
+    fn deliver_fault(&self, offer: Offer, local: &LocalPlugin) {
+        if let Offer::Request { ticket, .. } | Offer::Done { ticket, .. } = offer {
+            self.deliver(ticket, Verdict::Fault, local);
+        }
+    }
+
+    #[inline]
+    fn deliver(&self, ticket: Ticket, verdict: Verdict, local: &LocalPlugin) {
+        if ticket.worker == local.worker() {
+            local.deliver(ticket, verdict);
+        } else {
+            self.outboxes[ticket.worker].push((ticket, verdict));
+            self.wake(|worker| worker.index() == ticket.worker);
+        }
+    }
+
+    fn wake(&self, which: impl Fn(&WorkerHandle) -> bool) {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.iter().filter(|worker| which(worker)).for_each(WorkerHandle::wake);
+    }
+
+    /// Takes what others left for this worker.
+    pub(super) fn drain_outbox(&self, local: &LocalPlugin) -> bool {
+        let outbox = &self.outboxes[local.worker()];
+        let mut any = false;
+        while let Some((ticket, verdict)) = outbox.pop() {
+            local.deliver(ticket, verdict);
+            any = true;
+        }
+        any
+    }
+
+    /// Drops the store for good.
+    fn fail(&self, inside: &mut Option<Inside>, reason: String, local: &LocalPlugin) {
+        if self.is_failed() {
+            return;
+        }
+        tracing::error!("plugin `{}` failed and is out of service: {reason}", self.plugin());
+        *inside = None;
+        let _ = self.failure.set(reason);
+        self.failed.store(true, Ordering::Release);
+        local.fault_all();
+        // The other workers look at `failed` in their next turn.
+        self.wake(|worker| worker.index() != local.worker());
+    }
+
+    /// Fails the instance for what was seen from outside of it.
+    pub(super) fn condemn(&self, reason: String, local: &LocalPlugin) {
+        self.fail(&mut self.lock(), reason, local);
+    }
+
+    fn process(
+        &self,
+        inside: &mut Inside,
+        batch: &mut Vec<Offer>,
+        local: &LocalPlugin,
+    ) -> Result<bool, String> {
+        let now_ns = turn_now().as_nanos();
+        inside.words.clear();
+        for entry in inside.carry.drain(..) {
+            inside.words.extend(entry.0);
+        }
+        for offer in batch.drain(..) {
+            match offer {
+                Offer::LetGo { id } => inside.table.let_go(id),
+                Offer::Done { id, result, .. } => {
+                    if inside.table.done(id, result.is_err()) {
+                        let subject = Subject::Request(id);
+                        inside.words.extend(Done { subject, result, value: 0 }.encode().0);
+                    }
+                }
+                request @ Offer::Request { .. } => inside.waiting.push_back(request),
+            }
+        }
+        let others = inside.words.len();
+        let first = inside.encode_waiting();
+        match (inside.words.len() / blockloom_abi::ENTRY_WORDS, others, first) {
+            (0, ..) => return Ok(false),
+            (1, 0, Some(request)) => self.call_one(inside, now_ns, request, local)?,
+            _ => {
+                let actions = self.call(inside, now_ns)?;
+                self.obey(inside, &actions, now_ns, local)?;
+            }
+        }
+        let room = !inside.waiting.is_empty() && inside.table.has_room();
+        Ok(room || !inside.carry.is_empty())
+    }
+
+    /// The flat call for a single request.
+    fn call_one(
+        &self,
+        inside: &mut Inside,
+        now_ns: u64,
+        request: Request,
+        local: &LocalPlugin,
+    ) -> Result<(), String> {
+        arm(&self.module.runtime, &mut inside.store, &self.limits);
+        let [head, id, offset, len] = request.encode().0;
+        let data = inside.filter.blockloom_filter_data();
+        let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
+        let word = word.map_err(|error| self.trap(inside, "poll-one", &error))?;
+        match PollOne::decode(word).map_err(|violation| Breach::Layout(violation).to_string())? {
+            PollOne::Forward { not_before_ns } => {
+                let forward = Forward { not_before_ns, ..Forward::now(request.id) };
+                self.forward(inside, forward, now_ns, local)
+            }
+            PollOne::Queued => {
+                inside.words.clear();
+                let actions = self.call(inside, now_ns)?;
+                self.obey(inside, &actions, now_ns, local)
+            }
+        }
+    }
+
+    /// The call for a batch: the events are in `words`.
+    fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, String> {
+        arm(&self.module.runtime, &mut inside.store, &self.limits);
+        let data = inside.filter.blockloom_filter_data();
+        let actions = data.call_poll(&mut inside.store, now_ns, &inside.words);
+        actions.map_err(|error| self.trap(inside, "poll", &error))
+    }
+
+    fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> String {
+        self.module.trapped(&inside.store, call, error).to_string()
+    }
+
+    /// Does what the guest answered, up to the first breach.
+    fn obey(
+        &self,
+        inside: &mut Inside,
+        words: &[u64],
+        now_ns: u64,
+        local: &LocalPlugin,
+    ) -> Result<(), String> {
+        let broken = |violation| Breach::Layout(violation).to_string();
+        for entry in Entry::list(words, MAX_ACTIONS).map_err(broken)? {
+            match Action::decode(entry).map_err(broken)? {
+                Action::Forward(forward) => self.forward(inside, forward, now_ns, local)?,
+                Action::Complete(complete) => {
+                    let (ticket, answer) =
+                        inside.table.complete(complete).map_err(|breach| breach.to_string())?;
+                    self.deliver(ticket, Verdict::Answer(answer), local);
+                }
+                Action::Copy(copy) => inside.refuse(copy.token)?,
+                Action::Read(operation)
+                | Action::Zero(operation)
+                | Action::Discard(operation)
+                | Action::Flush(operation) => inside.refuse(operation.token)?,
+                Action::Write(write) => inside.refuse(write.operation.token)?,
+                Action::Status { operation, .. } => inside.refuse(operation.token)?,
+                Action::Timer { token, .. } => inside.refuse(token)?,
+                Action::Drop { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn forward(
+        &self,
+        inside: &mut Inside,
+        forward: Forward,
+        now_ns: u64,
+        local: &LocalPlugin,
+    ) -> Result<(), String> {
+        if forward.claim {
+            // Nothing here proves a claim yet; a refused claim writes nothing.
+            inside.table.refuse_claim(forward.id).map_err(|breach| breach.to_string())?;
+            let subject = Subject::Request(forward.id);
+            return inside.carry(Done { subject, result: Err(Errno::EPERM), value: 0 });
+        }
+        let answer = inside.table.forward(forward, now_ns).map_err(|breach| breach.to_string())?;
+        if let Some((ticket, answer)) = answer {
+            self.deliver(ticket, Verdict::Answer(answer), local);
+        }
+        Ok(())
+    }
+}
+
+impl Inside {
+    /// Moves waiting requests into `words` while there are slots; returns the first of them.
+    fn encode_waiting(&mut self) -> Option<Request> {
+        let mut first = None;
+        while self.words.len() < MAX_EVENTS * blockloom_abi::ENTRY_WORDS
+            && let Some(Offer::Request { ticket, node, kind, flags, offset, len }) =
+                self.waiting.front().copied()
+        {
+            let Some(id) = self.table.offer(kind, ticket) else { break };
+            self.waiting.pop_front();
+            let request = Request { id, node, kind, flags, offset, len };
+            self.words.extend(request.encode().0);
+            first.get_or_insert(request);
+        }
+        first
+    }
+
+    /// Ends an operation that this host does not provide.
+    fn refuse(&mut self, token: Token) -> Result<(), String> {
+        let subject = Subject::Operation(token);
+        self.carry(Done { subject, result: Err(Errno::EOPNOTSUPP), value: 0 })
+    }
+
+    fn carry(&mut self, done: Done) -> Result<(), String> {
+        if self.carry.len() == MAX_EVENTS {
+            return Err(format!("it asked for more than {MAX_EVENTS} operations at once"));
+        }
+        self.carry.push(done.encode());
+        Ok(())
+    }
+}
+
+impl Instance {
+    /// An instance of a bundled plugin with default limits.
+    ///
+    /// # Errors
+    /// As [`PluginModule::load_bundled`](module::PluginModule::load_bundled) and [`Instance::new`].
+    pub fn bundled(
+        runtime: &Arc<super::PluginRuntime>,
+        name: &str,
+        config: &str,
+    ) -> Result<Arc<Self>> {
+        let module = Arc::new(module::PluginModule::load_bundled(runtime, name)?);
+        Self::new(&module, config, PluginLimits::default()).map_err(|error| match error {
+            InstanceError::Plugin(error) => error,
+            InstanceError::Config(error) => Error::new(ErrorKind::Invalid, error.to_string()),
+        })
+    }
+}

@@ -1,0 +1,276 @@
+//! One worker's side of an instance: the batch that the turn gathers, and who waits for an answer.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
+use slab::Slab;
+
+use super::instance::Instance;
+use super::table::Answer;
+use crate::io::{Time, TurnHook, current, sleep_until, spawn, turn_now};
+
+/// Names a waiting request of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket {
+    pub(super) worker: usize,
+    pub(super) waiter: usize,
+    pub(super) sequence: u64,
+}
+
+/// What goes to the instance with the next batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Offer {
+    /// A request to be judged.
+    Request {
+        ticket: Ticket,
+        node: NodeIndex,
+        kind: Kind,
+        flags: RequestFlags,
+        offset: u64,
+        len: u64,
+    },
+    /// The child's result of a request forwarded with notify.
+    Done { ticket: Ticket, id: RequestId, result: Result<(), Errno> },
+    /// A held request has gone to the child.
+    LetGo { id: RequestId },
+}
+
+/// What a waiting request learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The guest's answer.
+    Answer(Answer),
+    /// The instance failed.
+    Fault,
+}
+
+struct Waiter {
+    sequence: u64,
+    /// Since when the guest owes an answer.
+    owed_since: Option<Time>,
+    verdict: Option<Verdict>,
+    waker: Option<Waker>,
+}
+
+/// See the module.
+pub(super) struct LocalPlugin {
+    instance: Arc<Instance>,
+    worker: usize,
+    pending: RefCell<Vec<Offer>>,
+    batch: RefCell<Vec<Offer>>,
+    waiters: RefCell<Slab<Waiter>>,
+    sequence: Cell<u64>,
+    queued: Cell<bool>,
+    faulted: Cell<bool>,
+    watched: Cell<bool>,
+}
+
+/// A request's place among the waiters; ends when dropped.
+pub(super) struct Waiting {
+    plugin: Rc<LocalPlugin>,
+    ticket: Ticket,
+}
+
+thread_local! {
+    /// By instance.
+    static PLUGINS: RefCell<Vec<(usize, Rc<LocalPlugin>)>> = const { RefCell::new(Vec::new()) };
+    /// Those with something pending.
+    static QUEUED: RefCell<Vec<Rc<LocalPlugin>>> = const { RefCell::new(Vec::new()) };
+    static HOOKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Takes each instance what the turn brought it.
+struct PluginTurn;
+
+impl TurnHook for PluginTurn {
+    fn run_turn(&self) -> bool {
+        let mut any = false;
+        let mut index = 0;
+        while let Some(plugin) =
+            PLUGINS.with(|plugins| plugins.borrow().get(index).map(|(_, plugin)| Rc::clone(plugin)))
+        {
+            any |= plugin.catch_up();
+            index += 1;
+        }
+        let queued = QUEUED.with(|queued| std::mem::take(&mut *queued.borrow_mut()));
+        any |= !queued.is_empty();
+        for plugin in queued {
+            plugin.flush();
+        }
+        any
+    }
+}
+
+impl LocalPlugin {
+    /// The current worker's side of `instance`.
+    pub(super) fn of(instance: &Arc<Instance>) -> Rc<Self> {
+        let id = instance.id();
+        PLUGINS.with(|plugins| {
+            let mut plugins = plugins.borrow_mut();
+            if let Some((_, plugin)) = plugins.iter().find(|(known, _)| *known == id) {
+                return Rc::clone(plugin);
+            }
+            let plugin = Rc::new(Self::new(instance));
+            plugins.push((id, Rc::clone(&plugin)));
+            plugin
+        })
+    }
+
+    fn new(instance: &Arc<Instance>) -> Self {
+        let Some(local) = current() else { panic!("plugins are used on workers") };
+        if !HOOKED.replace(true) {
+            local.add_turn_hook(Rc::new(PluginTurn));
+        }
+        instance.register(local.handle());
+        Self {
+            instance: Arc::clone(instance),
+            worker: local.index(),
+            pending: RefCell::default(),
+            batch: RefCell::default(),
+            waiters: RefCell::default(),
+            sequence: Cell::new(0),
+            queued: Cell::new(false),
+            faulted: Cell::new(false),
+            watched: Cell::new(false),
+        }
+    }
+
+    /// Takes answers that other workers brought out, and notices a failure; whether there was any.
+    fn catch_up(&self) -> bool {
+        let any = self.instance.drain_outbox(self);
+        if self.instance.is_failed() && !self.faulted.get() {
+            self.fault_all();
+            return true;
+        }
+        any
+    }
+
+    /// Adds a waiter.
+    pub(super) fn wait(self: &Rc<Self>) -> Waiting {
+        let sequence = self.sequence.get() + 1;
+        self.sequence.set(sequence);
+        let owed_since = Some(turn_now());
+        let waiter = Waiter { sequence, owed_since, verdict: None, waker: None };
+        let waiter = self.waiters.borrow_mut().insert(waiter);
+        if !self.watched.replace(true) {
+            spawn(watch(Rc::clone(self)));
+        }
+        Waiting {
+            plugin: Rc::clone(self),
+            ticket: Ticket { worker: self.worker, waiter, sequence },
+        }
+    }
+
+    /// Adds to the batch that goes at the end of this turn.
+    pub(super) fn offer(self: &Rc<Self>, offer: Offer) {
+        self.pending.borrow_mut().push(offer);
+        self.queue();
+    }
+
+    /// Has the instance entered at the end of this turn.
+    pub(super) fn queue(self: &Rc<Self>) {
+        if !self.queued.replace(true) {
+            QUEUED.with(|queued| queued.borrow_mut().push(Rc::clone(self)));
+        }
+    }
+
+    fn flush(self: &Rc<Self>) {
+        self.queued.set(false);
+        let mut batch = self.batch.take();
+        std::mem::swap(&mut batch, &mut *self.pending.borrow_mut());
+        self.instance.enter(self, &mut batch);
+        batch.clear();
+        *self.batch.borrow_mut() = batch;
+    }
+
+    /// Tells a waiter its verdict; one that is gone is passed over.
+    #[inline]
+    pub(super) fn deliver(&self, ticket: Ticket, verdict: Verdict) {
+        let mut waiters = self.waiters.borrow_mut();
+        let waiter = waiters.get_mut(ticket.waiter).filter(|it| it.sequence == ticket.sequence);
+        let Some(waiter) = waiter else { return };
+        waiter.verdict = Some(verdict);
+        waiter.owed_since = None;
+        if let Some(waker) = waiter.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Tells every waiter that the instance failed; verdicts given before stand.
+    pub(super) fn fault_all(&self) {
+        self.faulted.set(true);
+        for (_, waiter) in &mut *self.waiters.borrow_mut() {
+            waiter.verdict.get_or_insert(Verdict::Fault);
+            if let Some(waker) = waiter.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Whether the guest has owed some answer for longer than it may.
+    fn is_overdue(&self) -> bool {
+        let (now, hold) = (turn_now(), self.instance.limits().hold);
+        let waiters = self.waiters.borrow();
+        waiters
+            .iter()
+            .any(|(_, waiter)| waiter.owed_since.is_some_and(|since| now.since(since) > hold))
+    }
+
+    /// This worker's number.
+    pub(super) fn worker(&self) -> usize {
+        self.worker
+    }
+}
+
+/// Bounds how long the guest keeps requests, for as long as there are any.
+async fn watch(plugin: Rc<LocalPlugin>) {
+    let hold = plugin.instance.limits().hold;
+    while !plugin.waiters.borrow().is_empty() {
+        sleep_until(turn_now() + hold / 4).await;
+        if plugin.is_overdue() {
+            let reason = format!("it kept a request for more than {hold:?} without an answer");
+            plugin.instance.condemn(reason, &plugin);
+        }
+    }
+    plugin.watched.set(false);
+}
+
+impl Waiting {
+    /// From now on the guest owes an answer again.
+    pub(super) fn owe(&self) {
+        if let Some(waiter) = self.plugin.waiters.borrow_mut().get_mut(self.ticket.waiter) {
+            waiter.owed_since = Some(turn_now());
+        }
+    }
+
+    /// Its name for the instance.
+    pub(super) fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
+    /// Takes the verdict if there is one, else leaves a waker.
+    pub(super) fn poll(&self, waker: &Waker) -> Poll<Verdict> {
+        let mut waiters = self.plugin.waiters.borrow_mut();
+        let Some(waiter) = waiters.get_mut(self.ticket.waiter) else { return Poll::Pending };
+        if let Some(verdict) = waiter.verdict.take() {
+            return Poll::Ready(verdict);
+        }
+        waiter.waker = Some(waker.clone());
+        Poll::Pending
+    }
+
+    /// Waits for the verdict.
+    pub(super) async fn verdict(&self) -> Verdict {
+        poll_fn(|cx| self.poll(cx.waker())).await
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.plugin.waiters.borrow_mut().try_remove(self.ticket.waiter);
+    }
+}

@@ -1,0 +1,56 @@
+//! Filters that are WebAssembly components: loading them, offering them requests, doing what they answer.
+//!
+//! ```text
+//!   PluginNode (node.rs)      one per node: offers each request, then forwards or fails it
+//!     → LocalPlugin (local.rs)    this worker's batch of the turn, and who waits for an answer
+//!        → Instance (instance.rs)     one store; one worker inside at a time; one call for all
+//!             → guest                     events in, actions out (crate `blockloom-abi`)
+//! ```
+//!
+//! The data stays in the host: a plugin sees ids and ranges. What it answers is judged ([`table`]), not
+//! trusted. **Any** error of a call, and any breach of the layout, drops the store: a request that the
+//! plugin had not forwarded fails with `EIO`; one that it had forwarded completes with the child's
+//! result; each exactly once; nothing else in the daemon notices.
+//!
+//! **Invariant**: no host lock, and no reference into the graph, is held while a guest runs, except the
+//! instance's own.
+
+mod bindings;
+mod instance;
+mod local;
+mod module;
+mod node;
+mod runtime;
+mod store;
+mod table;
+
+use std::time::Duration;
+
+pub use instance::{Instance, InstanceError};
+pub use module::{ConfigError, Inspection, PluginModule, bundled, bundled_names};
+pub use node::PluginNode;
+pub use runtime::PluginRuntime;
+
+/// What a plugin instance may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PluginLimits {
+    /// Linear memory, bytes.
+    pub memory_bytes: u64,
+    /// Time of one call.
+    pub call: Duration,
+    /// Requests that it has not answered, or that are held for it.
+    pub in_flight: u32,
+    /// Time that it may keep one request without an answer.
+    pub hold: Duration,
+}
+
+impl Default for PluginLimits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 16 << 20,
+            call: Duration::from_millis(5),
+            in_flight: 256,
+            hold: Duration::from_secs(30),
+        }
+    }
+}

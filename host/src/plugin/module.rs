@@ -1,0 +1,316 @@
+//! From a file to something that can be instantiated: recognising, encoding, compiling, describing.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use blockloom_abi::{Kinds, LAYOUT_VERSION, PACKAGE};
+use wasmtime::Store;
+use wasmtime::component::{Component, HasSelf, Linker};
+
+use super::PluginLimits;
+use super::bindings::exports::blockloom::filter::control;
+use super::bindings::{Filter, FilterPre};
+use super::runtime::{PluginRuntime, TICK};
+use super::store::HostState;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::read_file;
+
+include!(concat!(env!("OUT_DIR"), "/bundled.rs"));
+
+/// Longest plugin file, bytes: compiling takes time in proportion.
+const FILE_MAX_BYTES: u64 = 16 << 20;
+/// Words that one call may move each way, bytes: 2,048 actions of 32.
+const CALL_DATA_BYTES: usize = 64 << 10;
+/// The one interface that a plugin may import.
+const HOST_INTERFACE: &str = "blockloom:filter/host@0.1.0";
+/// An interface that every plugin exports, without its version.
+const CONTROL_INTERFACE: &str = "blockloom:filter/control";
+
+/// The names of the plugins that come with the host.
+pub fn bundled_names() -> impl Iterator<Item = &'static str> {
+    BUNDLED.iter().map(|(name, _)| *name)
+}
+
+/// The core module of a plugin that comes with the host.
+pub fn bundled(name: &str) -> Option<&'static [u8]> {
+    BUNDLED.iter().find(|(known, _)| *known == name).map(|(_, bytes)| *bytes)
+}
+
+/// What a plugin said against its configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The key at fault, joined by dots; empty for the configuration as a whole.
+    pub path: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path.as_str() {
+            "" => f.write_str(&self.message),
+            path => write!(f, "`{path}`: {}", self.message),
+        }
+    }
+}
+
+/// A compiled plugin, ready to be instantiated.
+pub struct PluginModule {
+    pub(super) runtime: Arc<PluginRuntime>,
+    pub(super) name: String,
+    pre: FilterPre<HostState>,
+    inspection: Inspection,
+}
+
+/// What `blockloom plugin inspect` shows.
+#[derive(Clone, Debug, Default)]
+pub struct Inspection {
+    /// The plugin's own name.
+    pub name: String,
+    /// The plugin's own version.
+    pub version: String,
+    /// The packed layout that it speaks.
+    pub layout: u32,
+    /// Kinds of requests that it wants to be offered.
+    pub kinds: u32,
+    /// Its children: name, whether required, what it wants to do to each of its own accord.
+    pub children: Vec<(String, bool, Vec<&'static str>)>,
+    /// Point-in-time views that it offers.
+    pub views: Vec<String>,
+    /// Whether it answers with bytes that are not its child's.
+    pub wants_transform: bool,
+    /// Imports of the component.
+    pub imports: Vec<String>,
+    /// Exports of the component.
+    pub exports: Vec<String>,
+    /// Length of the file, bytes.
+    pub file_bytes: usize,
+    /// Whether the file is a core module (encoded at load) rather than a component.
+    pub is_core_module: bool,
+}
+
+fn unusable(name: &str, reason: impl fmt::Display) -> Error {
+    Error::new(ErrorKind::Invalid, format!("plugin `{name}`: {reason}"))
+}
+
+impl PluginModule {
+    /// Loads a plugin file: a component, or the core module that cargo makes.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no plugin for this host; the message says what it lacks.
+    pub fn load_file(runtime: &Arc<PluginRuntime>, path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let bytes = read_file(path, FILE_MAX_BYTES)
+            .map_err(|error| Error::os(format!("cannot read plugin `{name}`"), &error))?;
+        Self::load(runtime, &name, &bytes)
+    }
+
+    /// Loads a plugin that comes with the host.
+    ///
+    /// # Errors
+    /// `ENOENT` with the names that there are.
+    pub fn load_bundled(runtime: &Arc<PluginRuntime>, name: &str) -> Result<Self> {
+        let bytes = bundled(name).ok_or_else(|| {
+            let known: Vec<&str> = bundled_names().collect();
+            let message = format!(
+                "there is no bundled plugin `{name}` (there is: {}); give a path that ends in .wasm",
+                known.join(", ")
+            );
+            Error::new(ErrorKind::NotFound, message)
+        })?;
+        Self::load(runtime, name, bytes)
+    }
+
+    /// Loads a plugin from memory. `name` is for messages.
+    ///
+    /// # Errors
+    /// When it is no plugin for this host.
+    pub fn load(runtime: &Arc<PluginRuntime>, name: &str, bytes: &[u8]) -> Result<Self> {
+        let is_core_module = bytes.starts_with(b"\0asm\x01\0\0\0");
+        let encoded;
+        let binary = if is_core_module {
+            encoded = encode(bytes).map_err(|error| unusable(name, error))?;
+            &encoded
+        } else if bytes.starts_with(b"\0asm") {
+            bytes
+        } else {
+            return Err(unusable(name, "it is no WebAssembly file"));
+        };
+        let component = Component::from_binary(&runtime.engine, binary)
+            .map_err(|error| unusable(name, format!("it does not compile: {error:#}")))?;
+        let (imports, exports) = names(runtime, &component);
+        check_interfaces(&imports, &exports).map_err(|reason| unusable(name, reason))?;
+        let mut linker = Linker::new(&runtime.engine);
+        let linked = Filter::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
+            .and_then(|()| linker.instantiate_pre(&component))
+            .and_then(FilterPre::new);
+        let pre = linked.map_err(|error| unusable(name, format!("it does not fit: {error:#}")))?;
+        let inspection = Inspection {
+            imports,
+            exports,
+            file_bytes: bytes.len(),
+            is_core_module,
+            ..Inspection::default()
+        };
+        let mut module =
+            Self { runtime: Arc::clone(runtime), name: name.to_owned(), pre, inspection };
+        module.describe()?;
+        Ok(module)
+    }
+
+    /// The name for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is and wants.
+    pub fn inspection(&self) -> &Inspection {
+        &self.inspection
+    }
+
+    /// Whether requests of `kind` (a number of the layout) are to be offered.
+    pub(super) fn kinds(&self) -> Kinds {
+        Kinds::from_bits(self.inspection.kinds).unwrap_or(Kinds::ALL)
+    }
+
+    /// Checks a configuration without keeping the instance.
+    ///
+    /// # Errors
+    /// What the plugin says against it; its failure to answer is one about the configuration as a whole.
+    pub fn check_config(&self, config: &str, limits: &PluginLimits) -> Result<(), ConfigError> {
+        let whole = |error: Error| ConfigError { path: String::new(), message: error.to_string() };
+        let (mut store, filter) = self.instantiate(limits).map_err(whole)?;
+        self.configure(&mut store, &filter, config, limits).map_err(whole)?
+    }
+
+    pub(super) fn configure(
+        &self,
+        store: &mut Store<HostState>,
+        filter: &Filter,
+        config: &str,
+        limits: &PluginLimits,
+    ) -> Result<std::result::Result<(), ConfigError>> {
+        arm(&self.runtime, store, limits);
+        let answer = filter.blockloom_filter_control().call_configure(&mut *store, config);
+        let answer = answer.map_err(|error| self.trapped(store, "configure", &error))?;
+        Ok(answer.map_err(|error| ConfigError { path: error.path, message: error.message }))
+    }
+
+    /// A new store with an instance in it.
+    pub(super) fn instantiate(&self, limits: &PluginLimits) -> Result<(Store<HostState>, Filter)> {
+        let mut store = Store::new(&self.runtime.engine, HostState::new(&self.name, limits));
+        store.limiter(|state| &mut state.limits);
+        store.set_hostcall_fuel(CALL_DATA_BYTES);
+        arm(&self.runtime, &mut store, limits);
+        let filter = self.pre.instantiate(&mut store);
+        let filter = filter.map_err(|error| self.trapped(&store, "instantiate", &error))?;
+        Ok((store, filter))
+    }
+
+    /// An error that says why a call failed, in the plugin's own words if it panicked.
+    pub(super) fn trapped(
+        &self,
+        store: &Store<HostState>,
+        call: &str,
+        error: &wasmtime::Error,
+    ) -> Error {
+        let message = match &store.data().last_error {
+            Some(panic) => format!("plugin `{}` failed in `{call}`: {panic}", self.name),
+            None => {
+                let cause = error.root_cause().to_string();
+                format!("plugin `{}` failed in `{call}`: {cause}", self.name)
+            }
+        };
+        tracing::debug!("{message}: {error:?}");
+        Error::new(ErrorKind::Io, message)
+    }
+
+    fn describe(&mut self) -> Result<()> {
+        let limits = PluginLimits::default();
+        let (mut store, filter) = self.instantiate(&limits)?;
+        arm(&self.runtime, &mut store, &limits);
+        let described = filter.blockloom_filter_control().call_describe(&mut store);
+        let it = described.map_err(|error| self.trapped(&store, "describe", &error))?;
+        if it.layout != LAYOUT_VERSION {
+            let reason = format!(
+                "it speaks layout {}, this host layout {LAYOUT_VERSION} ({PACKAGE})",
+                it.layout
+            );
+            return Err(unusable(&self.name, reason));
+        }
+        if Kinds::from_bits(it.kinds).is_none() {
+            let reason = format!("it asks for unknown kinds of requests ({:#b})", it.kinds);
+            return Err(unusable(&self.name, reason));
+        }
+        let child = |want: control::ChildWant| (want.name, want.required, grants(want.wants));
+        let inspection = &mut self.inspection;
+        inspection.name = it.name;
+        inspection.version = it.version;
+        inspection.layout = it.layout;
+        inspection.kinds = it.kinds;
+        inspection.children = it.children.into_iter().map(child).collect();
+        inspection.views = it.views;
+        inspection.wants_transform = it.wants_transform;
+        Ok(())
+    }
+}
+
+/// Gives the next call its time and its share of data.
+pub(super) fn arm(runtime: &PluginRuntime, store: &mut Store<HostState>, limits: &PluginLimits) {
+    runtime.ticker.touch();
+    // One tick may be about to come.
+    let ticks = limits.call.as_nanos().div_ceil(TICK.as_nanos()) + 1;
+    store.set_epoch_deadline(u64::try_from(ticks).unwrap_or(u64::MAX));
+}
+
+fn encode(module: &[u8]) -> std::result::Result<Vec<u8>, String> {
+    let not_encoded = |error: &dyn fmt::Display| {
+        format!(
+            "this core module is no Blockloom filter ({error}): export one with \
+             blockloom_sdk::export_filter! and build for wasm32-unknown-unknown"
+        )
+    };
+    let encoder = wit_component::ComponentEncoder::default().module(module);
+    let mut encoder = encoder.map_err(|error| not_encoded(&error))?.validate(true);
+    encoder.encode().map_err(|error| not_encoded(&error))
+}
+
+fn names(runtime: &PluginRuntime, component: &Component) -> (Vec<String>, Vec<String>) {
+    let kind = component.component_type();
+    let imports = kind.imports(&runtime.engine).map(|(name, _)| name.to_owned()).collect();
+    let exports = kind.exports(&runtime.engine).map(|(name, _)| name.to_owned()).collect();
+    (imports, exports)
+}
+
+fn check_interfaces(imports: &[String], exports: &[String]) -> std::result::Result<(), String> {
+    if let Some(foreign) = imports.iter().find(|name| *name != HOST_INTERFACE) {
+        return Err(format!(
+            "it imports `{foreign}`; a plugin may import `{HOST_INTERFACE}` alone: build it for \
+             wasm32-unknown-unknown, not for a WASI target"
+        ));
+    }
+    let ours = format!("{CONTROL_INTERFACE}@0.1.0");
+    if exports.contains(&ours) {
+        return Ok(());
+    }
+    let other = exports.iter().find_map(|name| name.strip_prefix(CONTROL_INTERFACE));
+    Err(match other {
+        Some(version) => format!(
+            "it is made for blockloom:filter{version}; this host speaks {PACKAGE}: use a newer host or \
+             rebuild it"
+        ),
+        None => format!("it does not export `{ours}`: it is no Blockloom filter"),
+    })
+}
+
+fn grants(wants: control::Grants) -> Vec<&'static str> {
+    let names = [
+        (control::Grants::READ, "read"),
+        (control::Grants::WRITE_UNCHANGED, "write-unchanged"),
+        (control::Grants::WRITE, "write"),
+        (control::Grants::DISCARD, "discard"),
+        (control::Grants::RESIZE, "resize"),
+    ];
+    names.into_iter().filter(|(grant, _)| wants.contains(*grant)).map(|(_, name)| name).collect()
+}

@@ -1,0 +1,217 @@
+//! The node of a plugin: every request passes the plugin's judgement, then goes to the child.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
+
+use super::instance::Instance;
+use super::local::{LocalPlugin, Offer, Verdict, Waiting};
+use super::table::Answer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Cx, EdgeRef};
+use crate::io::{Buf, BufMut, Time, sleep_until, turn_now};
+use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+
+/// A filter whose policy is a plugin's.
+pub struct PluginNode {
+    instance: Arc<Instance>,
+    index: NodeIndex,
+}
+
+/// A request as the guest sees it.
+#[derive(Clone, Copy)]
+struct Shape {
+    kind: Kind,
+    flags: RequestFlags,
+    offset: u64,
+    len: u64,
+}
+
+impl PluginNode {
+    /// One more node of `instance`.
+    ///
+    /// # Errors
+    /// When the instance serves too many already.
+    pub fn new(instance: &Arc<Instance>) -> Result<Self> {
+        Ok(Self { instance: Arc::clone(instance), index: instance.reserve_node()? })
+    }
+
+    /// The instance.
+    pub fn instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+
+    /// Has the guest judge a request, and runs it on the child if it says so. `unforwarded` is the result
+    /// of a success without the child, which the table allows for advisory requests alone.
+    async fn judge<T>(
+        &self,
+        cx: Cx<'_>,
+        shape: Shape,
+        unforwarded: Option<T>,
+        call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let child = cx.child(0)?;
+        if self.instance.is_failed() && shape.kind != Kind::Flush {
+            return Err(self.instance.fault_error());
+        }
+        if self.instance.is_failed() || !self.instance.wants(shape.kind) {
+            return call(child).await;
+        }
+        let plugin = LocalPlugin::of(&self.instance);
+        let waiting = plugin.wait();
+        let Shape { kind, flags, offset, len } = shape;
+        let (ticket, node) = (waiting.ticket(), self.index);
+        plugin.offer(Offer::Request { ticket, node, kind, flags, offset, len });
+        match waiting.verdict().await {
+            // A flush never depends on the plugin.
+            Verdict::Fault if kind == Kind::Flush => call(child).await,
+            Verdict::Fault => Err(self.instance.fault_error()),
+            Verdict::Answer(Answer::Complete(Ok(()))) => {
+                unforwarded.ok_or_else(|| self.instance.fault_error())
+            }
+            Verdict::Answer(Answer::Complete(Err(errno))) => Err(self.refusal(errno)),
+            Verdict::Answer(Answer::Forward { not_before_ns, notify, known }) => {
+                hold(cx, &waiting, Time::from_nanos(not_before_ns)).await;
+                let Some(id) = known else { return call(child).await };
+                if !notify {
+                    plugin.offer(Offer::LetGo { id });
+                    return call(child).await;
+                }
+                let result = call(child).await;
+                self.settle(&plugin, &waiting, id, result).await
+            }
+        }
+    }
+
+    /// Tells the guest the child's result and waits for its completion. It may turn a success into an
+    /// error, never the other way.
+    async fn settle<T>(
+        &self,
+        plugin: &std::rc::Rc<LocalPlugin>,
+        waiting: &Waiting,
+        id: RequestId,
+        result: Result<T>,
+    ) -> Result<T> {
+        let errno = |error: &Error| Errno::new(error.errno().unsigned_abs()).unwrap_or(Errno::EIO);
+        let told = result.as_ref().map(drop).map_err(errno);
+        waiting.owe();
+        plugin.offer(Offer::Done { ticket: waiting.ticket(), id, result: told });
+        match waiting.verdict().await {
+            Verdict::Answer(Answer::Complete(Err(errno))) => result.and(Err(self.refusal(errno))),
+            _ => result,
+        }
+    }
+
+    fn refusal(&self, errno: Errno) -> Error {
+        let kind = i32::try_from(errno.number()).map_or(ErrorKind::Io, ErrorKind::from_errno);
+        Error::new(
+            kind,
+            format!("plugin `{}` failed the request ({errno})", self.instance.plugin()),
+        )
+    }
+}
+
+/// Keeps a request until its time, which the guest may change; lets it go at once when the node is
+/// drained or the plugin fails.
+async fn hold(cx: Cx<'_>, waiting: &Waiting, until: Time) {
+    let mut until = until;
+    while until > turn_now() {
+        let mut timer = pin!(sleep_until(until));
+        let retimed = poll_fn(|task| {
+            if let Poll::Ready(verdict) = waiting.poll(task.waker()) {
+                return Poll::Ready(match verdict {
+                    Verdict::Answer(Answer::Forward { not_before_ns, .. }) => {
+                        Some(Time::from_nanos(not_before_ns))
+                    }
+                    _ => None,
+                });
+            }
+            if cx.poll_drained(task) {
+                return Poll::Ready(None);
+            }
+            timer.as_mut().poll(task).map(|()| None)
+        })
+        .await;
+        let Some(time) = retimed else { return };
+        until = time;
+    }
+}
+
+fn write_flags(flags: WriteFlags) -> RequestFlags {
+    let fua = if flags.fua { RequestFlags::FUA } else { RequestFlags::NONE };
+    if flags.no_unmap { fua.with(RequestFlags::NO_UNMAP) } else { fua }
+}
+
+impl Node for PluginNode {
+    fn driver(&self) -> &'static str {
+        "plugin"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        let child = children.first();
+        let missing = || Error::new(ErrorKind::Invalid, "a plugin needs a child `file`");
+        child.map(NodeInfo::filter_over).ok_or_else(missing)
+    }
+
+    fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
+        self.instance.add_node(self.index, name, info, children)
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        let (kind, flags, len) = (Kind::Read, RequestFlags::NONE, buf.len() as u64);
+        let shape = Shape { kind, flags, offset, len };
+        Box::pin(self.judge(cx, shape, None, async move |child| child.read(offset, buf).await))
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        let len = buf.len() as u64;
+        let shape = Shape { kind: Kind::Write, flags: write_flags(flags), offset, len };
+        Box::pin(
+            self.judge(cx, shape, None, async move |child| child.write(offset, buf, flags).await),
+        )
+    }
+
+    fn zero<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        let shape = Shape { kind: Kind::Zero, flags: write_flags(flags), offset, len };
+        Box::pin(
+            self.judge(cx, shape, None, async move |child| child.zero(offset, len, flags).await),
+        )
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        let shape = Shape { kind: Kind::Discard, flags: RequestFlags::NONE, offset, len };
+        Box::pin(
+            self.judge(cx, shape, Some(()), async move |child| child.discard(offset, len).await),
+        )
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        let shape = Shape { kind: Kind::Flush, flags: RequestFlags::NONE, offset: 0, len: 0 };
+        Box::pin(self.judge(cx, shape, None, async move |child| child.flush().await))
+    }
+
+    fn block_status<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+    ) -> NodeFuture<'a, Vec<Extent>> {
+        // A transparent filter's block status is its child's.
+        Box::pin(async move { cx.child(0)?.block_status(offset, len).await })
+    }
+}

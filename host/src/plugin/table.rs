@@ -1,0 +1,267 @@
+//! The requests that an instance knows: what state each is in, and which answers that allows.
+//!
+//! An id is a slot and a generation. Every answer names an id; one that names no live request, or asks
+//! for a step that the request's state does not allow, is a breach of the protocol.
+
+use std::fmt;
+
+use blockloom_abi::{Complete, Errno, Forward, Kind, RequestId, Violation};
+
+use super::local::Ticket;
+
+/// Where a request stands with the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    /// Offered; the guest owes an answer.
+    Offered,
+    /// Forwarded with a time that may still be changed, or with notify.
+    Forwarded {
+        notify: bool,
+    },
+    /// Its end was told to the guest, which owes the completion.
+    Done {
+        failed: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    generation: u16,
+    state: State,
+    kind: Kind,
+    ticket: Ticket,
+}
+
+/// What the guest decided for one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Goes to the child, not before a time (0: now). `known` if the guest may still name it.
+    Forward { not_before_ns: u64, notify: bool, known: Option<RequestId> },
+    /// Ends without, or after, the child.
+    Complete(Result<(), Errno>),
+}
+
+/// How a guest broke the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Breach {
+    /// The layout itself.
+    Layout(Violation),
+    /// An id that names no request of this instance.
+    UnknownRequest(u32),
+    /// A step that the request's state does not allow.
+    OutOfTurn { id: u32, what: &'static str },
+    /// A success that the child did not give.
+    Unserved { id: u32, kind: Kind },
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layout(violation) => violation.fmt(f),
+            Self::UnknownRequest(id) => {
+                write!(f, "it answered request {id:#x}, which it was not given")
+            }
+            Self::OutOfTurn { id, what } => {
+                write!(f, "it tried to {what} request {id:#x} out of turn")
+            }
+            Self::Unserved { id, kind } => {
+                write!(f, "it completed {kind:?} {id:#x} with success, but did not forward it")
+            }
+        }
+    }
+}
+
+/// The requests of one instance; at most the limit of requests in flight.
+pub(super) struct Table {
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    live: usize,
+    limit: usize,
+}
+
+impl Table {
+    pub(super) fn new(in_flight: u32) -> Self {
+        let limit = usize::try_from(in_flight).unwrap_or(usize::MAX).min(usize::from(u16::MAX));
+        Self { slots: Vec::new(), free: Vec::new(), live: 0, limit }
+    }
+
+    /// Takes a slot; `None` when the limit is reached.
+    #[inline]
+    pub(super) fn offer(&mut self, kind: Kind, ticket: Ticket) -> Option<RequestId> {
+        if self.live == self.limit {
+            return None;
+        }
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                let index = u16::try_from(self.slots.len()).ok()?;
+                self.slots.push(Slot { generation: 0, state: State::Free, kind, ticket });
+                index
+            }
+        };
+        let slot = &mut self.slots[usize::from(index)];
+        let generation = slot.generation.checked_add(1).unwrap_or(1);
+        *slot = Slot { generation, state: State::Offered, kind, ticket };
+        self.live += 1;
+        RequestId::new(index, generation)
+    }
+
+    fn slot(&mut self, id: RequestId) -> Result<&mut Slot, Breach> {
+        let unknown = Breach::UnknownRequest(id.bits());
+        let slot = self.slots.get_mut(usize::from(id.slot())).ok_or(unknown)?;
+        if slot.generation != id.generation() { Err(unknown) } else { Ok(slot) }
+    }
+
+    fn release(&mut self, id: RequestId) {
+        let slot = &mut self.slots[usize::from(id.slot())];
+        if slot.state != State::Free {
+            slot.state = State::Free;
+            self.live -= 1;
+            self.free.push(id.slot());
+        }
+    }
+
+    /// A FORWARD; `None` when it re-times a request that has gone in the meantime.
+    #[inline]
+    pub(super) fn forward(
+        &mut self,
+        action: Forward,
+        now_ns: u64,
+    ) -> Result<Option<(Ticket, Answer)>, Breach> {
+        let id = action.id;
+        let slot = self.slot(id)?;
+        let ticket = slot.ticket;
+        let notify = match slot.state {
+            State::Offered => action.notify,
+            State::Forwarded { notify } => notify,
+            // The guest cannot know when the host lets a held request go.
+            State::Free => return Ok(None),
+            State::Done { .. } => {
+                return Err(Breach::OutOfTurn { id: id.bits(), what: "forward" });
+            }
+        };
+        let held = action.not_before_ns > now_ns;
+        let known = (held || notify).then_some(id);
+        if known.is_some() {
+            slot.state = State::Forwarded { notify };
+        } else {
+            self.release(id);
+        }
+        let answer = Answer::Forward { not_before_ns: action.not_before_ns, notify, known };
+        Ok(Some((ticket, answer)))
+    }
+
+    /// A COMPLETE.
+    pub(super) fn complete(&mut self, action: Complete) -> Result<(Ticket, Answer), Breach> {
+        let bits = action.id.bits();
+        let slot = self.slot(action.id)?;
+        let (ticket, kind) = (slot.ticket, slot.kind);
+        match (slot.state, action.result) {
+            (State::Free, _) => return Err(Breach::UnknownRequest(bits)),
+            (State::Forwarded { .. }, _) => {
+                return Err(Breach::OutOfTurn { id: bits, what: "complete" });
+            }
+            // Discard is advisory: not doing it is a success.
+            (State::Offered, Ok(())) if kind != Kind::Discard => {
+                return Err(Breach::Unserved { id: bits, kind });
+            }
+            (State::Done { failed: true }, Ok(())) => {
+                return Err(Breach::Unserved { id: bits, kind });
+            }
+            (State::Offered | State::Done { .. }, _) => {}
+        }
+        self.release(action.id);
+        Ok((ticket, Answer::Complete(action.result)))
+    }
+
+    /// A claim that was refused: the guest owes the completion, with an error.
+    pub(super) fn refuse_claim(&mut self, id: RequestId) -> Result<(), Breach> {
+        let slot = self.slot(id)?;
+        if slot.state != State::Offered {
+            return Err(Breach::OutOfTurn { id: id.bits(), what: "forward" });
+        }
+        slot.state = State::Done { failed: true };
+        Ok(())
+    }
+
+    /// Whether one more request fits.
+    pub(super) fn has_room(&self) -> bool {
+        self.live < self.limit
+    }
+
+    /// The child has ended a request forwarded with notify; returns whether the guest is to be told.
+    pub(super) fn done(&mut self, id: RequestId, failed: bool) -> bool {
+        match self.slot(id) {
+            Ok(slot) if slot.state == (State::Forwarded { notify: true }) => {
+                slot.state = State::Done { failed };
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A held request has gone to the child; nobody will name it again.
+    pub(super) fn let_go(&mut self, id: RequestId) {
+        if self.slot(id).is_ok_and(|slot| slot.state == (State::Forwarded { notify: false })) {
+            self.release(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticket(waiter: usize) -> Ticket {
+        Ticket { worker: 0, waiter, sequence: 0 }
+    }
+
+    fn complete(id: RequestId, result: Result<(), Errno>) -> Complete {
+        Complete { id, result }
+    }
+
+    #[test]
+    fn a_forwarded_request_is_gone_and_its_id_is_not_reused_at_once() {
+        let mut table = Table::new(2);
+        let id = table.offer(Kind::Read, ticket(1)).expect("a slot");
+        let answer = table.forward(Forward::now(id), 5).expect("in turn");
+        let expect = Answer::Forward { not_before_ns: 0, notify: false, known: None };
+        assert_eq!(answer, Some((ticket(1), expect)));
+        let next = table.offer(Kind::Read, ticket(2)).expect("a slot");
+        assert_eq!(next.slot(), id.slot());
+        assert_ne!(next, id);
+        let stale = table.forward(Forward::now(id), 5);
+        assert_eq!(stale, Err(Breach::UnknownRequest(id.bits())));
+    }
+
+    #[test]
+    fn answers_out_of_turn_are_breaches() {
+        let mut table = Table::new(8);
+        let id = table.offer(Kind::Write, ticket(1)).expect("a slot");
+        let unserved = table.complete(complete(id, Ok(())));
+        assert_eq!(unserved, Err(Breach::Unserved { id: id.bits(), kind: Kind::Write }));
+        let forward = Forward { notify: true, ..Forward::now(id) };
+        table.forward(forward, 0).expect("in turn");
+        table.complete(complete(id, Ok(()))).expect_err("the child has not answered");
+        assert!(table.done(id, true));
+        table.complete(complete(id, Ok(()))).expect_err("the child failed");
+        assert!(table.complete(complete(id, Err(Errno::EIO))).is_ok());
+        table.complete(complete(id, Err(Errno::EIO))).expect_err("twice");
+        let discard = table.offer(Kind::Discard, ticket(2)).expect("a slot");
+        assert!(table.complete(complete(discard, Ok(()))).is_ok(), "discard is advisory");
+    }
+
+    #[test]
+    fn held_requests_can_be_retimed_and_count_until_they_go() {
+        let mut table = Table::new(1);
+        let id = table.offer(Kind::Read, ticket(1)).expect("a slot");
+        let at = |not_before_ns| Forward { not_before_ns, ..Forward::now(id) };
+        table.forward(at(100), 10).expect("held");
+        assert!(table.offer(Kind::Read, ticket(2)).is_none(), "the limit is reached");
+        table.forward(at(200), 20).expect("held longer");
+        table.let_go(id);
+        assert_eq!(table.forward(at(300), 30), Ok(None), "it has gone: nothing to re-time");
+        assert!(table.offer(Kind::Read, ticket(2)).is_some());
+    }
+}

@@ -1,0 +1,118 @@
+//! What a plugin may call on the host outside the data plane.
+
+use blockloom_abi::{BitmapIndex, ChildIndex, Kinds, NodeIndex};
+
+use crate::Time;
+#[cfg(target_family = "wasm")]
+use crate::bindings::blockloom::filter::host as wit;
+
+/// How much a log message matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// Something failed.
+    Error = 1,
+    /// Something may go wrong.
+    Warn = 2,
+    /// What an operator wants to know.
+    Info = 3,
+    /// What an author wants to know.
+    Debug = 4,
+    /// Every step.
+    Trace = 5,
+}
+
+/// Writes a message to the host's log. The host cuts it, and drops it above its rate.
+pub fn log(level: Level, message: &str) {
+    #[cfg(target_family = "wasm")]
+    wit::log(level as u8, message);
+    #[cfg(not(target_family = "wasm"))]
+    crate::testing::log(level, message);
+}
+
+/// The first run of set bits of a bitmap at or after an offset: where it starts, how long it is.
+#[must_use]
+pub fn bitmap_next(bitmap: BitmapIndex, from: u64) -> Option<(u64, u64)> {
+    #[cfg(target_family = "wasm")]
+    return wit::bitmap_next(bitmap.0, from);
+    #[cfg(not(target_family = "wasm"))]
+    return crate::testing::bitmap_next(bitmap, from);
+}
+
+/// Sets or clears a range of one of the node's own bitmaps.
+///
+/// # Errors
+///
+/// Why the host refuses.
+pub fn bitmap_set(bitmap: BitmapIndex, offset: u64, len: u64, value: bool) -> Result<(), String> {
+    #[cfg(target_family = "wasm")]
+    return wit::bitmap_set(bitmap.0, offset, len, value);
+    #[cfg(not(target_family = "wasm"))]
+    return crate::testing::bitmap_set(bitmap, offset, len, value);
+}
+
+/// When the host has to ask the plugin about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Kinds of requests.
+    pub kinds: Kinds,
+    /// Where.
+    pub only: Condition,
+    /// What may pass unasked all the same.
+    pub budget: Option<Budget>,
+}
+
+/// Where a rule applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Everywhere.
+    Always,
+    /// Where this bitmap has a bit set.
+    AnySet(BitmapIndex),
+    /// Where this child has nothing allocated.
+    Unallocated(ChildIndex),
+}
+
+/// Requests that pass unasked until one of the limits is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// How many.
+    pub requests: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// Until when.
+    pub until: Time,
+}
+
+/// Replaces a node's rules; a control event `Armed` with the epoch tells when they are in force
+/// for every request in flight.
+///
+/// # Errors
+///
+/// Why the host refuses.
+pub fn set_rules(node: NodeIndex, rules: &[Rule], epoch: u32) -> Result<(), String> {
+    #[cfg(target_family = "wasm")]
+    {
+        let rules: Vec<wit::Rule> = rules.iter().map(lower).collect();
+        wit::set_rules(node.0, &rules, epoch)
+    }
+    #[cfg(not(target_family = "wasm"))]
+    crate::testing::set_rules(node, rules, epoch)
+}
+
+#[cfg(target_family = "wasm")]
+fn lower(rule: &Rule) -> wit::Rule {
+    wit::Rule {
+        kinds: rule.kinds.bits(),
+        only: match rule.only {
+            Condition::Always => wit::Condition::Always,
+            Condition::AnySet(bitmap) => wit::Condition::AnySet(bitmap.0),
+            Condition::Unallocated(child) => wit::Condition::Unallocated(child.0),
+        },
+        budget: rule.budget.map(|budget| wit::Budget {
+            requests: budget.requests,
+            bytes: budget.bytes,
+            until: budget.until.as_nanos(),
+        }),
+    }
+}

@@ -1,0 +1,345 @@
+//! A host for tests: a filter natively, in virtual time, without a graph.
+//!
+//! Requests are handed over one by one ([`Harness::submit`]) or as a turn brings them
+//! ([`Harness::submit_all`]); what the filter decides is kept for each. Operations on children are
+//! listed and ended by the test. The clock stands still between calls of [`Harness::advance`].
+//!
+//! ```
+//! use blockloom_sdk::testing::{Answer, Harness};
+//! # use blockloom_sdk::{ConfigError, Description, Filter, Kind, Kinds};
+//! # struct Pass;
+//! # impl Filter for Pass {
+//! #     const KINDS: Kinds = Kinds::NONE;
+//! #     fn describe() -> Description { Description::new("pass", "1") }
+//! #     fn configure(_: &str) -> Result<Self, ConfigError> { Ok(Self) }
+//! # }
+//!
+//! let mut host = Harness::<Pass>::new("{}")?;
+//! let read = host.submit(Kind::Read, 0, 4096);
+//! assert_eq!(host.answer(read), Some(Answer::forwarded_now()));
+//! # Ok::<(), blockloom_sdk::ConfigError>(())
+//! ```
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use blockloom_abi::{
+    Action, BitmapIndex, Control, Done, Entry, Errno, Event, Extent, Kind, MAX_ACTIONS, MAX_EVENTS,
+    NodeIndex, Operation, PollOne, Request, RequestFlags, RequestId, Subject, Token,
+};
+
+use crate::exec::Instance;
+use crate::{ConfigError, Filter, Level, Rule, Time};
+
+/// What a filter decided about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is passed on.
+    Forwarded {
+        /// Not before this time; 0 for at once.
+        not_before: Time,
+        /// Whether the filter waits for its end: see [`Harness::end`].
+        notify: bool,
+        /// Whether it is claimed to leave the view unchanged.
+        claim: bool,
+    },
+    /// It is answered.
+    Completed(Result<(), Errno>),
+}
+
+impl Answer {
+    /// Passed on at once, with nothing else to it.
+    #[must_use]
+    pub const fn forwarded_now() -> Self {
+        Self::forwarded_at(Time::from_nanos(0))
+    }
+
+    /// Passed on not before a time, with nothing else to it.
+    #[must_use]
+    pub const fn forwarded_at(not_before: Time) -> Self {
+        Self::Forwarded { not_before, notify: false, claim: false }
+    }
+}
+
+/// A filter and the host that the test plays.
+pub struct Harness<F: Filter> {
+    instance: Instance<F>,
+    now: Time,
+    next: u32,
+    answers: BTreeMap<u32, Answer>,
+    operations: Vec<Action>,
+    timers: BTreeSet<(u64, u32)>,
+}
+
+impl<F: Filter> Harness<F> {
+    /// A configured filter that serves node 0. The clock begins at a second.
+    ///
+    /// # Errors
+    ///
+    /// What the filter finds wrong with the configuration.
+    pub fn new(config: &str) -> Result<Self, ConfigError> {
+        HOST.with_borrow_mut(|host| *host = Host::default());
+        Ok(Self {
+            instance: Instance::new(F::configure(config)?),
+            now: Time::from_nanos(1_000_000_000),
+            next: 0,
+            answers: BTreeMap::new(),
+            operations: Vec::new(),
+            timers: BTreeSet::new(),
+        })
+    }
+
+    /// The filter.
+    #[must_use]
+    pub fn filter(&self) -> &F {
+        self.instance.filter()
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.now
+    }
+
+    /// Hands over one request for node 0, by the flat call.
+    pub fn submit(&mut self, kind: Kind, offset: u64, len: u64) -> RequestId {
+        self.submit_to(NodeIndex(0), kind, RequestFlags::NONE, offset, len)
+    }
+
+    /// Hands over one request, by the flat call.
+    pub fn submit_to(
+        &mut self,
+        node: NodeIndex,
+        kind: Kind,
+        flags: RequestFlags,
+        offset: u64,
+        len: u64,
+    ) -> RequestId {
+        let id = self.new_id();
+        let request = Request { id, node, kind, flags, offset, len };
+        let word = self.instance.poll_one(self.now.as_nanos(), request.encode());
+        match PollOne::decode(word).expect("a verdict word") {
+            PollOne::Queued => self.poll(&[]),
+            PollOne::Forward { not_before_ns } => {
+                let answer = Answer::forwarded_at(Time::from_nanos(not_before_ns));
+                self.answers.insert(id.bits(), answer);
+            }
+        }
+        id
+    }
+
+    /// Hands over several requests for node 0 as one turn.
+    pub fn submit_all(
+        &mut self,
+        requests: impl IntoIterator<Item = (Kind, u64, u64)>,
+    ) -> Vec<RequestId> {
+        let (node, flags) = (NodeIndex(0), RequestFlags::NONE);
+        let requests: Vec<Request> = requests
+            .into_iter()
+            .map(|(kind, offset, len)| Request {
+                id: self.new_id(),
+                node,
+                kind,
+                flags,
+                offset,
+                len,
+            })
+            .collect();
+        let events: Vec<Event> = requests.iter().copied().map(Event::Request).collect();
+        events.chunks(MAX_EVENTS).for_each(|events| self.poll(events));
+        requests.iter().map(|request| request.id).collect()
+    }
+
+    /// What was decided about a request, if anything was.
+    #[must_use]
+    pub fn answer(&self, id: RequestId) -> Option<Answer> {
+        self.answers.get(&id.bits()).copied()
+    }
+
+    /// Operations on children, not yet ended, in the order in which they were asked for.
+    #[must_use]
+    pub fn operations(&self) -> &[Action] {
+        &self.operations
+    }
+
+    /// Ends the oldest operation, which must not be let go of a buffer.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn end_operation(&mut self, result: Result<(), Errno>) -> Action {
+        self.end_status(result, &[])
+    }
+
+    /// Ends the oldest operation with extents, whose tokens do not matter.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn end_status(&mut self, result: Result<(), Errno>, extents: &[Extent]) -> Action {
+        let action = self.operations.remove(0);
+        let token = token(&action).expect("an operation");
+        let mut events: Vec<Event> =
+            extents.iter().map(|extent| Event::Extent(Extent { token, ..*extent })).collect();
+        let subject = Subject::Operation(token);
+        events.push(Event::Done(Done { subject, result, value: 0 }));
+        self.poll(&events);
+        action
+    }
+
+    /// Ends a request that was forwarded with notice.
+    pub fn end(&mut self, id: RequestId, result: Result<(), Errno>) {
+        let subject = Subject::Request(id);
+        self.poll(&[Event::Done(Done { subject, result, value: 0 })]);
+    }
+
+    /// Tells that something changed around a node.
+    pub fn control(&mut self, control: Control) {
+        self.poll(&[Event::Control(control)]);
+    }
+
+    /// Lets time pass, and sets off the timers that come due.
+    pub fn advance(&mut self, by: Duration) {
+        let until = self.now + by;
+        while let Some(&(at, timer)) = self.timers.first()
+            && at <= until.as_nanos()
+        {
+            self.timers.pop_first();
+            self.now = self.now.max(Time::from_nanos(at));
+            let subject = Subject::Operation(Token(timer));
+            self.poll(&[Event::Done(Done { subject, result: Ok(()), value: 0 })]);
+        }
+        self.now = until;
+    }
+
+    /// What the filter logged on this thread since the harness was made.
+    #[must_use]
+    pub fn logged(&self) -> Vec<(Level, String)> {
+        HOST.with_borrow(|host| host.logged.clone())
+    }
+
+    /// The rules of a node and their epoch, if the filter set any.
+    #[must_use]
+    pub fn rules(&self, node: NodeIndex) -> Option<(Vec<Rule>, u32)> {
+        HOST.with_borrow(|host| host.rules.get(&node.0).cloned())
+    }
+
+    /// Makes an empty bitmap of bytes.
+    pub fn add_bitmap(&mut self, bitmap: BitmapIndex) {
+        HOST.with_borrow_mut(|host| host.bitmaps.insert(bitmap.0, BTreeMap::new()));
+    }
+
+    fn new_id(&mut self) -> RequestId {
+        let number = self.next;
+        self.next += 1;
+        let generation = (number >> 16) as u16 + 1;
+        RequestId::new(number as u16, generation).expect("not 0")
+    }
+
+    fn poll(&mut self, events: &[Event]) {
+        let words: Vec<u64> = events.iter().flat_map(|event| event.encode().0).collect();
+        let words = self.instance.poll(self.now.as_nanos(), words);
+        for entry in Entry::list(&words, MAX_ACTIONS).expect("a list of actions") {
+            let action = Action::decode(entry).expect("an action");
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Forward(forward) => {
+                let answer = Answer::Forwarded {
+                    not_before: Time::from_nanos(forward.not_before_ns),
+                    notify: forward.notify,
+                    claim: forward.claim,
+                };
+                self.answers.insert(forward.id.bits(), answer);
+            }
+            Action::Complete(complete) => {
+                self.answers.insert(complete.id.bits(), Answer::Completed(complete.result));
+            }
+            Action::Timer { token, at_ns } => {
+                self.timers.insert((at_ns.max(self.now.as_nanos()), token.0));
+            }
+            other => self.operations.push(other),
+        }
+    }
+}
+
+impl<F: Filter> std::fmt::Debug for Harness<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Harness").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+fn token(action: &Action) -> Option<Token> {
+    match *action {
+        Action::Copy(copy) => Some(copy.token),
+        Action::Write(write) => Some(write.operation.token),
+        Action::Status { operation: Operation { token, .. }, .. } => Some(token),
+        Action::Read(operation)
+        | Action::Zero(operation)
+        | Action::Discard(operation)
+        | Action::Flush(operation) => Some(operation.token),
+        _ => None,
+    }
+}
+
+/// What stands behind the functions of the host outside the data plane, one for each thread.
+#[derive(Default)]
+struct Host {
+    logged: Vec<(Level, String)>,
+    rules: BTreeMap<u16, (Vec<Rule>, u32)>,
+    /// Runs of set bytes that do not touch: where each starts, and where it ends.
+    bitmaps: BTreeMap<u32, BTreeMap<u64, u64>>,
+}
+
+thread_local! {
+    static HOST: RefCell<Host> = RefCell::default();
+}
+
+pub(crate) fn log(level: Level, message: &str) {
+    HOST.with_borrow_mut(|host| host.logged.push((level, message.to_owned())));
+}
+
+pub(crate) fn set_rules(node: NodeIndex, rules: &[Rule], epoch: u32) -> Result<(), String> {
+    HOST.with_borrow_mut(|host| host.rules.insert(node.0, (rules.to_vec(), epoch)));
+    Ok(())
+}
+
+pub(crate) fn bitmap_next(bitmap: BitmapIndex, from: u64) -> Option<(u64, u64)> {
+    HOST.with_borrow(|host| {
+        let runs = host.bitmaps.get(&bitmap.0)?;
+        let run = runs.iter().find(|(_, end)| **end > from)?;
+        let start = from.max(*run.0);
+        Some((start, run.1 - start))
+    })
+}
+
+pub(crate) fn bitmap_set(
+    bitmap: BitmapIndex,
+    offset: u64,
+    len: u64,
+    value: bool,
+) -> Result<(), String> {
+    let end = offset.checked_add(len).ok_or("past the end")?;
+    HOST.with_borrow_mut(|host| {
+        let runs = host.bitmaps.get_mut(&bitmap.0).ok_or("no such bitmap")?;
+        let mut kept = BTreeMap::new();
+        let (mut first, mut last) = (offset, end);
+        for (&start, &stop) in &*runs {
+            if stop < offset || start > end {
+                kept.insert(start, stop);
+            } else if value {
+                (first, last) = (first.min(start), last.max(stop));
+            } else {
+                kept.extend((start < offset).then_some((start, offset)));
+                kept.extend((stop > end).then_some((end, stop)));
+            }
+        }
+        kept.extend((value && first < last).then_some((first, last)));
+        *runs = kept;
+        Ok(())
+    })
+}
