@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -194,11 +195,22 @@ impl Drop for Writing<'_> {
     }
 }
 
+/// A snapshot held by one worker. Requests count it without atomics; the worker counts it once.
+pub struct Snapshot(Arc<Graph>);
+
+impl Deref for Snapshot {
+    type Target = Graph;
+
+    fn deref(&self) -> &Graph {
+        &self.0
+    }
+}
+
 /// One worker's view of the cell: a request costs a compare and a plain reference count.
 pub struct LocalGraph {
     cell: Arc<GraphCell>,
     worker: usize,
-    cached: RefCell<Rc<Arc<Graph>>>,
+    cached: RefCell<Rc<Snapshot>>,
 }
 
 thread_local! {
@@ -222,7 +234,7 @@ impl LocalGraph {
 
     /// For the worker with this number.
     pub fn new(cell: Arc<GraphCell>, worker: usize) -> Self {
-        let cached = RefCell::new(Rc::new(cell.load()));
+        let cached = RefCell::new(Rc::new(Snapshot(cell.load())));
         Self { cell, worker, cached }
     }
 
@@ -238,12 +250,12 @@ impl LocalGraph {
 
     /// The current snapshot.
     #[inline]
-    pub fn current(&self) -> Rc<Arc<Graph>> {
+    pub fn current(&self) -> Rc<Snapshot> {
         let cached = Rc::clone(&self.cached.borrow());
         if self.is_current(&cached) {
             return cached;
         }
-        let fresh = Rc::new(self.cell.load());
+        let fresh = Rc::new(Snapshot(self.cell.load()));
         *self.cached.borrow_mut() = Rc::clone(&fresh);
         fresh
     }

@@ -32,7 +32,7 @@ mod permission;
 mod snapshot;
 
 pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
-pub use cell::{GraphCell, LocalGraph};
+pub use cell::{GraphCell, LocalGraph, Snapshot};
 pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
 pub use edge::EdgeRef;

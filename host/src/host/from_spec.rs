@@ -80,7 +80,7 @@ fn read(path: &Path) -> Result<(GraphSpec, PathBuf), StartError> {
     let text = read_text_file(path, FILE_MAX_BYTES)
         .map_err(|error| StartError::File(Error::os(format!("cannot read `{name}`"), &error)))?;
     let spec = config::parse(&name, &text).map_err(|found| StartError::Config(Box::new(found)))?;
-    Ok((spec, path.parent().unwrap_or(Path::new("")).to_owned()))
+    Ok((spec, path.parent().unwrap_or_else(|| Path::new("")).to_owned()))
 }
 
 /// Reads a file and checks what can be without looking at this machine.
@@ -274,7 +274,7 @@ impl Builder<'_> {
                 let span = spec.config.span_of(&error.path);
                 self.at(span, &Error::new(ErrorKind::Invalid, error.message))
             })?;
-            self.groups.insert(key.clone(), ThrottleGroup::new(&config));
+            self.groups.insert(key.clone(), ThrottleGroup::new(config));
         }
         Ok(Arc::new(ThrottleNode::new(self.groups[&key].clone())))
     }

@@ -39,7 +39,7 @@ impl Listener {
         let address = SocketAddrUnix::new(path)?;
         // Two servers that start at once must not each take the other's socket for a dead one.
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let directory = parent.unwrap_or(Path::new("."));
+        let directory = parent.unwrap_or_else(|| Path::new("."));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let guard = rustix::fs::open(directory, flags, Mode::empty())?;
         rustix::fs::flock(&guard, FlockOperation::LockExclusive)?;

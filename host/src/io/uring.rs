@@ -82,7 +82,7 @@ impl RingEngine {
         let mut ring = self.ring.borrow_mut();
         while self.in_ring.get() < RING_ENTRIES * 2 {
             let Some(key) = backlog.front().copied() else { break };
-            let entry = self.table.with(key, |op, file| entry(op, file)).flatten();
+            let entry = self.table.with(key, entry).flatten();
             let Some(entry) = entry else {
                 backlog.pop_front();
                 continue;

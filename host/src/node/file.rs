@@ -140,7 +140,8 @@ fn limits(direct: bool, size_bytes: u64) -> Option<Limits> {
         return Some(Limits::NONE);
     }
     let alignment = [DIRECT_ALIGNMENT, SECTOR_BYTES];
-    let fits = alignment.into_iter().find(|alignment| size_bytes % u64::from(*alignment) == 0)?;
+    let fits =
+        alignment.into_iter().find(|alignment| size_bytes.is_multiple_of(u64::from(*alignment)))?;
     Some(Limits { request_alignment: fits, memory_alignment: DIRECT_ALIGNMENT, ..Limits::NONE })
 }
 

@@ -44,7 +44,10 @@ impl MemoryNode {
     /// `EINVAL` when the size is above 1 PiB or no multiple of the block size.
     pub fn new(size_bytes: u64, block_size: u32) -> Result<Self> {
         let valid_block = block_size.is_power_of_two() && block_size <= 4096;
-        if size_bytes > SIZE_MAX_BYTES || !valid_block || size_bytes % u64::from(block_size) != 0 {
+        if size_bytes > SIZE_MAX_BYTES
+            || !valid_block
+            || !size_bytes.is_multiple_of(u64::from(block_size))
+        {
             let message = format!(
                 "a memory node of {size_bytes} bytes with blocks of {block_size}: at most 1 PiB, \
                  a multiple of a block size that is a power of two up to 4096"

@@ -94,7 +94,7 @@ const _: () = assert!(MAX_RATE.checked_mul(NANOS_PER_SECOND).is_some());
 /// use blockloom_sdk::Kind;
 ///
 /// let config = ThrottleConfig::from_json(r#"{ "iops": 1000, "burst": "1ms" }"#)?;
-/// let mut throttle = Throttle::new(config);
+/// let mut throttle = Throttle::new(&config);
 /// let now_ns = 7_000_000;
 /// assert_eq!(throttle.admit(Kind::Read, 4096, now_ns), 0);
 /// assert_eq!(throttle.admit(Kind::Read, 4096, now_ns), 0);
@@ -116,7 +116,7 @@ impl Throttle {
     /// A throttle that has admitted nothing.
     #[must_use]
     #[inline(never)]
-    pub fn new(config: ThrottleConfig) -> Self {
+    pub fn new(config: &ThrottleConfig) -> Self {
         let quantities = [config.iops, config.bps];
         let of = |rate: fn(&Limits) -> Option<u64>| {
             quantities.each_ref().map(|limits| Bucket::new(rate(limits).unwrap_or(0)))
@@ -133,7 +133,7 @@ impl Throttle {
 
     /// Puts other limits in force. What was admitted under the former ones keeps its time, and
     /// counts on: where a quantity stays limited, the new rate begins when the old has leaked out.
-    pub fn reconfigure(&mut self, config: ThrottleConfig) {
+    pub fn reconfigure(&mut self, config: &ThrottleConfig) {
         let former = std::mem::replace(self, Self::new(config));
         let former = former.buckets.as_flattened().iter();
         for (new, old) in self.buckets.as_flattened_mut().iter_mut().zip(former) {

@@ -29,13 +29,13 @@ impl Filter for ThrottleFilter {
     }
 
     fn configure(config: &str) -> Result<Self, ConfigError> {
-        Ok(Self(RefCell::new(Throttle::new(ThrottleConfig::from_json(config)?))))
+        Ok(Self(RefCell::new(Throttle::new(&ThrottleConfig::from_json(config)?))))
     }
 
     fn reload(&self, config: &str) -> Result<(), ConfigError> {
         let config = ThrottleConfig::from_json(config)?;
         if let Ok(mut throttle) = self.0.try_borrow_mut() {
-            throttle.reconfigure(config);
+            throttle.reconfigure(&config);
         }
         Ok(())
     }

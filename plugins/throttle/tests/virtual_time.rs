@@ -9,7 +9,7 @@ use blockloom_sdk::{Kind, NodeIndex, RequestFlags, Time};
 const SECOND: u64 = 1_000_000_000;
 
 fn throttle(json: &str) -> Throttle {
-    Throttle::new(ThrottleConfig::from_json(json).expect("valid"))
+    Throttle::new(&ThrottleConfig::from_json(json).expect("valid"))
 }
 
 /// Admits a request and returns when it starts.
@@ -132,10 +132,10 @@ fn another_configuration_keeps_what_is_owed() {
         throttle.admit(Kind::Read, 0, now);
     }
     throttle
-        .reconfigure(ThrottleConfig::from_json(r#"{"iops":100,"burst":"0s"}"#).expect("valid"));
+        .reconfigure(&ThrottleConfig::from_json(r#"{"iops":100,"burst":"0s"}"#).expect("valid"));
     assert_eq!(throttle.admit(Kind::Read, 0, now), 2 * SECOND);
     assert_eq!(throttle.admit(Kind::Read, 0, now), 2 * SECOND + SECOND / 100);
-    throttle.reconfigure(ThrottleConfig::default());
+    throttle.reconfigure(&ThrottleConfig::default());
     assert_eq!(throttle.admit(Kind::Read, 0, now), 0, "nothing is limited any more");
 }
 

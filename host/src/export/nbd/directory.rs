@@ -52,7 +52,7 @@ impl Directory {
     /// The export for a name; a listener with one export serves it under the empty name too.
     pub(super) fn find(&self, name: &str) -> Option<&Export> {
         let by_name = self.exports.iter().find(|export| export.name == name);
-        by_name.or_else(|| match self.exports.as_slice() {
+        by_name.or(match self.exports.as_slice() {
             [only] if name.is_empty() => Some(only),
             _ => None,
         })
