@@ -22,7 +22,7 @@ pub struct ThrottleGroup {
 
 impl ThrottleGroup {
     /// A group with its own limits.
-    pub fn new(config: ThrottleConfig) -> Self {
+    pub fn new(config: &ThrottleConfig) -> Self {
         Self { throttle: Arc::new(Mutex::new(Throttle::new(config))) }
     }
 

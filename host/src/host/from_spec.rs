@@ -274,7 +274,7 @@ impl Builder<'_> {
                 let span = spec.config.span_of(&error.path);
                 self.at(span, &Error::new(ErrorKind::Invalid, error.message))
             })?;
-            self.groups.insert(key.clone(), ThrottleGroup::new(config));
+            self.groups.insert(key.clone(), ThrottleGroup::new(&config));
         }
         Ok(Arc::new(ThrottleNode::new(self.groups[&key].clone())))
     }
