@@ -10,27 +10,27 @@ fn drives() {
     check(
         "[drive.a]\nroot = 5\nrot = \"x\"\n[drive.b]\nroot = \"#x.file\"\n",
         &expect![[r##"
-        error: `root` of drive `a` must be a string, not an integer
-          --> graph.toml:2:8
-           |
-         2 | root = 5
-           |        ^
+            error: `root` of drive `a` must be a string, not an integer
+              --> graph.toml:2:8
+               |
+             2 | root = 5
+               |        ^
 
-        error: unknown key `rot` in drive `a`
-          --> graph.toml:3:1
-           |
-         3 | rot = "x"
-           | ^^^
-           = help: did you mean `root`? keys of drives: root
+            error: unknown key `rot` in drive `a`
+              --> graph.toml:3:1
+               |
+             3 | rot = "x"
+               | ^^^
+               = help: did you mean `root`? keys of drives: root, writable
 
-        error: `#x.file` is no name that can be referred to
-          --> graph.toml:5:8
-           |
-         5 | root = "#x.file"
-           |        ^^^^^^^^^
-           = help: give the inline node a name: move it to a table `[node.NAME]` of its own
+            error: `#x.file` is no name that can be referred to
+              --> graph.toml:5:8
+               |
+             5 | root = "#x.file"
+               |        ^^^^^^^^^
+               = help: give the inline node a name: move it to a table `[node.NAME]` of its own
 
-        3 errors in graph.toml"##]],
+            3 errors in graph.toml"##]],
     );
 }
 
