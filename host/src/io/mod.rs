@@ -53,11 +53,12 @@ pub use net::{Listener, Stream, socket_in_use};
 pub use ops::{FileOp, OpFuture, OpOutput};
 pub use paths::{PathFacts, create_parent_missing, path_facts, read_file, read_text_file};
 pub use signal::{Signal, Signals};
+pub use task::LocalFuture;
 pub use ticker::Ticker;
 pub use time::Time;
 pub use worker::{
     Local, TurnHook, WorkerHandle, WorkerOptions, Workers, current, run_on_thread, sleep_until,
-    spawn, turn_now, until,
+    spawn, spawn_boxed, turn_now, until,
 };
 
 pub(crate) use buf::trim_pool;

@@ -51,11 +51,10 @@ impl Waker {
 }
 
 impl Waker {
-    /// Called before looking for queued work: what is queued later is pending again.
-    pub(super) fn begin_look(&self) {
-        if self.pending.load(Ordering::Relaxed) {
-            self.pending.swap(false, Ordering::SeqCst);
-        }
+    /// Called before looking for queued work: what is queued later is pending again. Returns whether
+    /// there may be any.
+    pub(super) fn begin_look(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) && self.pending.swap(false, Ordering::SeqCst)
     }
 
     /// Whether work may have been queued since the last look began.

@@ -3,7 +3,7 @@
 //! A task's slot keeps its waker for the slot's whole life, so spawning costs one box. A waker that
 //! outlives its task may wake the slot's next tenant: a spurious wake, which every future allows.
 //! Wakes from the worker's own thread go to a plain queue; wakes from elsewhere go through
-//! [`RemoteReady`] and interrupt the worker's sleep.
+//! [`RemoteReady`] interrupt the worker's sleep, and are taken over when its next turn begins.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use crossbeam::queue::SegQueue;
 use super::reactor::Waker as SleepWaker;
 
 /// A future of this worker.
-pub(super) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
+pub type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 
 thread_local! {
     /// The executor that owns the current thread; 0 for none.
@@ -68,7 +68,6 @@ struct Slot {
     future: Option<LocalFuture>,
     waker: Waker,
     state: Arc<TaskWaker>,
-    live: bool,
 }
 
 /// The tasks of one worker.
@@ -105,10 +104,9 @@ impl Tasks {
                 scheduled: AtomicBool::new(false),
             });
             let waker = Waker::from(Arc::clone(&state));
-            slots.push(Slot { future: None, waker, state, live: false });
+            slots.push(Slot { future: None, waker, state });
         }
         slots[index].future = Some(future);
-        slots[index].live = true;
         self.live.set(self.live.get() + 1);
         slots[index].state.schedule();
     }
@@ -130,30 +128,38 @@ impl Tasks {
     }
 
     fn next_ready(&self) -> Option<usize> {
-        let local = THREAD_READY.with(|ready| ready.borrow_mut().pop_front());
-        local.or_else(|| self.remote.queue.pop())
+        THREAD_READY.with(|ready| ready.borrow_mut().pop_front())
     }
 
-    /// Whether a task is ready to be polled.
+    /// Takes over what other threads have woken.
+    pub(super) fn take_remote(&self) {
+        while let Some(index) = self.remote.queue.pop() {
+            THREAD_READY.with(|ready| ready.borrow_mut().push_back(index));
+        }
+    }
+
+    /// Whether a task is ready to be polled. Wakes of other threads are pending at the reactor's waker.
     pub(super) fn has_ready(&self) -> bool {
-        !self.remote.queue.is_empty() || THREAD_READY.with(|ready| !ready.borrow().is_empty())
+        THREAD_READY.with(|ready| !ready.borrow().is_empty())
     }
 
     fn poll(&self, index: usize) {
+        // The waker is lent out with the future: counting it for each poll would cost two atomics.
         let (mut future, waker) = {
             let slot = &mut self.slots.borrow_mut()[index];
             slot.state.scheduled.store(false, Ordering::Release);
             let Some(future) = slot.future.take() else { return };
-            (future, slot.waker.clone())
+            (future, std::mem::replace(&mut slot.waker, Waker::noop().clone()))
         };
         let outcome = future.as_mut().poll(&mut Context::from_waker(&waker));
         if outcome == Poll::Pending {
-            self.slots.borrow_mut()[index].future = Some(future);
+            let slot = &mut self.slots.borrow_mut()[index];
+            (slot.future, slot.waker) = (Some(future), waker);
             return;
         }
         // Dropping may run anything, also `spawn`: no borrow is held meanwhile.
         drop(future);
-        self.slots.borrow_mut()[index].live = false;
+        self.slots.borrow_mut()[index].waker = waker;
         self.free.borrow_mut().push(index);
         self.live.set(self.live.get() - 1);
     }

@@ -17,7 +17,7 @@ use super::engine::{self, EngineChoice, EngineKind};
 use super::file::File;
 use super::ops::{FileOp, OpFuture};
 use super::reactor::{self, Reactor};
-use super::task::Tasks;
+use super::task::{LocalFuture, Tasks};
 use super::time::Time;
 use super::timer::{TimerKey, Timers};
 use super::{Io, Wait};
@@ -145,8 +145,16 @@ pub(super) fn start(file: &Arc<File>, op: FileOp) -> OpFuture {
 /// # Panics
 /// When the current thread is no worker.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
+    spawn_boxed(Box::pin(future));
+}
+
+/// Adds a task that is boxed already to the current worker.
+///
+/// # Panics
+/// When the current thread is no worker.
+pub fn spawn_boxed(future: LocalFuture) {
     CURRENT.with(|current| match &*current.borrow() {
-        Some(local) => local.tasks.spawn(Box::pin(future)),
+        Some(local) => local.tasks.spawn(future),
         None => panic!("tasks are spawned on workers: use WorkerHandle::post"),
     });
 }
@@ -269,8 +277,10 @@ impl Local {
     /// Everything that can be done without waiting, within the bounds of a turn.
     fn work(&self) {
         self.now.set(self.io.now());
-        self.inbox.waker.begin_look();
-        self.drain_inbox();
+        if self.inbox.waker.begin_look() {
+            self.tasks.take_remote();
+            self.drain_inbox();
+        }
         self.timers.fire(self.now.get());
         let mut polled = 0;
         for _ in 0..ROUNDS_PER_TURN_MAX {
@@ -305,45 +315,70 @@ impl Local {
 
     /// Waits for something to do: submits, polls as long as that has paid lately, then sleeps.
     fn idle(&self, poller: &mut Poller) -> io::Result<()> {
-        let since = self.io.now();
-        let mut count = self.io.turn(Wait::No)?;
-        let mut now = since;
         let timer = self.timers.next();
-        let timer_due = |now| timer.is_some_and(|at| at <= now);
-        while count == 0 && !self.has_work() && !timer_due(now) && now.since(since) < poller.window
-        {
+        let since = self.now.get();
+        let (mut now, mut count) = (since, self.io.turn(Wait::No)?);
+        let window = if count == 0 { poller.window() } else { Duration::ZERO };
+        let waits = |count, now| count == 0 && !self.has_work() && timer.is_none_or(|at| at > now);
+        while waits(count, now) && now.since(since) < window {
             std::hint::spin_loop();
             count = self.io.turn(Wait::No)?;
             now = self.io.now();
         }
-        if count == 0 && !self.has_work() && !timer_due(now) {
+        let sleeps = waits(count, now);
+        if sleeps {
             self.io.turn(timer.map_or(Wait::Forever, Wait::Until))?;
             now = self.io.now();
         }
-        poller.learn(now.since(since));
+        poller.learn(!sleeps, window, now.since(since));
         Ok(())
     }
 }
 
-/// How long to poll: grows while what ends a wait comes soon, falls to nothing when it does not.
+/// Whether to poll before a sleep: while it pays. A wait that polling could have spared is worth a try;
+/// tries that fail make the next ones rarer, and a long pause ends them.
 struct Poller {
-    window: Duration,
     max: Duration,
+    /// Traffic flows: the last wait was short.
+    flowing: bool,
+    /// Tries that failed since one succeeded, as a power of two of waits to let pass.
+    failures: u32,
+    skip: u32,
 }
 
 impl Poller {
-    const FIRST: Duration = Duration::from_micros(10);
+    /// A wait this many times as long as the window may be short without the cost of the sleep.
+    const FLOWING_WAITS: u32 = 8;
+    const FAILURES_MAX: u32 = 6;
 
     fn new(max: Duration) -> Self {
-        Self { window: Duration::ZERO, max }
+        Self { max, flowing: false, failures: 0, skip: 0 }
     }
 
-    fn learn(&mut self, waited: Duration) {
-        self.window = if waited <= self.max {
-            (self.window * 2).clamp(Self::FIRST.min(self.max), self.max)
+    /// How long to poll now.
+    fn window(&mut self) -> Duration {
+        if !self.flowing || self.max.is_zero() {
+            return Duration::ZERO;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return Duration::ZERO;
+        }
+        self.max
+    }
+
+    /// Learns from a wait that polling for `window` did or did not end.
+    fn learn(&mut self, ended: bool, window: Duration, waited: Duration) {
+        self.flowing = waited <= self.max * Self::FLOWING_WAITS;
+        if window.is_zero() {
+            return;
+        }
+        if ended {
+            self.failures = 0;
         } else {
-            Duration::ZERO
-        };
+            self.failures = (self.failures + 1).min(Self::FAILURES_MAX);
+            self.skip = (1 << self.failures) - 1;
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
-use slab::Slab;
 
 use super::instance::Instance;
 use super::table::Answer;
@@ -48,12 +47,48 @@ pub(super) enum Verdict {
     Fault,
 }
 
+/// A place of a waiting request. It keeps its last waker: the next tenant is often the same task.
 struct Waiter {
+    /// Of the tenant; 0 when the place is free.
     sequence: u64,
     /// Since when the guest owes an answer.
     owed_since: Option<Time>,
     verdict: Option<Verdict>,
-    waker: Option<Waker>,
+    waker: Waker,
+}
+
+/// The places of one worker. Bounded by the requests that exports admit.
+#[derive(Default)]
+struct Waiters {
+    places: Vec<Waiter>,
+    free: Vec<usize>,
+}
+
+impl Waiters {
+    fn insert(&mut self, sequence: u64, now: Time) -> usize {
+        let index = self.free.pop().unwrap_or(self.places.len());
+        match self.places.get_mut(index) {
+            Some(place) => {
+                (place.sequence, place.owed_since, place.verdict) = (sequence, Some(now), None);
+            }
+            None => self.places.push(Waiter {
+                sequence,
+                owed_since: Some(now),
+                verdict: None,
+                waker: Waker::noop().clone(),
+            }),
+        }
+        index
+    }
+
+    fn remove(&mut self, index: usize) {
+        self.places[index].sequence = 0;
+        self.free.push(index);
+    }
+
+    fn live(&self) -> impl Iterator<Item = &Waiter> {
+        self.places.iter().filter(|place| place.sequence != 0)
+    }
 }
 
 /// See the module.
@@ -62,7 +97,7 @@ pub(super) struct LocalPlugin {
     worker: usize,
     pending: RefCell<Vec<Offer>>,
     batch: RefCell<Vec<Offer>>,
-    waiters: RefCell<Slab<Waiter>>,
+    waiters: RefCell<Waiters>,
     sequence: Cell<u64>,
     queued: Cell<bool>,
     faulted: Cell<bool>,
@@ -149,20 +184,18 @@ impl LocalPlugin {
         any
     }
 
-    /// Adds a waiter.
-    pub(super) fn wait(self: &Rc<Self>) -> Waiting {
+    /// Offers a request and waits for its verdict.
+    #[inline]
+    pub(super) fn request(self: &Rc<Self>, request: impl FnOnce(Ticket) -> Offer) -> Waiting {
         let sequence = self.sequence.get() + 1;
         self.sequence.set(sequence);
-        let owed_since = Some(turn_now());
-        let waiter = Waiter { sequence, owed_since, verdict: None, waker: None };
-        let waiter = self.waiters.borrow_mut().insert(waiter);
+        let waiter = self.waiters.borrow_mut().insert(sequence, turn_now());
         if !self.watched.replace(true) {
             spawn(watch(Rc::clone(self)));
         }
-        Waiting {
-            plugin: Rc::clone(self),
-            ticket: Ticket { worker: self.worker, waiter, sequence },
-        }
+        let ticket = Ticket { worker: self.worker, waiter, sequence };
+        self.offer(request(ticket));
+        Waiting { plugin: Rc::clone(self), ticket }
     }
 
     /// Adds to the batch that goes at the end of this turn.
@@ -191,23 +224,20 @@ impl LocalPlugin {
     #[inline]
     pub(super) fn deliver(&self, ticket: Ticket, verdict: Verdict) {
         let mut waiters = self.waiters.borrow_mut();
-        let waiter = waiters.get_mut(ticket.waiter).filter(|it| it.sequence == ticket.sequence);
-        let Some(waiter) = waiter else { return };
+        let waiter = waiters.places.get_mut(ticket.waiter);
+        let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else { return };
         waiter.verdict = Some(verdict);
         waiter.owed_since = None;
-        if let Some(waker) = waiter.waker.take() {
-            waker.wake();
-        }
+        waiter.waker.wake_by_ref();
     }
 
     /// Tells every waiter that the instance failed; verdicts given before stand.
     pub(super) fn fault_all(&self) {
         self.faulted.set(true);
-        for (_, waiter) in &mut *self.waiters.borrow_mut() {
+        let mut waiters = self.waiters.borrow_mut();
+        for waiter in waiters.places.iter_mut().filter(|place| place.sequence != 0) {
             waiter.verdict.get_or_insert(Verdict::Fault);
-            if let Some(waker) = waiter.waker.take() {
-                waker.wake();
-            }
+            waiter.waker.wake_by_ref();
         }
     }
 
@@ -215,9 +245,8 @@ impl LocalPlugin {
     fn is_overdue(&self) -> bool {
         let (now, hold) = (turn_now(), self.instance.limits().hold);
         let waiters = self.waiters.borrow();
-        waiters
-            .iter()
-            .any(|(_, waiter)| waiter.owed_since.is_some_and(|since| now.since(since) > hold))
+        let mut live = waiters.live();
+        live.any(|waiter| waiter.owed_since.is_some_and(|since| now.since(since) > hold))
     }
 
     /// This worker's number.
@@ -229,7 +258,7 @@ impl LocalPlugin {
 /// Bounds how long the guest keeps requests, for as long as there are any.
 async fn watch(plugin: Rc<LocalPlugin>) {
     let hold = plugin.instance.limits().hold;
-    while !plugin.waiters.borrow().is_empty() {
+    while plugin.waiters.borrow().live().next().is_some() {
         sleep_until(turn_now() + hold / 4).await;
         if plugin.is_overdue() {
             let reason = format!("it kept a request for more than {hold:?} without an answer");
@@ -242,9 +271,7 @@ async fn watch(plugin: Rc<LocalPlugin>) {
 impl Waiting {
     /// From now on the guest owes an answer again.
     pub(super) fn owe(&self) {
-        if let Some(waiter) = self.plugin.waiters.borrow_mut().get_mut(self.ticket.waiter) {
-            waiter.owed_since = Some(turn_now());
-        }
+        self.plugin.waiters.borrow_mut().places[self.ticket.waiter].owed_since = Some(turn_now());
     }
 
     /// Its name for the instance.
@@ -253,13 +280,15 @@ impl Waiting {
     }
 
     /// Takes the verdict if there is one, else leaves a waker.
+    #[inline]
     pub(super) fn poll(&self, waker: &Waker) -> Poll<Verdict> {
-        let mut waiters = self.plugin.waiters.borrow_mut();
-        let Some(waiter) = waiters.get_mut(self.ticket.waiter) else { return Poll::Pending };
+        let waiter = &mut self.plugin.waiters.borrow_mut().places[self.ticket.waiter];
         if let Some(verdict) = waiter.verdict.take() {
             return Poll::Ready(verdict);
         }
-        waiter.waker = Some(waker.clone());
+        if !waiter.waker.will_wake(waker) {
+            waiter.waker.clone_from(waker);
+        }
         Poll::Pending
     }
 
@@ -271,6 +300,6 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.plugin.waiters.borrow_mut().try_remove(self.ticket.waiter);
+        self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
     }
 }

@@ -61,10 +61,9 @@ impl PluginNode {
             return call(child).await;
         }
         let plugin = LocalPlugin::of(&self.instance);
-        let waiting = plugin.wait();
-        let Shape { kind, flags, offset, len } = shape;
-        let (ticket, node) = (waiting.ticket(), self.index);
-        plugin.offer(Offer::Request { ticket, node, kind, flags, offset, len });
+        let (Shape { kind, flags, offset, len }, node) = (shape, self.index);
+        let request = |ticket| Offer::Request { ticket, node, kind, flags, offset, len };
+        let waiting = plugin.request(request);
         match waiting.verdict().await {
             // A flush never depends on the plugin.
             Verdict::Fault if kind == Kind::Flush => call(child).await,
@@ -74,8 +73,8 @@ impl PluginNode {
             }
             Verdict::Answer(Answer::Complete(Err(errno))) => Err(self.refusal(errno)),
             Verdict::Answer(Answer::Forward { not_before_ns, notify, known }) => {
-                hold(cx, &waiting, Time::from_nanos(not_before_ns)).await;
                 let Some(id) = known else { return call(child).await };
+                hold(cx, &waiting, Time::from_nanos(not_before_ns)).await;
                 if !notify {
                     plugin.offer(Offer::LetGo { id });
                     return call(child).await;

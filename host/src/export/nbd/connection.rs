@@ -1,7 +1,9 @@
 //! One connection on its worker: handshake, then requests until the client goes or the host ends.
 
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::rc::Rc;
+use std::task::Poll;
 
 use super::directory::{Context, Directory};
 use super::proto::{Handshake, Session, Step, Verdict, check, decode_header};
@@ -10,7 +12,7 @@ use super::request::{held_bytes, run};
 use super::send::Replies;
 use crate::error::Result;
 use crate::graph::{LocalDrive, LocalGraph};
-use crate::io::{Stream, spawn, turn_now, until};
+use crate::io::{Stream, spawn, spawn_boxed, turn_now, until};
 use crate::limits::{NBD_BYTES_MAX, NBD_HANDSHAKE_TIME, NBD_REQUESTS_MAX};
 
 /// Length of a request's header, bytes.
@@ -119,6 +121,16 @@ async fn transmit(stream: Rc<Stream>, mut receiver: Receiver, transmission: Rc<T
     transmission.replies.drained().await;
 }
 
+/// Polls a request once at once: most end there. What does not becomes a task, which is polled again in
+/// this turn and leaves its own waker.
+async fn start(request: impl Future<Output = ()> + 'static) {
+    let mut request = Box::pin(request);
+    let ready = poll_fn(|cx| Poll::Ready(request.as_mut().poll(cx).is_ready())).await;
+    if !ready {
+        spawn_boxed(request);
+    }
+}
+
 async fn receive_requests(
     stream: &Stream,
     receiver: &mut Receiver,
@@ -164,7 +176,8 @@ async fn receive_requests(
                     _ => None,
                 };
                 replies.begin(held);
-                spawn(run(Rc::clone(transmission), header.cookie, request, payload));
+                start(run(Rc::clone(transmission), header.cookie, request, payload)).await;
+                replies.yield_to_sender().await;
             }
         }
     }

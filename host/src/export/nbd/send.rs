@@ -11,6 +11,9 @@ use crate::io::{Buf, Stream};
 /// Parts handed to the kernel in one call; it takes at most 1024.
 const PARTS_MAX: usize = 512;
 
+/// Gathered replies that hold this many bytes go out before more requests are run.
+const SEND_EARLY_BYTES: usize = 512 << 10;
+
 enum Piece {
     /// A range of the batch's heads.
     Head(Range<usize>),
@@ -102,6 +105,20 @@ impl Replies {
         writer.batch.bytes += bytes;
         drop(writer);
         wake(&self.sender);
+    }
+
+    /// Lets the sender go first when much has been gathered: what it sends is still in the cache, and its
+    /// buffers serve the next requests.
+    pub(super) async fn yield_to_sender(&self) {
+        let mut yielded = self.gathering.borrow().bytes < SEND_EARLY_BYTES;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Waits until one more request with `bytes` stays within the limits. One request always does.

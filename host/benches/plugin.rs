@@ -1,0 +1,230 @@
+//! What does a filter cost, native against plugin?
+//!
+//! Requests of 4 KiB on a null node, 1, 8 and 32 in one turn of one worker: without a filter, through
+//! the native filter, through the plugin. The difference between the last two is what the sandbox adds.
+//! A table of medians and best samples against the targets follows the criterion figures.
+
+#![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+
+use std::future::Future;
+use std::hint::black_box;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blockloom::graph::{
+    ChildDecl, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl,
+};
+use blockloom::io::{BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
+use blockloom::node::{Node, NullNode};
+use blockloom::plugin::{Instance, PluginNode, PluginRuntime};
+use blockloom_plugin_throttle::ThrottleConfig;
+
+const SIZE_BYTES: u64 = 1 << 30;
+const SAMPLES: usize = 20;
+const REQUESTS_PER_SAMPLE: usize = 32 * 256;
+
+fn graph(filter: Option<Arc<dyn Node>>) -> Rc<LocalGraph> {
+    let mut decl = GraphDecl::default();
+    let null = NullNode::new(SIZE_BYTES, false, Duration::ZERO);
+    decl.nodes.push(NodeDecl { name: "null".into(), driver: Arc::new(null), children: vec![] });
+    let mut root = "null";
+    if let Some(driver) = filter {
+        let children = vec![ChildDecl::filtered("null")];
+        decl.nodes.push(NodeDecl { name: "filter".into(), driver, children });
+        root = "filter";
+    }
+    let root = Some(root.into());
+    decl.drives.push(DriveDecl { id: "d".into(), root, writable: true, only_shows: false });
+    let graph = decl.build().expect("a graph");
+    for node in graph.nodes() {
+        let infos: Vec<_> =
+            node.edges().iter().map(|edge| *graph.nodes()[edge.child()].info()).collect();
+        node.driver().start(node.name(), node.info(), &infos).expect("a node that starts");
+    }
+    Rc::new(LocalGraph::new(Arc::new(GraphCell::new(graph)), 0))
+}
+
+/// Runs `count` reads, `batch` in each turn, and returns the time of one.
+async fn run(drive: &LocalDrive, batch: usize, count: usize) -> Duration {
+    let rounds = count / batch;
+    let start = Instant::now();
+    for round in 0..rounds {
+        let done = Rc::new(std::cell::Cell::new(0));
+        let waker: Rc<std::cell::Cell<Option<std::task::Waker>>> = Rc::default();
+        for slot in 0..batch {
+            let (drive, done, waker) = (drive.clone(), Rc::clone(&done), Rc::clone(&waker));
+            let offset = ((round * batch + slot) as u64 * 4096) % SIZE_BYTES;
+            spawn(async move {
+                let buf = drive.read(offset, BufMut::new(4096)).await.expect("a read");
+                black_box(&buf[0]);
+                done.set(done.get() + 1);
+                if let Some(waker) = waker.take() {
+                    waker.wake();
+                }
+            });
+        }
+        std::future::poll_fn(|cx| {
+            if done.get() == batch {
+                return std::task::Poll::Ready(());
+            }
+            waker.set(Some(cx.waker().clone()));
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+    start.elapsed() / u32::try_from(rounds * batch).expect("few requests")
+}
+
+struct Contestant {
+    name: &'static str,
+    drive: LocalDrive,
+}
+
+fn contestants() -> Vec<Contestant> {
+    let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
+    let plugin = |name: &str, config: &str| -> Option<Arc<dyn Node>> {
+        let instance = Instance::bundled(&runtime, name, config).expect("a bundled plugin");
+        Some(Arc::new(PluginNode::new(&instance).expect("a node")))
+    };
+    let limited = r#"{"iops":16000000000,"burst":"1s"}"#;
+    let group = || {
+        blockloom::filter::ThrottleGroup::new(&ThrottleConfig::from_json(limited).expect("limits"))
+    };
+    let drive = |filter| LocalDrive::open(&graph(filter), "d").expect("a drive");
+    vec![
+        Contestant { name: "no filter", drive: drive(None) },
+        Contestant {
+            name: "pass native",
+            drive: drive(Some(Arc::new(blockloom::filter::PassNode))),
+        },
+        Contestant { name: "pass plugin", drive: drive(plugin("pass", "{}")) },
+        Contestant {
+            name: "throttle native",
+            drive: drive(Some(Arc::new(blockloom::filter::ThrottleNode::new(group())))),
+        },
+        Contestant { name: "throttle plugin", drive: drive(plugin("throttle", limited)) },
+    ]
+}
+
+fn on_worker(future: impl Future<Output = ()> + 'static) {
+    run_on_thread(EngineChoice::Exactly(EngineKind::Threads), future).expect("a worker");
+}
+
+async fn table() {
+    let contestants = contestants();
+    println!("\n{:<18}{:>8}{:>12}{:>12}   (ns a request)", "filter", "a turn", "best", "median");
+    let mut best = std::collections::BTreeMap::new();
+    for batch in [1, 8, 32] {
+        let mut samples = vec![Vec::new(); contestants.len()];
+        for _ in 0..=SAMPLES {
+            for (at, contestant) in contestants.iter().enumerate() {
+                samples[at].push(run(&contestant.drive, batch, REQUESTS_PER_SAMPLE).await);
+            }
+        }
+        for (contestant, samples) in contestants.iter().zip(&mut samples) {
+            // The first sample warms up.
+            samples.remove(0);
+            samples.sort();
+            let (least, median) = (samples[0].as_nanos(), samples[SAMPLES / 2].as_nanos());
+            best.insert((contestant.name, batch), least);
+            println!("{:<18}{batch:>8}{least:>12}{median:>12}", contestant.name);
+        }
+    }
+    let nop = nop_call_ns();
+    let added = |name: &str, batch| {
+        let of = |kind: &str| {
+            let key = best.iter().find(|((n, b), _)| *n == format!("{name} {kind}") && *b == batch);
+            key.map_or(0.0, |(_, ns)| *ns as f64)
+        };
+        of("plugin") - of("native")
+    };
+    println!("\na nop component call (best of {SAMPLES}): {nop:.0} ns");
+    for name in ["pass", "throttle"] {
+        verdict(&format!("{name} plugin adds at 32 a turn"), added(name, 32), 90.0);
+        verdict(&format!("{name} plugin adds at 1 a turn"), added(name, 1), 1.6 * nop);
+    }
+}
+
+fn verdict(what: &str, measured: f64, limit: f64) {
+    let word = if measured <= limit { "PASS" } else { "FAIL" };
+    println!("{word}  {what}: {measured:.0} ns (limit {limit:.0})");
+}
+
+/// The least that any component call costs here: a flat export that does nothing.
+fn nop_call_ns() -> f64 {
+    const CALLS: u32 = 20_000;
+    let wat = r#"(component
+        (core module $m (func (export "nop") (param i64 i64 i64 i64 i64) (result i64) i64.const 1))
+        (core instance $i (instantiate $m))
+        (func (export "nop") (param "a" u64) (param "b" u64) (param "c" u64) (param "d" u64)
+            (param "e" u64) (result u64) (canon lift (core func $i "nop"))))"#;
+    let mut config = wasmtime::Config::new();
+    config.concurrency_support(false).epoch_interruption(true);
+    let engine = wasmtime::Engine::new(&config).expect("an engine");
+    let binary = wat::parse_str(wat).expect("valid text");
+    let component = wasmtime::component::Component::new(&engine, binary).expect("a component");
+    let mut store = wasmtime::Store::new(&engine, ());
+    store.set_epoch_deadline(u64::MAX / 2);
+    let linker = wasmtime::component::Linker::new(&engine);
+    let instance = linker.instantiate(&mut store, &component).expect("an instance");
+    let nop = instance
+        .get_typed_func::<(u64, u64, u64, u64, u64), (u64,)>(&mut store, "nop")
+        .expect("the export");
+    let mut best = f64::MAX;
+    for _ in 0..SAMPLES {
+        let start = Instant::now();
+        for call in 0..CALLS {
+            black_box(nop.call(&mut store, (call.into(), 1, 2, 3, 4)).expect("a call"));
+        }
+        best = best.min(start.elapsed().as_nanos() as f64 / f64::from(CALLS));
+    }
+    best
+}
+
+fn criterion_figures(c: &mut criterion::Criterion) {
+    for batch in [1_usize, 8, 32] {
+        let mut group = c.benchmark_group(format!("read-4k-null/{batch}-a-turn"));
+        group.throughput(criterion::Throughput::Elements(1));
+        for at in 0..5 {
+            let name = contestants()[at].name;
+            group.bench_function(name, |b| {
+                b.iter_custom(|iterations| {
+                    let (send, receive) = std::sync::mpsc::channel();
+                    on_worker(async move {
+                        let contestant = contestants().swap_remove(at);
+                        let count = usize::try_from(iterations).expect("few").max(batch);
+                        run(&contestant.drive, batch, 32 * batch).await;
+                        let one = run(&contestant.drive, batch, count).await;
+                        send.send(one).expect("a receiver");
+                    });
+                    receive.recv().expect("a figure") * u32::try_from(iterations).expect("few")
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+/// Runs one contestant for a profiler: `--profile NAME BATCH COUNT`.
+async fn profile(arguments: Vec<String>) {
+    let [name, batch, count] = arguments.as_slice() else { panic!("--profile NAME BATCH COUNT") };
+    let (batch, count) = (batch.parse().expect("a number"), count.parse().expect("a number"));
+    let contestant = contestants().into_iter().find(|it| it.name == name).expect("a contestant");
+    println!("{name}: {} ns", run(&contestant.drive, batch, count).await.as_nanos());
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--profile");
+    if arguments.next().is_some() {
+        let rest: Vec<String> = arguments.take_while(|argument| argument != "--bench").collect();
+        return on_worker(profile(rest));
+    }
+    let table_only = std::env::args().any(|argument| argument == "--table");
+    if !table_only {
+        let mut criterion = criterion::Criterion::default().configure_from_args();
+        criterion_figures(&mut criterion);
+        criterion.final_summary();
+    }
+    on_worker(table());
+}

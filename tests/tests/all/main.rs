@@ -1,0 +1,56 @@
+//! End-to-end and interoperability tests: the program and the library as their users see them.
+
+mod bitmaps;
+mod corpus;
+mod requests;
+mod stack;
+
+use std::path::Path;
+
+use blockloom_tests::{Daemon, Refused, Scratch};
+
+/// Both engines, as `--engine` calls them.
+const ENGINES: [&str; 2] = ["io-uring", "threads"];
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_blockloom-under-test"))
+}
+
+/// A place whose images are on the disk that the build is on: direct I/O works there.
+fn scratch() -> Scratch {
+    Scratch::new(Path::new(env!("CARGO_TARGET_TMPDIR")))
+}
+
+/// Serves a graph file with this text.
+fn serve(scratch: &Scratch, text: &str, arguments: &[&str]) -> Daemon {
+    Daemon::start(program(), &scratch.graph("graph.toml", text), arguments)
+}
+
+/// Serves a graph file with this text, where a refusal is possible.
+fn try_serve(scratch: &Scratch, text: &str, arguments: &[&str]) -> Result<Daemon, Refused> {
+    Daemon::try_start(program(), &scratch.graph("graph.toml", text), arguments)
+}
+
+/// A graph of one memory node called `disk` behind the drive `vda`, exported writable.
+fn memory_disk(size_bytes: u64) -> String {
+    format!(
+        "[node.disk]\ndriver = \"memory\"\nsize = {size_bytes}\n\
+         [drive.vda]\nroot = \"disk\"\n\
+         [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\n\
+         writable = true\n"
+    )
+}
+
+/// A graph of the image file `path` behind the drive `vda`, exported.
+fn file_disk(path: &Path, writable: bool) -> String {
+    format!(
+        "[node.disk]\ndriver = \"file\"\npath = \"{}\"\n\
+         [drive.vda]\nroot = \"disk\"\n\
+         [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\n\
+         writable = {writable}\n",
+        path.display()
+    )
+}
