@@ -70,9 +70,12 @@ impl ErrorKind {
     }
 }
 
-/// An error of the library.
+/// An error of the library. One word: results of the request path stay small.
 #[derive(Clone, Debug)]
-pub struct Error {
+pub struct Error(Box<Inner>);
+
+#[derive(Clone, Debug)]
+struct Inner {
     kind: ErrorKind,
     message: Cow<'static, str>,
     node: Option<Box<str>>,
@@ -84,14 +87,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind`; `message` is lower-case and names the thing and the fix.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, message: message.into(), node: None }
+        Self(Box::new(Inner { kind, message: message.into(), node: None }))
     }
 
     /// The same error, saying at which node it arose (the first node named stays).
     #[must_use]
     pub fn at_node(mut self, node: &str) -> Self {
-        if self.node.is_none() {
-            self.node = Some(node.into());
+        if self.0.node.is_none() {
+            self.0.node = Some(node.into());
         }
         self
     }
@@ -104,25 +107,25 @@ impl Error {
 
     /// What code matches on.
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// The Linux errno of the kind.
     pub fn errno(&self) -> i32 {
-        self.kind.errno()
+        self.0.kind.errno()
     }
 
     /// The node at which the error arose, if one is known.
     pub fn node(&self) -> Option<&str> {
-        self.node.as_deref()
+        self.0.node.as_deref()
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.node {
-            Some(node) => write!(f, "node `{node}`: {}", self.message),
-            None => f.write_str(&self.message),
+        match &self.0.node {
+            Some(node) => write!(f, "node `{node}`: {}", self.0.message),
+            None => f.write_str(&self.0.message),
         }
     }
 }

@@ -35,7 +35,7 @@ fn is_aligned(offset: u64, len: u64, alignment: u32) -> bool {
 }
 
 #[inline]
-fn fits(limits: &Limits, offset: u64, bytes: &[u8]) -> bool {
+pub(super) fn fits(limits: &Limits, offset: u64, bytes: &[u8]) -> bool {
     is_aligned(offset, bytes.len() as u64, limits.request_alignment)
         && bytes.len() as u64 <= u64::from(limits.transfer_max_bytes)
         && bytes.as_ptr().addr() & (limits.memory_alignment as usize - 1) == 0
@@ -58,7 +58,7 @@ fn to_usize(value: u64) -> usize {
 }
 
 /// Fills `buf` from `offset`.
-pub(super) async fn read(edge: EdgeRef<'_>, offset: u64, mut buf: BufMut) -> Result<BufMut> {
+pub(super) async fn read(edge: EdgeRef<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
     let node = edge.node();
     if buf.is_empty() {
         return Ok(buf);
@@ -66,6 +66,12 @@ pub(super) async fn read(edge: EdgeRef<'_>, offset: u64, mut buf: BufMut) -> Res
     if fits(&node.info.limits, offset, &buf) {
         return node.driver.read(edge.cx(), offset, buf).await;
     }
+    // Boxed, so that the path which fits keeps a small future.
+    Box::pin(read_bounced(edge, offset, buf)).await
+}
+
+async fn read_bounced(edge: EdgeRef<'_>, offset: u64, mut buf: BufMut) -> Result<BufMut> {
+    let node = edge.node();
     let end = offset + buf.len() as u64;
     let whole = outer(offset, buf.len() as u64, node.info.limits.request_alignment);
     for part in transfers(whole, &node.info.limits) {
@@ -90,6 +96,20 @@ pub(super) async fn write(
     if buf.is_empty() {
         return Ok(());
     }
+    if node.serializer.is_none() && fits(&node.info.limits, offset, &buf) {
+        return node.driver.write(edge.cx(), offset, buf, flags).await;
+    }
+    // Boxed, so that the path which fits keeps a small future.
+    Box::pin(write_serialized(edge, offset, buf, flags)).await
+}
+
+async fn write_serialized(
+    edge: EdgeRef<'_>,
+    offset: u64,
+    buf: Buf,
+    flags: WriteFlags,
+) -> Result<()> {
+    let node = edge.node();
     let limits = &node.info.limits;
     let len = buf.len() as u64;
     let blocks = outer(offset, len, limits.request_alignment);

@@ -76,6 +76,40 @@ pub struct BitmapDecl {
 }
 
 /// Everything that makes a graph.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use blockloom::filter::PassNode;
+/// use blockloom::graph::{ChildDecl, DriveDecl, GraphDecl, NodeDecl};
+/// use blockloom::node::MemoryNode;
+///
+/// # fn main() -> blockloom::Result<()> {
+/// let memory = Arc::new(MemoryNode::new(1 << 20, 512)?);
+/// let decl = GraphDecl {
+///     nodes: vec![
+///         NodeDecl {
+///             name: "pass".into(),
+///             driver: Arc::new(PassNode),
+///             children: vec![ChildDecl::filtered("disk")],
+///         },
+///         NodeDecl { name: "disk".into(), driver: memory, children: vec![] },
+///     ],
+///     drives: vec![DriveDecl {
+///         id: "vda".into(),
+///         root: Some("pass".into()),
+///         writable: true,
+///         only_shows: false,
+///     }],
+///     bitmaps: vec![],
+/// };
+/// let graph = decl.build()?;
+/// let names: Vec<_> = graph.nodes().iter().map(|node| node.name()).collect();
+/// assert_eq!(names, ["disk", "pass"]);
+/// assert_eq!(graph.nodes()[0].class(), graph.nodes()[1].class());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Default)]
 pub struct GraphDecl {
     /// In any order.

@@ -3,6 +3,10 @@
 //! [`EdgeRef`] checks the range, fits requests to the driver's limits ([`super::align`]), emulates what
 //! the driver lacks, and counts. A driver sees valid, aligned requests only.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use super::admit::{Admitted, admit};
 use super::align;
 use super::op::{Op, OpKind};
@@ -10,7 +14,7 @@ use super::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
 use crate::limits::ZERO_CHUNK_BYTES;
-use crate::node::{Extent, Support, WriteFlags};
+use crate::node::{Extent, NodeFuture, Support, WriteFlags};
 
 /// An edge of a snapshot, used by one worker.
 #[derive(Clone, Copy)]
@@ -18,6 +22,23 @@ pub struct EdgeRef<'g> {
     pub(super) graph: &'g Graph,
     pub(super) edge: &'g Edge,
     pub(super) worker: usize,
+}
+
+/// A read or write under way. What fits the driver goes to it without a future in between.
+#[must_use = "a request that is not awaited may not run"]
+pub struct EdgeCall<'g, T> {
+    edge: EdgeRef<'g>,
+    call: NodeFuture<'g, T>,
+}
+
+impl<T> Future for EdgeCall<'_, T> {
+    type Output = Result<T>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        let result = std::task::ready!(self.call.as_mut().poll(cx));
+        Poll::Ready(self.edge.settle(result))
+    }
 }
 
 impl<'g> EdgeRef<'g> {
@@ -34,20 +55,48 @@ impl<'g> EdgeRef<'g> {
     ///
     /// # Errors
     /// `EINVAL` past the end; the driver's.
-    pub async fn read(self, offset: u64, buf: BufMut) -> Result<BufMut> {
+    pub fn read(self, offset: u64, buf: BufMut) -> EdgeCall<'g, BufMut> {
         let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
-        let _admitted = self.begin(&op).await?;
-        self.settle(align::read(self, offset, buf).await)
+        let node = self.node();
+        if self.is_plain(&op) && align::fits(&node.info.limits, offset, &buf) {
+            self.edge.counters.begin(self.worker, &op);
+            return EdgeCall { edge: self, call: node.driver.read(self.cx(), offset, buf) };
+        }
+        let call = Box::pin(async move {
+            let _admitted = self.begin(&op).await?;
+            align::read(self, offset, buf).await
+        });
+        EdgeCall { edge: self, call }
     }
 
     /// Writes `buf` at `offset`.
     ///
     /// # Errors
     /// `ENOSPC` past the end, `EROFS`, `EPERM`; the driver's.
-    pub async fn write(self, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+    pub fn write(self, offset: u64, buf: Buf, flags: WriteFlags) -> EdgeCall<'g, ()> {
         let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
-        let _admitted = self.begin(&op).await?;
-        self.settle(self.write_with_fua(offset, buf, flags).await)
+        let node = self.node();
+        let direct = self.is_plain(&op)
+            && node.serializer.is_none()
+            && (!flags.fua || node.info.caps.fua == Support::Native)
+            && align::fits(&node.info.limits, offset, &buf);
+        if direct {
+            self.edge.counters.begin(self.worker, &op);
+            return EdgeCall { edge: self, call: node.driver.write(self.cx(), offset, buf, flags) };
+        }
+        let call = Box::pin(async move {
+            let _admitted = self.begin(&op).await?;
+            self.write_with_fua(offset, buf, flags).await
+        });
+        EdgeCall { edge: self, call }
+    }
+
+    /// Whether a request may go to the driver as it is, as far as edge and range are concerned.
+    #[inline]
+    fn is_plain(&self, op: &Op) -> bool {
+        self.edge.entry.is_none()
+            && op.len > 0
+            && op.offset.checked_add(op.len).is_some_and(|end| end <= self.node().info.size_bytes)
     }
 
     /// Makes a range read as zeros.
@@ -67,12 +116,7 @@ impl<'g> EdgeRef<'g> {
     pub async fn discard(self, offset: u64, len: u64) -> Result<()> {
         let op = Op { kind: OpKind::Discard, offset, len };
         let _admitted = self.begin(&op).await?;
-        let node = self.node();
-        let (offset, len) = align::inner(offset, len, node.info.limits.request_alignment);
-        if node.info.caps.discard == Support::None || len == 0 {
-            return Ok(());
-        }
-        self.settle(node.driver.discard(self.cx(), offset, len).await)
+        self.settle(self.discard_child(offset, len).await)
     }
 
     /// Makes completed writes durable.

@@ -10,13 +10,13 @@
 //! ```
 //!
 //! A change enters at a drive's root edge or at a storage edge (a driver changing its container). There,
-//! and only there, it passes a [`gate`] and marks every dirty bitmap of every view it affects, before it
-//! is issued. Which bitmaps those are is computed with the snapshot ([`affected`]).
+//! and only there, it passes a `gate` and marks every dirty bitmap of every view it affects, before it
+//! is issued. Which bitmaps those are is computed with the snapshot (`affected`).
 //!
 //! **Invariant**: nothing but [`EdgeRef`] calls a driver.
 //!
-//! **Invariant**: a snapshot never changes. One writer builds the next one ([`build`]), closes the gates of
-//! what it touches, waits until nothing is in flight there, publishes it, and opens them ([`cell`]).
+//! **Invariant**: a snapshot never changes. One writer builds the next one (`build`), closes the gates of
+//! what it touches, waits until nothing is in flight there, publishes it, and opens them (`cell`).
 
 mod admit;
 mod affected;
@@ -35,7 +35,7 @@ pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
 pub use cell::{GraphCell, LocalGraph, Snapshot};
 pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
-pub use edge::EdgeRef;
+pub use edge::{EdgeCall, EdgeRef};
 pub use op::{Op, OpKind};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};

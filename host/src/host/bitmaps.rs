@@ -4,12 +4,40 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::call::on_worker;
-use super::{Inner, Result};
+use super::{Inner, Result, check_running};
 use crate::bitmap::{Bitmap, BitmapError, BitmapState, Granularity};
 use crate::error::{Error, ErrorKind};
 use crate::graph::BitmapScope;
 
 /// A dirty bitmap of a node or a drive. Holding it keeps it readable, also after its removal.
+///
+/// ```
+/// use blockloom::bitmap::{BitmapName, Granularity};
+/// use blockloom::graph::BitmapScope;
+/// use blockloom::node::MemoryNode;
+/// use blockloom::{Host, block_on};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let scope = BitmapScope::Drive("vda".into());
+/// let host = Host::builder()
+///     .node("disk", MemoryNode::new(1 << 20, 1)?, vec![])
+///     .drive("vda", "disk", true)
+///     .bitmap(scope.clone(), BitmapName::new("daily")?, Granularity::from_bytes(4096)?)
+///     .start()?;
+/// let (drive, daily) = (host.drive("vda")?, host.bitmap(&scope, "daily")?);
+///
+/// // One byte makes the granule dirty that it lies in; two neighbours are one range.
+/// block_on(drive.write(10_000, b"x"))?;
+/// block_on(drive.write(12_288, b"y"))?;
+/// assert_eq!(daily.ranges(0..1 << 20).collect::<Vec<_>>(), [8192..16384]);
+/// assert_eq!((daily.count(), daily.dirty_bytes()), (2, 8192));
+///
+/// block_on(daily.clear())?;
+/// block_on(drive.read(0, 4096))?;
+/// assert_eq!(daily.count(), 0);
+/// # Ok(host.shutdown()?)
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct DirtyBitmap {
     inner: Arc<Inner>,
@@ -130,8 +158,9 @@ impl DirtyBitmap {
     /// As [`DirtyBitmap::clear`].
     pub async fn remove(&self) -> Result<()> {
         let (cell, scope) = (Arc::clone(&self.inner.cell), self.scope.clone());
-        let name = self.name().to_owned();
+        let (name, ended) = (self.name().to_owned(), Arc::clone(&self.inner.ended));
         let removed = on_worker(self.inner.first(), move || async move {
+            check_running(&ended)?;
             cell.remove_bitmap(&scope, &name).await
         });
         removed.await.map(drop)
@@ -139,8 +168,9 @@ impl DirtyBitmap {
 
     async fn decide(&self, f: impl FnOnce(&Bitmap) -> Result<()> + Send + 'static) -> Result<()> {
         let (cell, scope) = (Arc::clone(&self.inner.cell), self.scope.clone());
-        let name = self.name().to_owned();
+        let (name, ended) = (self.name().to_owned(), Arc::clone(&self.inner.ended));
         on_worker(self.inner.first(), move || async move {
+            check_running(&ended)?;
             cell.with_bitmap(&scope, &name, |_, bitmap| f(bitmap)).await
         })
         .await

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::call::on_worker;
-use super::{Inner, Result};
+use super::{Inner, Result, check_running};
 use crate::error::{Error, ErrorKind};
 use crate::graph::{LocalDrive, LocalGraph};
 use crate::io::{Buf, BufMut, WorkerHandle};
@@ -13,6 +13,29 @@ use crate::limits::TRANSFER_MAX_BYTES;
 use crate::node::{Extent, NodeInfo, WriteFlags};
 
 /// A drive in use. Its requests run on one worker, chosen when it is opened; clones share it.
+///
+/// ```
+/// use blockloom::node::{MemoryNode, WriteFlags};
+/// use blockloom::{ErrorKind, Host, block_on};
+///
+/// # fn main() -> blockloom::Result<()> {
+/// # let memory = MemoryNode::new(1 << 20, 1)?;
+/// # let builder = Host::builder().node("disk", memory, vec![]);
+/// # let host = builder.drive("vda", "disk", true).start()?;
+/// let drive = host.drive("vda")?;
+/// assert_eq!(drive.info()?.size_bytes, 1 << 20);
+/// block_on(async {
+///     drive.write(0, b"some bytes").await?;
+///     drive.zero(5, 5, WriteFlags::FUA).await?;
+///     drive.flush().await?;
+///     assert_eq!(&drive.read(0, 10).await?[..], b"some \0\0\0\0\0");
+///     let past_the_end = drive.write(1 << 20, b"x").await.map_err(|error| error.kind());
+///     assert_eq!(past_the_end, Err(ErrorKind::NoSpace));
+///     Ok::<(), blockloom::Error>(())
+/// })?;
+/// # host.shutdown()
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Drive {
     inner: Arc<Inner>,
@@ -52,8 +75,10 @@ impl Drive {
         F: FnOnce(Rc<LocalDrive>) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T>> + 'static,
     {
-        let (cell, id) = (Arc::clone(&self.inner.cell), Arc::clone(&self.id));
+        let (ended, id) = (Arc::clone(&self.inner.ended), Arc::clone(&self.id));
+        let cell = Arc::clone(&self.inner.cell);
         on_worker(&self.worker, move || async move {
+            check_running(&ended)?;
             let drive = Rc::new(LocalDrive::open(&LocalGraph::of(&cell), &id)?);
             f(drive).await
         })

@@ -11,7 +11,8 @@ mod report;
 mod surroundings;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 pub use bitmaps::DirtyBitmap;
 pub use call::block_on;
@@ -83,7 +84,12 @@ impl HostBuilder {
     }
 }
 
+/// Interval at which a shutdown lets held requests go.
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+
 struct Inner {
+    /// No more calls are taken.
+    ended: Arc<AtomicBool>,
     workers: Workers,
     cell: Arc<GraphCell>,
     server: NbdServer,
@@ -99,7 +105,6 @@ impl Host {
     /// Begins a host from code.
     ///
     /// ```
-    /// use blockloom::graph::{BitmapScope, ChildDecl};
     /// use blockloom::node::MemoryNode;
     /// use blockloom::{Host, block_on};
     ///
@@ -131,7 +136,13 @@ impl Host {
             .map_err(|error| Error::new(ErrorKind::NotSupported, format!("workers: {error}")))?;
         let cell = Arc::new(GraphCell::new(graph));
         let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
-        let inner = Inner { workers, cell, server, next_worker: AtomicUsize::new(0) };
+        let inner = Inner {
+            ended: Arc::default(),
+            workers,
+            cell,
+            server,
+            next_worker: AtomicUsize::new(0),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -167,8 +178,12 @@ impl Host {
     /// `EEXIST`; `ENOENT` for an unknown scope; `ETIMEDOUT` when requests do not end.
     pub async fn add_bitmap(&self, decl: BitmapDecl) -> Result<DirtyBitmap> {
         let (inner, scope, name) = (&self.inner, decl.scope.clone(), decl.name.clone());
-        let cell = Arc::clone(&inner.cell);
-        on_worker(self.inner.first(), move || async move { cell.add_bitmap(decl).await }).await?;
+        let (cell, ended) = (Arc::clone(&inner.cell), Arc::clone(&inner.ended));
+        let added = on_worker(inner.first(), move || async move {
+            check_running(&ended)?;
+            cell.add_bitmap(decl).await
+        });
+        added.await?;
         DirtyBitmap::find(&self.inner, &scope, name.as_str())
     }
 
@@ -201,19 +216,37 @@ impl Host {
     pub fn shutdown(self) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         let worker = inner.first().clone();
+        inner.ended.store(true, Ordering::Release);
         inner.server.stop();
-        let ending = Arc::clone(&inner);
+        // Not the whole of it: the last reference must not go on a worker.
+        let (cell, server) = (Arc::clone(&inner.cell), inner.server.clone());
         block_on(on_worker(&worker, move || async move {
-            let stopped = until(turn_now() + DRAIN_TIME, ending.server.stopped()).await.is_some();
-            let settled = ending.cell.settle().await;
-            let flushed = flush_all(&ending.cell).await;
-            if !(stopped && settled) {
+            let deadline = turn_now() + DRAIN_TIME;
+            let mut settled = cell.settle().await;
+            // Requests that had arrived may still begin: what filters hold of them is let go, too.
+            while until(turn_now() + DRAIN_STEP, server.stopped()).await.is_none() {
+                if turn_now() >= deadline {
+                    settled = false;
+                    break;
+                }
+                settled &= cell.settle().await;
+            }
+            let flushed = flush_all(&cell).await;
+            if !settled {
                 let message = format!("requests did not end within {} s", DRAIN_TIME.as_secs());
                 return Err(Error::new(ErrorKind::TimedOut, message));
             }
             flushed
         }))
     }
+}
+
+/// Refuses calls after the end.
+fn check_running(ended: &AtomicBool) -> Result<()> {
+    if ended.load(Ordering::Acquire) {
+        return Err(Error::new(ErrorKind::ShuttingDown, "the host has been shut down"));
+    }
+    Ok(())
 }
 
 impl Inner {

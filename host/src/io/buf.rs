@@ -26,9 +26,16 @@ pub const BUFFER_ALIGN: usize = 4096;
 const CLASS_MIN_SHIFT: u32 = BUFFER_ALIGN.trailing_zeros();
 const CLASSES: usize = (POOL_CLASS_MAX_BYTES.trailing_zeros() - CLASS_MIN_SHIFT + 1) as usize;
 
+/// From this size on memory is taken as untouched zero pages, which cost nothing until they are used:
+/// a peer that announces a large request does not make us hold it. glibc's threshold for them.
+const UNTOUCHED_MIN_BYTES: usize = 128 << 10;
+
 /// One aligned allocation, initialised from the start.
 struct Memory {
     start: NonNull<u8>,
+    capacity: usize,
+    /// The allocation, which begins at most a page before `start`.
+    base: NonNull<u8>,
     layout: Layout,
 }
 
@@ -41,24 +48,29 @@ unsafe impl Sync for Memory {}
 impl Memory {
     fn new(capacity_bytes: usize) -> Self {
         let size = capacity_bytes.max(1).next_multiple_of(BUFFER_ALIGN);
-        let Ok(layout) = Layout::from_size_align(size, BUFFER_ALIGN) else {
+        // Asked for alignment the allocator zeroes by hand and touches every page: align here instead.
+        let untouched = size >= UNTOUCHED_MIN_BYTES;
+        let (slack, align) = if untouched { (BUFFER_ALIGN, 1) } else { (0, BUFFER_ALIGN) };
+        let Ok(layout) = Layout::from_size_align(size + slack, align) else {
             panic!("a buffer of {size} bytes exceeds the address space");
         };
         // SAFETY: `layout` has a non-zero size.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, layout }
+        let base = unsafe { alloc_zeroed(layout) };
+        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
+        // SAFETY: less than `BUFFER_ALIGN` bytes on, which is `slack`; without slack it is 0 bytes.
+        let start = unsafe { base.add(base.align_offset(BUFFER_ALIGN)) };
+        Self { start, capacity: size, base, layout }
     }
 
     fn capacity(&self) -> usize {
-        self.layout.size()
+        self.capacity
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: `start` was allocated with `layout` and is freed once, here.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        // SAFETY: `base` was allocated with `layout` and is freed once, here.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }
 

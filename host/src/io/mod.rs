@@ -1,10 +1,10 @@
 //! Everything that touches the kernel: files, sockets, time, threads, wake-ups.
 //!
-//! One OS thread per core is a **worker** ([`worker`]): a small single-threaded executor ([`task`]),
+//! One OS thread per core is a **worker** (`worker`): a small single-threaded executor (`task`),
 //! timers, and an engine behind the [`Io`] seam. Engines differ in how file operations run: on an
-//! io_uring ring ([`uring`]) or on blocking threads ([`threads`]). Sockets are plain non-blocking
+//! io_uring ring (`uring`) or on blocking threads (`threads`). Sockets are plain non-blocking
 //! recv/send; their readiness, the ring and wake-ups of other threads are waited for in one place
-//! ([`reactor`]).
+//! (`reactor`).
 //!
 //! The turn of a worker:
 //!
@@ -18,7 +18,7 @@
 //! **Invariant**: the clock, files and threads are reached from here alone (`clippy.toml` bans them
 //! elsewhere), so that a simulated engine can run everything above.
 //!
-//! **Invariant**: an operation owns its buffers until it completes ([`ops`]); dropping the future that
+//! **Invariant**: an operation owns its buffers until it completes (`ops`); dropping the future that
 //! waits for it detaches it and cancels nothing.
 
 mod blocking;
@@ -49,7 +49,7 @@ pub use buf::{BUFFER_ALIGN, Buf, BufMut, is_zero};
 pub use engine::{EngineChoice, EngineKind};
 pub use file::{AllocateMode, File, OpenOptions, SeekTarget};
 pub use lock::{ImageLock, LockMode};
-pub use net::{Listener, Stream, socket_in_use};
+pub use net::{AttachedListener, Listener, Stream, socket_in_use};
 pub use ops::{FileOp, OpFuture, OpOutput};
 pub use paths::{PathFacts, create_parent_missing, path_facts, read_file, read_text_file};
 pub use signal::{Signal, Signals};

@@ -436,9 +436,13 @@ impl Drop for Workers {
             handle.inbox.stop.store(true, Ordering::Release);
             handle.inbox.waker.wake();
         }
+        let this = std::thread::current().id();
         for thread in self.threads.drain(..) {
-            // A worker that panicked has said so already.
-            let _ = thread.join();
+            // A worker that holds the last reference ends by itself, after this.
+            if thread.thread().id() != this {
+                // A worker that panicked has said so already.
+                let _ = thread.join();
+            }
         }
     }
 }

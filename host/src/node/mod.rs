@@ -147,6 +147,66 @@ pub struct Extent {
 ///
 /// Futures run on the worker that called; the driver itself is shared by all workers. A call that has
 /// been made runs to its end or fails; a driver must not rely on its future being dropped.
+///
+/// A driver whose every byte is the low byte of its offset:
+///
+/// ```
+/// use blockloom::graph::Cx;
+/// use blockloom::io::{Buf, BufMut};
+/// use blockloom::node::{Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, WriteFlags};
+/// use blockloom::{Error, ErrorKind, Host, block_on};
+///
+/// struct Count;
+///
+/// fn read_only<'a, T>() -> NodeFuture<'a, T> {
+///     Box::pin(async { Err(Error::new(ErrorKind::ReadOnly, "it cannot change")) })
+/// }
+///
+/// impl Node for Count {
+///     fn driver(&self) -> &'static str {
+///         "count"
+///     }
+///
+///     fn info(&self, _children: &[NodeInfo]) -> blockloom::Result<NodeInfo> {
+///         let (limits, caps) = (Limits::NONE, Caps::FILTER);
+///         Ok(NodeInfo { size_bytes: 1 << 20, limits, caps, read_only: true })
+///     }
+///
+///     fn read<'a>(&'a self, _: Cx<'a>, offset: u64, mut buf: BufMut) -> NodeFuture<'a, BufMut> {
+///         for (byte, at) in buf.iter_mut().zip(offset..) {
+///             *byte = at as u8;
+///         }
+///         Box::pin(async { Ok(buf) })
+///     }
+///
+///     fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
+///         read_only()
+///     }
+///
+///     fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
+///         read_only()
+///     }
+///
+///     fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
+///         read_only()
+///     }
+///
+///     fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
+///         Box::pin(async { Ok(()) })
+///     }
+///
+///     fn block_status<'a>(&'a self, _: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
+///         let extent = Extent { offset, len, kind: ExtentKind::Data, host_offset: None };
+///         Box::pin(async move { Ok(vec![extent]) })
+///     }
+/// }
+///
+/// # fn main() -> blockloom::Result<()> {
+/// let host = Host::builder().node("count", Count, vec![]).drive("vda", "count", false).start()?;
+/// assert_eq!(block_on(host.drive("vda")?.read(254, 4))?[..], [254, 255, 0, 1]);
+/// # host.shutdown()
+/// # }
+/// ```
 pub trait Node: Send + Sync + 'static {
     /// The driver's name, as in TOML.
     fn driver(&self) -> &'static str;

@@ -274,6 +274,11 @@ impl Waiting {
         self.plugin.waiters.borrow_mut().places[self.ticket.waiter].owed_since = Some(turn_now());
     }
 
+    /// The worker's side of the instance.
+    pub(super) fn plugin(&self) -> &Rc<LocalPlugin> {
+        &self.plugin
+    }
+
     /// Its name for the instance.
     pub(super) fn ticket(&self) -> Ticket {
         self.ticket

@@ -7,7 +7,7 @@
 //!             → guest                     events in, actions out (crate `blockloom-abi`)
 //! ```
 //!
-//! The data stays in the host: a plugin sees ids and ranges. What it answers is judged ([`table`]), not
+//! The data stays in the host: a plugin sees ids and ranges. What it answers is judged (`table`), not
 //! trusted. **Any** error of a call, and any breach of the layout, drops the store: a request that the
 //! plugin had not forwarded fails with `EIO`; one that it had forwarded completes with the child's
 //! result; each exactly once; nothing else in the daemon notices.

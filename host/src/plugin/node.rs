@@ -30,6 +30,16 @@ struct Shape {
     len: u64,
 }
 
+/// What the guest's judgement comes to.
+enum Step {
+    Forward,
+    /// Forward, and tell the guest how it ended.
+    ForwardNotify(Waiting, RequestId),
+    /// A success without the child.
+    Succeed,
+    Fail(Error),
+}
+
 impl PluginNode {
     /// One more node of `instance`.
     ///
@@ -54,50 +64,63 @@ impl PluginNode {
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
         let child = cx.child(0)?;
-        if self.instance.is_failed() && shape.kind != Kind::Flush {
-            return Err(self.instance.fault_error());
+        let notified = match self.step(cx, shape).await {
+            Step::Forward => None,
+            Step::ForwardNotify(waiting, id) => Some((waiting, id)),
+            Step::Succeed => return unforwarded.ok_or_else(|| self.fault_error()),
+            Step::Fail(error) => return Err(error),
+        };
+        let result = call(child).await;
+        match notified {
+            None => result,
+            Some((waiting, id)) => Box::pin(self.settle(&waiting, id, result)).await,
         }
-        if self.instance.is_failed() || !self.instance.wants(shape.kind) {
-            return call(child).await;
+    }
+
+    /// What is to be done with a request: returns when it may go to the child.
+    async fn step(&self, cx: Cx<'_>, shape: Shape) -> Step {
+        let is_flush = shape.kind == Kind::Flush;
+        if self.instance.is_failed() {
+            // A flush never depends on the plugin.
+            return if is_flush { Step::Forward } else { Step::Fail(self.fault_error()) };
         }
-        let plugin = LocalPlugin::of(&self.instance);
+        if !self.instance.wants(shape.kind) {
+            return Step::Forward;
+        }
         let (Shape { kind, flags, offset, len }, node) = (shape, self.index);
         let request = |ticket| Offer::Request { ticket, node, kind, flags, offset, len };
-        let waiting = plugin.request(request);
-        match waiting.verdict().await {
-            // A flush never depends on the plugin.
-            Verdict::Fault if kind == Kind::Flush => call(child).await,
-            Verdict::Fault => Err(self.instance.fault_error()),
-            Verdict::Answer(Answer::Complete(Ok(()))) => {
-                unforwarded.ok_or_else(|| self.instance.fault_error())
-            }
-            Verdict::Answer(Answer::Complete(Err(errno))) => Err(self.refusal(errno)),
-            Verdict::Answer(Answer::Forward { not_before_ns, notify, known }) => {
-                let Some(id) = known else { return call(child).await };
-                hold(cx, &waiting, Time::from_nanos(not_before_ns)).await;
-                if !notify {
-                    plugin.offer(Offer::LetGo { id });
-                    return call(child).await;
+        let waiting = LocalPlugin::of(&self.instance).request(request);
+        let answer = match waiting.verdict().await {
+            Verdict::Fault if is_flush => return Step::Forward,
+            Verdict::Fault => return Step::Fail(self.fault_error()),
+            Verdict::Answer(answer) => answer,
+        };
+        match answer {
+            Answer::Complete(Ok(())) => Step::Succeed,
+            Answer::Complete(Err(errno)) => Step::Fail(self.refusal(errno)),
+            Answer::Forward { known: None, .. } => Step::Forward,
+            Answer::Forward { not_before_ns, notify, known: Some(id) } => {
+                Box::pin(hold(cx, &waiting, Time::from_nanos(not_before_ns))).await;
+                if notify {
+                    return Step::ForwardNotify(waiting, id);
                 }
-                let result = call(child).await;
-                self.settle(&plugin, &waiting, id, result).await
+                waiting.plugin().offer(Offer::LetGo { id });
+                Step::Forward
             }
         }
     }
 
+    fn fault_error(&self) -> Error {
+        self.instance.fault_error()
+    }
+
     /// Tells the guest the child's result and waits for its completion. It may turn a success into an
     /// error, never the other way.
-    async fn settle<T>(
-        &self,
-        plugin: &std::rc::Rc<LocalPlugin>,
-        waiting: &Waiting,
-        id: RequestId,
-        result: Result<T>,
-    ) -> Result<T> {
+    async fn settle<T>(&self, waiting: &Waiting, id: RequestId, result: Result<T>) -> Result<T> {
         let errno = |error: &Error| Errno::new(error.errno().unsigned_abs()).unwrap_or(Errno::EIO);
         let told = result.as_ref().map(drop).map_err(errno);
         waiting.owe();
-        plugin.offer(Offer::Done { ticket: waiting.ticket(), id, result: told });
+        waiting.plugin().offer(Offer::Done { ticket: waiting.ticket(), id, result: told });
         match waiting.verdict().await {
             Verdict::Answer(Answer::Complete(Err(errno))) => result.and(Err(self.refusal(errno))),
             _ => result,

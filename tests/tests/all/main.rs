@@ -1,9 +1,21 @@
 //! End-to-end and interoperability tests: the program and the library as their users see them.
 
 mod bitmaps;
+mod clients;
 mod corpus;
+mod embed;
+mod embed_bitmaps;
+mod executor;
+mod exports;
+mod footprint;
+mod images;
+mod lifecycle;
+mod load;
+mod locks;
+mod own_node;
 mod requests;
 mod stack;
+mod throttle;
 
 use std::path::Path;
 

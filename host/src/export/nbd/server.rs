@@ -2,9 +2,11 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +19,7 @@ use super::connection;
 use super::directory::{Directory, Export};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{GraphCell, LocalGraph};
-use crate::io::{Listener, Stream, WorkerHandle, sleep_until, spawn, turn_now};
+use crate::io::{AttachedListener, Listener, Stream, WorkerHandle, sleep_until, spawn, turn_now};
 use crate::limits::NBD_CONNECTIONS_MAX;
 
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -48,10 +50,21 @@ struct Shared {
     connections: AtomicUsize,
     next_worker: AtomicUsize,
     stopping: AtomicBool,
+    /// Of listeners, which end when the server stops.
+    acceptors: Mutex<Vec<Waker>>,
+    /// Listeners that have not ended.
+    listeners: AtomicUsize,
+    /// Of those who wait for the last connection and listener to end.
     idle: Mutex<Vec<Waker>>,
 }
 
+fn wake_all(wakers: &Mutex<Vec<Waker>>) {
+    let wakers = std::mem::take(&mut *wakers.lock().unwrap_or_else(PoisonError::into_inner));
+    wakers.into_iter().for_each(Waker::wake);
+}
+
 /// The NBD side of a host.
+#[derive(Clone)]
 pub struct NbdServer {
     shared: Arc<Shared>,
 }
@@ -76,6 +89,8 @@ impl NbdServer {
             connections: AtomicUsize::new(0),
             next_worker: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
+            acceptors: Mutex::default(),
+            listeners: AtomicUsize::new(0),
             idle: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -98,7 +113,8 @@ impl NbdServer {
         let Some(worker) = self.shared.workers.first() else {
             return Err(Error::new(ErrorKind::ShuttingDown, "the host has no workers"));
         };
-        worker.post(move || spawn(accept_all(listener, shared, directory)))?;
+        let open = OpenListener::new(shared);
+        worker.post(move || spawn(accept_all(listener, open, directory)))?;
         Ok(bound)
     }
 
@@ -110,14 +126,16 @@ impl NbdServer {
     /// Stops accepting and receiving; requests in progress end and are answered.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
+        wake_all(&self.shared.acceptors);
         self.each_stream(|stream| stream.shutdown_receive());
     }
 
-    /// Waits until every connection has ended. After [`NbdServer::stop`].
+    /// Waits until every connection and listener has ended. After [`NbdServer::stop`].
     pub async fn stopped(&self) {
-        std::future::poll_fn(|cx| {
+        poll_fn(|cx| {
             let mut idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.connections() == 0 {
+            let listeners = self.shared.listeners.load(Ordering::Acquire);
+            if self.connections() + listeners == 0 {
                 return Poll::Ready(());
             }
             idle.push(cx.waker().clone());
@@ -143,16 +161,41 @@ impl NbdServer {
     }
 }
 
-async fn accept_all(listener: Listener, shared: Arc<Shared>, directory: Arc<Directory>) {
-    let listener = match listener.attach() {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!("cannot watch a listener: {error}");
-            return;
-        }
-    };
-    loop {
-        let fd = match listener.accept().await {
+/// Counts a listener until its socket is closed.
+struct OpenListener {
+    shared: Arc<Shared>,
+}
+
+impl OpenListener {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.listeners.fetch_add(1, Ordering::AcqRel);
+        Self { shared }
+    }
+}
+
+impl Drop for OpenListener {
+    fn drop(&mut self) {
+        self.shared.listeners.fetch_sub(1, Ordering::AcqRel);
+        wake_all(&self.shared.idle);
+    }
+}
+
+async fn accept_all(listener: Listener, open: OpenListener, directory: Arc<Directory>) {
+    match listener.attach() {
+        Ok(listener) => accept_until_stop(&listener, &open.shared, &directory).await,
+        Err(error) => tracing::error!("cannot watch a listener: {error}"),
+    }
+    // The socket is closed and removed by now; `open` tells so.
+    drop(open);
+}
+
+async fn accept_until_stop(
+    listener: &AttachedListener,
+    shared: &Arc<Shared>,
+    directory: &Arc<Directory>,
+) {
+    while let Some(accepted) = accept_or_stop(listener, shared).await {
+        let fd = match accepted {
             Ok(fd) => fd,
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => continue,
             Err(error) => {
@@ -161,13 +204,33 @@ async fn accept_all(listener: Listener, shared: Arc<Shared>, directory: Arc<Dire
                 continue;
             }
         };
-        let full = shared.connections.load(Ordering::Relaxed) >= NBD_CONNECTIONS_MAX;
-        if full || shared.stopping.load(Ordering::SeqCst) {
+        if shared.connections.load(Ordering::Relaxed) >= NBD_CONNECTIONS_MAX {
             tracing::warn!("refused a connection: {NBD_CONNECTIONS_MAX} clients are connected");
             continue;
         }
-        dispatch(fd, &shared, &directory);
+        dispatch(fd, shared, directory);
     }
+}
+
+/// The next connection; `None` once the server stops.
+async fn accept_or_stop(
+    listener: &AttachedListener,
+    shared: &Shared,
+) -> Option<std::io::Result<OwnedFd>> {
+    let mut accept = pin!(listener.accept());
+    poll_fn(|cx| {
+        {
+            let mut acceptors = shared.acceptors.lock().unwrap_or_else(PoisonError::into_inner);
+            if shared.stopping.load(Ordering::SeqCst) {
+                return Poll::Ready(None);
+            }
+            if !acceptors.iter().any(|waker| waker.will_wake(cx.waker())) {
+                acceptors.push(cx.waker().clone());
+            }
+        }
+        accept.as_mut().poll(cx).map(Some)
+    })
+    .await
 }
 
 /// Hands a connection to the next worker.
@@ -214,8 +277,6 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        let idle =
-            std::mem::take(&mut *self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner));
-        idle.into_iter().for_each(Waker::wake);
+        wake_all(&self.shared.idle);
     }
 }

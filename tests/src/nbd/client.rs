@@ -1,147 +1,14 @@
-//! An NBD client that does as it is told: every command and flag, many requests at once, and half of
-//! anything. Numbers are those of the NBD protocol document (`doc/proto.md`).
+//! The transmission phase.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
 
-use crate::DEADLINE;
+use super::handshake::{OptionRefused, Terms, handshake};
+use super::stream::{Stream, connect};
+use super::{be32, be64, command};
 
-/// Commands.
-#[expect(missing_docs, reason = "the protocol's names")]
-pub mod command {
-    pub const READ: u16 = 0;
-    pub const WRITE: u16 = 1;
-    pub const DISCONNECT: u16 = 2;
-    pub const FLUSH: u16 = 3;
-    pub const TRIM: u16 = 4;
-    pub const CACHE: u16 = 5;
-    pub const WRITE_ZEROES: u16 = 6;
-    pub const BLOCK_STATUS: u16 = 7;
-}
-
-/// Command flags.
-#[expect(missing_docs, reason = "the protocol's names")]
-pub mod flag {
-    pub const FUA: u16 = 1;
-    pub const NO_HOLE: u16 = 2;
-    pub const DF: u16 = 4;
-    pub const REQ_ONE: u16 = 8;
-    pub const FAST_ZERO: u16 = 16;
-}
-
-/// Error numbers.
-#[expect(missing_docs, reason = "the protocol's names")]
-pub mod errno {
-    pub const PERM: u32 = 1;
-    pub const IO: u32 = 5;
-    pub const INVAL: u32 = 22;
-    pub const NOSPC: u32 = 28;
-    pub const NOTSUP: u32 = 95;
-}
-
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 const CHUNK_MAGIC: u32 = 0x668e_33ef;
-const REPLY_ACK: u32 = 1;
-const REPLY_INFO: u32 = 3;
-const REPLY_META_CONTEXT: u32 = 4;
-
-/// Options of the handshake.
-#[expect(missing_docs, reason = "the protocol's names")]
-pub mod option {
-    pub const ABORT: u32 = 2;
-    pub const LIST: u32 = 3;
-    pub const GO: u32 = 7;
-    pub const STRUCTURED_REPLY: u32 = 8;
-    pub const SET_META_CONTEXT: u32 = 10;
-}
-
-/// A stream to a server: what [`connect`] gives.
-#[derive(Debug)]
-pub enum Stream {
-    /// Over a unix socket.
-    Unix(UnixStream),
-    /// Over TCP.
-    Tcp(TcpStream),
-}
-
-impl Read for Stream {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Unix(stream) => stream.read(bytes),
-            Self::Tcp(stream) => stream.read(bytes),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Unix(stream) => stream.write(bytes),
-            Self::Tcp(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Stream {
-    /// Ends what this side sends.
-    ///
-    /// # Panics
-    /// When the stream is broken.
-    pub fn end_sending(&self) {
-        let ended = match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
-        };
-        ended.expect("shut down");
-    }
-
-    /// Everything that the server still sends, until it closes the stream.
-    ///
-    /// # Panics
-    /// When it does not close it within [`DEADLINE`].
-    pub fn read_to_close(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        match self.read_to_end(&mut bytes) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-            Err(error) => panic!("the server keeps the connection open: {error}"),
-        }
-        bytes
-    }
-}
-
-/// A stream to the server of an NBD URI (unix or TCP), with nothing said yet. Whatever waits for the
-/// server gives up after [`DEADLINE`].
-///
-/// # Errors
-/// When nobody listens.
-///
-/// # Panics
-/// When the URI is none that the daemon prints.
-pub fn connect(uri: &str) -> io::Result<Stream> {
-    let timeout = Some(DEADLINE);
-    if let Some((_, socket)) = uri.split_once("?socket=") {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(timeout)?;
-        stream.set_write_timeout(timeout)?;
-        return Ok(Stream::Unix(stream));
-    }
-    let rest = uri.strip_prefix("nbd://").unwrap_or_else(|| panic!("no NBD URI: {uri}"));
-    let (address, _) = rest.split_once('/').unwrap_or((rest, ""));
-    let stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(timeout)?;
-    stream.set_write_timeout(timeout)?;
-    Ok(Stream::Tcp(stream))
-}
 
 /// The export name in a URI.
 fn export_name(uri: &str) -> &str {
@@ -152,27 +19,6 @@ fn export_name(uri: &str) -> &str {
     assert!(!path.contains('%'), "percent-encoded names are not for this client");
     path
 }
-
-/// What to ask for in a handshake.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
-    /// The export; `None` for the URI's.
-    pub export: Option<&'a str>,
-    /// Ask for structured replies.
-    pub structured: bool,
-    /// Metadata contexts to select; all must exist.
-    pub contexts: &'a [&'a str],
-}
-
-impl Default for Terms<'_> {
-    fn default() -> Self {
-        Self { export: None, structured: true, contexts: &[] }
-    }
-}
-
-/// An option that the server refused, by its reply type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OptionRefused(pub u32);
 
 /// A connection in its transmission phase.
 #[derive(Debug)]
@@ -221,109 +67,6 @@ pub struct Reply {
     pub chunks: Vec<Chunk>,
     /// Of a block status: context id, then lengths and flags.
     pub extents: Vec<(u32, Vec<(u32, u32)>)>,
-}
-
-/// Greets, negotiates options and gives the stream of a client, with export size and flags.
-fn handshake(stream: &mut Stream, name: &str, terms: &Terms<'_>) -> Result<Agreed, OptionRefused> {
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting).expect("greeting");
-    assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
-    stream.write_all(&3_u32.to_be_bytes()).expect("client flags");
-    if terms.structured {
-        send_option(stream, option::STRUCTURED_REPLY, &[]);
-        collect_replies(stream, option::STRUCTURED_REPLY)?;
-    }
-    let mut contexts = Vec::new();
-    if !terms.contexts.is_empty() {
-        let mut data = string(name);
-        data.extend(u32::try_from(terms.contexts.len()).expect("few").to_be_bytes());
-        terms.contexts.iter().for_each(|context| data.extend(string(context)));
-        send_option(stream, option::SET_META_CONTEXT, &data);
-        for (kind, data) in collect_replies(stream, option::SET_META_CONTEXT)? {
-            assert_eq!(kind, REPLY_META_CONTEXT);
-            let name = String::from_utf8(data[4..].to_vec()).expect("a name");
-            contexts.push((be32(&data), name));
-        }
-        assert_eq!(contexts.len(), terms.contexts.len(), "selected {contexts:?}");
-    }
-    let mut data = string(name);
-    data.extend(0_u16.to_be_bytes());
-    send_option(stream, option::GO, &data);
-    let infos = collect_replies(stream, option::GO)?;
-    let export = infos.iter().find(|(kind, data)| *kind == REPLY_INFO && data[..2] == [0, 0]);
-    let (_, info) = export.expect("NBD_INFO_EXPORT");
-    let flags = u16::from_be_bytes([info[10], info[11]]);
-    Ok((be64(&info[2..]), flags, contexts))
-}
-
-/// Size, transmission flags, contexts with their ids.
-type Agreed = (u64, u16, Vec<(u32, String)>);
-
-fn string(text: &str) -> Vec<u8> {
-    let mut bytes = u32::try_from(text.len()).expect("short").to_be_bytes().to_vec();
-    bytes.extend_from_slice(text.as_bytes());
-    bytes
-}
-
-fn be32(bytes: &[u8]) -> u32 {
-    u32::from_be_bytes(bytes[..4].try_into().expect("four bytes"))
-}
-
-fn be64(bytes: &[u8]) -> u64 {
-    u64::from_be_bytes(bytes[..8].try_into().expect("eight bytes"))
-}
-
-/// Sends one option.
-///
-/// # Panics
-/// When the stream is broken.
-pub fn send_option(stream: &mut Stream, option: u32, data: &[u8]) {
-    let mut bytes = OPTION_MAGIC.to_be_bytes().to_vec();
-    bytes.extend(option.to_be_bytes());
-    bytes.extend(u32::try_from(data.len()).expect("short").to_be_bytes());
-    bytes.extend_from_slice(data);
-    stream.write_all(&bytes).expect("send an option");
-}
-
-/// Receives the replies to an option, up to its acknowledgement: type and data of each.
-///
-/// # Errors
-/// When the server refuses the option.
-///
-/// # Panics
-/// When the stream is broken or out of step.
-pub fn collect_replies(
-    stream: &mut Stream,
-    option: u32,
-) -> Result<Vec<(u32, Vec<u8>)>, OptionRefused> {
-    let mut replies = Vec::new();
-    loop {
-        let mut header = [0; 20];
-        stream.read_exact(&mut header).expect("an option reply");
-        assert_eq!((be64(&header), be32(&header[8..])), (OPTION_REPLY_MAGIC, option));
-        let kind = be32(&header[12..]);
-        let mut data = vec![0; be32(&header[16..]) as usize];
-        stream.read_exact(&mut data).expect("an option reply's data");
-        match kind {
-            REPLY_ACK => return Ok(replies),
-            0x8000_0000.. => return Err(OptionRefused(kind)),
-            _ => replies.push((kind, data)),
-        }
-    }
-}
-
-/// The names that a listener lists.
-///
-/// # Panics
-/// When it refuses, or breaks the protocol.
-pub fn list(uri: &str) -> Vec<String> {
-    let mut stream = connect(uri).expect("connect");
-    stream.read_exact(&mut [0; 18]).expect("greeting");
-    stream.write_all(&3_u32.to_be_bytes()).expect("client flags");
-    send_option(&mut stream, option::LIST, &[]);
-    let replies = collect_replies(&mut stream, option::LIST).expect("a list");
-    let name = |data: &[u8]| String::from_utf8(data[4..4 + be32(data) as usize].to_vec());
-    replies.iter().map(|(_, data)| name(data).expect("a name")).collect()
 }
 
 impl Client {

@@ -1,0 +1,148 @@
+//! The load, and what it measures.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+
+use blockloom_tests::tools;
+use serde_json::Value;
+
+use crate::options::Options;
+use crate::servers::{NBDKIT, Server};
+
+/// A pattern of requests.
+pub(crate) struct Workload {
+    /// As printed.
+    pub(crate) name: &'static str,
+    rw: &'static str,
+    block_bytes: u32,
+    depth: u32,
+}
+
+const fn workload(name: &'static str, rw: &'static str, block_bytes: u32, depth: u32) -> Workload {
+    Workload { name, rw, block_bytes, depth }
+}
+
+pub(crate) const READ_4K_32: &str = "read 4 KiB, depth 32";
+pub(crate) const WRITE_4K_32: &str = "write 4 KiB, depth 32";
+pub(crate) const READ_4K_1: &str = "read 4 KiB, depth 1";
+pub(crate) const WRITE_4K_1: &str = "write 4 KiB, depth 1";
+pub(crate) const READ_1M: &str = "read 1 MiB, depth 8";
+pub(crate) const WRITE_1M: &str = "write 1 MiB, depth 8";
+
+/// 4 KiB at random offsets, 1 MiB in sequence.
+pub(crate) const WORKLOADS: [Workload; 6] = [
+    workload(READ_4K_32, "randread", 4096, 32),
+    workload(WRITE_4K_32, "randwrite", 4096, 32),
+    workload(READ_4K_1, "randread", 4096, 1),
+    workload(WRITE_4K_1, "randwrite", 4096, 1),
+    workload(READ_1M, "read", 1 << 20, 8),
+    workload(WRITE_1M, "write", 1 << 20, 8),
+];
+
+/// Whether the load can be made here.
+pub(crate) fn has_fio() -> bool {
+    let engine = Command::new("fio").arg("--enghelp=nbd").stdin(Stdio::null()).output();
+    engine.is_ok_and(|output| output.status.success())
+}
+
+fn fio(server: &Server, options: &[String]) -> Value {
+    let mut all = vec![
+        "name=peers".to_owned(),
+        "ioengine=nbd".to_owned(),
+        format!("uri={}", server.uri),
+        "randrepeat=0".to_owned(),
+    ];
+    all.extend_from_slice(options);
+    let all: Vec<_> = all.iter().map(String::as_str).collect();
+    tools::fio(&all)
+}
+
+/// Writes random data to the whole disk.
+pub(crate) fn fill(server: &Server, size_mib: u64) {
+    let options = ["rw=write", "bs=1m", "iodepth=8", "refill_buffers=1"].map(str::to_owned);
+    fio(server, &[&options[..], &[format!("size={size_mib}m")]].concat());
+}
+
+/// What one run came to.
+#[derive(Clone, Copy)]
+pub(crate) struct Figure {
+    /// Requests a second.
+    pub(crate) iops: f64,
+    /// CPU seconds of the server for a million requests: microseconds for one.
+    pub(crate) cpu: f64,
+}
+
+/// One run.
+pub(crate) fn measure(server: &Server, workload: &Workload, options: &Options) -> Figure {
+    let before = server.cpu_seconds();
+    let report = fio(
+        server,
+        &[
+            format!("rw={}", workload.rw),
+            format!("bs={}", workload.block_bytes),
+            format!("iodepth={}", workload.depth),
+            format!("size={}m", options.size_mib),
+            format!("runtime={}", options.secs),
+            "time_based=1".to_owned(),
+            "norandommap=1".to_owned(),
+        ],
+    );
+    let cpu_seconds = server.cpu_seconds() - before;
+    let job = &report["jobs"][0];
+    let sum = |key: &str| {
+        let of = |direction: &str| job[direction][key].as_f64().unwrap_or(0.0);
+        of("read") + of("write")
+    };
+    Figure { iops: sum("iops"), cpu: cpu_seconds * 1e6 / sum("total_ios").max(1.0) }
+}
+
+/// All runs, by workload and server, in the order of rounds.
+#[derive(Default)]
+pub(crate) struct Figures(BTreeMap<(&'static str, &'static str), Vec<Figure>>);
+
+impl Figures {
+    /// Keeps a run.
+    pub(crate) fn add(&mut self, workload: &Workload, server: &Server, figure: Figure) {
+        self.0.entry((workload.name, server.name)).or_default().push(figure);
+    }
+
+    /// Median of each round's ratio of two servers; `None` unless both ran.
+    pub(crate) fn ratio(
+        &self,
+        workload: &'static str,
+        (server, other): (&'static str, &'static str),
+        of: impl Fn(&Figure) -> f64,
+    ) -> Option<f64> {
+        let (left, right) = (self.0.get(&(workload, server))?, self.0.get(&(workload, other))?);
+        Some(median(left.iter().zip(right).map(|(left, right)| of(left) / of(right))))
+    }
+
+    /// The medians of one workload.
+    pub(crate) fn print(&self, workload: &Workload, servers: &[Server]) {
+        for server in servers {
+            let runs = &self.0[&(workload.name, server.name)];
+            let iops = median(runs.iter().map(|run| run.iops));
+            let cpu = median(runs.iter().map(|run| run.cpu));
+            let mut line =
+                format!("{:24} {:20} {iops:10.0} {cpu:14.2}", workload.name, server.name);
+            let pair = (server.name, NBDKIT);
+            let iops = self.ratio(workload.name, pair, |run| run.iops);
+            let cpu = self.ratio(workload.name, pair, |run| run.cpu);
+            if let (Some(iops), Some(cpu)) = (iops, cpu)
+                && server.name != NBDKIT
+            {
+                line += &format!("   {iops:5.2} x IOPS, {cpu:5.2} x CPU of nbdkit");
+            }
+            println!("{line}");
+        }
+        println!();
+    }
+}
+
+/// The middle one; of an even number the mean of the middle two.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+    f64::midpoint(low, high)
+}

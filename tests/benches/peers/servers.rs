@@ -1,0 +1,158 @@
+//! The contestants as processes.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use blockloom_tests::{Daemon, Scratch, eventually};
+use tempfile::TempDir;
+
+use crate::options::Options;
+
+/// Names, as printed.
+pub(crate) const BLOCKLOOM: &str = "blockloom";
+pub(crate) const WITH_THROTTLE: &str = "blockloom throttle";
+pub(crate) const NBDKIT: &str = "nbdkit memory";
+
+/// A running server.
+pub(crate) struct Server {
+    /// What it is called in tables.
+    pub(crate) name: &'static str,
+    /// What fio opens.
+    pub(crate) uri: String,
+    process: Process,
+}
+
+enum Process {
+    Daemon(Daemon),
+    Peer(Peer),
+}
+
+/// A foreign server; killed when dropped.
+struct Peer {
+    child: Child,
+    /// A file on tmpfs, if it has one; removed after the process.
+    _disk: Option<TempDir>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended long ago.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn pid(&self) -> u32 {
+        match &self.process {
+            Process::Daemon(daemon) => daemon.pid(),
+            Process::Peer(peer) => peer.child.id(),
+        }
+    }
+
+    /// CPU time that the whole process has used, user and system, in seconds.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("/proc");
+        // proc(5): the name may hold spaces; after it come fields 3 and on; 14 and 15 are ticks of
+        // 10 ms.
+        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+        let ticks = fields.split(' ').skip(11).take(2).map(|field| field.parse::<u32>());
+        ticks.map(|ticks| f64::from(ticks.expect("a number of ticks")) / 100.0).sum()
+    }
+}
+
+/// Starts everything that is installed; says what is not.
+pub(crate) fn start_all(options: &Options, scratch: &Scratch) -> Vec<Server> {
+    let size = format!("{}MiB", options.size_mib);
+    let memory = format!("[node.disk]\ndriver = \"memory\"\nsize = \"{size}\"\n");
+    let throttle = "[node.slow]\ndriver = \"plugin\"\nplugin = \"throttle\"\n\
+                    child.file = \"disk\"\nconfig = { iops = 0 }\n";
+    let mut servers = vec![
+        blockloom(options, scratch, BLOCKLOOM, &memory, "disk"),
+        blockloom(options, scratch, WITH_THROTTLE, &format!("{memory}{throttle}"), "slow"),
+    ];
+    let socket = scratch.path("nbdkit.sock");
+    let mut nbdkit = Command::new("nbdkit");
+    nbdkit.args(["--foreground", "--unix"]).arg(&socket);
+    nbdkit.args(["memory", &format!("{}M", options.size_mib)]);
+    servers.extend(peer(NBDKIT, nbdkit, &socket, "", None));
+    for (name, aio) in [("qsd raw, io_uring", "io_uring"), ("qsd raw, threads", "threads")] {
+        servers.extend(storage_daemon(name, aio, options, scratch));
+    }
+    servers
+}
+
+fn blockloom(
+    options: &Options,
+    scratch: &Scratch,
+    name: &'static str,
+    nodes: &str,
+    root: &str,
+) -> Server {
+    let text = format!(
+        "{nodes}\n[drive.vda]\nroot = \"{root}\"\n\n[export.vda]\ntype = \"nbd\"\n\
+         drive = \"vda\"\nlisten = \"unix:{root}.sock\"\nwritable = true\n"
+    );
+    let graph = scratch.graph(&format!("{root}.toml"), &text);
+    let daemon = Daemon::start(&options.program, &graph, &[]);
+    Server { name, uri: daemon.uri("vda").to_owned(), process: Process::Daemon(daemon) }
+}
+
+/// A raw file on tmpfs: QEMU has no disk in memory that keeps what is written.
+fn storage_daemon(
+    name: &'static str,
+    aio: &str,
+    options: &Options,
+    scratch: &Scratch,
+) -> Option<Server> {
+    let Ok(disk) = tempfile::tempdir_in("/dev/shm") else {
+        println!("SKIPPED: {name}: there is no tmpfs at /dev/shm");
+        return None;
+    };
+    let image = disk.path().join("disk.img");
+    let file = fs::File::create(&image).expect("create an image");
+    file.set_len(options.size_mib << 20).expect("set the length of an image");
+    let socket = scratch.path(&format!("qsd-{aio}.sock"));
+    let mut command = Command::new("qemu-storage-daemon");
+    command.arg("--blockdev");
+    command.arg(format!("driver=file,node-name=file,filename={},aio={aio}", image.display()));
+    command.args(["--blockdev", "driver=raw,node-name=disk,file=file", "--nbd-server"]);
+    command.arg(format!("addr.type=unix,addr.path={}", socket.display()));
+    command.args(["--export", "nbd,id=disk,node-name=disk,writable=on"]);
+    peer(name, command, &socket, "disk", Some(disk))
+}
+
+/// Starts a foreign server and waits for its socket; `None`, said aloud, if it does not run here.
+fn peer(
+    name: &'static str,
+    mut command: Command,
+    socket: &Path,
+    export: &str,
+    disk: Option<TempDir>,
+) -> Option<Server> {
+    let child =
+        match command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+            Ok(child) => child,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                println!("SKIPPED: {name}: {:?} is not installed", command.get_program());
+                return None;
+            }
+            Err(error) => panic!("{name}: {error}"),
+        };
+    let mut peer = Peer { child, _disk: disk };
+    let is_up = eventually(&format!("{name} listens"), || {
+        if UnixStream::connect(socket).is_ok() {
+            return Some(true);
+        }
+        peer.child.try_wait().expect("wait").map(|_| false)
+    });
+    if !is_up {
+        println!("SKIPPED: {name}: it does not start here");
+        return None;
+    }
+    let uri = format!("nbd+unix:///{export}?socket={}", socket.display());
+    Some(Server { name, uri, process: Process::Peer(peer) })
+}
