@@ -249,6 +249,13 @@ fn check_running(ended: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
+impl Drop for Host {
+    /// Drives and bitmaps that are still held do not keep it alive.
+    fn drop(&mut self) {
+        self.inner.workers.stop();
+    }
+}
+
 impl Inner {
     fn first(&self) -> &WorkerHandle {
         &self.workers.handles()[0]

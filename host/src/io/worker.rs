@@ -5,8 +5,8 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker as TaskWaker};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -94,6 +94,11 @@ impl WorkerHandle {
             ));
         }
         self.inbox.waker.wake();
+        // A worker that ended meanwhile may have looked before this message came: drop it, which
+        // tells whoever waits for it.
+        if self.inbox.stop.load(Ordering::SeqCst) {
+            while self.inbox.messages.pop().is_some() {}
+        }
         Ok(())
     }
 }
@@ -385,7 +390,7 @@ impl Poller {
 /// The workers of one host.
 pub struct Workers {
     handles: Vec<WorkerHandle>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     kind: EngineKind,
 }
 
@@ -396,7 +401,7 @@ impl Workers {
     /// When the engine asked for does not work here, or a thread cannot be started.
     pub fn start(options: &WorkerOptions) -> io::Result<Self> {
         let kind = options.engine.resolve()?;
-        let mut workers = Self { handles: Vec::new(), threads: Vec::new(), kind };
+        let mut workers = Self { handles: Vec::new(), threads: Mutex::default(), kind };
         for index in 0..options.workers.clamp(1, WORKERS_MAX) {
             let (ready, started) = crossbeam::channel::bounded(1);
             let poll = options.poll;
@@ -410,7 +415,7 @@ impl Workers {
                         Err(error) => drop(ready.send(Err(error))),
                     }
                 })?;
-            workers.threads.push(thread);
+            workers.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(thread);
             let handle =
                 started.recv().map_err(|_| io::Error::other("a worker died at start"))??;
             workers.handles.push(handle);
@@ -429,21 +434,29 @@ impl Workers {
     }
 }
 
-impl Drop for Workers {
-    /// Ends the workers; tasks that still wait are dropped.
-    fn drop(&mut self) {
+impl Workers {
+    /// Ends the workers; tasks that still wait are dropped, and posts fail from now on.
+    pub fn stop(&self) {
         for handle in &self.handles {
-            handle.inbox.stop.store(true, Ordering::Release);
+            handle.inbox.stop.store(true, Ordering::SeqCst);
             handle.inbox.waker.wake();
         }
         let this = std::thread::current().id();
-        for thread in self.threads.drain(..) {
-            // A worker that holds the last reference ends by itself, after this.
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A worker that stops all of them ends by itself, after this.
             if thread.thread().id() != this {
                 // A worker that panicked has said so already.
                 let _ = thread.join();
             }
         }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -81,7 +81,10 @@ fn header(command: u16, offset: u64, len_bytes: u32) -> Vec<u8> {
 }
 
 /// Ways to vanish with an open connection.
-const VANISH: [(&str, fn(&mut Client)); 6] = [
+/// What a client does before it vanishes.
+type Vanishing = (&'static str, fn(&mut Client));
+
+const VANISH: [Vanishing; 6] = [
     ("with nothing under way", |_| {}),
     ("in a header", |client| send(client, &header(command::WRITE, 0, 4096)[..11])),
     ("before a payload", |client| send(client, &header(command::WRITE, 0, 1 << 20))),
