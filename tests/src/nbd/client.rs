@@ -35,7 +35,7 @@ pub struct Client {
 pub struct Request<'a> {
     /// One of [`command`].
     pub command: u16,
-    /// Some of [`flag`].
+    /// Some of [`flag`](super::flag).
     pub flags: u16,
     /// First byte.
     pub offset: u64,
@@ -59,7 +59,7 @@ pub enum Chunk {
 pub struct Reply {
     /// Of the request.
     pub cookie: u64,
-    /// 0, or one of [`mod@errno`].
+    /// 0, or one of [`errno`](super::errno).
     pub errno: u32,
     /// The text of a structured error.
     pub message: String,

@@ -80,10 +80,10 @@ fn header(command: u16, offset: u64, len_bytes: u32) -> Vec<u8> {
     bytes
 }
 
-/// Ways to vanish with an open connection.
 /// What a client does before it vanishes.
 type Vanishing = (&'static str, fn(&mut Client));
 
+/// Ways to vanish with an open connection.
 const VANISH: [Vanishing; 6] = [
     ("with nothing under way", |_| {}),
     ("in a header", |client| send(client, &header(command::WRITE, 0, 4096)[..11])),
