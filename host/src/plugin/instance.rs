@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use blockloom_abi::{
-    Action, Done, Entry, Errno, Forward, Kind, Kinds, MAX_ACTIONS, MAX_EVENTS, NodeIndex, PollOne,
-    Request, Subject, Token,
+    Action, Done, ENTRY_WORDS, Entry, Errno, EventTag, Forward, Kind, Kinds, MAX_ACTIONS,
+    MAX_EVENTS, NodeIndex, PollOne, Request, RequestId, Subject, Token,
 };
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use wasmtime::Store;
@@ -20,7 +20,7 @@ use wasmtime::Store;
 use super::bindings::Filter;
 use super::bindings::exports::blockloom::filter::control;
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
-use super::module::{ConfigError, PluginModule, arm};
+use super::module::{ConfigError, PluginModule, arm, call_ticks};
 use super::store::HostState;
 use super::table::{Breach, Table};
 use super::{PluginLimits, module};
@@ -68,6 +68,7 @@ pub struct Instance {
     id: usize,
     module: Arc<PluginModule>,
     limits: PluginLimits,
+    call_ticks: u64,
     kinds: Kinds,
     inside: Mutex<Option<Inside>>,
     queue: ArrayQueue<Offer>,
@@ -105,6 +106,7 @@ impl Instance {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             module: Arc::clone(module),
             limits,
+            call_ticks: call_ticks(&limits),
             kinds: module.kinds(),
             inside: Mutex::new(Some(inside)),
             queue: ArrayQueue::new(QUEUE_MAX),
@@ -189,7 +191,7 @@ impl Instance {
         };
         let mut guard = self.lock();
         let Some(inside) = guard.as_mut() else { return Err(self.fault_error()) };
-        arm(&self.module.runtime, &mut inside.store, &self.limits);
+        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
         let answer =
             inside.filter.blockloom_filter_control().call_add_node(&mut inside.store, &node);
         let answer =
@@ -232,7 +234,10 @@ impl Instance {
             guard = if full { Some(self.lock()) } else { self.try_lock() };
         }
         while let Some(mut inside) = guard {
-            while let Some(offer) = self.queue.pop() {
+            // Looking is cheaper than popping: that has a fence.
+            while !self.queue.is_empty()
+                && let Some(offer) = self.queue.pop()
+            {
                 batch.push(offer);
             }
             let again = self.run(&mut inside, batch, local);
@@ -297,7 +302,9 @@ impl Instance {
     pub(super) fn drain_outbox(&self, local: &LocalPlugin) -> bool {
         let outbox = &self.outboxes[local.worker()];
         let mut any = false;
-        while let Some((ticket, verdict)) = outbox.pop() {
+        while !outbox.is_empty()
+            && let Some((ticket, verdict)) = outbox.pop()
+        {
             local.deliver(ticket, verdict);
             any = true;
         }
@@ -343,14 +350,25 @@ impl Instance {
                         inside.words.extend(Done { subject, result, value: 0 }.encode().0);
                     }
                 }
-                request @ Offer::Request { .. } => inside.waiting.push_back(request),
+                request @ Offer::Request { .. } => {
+                    // Those that wait for a slot go first.
+                    if !inside.waiting.is_empty() || !inside.encode(request) {
+                        inside.waiting.push_back(request);
+                    }
+                }
             }
         }
-        let others = inside.words.len();
-        let first = inside.encode_waiting();
-        match (inside.words.len() / blockloom_abi::ENTRY_WORDS, others, first) {
-            (0, ..) => return Ok(false),
-            (1, 0, Some(request)) => self.call_one(inside, now_ns, request, local)?,
+        while let Some(request) = inside.waiting.front().copied()
+            && inside.encode(request)
+        {
+            inside.waiting.pop_front();
+        }
+        match inside.words.as_slice() {
+            [] => return Ok(false),
+            [head, id, offset, len] if *head & 0xff == EventTag::Request as u64 => {
+                let words = [*head, *id, *offset, *len];
+                self.call_one(inside, now_ns, words, local)?;
+            }
             _ => {
                 let actions = self.call(inside, now_ns)?;
                 self.obey(inside, &actions, now_ns, local)?;
@@ -365,17 +383,19 @@ impl Instance {
         &self,
         inside: &mut Inside,
         now_ns: u64,
-        request: Request,
+        [head, id, offset, len]: [u64; 4],
         local: &LocalPlugin,
     ) -> Result<(), String> {
-        arm(&self.module.runtime, &mut inside.store, &self.limits);
-        let [head, id, offset, len] = request.encode().0;
+        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
         let data = inside.filter.blockloom_filter_data();
         let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
         let word = word.map_err(|error| self.trap(inside, "poll-one", &error))?;
-        match PollOne::decode(word).map_err(|violation| Breach::Layout(violation).to_string())? {
+        let broken = |violation| Breach::Layout(violation).to_string();
+        match PollOne::decode(word).map_err(broken)? {
             PollOne::Forward { not_before_ns } => {
-                let forward = Forward { not_before_ns, ..Forward::now(request.id) };
+                let id = Entry([head, id, offset, len]).id();
+                let id = RequestId::from_bits(id).map_err(broken)?;
+                let forward = Forward { not_before_ns, ..Forward::now(id) };
                 self.forward(inside, forward, now_ns, local)
             }
             PollOne::Queued => {
@@ -388,7 +408,7 @@ impl Instance {
 
     /// The call for a batch: the events are in `words`.
     fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, String> {
-        arm(&self.module.runtime, &mut inside.store, &self.limits);
+        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
         let data = inside.filter.blockloom_filter_data();
         let actions = data.call_poll(&mut inside.store, now_ns, &inside.words);
         actions.map_err(|error| self.trap(inside, "poll", &error))
@@ -452,20 +472,18 @@ impl Instance {
 }
 
 impl Inside {
-    /// Moves waiting requests into `words` while there are slots; returns the first of them.
-    fn encode_waiting(&mut self) -> Option<Request> {
-        let mut first = None;
-        while self.words.len() < MAX_EVENTS * blockloom_abi::ENTRY_WORDS
-            && let Some(Offer::Request { ticket, node, kind, flags, offset, len }) =
-                self.waiting.front().copied()
-        {
-            let Some(id) = self.table.offer(kind, ticket) else { break };
-            self.waiting.pop_front();
-            let request = Request { id, node, kind, flags, offset, len };
-            self.words.extend(request.encode().0);
-            first.get_or_insert(request);
+    /// Adds a request to `words`; `false` when there is no slot or no room for it.
+    #[inline]
+    fn encode(&mut self, request: Offer) -> bool {
+        let Offer::Request { ticket, node, kind, flags, offset, len } = request else {
+            return true;
+        };
+        if self.words.len() >= MAX_EVENTS * ENTRY_WORDS {
+            return false;
         }
-        first
+        let Some(id) = self.table.offer(kind, ticket) else { return false };
+        self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
+        true
     }
 
     /// Ends an operation that this host does not provide.

@@ -191,7 +191,7 @@ impl PluginModule {
         config: &str,
         limits: &PluginLimits,
     ) -> Result<std::result::Result<(), ConfigError>> {
-        arm(&self.runtime, store, limits);
+        arm(&self.runtime, store, call_ticks(limits));
         let answer = filter.blockloom_filter_control().call_configure(&mut *store, config);
         let answer = answer.map_err(|error| self.trapped(store, "configure", &error))?;
         Ok(answer.map_err(|error| ConfigError { path: error.path, message: error.message }))
@@ -202,7 +202,7 @@ impl PluginModule {
         let mut store = Store::new(&self.runtime.engine, HostState::new(&self.name, limits));
         store.limiter(|state| &mut state.limits);
         store.set_hostcall_fuel(CALL_DATA_BYTES);
-        arm(&self.runtime, &mut store, limits);
+        arm(&self.runtime, &mut store, call_ticks(limits));
         let filter = self.pre.instantiate(&mut store);
         let filter = filter.map_err(|error| self.trapped(&store, "instantiate", &error))?;
         Ok((store, filter))
@@ -229,7 +229,7 @@ impl PluginModule {
     fn describe(&mut self) -> Result<()> {
         let limits = PluginLimits::default();
         let (mut store, filter) = self.instantiate(&limits)?;
-        arm(&self.runtime, &mut store, &limits);
+        arm(&self.runtime, &mut store, call_ticks(&limits));
         let described = filter.blockloom_filter_control().call_describe(&mut store);
         let it = described.map_err(|error| self.trapped(&store, "describe", &error))?;
         if it.layout != LAYOUT_VERSION {
@@ -256,12 +256,18 @@ impl PluginModule {
     }
 }
 
-/// Gives the next call its time and its share of data.
-pub(super) fn arm(runtime: &PluginRuntime, store: &mut Store<HostState>, limits: &PluginLimits) {
-    runtime.ticker.touch();
+/// Ticks after which a call is cut off.
+pub(super) fn call_ticks(limits: &PluginLimits) -> u64 {
     // One tick may be about to come.
     let ticks = limits.call.as_nanos().div_ceil(TICK.as_nanos()) + 1;
-    store.set_epoch_deadline(u64::try_from(ticks).unwrap_or(u64::MAX));
+    u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+/// Gives the next call its time.
+#[inline]
+pub(super) fn arm(runtime: &PluginRuntime, store: &mut Store<HostState>, ticks: u64) {
+    runtime.ticker.touch();
+    store.set_epoch_deadline(ticks);
 }
 
 fn encode(module: &[u8]) -> std::result::Result<Vec<u8>, String> {

@@ -80,11 +80,11 @@ fn header(command: u16, offset: u64, len_bytes: u32) -> Vec<u8> {
     bytes
 }
 
-/// What a client does before it vanishes.
-type Vanishing = (&'static str, fn(&mut Client));
+/// A name, and what a client does last.
+type Vanish = (&'static str, fn(&mut Client));
 
 /// Ways to vanish with an open connection.
-const VANISH: [Vanishing; 6] = [
+const VANISH: [Vanish; 6] = [
     ("with nothing under way", |_| {}),
     ("in a header", |client| send(client, &header(command::WRITE, 0, 4096)[..11])),
     ("before a payload", |client| send(client, &header(command::WRITE, 0, 1 << 20))),
