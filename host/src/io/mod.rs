@@ -56,6 +56,7 @@ pub use signal::{Signal, Signals};
 pub use task::LocalFuture;
 pub use ticker::Ticker;
 pub use time::Time;
+pub(crate) use time::thread_time;
 pub use worker::{
     Local, TurnHook, WorkerHandle, WorkerOptions, Workers, current, run_on_thread, sleep_until,
     spawn, spawn_boxed, turn_now, until,

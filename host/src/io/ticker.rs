@@ -2,20 +2,21 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-/// Ticks without a touch after which the thread rests.
+/// Ticks beyond those asked for after which the thread rests.
 const REST_AFTER_TICKS: u32 = 100;
 
 struct Shared {
-    touched: AtomicBool,
+    /// Ticks asked for since the last one; 0 when nobody asked.
+    wanted: AtomicU32,
     resting: AtomicBool,
     ended: AtomicBool,
 }
 
-/// Calls a function at a fixed interval for as long as it is touched now and then.
+/// Calls a function at a fixed interval for as long as somebody wants that.
 pub struct Ticker {
     shared: Arc<Shared>,
     thread: Thread,
@@ -28,7 +29,7 @@ impl Ticker {
     /// When no thread can be started.
     pub fn start(interval: Duration, tick: impl Fn() + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            touched: AtomicBool::new(false),
+            wanted: AtomicU32::new(0),
             resting: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
@@ -39,13 +40,14 @@ impl Ticker {
         Ok(Self { shared, thread: handle.thread().clone() })
     }
 
-    /// Keeps it ticking. Costs two loads when it was touched within the interval already.
+    /// Keeps it going for at least `ticks` ticks. Costs two loads when somebody else wanted that within
+    /// the interval already.
     #[inline]
-    pub fn touch(&self) {
-        if !self.shared.touched.load(Ordering::Relaxed) {
-            self.shared.touched.store(true, Ordering::SeqCst);
+    pub fn want(&self, ticks: u32) {
+        if self.shared.wanted.load(Ordering::Relaxed) < ticks {
+            self.shared.wanted.fetch_max(ticks, Ordering::SeqCst);
         }
-        // SeqCst pairs with `run`: either this sees it resting, or it sees the touch.
+        // SeqCst pairs with `run`: either this sees it resting, or it sees what is wanted.
         if self.shared.resting.load(Ordering::SeqCst) {
             self.thread.unpark();
         }
@@ -60,20 +62,20 @@ impl Drop for Ticker {
 }
 
 fn run(shared: &Shared, interval: Duration, tick: impl Fn()) {
-    let mut idle = 0;
+    let mut left = 0_u32;
     while !shared.ended.load(Ordering::SeqCst) {
-        if shared.touched.swap(false, Ordering::SeqCst) {
-            idle = 0;
-        } else {
-            idle += 1;
+        let wanted = shared.wanted.swap(0, Ordering::SeqCst);
+        left = left.saturating_sub(1);
+        if wanted > 0 {
+            left = left.max(wanted.saturating_add(REST_AFTER_TICKS));
         }
-        if idle < REST_AFTER_TICKS {
+        if left > 0 {
             thread::sleep(interval);
             tick();
             continue;
         }
         shared.resting.store(true, Ordering::SeqCst);
-        while !shared.touched.load(Ordering::SeqCst) && !shared.ended.load(Ordering::SeqCst) {
+        while shared.wanted.load(Ordering::SeqCst) == 0 && !shared.ended.load(Ordering::SeqCst) {
             thread::park();
         }
         shared.resting.store(false, Ordering::SeqCst);

@@ -32,6 +32,13 @@ impl Time {
     }
 }
 
+/// The processor time that the current thread has had.
+pub(crate) fn thread_time() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(used.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(used.tv_nsec).unwrap_or(0))
+}
+
 impl Add<Duration> for Time {
     type Output = Self;
 

@@ -21,7 +21,7 @@ use super::bindings::Filter;
 use super::bindings::exports::blockloom::filter::control;
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
 use super::module::{ConfigError, PluginModule, arm, call_ticks};
-use super::store::HostState;
+use super::store::{HostState, printable};
 use super::table::{Breach, Table};
 use super::{PluginLimits, module};
 use crate::error::{Error, ErrorKind, Result};
@@ -68,7 +68,7 @@ pub struct Instance {
     id: usize,
     module: Arc<PluginModule>,
     limits: PluginLimits,
-    call_ticks: u64,
+    call_ticks: u32,
     kinds: Kinds,
     inside: Mutex<Option<Inside>>,
     queue: ArrayQueue<Offer>,
@@ -197,6 +197,7 @@ impl Instance {
         let answer =
             answer.map_err(|error| self.module.trapped(&inside.store, "add-node", &error))?;
         answer.map_err(|reason| {
+            let reason = printable(&reason);
             let message = format!("plugin `{}` refuses the node: {reason}", self.plugin());
             Error::new(ErrorKind::Invalid, message)
         })
@@ -320,14 +321,25 @@ impl Instance {
         *inside = None;
         let _ = self.failure.set(reason);
         self.failed.store(true, Ordering::Release);
+        // Answers given before the failure stand.
+        self.drain_outbox(local);
         local.fault_all();
         // The other workers look at `failed` in their next turn.
         self.wake(|worker| worker.index() != local.worker());
     }
 
-    /// Fails the instance for what was seen from outside of it.
-    pub(super) fn condemn(&self, reason: String, local: &LocalPlugin) {
-        self.fail(&mut self.lock(), reason, local);
+    /// Fails the instance if it has owed some answer for longer than it may. Requests that wait for a
+    /// place have not been offered: nothing is owed for them.
+    pub(super) fn check_overdue(&self, local: &LocalPlugin) {
+        // Whoever is inside now, the next look comes soon.
+        let Some(mut guard) = self.try_lock() else { return };
+        let hold = self.limits.hold;
+        let hold_ns = u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = turn_now().as_nanos();
+        if guard.as_ref().is_some_and(|inside| inside.table.is_overdue(now_ns, hold_ns)) {
+            let reason = format!("it kept a request for more than {hold:?} without an answer");
+            self.fail(&mut guard, reason, local);
+        }
     }
 
     fn process(
@@ -345,21 +357,21 @@ impl Instance {
             match offer {
                 Offer::LetGo { id } => inside.table.let_go(id),
                 Offer::Done { id, result, .. } => {
-                    if inside.table.done(id, result.is_err()) {
+                    if inside.table.done(id, result.is_err(), now_ns) {
                         let subject = Subject::Request(id);
                         inside.words.extend(Done { subject, result, value: 0 }.encode().0);
                     }
                 }
                 request @ Offer::Request { .. } => {
                     // Those that wait for a slot go first.
-                    if !inside.waiting.is_empty() || !inside.encode(request) {
+                    if !inside.waiting.is_empty() || !inside.encode(request, now_ns) {
                         inside.waiting.push_back(request);
                     }
                 }
             }
         }
         while let Some(request) = inside.waiting.front().copied()
-            && inside.encode(request)
+            && inside.encode(request, now_ns)
         {
             inside.waiting.pop_front();
         }
@@ -474,14 +486,14 @@ impl Instance {
 impl Inside {
     /// Adds a request to `words`; `false` when there is no slot or no room for it.
     #[inline]
-    fn encode(&mut self, request: Offer) -> bool {
+    fn encode(&mut self, request: Offer, now_ns: u64) -> bool {
         let Offer::Request { ticket, node, kind, flags, offset, len } = request else {
             return true;
         };
         if self.words.len() >= MAX_EVENTS * ENTRY_WORDS {
             return false;
         }
-        let Some(id) = self.table.offer(kind, ticket) else { return false };
+        let Some(id) = self.table.offer(kind, ticket, now_ns) else { return false };
         self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
         true
     }

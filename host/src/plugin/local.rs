@@ -10,7 +10,7 @@ use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
 use super::instance::Instance;
 use super::table::Answer;
-use crate::io::{Time, TurnHook, current, sleep_until, spawn, turn_now};
+use crate::io::{TurnHook, current, sleep_until, spawn, turn_now};
 
 /// Names a waiting request of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +51,6 @@ pub(super) enum Verdict {
 struct Waiter {
     /// Of the tenant; 0 when the place is free.
     sequence: u64,
-    /// Since when the guest owes an answer.
-    owed_since: Option<Time>,
     verdict: Option<Verdict>,
     waker: Waker,
 }
@@ -65,18 +63,14 @@ struct Waiters {
 }
 
 impl Waiters {
-    fn insert(&mut self, sequence: u64, now: Time) -> usize {
+    fn insert(&mut self, sequence: u64) -> usize {
         let index = self.free.pop().unwrap_or(self.places.len());
         match self.places.get_mut(index) {
-            Some(place) => {
-                (place.sequence, place.owed_since, place.verdict) = (sequence, Some(now), None);
+            Some(place) => (place.sequence, place.verdict) = (sequence, None),
+            None => {
+                let waker = Waker::noop().clone();
+                self.places.push(Waiter { sequence, verdict: None, waker });
             }
-            None => self.places.push(Waiter {
-                sequence,
-                owed_since: Some(now),
-                verdict: None,
-                waker: Waker::noop().clone(),
-            }),
         }
         index
     }
@@ -176,8 +170,10 @@ impl LocalPlugin {
 
     /// Takes answers that other workers brought out, and notices a failure; whether there was any.
     fn catch_up(&self) -> bool {
+        // In this order: answers given before the failure stand.
+        let is_failed = self.instance.is_failed();
         let any = self.instance.drain_outbox(self);
-        if self.instance.is_failed() && !self.faulted.get() {
+        if is_failed && !self.faulted.get() {
             self.fault_all();
             return true;
         }
@@ -189,7 +185,7 @@ impl LocalPlugin {
     pub(super) fn request(self: &Rc<Self>, request: impl FnOnce(Ticket) -> Offer) -> Waiting {
         let sequence = self.sequence.get() + 1;
         self.sequence.set(sequence);
-        let waiter = self.waiters.borrow_mut().insert(sequence, turn_now());
+        let waiter = self.waiters.borrow_mut().insert(sequence);
         if !self.watched.replace(true) {
             spawn(watch(Rc::clone(self)));
         }
@@ -227,7 +223,6 @@ impl LocalPlugin {
         let waiter = waiters.places.get_mut(ticket.waiter);
         let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else { return };
         waiter.verdict = Some(verdict);
-        waiter.owed_since = None;
         waiter.waker.wake_by_ref();
     }
 
@@ -241,14 +236,6 @@ impl LocalPlugin {
         }
     }
 
-    /// Whether the guest has owed some answer for longer than it may.
-    fn is_overdue(&self) -> bool {
-        let (now, hold) = (turn_now(), self.instance.limits().hold);
-        let waiters = self.waiters.borrow();
-        let mut live = waiters.live();
-        live.any(|waiter| waiter.owed_since.is_some_and(|since| now.since(since) > hold))
-    }
-
     /// This worker's number.
     pub(super) fn worker(&self) -> usize {
         self.worker
@@ -260,20 +247,12 @@ async fn watch(plugin: Rc<LocalPlugin>) {
     let hold = plugin.instance.limits().hold;
     while plugin.waiters.borrow().live().next().is_some() {
         sleep_until(turn_now() + hold / 4).await;
-        if plugin.is_overdue() {
-            let reason = format!("it kept a request for more than {hold:?} without an answer");
-            plugin.instance.condemn(reason, &plugin);
-        }
+        plugin.instance.check_overdue(&plugin);
     }
     plugin.watched.set(false);
 }
 
 impl Waiting {
-    /// From now on the guest owes an answer again.
-    pub(super) fn owe(&self) {
-        self.plugin.waiters.borrow_mut().places[self.ticket.waiter].owed_since = Some(turn_now());
-    }
-
     /// The worker's side of the instance.
     pub(super) fn plugin(&self) -> &Rc<LocalPlugin> {
         &self.plugin

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockloom_abi::{Kinds, LAYOUT_VERSION, PACKAGE};
-use wasmtime::Store;
 use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::{Store, UpdateDeadline};
 
 use super::PluginLimits;
 use super::bindings::exports::blockloom::filter::control;
 use super::bindings::{Filter, FilterPre};
 use super::runtime::{PluginRuntime, TICK};
-use super::store::HostState;
+use super::store::{HostState, printable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::read_file;
 
@@ -91,6 +91,8 @@ pub struct Inspection {
 }
 
 fn unusable(name: &str, reason: impl fmt::Display) -> Error {
+    // The reason may quote names from the file.
+    let reason = printable(&reason.to_string());
     Error::new(ErrorKind::Invalid, format!("plugin `{name}`: {reason}"))
 }
 
@@ -194,7 +196,10 @@ impl PluginModule {
         arm(&self.runtime, store, call_ticks(limits));
         let answer = filter.blockloom_filter_control().call_configure(&mut *store, config);
         let answer = answer.map_err(|error| self.trapped(store, "configure", &error))?;
-        Ok(answer.map_err(|error| ConfigError { path: error.path, message: error.message }))
+        Ok(answer.map_err(|error| ConfigError {
+            path: printable(&error.path),
+            message: printable(&error.message),
+        }))
     }
 
     /// A new store with an instance in it.
@@ -202,6 +207,12 @@ impl PluginModule {
         let mut store = Store::new(&self.runtime.engine, HostState::new(&self.name, limits));
         store.limiter(|state| &mut state.limits);
         store.set_hostcall_fuel(CALL_DATA_BYTES);
+        let (runtime, half) = (Arc::clone(&self.runtime), limits.call / 2);
+        store.epoch_deadline_callback(move |mut context| {
+            context.data_mut().check_time(half)?;
+            runtime.ticker.want(1);
+            Ok(UpdateDeadline::Continue(1))
+        });
         arm(&self.runtime, &mut store, call_ticks(limits));
         let filter = self.pre.instantiate(&mut store);
         let filter = filter.map_err(|error| self.trapped(&store, "instantiate", &error))?;
@@ -243,37 +254,39 @@ impl PluginModule {
             let reason = format!("it asks for unknown kinds of requests ({:#b})", it.kinds);
             return Err(unusable(&self.name, reason));
         }
-        let child = |want: control::ChildWant| (want.name, want.required, grants(want.wants));
+        let child =
+            |want: control::ChildWant| (printable(&want.name), want.required, grants(want.wants));
         let inspection = &mut self.inspection;
-        inspection.name = it.name;
-        inspection.version = it.version;
+        inspection.name = printable(&it.name);
+        inspection.version = printable(&it.version);
         inspection.layout = it.layout;
         inspection.kinds = it.kinds;
         inspection.children = it.children.into_iter().map(child).collect();
-        inspection.views = it.views;
+        inspection.views = it.views.iter().map(|view| printable(view)).collect();
         inspection.wants_transform = it.wants_transform;
         Ok(())
     }
 }
 
-/// Ticks after which a call is cut off.
-pub(super) fn call_ticks(limits: &PluginLimits) -> u64 {
+/// Ticks of the first half of a call's limit.
+pub(super) fn call_ticks(limits: &PluginLimits) -> u32 {
     // One tick may be about to come.
-    let ticks = limits.call.as_nanos().div_ceil(TICK.as_nanos()) + 1;
-    u64::try_from(ticks).unwrap_or(u64::MAX)
+    let ticks = (limits.call / 2).as_nanos().div_ceil(TICK.as_nanos()) + 1;
+    u32::try_from(ticks).unwrap_or(u32::MAX)
 }
 
-/// Gives the next call its time.
+/// Gives the next call its time: half of it by the clock, the rest by [`HostState::check_time`].
 #[inline]
-pub(super) fn arm(runtime: &PluginRuntime, store: &mut Store<HostState>, ticks: u64) {
-    runtime.ticker.touch();
-    store.set_epoch_deadline(ticks);
+pub(super) fn arm(runtime: &PluginRuntime, store: &mut Store<HostState>, ticks: u32) {
+    store.data_mut().begin_call();
+    runtime.ticker.want(ticks);
+    store.set_epoch_deadline(ticks.into());
 }
 
 fn encode(module: &[u8]) -> std::result::Result<Vec<u8>, String> {
     let not_encoded = |error: &dyn fmt::Display| {
         format!(
-            "this core module is no Blockloom filter ({error}): export one with \
+            "this core module is no Blockloom filter ({error:#}): export one with \
              blockloom_sdk::export_filter! and build for wasm32-unknown-unknown"
         )
     };
@@ -290,24 +303,28 @@ fn names(runtime: &PluginRuntime, component: &Component) -> (Vec<String>, Vec<St
 }
 
 fn check_interfaces(imports: &[String], exports: &[String]) -> std::result::Result<(), String> {
+    let ours = format!("{CONTROL_INTERFACE}@0.1.0");
+    let is_ours = exports.contains(&ours);
+    let other = exports.iter().find_map(|name| name.strip_prefix(CONTROL_INTERFACE));
+    if let (false, Some(version)) = (is_ours, other) {
+        return Err(format!(
+            "it is made for blockloom:filter{version}; this host speaks {PACKAGE}: use a newer host or \
+             rebuild it"
+        ));
+    }
     if let Some(foreign) = imports.iter().find(|name| *name != HOST_INTERFACE) {
         return Err(format!(
             "it imports `{foreign}`; a plugin may import `{HOST_INTERFACE}` alone: build it for \
              wasm32-unknown-unknown, not for a WASI target"
         ));
     }
-    let ours = format!("{CONTROL_INTERFACE}@0.1.0");
-    if exports.contains(&ours) {
-        return Ok(());
+    if !is_ours {
+        return Err(format!(
+            "it does not export `{ours}`: it is no Blockloom filter; export one with \
+             blockloom_sdk::export_filter!"
+        ));
     }
-    let other = exports.iter().find_map(|name| name.strip_prefix(CONTROL_INTERFACE));
-    Err(match other {
-        Some(version) => format!(
-            "it is made for blockloom:filter{version}; this host speaks {PACKAGE}: use a newer host or \
-             rebuild it"
-        ),
-        None => format!("it does not export `{ours}`: it is no Blockloom filter"),
-    })
+    Ok(())
 }
 
 fn grants(wants: control::Grants) -> Vec<&'static str> {

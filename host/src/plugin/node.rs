@@ -100,13 +100,43 @@ impl PluginNode {
             Answer::Complete(Err(errno)) => Step::Fail(self.refusal(errno)),
             Answer::Forward { known: None, .. } => Step::Forward,
             Answer::Forward { not_before_ns, notify, known: Some(id) } => {
-                Box::pin(hold(cx, &waiting, Time::from_nanos(not_before_ns))).await;
+                // A flush never depends on the plugin.
+                if !is_flush {
+                    Box::pin(self.hold(cx, &waiting, Time::from_nanos(not_before_ns))).await;
+                }
                 if notify {
                     return Step::ForwardNotify(waiting, id);
                 }
                 waiting.plugin().offer(Offer::LetGo { id });
                 Step::Forward
             }
+        }
+    }
+
+    /// Keeps a request until its time, which the guest may change; lets it go at once when the node is
+    /// drained or the plugin fails.
+    async fn hold(&self, cx: Cx<'_>, waiting: &Waiting, until: Time) {
+        let mut until = until;
+        // A verdict that the failure found unread stands, and is the last one: nobody would end the wait.
+        while until > turn_now() && !self.instance.is_failed() {
+            let mut timer = pin!(sleep_until(until));
+            let retimed = poll_fn(|task| {
+                if let Poll::Ready(verdict) = waiting.poll(task.waker()) {
+                    return Poll::Ready(match verdict {
+                        Verdict::Answer(Answer::Forward { not_before_ns, .. }) => {
+                            Some(Time::from_nanos(not_before_ns))
+                        }
+                        _ => None,
+                    });
+                }
+                if cx.poll_drained(task) {
+                    return Poll::Ready(None);
+                }
+                timer.as_mut().poll(task).map(|()| None)
+            })
+            .await;
+            let Some(time) = retimed else { return };
+            until = time;
         }
     }
 
@@ -119,11 +149,16 @@ impl PluginNode {
     async fn settle<T>(&self, waiting: &Waiting, id: RequestId, result: Result<T>) -> Result<T> {
         let errno = |error: &Error| Errno::new(error.errno().unsigned_abs()).unwrap_or(Errno::EIO);
         let told = result.as_ref().map(drop).map_err(errno);
-        waiting.owe();
         waiting.plugin().offer(Offer::Done { ticket: waiting.ticket(), id, result: told });
-        match waiting.verdict().await {
-            Verdict::Answer(Answer::Complete(Err(errno))) => result.and(Err(self.refusal(errno))),
-            _ => result,
+        loop {
+            match waiting.verdict().await {
+                // Another time for a request that had gone: the guest still owes its completion.
+                Verdict::Answer(Answer::Forward { .. }) => {}
+                Verdict::Answer(Answer::Complete(Err(errno))) => {
+                    return result.and(Err(self.refusal(errno)));
+                }
+                Verdict::Answer(Answer::Complete(Ok(()))) | Verdict::Fault => return result,
+            }
         }
     }
 
@@ -133,32 +168,6 @@ impl PluginNode {
             kind,
             format!("plugin `{}` failed the request ({errno})", self.instance.plugin()),
         )
-    }
-}
-
-/// Keeps a request until its time, which the guest may change; lets it go at once when the node is
-/// drained or the plugin fails.
-async fn hold(cx: Cx<'_>, waiting: &Waiting, until: Time) {
-    let mut until = until;
-    while until > turn_now() {
-        let mut timer = pin!(sleep_until(until));
-        let retimed = poll_fn(|task| {
-            if let Poll::Ready(verdict) = waiting.poll(task.waker()) {
-                return Poll::Ready(match verdict {
-                    Verdict::Answer(Answer::Forward { not_before_ns, .. }) => {
-                        Some(Time::from_nanos(not_before_ns))
-                    }
-                    _ => None,
-                });
-            }
-            if cx.poll_drained(task) {
-                return Poll::Ready(None);
-            }
-            timer.as_mut().poll(task).map(|()| None)
-        })
-        .await;
-        let Some(time) = retimed else { return };
-        until = time;
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use wasmtime::{StoreLimits, StoreLimitsBuilder};
+use wasmtime::{StoreLimits, StoreLimitsBuilder, Trap};
 
 use super::PluginLimits;
 use super::bindings::blockloom::filter::host;
-use crate::io::{Time, turn_now};
+use crate::io::{Time, thread_time, turn_now};
 
 /// Messages kept of one message, bytes.
 const MESSAGE_MAX_BYTES: usize = 1024;
@@ -21,6 +21,8 @@ const TABLE_ELEMENTS_MAX: usize = 10_000;
 pub(super) struct HostState {
     pub(super) limits: StoreLimits,
     plugin: String,
+    /// Processor time that the thread had had when the first half of the call's limit was over.
+    half_over: Option<Duration>,
     window_start: Time,
     messages: u32,
     dropped: u64,
@@ -40,11 +42,30 @@ impl HostState {
         Self {
             limits,
             plugin: plugin.to_owned(),
+            half_over: None,
             window_start: Time::default(),
             messages: 0,
             dropped: 0,
             last_error: None,
         }
+    }
+
+    /// A call begins: what the guest said in an earlier one does not explain a failure of this one.
+    #[inline]
+    pub(super) fn begin_call(&mut self) {
+        self.half_over = None;
+        self.last_error = None;
+    }
+
+    /// Half of the call's limit is over by the clock, or more. The second half is of processor time: what
+    /// the machine gives to other threads is no fault of the guest, and a loop uses up its share anyhow.
+    ///
+    /// # Errors
+    /// The trap, when the guest has used up the second `half` as well.
+    pub(super) fn check_time(&mut self, half: Duration) -> wasmtime::Result<()> {
+        let used = thread_time();
+        let since = *self.half_over.get_or_insert(used);
+        if used.saturating_sub(since) < half { Ok(()) } else { Err(Trap::Interrupt.into()) }
     }
 
     /// Whether one more message fits the rate.

@@ -31,6 +31,8 @@ struct Slot {
     state: State,
     kind: Kind,
     ticket: Ticket,
+    /// Since when the guest owes an answer, if it does.
+    since_ns: u64,
 }
 
 /// What the guest decided for one request.
@@ -88,7 +90,7 @@ impl Table {
 
     /// Takes a slot; `None` when the limit is reached.
     #[inline]
-    pub(super) fn offer(&mut self, kind: Kind, ticket: Ticket) -> Option<RequestId> {
+    pub(super) fn offer(&mut self, kind: Kind, ticket: Ticket, now_ns: u64) -> Option<RequestId> {
         if self.live == self.limit {
             return None;
         }
@@ -96,13 +98,19 @@ impl Table {
             Some(index) => index,
             None => {
                 let index = u16::try_from(self.slots.len()).ok()?;
-                self.slots.push(Slot { generation: 0, state: State::Free, kind, ticket });
+                self.slots.push(Slot {
+                    generation: 0,
+                    state: State::Free,
+                    kind,
+                    ticket,
+                    since_ns: 0,
+                });
                 index
             }
         };
         let slot = &mut self.slots[usize::from(index)];
         let generation = slot.generation.checked_add(1).unwrap_or(1);
-        *slot = Slot { generation, state: State::Offered, kind, ticket };
+        *slot = Slot { generation, state: State::Offered, kind, ticket, since_ns: now_ns };
         self.live += 1;
         RequestId::new(index, generation)
     }
@@ -111,6 +119,15 @@ impl Table {
         let unknown = Breach::UnknownRequest(id.bits());
         let slot = self.slots.get_mut(usize::from(id.slot())).ok_or(unknown)?;
         if slot.generation != id.generation() { Err(unknown) } else { Ok(slot) }
+    }
+
+    /// Whether `id` named an earlier request of a slot that now has another one.
+    fn is_past(&self, id: RequestId) -> bool {
+        let slot = self.slots.get(usize::from(id.slot()));
+        // Generations wrap: the half behind the present one is the past.
+        slot.is_some_and(|slot| {
+            (1..=u16::MAX / 2).contains(&slot.generation.wrapping_sub(id.generation()))
+        })
     }
 
     fn release(&mut self, id: RequestId) {
@@ -130,6 +147,9 @@ impl Table {
         now_ns: u64,
     ) -> Result<Option<(Ticket, Answer)>, Breach> {
         let id = action.id;
+        if self.is_past(id) {
+            return Ok(None);
+        }
         let slot = self.slot(id)?;
         let ticket = slot.ticket;
         let notify = match slot.state {
@@ -191,14 +211,22 @@ impl Table {
     }
 
     /// The child has ended a request forwarded with notify; returns whether the guest is to be told.
-    pub(super) fn done(&mut self, id: RequestId, failed: bool) -> bool {
+    pub(super) fn done(&mut self, id: RequestId, failed: bool, now_ns: u64) -> bool {
         match self.slot(id) {
             Ok(slot) if slot.state == (State::Forwarded { notify: true }) => {
                 slot.state = State::Done { failed };
+                slot.since_ns = now_ns;
                 true
             }
             _ => false,
         }
+    }
+
+    /// Whether the guest has owed an answer for longer than `hold_ns`.
+    pub(super) fn is_overdue(&self, now_ns: u64, hold_ns: u64) -> bool {
+        let is_owed = |slot: &Slot| matches!(slot.state, State::Offered | State::Done { .. });
+        let is_late = |slot: &Slot| now_ns.saturating_sub(slot.since_ns) > hold_ns;
+        self.slots.iter().any(|slot| is_owed(slot) && is_late(slot))
     }
 
     /// A held request has gone to the child; nobody will name it again.
@@ -224,44 +252,64 @@ mod tests {
     #[test]
     fn a_forwarded_request_is_gone_and_its_id_is_not_reused_at_once() {
         let mut table = Table::new(2);
-        let id = table.offer(Kind::Read, ticket(1)).expect("a slot");
+        let id = table.offer(Kind::Read, ticket(1), 0).expect("a slot");
         let answer = table.forward(Forward::now(id), 5).expect("in turn");
         let expect = Answer::Forward { not_before_ns: 0, notify: false, known: None };
         assert_eq!(answer, Some((ticket(1), expect)));
-        let next = table.offer(Kind::Read, ticket(2)).expect("a slot");
+        let next = table.offer(Kind::Read, ticket(2), 0).expect("a slot");
         assert_eq!(next.slot(), id.slot());
         assert_ne!(next, id);
-        let stale = table.forward(Forward::now(id), 5);
+        assert_eq!(table.forward(Forward::now(id), 5), Ok(None), "it cannot know that it has gone");
+        let stale = table.complete(complete(id, Err(Errno::EIO)));
         assert_eq!(stale, Err(Breach::UnknownRequest(id.bits())));
+        let future = RequestId::new(id.slot(), 9).expect("a generation");
+        let forged = table.forward(Forward::now(future), 5);
+        assert_eq!(forged, Err(Breach::UnknownRequest(future.bits())));
     }
 
     #[test]
     fn answers_out_of_turn_are_breaches() {
         let mut table = Table::new(8);
-        let id = table.offer(Kind::Write, ticket(1)).expect("a slot");
+        let id = table.offer(Kind::Write, ticket(1), 0).expect("a slot");
         let unserved = table.complete(complete(id, Ok(())));
         assert_eq!(unserved, Err(Breach::Unserved { id: id.bits(), kind: Kind::Write }));
         let forward = Forward { notify: true, ..Forward::now(id) };
         table.forward(forward, 0).expect("in turn");
         table.complete(complete(id, Ok(()))).expect_err("the child has not answered");
-        assert!(table.done(id, true));
+        assert!(table.done(id, true, 0));
         table.complete(complete(id, Ok(()))).expect_err("the child failed");
         assert!(table.complete(complete(id, Err(Errno::EIO))).is_ok());
         table.complete(complete(id, Err(Errno::EIO))).expect_err("twice");
-        let discard = table.offer(Kind::Discard, ticket(2)).expect("a slot");
+        let discard = table.offer(Kind::Discard, ticket(2), 0).expect("a slot");
         assert!(table.complete(complete(discard, Ok(()))).is_ok(), "discard is advisory");
     }
 
     #[test]
     fn held_requests_can_be_retimed_and_count_until_they_go() {
         let mut table = Table::new(1);
-        let id = table.offer(Kind::Read, ticket(1)).expect("a slot");
+        let id = table.offer(Kind::Read, ticket(1), 0).expect("a slot");
         let at = |not_before_ns| Forward { not_before_ns, ..Forward::now(id) };
         table.forward(at(100), 10).expect("held");
-        assert!(table.offer(Kind::Read, ticket(2)).is_none(), "the limit is reached");
+        assert!(table.offer(Kind::Read, ticket(2), 0).is_none(), "the limit is reached");
         table.forward(at(200), 20).expect("held longer");
         table.let_go(id);
         assert_eq!(table.forward(at(300), 30), Ok(None), "it has gone: nothing to re-time");
-        assert!(table.offer(Kind::Read, ticket(2)).is_some());
+        assert!(table.offer(Kind::Read, ticket(2), 0).is_some());
+    }
+
+    #[test]
+    fn an_answer_is_owed_from_the_offer_and_from_the_end() {
+        let mut table = Table::new(8);
+        let id = table.offer(Kind::Write, ticket(1), 10).expect("a slot");
+        assert!(!table.is_overdue(15, 5));
+        assert!(table.is_overdue(16, 5));
+        let forward = Forward { notify: true, ..Forward::now(id) };
+        table.forward(forward, 16).expect("in turn");
+        assert!(!table.is_overdue(1000, 5), "the child works on it");
+        assert!(table.done(id, false, 1000));
+        assert!(!table.is_overdue(1005, 5));
+        assert!(table.is_overdue(1006, 5));
+        table.complete(complete(id, Ok(()))).expect("in turn");
+        assert!(!table.is_overdue(2000, 5));
     }
 }
