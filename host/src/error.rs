@@ -66,6 +66,12 @@ impl ErrorKind {
 
     /// The kind for an errno; an errno without a kind of its own is [`ErrorKind::Io`].
     pub fn from_errno(errno: i32) -> Self {
+        // A quota or the largest file size is reached: no space, as far as a guest is concerned.
+        const EFBIG: i32 = 27;
+        const EDQUOT: i32 = 122;
+        if matches!(errno, EFBIG | EDQUOT) {
+            return Self::NoSpace;
+        }
         ERRNOS.iter().find(|(_, e)| *e == errno).map_or(Self::Io, |(kind, _)| *kind)
     }
 }

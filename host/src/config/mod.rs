@@ -70,6 +70,13 @@ use spec::Declared;
 /// Everything that is wrong with the file, by position; of a file that is not TOML, the first
 /// syntax error.
 pub fn parse(file_name: &str, text: &str) -> Result<GraphSpec, Diagnostics> {
+    let (spec, found) = parse_tolerant(file_name, text);
+    if found.is_empty() { Ok(spec) } else { Err(found) }
+}
+
+/// As [`parse`], but gives what could be read beside what is wrong, so that further checks can add to
+/// it. Where a value is wrong or missing, its default stands; of a file that is not TOML, nothing.
+pub fn parse_tolerant(file_name: &str, text: &str) -> (GraphSpec, Diagnostics) {
     let mut spec = GraphSpec::empty(file_name, text);
     let problems = Problems::default();
     match syntax::parse(text) {
@@ -80,12 +87,12 @@ pub fn parse(file_name: &str, text: &str) -> Result<GraphSpec, Diagnostics> {
         Err(problem) => problems.push(problem),
     }
     let found = problems.into_diagnostics(&spec);
-    if found.is_empty() { Ok(spec) } else { Err(found) }
+    (spec, found)
 }
 
 fn check(spec: &mut GraphSpec, declared: &Declared, problems: &Problems) {
-    let sound = references::check(&*spec, declared, problems);
-    if sound {
+    spec.is_graph = references::check(&*spec, declared, problems);
+    if spec.is_graph {
         spec.edges = permissions::edges(spec);
         permissions::check(spec, problems);
     }

@@ -30,6 +30,8 @@ pub struct GraphSpec {
     pub exports: Vec<ExportSpec>,
     /// All edges with their permissions: of drives, then of exports of nodes, then of nodes.
     pub edges: Vec<EdgeSpec>,
+    /// Whether the nodes form a graph (few enough, no cycles): what walks along children needs that.
+    pub(super) is_graph: bool,
     pub(super) source: Arc<Source>,
 }
 
@@ -43,6 +45,7 @@ impl GraphSpec {
             bitmaps: Vec::new(),
             exports: Vec::new(),
             edges: Vec::new(),
+            is_graph: false,
             source: Arc::new(source),
         }
     }

@@ -70,12 +70,15 @@ pub trait Surroundings {
 }
 
 /// Checks `spec` against `surroundings`. Relative paths are taken from `base_dir`, the directory of
-/// the file.
+/// the file. A specification with cycles has nothing more checked.
 pub fn check_surroundings(
     spec: &GraphSpec,
     surroundings: &dyn Surroundings,
     base_dir: &Path,
 ) -> Diagnostics {
+    if !spec.is_graph {
+        return spec.diagnostics();
+    }
     let mut check =
         Check { spec, surroundings, base_dir, found: spec.diagnostics(), sizes: BTreeMap::new() };
     for node in &spec.nodes {
@@ -114,6 +117,10 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn file(&mut self, node: &NodeSpec, file: &FileSpec) {
+        if file.path.value.is_empty() {
+            // It is missing or wrong, which has been reported.
+            return;
+        }
         let path = file.path_in(self.base_dir);
         let shown = clip(&file.path.value);
         let facts = match self.surroundings.file(&path) {

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::gate::Gate;
+use super::permission::Role;
 use super::snapshot::{BitmapScope, Graph};
 use crate::bitmap::{Bitmap, MarkList};
 
@@ -35,7 +36,7 @@ impl Entry {
             for (parent, parent_node) in graph.nodes.iter().enumerate() {
                 for (position, edge) in parent_node.edges.iter().enumerate() {
                     let other = graph.nodes[edge.child].class == below
-                        && !edge.role.is_same_view()
+                        && edge.role == Role::Storage
                         && through != Some((parent, position));
                     if other && !std::mem::replace(&mut seen[parent_node.class], true) {
                         opaque_above[parent_node.class] = true;

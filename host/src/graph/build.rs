@@ -147,7 +147,9 @@ impl GraphDecl {
         let drives = drives(self.drives, &index)?;
         let classes = assign_classes(&mut nodes);
         let gates = (0..classes).map(|_| Arc::new(Gate::new())).collect();
-        let mut graph = Graph { generation: 1, nodes, drives, bitmaps: Vec::new(), gates };
+        let mut graph =
+            Graph { generation: 1, nodes, drives, bitmaps: Vec::new(), gates, above: Vec::new() };
+        graph.above = classes_above(&graph);
         resolve_permissions(&mut graph);
         check_permissions(&graph)?;
         for decl in self.bitmaps {
@@ -291,6 +293,23 @@ fn assign_classes(nodes: &mut [GraphNode]) -> usize {
         };
     }
     classes
+}
+
+/// For each class, itself and every class from which requests reach it.
+fn classes_above(graph: &Graph) -> Vec<Box<[usize]>> {
+    let mut above: Vec<Vec<usize>> = (0..graph.gates.len()).map(|class| vec![class]).collect();
+    // Parents come after their children: from the top, each parent's set is whole when it is passed on.
+    for parent in graph.nodes.iter().rev() {
+        for edge in &parent.edges {
+            let class = graph.nodes[edge.child].class;
+            for upper in above[parent.class].clone() {
+                if !above[class].contains(&upper) {
+                    above[class].push(upper);
+                }
+            }
+        }
+    }
+    above.into_iter().map(Vec::into_boxed_slice).collect()
 }
 
 /// Passes what drives use and share down the edges.
@@ -448,6 +467,7 @@ impl Graph {
             drives: self.drives.iter().map(drive).collect(),
             bitmaps: self.bitmaps.iter().map(bitmap).collect(),
             gates: self.gates.clone(),
+            above: self.above.clone(),
         }
     }
 }

@@ -150,7 +150,7 @@ fn gates_above(graph: &Graph, scope: &BitmapScope) -> Vec<Arc<Gate>> {
             let enters = parent
                 .edges
                 .iter()
-                .any(|edge| !edge.role.is_same_view() && graph.nodes[edge.child].class == below);
+                .any(|edge| edge.role.is_entry() && graph.nodes[edge.child].class == below);
             if enters && !classes.contains(&parent.class) {
                 classes.push(parent.class);
             }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use super::admit::{Admitted, admit};
 use super::align;
 use super::op::{Op, OpKind};
+use super::permission::Role;
 use super::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
@@ -94,7 +95,7 @@ impl<'g> EdgeRef<'g> {
     /// Whether a request may go to the driver as it is, as far as edge and range are concerned.
     #[inline]
     fn is_plain(&self, op: &Op) -> bool {
-        self.edge.entry.is_none()
+        self.edge.role == Role::Filtered
             && op.len > 0
             && op.offset.checked_add(op.len).is_some_and(|end| end <= self.node().info.size_bytes)
     }
@@ -150,6 +151,10 @@ impl<'g> EdgeRef<'g> {
             admit(self.edge, child, op, self.worker, || true).await?
         } else {
             op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
+            if op.kind.is_change() && self.edge.role != Role::Filtered {
+                let message = format!("its user's edge `{}` only reads", self.edge.name);
+                return Err(Error::new(ErrorKind::NotPermitted, message).at_node(&child.name));
+            }
             None
         };
         self.edge.counters.begin(self.worker, op);

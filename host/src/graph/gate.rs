@@ -23,7 +23,30 @@ pub(super) struct Gate {
     in_flight: Box<[CachePadded<AtomicU64>]>,
     /// How many hold it closed.
     closed: AtomicUsize,
-    waiters: Mutex<Vec<Waker>>,
+    /// Requests that wait for it to open.
+    entrants: Waiters,
+    /// Those who wait for nothing to be behind it.
+    drainers: Waiters,
+    /// Requests that are held back behind it, and let go when it closes.
+    holders: Waiters,
+}
+
+/// Tasks to wake; each is kept once.
+#[derive(Default)]
+struct Waiters(Mutex<Vec<Waker>>);
+
+impl Waiters {
+    fn register(&self, cx: &Context<'_>) {
+        let mut waiters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiters.iter().any(|waiter| waiter.will_wake(cx.waker())) {
+            waiters.push(cx.waker().clone());
+        }
+    }
+
+    fn wake(&self) {
+        let waiters = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        waiters.into_iter().for_each(Waker::wake);
+    }
 }
 
 /// A request's presence behind the gate; ends when dropped.
@@ -40,7 +63,9 @@ impl Gate {
         Self {
             in_flight: (0..WORKERS_MAX).map(|_| CachePadded::default()).collect(),
             closed: AtomicUsize::new(0),
-            waiters: Mutex::default(),
+            entrants: Waiters::default(),
+            drainers: Waiters::default(),
+            holders: Waiters::default(),
         }
     }
 
@@ -59,7 +84,7 @@ impl Gate {
             return pass;
         }
         poll_fn(|cx| {
-            self.register(cx);
+            self.entrants.register(cx);
             self.try_enter(worker).map_or(Poll::Pending, Poll::Ready)
         })
         .await
@@ -68,8 +93,7 @@ impl Gate {
     /// Closes the gate; those behind it may finish.
     pub(super) fn close(&self) -> Closed<'_> {
         self.closed.fetch_add(1, Ordering::SeqCst);
-        // Whoever holds a request back lets it go now.
-        self.wake_all();
+        self.holders.wake();
         Closed(self)
     }
 
@@ -78,7 +102,7 @@ impl Gate {
         if self.closed.load(Ordering::SeqCst) != 0 {
             return true;
         }
-        self.register(cx);
+        self.holders.register(cx);
         self.closed.load(Ordering::SeqCst) != 0
     }
 
@@ -94,23 +118,10 @@ impl Gate {
             if self.in_flight() == 0 {
                 return Poll::Ready(());
             }
-            self.register(cx);
+            self.drainers.register(cx);
             if self.in_flight() == 0 { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-    }
-
-    fn register(&self, cx: &Context<'_>) {
-        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-        if !waiters.iter().any(|waiter| waiter.will_wake(cx.waker())) {
-            waiters.push(cx.waker().clone());
-        }
-    }
-
-    fn wake_all(&self) {
-        let waiters =
-            std::mem::take(&mut *self.waiters.lock().unwrap_or_else(PoisonError::into_inner));
-        waiters.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -119,7 +130,7 @@ impl Drop for Pass<'_> {
     fn drop(&mut self) {
         self.gate.in_flight[self.worker].fetch_sub(1, Ordering::SeqCst);
         if self.gate.closed.load(Ordering::SeqCst) != 0 {
-            self.gate.wake_all();
+            self.gate.drainers.wake();
         }
     }
 }
@@ -127,6 +138,6 @@ impl Drop for Pass<'_> {
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
         self.0.closed.fetch_sub(1, Ordering::SeqCst);
-        self.0.wake_all();
+        self.0.entrants.wake();
     }
 }

@@ -140,6 +140,8 @@ pub struct Graph {
     pub(super) bitmaps: Vec<ScopedBitmap>,
     /// By class.
     pub(super) gates: Vec<Arc<Gate>>,
+    /// By class: itself and every class from which requests reach it.
+    pub(super) above: Vec<Box<[usize]>>,
 }
 
 impl Graph {
@@ -217,7 +219,9 @@ impl<'g> Cx<'g> {
     /// Whether the node is being drained; if not, the task is woken when that begins. Whoever holds a
     /// request back asks, and lets it go.
     pub fn poll_drained(&self, cx: &std::task::Context<'_>) -> bool {
-        self.graph.gates[self.graph.nodes[self.node].class].poll_closed(cx)
+        // A request held here is behind the gates of the classes above as well.
+        let above = &self.graph.above[self.graph.nodes[self.node].class];
+        above.iter().any(|class| self.graph.gates[*class].poll_closed(cx))
     }
 
     /// The node's name.

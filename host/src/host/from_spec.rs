@@ -75,12 +75,13 @@ pub struct StartedExport {
     pub uri: String,
 }
 
-fn read(path: &Path) -> Result<(GraphSpec, PathBuf), StartError> {
+/// What a file says, what is wrong with it so far, and its directory.
+fn read(path: &Path) -> Result<(GraphSpec, Diagnostics, PathBuf), StartError> {
     let name = path.display().to_string();
     let text = read_text_file(path, FILE_MAX_BYTES)
         .map_err(|error| StartError::File(Error::os(format!("cannot read `{name}`"), &error)))?;
-    let spec = config::parse(&name, &text).map_err(|found| StartError::Config(Box::new(found)))?;
-    Ok((spec, path.parent().unwrap_or_else(|| Path::new("")).to_owned()))
+    let (spec, found) = config::parse_tolerant(&name, &text);
+    Ok((spec, found, path.parent().unwrap_or_else(|| Path::new("")).to_owned()))
 }
 
 /// Reads a file and checks what can be without looking at this machine.
@@ -88,7 +89,8 @@ fn read(path: &Path) -> Result<(GraphSpec, PathBuf), StartError> {
 /// # Errors
 /// Everything that is wrong with it.
 pub fn read_spec(path: &Path) -> Result<GraphSpec, StartError> {
-    read(path).map(|(spec, _)| spec)
+    let (spec, found, _) = read(path)?;
+    if found.has_errors() { Err(StartError::Config(Box::new(found))) } else { Ok(spec) }
 }
 
 /// Checks a file against this machine, without side effects.
@@ -96,15 +98,22 @@ pub fn read_spec(path: &Path) -> Result<GraphSpec, StartError> {
 /// # Errors
 /// Everything that is wrong with it.
 pub fn check(path: &Path) -> Result<GraphSpec, StartError> {
-    let (spec, base) = read(path)?;
+    let (spec, found, base) = read(path)?;
     let machine = Machine::default();
-    check_on(&spec, &base, &machine)?;
+    check_on(&spec, found, &base, &machine)?;
     Ok(spec)
 }
 
-fn check_on(spec: &GraphSpec, base: &Path, machine: &Machine) -> Result<(), StartError> {
+fn check_on(
+    spec: &GraphSpec,
+    mut found: Diagnostics,
+    base: &Path,
+    machine: &Machine,
+) -> Result<(), StartError> {
     machine.compile_all(spec, base);
-    let found = config::check_surroundings(spec, machine, base);
+    config::check_surroundings(spec, machine, base)
+        .into_iter()
+        .for_each(|more| found.push(more.clone()));
     if found.has_errors() { Err(StartError::Config(Box::new(found))) } else { Ok(()) }
 }
 
@@ -113,9 +122,9 @@ fn check_on(spec: &GraphSpec, base: &Path, machine: &Machine) -> Result<(), Star
 /// # Errors
 /// Everything that is wrong with the file, or what failed.
 pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExport>), StartError> {
-    let (spec, base) = read(path)?;
+    let (spec, found, base) = read(path)?;
     let machine = Machine::default();
-    check_on(&spec, &base, &machine)?;
+    check_on(&spec, found, &base, &machine)?;
     let mut builder = Builder {
         spec: &spec,
         base: &base,

@@ -84,6 +84,8 @@ impl HostBuilder {
     }
 }
 
+/// Time that clients have to take the replies to their last requests.
+const GRACE: Duration = Duration::from_secs(5);
 /// Interval at which a shutdown lets held requests go.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 
@@ -222,6 +224,7 @@ impl Host {
         let (cell, server) = (Arc::clone(&inner.cell), inner.server.clone());
         block_on(on_worker(&worker, move || async move {
             let deadline = turn_now() + DRAIN_TIME;
+            let grace_end = turn_now() + GRACE;
             let mut settled = cell.settle().await;
             // Requests that had arrived may still begin: what filters hold of them is let go, too.
             while until(turn_now() + DRAIN_STEP, server.stopped()).await.is_none() {
@@ -230,6 +233,9 @@ impl Host {
                     break;
                 }
                 settled &= cell.settle().await;
+                if turn_now() >= grace_end {
+                    server.abort();
+                }
             }
             let flushed = flush_all(&cell).await;
             if !settled {
@@ -273,8 +279,10 @@ async fn flush_all(cell: &Arc<GraphCell>) -> Result<()> {
     let mut result = Ok(());
     for drive in graph.drives().iter().filter(|drive| drive.is_writable() && drive.root().is_some())
     {
-        let flushed = LocalDrive::open(&LocalGraph::of(cell), drive.id())?.flush().await;
-        if let Err(error) = flushed {
+        let drive_flush = LocalDrive::open(&LocalGraph::of(cell), drive.id())?;
+        let flushed = until(turn_now() + DRAIN_TIME, drive_flush.flush()).await;
+        let late = || Err(Error::new(ErrorKind::TimedOut, "the flush did not end in time"));
+        if let Err(error) = flushed.unwrap_or_else(late) {
             tracing::error!("flush of drive `{}`: {error}", drive.id());
             result = Err(error);
         }

@@ -213,7 +213,14 @@ impl File {
     /// # Errors
     /// The operating system's.
     pub async fn run_op(self: &Arc<Self>, op: FileOp) -> io::Result<u64> {
-        worker::start(self, op).await.result
+        let mut op = op;
+        loop {
+            let output = worker::start(self, op).await;
+            match output.result {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => op = output.op,
+                result => return result,
+            }
+        }
     }
 }
 

@@ -11,8 +11,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::file::File;
+use super::time::Time;
+
+/// A server that was killed holds its locks until the kernel has ended its ring: some milliseconds.
+const DYING: Duration = Duration::from_millis(500);
 
 const USES_BASE: i64 = 100;
 const DENIES_BASE: i64 = 200;
@@ -74,8 +79,14 @@ impl ImageLock {
         for (byte, name) in uses.bytes(USES_BASE).chain(denies.bytes(DENIES_BASE)) {
             set_shared(file.fd(), byte).map_err(|error| contradiction(&error, name))?;
         }
+        let deadline = Time::monotonic() + DYING;
         for (byte, name) in uses.bytes(DENIES_BASE).chain(denies.bytes(USES_BASE)) {
-            if is_held_elsewhere(file.fd(), byte)? {
+            let mut held = is_held_elsewhere(file.fd(), byte)?;
+            while held && Time::monotonic() < deadline {
+                std::thread::sleep(DYING / 50);
+                held = is_held_elsewhere(file.fd(), byte)?;
+            }
+            if held {
                 return Err(contradiction(&io::Error::from_raw_os_error(libc::EAGAIN), name));
             }
         }

@@ -147,7 +147,8 @@ impl Tasks {
         // The waker is lent out with the future: counting it for each poll would cost two atomics.
         let (mut future, waker) = {
             let slot = &mut self.slots.borrow_mut()[index];
-            slot.state.scheduled.store(false, Ordering::Release);
+            // A full exchange: what the future reads from now on is not older than the flag.
+            slot.state.scheduled.swap(false, Ordering::AcqRel);
             let Some(future) = slot.future.take() else { return };
             (future, std::mem::replace(&mut slot.waker, Waker::noop().clone()))
         };

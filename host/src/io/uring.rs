@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
@@ -26,6 +27,9 @@ use super::reactor::Reactor;
 use super::time::Time;
 use super::{Drained, Interest, Io, SourceKey, Wait};
 use crate::limits::RING_ENTRIES;
+
+/// Pause before entries are submitted again that the kernel could not take.
+const RETRY_SUBMIT: Duration = Duration::from_millis(1);
 
 /// The engine of one worker.
 pub(super) struct RingEngine {
@@ -76,10 +80,10 @@ impl RingEngine {
     /// Moves started operations into the ring and tells the kernel, once for all of them.
     fn submit(&self) -> io::Result<()> {
         let mut backlog = self.backlog.borrow_mut();
-        if backlog.is_empty() {
+        let mut ring = self.ring.borrow_mut();
+        if backlog.is_empty() && ring.submission().is_empty() {
             return Ok(());
         }
-        let mut ring = self.ring.borrow_mut();
         while self.in_ring.get() < RING_ENTRIES * 2 {
             let Some(key) = backlog.front().copied() else { break };
             let entry = self.table.with(key, entry).flatten();
@@ -91,6 +95,10 @@ impl RingEngine {
             let pushed = unsafe { ring.submission().push(&entry.user_data(key as u64)) };
             if pushed.is_err() {
                 submit_all(&ring)?;
+                if ring.submission().is_full() {
+                    // The kernel took nothing: what is left goes in a later turn.
+                    return Ok(());
+                }
                 continue;
             }
             backlog.pop_front();
@@ -178,7 +186,14 @@ impl Io for RingEngine {
     fn turn(&self, wait: Wait) -> io::Result<usize> {
         self.submit()?;
         let done = self.reap() + self.completions.drain(&self.table);
-        let wait = if done > 0 { Wait::No } else { wait };
+        let wait = match wait {
+            _ if done > 0 => Wait::No,
+            // The kernel was short of memory and has not taken everything: try again soon.
+            Wait::Forever | Wait::Until(_) if !self.ring.borrow_mut().submission().is_empty() => {
+                Wait::Until(self.now() + RETRY_SUBMIT)
+            }
+            wait => wait,
+        };
         // Completions of running operations are posted when the thread enters the kernel.
         if wait == Wait::No && !self.reactor.has_sources() && self.in_ring.get() == 0 {
             return Ok(done);

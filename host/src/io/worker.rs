@@ -33,6 +33,9 @@ type Message = Box<dyn FnOnce() + Send>;
 pub trait TurnHook {
     /// Handles the batch; returns whether there was one (tasks may be ready then).
     fn run_turn(&self) -> bool;
+
+    /// The worker ends: what the hook keeps for its thread goes.
+    fn end(&self) {}
 }
 
 /// How workers are set up.
@@ -467,7 +470,8 @@ fn run(local: &Rc<Local>, poll: Duration) {
         local.inbox.stop.store(true, Ordering::Release);
     }
     local.tasks.clear();
-    local.hooks.borrow_mut().clear();
+    let hooks = std::mem::take(&mut *local.hooks.borrow_mut());
+    hooks.iter().for_each(|hook| hook.end());
     while local.inbox.messages.pop().is_some() {}
     CURRENT.with(|current| current.borrow_mut().take());
     super::trim_pool();

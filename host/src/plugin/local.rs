@@ -132,6 +132,12 @@ impl TurnHook for PluginTurn {
         }
         any
     }
+
+    fn end(&self) {
+        HOOKED.set(false);
+        QUEUED.take();
+        PLUGINS.take();
+    }
 }
 
 impl LocalPlugin {

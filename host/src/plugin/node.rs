@@ -153,6 +153,9 @@ impl PluginNode {
         loop {
             match waiting.verdict().await {
                 // Another time for a request that had gone: the guest still owes its completion.
+                Verdict::Answer(Answer::Forward { .. }) if self.instance.is_failed() => {
+                    return result;
+                }
                 Verdict::Answer(Answer::Forward { .. }) => {}
                 Verdict::Answer(Answer::Complete(Err(errno))) => {
                     return result.and(Err(self.refusal(errno)));

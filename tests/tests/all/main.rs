@@ -1,13 +1,16 @@
 //! End-to-end and interoperability tests: the program and the library as their users see them.
 
 mod bitmaps;
+mod bundled;
 mod clients;
 mod corpus;
+mod diagnostics;
 mod embed;
 mod embed_bitmaps;
 mod executor;
 mod exports;
 mod footprint;
+mod hostile;
 mod images;
 mod lifecycle;
 mod load;

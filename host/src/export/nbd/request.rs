@@ -84,7 +84,8 @@ async fn run_plain(this: &Transmission, request: &Request, payload: Option<Buf>)
         Request::Flush => this.drive.flush().await,
         Request::Cache { offset, len_bytes } => {
             let mut done = 0;
-            while done < len_bytes {
+            // A client that has gone needs no cache.
+            while done < len_bytes && !this.replies.is_over() {
                 let step = CACHE_STEP_BYTES.min(len_bytes - done);
                 let at = offset + u64::from(done);
                 this.drive.read(at, BufMut::new(step as usize)).await?;

@@ -152,6 +152,11 @@ impl Replies {
         .await;
     }
 
+    /// Whether the client has gone, or may be sent no more.
+    pub(super) fn is_over(&self) -> bool {
+        self.broken.get() || self.ended.get()
+    }
+
     /// Whether the socket is broken.
     pub(super) fn is_broken(&self) -> bool {
         self.broken.get()

@@ -130,6 +130,11 @@ impl NbdServer {
         self.each_stream(|stream| stream.shutdown_receive());
     }
 
+    /// Closes connections whose clients do not take their replies.
+    pub fn abort(&self) {
+        self.each_stream(Stream::shutdown);
+    }
+
     /// Waits until every connection and listener has ended. After [`NbdServer::stop`].
     pub async fn stopped(&self) {
         poll_fn(|cx| {

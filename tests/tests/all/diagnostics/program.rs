@@ -1,0 +1,132 @@
+//! How the program tells of errors, and that `check` changes nothing.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use expect_test::expect;
+
+use super::Place;
+use crate::program;
+
+fn run(arguments: &[&str], graph: &Path) -> Output {
+    Command::new(program()).args(arguments).arg(graph).output().expect("the program")
+}
+
+const THREE_ERRORS: &str = r#"
+[node.a]
+driver = "memory"
+size = 1000
+block-size = 512
+[node.b]
+driver = "file"
+path = "missing.img"
+[node.c]
+driver = "plugin"
+plugin = "throttle"
+child.file = "a"
+config = { iops = "fast" }
+"#;
+
+#[test]
+fn the_program_reports_errors_on_stderr_and_exits_with_2() {
+    let place = Place::new();
+    let graph = place.0.graph("graph.toml", &THREE_ERRORS.replace("1000", "1024"));
+    let said = ["check", "serve"].map(|command| {
+        let output = run(&[command], &graph);
+        assert_eq!(output.status.code(), Some(2), "{command}: {output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        place.plain(&String::from_utf8_lossy(&output.stderr))
+    });
+    assert_eq!(said[0], said[1]);
+    expect![[r#"
+        error: file `missing.img` does not exist
+          --> DIR/graph.toml:8:8
+           |
+         8 | path = "missing.img"
+           |        ^^^^^^^^^^^^^
+           = help: to have it made, sparse, add its size: `create = "10GiB"`
+
+        error: `iops` in `config` of node `c`: expected a whole number, found "fast"
+           --> DIR/graph.toml:13:12
+            |
+         13 | config = { iops = "fast" }
+            |            ^^^^
+
+        2 errors in DIR/graph.toml
+    "#]]
+    .assert_eq(&said[0]);
+}
+
+/// What is wrong with the file's own text, with files, and with a plugin's configuration: one report.
+#[test]
+fn all_errors_come_at_once() {
+    let found = Place::new().check_error(THREE_ERRORS);
+    let heads: Vec<_> = found.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(
+        heads,
+        [
+            "error: `size` of node `a` is not a multiple of its block size",
+            "error: file `missing.img` does not exist",
+            "error: `iops` in `config` of node `c`: expected a whole number, found \"fast\"",
+        ]
+    );
+}
+
+#[test]
+fn a_graph_file_that_is_not_there() {
+    let place = Place::new();
+    for command in ["check", "serve", "graph"] {
+        let output = run(&[command], &place.0.path("gone.toml"));
+        assert_eq!(output.status.code(), Some(2), "{command}: {output:?}");
+        let stderr = place.plain(&String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            stderr,
+            "error: cannot read `DIR/gone.toml`: No such file or directory (os error 2)\n"
+        );
+    }
+    let output = run(&["serve", "--workers", "0"], &place.0.path("gone.toml"));
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+/// `check` makes no file, binds nothing, and leaves the socket of a dead server where it is.
+#[test]
+fn a_check_changes_nothing() {
+    let place = Place::new();
+    drop(UnixListener::bind(place.0.path("stale.sock")).expect("a server that ends"));
+    let text = r#"
+[node.new]
+driver = "file"
+path = "new.img"
+create = "1MiB"
+[node.full]
+driver = "plugin"
+plugin = "pass"
+child.file = { driver = "file", path = "full.img" }
+[export.a]
+type = "nbd"
+node = "new"
+listen = "unix:stale.sock"
+writable = true
+[export.b]
+type = "nbd"
+node = "full"
+listen = "unix:new.sock"
+writable = true
+"#;
+    let graph = place.0.graph("graph.toml", text);
+    let names = || {
+        let entries = std::fs::read_dir(place.dir()).expect("the directory");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("an entry").file_name().into_string()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let output = run(&["check"], &graph);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(place.plain(&String::from_utf8_lossy(&output.stdout)), "DIR/graph.toml: ok\n");
+    assert_eq!(names(), before);
+    let image = std::fs::read(place.0.path("full.img")).expect("the image");
+    assert!(image.iter().all(|byte| *byte == 7));
+}

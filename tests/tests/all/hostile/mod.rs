@@ -1,0 +1,18 @@
+//! Plugins that mean harm, or are broken: whatever one does, the daemon lives, its neighbours go on, and
+//! each request ends exactly once, with the right bytes below.
+//!
+//! A [`guest::Guest`] is a plugin written as WebAssembly text, one behaviour each; a [`scene::Scene`] puts it
+//! over a [`disk::Disk`] that keeps books, beside a drive with a plugin of its own that must not notice.
+
+mod answers;
+mod disk;
+mod flood;
+mod guest;
+mod holding;
+mod loading;
+mod protocol;
+mod scene;
+mod time;
+mod traps;
+mod unsupported;
+mod workers;
