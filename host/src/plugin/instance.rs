@@ -350,7 +350,8 @@ impl Instance {
     ) -> Result<bool, String> {
         let now_ns = turn_now().as_nanos();
         inside.words.clear();
-        for entry in inside.carry.drain(..) {
+        let carried = inside.carry.len().min(MAX_EVENTS);
+        for entry in inside.carry.drain(..carried) {
             inside.words.extend(entry.0);
         }
         for offer in batch.drain(..) {
@@ -359,7 +360,13 @@ impl Instance {
                 Offer::Done { id, result, .. } => {
                     if inside.table.done(id, result.is_err(), now_ns) {
                         let subject = Subject::Request(id);
-                        inside.words.extend(Done { subject, result, value: 0 }.encode().0);
+                        let entry = Done { subject, result, value: 0 }.encode();
+                        // What one call cannot take goes with the next.
+                        if inside.words.len() < MAX_EVENTS * ENTRY_WORDS {
+                            inside.words.extend(entry.0);
+                        } else {
+                            inside.carry.push(entry);
+                        }
                     }
                 }
                 request @ Offer::Request { .. } => {
@@ -505,7 +512,7 @@ impl Inside {
     }
 
     fn carry(&mut self, done: Done) -> Result<(), String> {
-        if self.carry.len() == MAX_EVENTS {
+        if self.carry.len() >= MAX_EVENTS {
             return Err(format!("it asked for more than {MAX_EVENTS} operations at once"));
         }
         self.carry.push(done.encode());
