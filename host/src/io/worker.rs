@@ -463,7 +463,19 @@ impl Drop for Workers {
     }
 }
 
+/// Closes the inbox when the worker ends, also by a panic of a driver: calls then fail instead of
+/// waiting for an answer that never comes.
+struct CloseInbox(Arc<Inbox>);
+
+impl Drop for CloseInbox {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::SeqCst);
+        while self.0.messages.pop().is_some() {}
+    }
+}
+
 fn run(local: &Rc<Local>, poll: Duration) {
+    let _close = CloseInbox(Arc::clone(&local.inbox));
     CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(local)));
     if let Err(error) = local.run(poll) {
         tracing::error!("worker {} stops: {error}", local.index);
@@ -472,7 +484,6 @@ fn run(local: &Rc<Local>, poll: Duration) {
     local.tasks.clear();
     let hooks = std::mem::take(&mut *local.hooks.borrow_mut());
     hooks.iter().for_each(|hook| hook.end());
-    while local.inbox.messages.pop().is_some() {}
     CURRENT.with(|current| current.borrow_mut().take());
     super::trim_pool();
 }
