@@ -33,9 +33,7 @@ impl Node for CountNode {
     }
 
     fn info(&self, children: &[NodeInfo]) -> blockloom::Result<NodeInfo> {
-        let missing =
-            || blockloom::Error::new(blockloom::ErrorKind::Invalid, "`count` needs a child");
-        children.first().map(NodeInfo::filter_over).ok_or_else(missing)
+        NodeInfo::of_filter(children)
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {

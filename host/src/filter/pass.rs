@@ -1,6 +1,6 @@
 //! `pass`: does nothing. What it costs is what any filter costs at least.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::graph::Cx;
 use crate::io::{Buf, BufMut};
 use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
@@ -15,7 +15,7 @@ impl Node for PassNode {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        filter_info(children)
+        NodeInfo::of_filter(children)
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
@@ -58,10 +58,4 @@ impl Node for PassNode {
     ) -> NodeFuture<'a, Vec<Extent>> {
         Box::pin(async move { cx.child(0)?.block_status(offset, len).await })
     }
-}
-
-/// What a filter over its first child is.
-pub(super) fn filter_info(children: &[NodeInfo]) -> Result<NodeInfo> {
-    let missing = || Error::new(ErrorKind::Invalid, "a filter needs a child `file`");
-    children.first().map(NodeInfo::filter_over).ok_or_else(missing)
 }

@@ -8,7 +8,6 @@ use blockloom_abi::Kind;
 use blockloom_plugin_throttle::{Throttle, ThrottleConfig};
 
 use super::hold_until;
-use super::pass::filter_info;
 use crate::error::Result;
 use crate::graph::Cx;
 use crate::io::{Buf, BufMut, Time, turn_now};
@@ -55,7 +54,7 @@ impl Node for ThrottleNode {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        filter_info(children)
+        NodeInfo::of_filter(children)
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {

@@ -7,7 +7,6 @@ use super::align;
 use super::cell::LocalGraph;
 use super::edge::EdgeRef;
 use super::op::{Op, OpKind};
-use super::snapshot::{Edge, Graph};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
 use crate::limits::TRANSFER_MAX_BYTES;
@@ -27,12 +26,7 @@ impl LocalDrive {
     /// `ENOENT`.
     pub fn open(graph: &Rc<LocalGraph>, id: &str) -> Result<Self> {
         let snapshot = graph.current();
-        let index = snapshot.find_drive(id).ok_or_else(|| {
-            let known: Vec<_> =
-                snapshot.drives.iter().map(|drive| format!("`{}`", drive.id)).collect();
-            let message = format!("there is no drive `{id}`; there is: {}", known.join(", "));
-            Error::new(ErrorKind::NotFound, message)
-        })?;
+        let index = snapshot.expect_drive(id)?;
         Ok(Self { graph: Rc::clone(graph), index })
     }
 
@@ -42,22 +36,14 @@ impl LocalDrive {
     /// `ENOMEDIUM`.
     pub fn info(&self) -> Result<NodeInfo> {
         let snapshot = self.graph.current();
-        Ok(snapshot.nodes[self.root(&snapshot)?.child].info)
-    }
-
-    fn root<'g>(&self, graph: &'g Graph) -> Result<&'g Edge> {
-        let drive = &graph.drives[self.index];
-        drive.root.as_ref().ok_or_else(|| {
-            let message = format!("drive `{}` has no medium", drive.id);
-            Error::new(ErrorKind::NoMedium, message)
-        })
+        Ok(snapshot.nodes[snapshot.drives[self.index].medium()?.child].info)
     }
 
     /// Admits `op` in the current snapshot and runs it there.
     async fn run<T>(&self, op: Op, call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>) -> Result<T> {
         loop {
             let graph = self.graph.current();
-            let edge = self.root(&graph)?;
+            let edge = graph.drives[self.index].medium()?;
             let edge = EdgeRef { graph: &graph, edge, worker: self.graph.worker() };
             let is_current = || self.graph.is_current(&graph);
             let admitted = admit(edge.edge, edge.node(), &op, edge.worker, is_current).await?;
@@ -127,7 +113,8 @@ impl LocalDrive {
     }
 }
 
-fn check_transfer(len: usize) -> Result<()> {
+/// Refuses a read or write that is longer than any request may be.
+pub(crate) fn check_transfer(len: usize) -> Result<()> {
     if len > TRANSFER_MAX_BYTES as usize {
         let message = format!("one request moves at most {TRANSFER_MAX_BYTES} bytes, not {len}");
         return Err(Error::new(ErrorKind::Invalid, message));

@@ -35,6 +35,7 @@ pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
 pub use cell::{GraphCell, LocalGraph, Snapshot};
 pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
+pub(crate) use drive::check_transfer;
 pub use edge::{EdgeCall, EdgeRef};
 pub use op::{Op, OpKind};
 pub(crate) use permission::Verb;

@@ -112,6 +112,16 @@ impl GraphDrive {
         self.writable
     }
 
+    /// Its root.
+    ///
+    /// # Errors
+    /// `ENOMEDIUM`.
+    pub fn medium(&self) -> Result<&Edge> {
+        self.root.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::NoMedium, format!("drive `{}` has no medium", self.id))
+        })
+    }
+
     /// Its root; `None` without a medium.
     pub fn root(&self) -> Option<&Edge> {
         self.root.as_ref()
@@ -173,6 +183,18 @@ impl Graph {
     /// Index of a drive.
     pub fn find_drive(&self, id: &str) -> Option<usize> {
         self.drives.iter().position(|drive| &*drive.id == id)
+    }
+
+    /// Index of a drive that must be there.
+    ///
+    /// # Errors
+    /// `ENOENT`, with the ids that there are.
+    pub fn expect_drive(&self, id: &str) -> Result<usize> {
+        self.find_drive(id).ok_or_else(|| {
+            let known: Vec<_> = self.drives.iter().map(|drive| format!("`{}`", drive.id)).collect();
+            let message = format!("there is no drive `{id}`; there is: {}", known.join(", "));
+            Error::new(ErrorKind::NotFound, message)
+        })
     }
 
     /// A bitmap by scope and name.

@@ -6,10 +6,8 @@ use std::sync::Arc;
 
 use super::call::on_worker;
 use super::{Inner, Result, check_running};
-use crate::error::{Error, ErrorKind};
-use crate::graph::{LocalDrive, LocalGraph};
+use crate::graph::{LocalDrive, LocalGraph, check_transfer};
 use crate::io::{Buf, BufMut, WorkerHandle};
-use crate::limits::TRANSFER_MAX_BYTES;
 use crate::node::{Extent, NodeInfo, WriteFlags};
 
 /// A drive in use. Its requests run on one worker, chosen when it is opened; clones share it.
@@ -45,12 +43,7 @@ pub struct Drive {
 
 impl Drive {
     pub(super) fn open(inner: &Arc<Inner>, id: &str) -> Result<Self> {
-        let graph = inner.cell.load();
-        if graph.find_drive(id).is_none() {
-            let known: Vec<_> = graph.drives().iter().map(|it| format!("`{}`", it.id())).collect();
-            let message = format!("there is no drive `{id}`; there is: {}", known.join(", "));
-            return Err(Error::new(ErrorKind::NotFound, message));
-        }
+        inner.cell.load().expect_drive(id)?;
         Ok(Self { inner: Arc::clone(inner), worker: inner.next(), id: id.into() })
     }
 
@@ -60,10 +53,8 @@ impl Drive {
     /// `ENOMEDIUM`.
     pub fn info(&self) -> Result<NodeInfo> {
         let graph = self.inner.cell.load();
-        let root = graph.find_drive(&self.id).and_then(|drive| graph.drives()[drive].root());
-        let no_medium =
-            || Error::new(ErrorKind::NoMedium, format!("drive `{}` has no medium", self.id));
-        root.map(|root| *graph.nodes()[root.child()].info()).ok_or_else(no_medium)
+        let drive = &graph.drives()[graph.expect_drive(&self.id)?];
+        Ok(*graph.nodes()[drive.medium()?.child()].info())
     }
 
     fn run<T, F, Fut>(
@@ -89,7 +80,7 @@ impl Drive {
     /// # Errors
     /// `EINVAL` past the end or above 64 MiB; the nodes'.
     pub async fn read(&self, offset: u64, len: usize) -> Result<Buf> {
-        check_len(len)?;
+        check_transfer(len)?;
         let read = self.run(move |drive| async move { drive.read(offset, BufMut::new(len)).await });
         Ok(read.await?.freeze())
     }
@@ -99,7 +90,7 @@ impl Drive {
     /// # Errors
     /// `ENOSPC` past the end, `EINVAL` above 64 MiB, `EPERM` or `EROFS`; the nodes'.
     pub async fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        check_len(data.len())?;
+        check_transfer(data.len())?;
         self.write_buf(offset, Buf::copy_of(data), WriteFlags::NONE).await
     }
 
@@ -142,12 +133,4 @@ impl Drive {
     pub async fn block_status(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
         self.run(move |drive| async move { drive.block_status(offset, len).await }).await
     }
-}
-
-fn check_len(len: usize) -> Result<()> {
-    if len > TRANSFER_MAX_BYTES as usize {
-        let message = format!("one request moves at most {TRANSFER_MAX_BYTES} bytes, not {len}");
-        return Err(Error::new(ErrorKind::Invalid, message));
-    }
-    Ok(())
 }

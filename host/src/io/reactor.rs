@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker as TaskWaker};
@@ -227,11 +227,5 @@ fn direction(source: &mut Source, interest: Interest) -> &mut Direction {
     match interest {
         Interest::Read => &mut source.read,
         Interest::Write => &mut source.write,
-    }
-}
-
-impl AsFd for Reactor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
     }
 }

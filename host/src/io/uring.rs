@@ -11,7 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -236,11 +236,5 @@ impl Drop for RingEngine {
             }
             self.reap();
         }
-    }
-}
-
-impl AsFd for RingEngine {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reactor.as_fd()
     }
 }

@@ -19,7 +19,7 @@ pub use memory::MemoryNode;
 pub use null::NullNode;
 pub use raw::RawNode;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
 use crate::io::{Buf, BufMut};
 use crate::limits::TRANSFER_MAX_BYTES;
@@ -92,10 +92,15 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
-    /// What a filter over `child` is: the same view, any request (the edge below sees to alignment).
-    #[must_use]
-    pub fn filter_over(child: &Self) -> Self {
-        Self { limits: Limits::NONE, caps: Caps::FILTER, ..*child }
+    /// What a filter over its first child is: the same view, any request (the edge below sees to
+    /// alignment).
+    ///
+    /// # Errors
+    /// `EINVAL` when it has no child.
+    pub fn of_filter(children: &[Self]) -> Result<Self> {
+        let missing = || Error::new(ErrorKind::Invalid, "a filter needs a child `file`");
+        let child = children.first().ok_or_else(missing)?;
+        Ok(Self { limits: Limits::NONE, caps: Caps::FILTER, ..*child })
     }
 }
 

@@ -185,9 +185,7 @@ impl Node for PluginNode {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        let child = children.first();
-        let missing = || Error::new(ErrorKind::Invalid, "a plugin needs a child `file`");
-        child.map(NodeInfo::filter_over).ok_or_else(missing)
+        NodeInfo::of_filter(children)
     }
 
     fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {

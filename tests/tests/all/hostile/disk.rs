@@ -211,7 +211,7 @@ impl Node for Fan {
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
         let limits = Limits { request_alignment: BLOCK as u32, ..Limits::NONE };
-        Ok(NodeInfo { limits, ..NodeInfo::filter_over(&children[0]) })
+        Ok(NodeInfo { limits, ..NodeInfo::of_filter(children)? })
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, mut buf: BufMut) -> NodeFuture<'a, BufMut> {
