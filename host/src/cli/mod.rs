@@ -8,6 +8,9 @@ mod serve;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// The memory allocator of the program: a library leaves the choice to whoever embeds it.
+pub use mimalloc::MiMalloc as Allocator;
+
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config;

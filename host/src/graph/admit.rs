@@ -15,6 +15,7 @@ pub(super) struct Admitted<'g> {
 ///
 /// `is_current` is asked once behind the gate: `false` means that the snapshot is out of date, nothing
 /// has been done, and the caller begins again with the next one (`Ok(None)`).
+#[inline]
 pub(super) async fn admit<'g>(
     edge: &'g Edge,
     child: &GraphNode,
@@ -30,7 +31,11 @@ pub(super) async fn admit<'g>(
     if op.kind.is_change() {
         check_change(edge, child)?;
     }
-    let pass = entry.gate.enter(worker).await;
+    let pass = match entry.gate.try_enter(worker) {
+        Some(pass) => pass,
+        // Boxed, so that the path through an open gate keeps a small future.
+        None => Box::pin(entry.gate.enter(worker)).await,
+    };
     if !is_current() {
         return Ok(None);
     }

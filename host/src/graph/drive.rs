@@ -10,7 +10,7 @@ use super::op::{Op, OpKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
 use crate::limits::TRANSFER_MAX_BYTES;
-use crate::node::{Extent, NodeInfo, WriteFlags};
+use crate::node::{Extent, NodeFuture, NodeInfo, WriteFlags};
 
 /// A drive, used by the current worker. Requests run on it; see [`crate::Drive`] for other threads.
 #[derive(Clone)]
@@ -40,7 +40,11 @@ impl LocalDrive {
     }
 
     /// Admits `op` in the current snapshot and runs it there.
-    async fn run<T>(&self, op: Op, call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>) -> Result<T> {
+    async fn run<T>(
+        &self,
+        op: Op,
+        call: impl for<'g> FnOnce(EdgeRef<'g>) -> NodeFuture<'g, T>,
+    ) -> Result<T> {
         loop {
             let graph = self.graph.current();
             let edge = graph.drives[self.index].medium()?;
@@ -60,7 +64,7 @@ impl LocalDrive {
     pub async fn read(&self, offset: u64, buf: BufMut) -> Result<BufMut> {
         check_transfer(buf.len())?;
         let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
-        self.run(op, async |edge| align::read(edge, offset, buf).await).await
+        self.run(op, |edge| edge.read_admitted(offset, buf)).await
     }
 
     /// Writes `buf` at `offset`.
@@ -70,7 +74,7 @@ impl LocalDrive {
     pub async fn write(&self, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
         check_transfer(buf.len())?;
         let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
-        self.run(op, async |edge| edge.write_with_fua(offset, buf, flags).await).await
+        self.run(op, |edge| edge.write_admitted(offset, buf, flags)).await
     }
 
     /// Makes a range read as zeros.
@@ -79,7 +83,8 @@ impl LocalDrive {
     /// As [`LocalDrive::write`]; `ENOTSUP` when `flags.fast` and only writing data would do.
     pub async fn zero(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
         let op = Op { kind: OpKind::Zero, offset, len };
-        self.run(op, async |edge| edge.zero_with_fua(offset, len, flags).await).await
+        self.run(op, |edge| Box::pin(async move { edge.zero_with_fua(offset, len, flags).await }))
+            .await
     }
 
     /// Tells that a range is not needed: advisory.
@@ -88,7 +93,7 @@ impl LocalDrive {
     /// As [`LocalDrive::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         let op = Op { kind: OpKind::Discard, offset, len };
-        self.run(op, async |edge| edge.discard_child(offset, len).await).await
+        self.run(op, |edge| Box::pin(async move { edge.discard_child(offset, len).await })).await
     }
 
     /// Makes completed writes durable.
@@ -97,7 +102,7 @@ impl LocalDrive {
     /// The nodes'.
     pub async fn flush(&self) -> Result<()> {
         let op = Op { kind: OpKind::Flush, offset: 0, len: 0 };
-        self.run(op, async |edge| edge.flush_child().await).await
+        self.run(op, |edge| Box::pin(async move { edge.flush_child().await })).await
     }
 
     /// The extents from `offset` on; may end before `offset + len`.
@@ -109,7 +114,7 @@ impl LocalDrive {
         if len == 0 {
             return Ok(Vec::new());
         }
-        self.run(op, async |edge| align::block_status(edge, offset, len).await).await
+        self.run(op, |edge| Box::pin(align::block_status(edge, offset, len))).await
     }
 }
 

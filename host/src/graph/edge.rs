@@ -58,10 +58,9 @@ impl<'g> EdgeRef<'g> {
     /// `EINVAL` past the end; the driver's.
     pub fn read(self, offset: u64, buf: BufMut) -> EdgeCall<'g, BufMut> {
         let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
-        let node = self.node();
-        if self.is_plain(&op) && align::fits(&node.info.limits, offset, &buf) {
+        if self.is_plain(&op) {
             self.edge.counters.begin(self.worker, &op);
-            return EdgeCall { edge: self, call: node.driver.read(self.cx(), offset, buf) };
+            return EdgeCall { edge: self, call: self.read_admitted(offset, buf) };
         }
         let call = Box::pin(async move {
             let _admitted = self.begin(&op).await?;
@@ -76,14 +75,9 @@ impl<'g> EdgeRef<'g> {
     /// `ENOSPC` past the end, `EROFS`, `EPERM`; the driver's.
     pub fn write(self, offset: u64, buf: Buf, flags: WriteFlags) -> EdgeCall<'g, ()> {
         let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
-        let node = self.node();
-        let direct = self.is_plain(&op)
-            && node.serializer.is_none()
-            && (!flags.fua || node.info.caps.fua == Support::Native)
-            && align::fits(&node.info.limits, offset, &buf);
-        if direct {
+        if self.is_plain(&op) {
             self.edge.counters.begin(self.worker, &op);
-            return EdgeCall { edge: self, call: node.driver.write(self.cx(), offset, buf, flags) };
+            return EdgeCall { edge: self, call: self.write_admitted(offset, buf, flags) };
         }
         let call = Box::pin(async move {
             let _admitted = self.begin(&op).await?;
@@ -92,7 +86,37 @@ impl<'g> EdgeRef<'g> {
         EdgeCall { edge: self, call }
     }
 
-    /// Whether a request may go to the driver as it is, as far as edge and range are concerned.
+    /// A read that has been admitted and counted. What fits the driver goes to it without a future in
+    /// between.
+    #[inline]
+    pub(super) fn read_admitted(self, offset: u64, buf: BufMut) -> NodeFuture<'g, BufMut> {
+        let node = self.node();
+        if !buf.is_empty() && align::fits(&node.info.limits, offset, &buf) {
+            return node.driver.read(self.cx(), offset, buf);
+        }
+        Box::pin(align::read(self, offset, buf))
+    }
+
+    /// A write that has been admitted and counted, like [`EdgeRef::read_admitted`].
+    #[inline]
+    pub(super) fn write_admitted(
+        self,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'g, ()> {
+        let node = self.node();
+        let direct = !buf.is_empty()
+            && node.serializer.is_none()
+            && (!flags.fua || node.info.caps.fua == Support::Native)
+            && align::fits(&node.info.limits, offset, &buf);
+        if direct {
+            return node.driver.write(self.cx(), offset, buf, flags);
+        }
+        Box::pin(async move { self.write_with_fua(offset, buf, flags).await })
+    }
+
+    /// Whether a request goes on as it is, as far as edge and range are concerned.
     #[inline]
     fn is_plain(&self, op: &Op) -> bool {
         self.edge.role == Role::Filtered

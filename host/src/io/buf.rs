@@ -15,8 +15,10 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::{Arc, OnceLock};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::limits::{POOL_BYTES_MAX, POOL_CLASS_MAX_BYTES, ZERO_CHUNK_BYTES};
 
@@ -26,17 +28,15 @@ pub const BUFFER_ALIGN: usize = 4096;
 const CLASS_MIN_SHIFT: u32 = BUFFER_ALIGN.trailing_zeros();
 const CLASSES: usize = (POOL_CLASS_MAX_BYTES.trailing_zeros() - CLASS_MIN_SHIFT + 1) as usize;
 
-/// From this size on memory is taken as untouched zero pages, which cost nothing until they are used:
-/// a peer that announces a large request does not make us hold it. glibc's threshold for them.
-const UNTOUCHED_MIN_BYTES: usize = 128 << 10;
+/// From this size on memory comes from the kernel and goes back there: untouched pages cost nothing until
+/// they are used, so a peer that announces a large request does not make us hold it.
+const MAPPED_MIN_BYTES: usize = 128 << 10;
 
 /// One aligned allocation, initialised from the start.
 struct Memory {
     start: NonNull<u8>,
+    /// Bytes, a multiple of [`BUFFER_ALIGN`]; at least [`MAPPED_MIN_BYTES`] if it is mapped.
     capacity: usize,
-    /// The allocation, which begins at most a page before `start`.
-    base: NonNull<u8>,
-    layout: Layout,
 }
 
 // SAFETY: `Memory` owns its allocation; the pointer is reached only through `BufMut` (unique) or
@@ -45,21 +45,28 @@ unsafe impl Send for Memory {}
 // SAFETY: as above; a shared `Memory` is only read.
 unsafe impl Sync for Memory {}
 
+fn layout(capacity: usize) -> Layout {
+    match Layout::from_size_align(capacity, BUFFER_ALIGN) {
+        Ok(layout) => layout,
+        Err(_) => panic!("a buffer of {capacity} bytes exceeds the address space"),
+    }
+}
+
 impl Memory {
     fn new(capacity_bytes: usize) -> Self {
-        let size = capacity_bytes.max(1).next_multiple_of(BUFFER_ALIGN);
-        // Asked for alignment the allocator zeroes by hand and touches every page: align here instead.
-        let untouched = size >= UNTOUCHED_MIN_BYTES;
-        let (slack, align) = if untouched { (BUFFER_ALIGN, 1) } else { (0, BUFFER_ALIGN) };
-        let Ok(layout) = Layout::from_size_align(size + slack, align) else {
-            panic!("a buffer of {size} bytes exceeds the address space");
+        let capacity = capacity_bytes.max(1).next_multiple_of(BUFFER_ALIGN);
+        let layout = layout(capacity);
+        let start = if capacity >= MAPPED_MIN_BYTES {
+            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            // SAFETY: a new private mapping, wherever the kernel has room; nobody else knows it.
+            let mapped = unsafe { mmap_anonymous(ptr::null_mut(), capacity, access, flags) };
+            mapped.unwrap_or(ptr::null_mut()).cast()
+        } else {
+            // SAFETY: `layout` has a non-zero size.
+            unsafe { alloc_zeroed(layout) }
         };
-        // SAFETY: `layout` has a non-zero size.
-        let base = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
-        // SAFETY: less than `BUFFER_ALIGN` bytes on, which is `slack`; without slack it is 0 bytes.
-        let start = unsafe { base.add(base.align_offset(BUFFER_ALIGN)) };
-        Self { start, capacity: size, base, layout }
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        Self { start, capacity }
     }
 
     fn capacity(&self) -> usize {
@@ -69,8 +76,14 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: `base` was allocated with `layout` and is freed once, here.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+        if self.capacity >= MAPPED_MIN_BYTES {
+            // SAFETY: the whole mapping made for this capacity, unmapped once, here. Its owner is gone.
+            let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.capacity) };
+            debug_assert!(unmapped.is_ok(), "a mapping of our own can be unmapped");
+        } else {
+            // SAFETY: allocated with this layout and freed once, here.
+            unsafe { dealloc(self.start.as_ptr(), layout(self.capacity)) }
+        }
     }
 }
 

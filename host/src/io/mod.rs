@@ -57,9 +57,10 @@ pub use task::LocalFuture;
 pub use ticker::Ticker;
 pub use time::Time;
 pub(crate) use time::thread_time;
+pub(crate) use worker::is_more_to_come;
 pub use worker::{
-    Local, TurnHook, WorkerHandle, WorkerOptions, Workers, current, run_on_thread, sleep_until,
-    spawn, spawn_boxed, turn_now, until,
+    Local, Plug, TurnHook, WorkerHandle, WorkerOptions, Workers, current, plug, run_on_thread,
+    sleep_until, spawn, spawn_boxed, turn_now, until,
 };
 
 pub(crate) use buf::trim_pool;

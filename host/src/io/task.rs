@@ -2,8 +2,9 @@
 //!
 //! A task's slot keeps its waker for the slot's whole life, so spawning costs one box. A waker that
 //! outlives its task may wake the slot's next tenant: a spurious wake, which every future allows.
-//! Wakes from the worker's own thread go to a plain queue; wakes from elsewhere go through
-//! [`RemoteReady`] interrupt the worker's sleep, and are taken over when its next turn begins.
+//! Wakes from the worker's own thread go to a plain queue, without an atomic exchange; wakes from
+//! elsewhere go through [`RemoteReady`], interrupt the worker's sleep, and are taken over when its next
+//! turn begins. A task woken both ways is polled once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -26,7 +27,7 @@ thread_local! {
     static THREAD_READY: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// Wakes that come from other threads. Bounded by the number of tasks: each is queued at most once.
+/// Wakes that come from other threads. Bounded by the number of tasks: each is queued once at most.
 pub(super) struct RemoteReady {
     executor: u64,
     queue: SegQueue<usize>,
@@ -36,19 +37,29 @@ pub(super) struct RemoteReady {
 struct TaskWaker {
     remote: Arc<RemoteReady>,
     index: usize,
-    scheduled: AtomicBool,
+    /// In the plain queue. Only the worker's own thread looks at it.
+    is_ready: AtomicBool,
+    /// In the queue of wakes from other threads.
+    is_remote: AtomicBool,
 }
 
 impl TaskWaker {
+    #[inline]
     fn schedule(&self) {
-        if self.scheduled.swap(true, Ordering::AcqRel) {
-            return;
-        }
         if THREAD_EXECUTOR.with(Cell::get) == self.remote.executor {
-            THREAD_READY.with(|ready| ready.borrow_mut().push_back(self.index));
-        } else {
+            self.make_ready();
+        } else if !self.is_remote.swap(true, Ordering::AcqRel) {
             self.remote.queue.push(self.index);
             self.remote.sleeper.wake();
+        }
+    }
+
+    /// On the worker's own thread.
+    #[inline]
+    fn make_ready(&self) {
+        if !self.is_ready.load(Ordering::Relaxed) {
+            self.is_ready.store(true, Ordering::Relaxed);
+            THREAD_READY.with(|ready| ready.borrow_mut().push_back(self.index));
         }
     }
 }
@@ -61,6 +72,12 @@ impl Wake for TaskWaker {
     fn wake_by_ref(self: &Arc<Self>) {
         self.schedule();
     }
+}
+
+/// Whether a task of the current thread's executor is ready to be polled.
+#[inline]
+pub(super) fn has_ready() -> bool {
+    THREAD_READY.with(|ready| !ready.borrow().is_empty())
 }
 
 struct Slot {
@@ -101,7 +118,8 @@ impl Tasks {
             let state = Arc::new(TaskWaker {
                 remote: Arc::clone(&self.remote),
                 index,
-                scheduled: AtomicBool::new(false),
+                is_ready: AtomicBool::new(false),
+                is_remote: AtomicBool::new(false),
             });
             let waker = Waker::from(Arc::clone(&state));
             slots.push(Slot { future: None, waker, state });
@@ -133,22 +151,25 @@ impl Tasks {
 
     /// Takes over what other threads have woken.
     pub(super) fn take_remote(&self) {
+        let slots = self.slots.borrow();
         while let Some(index) = self.remote.queue.pop() {
-            THREAD_READY.with(|ready| ready.borrow_mut().push_back(index));
+            let state = &slots[index].state;
+            // A full exchange: what the future reads from now on is not older than the flag.
+            state.is_remote.swap(false, Ordering::AcqRel);
+            state.make_ready();
         }
     }
 
     /// Whether a task is ready to be polled. Wakes of other threads are pending at the reactor's waker.
     pub(super) fn has_ready(&self) -> bool {
-        THREAD_READY.with(|ready| !ready.borrow().is_empty())
+        has_ready()
     }
 
     fn poll(&self, index: usize) {
         // The waker is lent out with the future: counting it for each poll would cost two atomics.
         let (mut future, waker) = {
             let slot = &mut self.slots.borrow_mut()[index];
-            // A full exchange: what the future reads from now on is not older than the flag.
-            slot.state.scheduled.swap(false, Ordering::AcqRel);
+            slot.state.is_ready.store(false, Ordering::Relaxed);
             let Some(future) = slot.future.take() else { return };
             (future, std::mem::replace(&mut slot.waker, Waker::noop().clone()))
         };

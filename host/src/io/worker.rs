@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::marker::PhantomData;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use super::engine::{self, EngineChoice, EngineKind};
 use super::file::File;
 use super::ops::{FileOp, OpFuture};
 use super::reactor::{self, Reactor};
-use super::task::{LocalFuture, Tasks};
+use super::task::{self, LocalFuture, Tasks};
 use super::time::Time;
 use super::timer::{TimerKey, Timers};
 use super::{Io, Wait};
@@ -120,6 +121,7 @@ pub struct Local {
 }
 
 thread_local! {
+    static PLUGS: Cell<u32> = const { Cell::new(0) };
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
 }
 
@@ -165,6 +167,30 @@ pub fn spawn_boxed(future: LocalFuture) {
         Some(local) => local.tasks.spawn(future),
         None => panic!("tasks are spawned on workers: use WorkerHandle::post"),
     });
+}
+
+/// Says, for as long as it lives, that the running task is about to start more requests: what gathers
+/// the requests of a turn then waits for them. Only a hint; it must not be kept across an `await`.
+pub struct Plug(PhantomData<*const ()>);
+
+/// See [`Plug`].
+#[must_use = "a plug that is dropped at once says nothing"]
+pub fn plug() -> Plug {
+    PLUGS.with(|plugs| plugs.set(plugs.get() + 1));
+    Plug(PhantomData)
+}
+
+impl Drop for Plug {
+    fn drop(&mut self) {
+        PLUGS.with(|plugs| plugs.set(plugs.get() - 1));
+    }
+}
+
+/// Whether this turn is going to bring more requests, as far as is known: other tasks are ready, or the
+/// running one said so.
+#[inline]
+pub(crate) fn is_more_to_come() -> bool {
+    task::has_ready() || PLUGS.with(Cell::get) > 0
 }
 
 /// The time at which the current turn began; the clock itself off workers.
@@ -329,7 +355,8 @@ impl Local {
         let window = if count == 0 { poller.window() } else { Duration::ZERO };
         let waits = |count, now| count == 0 && !self.has_work() && timer.is_none_or(|at| at > now);
         while waits(count, now) && now.since(since) < window {
-            std::hint::spin_loop();
+            // Whoever we wait for may share this core.
+            std::thread::yield_now();
             count = self.io.turn(Wait::No)?;
             now = self.io.now();
         }

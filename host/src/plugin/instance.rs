@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use blockloom_abi::{
-    Action, Done, ENTRY_WORDS, Entry, Errno, EventTag, Forward, Kind, Kinds, MAX_ACTIONS,
-    MAX_EVENTS, NodeIndex, PollOne, Request, RequestId, Subject, Token,
+    Action, ActionTag, Done, ENTRY_WORDS, Entry, Errno, EventTag, Forward, Kind, Kinds,
+    MAX_ACTIONS, MAX_EVENTS, NodeIndex, PollOne, Request, RequestId, Subject, Token,
 };
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use wasmtime::Store;
@@ -22,7 +22,7 @@ use super::bindings::exports::blockloom::filter::control;
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
 use super::module::{ConfigError, PluginModule, arm, call_ticks};
 use super::store::{HostState, printable};
-use super::table::{Breach, Table};
+use super::table::{Answer, Breach, Table};
 use super::{PluginLimits, module};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{WorkerHandle, turn_now};
@@ -49,6 +49,16 @@ impl From<Error> for InstanceError {
     fn from(error: Error) -> Self {
         Self::Plugin(error)
     }
+}
+
+/// What became of a single request that was to be offered at once.
+pub(super) enum Asked {
+    /// It may go to the child.
+    Forward,
+    /// It waits for its verdict, or has it.
+    Offered,
+    /// It has to go with a batch.
+    NotOffered,
 }
 
 /// What only the worker inside touches.
@@ -257,25 +267,55 @@ impl Instance {
         batch: &mut Vec<Offer>,
         local: &LocalPlugin,
     ) -> bool {
-        let Some(live) = inside.as_mut() else {
+        let again = self.guarded(inside, local, |live| self.process(live, batch, local));
+        if again.is_none() {
             for offer in batch.drain(..) {
                 self.deliver_fault(offer, local);
             }
-            return false;
-        };
+        }
+        again.unwrap_or(false)
+    }
+
+    /// Runs `act` inside; `None` when the instance is dead, or dies of it.
+    #[inline]
+    fn guarded<T>(
+        &self,
+        inside: &mut Option<Inside>,
+        local: &LocalPlugin,
+        act: impl FnOnce(&mut Inside) -> Result<T, String>,
+    ) -> Option<T> {
+        let live = inside.as_mut()?;
         // The second line of defence: a panic of the WebAssembly runtime fails one plugin only.
-        let result = catch_unwind(AssertUnwindSafe(|| self.process(live, batch, local)));
-        let result = result.unwrap_or_else(|_| Err("the WebAssembly runtime panicked".into()));
-        match result {
-            Ok(again) => again,
+        let result = catch_unwind(AssertUnwindSafe(|| act(live)));
+        match result.unwrap_or_else(|_| Err("the WebAssembly runtime panicked".into())) {
+            Ok(value) => Some(value),
             Err(reason) => {
                 self.fail(inside, reason, local);
-                for offer in batch.drain(..) {
-                    self.deliver_fault(offer, local);
-                }
-                false
+                None
             }
         }
+    }
+
+    /// Offers a single request, if nobody is inside and nothing else waits to go in. The answer may be
+    /// there on return.
+    #[inline]
+    pub(super) fn ask(&self, request: Offer, local: &Rc<LocalPlugin>) -> Asked {
+        let Some(mut guard) = self.try_lock() else { return Asked::NotOffered };
+        let Some(live) = guard.as_mut() else { return Asked::NotOffered };
+        let now_ns = turn_now().as_nanos();
+        live.words.clear();
+        let alone = self.queue.is_empty() && live.waiting.is_empty() && live.carry.is_empty();
+        if !alone || !live.encode(request, now_ns) {
+            return Asked::NotOffered;
+        }
+        let forwarded = self.guarded(&mut guard, local, |live| self.call_one(live, now_ns, local));
+        let more = guard.as_ref().is_some_and(Inside::has_more);
+        drop(guard);
+        // Whoever found this worker inside has left its offers in the queue.
+        if more || !self.queue.is_empty() {
+            local.queue();
+        }
+        if forwarded.flatten().is_some() { Asked::Forward } else { Asked::Offered }
     }
 
     fn deliver_fault(&self, offer: Offer, local: &LocalPlugin) {
@@ -289,8 +329,8 @@ impl Instance {
         if ticket.worker == local.worker() {
             local.deliver(ticket, verdict);
         } else {
-            self.outboxes[ticket.worker].push((ticket, verdict));
-            self.wake(|worker| worker.index() == ticket.worker);
+            self.outboxes[ticket.worker as usize].push((ticket, verdict));
+            self.wake(|worker| worker.index() == ticket.worker as usize);
         }
     }
 
@@ -301,7 +341,7 @@ impl Instance {
 
     /// Takes what others left for this worker.
     pub(super) fn drain_outbox(&self, local: &LocalPlugin) -> bool {
-        let outbox = &self.outboxes[local.worker()];
+        let outbox = &self.outboxes[local.worker() as usize];
         let mut any = false;
         while !outbox.is_empty()
             && let Some((ticket, verdict)) = outbox.pop()
@@ -325,7 +365,7 @@ impl Instance {
         self.drain_outbox(local);
         local.fault_all();
         // The other workers look at `failed` in their next turn.
-        self.wake(|worker| worker.index() != local.worker());
+        self.wake(|worker| worker.index() != local.worker() as usize);
     }
 
     /// Fails the instance if it has owed some answer for longer than it may. Requests that wait for a
@@ -384,27 +424,29 @@ impl Instance {
         }
         match inside.words.as_slice() {
             [] => return Ok(false),
-            [head, id, offset, len] if *head & 0xff == EventTag::Request as u64 => {
-                let words = [*head, *id, *offset, *len];
-                self.call_one(inside, now_ns, words, local)?;
+            [head, _, _, _] if *head & 0xff == EventTag::Request as u64 => {
+                if let Some(ticket) = self.call_one(inside, now_ns, local)? {
+                    self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
+                }
             }
             _ => {
                 let actions = self.call(inside, now_ns)?;
                 self.obey(inside, &actions, now_ns, local)?;
             }
         }
-        let room = !inside.waiting.is_empty() && inside.table.has_room();
-        Ok(room || !inside.carry.is_empty())
+        Ok(inside.has_more())
     }
 
-    /// The flat call for a single request.
+    /// The flat call for a single request, which is in `words`. Returns its ticket if it is to be
+    /// forwarded now; any other answer has been delivered.
+    #[inline]
     fn call_one(
         &self,
         inside: &mut Inside,
         now_ns: u64,
-        [head, id, offset, len]: [u64; 4],
         local: &LocalPlugin,
-    ) -> Result<(), String> {
+    ) -> Result<Option<Ticket>, String> {
+        let &[head, id, offset, len] = inside.words.as_slice() else { return Ok(None) };
         arm(&self.module.runtime, &mut inside.store, self.call_ticks);
         let data = inside.filter.blockloom_filter_data();
         let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
@@ -414,15 +456,21 @@ impl Instance {
             PollOne::Forward { not_before_ns } => {
                 let id = Entry([head, id, offset, len]).id();
                 let id = RequestId::from_bits(id).map_err(broken)?;
+                if not_before_ns <= now_ns
+                    && let Some(ticket) = inside.table.forward_now(id)
+                {
+                    return Ok(Some(ticket));
+                }
                 let forward = Forward { not_before_ns, ..Forward::now(id) };
-                self.forward(inside, forward, now_ns, local)
+                self.forward(inside, forward, now_ns, local)?;
             }
             PollOne::Queued => {
                 inside.words.clear();
                 let actions = self.call(inside, now_ns)?;
-                self.obey(inside, &actions, now_ns, local)
+                self.obey(inside, &actions, now_ns, local)?;
             }
         }
+        Ok(None)
     }
 
     /// The call for a batch: the events are in `words`.
@@ -447,6 +495,16 @@ impl Instance {
     ) -> Result<(), String> {
         let broken = |violation| Breach::Layout(violation).to_string();
         for entry in Entry::list(words, MAX_ACTIONS).map_err(broken)? {
+            // Nearly all: spared the way through the enum of all actions.
+            if entry.tag() == ActionTag::Forward as u8 {
+                let forward = Forward::decode(entry).map_err(broken)?;
+                let plain = forward.not_before_ns <= now_ns && !forward.notify && !forward.claim;
+                match plain.then(|| inside.table.forward_now(forward.id)).flatten() {
+                    Some(ticket) => self.deliver(ticket, Verdict::Answer(Answer::GONE), local),
+                    None => self.forward(inside, forward, now_ns, local)?,
+                }
+                continue;
+            }
             match Action::decode(entry).map_err(broken)? {
                 Action::Forward(forward) => self.forward(inside, forward, now_ns, local)?,
                 Action::Complete(complete) => {
@@ -468,7 +526,7 @@ impl Instance {
         Ok(())
     }
 
-    #[inline]
+    #[cold]
     fn forward(
         &self,
         inside: &mut Inside,
@@ -503,6 +561,11 @@ impl Inside {
         let Some(id) = self.table.offer(kind, ticket, now_ns) else { return false };
         self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
         true
+    }
+
+    /// Whether there is something that the next call can take.
+    fn has_more(&self) -> bool {
+        !self.carry.is_empty() || (!self.waiting.is_empty() && self.table.has_room())
     }
 
     /// Ends an operation that this host does not provide.

@@ -8,15 +8,15 @@ use std::task::{Poll, Waker};
 
 use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
-use super::instance::Instance;
+use super::instance::{Asked, Instance};
 use super::table::Answer;
-use crate::io::{TurnHook, current, sleep_until, spawn, turn_now};
+use crate::io::{TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
 
 /// Names a waiting request of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
-    pub(super) worker: usize,
-    pub(super) waiter: usize,
+    pub(super) worker: u32,
+    pub(super) waiter: u32,
     pub(super) sequence: u64,
 }
 
@@ -53,30 +53,35 @@ struct Waiter {
     sequence: u64,
     verdict: Option<Verdict>,
     waker: Waker,
+    /// The tenant is to be woken.
+    waits: bool,
 }
 
 /// The places of one worker. Bounded by the requests that exports admit.
 #[derive(Default)]
 struct Waiters {
     places: Vec<Waiter>,
-    free: Vec<usize>,
+    free: Vec<u32>,
 }
 
 impl Waiters {
-    fn insert(&mut self, sequence: u64) -> usize {
-        let index = self.free.pop().unwrap_or(self.places.len());
-        match self.places.get_mut(index) {
-            Some(place) => (place.sequence, place.verdict) = (sequence, None),
-            None => {
-                let waker = Waker::noop().clone();
-                self.places.push(Waiter { sequence, verdict: None, waker });
-            }
-        }
+    #[inline]
+    fn insert(&mut self, sequence: u64) -> u32 {
+        let Some(index) = self.free.pop() else {
+            // Far fewer can wait at once.
+            let index = self.places.len() as u32;
+            let waker = Waker::noop().clone();
+            self.places.push(Waiter { sequence, verdict: None, waker, waits: false });
+            return index;
+        };
+        let place = &mut self.places[index as usize];
+        (place.sequence, place.verdict, place.waits) = (sequence, None, false);
         index
     }
 
-    fn remove(&mut self, index: usize) {
-        self.places[index].sequence = 0;
+    #[inline]
+    fn remove(&mut self, index: u32) {
+        self.places[index as usize].sequence = 0;
         self.free.push(index);
     }
 
@@ -88,7 +93,7 @@ impl Waiters {
 /// See the module.
 pub(super) struct LocalPlugin {
     instance: Arc<Instance>,
-    worker: usize,
+    worker: u32,
     pending: RefCell<Vec<Offer>>,
     batch: RefCell<Vec<Offer>>,
     waiters: RefCell<Waiters>,
@@ -163,7 +168,7 @@ impl LocalPlugin {
         instance.register(local.handle());
         Self {
             instance: Arc::clone(instance),
-            worker: local.index(),
+            worker: local.index() as u32,
             pending: RefCell::default(),
             batch: RefCell::default(),
             waiters: RefCell::default(),
@@ -186,18 +191,32 @@ impl LocalPlugin {
         any
     }
 
-    /// Offers a request and waits for its verdict.
+    /// Offers a request; `None` when it may go to the child already.
     #[inline]
-    pub(super) fn request(self: &Rc<Self>, request: impl FnOnce(Ticket) -> Offer) -> Waiting {
+    pub(super) fn request(
+        self: &Rc<Self>,
+        request: impl FnOnce(Ticket) -> Offer,
+    ) -> Option<Waiting> {
         let sequence = self.sequence.get() + 1;
         self.sequence.set(sequence);
         let waiter = self.waiters.borrow_mut().insert(sequence);
+        let ticket = Ticket { worker: self.worker, waiter, sequence };
+        let request = request(ticket);
+        // If nothing of this turn is going to join it, it need not wait for the turn's end.
+        let alone = !is_more_to_come() && self.pending.borrow().is_empty();
+        let asked = if alone { self.instance.ask(request, self) } else { Asked::NotOffered };
+        match asked {
+            Asked::Forward => {
+                self.waiters.borrow_mut().remove(waiter);
+                return None;
+            }
+            Asked::Offered => {}
+            Asked::NotOffered => self.offer(request),
+        }
         if !self.watched.replace(true) {
             spawn(watch(Rc::clone(self)));
         }
-        let ticket = Ticket { worker: self.worker, waiter, sequence };
-        self.offer(request(ticket));
-        Waiting { plugin: Rc::clone(self), ticket }
+        Some(Waiting { plugin: Rc::clone(self), ticket })
     }
 
     /// Adds to the batch that goes at the end of this turn.
@@ -226,10 +245,12 @@ impl LocalPlugin {
     #[inline]
     pub(super) fn deliver(&self, ticket: Ticket, verdict: Verdict) {
         let mut waiters = self.waiters.borrow_mut();
-        let waiter = waiters.places.get_mut(ticket.waiter);
+        let waiter = waiters.places.get_mut(ticket.waiter as usize);
         let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else { return };
         waiter.verdict = Some(verdict);
-        waiter.waker.wake_by_ref();
+        if std::mem::take(&mut waiter.waits) {
+            waiter.waker.wake_by_ref();
+        }
     }
 
     /// Tells every waiter that the instance failed; verdicts given before stand.
@@ -238,12 +259,14 @@ impl LocalPlugin {
         let mut waiters = self.waiters.borrow_mut();
         for waiter in waiters.places.iter_mut().filter(|place| place.sequence != 0) {
             waiter.verdict.get_or_insert(Verdict::Fault);
-            waiter.waker.wake_by_ref();
+            if std::mem::take(&mut waiter.waits) {
+                waiter.waker.wake_by_ref();
+            }
         }
     }
 
     /// This worker's number.
-    pub(super) fn worker(&self) -> usize {
+    pub(super) fn worker(&self) -> u32 {
         self.worker
     }
 }
@@ -272,10 +295,12 @@ impl Waiting {
     /// Takes the verdict if there is one, else leaves a waker.
     #[inline]
     pub(super) fn poll(&self, waker: &Waker) -> Poll<Verdict> {
-        let waiter = &mut self.plugin.waiters.borrow_mut().places[self.ticket.waiter];
+        let mut waiters = self.plugin.waiters.borrow_mut();
+        let waiter = &mut waiters.places[self.ticket.waiter as usize];
         if let Some(verdict) = waiter.verdict.take() {
             return Poll::Ready(verdict);
         }
+        waiter.waits = true;
         if !waiter.waker.will_wake(waker) {
             waiter.waker.clone_from(waker);
         }

@@ -1,9 +1,9 @@
 //! The node of a plugin: every request passes the plugin's judgement, then goes to the child.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 
 use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
@@ -11,7 +11,7 @@ use super::instance::Instance;
 use super::local::{LocalPlugin, Offer, Verdict, Waiting};
 use super::table::Answer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Cx, EdgeRef};
+use crate::graph::{Cx, EdgeCall, EdgeRef};
 use crate::io::{Buf, BufMut, Time, sleep_until, turn_now};
 use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
@@ -30,13 +30,11 @@ struct Shape {
     len: u64,
 }
 
-/// What the guest's judgement comes to.
-enum Step {
+/// What became of a request that was to be offered.
+enum Offered {
+    /// The guest does not judge it.
     Forward,
-    /// Forward, and tell the guest how it ended.
-    ForwardNotify(Waiting, RequestId),
-    /// A success without the child.
-    Succeed,
+    Waiting(Waiting),
     Fail(Error),
 }
 
@@ -63,52 +61,70 @@ impl PluginNode {
         unforwarded: Option<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
-        let child = cx.child(0)?;
-        let notified = match self.step(cx, shape).await {
-            Step::Forward => None,
-            Step::ForwardNotify(waiting, id) => Some((waiting, id)),
-            Step::Succeed => return unforwarded.ok_or_else(|| self.fault_error()),
-            Step::Fail(error) => return Err(error),
-        };
-        let result = call(child).await;
-        match notified {
-            None => result,
-            Some((waiting, id)) => Box::pin(self.settle(&waiting, id, result)).await,
+        match self.offer(&shape) {
+            Offered::Forward => call(cx.child(0)?).await,
+            Offered::Fail(error) => Err(error),
+            Offered::Waiting(waiting) => {
+                let verdict = waiting.verdict().await;
+                self.obey(cx, shape.kind, (waiting, verdict), unforwarded, call).await
+            }
         }
     }
 
-    /// What is to be done with a request: returns when it may go to the child.
-    async fn step(&self, cx: Cx<'_>, shape: Shape) -> Step {
-        let is_flush = shape.kind == Kind::Flush;
+    #[inline]
+    fn offer(&self, shape: &Shape) -> Offered {
+        let &Shape { kind, flags, offset, len } = shape;
         if self.instance.is_failed() {
             // A flush never depends on the plugin.
-            return if is_flush { Step::Forward } else { Step::Fail(self.fault_error()) };
+            let is_flush = kind == Kind::Flush;
+            return if is_flush { Offered::Forward } else { Offered::Fail(self.fault_error()) };
         }
-        if !self.instance.wants(shape.kind) {
-            return Step::Forward;
+        if !self.instance.wants(kind) {
+            return Offered::Forward;
         }
-        let (Shape { kind, flags, offset, len }, node) = (shape, self.index);
+        let node = self.index;
         let request = |ticket| Offer::Request { ticket, node, kind, flags, offset, len };
-        let waiting = LocalPlugin::of(&self.instance).request(request);
-        let answer = match waiting.verdict().await {
-            Verdict::Fault if is_flush => return Step::Forward,
-            Verdict::Fault => return Step::Fail(self.fault_error()),
+        match LocalPlugin::of(&self.instance).request(request) {
+            Some(waiting) => Offered::Waiting(waiting),
+            None => Offered::Forward,
+        }
+    }
+
+    /// Does with a request what the guest decided.
+    async fn obey<T>(
+        &self,
+        cx: Cx<'_>,
+        kind: Kind,
+        (waiting, verdict): (Waiting, Verdict),
+        unforwarded: Option<T>,
+        call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
+    ) -> Result<T> {
+        // A flush never depends on the plugin.
+        let is_flush = kind == Kind::Flush;
+        let child = cx.child(0)?;
+        let answer = match verdict {
+            Verdict::Fault if is_flush => return call(child).await,
+            Verdict::Fault => return Err(self.fault_error()),
             Verdict::Answer(answer) => answer,
         };
         match answer {
-            Answer::Complete(Ok(())) => Step::Succeed,
-            Answer::Complete(Err(errno)) => Step::Fail(self.refusal(errno)),
-            Answer::Forward { known: None, .. } => Step::Forward,
+            Answer::Complete(Ok(())) => unforwarded.ok_or_else(|| self.fault_error()),
+            Answer::Complete(Err(errno)) => Err(self.refusal(errno)),
+            Answer::Forward { known: None, .. } => {
+                drop(waiting);
+                call(child).await
+            }
             Answer::Forward { not_before_ns, notify, known: Some(id) } => {
-                // A flush never depends on the plugin.
                 if !is_flush {
                     Box::pin(self.hold(cx, &waiting, Time::from_nanos(not_before_ns))).await;
                 }
                 if notify {
-                    return Step::ForwardNotify(waiting, id);
+                    let result = call(child).await;
+                    return Box::pin(self.settle(&waiting, id, result)).await;
                 }
                 waiting.plugin().offer(Offer::LetGo { id });
-                Step::Forward
+                drop(waiting);
+                call(child).await
             }
         }
     }
@@ -174,6 +190,88 @@ impl PluginNode {
     }
 }
 
+/// A read or write on its way through the plugin. Nearly all are forwarded as they are: those need no
+/// more than this, which is small, as many of them wait in one turn.
+struct Passing<'a, T, C> {
+    node: &'a PluginNode,
+    cx: Cx<'a>,
+    shape: Shape,
+    /// Runs it on the child; taken when it is.
+    call: Option<C>,
+    stage: Stage<'a, T>,
+}
+
+enum Stage<'a, T> {
+    New,
+    Judged(Waiting),
+    Child(EdgeCall<'a, T>),
+    Other(NodeFuture<'a, T>),
+    Over,
+}
+
+impl<'a, T, C> Passing<'a, T, C>
+where
+    T: 'a,
+    C: FnOnce(EdgeRef<'a>) -> EdgeCall<'a, T> + Unpin + 'a,
+{
+    fn boxed(node: &'a PluginNode, cx: Cx<'a>, shape: Shape, call: C) -> NodeFuture<'a, T> {
+        Box::pin(Self { node, cx, shape, call: Some(call), stage: Stage::New })
+    }
+
+    /// Begins the next stage; an error ends the request.
+    #[inline]
+    fn forward(&mut self) -> Result<()> {
+        let call = self.call.take().ok_or_else(|| self.node.fault_error())?;
+        self.stage = Stage::Child(call(self.cx.child(0)?));
+        Ok(())
+    }
+
+    #[cold]
+    fn other(&mut self, verdict: Verdict) -> Result<()> {
+        let stage = std::mem::replace(&mut self.stage, Stage::Over);
+        let (Stage::Judged(waiting), Some(call)) = (stage, self.call.take()) else {
+            return Err(self.node.fault_error());
+        };
+        let (node, cx, kind) = (self.node, self.cx, self.shape.kind);
+        self.stage = Stage::Other(Box::pin(async move {
+            // The edge is the one that `obey` would lend.
+            let call = async move |_: EdgeRef<'_>| call(cx.child(0)?).await;
+            node.obey(cx, kind, (waiting, verdict), None, call).await
+        }));
+        Ok(())
+    }
+}
+
+impl<'a, T, C> Future for Passing<'a, T, C>
+where
+    T: 'a,
+    C: FnOnce(EdgeRef<'a>) -> EdgeCall<'a, T> + Unpin + 'a,
+{
+    type Output = Result<T>;
+
+    fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Result<T>> {
+        let this = self.get_mut();
+        if let Stage::New = this.stage {
+            match this.node.offer(&this.shape) {
+                Offered::Waiting(waiting) => this.stage = Stage::Judged(waiting),
+                Offered::Forward => this.forward()?,
+                Offered::Fail(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        if let Stage::Judged(waiting) = &this.stage {
+            match ready!(waiting.poll(task.waker())) {
+                Verdict::Answer(Answer::Forward { known: None, .. }) => this.forward()?,
+                verdict => this.other(verdict)?,
+            }
+        }
+        match &mut this.stage {
+            Stage::Child(call) => Pin::new(call).poll(task),
+            Stage::Other(future) => future.as_mut().poll(task),
+            _ => Poll::Ready(Err(this.node.fault_error())),
+        }
+    }
+}
+
 fn write_flags(flags: WriteFlags) -> RequestFlags {
     let fua = if flags.fua { RequestFlags::FUA } else { RequestFlags::NONE };
     if flags.no_unmap { fua.with(RequestFlags::NO_UNMAP) } else { fua }
@@ -195,7 +293,7 @@ impl Node for PluginNode {
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
         let (kind, flags, len) = (Kind::Read, RequestFlags::NONE, buf.len() as u64);
         let shape = Shape { kind, flags, offset, len };
-        Box::pin(self.judge(cx, shape, None, async move |child| child.read(offset, buf).await))
+        Passing::boxed(self, cx, shape, move |child| child.read(offset, buf))
     }
 
     fn write<'a>(
@@ -207,9 +305,7 @@ impl Node for PluginNode {
     ) -> NodeFuture<'a, ()> {
         let len = buf.len() as u64;
         let shape = Shape { kind: Kind::Write, flags: write_flags(flags), offset, len };
-        Box::pin(
-            self.judge(cx, shape, None, async move |child| child.write(offset, buf, flags).await),
-        )
+        Passing::boxed(self, cx, shape, move |child| child.write(offset, buf, flags))
     }
 
     fn zero<'a>(

@@ -44,6 +44,11 @@ pub(super) enum Answer {
     Complete(Result<(), Errno>),
 }
 
+impl Answer {
+    /// It goes to the child now, and the guest will hear no more of it.
+    pub(super) const GONE: Self = Self::Forward { not_before_ns: 0, notify: false, known: None };
+}
+
 /// How a guest broke the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Breach {
@@ -137,6 +142,21 @@ impl Table {
             self.live -= 1;
             self.free.push(id.slot());
         }
+    }
+
+    /// A FORWARD without time or flags, of a request that was offered: it goes, and nobody names it again.
+    /// `None` when it is not that simple: see [`Table::forward`].
+    #[inline]
+    pub(super) fn forward_now(&mut self, id: RequestId) -> Option<Ticket> {
+        let slot = self.slots.get_mut(usize::from(id.slot()))?;
+        if slot.generation != id.generation() || slot.state != State::Offered {
+            return None;
+        }
+        slot.state = State::Free;
+        let ticket = slot.ticket;
+        self.live -= 1;
+        self.free.push(id.slot());
+        Some(ticket)
     }
 
     /// A FORWARD; `None` when it re-times a request that has gone in the meantime.
@@ -241,7 +261,7 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn ticket(waiter: usize) -> Ticket {
+    fn ticket(waiter: u32) -> Ticket {
         Ticket { worker: 0, waiter, sequence: 0 }
     }
 

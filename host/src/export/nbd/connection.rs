@@ -12,7 +12,7 @@ use super::request::{held_bytes, run};
 use super::send::Replies;
 use crate::error::Result;
 use crate::graph::{LocalDrive, LocalGraph};
-use crate::io::{Stream, spawn, spawn_boxed, turn_now, until};
+use crate::io::{Stream, plug, spawn, spawn_boxed, turn_now, until};
 use crate::limits::{NBD_BYTES_MAX, NBD_HANDSHAKE_TIME, NBD_REQUESTS_MAX};
 
 /// Length of a request's header, bytes.
@@ -176,7 +176,9 @@ async fn receive_requests(
                     _ => None,
                 };
                 replies.begin(held);
+                let plug = (receiver.unread().len() >= HEADER_BYTES).then(plug);
                 start(run(Rc::clone(transmission), header.cookie, request, payload)).await;
+                drop(plug);
                 replies.yield_to_sender().await;
             }
         }

@@ -191,6 +191,7 @@ impl Fan {
 async fn all<T>(mut futures: Vec<Pin<Box<dyn Future<Output = T> + '_>>>) -> Vec<T> {
     let mut values: Vec<Option<T>> = futures.iter().map(|_| None).collect();
     poll_fn(|cx| {
+        let _plug = (futures.len() > 1).then(blockloom::io::plug);
         for (value, future) in values.iter_mut().zip(&mut futures) {
             if value.is_none()
                 && let Poll::Ready(ready) = future.as_mut().poll(cx)
