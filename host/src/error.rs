@@ -38,10 +38,12 @@ pub enum ErrorKind {
     ShuttingDown,
     /// A deadline passed (`ETIMEDOUT`).
     TimedOut,
+    /// What a claim rests on has changed since; nothing was written (`ESTALE`).
+    Stale,
 }
 
 /// Each kind with its Linux errno; the order is the lookup order of [`ErrorKind::from_errno`].
-const ERRNOS: [(ErrorKind, i32); 14] = [
+const ERRNOS: [(ErrorKind, i32); 15] = [
     (ErrorKind::NotPermitted, 1),
     (ErrorKind::NotFound, 2),
     (ErrorKind::Io, 5),
@@ -55,6 +57,7 @@ const ERRNOS: [(ErrorKind, i32); 14] = [
     (ErrorKind::NotSupported, 95),
     (ErrorKind::ShuttingDown, 108),
     (ErrorKind::TimedOut, 110),
+    (ErrorKind::Stale, 116),
     (ErrorKind::NoMedium, 123),
 ];
 

@@ -42,7 +42,7 @@ pub fn dot(spec: &GraphSpec) -> String {
         let label =
             format!("{}: {}\nuses {}\nshares {}", edge.name, edge.role, edge.uses, edge.shares);
         let style = match edge.role {
-            Role::Root | Role::Filtered => "style=solid",
+            Role::Root | Role::Filtered | Role::Data | Role::Backing => "style=solid",
             Role::Storage | Role::Source | Role::Target => "style=dashed",
         };
         dot.edge(&from, &key("node", &edge.child), &label, style);

@@ -18,6 +18,10 @@ impl Node for PassNode {
         NodeInfo::of_filter(children)
     }
 
+    fn is_transparent(&self) -> bool {
+        true
+    }
+
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
         Box::pin(async move { cx.child(0)?.read(offset, buf).await })
     }

@@ -57,6 +57,10 @@ impl Node for ThrottleNode {
         NodeInfo::of_filter(children)
     }
 
+    fn is_transparent(&self) -> bool {
+        true
+    }
+
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
         Box::pin(async move {
             self.wait(cx, Kind::Read, buf.len() as u64).await;

@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use super::admit::{Admitted, admit};
 use super::align;
 use super::op::{Op, OpKind};
-use super::permission::Role;
 use super::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
@@ -119,7 +118,7 @@ impl<'g> EdgeRef<'g> {
     /// Whether a request goes on as it is, as far as edge and range are concerned.
     #[inline]
     fn is_plain(&self, op: &Op) -> bool {
-        self.edge.role == Role::Filtered
+        self.edge.role.forwards_changes()
             && op.len > 0
             && op.offset.checked_add(op.len).is_some_and(|end| end <= self.node().info.size_bytes)
     }
@@ -175,7 +174,7 @@ impl<'g> EdgeRef<'g> {
             admit(self.edge, child, op, self.worker, || true).await?
         } else {
             op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
-            if op.kind.is_change() && self.edge.role != Role::Filtered {
+            if op.kind.is_change() && !self.edge.role.forwards_changes() {
                 let message = format!("its user's edge `{}` only reads", self.edge.name);
                 return Err(Error::new(ErrorKind::NotPermitted, message).at_node(&child.name));
             }

@@ -101,6 +101,10 @@ pub enum Role {
     Root,
     /// The parent shows the child's bytes.
     Filtered,
+    /// The parent keeps its bytes in the child, at the same offsets: shows them as they are.
+    Data,
+    /// Shown where the parent has no bytes of its own.
+    Backing,
     /// The parent keeps its bytes in the child.
     Storage,
     /// The parent reads it and does not show it.
@@ -135,6 +139,14 @@ impl Role {
     pub const fn pass(self, above: Users) -> Users {
         match self {
             Self::Root | Self::Filtered => above,
+            Self::Data => {
+                Users { shares: above.shares.intersection(PermissionSet::HARMLESS), ..above }
+            }
+            // Who can live with foreign changes of the overlay can live with them in its base.
+            Self::Backing => Users {
+                uses: above.uses.intersection(PermissionSet::CONSISTENT_READ),
+                shares: PermissionSet::HARMLESS.union(above.shares),
+            },
             Self::Storage => Users {
                 uses: above.uses.without(PermissionSet::RESIZE),
                 shares: above.shares.intersection(PermissionSet::HARMLESS),
@@ -162,7 +174,19 @@ impl Role {
     /// Whether parent and child show one view.
     #[must_use]
     pub const fn is_same_view(self) -> bool {
-        matches!(self, Self::Root | Self::Filtered)
+        matches!(self, Self::Root | Self::Filtered | Self::Data)
+    }
+
+    /// Whether a change of the child shows at the same range of the parent, unless the parent hides it.
+    #[must_use]
+    pub const fn is_view(self) -> bool {
+        self.is_same_view() || matches!(self, Self::Backing)
+    }
+
+    /// Whether the parent's own changes go on through it.
+    #[must_use]
+    pub const fn forwards_changes(self) -> bool {
+        matches!(self, Self::Filtered | Self::Data)
     }
 
     /// Whether changes of the child come from the parent's own (and are admitted there).
@@ -177,6 +201,8 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Root => "root",
             Self::Filtered => "filtered",
+            Self::Data => "data",
+            Self::Backing => "backing",
             Self::Storage => "storage",
             Self::Source => "source",
             Self::Target => "target",

@@ -261,4 +261,28 @@ pub trait Node: Send + Sync + 'static {
     /// [`EXTENTS_MAX`](crate::limits::EXTENTS_MAX), possibly fewer than cover `len`.
     fn block_status<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64)
     -> NodeFuture<'a, Vec<Extent>>;
+
+    /// Whether the node shows, at every offset, its view edge's child. Only then may it be put in or taken
+    /// out without a doubt about the view.
+    fn is_transparent(&self) -> bool {
+        false
+    }
+
+    /// Changes the size of the node's own bytes. No request is in flight.
+    fn resize<'a>(&'a self, _cx: Cx<'a>, _size_bytes: u64) -> NodeFuture<'a, ()> {
+        let driver = self.driver();
+        Box::pin(async move {
+            let message = format!("driver `{driver}` cannot change its size");
+            Err(Error::new(ErrorKind::NotSupported, message))
+        })
+    }
+
+    /// Gives up the node's own bytes of a range, so that its backing shows there. No request is in flight.
+    fn deallocate<'a>(&'a self, _cx: Cx<'a>, _offset: u64, _len: u64) -> NodeFuture<'a, ()> {
+        let driver = self.driver();
+        Box::pin(async move {
+            let message = format!("driver `{driver}` keeps all its bytes");
+            Err(Error::new(ErrorKind::NotSupported, message))
+        })
+    }
 }
