@@ -1,48 +1,51 @@
-//! Admission: the one function through which changes (and all other requests) enter the graph.
+//! Admission: what every change passes where it enters the graph, and every request of a drive.
 
-use super::gate::Pass;
+use std::rc::Rc;
+
+use super::cell::Snapshot;
 use super::op::Op;
+use super::origin::Request;
 use super::permission::PermissionSet;
 use super::snapshot::{Edge, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A request that has been admitted; it counts as in flight until this is dropped.
-pub(super) struct Admitted<'g> {
-    _pass: Pass<'g>,
-}
-
-/// Admits `op` at `edge`: range, permission, pause, marks, in this order.
+/// Admits `op` at the root of drive number `drive`: range, permission, pause, marks, in this order.
 ///
 /// `is_current` is asked once behind the gate: `false` means that the snapshot is out of date, nothing
 /// has been done, and the caller begins again with the next one (`Ok(None)`).
 #[inline]
-pub(super) async fn admit<'g>(
-    edge: &'g Edge,
-    child: &GraphNode,
+pub(super) async fn admit(
+    graph: &Rc<Snapshot>,
+    drive: usize,
     op: &Op,
     worker: usize,
     is_current: impl Fn() -> bool,
-) -> Result<Option<Admitted<'g>>> {
-    let Some(entry) = &edge.entry else {
-        let message = "changes do not enter here: it is not a drive's or a storage edge";
-        return Err(Error::new(ErrorKind::NotPermitted, message).at_node(&child.name));
-    };
-    op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
-    if op.kind.is_change() {
-        check_change(edge, child)?;
-    }
-    let pass = match entry.gate.try_enter(worker) {
-        Some(pass) => pass,
-        // Boxed, so that the path through an open gate keeps a small future.
-        None => Box::pin(entry.gate.enter(worker)).await,
-    };
+) -> Result<Option<Request>> {
+    let edge = graph.drives[drive].medium()?;
+    check(edge, &graph.nodes[edge.child], op)?;
+    let request = Request::begin(Rc::clone(graph), drive, worker).await;
     if !is_current() {
         return Ok(None);
     }
-    if op.kind.is_change() {
-        entry.mark(op.offset, op.len);
+    mark(edge, op);
+    Ok(Some(request))
+}
+
+/// Range and permission.
+#[inline]
+pub(super) fn check(edge: &Edge, child: &GraphNode, op: &Op) -> Result<()> {
+    op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
+    if op.kind.is_change() { check_change(edge, child) } else { Ok(()) }
+}
+
+/// Marks what a change affects: the last step before it is issued, with nothing to wait for in between.
+#[inline]
+pub(super) fn mark(edge: &Edge, op: &Op) {
+    if op.kind.is_change()
+        && let Some(marks) = &edge.entry
+    {
+        marks.mark(op.offset, op.len);
     }
-    Ok(Some(Admitted { _pass: pass }))
 }
 
 fn check_change(edge: &Edge, child: &GraphNode) -> Result<()> {

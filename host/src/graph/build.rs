@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::affected::Entry;
+use super::affected::Marks;
+use super::class::{Class, Cut, Edges, Views};
 use super::counters::Counters;
-use super::gate::Gate;
+use super::origin::Origin;
 use super::permission::{PermissionSet, Role, Users};
 use super::snapshot::{BitmapScope, Edge, Graph, GraphDrive, GraphNode, ScopedBitmap};
 use crate::bitmap::{Bitmap, BitmapName, BitmapState, Granularity};
@@ -145,11 +146,10 @@ impl GraphDecl {
             nodes.push(node);
         }
         let drives = drives(self.drives, &index)?;
-        let classes = assign_classes(&mut nodes);
-        let gates = (0..classes).map(|_| Arc::new(Gate::new())).collect();
-        let mut graph =
-            Graph { generation: 1, nodes, drives, bitmaps: Vec::new(), gates, above: Vec::new() };
-        graph.above = classes_above(&graph);
+        let views = Arc::new(assign_classes(&mut nodes)?);
+        let origins = drives.iter().map(|drive| Arc::new(Origin::new(Arc::clone(&drive.id))));
+        let origins = origins.collect();
+        let mut graph = Graph { generation: 1, nodes, drives, bitmaps: Vec::new(), views, origins };
         resolve_permissions(&mut graph);
         check_permissions(&graph)?;
         for decl in self.bitmaps {
@@ -256,7 +256,7 @@ fn node(decl: NodeDecl, index: &HashMap<String, usize>, below: &[GraphNode]) -> 
     }
     let serializer = (alignment > 1).then(Arc::default);
     let name = decl.name.into();
-    Ok(GraphNode { name, driver: decl.driver, info, edges, class: usize::MAX, serializer })
+    Ok(GraphNode { name, driver: decl.driver, info, edges, class: Class::default(), serializer })
 }
 
 fn drives(decls: Vec<DriveDecl>, index: &HashMap<String, usize>) -> Result<Vec<GraphDrive>> {
@@ -278,38 +278,17 @@ fn drives(decls: Vec<DriveDecl>, index: &HashMap<String, usize>) -> Result<Vec<G
     Ok(drives)
 }
 
-/// Numbers the classes; a node's view edge comes to a node before it. Returns how many there are.
-fn assign_classes(nodes: &mut [GraphNode]) -> usize {
-    let mut classes = 0;
-    for at in 0..nodes.len() {
-        let below =
-            nodes[at].edges.iter().find(|edge| edge.role.is_same_view()).map(|edge| edge.child);
-        nodes[at].class = match below {
-            Some(child) => nodes[child].class,
-            None => {
-                classes += 1;
-                classes - 1
-            }
-        };
+/// Joins nodes to classes.
+fn assign_classes(nodes: &mut [GraphNode]) -> Result<Views> {
+    let edges = |node: &GraphNode| -> Box<Edges> {
+        node.edges.iter().map(|edge| (edge.role, edge.child)).collect()
+    };
+    let edges: Vec<_> = nodes.iter().map(edges).collect();
+    let views = Views::of(&edges).map_err(|(at, error)| error.at_node(&nodes[at].name))?;
+    for (at, node) in nodes.iter_mut().enumerate() {
+        node.class = views.class(at);
     }
-    classes
-}
-
-/// For each class, itself and every class from which requests reach it.
-fn classes_above(graph: &Graph) -> Vec<Box<[usize]>> {
-    let mut above: Vec<Vec<usize>> = (0..graph.gates.len()).map(|class| vec![class]).collect();
-    // Parents come after their children: from the top, each parent's set is whole when it is passed on.
-    for parent in graph.nodes.iter().rev() {
-        for edge in &parent.edges {
-            let class = graph.nodes[edge.child].class;
-            for upper in above[parent.class].clone() {
-                if !above[class].contains(&upper) {
-                    above[class].push(upper);
-                }
-            }
-        }
-    }
-    above.into_iter().map(Vec::into_boxed_slice).collect()
+    Ok(views)
 }
 
 /// Passes what drives use and share down the edges.
@@ -393,15 +372,16 @@ fn new_bitmap(graph: &Graph, decl: &BitmapDecl) -> Result<Arc<Bitmap>> {
 
 /// Computes where changes enter and what they mark.
 fn set_entries(graph: &mut Graph) {
+    let at = |node: usize, cut| Marks::of(graph, graph.nodes[node].class, cut);
     let of_drive =
-        |drive: &GraphDrive| drive.root.as_ref().map(|root| Entry::at(graph, root.child, None));
-    let drives: Vec<Option<Entry>> = graph.drives.iter().map(of_drive).collect();
+        |drive: &GraphDrive| drive.root.as_ref().map(|root| at(root.child, Cut::default()));
+    let drives: Vec<Option<Marks>> = graph.drives.iter().map(of_drive).collect();
     let mut edges = Vec::new();
     for (parent, node) in graph.nodes.iter().enumerate() {
         for (position, edge) in node.edges.iter().enumerate() {
             if edge.role.is_entry() {
-                let entry = Entry::at(graph, edge.child, Some((parent, position)));
-                edges.push(((parent, position), entry));
+                let own = Cut { edge: Some((parent, position)), ..Cut::default() };
+                edges.push(((parent, position), at(edge.child, own)));
             }
         }
     }
@@ -466,8 +446,8 @@ impl Graph {
             nodes: self.nodes.iter().map(node).collect(),
             drives: self.drives.iter().map(drive).collect(),
             bitmaps: self.bitmaps.iter().map(bitmap).collect(),
-            gates: self.gates.clone(),
-            above: self.above.clone(),
+            views: Arc::clone(&self.views),
+            origins: self.origins.clone(),
         }
     }
 }

@@ -11,7 +11,8 @@ use std::task::{Poll, Waker};
 use arc_swap::ArcSwap;
 
 use super::build::BitmapDecl;
-use super::gate::Gate;
+use super::gate::Closed;
+use super::origin::Origin;
 use super::snapshot::{BitmapScope, Graph};
 use crate::bitmap::Bitmap;
 use crate::error::{Error, ErrorKind, Result};
@@ -90,20 +91,10 @@ impl GraphCell {
     ) -> Result<T> {
         let _writer = self.writer.lock().await;
         let graph = self.load();
-        let gates = gates_above(&graph, scope);
-        let deadline = turn_now() + DRAIN_TIME;
-        let mut closed = Vec::with_capacity(gates.len());
-        for gate in &gates {
-            closed.push(gate.close());
-            if until(deadline, gate.drained()).await.is_none() {
-                let message = format!(
-                    "{} requests have not ended in {} s: nothing was changed",
-                    gate.in_flight(),
-                    DRAIN_TIME.as_secs()
-                );
-                return Err(Error::new(ErrorKind::TimedOut, message));
-            }
-        }
+        let class = graph.scope_node(scope).map(|node| graph.nodes[node].class);
+        let origins = class.map_or_else(Vec::new, |class| graph.origins_changing(class));
+        let origins: Vec<&Origin> = origins.into_iter().map(|at| &*graph.origins[at]).collect();
+        let closed = close(&origins).await?;
         let (value, next) = f(&graph)?;
         if let Some(next) = next {
             self.publish(next);
@@ -112,19 +103,34 @@ impl GraphCell {
         Ok(value)
     }
 
-    /// Waits for a moment without requests in flight, class by class from above, at most until the
-    /// drain deadline; returns whether it came. For a shutdown, once exports make no more requests.
+    /// Waits for a moment without requests in flight, at most until the drain deadline; returns whether
+    /// it came. For a shutdown, once exports make no more requests.
     pub async fn settle(&self) -> bool {
         let graph = self.load();
-        let deadline = turn_now() + DRAIN_TIME;
-        for gate in graph.gates.iter().rev() {
-            let _closed = gate.close();
-            if until(deadline, gate.drained()).await.is_none() {
-                return false;
-            }
-        }
-        true
+        let origins: Vec<&Origin> = graph.origins.iter().map(|origin| &**origin).collect();
+        close(&origins).await.is_ok()
     }
+}
+
+/// Closes the gates of `origins`, all at once, and waits until nothing is behind them.
+///
+/// # Errors
+/// `ETIMEDOUT`, with who has not ended; the gates are open again.
+async fn close<'a>(origins: &[&'a Origin]) -> Result<Vec<Closed<'a>>> {
+    let deadline = turn_now() + DRAIN_TIME;
+    let closed: Vec<Closed<'a>> = origins.iter().map(|origin| origin.gate.close()).collect();
+    for origin in origins {
+        if until(deadline, origin.gate.drained()).await.is_none() {
+            let message = format!(
+                "{} requests of drive `{}` have not ended in {} s: nothing was changed",
+                origin.gate.in_flight(),
+                origin.name,
+                DRAIN_TIME.as_secs()
+            );
+            return Err(Error::new(ErrorKind::TimedOut, message));
+        }
+    }
+    Ok(closed)
 }
 
 fn find<'a>(graph: &'a Graph, scope: &BitmapScope, name: &str) -> Result<&'a Arc<Bitmap>> {
@@ -135,31 +141,6 @@ fn find<'a>(graph: &'a Graph, scope: &BitmapScope, name: &str) -> Result<&'a Arc
         };
         Error::new(ErrorKind::NotFound, format!("{place} has no bitmap `{name}`"))
     })
-}
-
-/// Gates to close so that no change of the scope's view is in flight: its class's, and those of every
-/// class whose requests enter it through storage edges. Uppermost first: a request behind an upper gate
-/// may still have to pass a lower one.
-fn gates_above(graph: &Graph, scope: &BitmapScope) -> Vec<Arc<Gate>> {
-    let Some(node) = graph.scope_node(scope) else { return Vec::new() };
-    let mut classes = vec![graph.nodes[node].class];
-    let mut next = 0;
-    while let Some(below) = classes.get(next).copied() {
-        next += 1;
-        for parent in &graph.nodes {
-            let enters = parent
-                .edges
-                .iter()
-                .any(|edge| edge.role.is_entry() && graph.nodes[edge.child].class == below);
-            if enters && !classes.contains(&parent.class) {
-                classes.push(parent.class);
-            }
-        }
-    }
-    // Children come before parents in the node order, so a class's first node orders classes too.
-    let position = |class: &usize| graph.nodes.iter().position(|node| node.class == *class);
-    classes.sort_by_key(|class| std::cmp::Reverse(position(class)));
-    classes.into_iter().map(|class| Arc::clone(&graph.gates[class])).collect()
 }
 
 /// Lets one writer in at a time, in the order of asking as far as wakers keep it.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::admit::admit;
 use super::align;
 use super::cell::LocalGraph;
+use super::detach::ToTheEnd;
 use super::edge::EdgeRef;
 use super::op::{Op, OpKind};
 use crate::error::{Error, ErrorKind, Result};
@@ -47,11 +48,12 @@ impl LocalDrive {
     ) -> Result<T> {
         loop {
             let graph = self.graph.current();
-            let edge = graph.drives[self.index].medium()?;
-            let edge = EdgeRef { graph: &graph, edge, worker: self.graph.worker() };
             let is_current = || self.graph.is_current(&graph);
-            let admitted = admit(edge.edge, edge.node(), &op, edge.worker, is_current).await?;
-            let Some(_admitted) = admitted else { continue };
+            let worker = self.graph.worker();
+            let request = admit(&graph, self.index, &op, worker, is_current).await?;
+            let Some(request) = request else { continue };
+            let edge = graph.drives[self.index].medium()?;
+            let edge = EdgeRef { graph: request.graph(), request: &request, edge };
             edge.begin_admitted(&op);
             return edge.settle(call(edge).await);
         }
@@ -67,33 +69,55 @@ impl LocalDrive {
         self.run(op, |edge| edge.read_admitted(offset, buf)).await
     }
 
-    /// Writes `buf` at `offset`.
+    /// Writes `buf` at `offset`. Once begun it is finished, also if its future is dropped.
     ///
     /// # Errors
     /// `ENOSPC` past the end, `EINVAL` above 64 MiB, `EPERM` or `EROFS`; the nodes'.
     pub async fn write(&self, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        let drive = self.clone();
+        ToTheEnd::new(async move { drive.write_in_task(offset, buf, flags).await }).await
+    }
+
+    /// [`LocalDrive::write`] for a caller that nobody drops before its end: spares a box.
+    pub(crate) async fn write_in_task(
+        &self,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> Result<()> {
         check_transfer(buf.len())?;
         let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
         self.run(op, |edge| edge.write_admitted(offset, buf, flags)).await
     }
 
-    /// Makes a range read as zeros.
+    /// Makes a range read as zeros. Once begun it is finished, like a write.
     ///
     /// # Errors
     /// As [`LocalDrive::write`]; `ENOTSUP` when `flags.fast` and only writing data would do.
     pub async fn zero(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
-        let op = Op { kind: OpKind::Zero, offset, len };
-        self.run(op, |edge| Box::pin(async move { edge.zero_with_fua(offset, len, flags).await }))
-            .await
+        let (drive, op) = (self.clone(), Op { kind: OpKind::Zero, offset, len });
+        ToTheEnd::new(async move {
+            drive
+                .run(op, |edge| {
+                    Box::pin(async move { edge.zero_with_fua(offset, len, flags).await })
+                })
+                .await
+        })
+        .await
     }
 
-    /// Tells that a range is not needed: advisory.
+    /// Tells that a range is not needed: advisory. Once begun it is finished, like a write.
     ///
     /// # Errors
     /// As [`LocalDrive::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        let op = Op { kind: OpKind::Discard, offset, len };
-        self.run(op, |edge| Box::pin(async move { edge.discard_child(offset, len).await })).await
+        let (drive, op) = (self.clone(), Op { kind: OpKind::Discard, offset, len });
+        ToTheEnd::new(async move {
+            drive
+                .run(op, |edge| Box::pin(async move { edge.discard_child(offset, len).await }))
+                .await
+        })
+        .await
     }
 
     /// Makes completed writes durable.

@@ -7,9 +7,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::admit::{Admitted, admit};
+use super::admit::{check, mark};
 use super::align;
 use super::op::{Op, OpKind};
+use super::origin::Request;
 use super::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
@@ -20,8 +21,8 @@ use crate::node::{Extent, NodeFuture, Support, WriteFlags};
 #[derive(Clone, Copy)]
 pub struct EdgeRef<'g> {
     pub(super) graph: &'g Graph,
+    pub(super) request: &'g Request,
     pub(super) edge: &'g Edge,
-    pub(super) worker: usize,
 }
 
 /// A read or write under way. What fits the driver goes to it without a future in between.
@@ -48,7 +49,7 @@ impl<'g> EdgeRef<'g> {
     }
 
     pub(super) fn cx(&self) -> Cx<'g> {
-        Cx { graph: self.graph, node: self.edge.child, worker: self.worker }
+        Cx { graph: self.graph, request: self.request, node: self.edge.child }
     }
 
     /// Fills `buf` from `offset`.
@@ -58,11 +59,11 @@ impl<'g> EdgeRef<'g> {
     pub fn read(self, offset: u64, buf: BufMut) -> EdgeCall<'g, BufMut> {
         let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
         if self.is_plain(&op) {
-            self.edge.counters.begin(self.worker, &op);
+            self.edge.counters.begin(self.request.worker(), &op);
             return EdgeCall { edge: self, call: self.read_admitted(offset, buf) };
         }
         let call = Box::pin(async move {
-            let _admitted = self.begin(&op).await?;
+            self.begin(&op)?;
             align::read(self, offset, buf).await
         });
         EdgeCall { edge: self, call }
@@ -75,11 +76,11 @@ impl<'g> EdgeRef<'g> {
     pub fn write(self, offset: u64, buf: Buf, flags: WriteFlags) -> EdgeCall<'g, ()> {
         let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
         if self.is_plain(&op) {
-            self.edge.counters.begin(self.worker, &op);
+            self.edge.counters.begin(self.request.worker(), &op);
             return EdgeCall { edge: self, call: self.write_admitted(offset, buf, flags) };
         }
         let call = Box::pin(async move {
-            let _admitted = self.begin(&op).await?;
+            self.begin(&op)?;
             self.write_with_fua(offset, buf, flags).await
         });
         EdgeCall { edge: self, call }
@@ -129,7 +130,7 @@ impl<'g> EdgeRef<'g> {
     /// As [`EdgeRef::write`]; `ENOTSUP` when `flags.fast` and only writing data would do.
     pub async fn zero(self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
         let op = Op { kind: OpKind::Zero, offset, len };
-        let _admitted = self.begin(&op).await?;
+        self.begin(&op)?;
         self.settle(self.zero_with_fua(offset, len, flags).await)
     }
 
@@ -139,7 +140,7 @@ impl<'g> EdgeRef<'g> {
     /// As [`EdgeRef::write`].
     pub async fn discard(self, offset: u64, len: u64) -> Result<()> {
         let op = Op { kind: OpKind::Discard, offset, len };
-        let _admitted = self.begin(&op).await?;
+        self.begin(&op)?;
         self.settle(self.discard_child(offset, len).await)
     }
 
@@ -149,7 +150,7 @@ impl<'g> EdgeRef<'g> {
     /// The driver's.
     pub async fn flush(self) -> Result<()> {
         let op = Op { kind: OpKind::Flush, offset: 0, len: 0 };
-        let _admitted = self.begin(&op).await?;
+        self.begin(&op)?;
         self.settle(self.flush_child().await)
     }
 
@@ -159,7 +160,7 @@ impl<'g> EdgeRef<'g> {
     /// `EINVAL` past the end; the driver's; `EIO` when the driver's answer does not cover `offset`.
     pub async fn block_status(self, offset: u64, len: u64) -> Result<Vec<Extent>> {
         let op = Op { kind: OpKind::Status, offset, len };
-        let _admitted = self.begin(&op).await?;
+        self.begin(&op)?;
         if len == 0 {
             return Ok(Vec::new());
         }
@@ -167,31 +168,30 @@ impl<'g> EdgeRef<'g> {
     }
 
     /// What comes before every call: admission where changes enter, else the range check; counting.
-    async fn begin(&self, op: &Op) -> Result<Option<Admitted<'g>>> {
+    fn begin(&self, op: &Op) -> Result<()> {
         let child = self.node();
-        let admitted = if self.edge.entry.is_some() {
-            // A writer that replaces a snapshot drains storage edges from above: it is current.
-            admit(self.edge, child, op, self.worker, || true).await?
+        if self.edge.entry.is_some() {
+            check(self.edge, child, op)?;
+            mark(self.edge, op);
         } else {
             op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
             if op.kind.is_change() && !self.edge.role.forwards_changes() {
                 let message = format!("its user's edge `{}` only reads", self.edge.name);
                 return Err(Error::new(ErrorKind::NotPermitted, message).at_node(&child.name));
             }
-            None
-        };
-        self.edge.counters.begin(self.worker, op);
-        Ok(admitted)
+        }
+        self.edge.counters.begin(self.request.worker(), op);
+        Ok(())
     }
 
     /// Calls of a drive, which has been admitted by itself: counts and goes on.
     pub(super) fn begin_admitted(&self, op: &Op) {
-        self.edge.counters.begin(self.worker, op);
+        self.edge.counters.begin(self.request.worker(), op);
     }
 
     pub(super) fn settle<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| {
-            self.edge.counters.failed(self.worker);
+            self.edge.counters.failed(self.request.worker());
             error.at_node(&self.node().name)
         })
     }

@@ -1,4 +1,4 @@
-//! The gate of a class: counts what is in flight and can be closed.
+//! The gate of an origin: counts what is in flight and can be closed.
 //!
 //! Entering costs one atomic add on a line that belongs to the worker. Whoever needs a moment with
 //! nothing in flight closes the gate, waits for the counts to reach zero, does its work, and opens it.
@@ -49,12 +49,6 @@ impl Waiters {
     }
 }
 
-/// A request's presence behind the gate; ends when dropped.
-pub(super) struct Pass<'a> {
-    gate: &'a Gate,
-    worker: usize,
-}
-
 /// Holds a gate closed; opens it when dropped.
 pub(super) struct Closed<'a>(&'a Gate);
 
@@ -69,25 +63,36 @@ impl Gate {
         }
     }
 
-    /// Passes unless the gate is closed.
+    /// Enters unless the gate is closed; returns whether it did. Whoever did leaves once.
     #[inline]
-    pub(super) fn try_enter(&self, worker: usize) -> Option<Pass<'_>> {
+    pub(super) fn try_enter(&self, worker: usize) -> bool {
         self.in_flight[worker].fetch_add(1, Ordering::SeqCst);
-        let pass = Pass { gate: self, worker };
-        // On a closed gate dropping `pass` takes the count back.
-        (self.closed.load(Ordering::SeqCst) == 0).then_some(pass)
+        if self.closed.load(Ordering::SeqCst) == 0 {
+            return true;
+        }
+        self.leave(worker);
+        false
     }
 
-    /// Passes as soon as the gate is open.
-    pub(super) async fn enter(&self, worker: usize) -> Pass<'_> {
-        if let Some(pass) = self.try_enter(worker) {
-            return pass;
-        }
+    /// Enters as soon as the gate is open.
+    pub(super) async fn enter(&self, worker: usize) {
         poll_fn(|cx| {
+            if self.try_enter(worker) {
+                return Poll::Ready(());
+            }
             self.entrants.register(cx);
-            self.try_enter(worker).map_or(Poll::Pending, Poll::Ready)
+            if self.try_enter(worker) { Poll::Ready(()) } else { Poll::Pending }
         })
-        .await
+        .await;
+    }
+
+    /// Ends a presence behind the gate.
+    #[inline]
+    pub(super) fn leave(&self, worker: usize) {
+        self.in_flight[worker].fetch_sub(1, Ordering::SeqCst);
+        if self.closed.load(Ordering::SeqCst) != 0 {
+            self.drainers.wake();
+        }
     }
 
     /// Closes the gate; those behind it may finish.
@@ -122,16 +127,6 @@ impl Gate {
             if self.in_flight() == 0 { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-    }
-}
-
-impl Drop for Pass<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        self.gate.in_flight[self.worker].fetch_sub(1, Ordering::SeqCst);
-        if self.gate.closed.load(Ordering::SeqCst) != 0 {
-            self.gate.drainers.wake();
-        }
     }
 }
 

@@ -9,30 +9,35 @@
 //!             → Node driver
 //! ```
 //!
-//! A change enters at a drive's root edge or at a storage edge (a driver changing its container). There,
-//! and only there, it passes a `gate` and marks every dirty bitmap of every view it affects, before it
-//! is issued. Which bitmaps those are is computed with the snapshot (`affected`).
+//! A request begins at a drive, whose `origin` has a gate: behind it stands the request with all that it
+//! causes. A change enters at a drive's root edge or at a storage edge (a driver changing its container).
+//! There, and only there, it marks every dirty bitmap of every view it affects, before it is issued. What
+//! it affects is one closure over the classes of the snapshot (`class`, `affected`).
 //!
 //! **Invariant**: nothing but [`EdgeRef`] calls a driver.
 //!
 //! **Invariant**: a snapshot never changes. One writer builds the next one (`build`), closes the gates of
-//! what it touches, waits until nothing is in flight there, publishes it, and opens them (`cell`).
+//! those who reach what it touches, waits until nothing is in flight there, publishes it, and opens them (`cell`).
 
 mod admit;
 mod affected;
 mod align;
 mod build;
 mod cell;
+mod class;
 mod counters;
+mod detach;
 mod drive;
 mod edge;
 mod gate;
 mod op;
+mod origin;
 mod permission;
 mod snapshot;
 
 pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
 pub use cell::{GraphCell, LocalGraph, Snapshot};
+pub use class::Class;
 pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;

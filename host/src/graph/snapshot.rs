@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::affected::Entry;
+use super::affected::Marks;
 use super::align::Serializer;
+use super::class::{Class, Cut, Views};
 use super::counters::Counters;
 use super::edge::EdgeRef;
-use super::gate::Gate;
+use super::origin::{Origin, Request};
 use super::permission::{PermissionSet, Role};
 use crate::bitmap::Bitmap;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,8 +21,8 @@ pub struct Edge {
     pub(super) uses: PermissionSet,
     pub(super) shares: PermissionSet,
     pub(super) counters: Arc<Counters>,
-    /// Present where changes enter: at drives and storage edges.
-    pub(super) entry: Option<Entry>,
+    /// Present where changes enter: at drives, storage and target edges.
+    pub(super) entry: Option<Marks>,
 }
 
 impl Edge {
@@ -62,7 +63,7 @@ pub struct GraphNode {
     pub(super) driver: Arc<dyn Node>,
     pub(super) info: NodeInfo,
     pub(super) edges: Box<[Edge]>,
-    pub(super) class: usize,
+    pub(super) class: Class,
     /// Keeps read-modify-write cycles apart, where alignment can call for them.
     pub(super) serializer: Option<Arc<Serializer>>,
 }
@@ -88,8 +89,8 @@ impl GraphNode {
         &self.edges
     }
 
-    /// Number of its class: nodes with one number show one view.
-    pub fn class(&self) -> usize {
+    /// Its class: nodes of one class show one view.
+    pub fn class(&self) -> Class {
         self.class
     }
 }
@@ -148,10 +149,9 @@ pub struct Graph {
     pub(super) nodes: Vec<GraphNode>,
     pub(super) drives: Vec<GraphDrive>,
     pub(super) bitmaps: Vec<ScopedBitmap>,
-    /// By class.
-    pub(super) gates: Vec<Arc<Gate>>,
-    /// By class: itself and every class from which requests reach it.
-    pub(super) above: Vec<Box<[usize]>>,
+    pub(super) views: Arc<Views>,
+    /// One for each drive, by its index.
+    pub(super) origins: Vec<Arc<Origin>>,
 }
 
 impl Graph {
@@ -204,6 +204,24 @@ impl Graph {
             .map(|(_, bitmap)| bitmap)
     }
 
+    /// The origins whose requests may change the view of `class`: those that can come to a place from
+    /// which a change is seen there.
+    pub(super) fn origins_changing(&self, class: Class) -> Vec<usize> {
+        let changes = |from| {
+            let reached = self.views.reached(from, Cut::default());
+            reached.ranged.contains(&class) || reached.whole.contains(&class)
+        };
+        let mut comes = vec![false; self.nodes.len()];
+        for (at, node) in self.nodes.iter().enumerate() {
+            // Children come before parents.
+            let below = node.edges.iter().any(|edge| comes[edge.child]);
+            comes[at] = below || changes(node.class);
+        }
+        let drives = self.drives.iter().enumerate();
+        let come = drives.filter(|(_, drive)| drive.root().is_some_and(|root| comes[root.child]));
+        come.map(|(index, _)| index).collect()
+    }
+
     /// The node whose view a scope is; `None` for a drive without medium or an unknown name.
     pub(super) fn scope_node(&self, scope: &BitmapScope) -> Option<usize> {
         match scope {
@@ -220,8 +238,9 @@ impl Graph {
 #[derive(Clone, Copy)]
 pub struct Cx<'g> {
     pub(super) graph: &'g Graph,
+    /// The request on whose behalf the driver is called.
+    pub(super) request: &'g Request,
     pub(super) node: usize,
-    pub(super) worker: usize,
 }
 
 impl<'g> Cx<'g> {
@@ -235,15 +254,13 @@ impl<'g> Cx<'g> {
             let message = format!("it has no child number {index}");
             return Err(Error::new(ErrorKind::NotFound, message).at_node(&node.name));
         };
-        Ok(EdgeRef { graph: self.graph, edge, worker: self.worker })
+        Ok(EdgeRef { graph: self.graph, request: self.request, edge })
     }
 
     /// Whether the node is being drained; if not, the task is woken when that begins. Whoever holds a
     /// request back asks, and lets it go.
     pub fn poll_drained(&self, cx: &std::task::Context<'_>) -> bool {
-        // A request held here is behind the gates of the classes above as well.
-        let above = &self.graph.above[self.graph.nodes[self.node].class];
-        above.iter().any(|class| self.graph.gates[*class].poll_closed(cx))
+        self.request.gate().poll_closed(cx)
     }
 
     /// The node's name.
@@ -253,6 +270,6 @@ impl<'g> Cx<'g> {
 
     /// Number of the worker that runs the call.
     pub fn worker(&self) -> usize {
-        self.worker
+        self.request.worker()
     }
 }

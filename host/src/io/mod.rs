@@ -57,11 +57,11 @@ pub use task::LocalFuture;
 pub use ticker::Ticker;
 pub use time::Time;
 pub(crate) use time::thread_time;
-pub(crate) use worker::is_more_to_come;
 pub use worker::{
     Local, Plug, TurnHook, WorkerHandle, WorkerOptions, Workers, current, plug, run_on_thread,
     sleep_until, spawn, spawn_boxed, turn_now, until,
 };
+pub(crate) use worker::{is_more_to_come, is_on_worker};
 
 pub(crate) use buf::trim_pool;
 

@@ -130,6 +130,11 @@ pub fn current() -> Option<Rc<Local>> {
     CURRENT.with(|current| current.borrow().clone())
 }
 
+/// Whether the current thread is a worker.
+pub(crate) fn is_on_worker() -> bool {
+    CURRENT.with(|current| current.borrow().is_some())
+}
+
 fn expect_current() -> Rc<Local> {
     let Some(local) = current() else {
         panic!("this must run on a worker: use WorkerHandle::post")

@@ -71,7 +71,7 @@ async fn run_plain(this: &Transmission, request: &Request, payload: Option<Buf>)
             let Some(payload) = payload else {
                 return Err(Error::new(ErrorKind::Invalid, "a write without data"));
             };
-            this.drive.write(offset, payload, flags(fua)).await
+            this.drive.write_in_task(offset, payload, flags(fua)).await
         }
         Request::WriteZeroes { offset, len_bytes, fua, no_hole, fast_zero } => {
             let flags = WriteFlags { fua, no_unmap: no_hole, fast: fast_zero };
