@@ -30,6 +30,7 @@ mod detach;
 mod drive;
 mod edge;
 mod gate;
+mod guard;
 mod op;
 mod origin;
 mod permission;

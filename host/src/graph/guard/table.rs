@@ -1,0 +1,339 @@
+//! The table: every decision, taken under its locks. Nothing here waits for more than a lock.
+
+use std::ops::Range;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
+
+use crossbeam::utils::CachePadded;
+
+use super::queue::{Queue, Wanted};
+use super::shard::{Guard, Operation, Shard, Watch};
+use super::sync::{Mutex, MutexGuard};
+use super::{By, FlightKey, OpId, SourceRange, SourceSet, Stale, Want, WatchKey};
+use crate::limits::{GUARDS_MAX, WATCHES_MAX};
+
+/// Who does not wait in the queue is behind all that do.
+const LAST: u64 = u64::MAX;
+
+/// The range guards of one host. See the module for the order of its locks.
+pub(crate) struct Guards {
+    queue: Mutex<Queue>,
+    /// One a worker.
+    shards: Box<[CachePadded<Mutex<Shard>>]>,
+    next_watch: AtomicU64,
+}
+
+/// All shards, locked.
+type AllShards<'a> = Vec<MutexGuard<'a, Shard>>;
+
+/// A place in the queue; given back by [`Guards::forget`] unless it was granted.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "what waits stops what comes after it"]
+pub(crate) struct Ticket(u64);
+
+/// What became of an operation's want.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Acquire {
+    Granted(OpId),
+    Queued(Ticket),
+}
+
+/// [`GUARDS_MAX`] or [`WATCHES_MAX`] is reached: an operation fails with `EAGAIN`, a read goes on
+/// without provenance.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+impl Guards {
+    /// A table for a host of so many workers.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            queue: Mutex::default(),
+            shards: (0..workers).map(|_| CachePadded::default()).collect(),
+            next_watch: AtomicU64::new(0),
+        }
+    }
+
+    /// A change enters `sources` at `range` and stales what it touches, unless a guard stops it: then
+    /// it must [`Self::park`]. What enters no source needs no entry here.
+    #[inline]
+    pub(crate) fn try_enter(
+        &self,
+        worker: usize,
+        sources: &SourceSet,
+        range: &Range<u64>,
+        by: By<'_>,
+    ) -> Option<FlightKey> {
+        self.shard(worker).enter(sources, range, by, LAST)
+    }
+
+    /// A change ends: completed, whatever its result.
+    #[inline]
+    pub(crate) fn leave(&self, worker: usize, key: FlightKey) {
+        // The shard is unlocked before the queue is locked.
+        let left = self.shard(worker).leave(key);
+        if let Some((flight, true)) = left {
+            self.wake(|what| what.waits_for(&flight.sources, &flight.range));
+        }
+    }
+
+    /// A change that was stopped takes a place in the queue; it then asks [`Self::try_grant_entry`].
+    pub(crate) fn park(&self, worker: usize, sources: SourceSet, range: Range<u64>) -> Ticket {
+        let mut queue = self.queue();
+        self.shard(worker).waiting += 1;
+        Ticket(queue.push(worker, Wanted::Entry { sources, range }))
+    }
+
+    /// Lets a parked change in; else `waker` is woken when it is worth asking again.
+    pub(crate) fn try_grant_entry(
+        &self,
+        ticket: &Ticket,
+        by: By<'_>,
+        waker: &Waker,
+    ) -> Option<FlightKey> {
+        let mut queue = self.queue();
+        let waiting = queue.get(ticket.0)?;
+        let Wanted::Entry { sources, range } = &waiting.what else { return None };
+        let mut shard = self.shard(waiting.worker);
+        let Some(key) = shard.enter(sources, range, by, ticket.0) else {
+            let replaced = queue.keep_waker(ticket.0, waker);
+            drop((shard, queue));
+            drop(replaced);
+            return None;
+        };
+        shard.waiting -= 1;
+        let granted = queue.remove(ticket.0);
+        drop((shard, queue));
+        drop(granted);
+        Some(key)
+    }
+
+    /// Grants an operation all it wants, or queues it for all of it.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub(crate) fn try_acquire(
+        &self,
+        worker: usize,
+        want: Want,
+        by: By<'_>,
+    ) -> Result<Acquire, Full> {
+        let mut queue = self.queue();
+        let mut shards = self.all_shards();
+        let granted: usize = shards.iter().map(|shard| shard.operations.len()).sum();
+        if granted + queue.operations() >= GUARDS_MAX {
+            return Err(Full);
+        }
+        let op = queue.new_op();
+        let must_wait = is_held(&shards, &want, by)
+            || (!by.is_nested() && queue.is_behind_another(&want, LAST));
+        let place = want.exclusive.clone();
+        let ticket = if must_wait {
+            shards[worker].waiting += 1;
+            queue.push(worker, Wanted::Operation { op, want })
+        } else {
+            shards[worker].operations.push(Operation { op, want, issued: false });
+            LAST
+        };
+        if let Some(place) = place {
+            for shard in &mut shards {
+                let place = place.clone();
+                let granted = !must_wait;
+                shard.guards.push(Guard { op, place, ticket, granted, spoiled: false });
+            }
+        }
+        Ok(if must_wait { Acquire::Queued(Ticket(ticket)) } else { Acquire::Granted(op) })
+    }
+
+    /// Grants a queued operation what it wants; else `waker` is woken when it is worth asking again.
+    pub(crate) fn try_grant(&self, ticket: &Ticket, by: By<'_>, waker: &Waker) -> Option<OpId> {
+        let mut queue = self.queue();
+        let mut shards = self.all_shards();
+        let Wanted::Operation { op, want } = &queue.get(ticket.0)?.what else { return None };
+        let op = *op;
+        let is_behind = !by.is_nested() && queue.is_behind_another(want, ticket.0);
+        if is_behind || is_held(&shards, want, by) {
+            let replaced = queue.keep_waker(ticket.0, waker);
+            drop((shards, queue));
+            drop(replaced);
+            return None;
+        }
+        let waiting = queue.remove(ticket.0)?;
+        for guard in shards.iter_mut().filter_map(|shard| shard.guard_of(op)) {
+            guard.granted = true;
+        }
+        let shard = &mut shards[waiting.worker];
+        shard.waiting -= 1;
+        if let Wanted::Operation { want, .. } = waiting.what {
+            shard.operations.push(Operation { op, want, issued: false });
+        }
+        Some(op)
+    }
+
+    /// Takes what waits out of the queue, and wakes what waited behind it.
+    pub(crate) fn forget(&self, ticket: Ticket) {
+        let mut queue = self.queue();
+        let Some(forgotten) = queue.remove(ticket.0) else { return };
+        let wakers = match &forgotten.what {
+            Wanted::Entry { .. } => {
+                self.shard(forgotten.worker).waiting -= 1;
+                queue.take_wakers(|what| match what {
+                    Wanted::Operation { want, .. } => forgotten.what.conflicts(want),
+                    Wanted::Entry { .. } => false,
+                })
+            }
+            Wanted::Operation { op, want } => {
+                let mut shards = self.all_shards();
+                shards[forgotten.worker].waiting -= 1;
+                for shard in &mut shards {
+                    shard.guards.retain(|guard| guard.op != *op);
+                }
+                drop(shards);
+                queue.take_wakers(|what| what.conflicts(want))
+            }
+        };
+        drop(queue);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// The operation is about to write. From now on only [`Self::release`] ends it. `false`: what it
+    /// has read may have changed since it was granted; nothing may be written.
+    #[must_use = "a stale operation must not write"]
+    pub(crate) fn issue(&self, op: OpId) -> bool {
+        let mut shards = self.all_shards();
+        if shards.iter().any(|shard| shard.is_spoiled(op)) {
+            return false;
+        }
+        let mut operations = shards.iter_mut().flat_map(|shard| &mut shard.operations);
+        let Some(operation) = operations.find(|operation| operation.op == op) else {
+            return false;
+        };
+        operation.issued = true;
+        let (sources, range) = (operation.want.shared.clone(), operation.want.range.clone());
+        for shard in &mut shards {
+            shard.touch(&sources, &range, Some(op));
+        }
+        true
+    }
+
+    /// The operation's write has succeeded. `false`: its proof is void, because something that it
+    /// let pass touched its guard; else `intact` runs before anything can touch it. It must be short.
+    #[must_use = "a void proof must be marked"]
+    pub(crate) fn settle(&self, op: OpId, intact: impl FnOnce()) -> bool {
+        let shards = self.all_shards();
+        let is_intact = !shards.iter().any(|shard| shard.is_spoiled(op));
+        if is_intact {
+            intact();
+        }
+        is_intact
+    }
+
+    /// The operation gives back all it holds; what waited for it is woken.
+    pub(crate) fn release(&self, op: OpId) {
+        let mut shards = self.all_shards();
+        let mut released = None;
+        for shard in &mut shards {
+            shard.guards.retain(|guard| guard.op != op);
+            if let Some(index) = shard.operations.iter().position(|other| other.op == op) {
+                released = Some(shard.operations.swap_remove(index));
+            }
+        }
+        // Who waits has counted itself before it last looked at what this operation held.
+        let is_anybody_waiting = shards.iter().any(|shard| shard.waiting > 0);
+        drop(shards);
+        debug_assert!(released.is_some(), "an operation is released once");
+        if let (Some(Operation { want, .. }), true) = (released, is_anybody_waiting) {
+            self.wake(|what| what.conflicts(&want) || what.waits_for(&want.exempt, &want.range));
+        }
+    }
+
+    /// Watches a place: from now on every change that touches it stales the watch, and one that is in
+    /// flight there has staled it already. To be called before the read is issued.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub(crate) fn watch(&self, place: &SourceRange, stale: Stale) -> Result<WatchKey, Full> {
+        let mut shards = self.all_shards();
+        if shards.iter().any(|shard| shard.watches.len() >= WATCHES_MAX) {
+            return Err(Full);
+        }
+        for shard in &shards {
+            for (_, flight) in &shard.flights {
+                if flight.sources.touch(&flight.range, place) {
+                    stale.touched(place, &flight.sources, &flight.range);
+                }
+            }
+            // What is granted but not issued touches the watch when it is issued.
+            for Operation { op, want, .. } in shard.operations.iter().filter(|op| op.issued) {
+                if want.shared.touch(&want.range, place) {
+                    stale.touched(place, &want.shared, &want.range);
+                }
+                if want.exempt.touch(&want.range, place) && is_spoiled(&shards, *op) {
+                    stale.touched(place, &want.exempt, &want.range);
+                }
+            }
+        }
+        let key = WatchKey(self.next_watch.fetch_add(1, Ordering::Relaxed));
+        for shard in &mut shards {
+            let (place, stale) = (place.clone(), stale.clone());
+            shard.watches.push(Watch { key, place, stale });
+        }
+        Ok(key)
+    }
+
+    /// Ends a watch.
+    pub(crate) fn unwatch(&self, key: WatchKey) {
+        for index in 0..self.shards.len() {
+            let mut shard = self.shard(index);
+            let position = shard.watches.iter().position(|watch| watch.key == key);
+            let removed = position.map(|position| shard.watches.swap_remove(position));
+            drop(shard);
+            // A set of granules may be large: it is freed without the lock.
+            drop(removed);
+        }
+    }
+
+    /// Something has touched `sources` at `range` that was no change in flight there, or may have
+    /// touched more than was said: a failed proven write, a change of the graph.
+    pub(crate) fn stale(&self, sources: &SourceSet, range: &Range<u64>) {
+        for index in 0..self.shards.len() {
+            self.shard(index).touch(sources, range, None);
+        }
+    }
+
+    fn wake(&self, concerns: impl Fn(&Wanted) -> bool) {
+        let wakers = self.queue().take_wakers(concerns);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    fn shard(&self, worker: usize) -> MutexGuard<'_, Shard> {
+        self.shards[worker].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all_shards(&self) -> AllShards<'_> {
+        (0..self.shards.len()).map(|index| self.shard(index)).collect()
+    }
+}
+
+/// Whether something granted, other than what caused the operation, stands in its way.
+fn is_held(shards: &AllShards<'_>, want: &Want, by: By<'_>) -> bool {
+    let holds = |Operation { op, want: held, issued }: &Operation| {
+        let is_void = || *issued && is_spoiled(shards, *op);
+        let is_in_the_way =
+            held.conflicts(want) || (want.is_guarded_from(&held.exempt, &held.range) && is_void());
+        is_in_the_way && !by.is_caused_by(*op)
+    };
+    shards.iter().any(|shard| {
+        shard.flights.iter().any(|(_, flight)| want.is_guarded_from(&flight.sources, &flight.range))
+            || shard.operations.iter().any(holds)
+    })
+}
+
+fn is_spoiled(shards: &AllShards<'_>, op: OpId) -> bool {
+    shards.iter().any(|shard| shard.is_spoiled(op))
+}
