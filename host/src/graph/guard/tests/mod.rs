@@ -2,7 +2,10 @@
 //! naive one, `threads` and `explored` look at real and at all schedules, `speed` measures.
 
 mod conflicts;
+mod explored;
+mod model;
 mod speed;
+mod threads;
 mod waiting;
 
 use std::future::Future;
