@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::acting;
 use super::affected::Marks;
-use super::class::{Class, Cut, Edges, Views};
+use super::class::{Class, Cut, Edges, Reached, Views};
 use super::counters::Counters;
+use super::guard::Guards;
 use super::origin::Origin;
 use super::permission::{PermissionSet, Role, Users};
 use super::snapshot::{BitmapScope, Edge, Graph, GraphDrive, GraphNode, ScopedBitmap};
 use crate::bitmap::{Bitmap, BitmapName, BitmapState, Granularity};
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::GRAPH_DEPTH_MAX;
+use crate::limits::{GRAPH_DEPTH_MAX, WORKERS_MAX};
 use crate::node::{Node, NodeInfo};
 
 /// A child of a declared node.
@@ -25,13 +27,16 @@ pub struct ChildDecl {
     pub role: Role,
     /// What the parent may do of its own accord, beyond what its own users pass through it.
     pub grants: PermissionSet,
+    /// The parent's edge for whose view every write of its own accord is proven; without one it may
+    /// write what it likes. Such writes conflict only with users of views that they alter.
+    pub proven_for: Option<String>,
 }
 
 impl ChildDecl {
     /// A filter's child, called `file`.
     pub fn filtered(node: impl Into<String>) -> Self {
         let (name, grants) = ("file".into(), PermissionSet::NONE);
-        Self { name, node: node.into(), role: Role::Filtered, grants }
+        Self { name, node: node.into(), role: Role::Filtered, grants, proven_for: None }
     }
 
     /// A container, called `file`.
@@ -149,14 +154,26 @@ impl GraphDecl {
         let views = Arc::new(assign_classes(&mut nodes)?);
         let origins = drives.iter().map(|drive| Arc::new(Origin::new(Arc::clone(&drive.id))));
         let origins = origins.collect();
-        let mut graph = Graph { generation: 1, nodes, drives, bitmaps: Vec::new(), views, origins };
+        let mut graph = Graph {
+            generation: 1,
+            nodes,
+            drives,
+            bitmaps: Vec::new(),
+            views,
+            origins,
+            sources: Vec::new(),
+            next_source: 0,
+            guards: Arc::new(Guards::new(WORKERS_MAX)),
+        };
         resolve_permissions(&mut graph);
         check_permissions(&graph)?;
+        check_proven(&graph)?;
         for decl in self.bitmaps {
             let bitmap = new_bitmap(&graph, &decl)?;
             graph.bitmaps.push(ScopedBitmap { scope: decl.scope, bitmap });
         }
         set_entries(&mut graph);
+        acting::resolve(&mut graph, None);
         Ok(graph)
     }
 }
@@ -227,15 +244,42 @@ fn visit<'a>(
 
 fn new_edge(name: &str, child: usize, role: Role, uses: PermissionSet) -> Edge {
     let (shares, counters) = (PermissionSet::NONE, Arc::new(Counters::new()));
-    Edge { name: name.into(), child, role, uses, shares, counters, entry: None }
+    Edge {
+        name: name.into(),
+        child,
+        role,
+        uses,
+        shares,
+        counters,
+        entry: None,
+        grants: PermissionSet::NONE,
+        proven_for: None,
+        crossing: None,
+        own: None,
+    }
+}
+
+/// The edge called `view`, for which writes through `child` are to be proven.
+fn view_edge(decl: &NodeDecl, child: &ChildDecl, view: &str) -> Result<usize> {
+    let known = decl.children.iter().position(|other| other.name == view);
+    known.ok_or_else(|| {
+        let message = format!(
+            "its edge `{}` is to be proven for its edge `{view}`, which it does not have",
+            child.name
+        );
+        Error::new(ErrorKind::NotFound, message).at_node(&decl.name)
+    })
 }
 
 fn node(decl: NodeDecl, index: &HashMap<String, usize>, below: &[GraphNode]) -> Result<GraphNode> {
     let edge = |child: &ChildDecl| {
         let at = index.get(&child.node).copied().unwrap_or(usize::MAX);
-        new_edge(&child.name, at, child.role, child.grants)
+        let proven_for = child.proven_for.as_ref();
+        let proven_for = proven_for.map(|view| view_edge(&decl, child, view)).transpose()?;
+        let plain = new_edge(&child.name, at, child.role, PermissionSet::NONE);
+        Ok(Edge { grants: child.grants, proven_for, ..plain })
     };
-    let edges: Box<[Edge]> = decl.children.iter().map(edge).collect();
+    let edges: Box<[Edge]> = decl.children.iter().map(edge).collect::<Result<_>>()?;
     let infos: Vec<NodeInfo> = edges.iter().map(|edge| below[edge.child].info).collect();
     let info = decl.driver.info(&infos).map_err(|error| error.at_node(&decl.name))?;
     let alignment = info.limits.request_alignment;
@@ -256,7 +300,15 @@ fn node(decl: NodeDecl, index: &HashMap<String, usize>, below: &[GraphNode]) -> 
     }
     let serializer = (alignment > 1).then(Arc::default);
     let name = decl.name.into();
-    Ok(GraphNode { name, driver: decl.driver, info, edges, class: Class::default(), serializer })
+    Ok(GraphNode {
+        name,
+        driver: decl.driver,
+        info,
+        edges,
+        class: Class::default(),
+        serializer,
+        origin: None,
+    })
 }
 
 fn drives(decls: Vec<DriveDecl>, index: &HashMap<String, usize>) -> Result<Vec<GraphDrive>> {
@@ -300,8 +352,7 @@ fn resolve_permissions(graph: &mut Graph) {
     for at in (0..graph.nodes.len()).rev() {
         for edge in &mut graph.nodes[at].edges {
             let passed = edge.role.pass(users[at]);
-            // Until now `uses` held the grants.
-            (edge.uses, edge.shares) = (edge.uses.union(passed.uses), passed.shares);
+            (edge.uses, edge.shares) = (edge.grants.union(passed.uses), passed.shares);
             users[edge.child] = users[edge.child].with(edge.uses, edge.shares);
         }
     }
@@ -332,12 +383,38 @@ fn check_permissions(graph: &Graph) -> Result<()> {
             }
             let others = users.iter().enumerate().filter(|(other, _)| *other != at);
             for (_, (other_name, other)) in others {
-                let missing = edge.uses.without(other.shares);
+                let missing = edge.uses_of_all().without(other.shares);
                 if !missing.is_empty() {
                     let message = format!(
                         "{name} (edge `{}`) uses {missing}, which {other_name} (edge `{}`) does not \
                          share: give one of them a node of its own, or make it read-only",
                         edge.name, other.name
+                    );
+                    return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes that are proven for a view conflict with the drives of the views that they alter.
+fn check_proven(graph: &Graph) -> Result<()> {
+    for node in &graph.nodes {
+        for edge in node.edges.iter().filter(|edge| edge.grants.contains(PermissionSet::WRITE)) {
+            let Some(view) = edge.proven_for.map(|from| &node.edges[from]) else { continue };
+            let class = Some(graph.nodes[view.child].class);
+            let target = graph.nodes[edge.child].class;
+            let Reached { ranged, whole } = graph.views.reached(target, Cut { class, edge: None });
+            for drive in &graph.drives {
+                let Some(root) = &drive.root else { continue };
+                let shown = graph.nodes[root.child].class;
+                let is_altered = ranged.contains(&shown) || whole.contains(&shown);
+                if is_altered && !root.shares.contains(PermissionSet::WRITE) {
+                    let message = format!(
+                        "what it writes by its edge `{}` is proven for its edge `{}`, and alters what \
+                         drive `{}` shows: detach that drive, or let it share `w`",
+                        edge.name, view.name, drive.id
                     );
                     return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
                 }
@@ -400,6 +477,8 @@ fn copy_edge(edge: &Edge) -> Edge {
         name: Arc::clone(&edge.name),
         counters: Arc::clone(&edge.counters),
         entry: None,
+        crossing: None,
+        own: None,
         ..*edge
     }
 }
@@ -411,6 +490,7 @@ impl Graph {
         let mut next = self.next();
         next.bitmaps.push(ScopedBitmap { scope: decl.scope, bitmap: Arc::clone(&bitmap) });
         set_entries(&mut next);
+        acting::resolve(&mut next, Some(self));
         Ok((next, bitmap))
     }
 
@@ -419,6 +499,7 @@ impl Graph {
         let mut next = self.next();
         next.bitmaps.retain(|entry| !Arc::ptr_eq(&entry.bitmap, bitmap));
         set_entries(&mut next);
+        acting::resolve(&mut next, Some(self));
         next
     }
 
@@ -431,6 +512,7 @@ impl Graph {
             edges: node.edges.iter().map(copy_edge).collect(),
             class: node.class,
             serializer: node.serializer.clone(),
+            origin: None,
         };
         let drive = |drive: &GraphDrive| GraphDrive {
             id: Arc::clone(&drive.id),
@@ -447,7 +529,11 @@ impl Graph {
             drives: self.drives.iter().map(drive).collect(),
             bitmaps: self.bitmaps.iter().map(bitmap).collect(),
             views: Arc::clone(&self.views),
-            origins: self.origins.clone(),
+            // Those of nodes are found again.
+            origins: self.origins[..self.drives.len()].to_vec(),
+            sources: Vec::new(),
+            next_source: self.next_source,
+            guards: Arc::clone(&self.guards),
         }
     }
 }

@@ -19,6 +19,7 @@
 //! **Invariant**: a snapshot never changes. One writer builds the next one (`build`), closes the gates of
 //! those who reach what it touches, waits until nothing is in flight there, publishes it, and opens them (`cell`).
 
+mod acting;
 mod admit;
 mod affected;
 mod align;
@@ -29,6 +30,7 @@ mod counters;
 mod detach;
 mod drive;
 mod edge;
+mod evidence;
 mod gate;
 mod guard;
 mod op;
@@ -43,6 +45,7 @@ pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
 pub use edge::{EdgeCall, EdgeRef};
+pub use evidence::{Copied, CopyHow, Outcomes, OwnAccord, ProvenBuf};
 pub use op::{Op, OpKind};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};

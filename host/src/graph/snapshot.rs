@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use super::acting::{Own, Source};
 use super::affected::Marks;
 use super::align::Serializer;
 use super::class::{Class, Cut, Views};
 use super::counters::Counters;
 use super::edge::EdgeRef;
+use super::guard::{Guards, SourceSet};
 use super::origin::{Origin, Request};
 use super::permission::{PermissionSet, Role};
 use crate::bitmap::Bitmap;
@@ -23,6 +25,14 @@ pub struct Edge {
     pub(super) counters: Arc<Counters>,
     /// Present where changes enter: at drives, storage and target edges.
     pub(super) entry: Option<Marks>,
+    /// What the parent may do of its own accord.
+    pub(super) grants: PermissionSet,
+    /// The edge of the parent for whose view its own writes are proven, all of them.
+    pub(super) proven_for: Option<usize>,
+    /// Sources that a change enters by it.
+    pub(super) crossing: Option<SourceSet>,
+    /// Present where the parent may write of its own accord.
+    pub(super) own: Option<Own>,
 }
 
 impl Edge {
@@ -46,6 +56,15 @@ impl Edge {
         self.uses
     }
 
+    /// What it uses as far as every other user is concerned: writes proven for a view concern those
+    /// alone whose views they alter.
+    pub(super) fn uses_of_all(&self) -> PermissionSet {
+        match self.proven_for {
+            Some(_) => self.uses.without(self.grants.intersection(PermissionSet::WRITE)),
+            None => self.uses,
+        }
+    }
+
     /// What it lets others use.
     pub fn shares(&self) -> PermissionSet {
         self.shares
@@ -66,6 +85,8 @@ pub struct GraphNode {
     pub(super) class: Class,
     /// Keeps read-modify-write cycles apart, where alignment can call for them.
     pub(super) serializer: Option<Arc<Serializer>>,
+    /// Index of its origin, if it acts of its own accord.
+    pub(super) origin: Option<usize>,
 }
 
 impl GraphNode {
@@ -150,8 +171,12 @@ pub struct Graph {
     pub(super) drives: Vec<GraphDrive>,
     pub(super) bitmaps: Vec<ScopedBitmap>,
     pub(super) views: Arc<Views>,
-    /// One for each drive, by its index.
+    /// One for each drive, by its index; then those of nodes that act of their own accord.
     pub(super) origins: Vec<Arc<Origin>>,
+    pub(super) sources: Vec<Source>,
+    pub(super) next_source: u32,
+    /// Shared by all snapshots of a host.
+    pub(super) guards: Arc<Guards>,
 }
 
 impl Graph {
@@ -218,8 +243,10 @@ impl Graph {
             comes[at] = below || changes(node.class);
         }
         let drives = self.drives.iter().enumerate();
-        let come = drives.filter(|(_, drive)| drive.root().is_some_and(|root| comes[root.child]));
-        come.map(|(index, _)| index).collect()
+        let drives = drives.filter(|(_, drive)| drive.root().is_some_and(|root| comes[root.child]));
+        let acting = self.nodes.iter().zip(comes.iter()).filter(|(_, comes)| **comes);
+        let acting = acting.filter_map(|(node, _)| node.origin);
+        drives.map(|(index, _)| index).chain(acting).collect()
     }
 
     /// The node whose view a scope is; `None` for a drive without medium or an unknown name.
@@ -261,6 +288,12 @@ impl<'g> Cx<'g> {
     /// request back asks, and lets it go.
     pub fn poll_drained(&self, cx: &std::task::Context<'_>) -> bool {
         self.request.gate().poll_closed(cx)
+    }
+
+    /// Whether the request is proven not to alter the view of this node.
+    pub fn is_unchanged(&self) -> bool {
+        let class = self.graph.nodes[self.node].class;
+        self.request.unchanged().is_some_and(|view| self.graph.views.is_at_or_above(class, view))
     }
 
     /// The node's name.

@@ -202,6 +202,7 @@ impl Builder<'_> {
             node: edge.child.clone(),
             role: edge.role,
             grants: PermissionSet::NONE,
+            proven_for: None,
         };
         self.spec.edges_from(parent).map(child).collect()
     }

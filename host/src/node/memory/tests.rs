@@ -427,7 +427,7 @@ fn many_runs_and_long_reads() {
         let base = Arc::new(MemoryNode::new(5 * MIB / 2 + 1, 1).expect("a base"));
         let overlay = Arc::new(MemoryNode::overlay(3 * MIB, 1).expect("an overlay"));
         let bottom = drives(&[(&base, None, DriveUse::Writes)], None);
-        let pattern: Vec<u8> = (0..5 * MIB / 2 + 1).map(|byte| (byte * 31 >> 7) as u8).collect();
+        let pattern: Vec<u8> = (0..5 * MIB / 2 + 1).map(|byte| ((byte * 31) >> 7) as u8).collect();
         write(&bottom[0], 0, &pattern).await;
         let writes = [(&base, None, DriveUse::None), (&overlay, Some(0), DriveUse::Writes)];
         let top = drives(&writes, None);

@@ -1,0 +1,36 @@
+//! Evidence: what lets the host say that a write does not alter certain views.
+//!
+//! A [`ViewProof`](proof) says: *these bytes are what A shows at R, and stay so until this write has
+//! settled.* Writing them at R to N, where A is at or above N, leaves A and everything above it as it was;
+//! so nothing there is marked. Whoever writes does not matter, and what a filter claims is only a
+//! question: the host answers it from what it has seen itself.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `buffer.rs` | bytes with their origin, and the watch since they were read |
+//! | `proof.rs` | the checks that make a proof, and what happens when it turns out void |
+//! | `operations.rs` | copy, read, write, zero of a node's own accord |
+//! | `outcome.rs` | how claims ended, counted |
+//!
+//! # Why a proof cannot be forged, kept or widened
+//!
+//! - It is made in one function, after its checks. Its fields are private to its file, it is not cloned, and it
+//!   borrows the guard that protects it: it ends before the guard does.
+//! - What it exempts comes from the snapshot in which the write is issued, not from the caller.
+//! - The bytes come from [`ProvenBuf`], which only a read of the host's makes, which nobody may write, and
+//!   which goes where it came from: `write` takes no offset.
+//!
+//! A refused claim writes nothing. It is never turned into a plain write: stale bytes would overwrite
+//! newer data.
+
+mod buffer;
+mod operations;
+mod outcome;
+mod proof;
+#[cfg(test)]
+mod tests;
+
+pub use buffer::ProvenBuf;
+pub use operations::{Copied, CopyHow, OwnAccord};
+pub(super) use outcome::OutcomeCounters;
+pub use outcome::Outcomes;
