@@ -474,6 +474,9 @@ fn zeros_of_whole_chunks_hide_the_backing_and_take_no_memory() {
         assert!(bytes.has_memory(0));
         drive.discard(0, 64 * KIB).await.expect("discarded");
         assert!(!bytes.has_memory(0));
+        write(&all[1], 0, &[2]).await;
+        drive.zero(0, 64 * KIB, WriteFlags::NONE).await.expect("zeroed");
+        assert!(!bytes.has_memory(0));
         assert_eq!(read(&all[1], 0, 2).await, [0, 0]);
     });
 }
