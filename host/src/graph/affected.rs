@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::gate::Gate;
 use super::permission::Role;
 use super::snapshot::{BitmapScope, Graph};
-use crate::bitmap::{Bitmap, MarkList};
+use crate::bitmap::MarkList;
 
 /// A place where changes enter the graph.
 pub(super) struct Entry {
@@ -51,7 +51,7 @@ impl Entry {
                 graph.scope_node(scope).is_some_and(|node| wanted(graph.nodes[node].class))
             };
             let bitmaps = graph.bitmaps.iter().filter(|entry| in_scope(&entry.scope));
-            bitmaps.map(|entry| Arc::clone(&entry.bitmap)).collect()
+            bitmaps.filter_map(|entry| entry.bitmap.recording()).collect()
         };
         Self {
             gate: Arc::clone(&graph.gates[class]),
@@ -65,7 +65,7 @@ impl Entry {
     pub(super) fn mark(&self, offset: u64, len: u64) {
         self.ranged.mark(offset, len);
         if !self.whole.is_empty() {
-            self.whole.iter().for_each(|bitmap: &Arc<Bitmap>| bitmap.mark(0, u64::MAX));
+            self.whole.mark(0, u64::MAX);
         }
     }
 }
