@@ -444,7 +444,9 @@ fn new_bitmap(graph: &Graph, decl: &BitmapDecl) -> Result<Arc<Bitmap>> {
     let size = graph.nodes[node].info.size_bytes;
     let state = if decl.enabled { BitmapState::Recording } else { BitmapState::Disabled };
     let bitmap = Bitmap::new(decl.name.clone(), size, decl.granularity, state);
-    bitmap.map(Arc::new).map_err(|error| invalid(format!("bitmap `{name}`: {error}")))
+    bitmap
+        .map(Arc::new)
+        .map_err(|error| Error::new(error.kind(), format!("bitmap `{name}`: {error}")))
 }
 
 /// Computes where changes enter and what they mark.
@@ -498,6 +500,14 @@ impl Graph {
     pub(super) fn without_bitmap(&self, bitmap: &Arc<Bitmap>) -> Self {
         let mut next = self.next();
         next.bitmaps.retain(|entry| !Arc::ptr_eq(&entry.bitmap, bitmap));
+        set_entries(&mut next);
+        acting::resolve(&mut next, Some(self));
+        next
+    }
+
+    /// The next snapshot, which marks what the bitmaps record in now.
+    pub(super) fn with_recording(&self) -> Self {
+        let mut next = self.next();
         set_entries(&mut next);
         acting::resolve(&mut next, Some(self));
         next

@@ -14,7 +14,7 @@ use super::build::BitmapDecl;
 use super::gate::Closed;
 use super::origin::Origin;
 use super::snapshot::{BitmapScope, Graph};
-use crate::bitmap::Bitmap;
+use crate::bitmap::{Bitmap, Change, prepare};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{current, turn_now, until};
 use crate::limits::DRAIN_TIME;
@@ -50,57 +50,71 @@ impl GraphCell {
     /// # Errors
     /// As [`GraphDecl::build`](super::GraphDecl::build); `ETIMEDOUT` when requests do not end.
     pub async fn add_bitmap(&self, decl: BitmapDecl) -> Result<Arc<Bitmap>> {
+        let _writer = self.writer.lock().await;
+        let graph = self.load();
         let scope = decl.scope.clone();
-        self.drained(&scope, |graph| {
-            let (next, bitmap) = graph.with_bitmap(decl)?;
-            Ok((bitmap, Some(next)))
-        })
-        .await
+        let (next, bitmap) = graph.with_bitmap(decl)?;
+        self.drained(&graph, &scope, || self.publish(next)).await?;
+        Ok(bitmap)
     }
 
     /// Takes a bitmap out of the graph; whoever holds it may still read it.
     ///
     /// # Errors
-    /// `ENOENT`; `ETIMEDOUT` when requests do not end.
-    pub async fn remove_bitmap(&self, scope: &BitmapScope, name: &str) -> Result<Arc<Bitmap>> {
-        self.drained(scope, |graph| {
-            let bitmap = Arc::clone(find(graph, scope, name)?);
-            Ok((Arc::clone(&bitmap), Some(graph.without_bitmap(&bitmap))))
-        })
-        .await
-    }
-
-    /// Runs `f` on a bitmap while no change of its view is in flight.
-    ///
-    /// # Errors
-    /// `ENOENT`; `ETIMEDOUT` when requests do not end; what `f` returns.
-    pub async fn with_bitmap<T>(
-        &self,
-        scope: &BitmapScope,
-        name: &str,
-        f: impl FnOnce(&Graph, &Bitmap) -> Result<T>,
-    ) -> Result<T> {
-        self.drained(scope, |graph| Ok((f(graph, find(graph, scope, name)?)?, None))).await
-    }
-
-    /// Runs `f` while nothing that affects the view of `scope` is in flight; publishes what it returns.
-    async fn drained<T>(
-        &self,
-        scope: &BitmapScope,
-        f: impl FnOnce(&Graph) -> Result<(T, Option<Graph>)>,
-    ) -> Result<T> {
+    /// `ENOENT`; `EBUSY` when somebody uses it or it is frozen; `ETIMEDOUT` when requests do not end.
+    pub async fn remove_bitmap(&self, bitmap: &Arc<Bitmap>) -> Result<()> {
         let _writer = self.writer.lock().await;
         let graph = self.load();
+        let scope = scope_of(&graph, bitmap)?;
+        let prepared = prepare(bitmap, &[Change::Remove])?;
+        let next = graph.without_bitmap(bitmap);
+        let publish = || {
+            prepared.fill().commit();
+            self.publish(next);
+        };
+        self.drained(&graph, scope, publish).await
+    }
+
+    /// Makes `changes` of a bitmap, all or none, while no change of its view is in flight.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EEXIST` for a name that is taken; `ETIMEDOUT` when requests do not end; as
+    /// [`BitmapError`](crate::bitmap::BitmapError).
+    pub(crate) async fn change_bitmap(
+        &self,
+        bitmap: &Arc<Bitmap>,
+        changes: &[Change],
+    ) -> Result<()> {
+        let _writer = self.writer.lock().await;
+        let graph = self.load();
+        let scope = scope_of(&graph, bitmap)?;
+        check_new_names(&graph, scope, bitmap, changes)?;
+        let prepared = prepare(bitmap, changes)?;
+        if !prepared.replaces_recording() {
+            prepared.fill().commit();
+            return Ok(());
+        }
+        let publish = || {
+            prepared.fill().commit();
+            self.publish(graph.with_recording());
+        };
+        self.drained(&graph, scope, publish).await
+    }
+
+    /// Runs `publish` while nothing that affects the view of `scope` is in flight. The caller holds
+    /// the writer's lock, and `graph` is the current snapshot.
+    async fn drained(
+        &self,
+        graph: &Graph,
+        scope: &BitmapScope,
+        publish: impl FnOnce(),
+    ) -> Result<()> {
         let class = graph.scope_node(scope).map(|node| graph.nodes[node].class);
         let origins = class.map_or_else(Vec::new, |class| graph.origins_changing(class));
         let origins: Vec<&Origin> = origins.into_iter().map(|at| &*graph.origins[at]).collect();
-        let closed = close(&origins).await?;
-        let (value, next) = f(&graph)?;
-        if let Some(next) = next {
-            self.publish(next);
-        }
-        drop(closed);
-        Ok(value)
+        let _closed = close(&origins).await?;
+        publish();
+        Ok(())
     }
 
     /// Waits for a moment without requests in flight, at most until the drain deadline; returns whether
@@ -133,14 +147,32 @@ async fn close<'a>(origins: &[&'a Origin]) -> Result<Vec<Closed<'a>>> {
     Ok(closed)
 }
 
-fn find<'a>(graph: &'a Graph, scope: &BitmapScope, name: &str) -> Result<&'a Arc<Bitmap>> {
-    graph.find_bitmap(scope, name).ok_or_else(|| {
-        let place = match scope {
-            BitmapScope::Node(node) => format!("node `{node}`"),
-            BitmapScope::Drive(drive) => format!("drive `{drive}`"),
-        };
-        Error::new(ErrorKind::NotFound, format!("{place} has no bitmap `{name}`"))
+/// Where the graph has `bitmap`.
+fn scope_of<'a>(graph: &'a Graph, bitmap: &Arc<Bitmap>) -> Result<&'a BitmapScope> {
+    let mut all = graph.bitmaps();
+    all.find(|(_, other)| Arc::ptr_eq(other, bitmap)).map(|(scope, _)| scope).ok_or_else(|| {
+        let message = format!("bitmap `{}` has been removed", bitmap.name());
+        Error::new(ErrorKind::NotFound, message)
     })
+}
+
+/// Refuses to give `bitmap` a name that another one of its scope has.
+fn check_new_names(
+    graph: &Graph,
+    scope: &BitmapScope,
+    bitmap: &Arc<Bitmap>,
+    changes: &[Change],
+) -> Result<()> {
+    for change in changes {
+        let Change::Rename(name) = change else { continue };
+        let other = graph.find_bitmap(scope, name.as_str());
+        if other.is_some_and(|other| !Arc::ptr_eq(other, bitmap)) {
+            let message =
+                format!("there is a bitmap `{name}` already: remove it or choose another name");
+            return Err(Error::new(ErrorKind::Exists, message));
+        }
+    }
+    Ok(())
 }
 
 /// Lets one writer in at a time, in the order of asking as far as wakers keep it.

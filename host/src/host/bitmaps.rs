@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::call::on_worker;
 use super::{Inner, Result, check_running};
-use crate::bitmap::{Bitmap, BitmapError, BitmapState, Granularity};
+use crate::bitmap::{Bitmap, BitmapName, BitmapReader, BitmapState, Change, Granularity};
 use crate::error::{Error, ErrorKind};
 use crate::graph::BitmapScope;
 
@@ -45,10 +45,6 @@ pub struct DirtyBitmap {
     bitmap: Arc<Bitmap>,
 }
 
-fn refused(error: &BitmapError) -> Error {
-    Error::new(ErrorKind::Invalid, error.to_string())
-}
-
 impl DirtyBitmap {
     pub(super) fn find(inner: &Arc<Inner>, scope: &BitmapScope, name: &str) -> Result<Self> {
         let graph = inner.cell.load();
@@ -58,9 +54,9 @@ impl DirtyBitmap {
         Ok(Self { inner: Arc::clone(inner), scope: scope.clone(), bitmap: Arc::clone(bitmap) })
     }
 
-    /// Its name.
-    pub fn name(&self) -> &str {
-        self.bitmap.name().as_str()
+    /// Its name now.
+    pub fn name(&self) -> BitmapName {
+        self.bitmap.name()
     }
 
     /// What it records.
@@ -73,9 +69,20 @@ impl DirtyBitmap {
         self.bitmap.granularity()
     }
 
-    /// Whether it records.
+    /// What it does with changes.
     pub fn state(&self) -> BitmapState {
         self.bitmap.state()
+    }
+
+    /// Who uses it, as `` export `vda` ``; each once.
+    pub fn users(&self) -> Vec<String> {
+        self.bitmap.users()
+    }
+
+    /// All of it as it stands now, whatever is decided later: also what [`Self::freeze`] has put
+    /// aside, alone ([`BitmapReader::still`]).
+    pub fn read(&self) -> BitmapReader {
+        self.bitmap.read()
     }
 
     /// Dirty granules.
@@ -96,60 +103,69 @@ impl DirtyBitmap {
     /// Makes everything clean: what changes after this returns is dirty, what changed before is not.
     ///
     /// # Errors
-    /// `ENOENT` when it was removed; `ETIMEDOUT` when requests do not end.
+    /// `EBUSY` when somebody reads it or it is frozen; `ENOENT` when it was removed; `ETIMEDOUT` when
+    /// requests do not end.
     pub async fn clear(&self) -> Result<()> {
-        self.decide(|bitmap| {
-            bitmap.clear();
-            Ok(())
-        })
-        .await
+        self.change(Change::Clear).await
     }
 
     /// Records from now on.
     ///
     /// # Errors
-    /// As [`DirtyBitmap::clear`].
+    /// `EBUSY` when a job has it or it is frozen; else as [`DirtyBitmap::clear`].
     pub async fn enable(&self) -> Result<()> {
-        self.decide(|bitmap| {
-            bitmap.enable();
-            Ok(())
-        })
-        .await
+        self.change(Change::Enable).await
     }
 
     /// Stops recording, keeping what is dirty.
     ///
     /// # Errors
-    /// As [`DirtyBitmap::clear`].
+    /// As [`DirtyBitmap::enable`].
     pub async fn disable(&self) -> Result<()> {
-        self.decide(|bitmap| {
-            bitmap.disable();
-            Ok(())
-        })
-        .await
+        self.change(Change::Disable).await
+    }
+
+    /// Puts what is dirty aside, standing still, and goes on recording in a fresh set: the first step of
+    /// an incremental copy. Until it ends, this shows both.
+    ///
+    /// # Errors
+    /// As [`DirtyBitmap::enable`].
+    pub async fn freeze(&self) -> Result<()> {
+        self.change(Change::Freeze).await
+    }
+
+    /// Ends a freeze whose copy failed: dirty is what was put aside and what has changed since.
+    ///
+    /// # Errors
+    /// `EINVAL` when it is not frozen; `EBUSY` when a job has it; else as [`DirtyBitmap::clear`].
+    pub async fn merge_back(&self) -> Result<()> {
+        self.change(Change::MergeBack).await
+    }
+
+    /// Ends a freeze whose copy is done: dirty is what has changed since.
+    ///
+    /// # Errors
+    /// `EINVAL` when it is not frozen; else as [`DirtyBitmap::clear`].
+    pub async fn abdicate(&self) -> Result<()> {
+        self.change(Change::Abdicate).await
     }
 
     /// Makes dirty here what is dirty in `sources`, which may have other granularities. A change in
     /// flight on a source's view may or may not be among it.
     ///
     /// # Errors
-    /// `EINVAL` when a source has another size; as [`DirtyBitmap::clear`].
+    /// `EINVAL` when a source has another size; as [`DirtyBitmap::enable`].
     pub async fn merge(&self, sources: &[&Self]) -> Result<()> {
-        let sources: Vec<_> = sources.iter().map(|source| Arc::clone(&source.bitmap)).collect();
-        self.decide(move |bitmap| {
-            for source in &sources {
-                if source.size_bytes() != bitmap.size_bytes() {
-                    return Err(refused(&BitmapError::SizeMismatch {
-                        target_size_bytes: bitmap.size_bytes(),
-                        source_size_bytes: source.size_bytes(),
-                    }));
-                }
-            }
-            // All or nothing: sizes were the only thing that could stand against it.
-            let merged = sources.iter().try_for_each(|source| bitmap.merge_from_drained(source));
-            merged.map_err(|error| refused(&error))
-        })
-        .await
+        let sources = sources.iter().map(|source| Arc::clone(&source.bitmap)).collect();
+        self.change(Change::Merge(sources)).await
+    }
+
+    /// Gives it another name.
+    ///
+    /// # Errors
+    /// `EEXIST`; `EBUSY` when somebody uses it; `ENOENT` when it was removed.
+    pub async fn rename(&self, name: BitmapName) -> Result<()> {
+        self.change(Change::Rename(name)).await
     }
 
     /// Takes it out of the graph.
@@ -157,21 +173,21 @@ impl DirtyBitmap {
     /// # Errors
     /// As [`DirtyBitmap::clear`].
     pub async fn remove(&self) -> Result<()> {
-        let (cell, scope) = (Arc::clone(&self.inner.cell), self.scope.clone());
-        let (name, ended) = (self.name().to_owned(), Arc::clone(&self.inner.ended));
-        let removed = on_worker(self.inner.first(), move || async move {
-            check_running(&ended)?;
-            cell.remove_bitmap(&scope, &name).await
-        });
-        removed.await.map(drop)
-    }
-
-    async fn decide(&self, f: impl FnOnce(&Bitmap) -> Result<()> + Send + 'static) -> Result<()> {
-        let (cell, scope) = (Arc::clone(&self.inner.cell), self.scope.clone());
-        let (name, ended) = (self.name().to_owned(), Arc::clone(&self.inner.ended));
+        let (cell, bitmap) = (Arc::clone(&self.inner.cell), Arc::clone(&self.bitmap));
+        let ended = Arc::clone(&self.inner.ended);
         on_worker(self.inner.first(), move || async move {
             check_running(&ended)?;
-            cell.with_bitmap(&scope, &name, |_, bitmap| f(bitmap)).await
+            cell.remove_bitmap(&bitmap).await
+        })
+        .await
+    }
+
+    async fn change(&self, change: Change) -> Result<()> {
+        let (cell, bitmap) = (Arc::clone(&self.inner.cell), Arc::clone(&self.bitmap));
+        let ended = Arc::clone(&self.inner.ended);
+        on_worker(self.inner.first(), move || async move {
+            check_running(&ended)?;
+            cell.change_bitmap(&bitmap, &[change]).await
         })
         .await
     }
