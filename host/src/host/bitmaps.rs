@@ -192,3 +192,160 @@ impl DirtyBitmap {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+    use super::*;
+    use crate::bitmap::Use;
+    use crate::error::ErrorKind;
+    use crate::graph::BitmapDecl;
+    use crate::node::MemoryNode;
+    use crate::{Host, block_on};
+
+    const SIZE_BYTES: u64 = 1 << 20;
+
+    fn scope() -> BitmapScope {
+        BitmapScope::Drive("vda".into())
+    }
+
+    fn name(name: &str) -> BitmapName {
+        BitmapName::new(name).unwrap()
+    }
+
+    /// A host with the drive `vda` and its bitmap `daily`, 512 B a granule.
+    fn host() -> (Host, DirtyBitmap) {
+        let host = Host::builder()
+            .node("disk", MemoryNode::new(SIZE_BYTES, 1).unwrap(), vec![])
+            .drive("vda", "disk", true)
+            .bitmap(scope(), name("daily"), Granularity::MIN)
+            .start()
+            .unwrap();
+        let daily = host.bitmap(&scope(), "daily").unwrap();
+        (host, daily)
+    }
+
+    /// Each write by when it began: after how many decisions had returned.
+    type Writes = Mutex<Vec<(u64, u64)>>;
+
+    fn write_until(
+        host: &Host,
+        over: &AtomicBool,
+        decided: &AtomicU64,
+        writes: &Writes,
+        seed: u64,
+    ) {
+        let vda = host.drive("vda").unwrap();
+        let mut random = seed;
+        while !over.load(SeqCst) {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let (begun, offset) = (decided.load(SeqCst), random % SIZE_BYTES);
+            block_on(vda.write(offset, b"x")).unwrap();
+            writes.lock().unwrap().push((begun, offset));
+        }
+    }
+
+    fn assert_dirty(bitmap: &BitmapReader, writes: &[(u64, u64)], since: u64) {
+        for (_, offset) in writes.iter().filter(|(begun, _)| *begun >= since) {
+            assert!(bitmap.test(*offset), "{offset} was written and is clean");
+        }
+    }
+
+    /// Freezes that are undone and freezes that are not, while others write.
+    #[test]
+    fn a_freeze_and_its_end_lose_no_write() {
+        let (host, daily) = host();
+        let (over, decided, writes) =
+            (AtomicBool::new(false), AtomicU64::new(0), Writes::default());
+        let rounds = || {
+            let mut since = 0;
+            for round in 0..40 {
+                block_on(daily.freeze()).unwrap();
+                let frozen = decided.fetch_add(1, SeqCst) + 1;
+                let before = writes.lock().unwrap().clone();
+                while writes.lock().unwrap().len() < before.len() + 10 {
+                    std::thread::yield_now();
+                }
+                assert_dirty(&daily.read(), &writes.lock().unwrap(), since);
+                let still = daily.read().still().unwrap();
+                let count = still.count();
+                if round % 2 == 0 {
+                    block_on(daily.merge_back()).unwrap();
+                } else {
+                    block_on(daily.abdicate()).unwrap();
+                    since = frozen;
+                }
+                assert_dirty(&daily.read(), &writes.lock().unwrap(), since);
+                assert_eq!(still.count(), count, "what was put aside goes on recording");
+                writes.lock().unwrap().retain(|(begun, _)| *begun >= since);
+            }
+        };
+        std::thread::scope(|scope| {
+            for seed in [3, 5] {
+                let (host, over, decided, writes) = (&host, &over, &decided, &writes);
+                scope.spawn(move || write_until(host, over, decided, writes, seed));
+            }
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(rounds));
+            over.store(true, SeqCst);
+            if let Err(panic) = result {
+                std::panic::resume_unwind(panic);
+            }
+        });
+        host.shutdown().unwrap();
+    }
+
+    #[test]
+    fn a_bitmap_in_use_is_neither_cleared_nor_removed_nor_renamed() {
+        let (host, daily) = host();
+        let reader = daily.bitmap.use_by("export `vda`".into(), Use::Read).unwrap();
+        assert_eq!(daily.users(), ["export `vda`"]);
+        let refused = [
+            block_on(daily.clear()),
+            block_on(daily.remove()),
+            block_on(daily.rename(name("weekly"))),
+        ];
+        for result in refused {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InUse);
+            let message = "bitmap `daily` is in use by export `vda`: end that first";
+            assert_eq!(error.to_string(), message);
+        }
+        block_on(daily.disable()).unwrap();
+        drop(reader);
+        block_on(daily.remove()).unwrap();
+        host.shutdown().unwrap();
+    }
+
+    /// A handle is of the bitmap that it was got for, whatever that is called and whatever else is
+    /// called so.
+    #[test]
+    fn a_handle_follows_its_bitmap_and_not_the_name() {
+        let (host, daily) = host();
+        let decl = |called: &str| BitmapDecl {
+            scope: scope(),
+            name: name(called),
+            granularity: Granularity::MIN,
+            enabled: true,
+        };
+        let other = block_on(host.add_bitmap(decl("other"))).unwrap();
+        let taken = block_on(daily.rename(name("other"))).unwrap_err();
+        assert_eq!(taken.kind(), ErrorKind::Exists);
+        block_on(daily.rename(name("weekly"))).unwrap();
+        assert!(host.bitmap(&scope(), "daily").is_err());
+        block_on(host.drive("vda").unwrap().write(0, b"x")).unwrap();
+        assert_eq!((host.bitmap(&scope(), "weekly").unwrap().count(), daily.count()), (1, 1));
+
+        block_on(other.remove()).unwrap();
+        let again = block_on(host.add_bitmap(decl("other"))).unwrap();
+        block_on(host.drive("vda").unwrap().write(0, b"x")).unwrap();
+        let gone = block_on(other.clear()).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+        assert_eq!(gone.to_string(), "bitmap `other` has been removed");
+        assert_eq!((other.count(), again.count()), (1, 1));
+        host.shutdown().unwrap();
+    }
+}

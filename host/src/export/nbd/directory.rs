@@ -71,7 +71,7 @@ impl Directory {
                     let name = format!("{DIRTY_BITMAP}{}", bitmap.name);
                     contexts.push((name, Context::Dirty(found)));
                 }
-                Err(error) => tracing::warn!("export `{}` shows less: {error}", export.name),
+                Err(error) => tracing::info!("export `{}` shows less: {error}", export.name),
             }
         }
         contexts
