@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 
 use super::build::BitmapDecl;
 use super::gate::Closed;
+use super::guard::Guards;
 use super::origin::Origin;
 use super::snapshot::{BitmapScope, Graph};
 use crate::bitmap::{Bitmap, Change, prepare};
@@ -32,6 +33,12 @@ impl GraphCell {
     pub fn new(graph: Graph) -> Self {
         let generation = AtomicU64::new(graph.generation);
         Self { current: ArcSwap::from_pointee(graph), generation, writer: WriterLock::default() }
+    }
+
+    /// The same, for a host of so many workers: guards keep a table for each.
+    pub(crate) fn with_workers(mut graph: Graph, workers: usize) -> Self {
+        graph.guards = Arc::new(Guards::new(workers));
+        Self::new(graph)
     }
 
     /// The snapshot now.
