@@ -22,12 +22,21 @@ impl Marks {
         let Reached { ranged, whole } = graph.views.reached(from, cut);
         let of = |classes: &[Class]| -> MarkList {
             let bitmaps = graph.bitmaps.iter().filter(|entry| {
-                let node = graph.scope_node(&entry.scope);
-                node.is_some_and(|node| classes.contains(&graph.nodes[node].class))
+                entry.node.is_some_and(|node| classes.contains(&graph.nodes[node].class))
             });
             bitmaps.map(|entry| Arc::clone(&entry.bitmap)).collect()
         };
         Self { ranged: of(&ranged), whole: of(&whole) }
+    }
+
+    /// What is marked, by address: ranged, and whole. Two snapshots' marks are the same if these are.
+    pub(super) fn addresses(&self) -> (Vec<usize>, Vec<usize>) {
+        let of = |list: &MarkList| {
+            let mut all: Vec<usize> = list.iter().map(|set| Arc::as_ptr(set).addr()).collect();
+            all.sort_unstable();
+            all
+        };
+        (of(&self.ranged), of(&self.whole))
     }
 
     /// Marks everything that a change of the range affects. Called before the change is issued.

@@ -6,10 +6,12 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 
 use super::cell::Snapshot;
 use super::gate::Gate;
 use super::snapshot::Graph;
+use super::transaction::Drained;
 
 /// A drive, as the beginning of requests. Snapshots share it.
 pub(super) struct Origin {
@@ -30,6 +32,8 @@ pub(super) struct Request {
     /// Index in the snapshot's origins.
     origin: usize,
     worker: usize,
+    /// It is behind the gate, and leaves it. Not so inside a drained section.
+    is_counted: bool,
 }
 
 impl Request {
@@ -42,7 +46,13 @@ impl Request {
             // Boxed, so that the path through an open gate keeps a small future.
             Box::pin(gate.enter(worker)).await;
         }
-        Self { graph, origin, worker }
+        Self { graph, origin, worker, is_counted: true }
+    }
+
+    /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
+    /// that the section holds closed.
+    pub(super) fn inside(_section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
+        Self { graph, origin: usize::MAX, worker, is_counted: false }
     }
 
     /// The snapshot in which it runs.
@@ -52,8 +62,13 @@ impl Request {
     }
 
     /// The gate behind which it is.
-    pub(super) fn gate(&self) -> &Gate {
+    fn gate(&self) -> &Gate {
         &self.graph.origins[self.origin].gate
+    }
+
+    /// Whether whoever holds it back is to let it go; if not, the task is woken when that begins.
+    pub(super) fn poll_drained(&self, cx: &Context<'_>) -> bool {
+        !self.is_counted || self.gate().poll_closed(cx)
     }
 
     /// Number of the worker that runs it.
@@ -66,6 +81,8 @@ impl Request {
 impl Drop for Request {
     #[inline]
     fn drop(&mut self) {
-        self.gate().leave(self.worker);
+        if self.is_counted {
+            self.gate().leave(self.worker);
+        }
     }
 }
