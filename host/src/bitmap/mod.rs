@@ -48,7 +48,7 @@ mod tests;
 mod types;
 mod users;
 
-pub(crate) use self::change::{Change, prepare};
+pub(crate) use self::change::{Change, Prepared, prepare};
 pub use self::content::BitmapReader;
 pub use self::error::BitmapError;
 pub use self::granules::{Extension, Granules, MAX_GRANULES};

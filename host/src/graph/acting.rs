@@ -44,7 +44,23 @@ pub(super) struct Effect {
     pub(super) unchanged: Option<Class>,
 }
 
+impl Effect {
+    fn is_same_as(&self, other: &Self) -> bool {
+        self.marks.addresses() == other.marks.addresses()
+            && self.enters == other.enters
+            && self.exempt == other.exempt
+    }
+}
+
 impl Own {
+    /// Whether another snapshot's says the same.
+    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+        let mut proven = self.proven.iter().zip(&other.proven);
+        self.changed.is_same_as(&other.changed)
+            && self.proven.len() == other.proven.len()
+            && proven.all(|((from, one), (at, two))| from == at && one.is_same_as(two))
+    }
+
     /// The effect of a write proven for what edge `from` shows; `None` if that view is not at or above
     /// the one written.
     pub(super) fn proven(&self, from: usize) -> Option<&Effect> {
@@ -93,6 +109,7 @@ fn may_write(edge: &Edge) -> bool {
 /// Finds sources, crossings and what acting nodes' writes mean. The last step of building a snapshot,
 /// after its marks can be computed. `former` is the snapshot before it: what stays keeps its numbers.
 pub(super) fn resolve(graph: &mut Graph, former: Option<&Graph>) {
+    graph.origins.truncate(graph.drives.len());
     find_sources(graph, former);
     find_origins(graph, former);
     let downs: Vec<Vec<Below>> =

@@ -2,6 +2,8 @@
 //!
 //! The rule itself is [`super::class::Views::reached`]; here its classes become sets of granules.
 
+use std::sync::Arc;
+
 use super::class::{Class, Cut, Reached};
 use super::snapshot::Graph;
 use crate::bitmap::MarkList;
@@ -20,12 +22,21 @@ impl Marks {
         let Reached { ranged, whole } = graph.views.reached(from, cut);
         let of = |classes: &[Class]| -> MarkList {
             let bitmaps = graph.bitmaps.iter().filter(|entry| {
-                let node = graph.scope_node(&entry.scope);
-                node.is_some_and(|node| classes.contains(&graph.nodes[node].class))
+                entry.node.is_some_and(|node| classes.contains(&graph.nodes[node].class))
             });
-            bitmaps.filter_map(|entry| entry.bitmap.recording()).collect()
+            bitmaps.filter_map(|entry| entry.recording.clone()).collect()
         };
         Self { ranged: of(&ranged), whole: of(&whole) }
+    }
+
+    /// What is marked, by address: ranged, and whole. Two snapshots' marks are the same if these are.
+    pub(super) fn addresses(&self) -> (Vec<usize>, Vec<usize>) {
+        let of = |list: &MarkList| {
+            let mut all: Vec<usize> = list.iter().map(|set| Arc::as_ptr(set).addr()).collect();
+            all.sort_unstable();
+            all
+        };
+        (of(&self.ranged), of(&self.whole))
     }
 
     /// Marks everything that a change of the range affects. Called before the change is issued.

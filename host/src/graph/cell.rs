@@ -11,13 +11,13 @@ use std::task::{Poll, Waker};
 use arc_swap::ArcSwap;
 
 use super::build::BitmapDecl;
-use super::gate::Closed;
 use super::guard::Guards;
 use super::origin::Origin;
 use super::snapshot::{BitmapScope, Graph};
+use super::transaction::close;
 use crate::bitmap::{Bitmap, Change, prepare};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{current, turn_now, until};
+use crate::io::current;
 use crate::limits::DRAIN_TIME;
 
 /// The graph of one host.
@@ -25,7 +25,7 @@ pub struct GraphCell {
     current: ArcSwap<Graph>,
     /// Generation of `current`: what a reader compares with on every request.
     generation: AtomicU64,
-    writer: WriterLock,
+    pub(super) writer: WriterLock,
 }
 
 impl GraphCell {
@@ -46,9 +46,9 @@ impl GraphCell {
         self.current.load_full()
     }
 
-    fn publish(&self, next: Graph) {
+    pub(super) fn publish(&self, next: Arc<Graph>) {
         let generation = next.generation;
-        self.current.store(Arc::new(next));
+        self.current.store(next);
         self.generation.store(generation, Ordering::SeqCst);
     }
 
@@ -61,7 +61,7 @@ impl GraphCell {
         let graph = self.load();
         let scope = decl.scope.clone();
         let (next, bitmap) = graph.with_bitmap(decl)?;
-        self.drained(&graph, &scope, || self.publish(next)).await?;
+        self.drained(&graph, &scope, || self.publish(Arc::new(next))).await?;
         Ok(bitmap)
     }
 
@@ -74,10 +74,10 @@ impl GraphCell {
         let graph = self.load();
         let scope = scope_of(&graph, bitmap)?;
         let prepared = prepare(bitmap, &[Change::Remove])?;
-        let next = graph.without_bitmap(bitmap);
+        let next = graph.without_bitmap(bitmap)?;
         let publish = || {
             prepared.fill().commit();
-            self.publish(next);
+            self.publish(Arc::new(next));
         };
         self.drained(&graph, scope, publish).await
     }
@@ -101,11 +101,14 @@ impl GraphCell {
             prepared.fill().commit();
             return Ok(());
         }
+        let mut next = Ok(());
         let publish = || {
             prepared.fill().commit();
-            self.publish(graph.with_recording());
+            // The same nodes, edges and names as before: nothing that could be refused.
+            next = graph.with_recording().map(|graph| self.publish(Arc::new(graph)));
         };
-        self.drained(&graph, scope, publish).await
+        self.drained(&graph, scope, publish).await?;
+        next
     }
 
     /// Runs `publish` while nothing that affects the view of `scope` is in flight. The caller holds
@@ -119,7 +122,7 @@ impl GraphCell {
         let class = graph.scope_node(scope).map(|node| graph.nodes[node].class);
         let origins = class.map_or_else(Vec::new, |class| graph.origins_changing(class));
         let origins: Vec<&Origin> = origins.into_iter().map(|at| &*graph.origins[at]).collect();
-        let _closed = close(&origins).await?;
+        let _closed = close(&origins, DRAIN_TIME).await?;
         publish();
         Ok(())
     }
@@ -129,29 +132,8 @@ impl GraphCell {
     pub async fn settle(&self) -> bool {
         let graph = self.load();
         let origins: Vec<&Origin> = graph.origins.iter().map(|origin| &**origin).collect();
-        close(&origins).await.is_ok()
+        close(&origins, DRAIN_TIME).await.is_ok()
     }
-}
-
-/// Closes the gates of `origins`, all at once, and waits until nothing is behind them.
-///
-/// # Errors
-/// `ETIMEDOUT`, with who has not ended; the gates are open again.
-async fn close<'a>(origins: &[&'a Origin]) -> Result<Vec<Closed<'a>>> {
-    let deadline = turn_now() + DRAIN_TIME;
-    let closed: Vec<Closed<'a>> = origins.iter().map(|origin| origin.gate.close()).collect();
-    for origin in origins {
-        if until(deadline, origin.gate.drained()).await.is_none() {
-            let message = format!(
-                "{} requests of drive `{}` have not ended in {} s: nothing was changed",
-                origin.gate.in_flight(),
-                origin.name,
-                DRAIN_TIME.as_secs()
-            );
-            return Err(Error::new(ErrorKind::TimedOut, message));
-        }
-    }
-    Ok(closed)
 }
 
 /// Where the graph has `bitmap`.
@@ -184,14 +166,14 @@ fn check_new_names(
 
 /// Lets one writer in at a time, in the order of asking as far as wakers keep it.
 #[derive(Default)]
-struct WriterLock {
+pub(super) struct WriterLock {
     state: Mutex<(bool, Vec<Waker>)>,
 }
 
-struct Writing<'a>(&'a WriterLock);
+pub(super) struct Writing<'a>(&'a WriterLock);
 
 impl WriterLock {
-    async fn lock(&self) -> Writing<'_> {
+    pub(super) async fn lock(&self) -> Writing<'_> {
         poll_fn(|cx| {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             if state.0 {
@@ -217,6 +199,17 @@ impl Drop for Writing<'_> {
 
 /// A snapshot held by one worker. Requests count it without atomics; the worker counts it once.
 pub struct Snapshot(Arc<Graph>);
+
+impl Snapshot {
+    pub(super) fn new(graph: Arc<Graph>) -> Self {
+        Self(graph)
+    }
+
+    /// What all workers share.
+    pub(super) fn shared(&self) -> Arc<Graph> {
+        Arc::clone(&self.0)
+    }
+}
 
 impl Deref for Snapshot {
     type Target = Graph;

@@ -1,5 +1,6 @@
 //! Drives in use on a worker: where exports and embedders send requests.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use super::admit::admit;
@@ -7,7 +8,9 @@ use super::align;
 use super::cell::LocalGraph;
 use super::detach::ToTheEnd;
 use super::edge::EdgeRef;
+use super::generation::DriveGeneration;
 use super::op::{Op, OpKind};
+use super::snapshot::{Graph, GraphDrive};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
 use crate::limits::TRANSFER_MAX_BYTES;
@@ -17,7 +20,10 @@ use crate::node::{Extent, NodeFuture, NodeInfo, WriteFlags};
 #[derive(Clone)]
 pub struct LocalDrive {
     graph: Rc<LocalGraph>,
-    index: usize,
+    id: Rc<str>,
+    generation: DriveGeneration,
+    /// Where the drive was when it was last used: graph changes may move it.
+    index: Cell<usize>,
 }
 
 impl LocalDrive {
@@ -28,7 +34,23 @@ impl LocalDrive {
     pub fn open(graph: &Rc<LocalGraph>, id: &str) -> Result<Self> {
         let snapshot = graph.current();
         let index = snapshot.expect_drive(id)?;
-        Ok(Self { graph: Rc::clone(graph), index })
+        let (id, generation) = (id.into(), snapshot.drives[index].generation);
+        Ok(Self { graph: Rc::clone(graph), id, generation, index: Cell::new(index) })
+    }
+
+    /// Index of the drive in a snapshot.
+    #[inline]
+    fn index(&self, graph: &Graph) -> Result<usize> {
+        let is_it = |drive: &GraphDrive| drive.generation == self.generation;
+        let index = self.index.get();
+        if graph.drives.get(index).is_some_and(is_it) {
+            return Ok(index);
+        }
+        let found = graph.drives.iter().position(is_it).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("drive `{}` has been removed", self.id))
+        })?;
+        self.index.set(found);
+        Ok(found)
     }
 
     /// What its root node is now.
@@ -37,7 +59,7 @@ impl LocalDrive {
     /// `ENOMEDIUM`.
     pub fn info(&self) -> Result<NodeInfo> {
         let snapshot = self.graph.current();
-        Ok(snapshot.nodes[snapshot.drives[self.index].medium()?.child].info)
+        Ok(snapshot.nodes[snapshot.drives[self.index(&snapshot)?].medium()?.child].info)
     }
 
     /// Admits `op` in the current snapshot and runs it there.
@@ -48,11 +70,12 @@ impl LocalDrive {
     ) -> Result<T> {
         loop {
             let graph = self.graph.current();
+            let index = self.index(&graph)?;
             let is_current = || self.graph.is_current(&graph);
             let worker = self.graph.worker();
-            let request = admit(&graph, self.index, &op, worker, is_current).await?;
+            let request = admit(&graph, index, &op, worker, is_current).await?;
             let Some(request) = request else { continue };
-            let edge = graph.drives[self.index].medium()?;
+            let edge = graph.drives[index].medium()?;
             let edge = EdgeRef { graph: request.graph(), request: &request, edge };
             let _flight = match edge.edge.crossing {
                 Some(_) => Box::pin(edge.cross(&op)).await,

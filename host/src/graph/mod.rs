@@ -14,10 +14,12 @@
 //! There, and only there, it marks every dirty bitmap of every view it affects, before it is issued. What
 //! it affects is one closure over the classes of the snapshot (`class`, `affected`).
 //!
-//! **Invariant**: nothing but [`EdgeRef`] calls a driver.
+//! **Invariant**: nothing but [`EdgeRef`] calls a driver, and, with nothing in flight, a graph change that
+//! resizes or deallocates.
 //!
-//! **Invariant**: a snapshot never changes. One writer builds the next one (`build`), closes the gates of
-//! those who reach what it touches, waits until nothing is in flight there, publishes it, and opens them (`cell`).
+//! **Invariant**: a snapshot never changes. One writer builds the next one (`transaction`), closes the
+//! gates of those who reach what it touches, waits until nothing is in flight there, publishes it, and
+//! opens them (`cell`).
 
 mod acting;
 mod admit;
@@ -32,11 +34,13 @@ mod drive;
 mod edge;
 mod evidence;
 mod gate;
+mod generation;
 mod guard;
 mod op;
 mod origin;
 mod permission;
 mod snapshot;
+mod transaction;
 
 pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
 pub use cell::{GraphCell, LocalGraph, Snapshot};
@@ -46,7 +50,9 @@ pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
 pub use edge::{EdgeCall, EdgeRef};
 pub use evidence::{Copied, CopyHow, Outcomes, OwnAccord, ProvenBuf};
+pub use generation::NodeGeneration;
 pub use op::{Op, OpKind};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
+pub use transaction::{Action, Applied, Event, Transaction, Unproven, User, Which};

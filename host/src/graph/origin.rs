@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 
 use super::cell::Snapshot;
 use super::class::Class;
@@ -14,6 +15,7 @@ use super::evidence::OutcomeCounters;
 use super::gate::Gate;
 use super::guard::{By, OpId};
 use super::snapshot::Graph;
+use super::transaction::Drained;
 
 /// A drive, or a node that acts of its own accord, as the beginning of requests. Snapshots share it.
 pub(super) struct Origin {
@@ -36,6 +38,8 @@ pub(super) struct Request {
     /// Index in the snapshot's origins.
     origin: usize,
     worker: usize,
+    /// It is behind the gate, and leaves it. Not so inside a drained section.
+    is_counted: bool,
     /// The guarded operations that caused it, the innermost first.
     lineage: Option<Rc<Lineage>>,
     /// The view that it is proven not to alter.
@@ -59,7 +63,15 @@ impl Request {
             // Boxed, so that the path through an open gate keeps a small future.
             Box::pin(gate.enter(worker)).await;
         }
-        Self { graph, origin, worker, lineage: None, unchanged: None, holds: Cell::new(false) }
+        Self {
+            graph,
+            origin,
+            worker,
+            lineage: None,
+            unchanged: None,
+            holds: Cell::new(false),
+            is_counted: true,
+        }
     }
 
     /// A request that this one causes: it passes the gate, and holds up a drain by itself.
@@ -110,6 +122,20 @@ impl Request {
         self.unchanged
     }
 
+    /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
+    /// that the section holds closed.
+    pub(super) fn inside(_section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
+        Self {
+            graph,
+            origin: usize::MAX,
+            worker,
+            lineage: None,
+            unchanged: None,
+            holds: Cell::new(false),
+            is_counted: false,
+        }
+    }
+
     /// The snapshot in which it runs.
     #[inline]
     pub(super) fn graph(&self) -> &Graph {
@@ -117,8 +143,13 @@ impl Request {
     }
 
     /// The gate behind which it is.
-    pub(super) fn gate(&self) -> &Gate {
+    fn gate(&self) -> &Gate {
         &self.graph.origins[self.origin].gate
+    }
+
+    /// Whether whoever holds it back is to let it go; if not, the task is woken when that begins.
+    pub(super) fn poll_drained(&self, cx: &Context<'_>) -> bool {
+        !self.is_counted || self.gate().poll_closed(cx)
     }
 
     /// Number of the worker that runs it.
@@ -131,6 +162,8 @@ impl Request {
 impl Drop for Request {
     #[inline]
     fn drop(&mut self) {
-        self.gate().leave(self.worker);
+        if self.is_counted {
+            self.gate().leave(self.worker);
+        }
     }
 }

@@ -8,10 +8,11 @@ use super::align::Serializer;
 use super::class::{Class, Cut, Views};
 use super::counters::Counters;
 use super::edge::EdgeRef;
+use super::generation::{DriveGeneration, Generations, NodeGeneration};
 use super::guard::{Guards, SourceSet};
 use super::origin::{Origin, Request};
 use super::permission::{PermissionSet, Role};
-use crate::bitmap::Bitmap;
+use crate::bitmap::{Bitmap, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, NodeInfo};
 
@@ -20,13 +21,13 @@ pub struct Edge {
     pub(super) name: Arc<str>,
     pub(super) child: usize,
     pub(super) role: Role,
+    /// What the parent may do of its own accord; part of what it uses.
+    pub(super) grants: PermissionSet,
     pub(super) uses: PermissionSet,
     pub(super) shares: PermissionSet,
     pub(super) counters: Arc<Counters>,
     /// Present where changes enter: at drives, storage and target edges.
     pub(super) entry: Option<Marks>,
-    /// What the parent may do of its own accord.
-    pub(super) grants: PermissionSet,
     /// The edge of the parent for whose view its own writes are proven, all of them.
     pub(super) proven_for: Option<usize>,
     /// Sources that a change enters by it.
@@ -78,6 +79,7 @@ impl Edge {
 
 /// A node of a snapshot.
 pub struct GraphNode {
+    pub(super) generation: NodeGeneration,
     pub(super) name: Arc<str>,
     pub(super) driver: Arc<dyn Node>,
     pub(super) info: NodeInfo,
@@ -93,6 +95,11 @@ impl GraphNode {
     /// Its unique name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Which node it is: a name may be given again, this is not.
+    pub fn generation(&self) -> NodeGeneration {
+        self.generation
     }
 
     /// Its driver.
@@ -118,8 +125,10 @@ impl GraphNode {
 
 /// A drive of a snapshot.
 pub struct GraphDrive {
+    pub(super) generation: DriveGeneration,
     pub(super) id: Arc<str>,
     pub(super) writable: bool,
+    pub(super) only_shows: bool,
     pub(super) root: Option<Edge>,
 }
 
@@ -159,9 +168,22 @@ pub enum BitmapScope {
     Drive(Arc<str>),
 }
 
+impl std::fmt::Display for BitmapScope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "node `{node}`"),
+            Self::Drive(drive) => write!(f, "drive `{drive}`"),
+        }
+    }
+}
+
 pub(super) struct ScopedBitmap {
     pub(super) scope: BitmapScope,
+    /// The node whose view the scope is; `None` for a drive without medium.
+    pub(super) node: Option<usize>,
     pub(super) bitmap: Arc<Bitmap>,
+    /// The set that this snapshot's changes mark, if it records.
+    pub(super) recording: Option<Arc<Granules>>,
 }
 
 /// See the module.
@@ -170,13 +192,14 @@ pub struct Graph {
     pub(super) nodes: Vec<GraphNode>,
     pub(super) drives: Vec<GraphDrive>,
     pub(super) bitmaps: Vec<ScopedBitmap>,
-    pub(super) views: Arc<Views>,
+    pub(super) views: Views,
     /// One for each drive, by its index; then those of nodes that act of their own accord.
     pub(super) origins: Vec<Arc<Origin>>,
     pub(super) sources: Vec<Source>,
     pub(super) next_source: u32,
     /// Shared by all snapshots of a host.
     pub(super) guards: Arc<Guards>,
+    pub(super) generations: Generations,
 }
 
 impl Graph {
@@ -190,7 +213,7 @@ impl Graph {
         &self.nodes
     }
 
-    /// All drives; a drive keeps its index.
+    /// All drives.
     pub fn drives(&self) -> &[GraphDrive] {
         &self.drives
     }
@@ -236,11 +259,16 @@ impl Graph {
             let reached = self.views.reached(from, Cut::default());
             reached.ranged.contains(&class) || reached.whole.contains(&class)
         };
-        let mut comes = vec![false; self.nodes.len()];
+        let places = self.nodes.iter().map(|node| changes(node.class)).collect();
+        self.origins_reaching(places)
+    }
+
+    /// The origins whose requests can come to one of the nodes for which `places` holds.
+    pub(super) fn origins_reaching(&self, places: Vec<bool>) -> Vec<usize> {
+        let mut comes = places;
         for (at, node) in self.nodes.iter().enumerate() {
             // Children come before parents.
-            let below = node.edges.iter().any(|edge| comes[edge.child]);
-            comes[at] = below || changes(node.class);
+            comes[at] |= node.edges.iter().any(|edge| comes[edge.child]);
         }
         let drives = self.drives.iter().enumerate();
         let drives = drives.filter(|(_, drive)| drive.root().is_some_and(|root| comes[root.child]));
@@ -287,7 +315,7 @@ impl<'g> Cx<'g> {
     /// Whether the node is being drained; if not, the task is woken when that begins. Whoever holds a
     /// request back asks, and lets it go.
     pub fn poll_drained(&self, cx: &std::task::Context<'_>) -> bool {
-        self.request.gate().poll_closed(cx)
+        self.request.poll_drained(cx)
     }
 
     /// Whether the request is proven not to alter the view of this node.

@@ -9,6 +9,7 @@ mod drive;
 mod from_spec;
 mod report;
 mod surroundings;
+mod transaction;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -128,12 +129,7 @@ impl Host {
 
     fn start(options: &WorkerOptions, graph: GraphDecl) -> Result<Self> {
         let graph = graph.build()?;
-        for node in graph.nodes() {
-            let children: Vec<_> =
-                node.edges().iter().map(|edge| *graph.nodes()[edge.child()].info()).collect();
-            let started = node.driver().start(node.name(), node.info(), &children);
-            started.map_err(|error| error.at_node(node.name()))?;
-        }
+        graph.start_drivers(None)?;
         let workers = Workers::start(options)
             .map_err(|error| Error::new(ErrorKind::NotSupported, format!("workers: {error}")))?;
         let cell = Arc::new(GraphCell::with_workers(graph, workers.handles().len()));

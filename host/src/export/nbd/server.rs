@@ -47,6 +47,8 @@ impl fmt::Display for ListenAddress {
 struct Shared {
     cell: Arc<GraphCell>,
     workers: Vec<WorkerHandle>,
+    /// What is served: drive, and name of the export. Listeners last as long as the server.
+    served: Mutex<Vec<(String, String)>>,
     connections: AtomicUsize,
     next_worker: AtomicUsize,
     stopping: AtomicBool,
@@ -86,6 +88,7 @@ impl NbdServer {
         let shared = Shared {
             cell,
             workers,
+            served: Mutex::default(),
             connections: AtomicUsize::new(0),
             next_worker: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
@@ -108,6 +111,8 @@ impl NbdServer {
         let listener =
             listener.map_err(|error| Error::os(format!("cannot listen on {address}"), &error))?;
         let bound = listener.tcp_address().map_or_else(|| address.clone(), ListenAddress::Tcp);
+        let names = exports.iter().map(|export| (export.drive.clone(), export.name.clone()));
+        let names: Vec<_> = names.collect();
         let directory = Arc::new(Directory { cell: Arc::clone(&self.shared.cell), exports });
         let shared = Arc::clone(&self.shared);
         let Some(worker) = self.shared.workers.first() else {
@@ -115,7 +120,14 @@ impl NbdServer {
         };
         let open = OpenListener::new(shared);
         worker.post(move || spawn(accept_all(listener, open, directory)))?;
+        self.shared.served.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
         Ok(bound)
+    }
+
+    /// The names under which a drive is served.
+    pub fn exports_of(&self, drive: &str) -> Vec<String> {
+        let served = self.shared.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.iter().filter(|(of, _)| of == drive).map(|(_, name)| name.clone()).collect()
     }
 
     /// Clients connected now.

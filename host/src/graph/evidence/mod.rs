@@ -11,6 +11,7 @@
 //! | `proof.rs` | the checks that make a proof, and what happens when it turns out void |
 //! | `operations.rs` | copy, read, write, zero of a node's own accord |
 //! | `outcome.rs` | how claims ended, counted |
+//! | `same_view.rs` | two nodes show the same bytes: for changes of the graph |
 //!
 //! # Why a proof cannot be forged, kept or widened
 //!
@@ -20,6 +21,8 @@
 //! - The bytes come from [`ProvenBuf`], which only a read of the host's makes, which nobody may write, and
 //!   which goes where it came from: `write` takes no offset.
 //!
+//! - A [`SameView`] borrows the drained section in which it was found out, and ends with it.
+//!
 //! A refused claim writes nothing. It is never turned into a plain write: stale bytes would overwrite
 //! newer data.
 
@@ -27,6 +30,7 @@ mod buffer;
 mod operations;
 mod outcome;
 mod proof;
+mod same_view;
 #[cfg(test)]
 mod tests;
 
@@ -34,3 +38,4 @@ pub use buffer::ProvenBuf;
 pub use operations::{Copied, CopyHow, OwnAccord};
 pub(super) use outcome::OutcomeCounters;
 pub use outcome::Outcomes;
+pub(super) use same_view::SameView;

@@ -1,0 +1,258 @@
+//! What a transaction is made of: graph changes by name.
+
+use std::fmt;
+use std::ops::Range;
+use std::time::Duration;
+
+use super::event::Event;
+use crate::graph::{DriveDecl, NodeDecl};
+use crate::limits::DRAIN_TIME;
+
+/// Somebody who uses a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum User {
+    /// A drive, by its root.
+    Drive(String),
+    /// A node, by one of its edges.
+    Node {
+        /// The parent.
+        node: String,
+        /// Its name for the child.
+        edge: String,
+    },
+}
+
+/// Which users of a node an action is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Whoever uses it now.
+    All,
+    /// These, who all must use it.
+    These(Vec<User>),
+}
+
+/// One graph change. Actions of a transaction see what those before them have done.
+///
+/// A node that an action brings in names its children itself: a filter put above `disk` has an edge to
+/// `disk`, an overlay a backing edge to the node that the drive shows.
+#[non_exhaustive]
+pub enum Action {
+    /// Adds a node. Nobody uses it yet.
+    AddNode(NodeDecl),
+    /// Removes a node that nobody uses and that has no bitmaps.
+    RemoveNode {
+        /// Its name.
+        node: String,
+    },
+    /// Adds a drive.
+    AddDrive(DriveDecl),
+    /// Removes a drive that has no bitmaps.
+    RemoveDrive {
+        /// Its id.
+        drive: String,
+    },
+    /// Puts a filter over a node: its users go to the filter.
+    InsertAbove {
+        /// The node.
+        node: String,
+        /// The filter, with an edge to it.
+        filter: NodeDecl,
+        /// Who goes to the filter.
+        users: Which,
+    },
+    /// Puts a filter between a node and one of its children.
+    InsertBelow {
+        /// The parent.
+        node: String,
+        /// Its edge to the child.
+        edge: String,
+        /// The filter, with an edge to that child.
+        filter: NodeDecl,
+    },
+    /// Takes a filter out: its users, and its bitmaps, go to its child.
+    RemoveFilter {
+        /// Its name.
+        node: String,
+    },
+    /// Lets all users of a node use another one. The node stays, with its bitmaps.
+    Replace {
+        /// The node.
+        node: String,
+        /// Its successor. What it stands on itself is left as it is.
+        by: String,
+    },
+    /// Puts an empty overlay on what a drive shows.
+    Snapshot {
+        /// The drive.
+        drive: String,
+        /// The overlay, with a backing edge to the drive's root.
+        overlay: NodeDecl,
+    },
+    /// Lets a drive show another node.
+    SetRoot {
+        /// The drive, which has a medium.
+        drive: String,
+        /// Its new root.
+        node: String,
+    },
+    /// Gives a drive without medium one.
+    InsertMedium {
+        /// The drive.
+        drive: String,
+        /// Its root.
+        node: String,
+    },
+    /// Takes a drive's medium out. Its requests fail with `ENOMEDIUM`; its bitmaps stay.
+    EjectMedium {
+        /// The drive.
+        drive: String,
+    },
+    /// Points an edge to another child, or ends it: cuts a chain.
+    SetChild {
+        /// The parent.
+        node: String,
+        /// Its edge; `backing` is made if the node shows no child.
+        edge: String,
+        /// The new child; `None` ends a backing edge.
+        child: Option<String>,
+    },
+    /// Changes the size of a node.
+    Resize {
+        /// The node, which was there before the transaction.
+        node: String,
+        /// Its new size, bytes.
+        size_bytes: u64,
+    },
+    /// Gives up a node's own bytes, so that its backing shows.
+    Deallocate {
+        /// The node, which was there before the transaction.
+        node: String,
+        /// Bytes of its view.
+        range: Range<u64>,
+    },
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddNode(decl) => write!(f, "add node `{}`", decl.name),
+            Self::RemoveNode { node } => write!(f, "remove node `{node}`"),
+            Self::AddDrive(decl) => write!(f, "add drive `{}`", decl.id),
+            Self::RemoveDrive { drive } => write!(f, "remove drive `{drive}`"),
+            Self::InsertAbove { node, filter, .. } => {
+                write!(f, "insert `{}` above `{node}`", filter.name)
+            }
+            Self::InsertBelow { node, edge, filter } => {
+                write!(f, "insert `{}` below `{node}` (edge `{edge}`)", filter.name)
+            }
+            Self::RemoveFilter { node } => write!(f, "remove filter `{node}`"),
+            Self::Replace { node, by } => write!(f, "replace `{node}` by `{by}`"),
+            Self::Snapshot { drive, overlay } => {
+                write!(f, "snapshot of drive `{drive}` into `{}`", overlay.name)
+            }
+            Self::SetRoot { drive, node } => write!(f, "set root of drive `{drive}` to `{node}`"),
+            Self::InsertMedium { drive, node } => write!(f, "insert `{node}` into drive `{drive}`"),
+            Self::EjectMedium { drive } => write!(f, "eject drive `{drive}`"),
+            Self::SetChild { node, edge, child: Some(child) } => {
+                write!(f, "set edge `{edge}` of `{node}` to `{child}`")
+            }
+            Self::SetChild { node, edge, child: None } => {
+                write!(f, "end edge `{edge}` of `{node}`")
+            }
+            Self::Resize { node, size_bytes } => write!(f, "resize `{node}` to {size_bytes} bytes"),
+            Self::Deallocate { node, range } => {
+                write!(f, "deallocate {}..{} of `{node}`", range.start, range.end)
+            }
+        }
+    }
+}
+
+/// What becomes of a change of which the host cannot show that it keeps what is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// Every bitmap that could see it is marked whole (a deallocation marks its range), and an event says
+    /// so.
+    MarkWhole,
+    /// The transaction fails.
+    Refuse,
+}
+
+impl Action {
+    /// What goes without saying: a change of medium is another view; everything else is asked for because
+    /// it keeps the view.
+    pub fn default_unproven(&self) -> Unproven {
+        match self {
+            Self::InsertMedium { .. } | Self::EjectMedium { .. } => Unproven::MarkWhole,
+            _ => Unproven::Refuse,
+        }
+    }
+}
+
+/// Graph changes that apply wholly or not at all.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use blockloom::graph::{Action, Transaction, Unproven};
+///
+/// let transaction = Transaction::new()
+///     .with(Action::EjectMedium { drive: "cdrom".into() })
+///     .with(Action::InsertMedium { drive: "cdrom".into(), node: "disc2".into() })
+///     .with_unproven(
+///         Action::SetRoot { drive: "vda".into(), node: "mirror".into() },
+///         Unproven::MarkWhole,
+///     )
+///     .within(Duration::from_secs(2));
+/// # let _ = transaction;
+/// ```
+#[must_use = "a transaction does nothing until it is given to the host"]
+pub struct Transaction {
+    pub(super) actions: Vec<(Action, Unproven)>,
+    pub(super) within: Duration,
+}
+
+impl Default for Transaction {
+    fn default() -> Self {
+        Self { actions: Vec::new(), within: DRAIN_TIME }
+    }
+}
+
+impl Transaction {
+    /// Without actions; requests in flight have [`DRAIN_TIME`] to end.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more action, which is to keep what is seen unless that goes without saying:
+    /// [`Action::default_unproven`].
+    pub fn with(self, action: Action) -> Self {
+        let unproven = action.default_unproven();
+        self.with_unproven(action, unproven)
+    }
+
+    /// One more action, and what becomes of it if it may alter what is seen.
+    pub fn with_unproven(mut self, action: Action, unproven: Unproven) -> Self {
+        self.actions.push((action, unproven));
+        self
+    }
+
+    /// Time for the requests that it must wait for.
+    pub fn within(mut self, time: Duration) -> Self {
+        self.within = time;
+        self
+    }
+
+    /// Its actions.
+    pub fn actions(&self) -> impl Iterator<Item = &Action> {
+        self.actions.iter().map(|(action, _)| action)
+    }
+}
+
+/// A transaction that has been applied.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// Generation of the graph that it made.
+    pub generation: u64,
+    /// What happened beside what was asked for.
+    pub events: Vec<Event>,
+}

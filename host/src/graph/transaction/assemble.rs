@@ -1,0 +1,288 @@
+//! From a draft to a snapshot: order, sizes, classes, permissions, bitmaps, entries. The one way in which
+//! graphs are made.
+//!
+//! What lasts longer than a snapshot (drivers, counters, gates, serializers, bitmaps) is taken over from
+//! the draft, which has it from the snapshot before.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::check::{check_permissions, check_proven, resolve_permissions};
+use super::draft::{Draft, DraftEdge, DraftNode, invalid, not_found};
+use crate::bitmap::{Bitmap, BitmapState};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::acting;
+use crate::graph::affected::Marks;
+use crate::graph::build::BitmapDecl;
+use crate::graph::class::{Class, Cut, Edges, Views};
+use crate::graph::guard::Guards;
+use crate::graph::permission::{PermissionSet, Role, Users};
+use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphDrive, GraphNode, ScopedBitmap};
+use crate::limits::{GRAPH_DEPTH_MAX, WORKERS_MAX};
+use crate::node::NodeInfo;
+
+type Index<'a> = HashMap<&'a str, usize>;
+
+impl Draft {
+    /// Checks everything and makes the snapshot after `former`.
+    ///
+    /// # Errors
+    /// Unknown names, cycles, nodes whose children do not fit, permission conflicts.
+    pub(in crate::graph) fn assemble(&self, former: Option<&Graph>) -> Result<Graph> {
+        let order = children_first(&self.nodes)?;
+        let named = order.iter().map(|at| &*self.nodes[*at].name);
+        let index: Index<'_> = named.zip(0..).collect();
+        let mut nodes: Vec<GraphNode> = Vec::with_capacity(order.len());
+        for at in order {
+            let node = assemble_node(&self.nodes[at], &index, &nodes)?;
+            nodes.push(node);
+        }
+        let views = assign_classes(&mut nodes)?;
+        let mut graph = Graph {
+            generation: self.generation + 1,
+            nodes,
+            drives: self.assemble_drives(&index)?,
+            bitmaps: Vec::new(),
+            views,
+            origins: self.drives.iter().map(|drive| Arc::clone(&drive.origin)).collect(),
+            sources: Vec::new(),
+            next_source: 0,
+            guards: match former {
+                Some(former) => Arc::clone(&former.guards),
+                None => Arc::new(Guards::new(WORKERS_MAX)),
+            },
+            generations: self.generations.clone(),
+        };
+        resolve_permissions(&mut graph);
+        check_permissions(&graph)?;
+        check_proven(&graph)?;
+        for entry in &self.bitmaps {
+            let (scope, bitmap) = (entry.scope.clone(), Arc::clone(&entry.bitmap));
+            let node = graph.scope_node(&scope);
+            let recording = bitmap.recording();
+            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
+        }
+        for decl in &self.new_bitmaps {
+            let bitmap = new_bitmap(&graph, decl)?;
+            let (scope, node) = (decl.scope.clone(), graph.scope_node(&decl.scope));
+            let recording = bitmap.recording();
+            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
+        }
+        set_entries(&mut graph);
+        acting::resolve(&mut graph, former);
+        Ok(graph)
+    }
+
+    fn assemble_drives(&self, index: &Index<'_>) -> Result<Vec<GraphDrive>> {
+        let mut drives = Vec::with_capacity(self.drives.len());
+        for drive in &self.drives {
+            let root = match &drive.root {
+                None => None,
+                Some(root) => {
+                    let child = index.get(&*root.child).copied().ok_or_else(|| {
+                        let (id, root) = (&drive.id, &root.child);
+                        not_found(format!("drive `{id}` has the unknown root `{root}`"))
+                    })?;
+                    let Users { uses, shares } = Role::root(drive.writable, drive.only_shows);
+                    Some(Edge { uses, shares, ..assemble_edge(root, child) })
+                }
+            };
+            drives.push(GraphDrive {
+                generation: drive.generation,
+                id: Arc::clone(&drive.id),
+                writable: drive.writable,
+                only_shows: drive.only_shows,
+                root,
+            });
+        }
+        Ok(drives)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Visit {
+    New,
+    Open,
+    /// With the nodes on the longest path down from it, itself among them.
+    Done(usize),
+}
+
+/// Indices of the nodes, children before parents; otherwise in the order in which they stand.
+fn children_first(nodes: &[DraftNode]) -> Result<Vec<usize>> {
+    let by_name: Index<'_> = nodes.iter().map(|node| &*node.name).zip(0..).collect();
+    let mut order = Vec::with_capacity(nodes.len());
+    let mut state = vec![Visit::New; nodes.len()];
+    for start in 0..nodes.len() {
+        visit(nodes, &by_name, start, &mut state, &mut Vec::new(), &mut order)?;
+    }
+    Ok(order)
+}
+
+/// Returns the depth at `at`. Recursion is bounded by that depth's limit.
+fn visit<'a>(
+    nodes: &'a [DraftNode],
+    by_name: &Index<'_>,
+    at: usize,
+    state: &mut [Visit],
+    path: &mut Vec<&'a str>,
+    order: &mut Vec<usize>,
+) -> Result<usize> {
+    if let Visit::Done(depth) = state[at] {
+        return Ok(depth);
+    }
+    let too_deep = || invalid(format!("the graph is deeper than {GRAPH_DEPTH_MAX} nodes"));
+    path.push(&nodes[at].name);
+    if state[at] == Visit::Open {
+        return Err(invalid(format!("the nodes form a cycle: {}", path.join(" → "))));
+    }
+    if path.len() > GRAPH_DEPTH_MAX {
+        return Err(too_deep());
+    }
+    state[at] = Visit::Open;
+    let mut depth = 1;
+    for edge in &nodes[at].edges {
+        let Some(next) = by_name.get(&*edge.child) else {
+            let message = format!("its child `{}` is the unknown node `{}`", edge.name, edge.child);
+            return Err(not_found(message).at_node(&nodes[at].name));
+        };
+        depth = depth.max(1 + visit(nodes, by_name, *next, state, path, order)?);
+    }
+    if depth > GRAPH_DEPTH_MAX {
+        return Err(too_deep());
+    }
+    state[at] = Visit::Done(depth);
+    order.push(at);
+    path.pop();
+    Ok(depth)
+}
+
+/// Permissions and marks come later.
+fn assemble_edge(edge: &DraftEdge, child: usize) -> Edge {
+    Edge {
+        name: Arc::clone(&edge.name),
+        child,
+        role: edge.role,
+        grants: edge.grants,
+        uses: edge.grants,
+        shares: PermissionSet::NONE,
+        counters: Arc::clone(&edge.counters),
+        entry: None,
+        proven_for: None,
+        crossing: None,
+        own: None,
+    }
+}
+
+/// The edge called `view`, for which writes through `edge` are to be proven.
+fn view_edge(node: &DraftNode, edge: &DraftEdge, view: &str) -> Result<usize> {
+    node.edges.iter().position(|other| *other.name == *view).ok_or_else(|| {
+        let message = format!(
+            "its edge `{}` is to be proven for its edge `{view}`, which it does not have",
+            edge.name
+        );
+        not_found(message).at_node(&node.name)
+    })
+}
+
+fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Result<GraphNode> {
+    let edge = |edge: &DraftEdge| {
+        let child = index.get(&*edge.child).copied().unwrap_or(usize::MAX);
+        let proven_for = edge.proven_for.as_deref();
+        let proven_for = proven_for.map(|view| view_edge(node, edge, view)).transpose()?;
+        Ok(Edge { proven_for, ..assemble_edge(edge, child) })
+    };
+    let edges: Box<[Edge]> = node.edges.iter().map(edge).collect::<Result<_>>()?;
+    let infos: Vec<NodeInfo> = edges.iter().map(|edge| below[edge.child].info).collect();
+    let mut info = node.driver.info(&infos).map_err(|error| error.at_node(&node.name))?;
+    info.size_bytes = node.resized.unwrap_or(info.size_bytes);
+    let alignment = info.limits.request_alignment;
+    let sound = alignment.is_power_of_two()
+        && alignment <= 4096
+        && info.limits.memory_alignment.is_power_of_two()
+        && info.limits.memory_alignment <= 4096
+        && info.limits.transfer_max_bytes >= alignment
+        && info.size_bytes.is_multiple_of(u64::from(alignment))
+        && i64::try_from(info.size_bytes).is_ok();
+    if !sound {
+        let message = format!(
+            "its size ({} bytes) is no multiple of its block size ({alignment}), or its limits \
+             contradict themselves",
+            info.size_bytes
+        );
+        return Err(invalid(message).at_node(&node.name));
+    }
+    let serializer = node.serializer.clone();
+    Ok(GraphNode {
+        generation: node.generation,
+        name: Arc::clone(&node.name),
+        driver: Arc::clone(&node.driver),
+        info,
+        edges,
+        class: Class::default(),
+        serializer: serializer.or_else(|| (alignment > 1).then(Arc::default)),
+        origin: None,
+    })
+}
+
+/// Joins nodes to classes.
+fn assign_classes(nodes: &mut [GraphNode]) -> Result<Views> {
+    let edges = |node: &GraphNode| -> Box<Edges> {
+        node.edges.iter().map(|edge| (edge.role, edge.child)).collect()
+    };
+    let edges: Vec<_> = nodes.iter().map(edges).collect();
+    let views = Views::of(&edges).map_err(|(at, error)| error.at_node(&nodes[at].name))?;
+    for (at, node) in nodes.iter_mut().enumerate() {
+        node.class = views.class(at);
+    }
+    Ok(views)
+}
+
+/// A new, clean bitmap for a scope of `graph`.
+fn new_bitmap(graph: &Graph, decl: &BitmapDecl) -> Result<Arc<Bitmap>> {
+    let name = decl.name.as_str();
+    if graph.find_bitmap(&decl.scope, name).is_some() {
+        let message =
+            format!("there is a bitmap `{name}` already: remove it or choose another name");
+        return Err(Error::new(ErrorKind::Exists, message));
+    }
+    let Some(node) = graph.scope_node(&decl.scope) else {
+        let message = match &decl.scope {
+            BitmapScope::Node(node) => format!("bitmap `{name}`: there is no node `{node}`"),
+            BitmapScope::Drive(drive) => {
+                format!("bitmap `{name}`: there is no drive `{drive}`, or it has no medium")
+            }
+        };
+        return Err(not_found(message));
+    };
+    let size = graph.nodes[node].info.size_bytes;
+    let state = if decl.enabled { BitmapState::Recording } else { BitmapState::Disabled };
+    let bitmap = Bitmap::new(decl.name.clone(), size, decl.granularity, state);
+    bitmap
+        .map(Arc::new)
+        .map_err(|error| Error::new(error.kind(), format!("bitmap `{name}`: {error}")))
+}
+
+/// Computes where changes enter and what they mark.
+pub(super) fn set_entries(graph: &mut Graph) {
+    let at = |node: usize, cut| Marks::of(graph, graph.nodes[node].class, cut);
+    let of_drive =
+        |drive: &GraphDrive| drive.root.as_ref().map(|root| at(root.child, Cut::default()));
+    let drives: Vec<Option<Marks>> = graph.drives.iter().map(of_drive).collect();
+    let mut edges = Vec::new();
+    for (parent, node) in graph.nodes.iter().enumerate() {
+        for (position, edge) in node.edges.iter().enumerate() {
+            if edge.role.is_entry() {
+                let own = Cut { edge: Some((parent, position)), ..Cut::default() };
+                edges.push(((parent, position), at(edge.child, own)));
+            }
+        }
+    }
+    for (drive, entry) in graph.drives.iter_mut().zip(drives) {
+        if let Some(root) = &mut drive.root {
+            root.entry = entry;
+        }
+    }
+    for ((parent, position), entry) in edges {
+        graph.nodes[parent].edges[position].entry = Some(entry);
+    }
+}

@@ -1,0 +1,94 @@
+//! Permissions of a whole graph: what passes down its edges, and whether users can live together.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::class::{Cut, Reached};
+use crate::graph::permission::{PermissionSet, Users};
+use crate::graph::snapshot::{Edge, Graph};
+
+/// Passes what drives use and share down the edges.
+pub(super) fn resolve_permissions(graph: &mut Graph) {
+    let mut users = vec![Users::NONE; graph.nodes.len()];
+    for root in graph.drives.iter().filter_map(|drive| drive.root.as_ref()) {
+        users[root.child] = users[root.child].with(root.uses, root.shares);
+    }
+    for at in (0..graph.nodes.len()).rev() {
+        for edge in &mut graph.nodes[at].edges {
+            let passed = edge.role.pass(users[at]);
+            (edge.uses, edge.shares) = (edge.grants.union(passed.uses), passed.shares);
+            users[edge.child] = users[edge.child].with(edge.uses, edge.shares);
+        }
+    }
+}
+
+fn users(graph: &Graph) -> Vec<Vec<(String, &Edge)>> {
+    let mut users: Vec<Vec<(String, &Edge)>> = graph.nodes.iter().map(|_| Vec::new()).collect();
+    for drive in &graph.drives {
+        if let Some(root) = &drive.root {
+            users[root.child].push((format!("drive `{}`", drive.id), root));
+        }
+    }
+    for node in &graph.nodes {
+        for edge in &node.edges {
+            users[edge.child].push((format!("node `{}`", node.name), edge));
+        }
+    }
+    users
+}
+
+/// Refuses edges that use what another edge to the same node does not share.
+///
+/// # Errors
+/// `EBUSY`, with both edges; `EROFS`.
+pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
+    for (node, users) in graph.nodes.iter().zip(users(graph)) {
+        for (at, (name, edge)) in users.iter().enumerate() {
+            if !edge.uses.intersection(PermissionSet::CHANGES).is_empty() && node.info.read_only {
+                let message =
+                    format!("it is read-only, and {name} (edge `{}`) changes it", edge.name);
+                return Err(Error::new(ErrorKind::ReadOnly, message).at_node(&node.name));
+            }
+            let others = users.iter().enumerate().filter(|(other, _)| *other != at);
+            for (_, (other_name, other)) in others {
+                let missing = edge.uses_of_all().without(other.shares);
+                if !missing.is_empty() {
+                    let message = format!(
+                        "{name} (edge `{}`) uses {missing}, which {other_name} (edge `{}`) does not \
+                         share: give one of them a node of its own, or make it read-only",
+                        edge.name, other.name
+                    );
+                    return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes that are proven for a view conflict with the drives of the views that they alter.
+///
+/// # Errors
+/// `EBUSY`, with the node's edges and the drive.
+pub(super) fn check_proven(graph: &Graph) -> Result<()> {
+    for node in &graph.nodes {
+        for edge in node.edges.iter().filter(|edge| edge.grants.contains(PermissionSet::WRITE)) {
+            let Some(view) = edge.proven_for.map(|from| &node.edges[from]) else { continue };
+            let class = Some(graph.nodes[view.child].class);
+            let target = graph.nodes[edge.child].class;
+            let Reached { ranged, whole } = graph.views.reached(target, Cut { class, edge: None });
+            for drive in &graph.drives {
+                let Some(root) = &drive.root else { continue };
+                let shown = graph.nodes[root.child].class;
+                let is_altered = ranged.contains(&shown) || whole.contains(&shown);
+                if is_altered && !root.shares.contains(PermissionSet::WRITE) {
+                    let message = format!(
+                        "what it writes by its edge `{}` is proven for its edge `{}`, and alters what \
+                         drive `{}` shows: detach that drive, or let it share `w`",
+                        edge.name, view.name, drive.id
+                    );
+                    return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
+                }
+            }
+        }
+    }
+    Ok(())
+}

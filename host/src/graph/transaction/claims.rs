@@ -1,0 +1,310 @@
+//! What a transaction claims about views: each edge or bitmap that leads elsewhere is to show what it
+//! showed. Found by comparing the snapshots; verified in the drained section.
+//!
+//! Two nodes show the same if from both, by steps that change nothing (a transparent filter; an overlay
+//! without bytes of its own), one comes down to the same node. That node's own edges may be altered, too:
+//! then they are another claim, whose marks reach everything above it. So claims about one edge at a time
+//! are enough for any combination of actions. An overlay's backing may be altered or cut without that,
+//! if the overlay shows nothing of it.
+
+use super::action::Unproven;
+use super::bitmaps;
+use super::draft::{By, Draft, Place as EdgePlace};
+use super::drain::{Drained, Place, Side};
+use super::touched::{Known, same_drive};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::evidence::SameView;
+use crate::graph::generation::NodeGeneration;
+use crate::graph::permission::Role;
+use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode};
+
+/// Something that leads elsewhere.
+pub(super) struct Claim {
+    /// For messages: who shows what instead of what.
+    pub(super) what: String,
+    pub(super) by: By,
+    /// Bitmaps of the graph that is to be that see it, by index.
+    pub(super) marks: Vec<usize>,
+    /// Any of them will do.
+    proofs: Vec<Proof>,
+}
+
+enum Proof {
+    /// From both places down to one node.
+    Meet { before: Vec<Place>, after: Vec<Place> },
+    /// An overlay of the graph that is shows nothing of its backing.
+    Own { overlay: usize, is_cut: bool },
+}
+
+/// Everything that two snapshots' difference claims and that somebody minds.
+///
+/// # Errors
+/// `EPERM` for what is to be refused unless proven, and has nothing that could prove it.
+pub(super) fn claims(
+    draft: &Draft,
+    before: &Graph,
+    after: &Graph,
+) -> Result<Vec<Claim>, (By, Error)> {
+    let compare = Comparison { draft, before, after };
+    let mut claims = compare.roots();
+    claims.extend(compare.edges());
+    claims.extend(compare.moved_bitmaps());
+    claims.retain(|claim| claim.by.unproven == Unproven::Refuse || !claim.marks.is_empty());
+    let cannot_be =
+        |claim: &&Claim| claim.proofs.is_empty() && claim.by.unproven == Unproven::Refuse;
+    match claims.iter().find(cannot_be) {
+        Some(claim) => Err((claim.by, claim.refused())),
+        None => Ok(claims),
+    }
+}
+
+struct Comparison<'g> {
+    draft: &'g Draft,
+    before: &'g Graph,
+    after: &'g Graph,
+}
+
+impl Comparison<'_> {
+    fn roots(&self) -> Vec<Claim> {
+        let mut claims = Vec::new();
+        for old in &self.before.drives {
+            let Some(new) = same_drive(self.after, old) else { continue };
+            let Some(root) = &new.root else { continue };
+            let by = self.draft.altered_by(&EdgePlace::Root(old.generation));
+            let marks = bitmaps::of_scope(self.after, &BitmapScope::Drive(new.id.clone()));
+            let (what, proofs) = match &old.root {
+                Some(was) if self.is_same(was, root) => continue,
+                Some(was) => {
+                    let what = self.instead(&format!("drive `{}`", old.id), was.child, root.child);
+                    (what, self.meet(was.child, root.child))
+                }
+                // What its bitmaps recorded has gone; without bitmaps there is nothing to keep.
+                None if marks.is_empty() => continue,
+                None => (format!("drive `{}` has a new medium", old.id), Vec::new()),
+            };
+            claims.push(Claim { what, by, marks, proofs });
+        }
+        claims
+    }
+
+    fn edges(&self) -> Vec<Claim> {
+        let known = Known::of(self.after);
+        let mut claims = Vec::new();
+        for (at, old) in self.before.nodes.iter().enumerate() {
+            let Some(now) = known.node(old.generation) else { continue };
+            let new = &self.after.nodes[now];
+            let mut altered = |name: &str, what: String, proofs: Vec<Proof>| {
+                let by = self.draft.altered_by(&EdgePlace::Child(old.generation, name.into()));
+                let marks = bitmaps::affected(self.after, new.class).collect();
+                claims.push(Claim { what, by, marks, proofs });
+            };
+            for was in old.edges.iter().filter(|edge| shows(edge)) {
+                let what = format!("node `{}` (edge `{}`)", old.name, was.name);
+                match find(new, &was.name) {
+                    Some(edge) if self.is_same(was, edge) => {}
+                    Some(edge) => {
+                        let mut proofs = self.meet(was.child, edge.child);
+                        if was.role == Role::Backing {
+                            proofs.push(Proof::Own { overlay: at, is_cut: false });
+                        }
+                        altered(&was.name, self.instead(&what, was.child, edge.child), proofs);
+                    }
+                    None => {
+                        let child = &self.before.nodes[was.child].name;
+                        let what = format!("{what} shows node `{child}` no more");
+                        altered(&was.name, what, vec![Proof::Own { overlay: at, is_cut: true }]);
+                    }
+                }
+            }
+            for edge in new.edges.iter().filter(|edge| shows(edge)) {
+                if find(old, &edge.name).is_none() {
+                    let child = &self.after.nodes[edge.child].name;
+                    let what = format!("node `{}` (edge `{}`)", old.name, edge.name);
+                    let what = format!("{what} shows node `{child}` where it showed none");
+                    altered(&edge.name, what, vec![Proof::Own { overlay: at, is_cut: false }]);
+                }
+            }
+        }
+        claims
+    }
+
+    fn moved_bitmaps(&self) -> Vec<Claim> {
+        let mut claims = Vec::new();
+        for (at, entry) in self.draft.bitmaps.iter().enumerate() {
+            let Some((from, by)) = &entry.moved else { continue };
+            let was = self.before.scope_node(from);
+            let Some((was, now)) = was.zip(self.after.bitmaps[at].node) else { continue };
+            let what = format!("bitmap `{}`", entry.bitmap.name().as_str());
+            let what = self.instead(&what, was, now);
+            claims.push(Claim { what, by: *by, marks: vec![at], proofs: self.meet(was, now) });
+        }
+        claims
+    }
+
+    fn is_same(&self, before: &Edge, after: &Edge) -> bool {
+        self.before.nodes[before.child].generation == self.after.nodes[after.child].generation
+    }
+
+    fn instead(&self, who: &str, was: usize, now: usize) -> String {
+        let (was, now) = (&self.before.nodes[was].name, &self.after.nodes[now].name);
+        format!("{who} shows node `{now}` instead of `{was}`")
+    }
+
+    /// The proof that two nodes show the same, if there is a way to it.
+    fn meet(&self, was: usize, now: usize) -> Vec<Proof> {
+        let mut before = ways_down(self.before, Side::Before, was);
+        let mut after = ways_down(self.after, Side::After, now);
+        let who = |graph: &Graph, place: &Place| graph.nodes[place.node].generation;
+        let meeting = after.iter().enumerate().find_map(|(steps, place)| {
+            let node = who(self.after, place);
+            let other = before.iter().position(|place| who(self.before, place) == node);
+            other.map(|other| (other, steps))
+        });
+        let Some((before_steps, after_steps)) = meeting else { return Vec::new() };
+        before.truncate(before_steps + 1);
+        after.truncate(after_steps + 1);
+        // Where a size is about to change, block status cannot be asked for yet.
+        let asks = |place: &Place| has_backing(&self.after.nodes[place.node]);
+        if self.draft.resizes() && after[..after_steps].iter().any(asks) {
+            return Vec::new();
+        }
+        vec![Proof::Meet { before, after }]
+    }
+}
+
+/// Whether what the child shows can be seen through the edge.
+fn shows(edge: &Edge) -> bool {
+    edge.role.is_view() || edge.role == Role::Storage
+}
+
+fn find<'g>(node: &'g GraphNode, edge: &str) -> Option<&'g Edge> {
+    node.edges.iter().find(|other| *other.name == *edge)
+}
+
+fn has_backing(node: &GraphNode) -> bool {
+    node.edges.iter().any(|edge| edge.role == Role::Backing)
+}
+
+/// The nodes that may show what `from` shows, from it down.
+fn ways_down(graph: &Graph, side: Side, from: usize) -> Vec<Place> {
+    let mut places = vec![Place { side, node: from }];
+    let mut at = from;
+    loop {
+        let node = &graph.nodes[at];
+        let is_step = |edge: &&Edge| match edge.role {
+            Role::Filtered => node.driver.is_transparent(),
+            Role::Backing => true,
+            _ => false,
+        };
+        let Some(edge) = node.edges.iter().find(is_step) else { return places };
+        if graph.nodes[edge.child].info.size_bytes != node.info.size_bytes {
+            return places;
+        }
+        // Children come before their parents: this ends.
+        at = edge.child;
+        places.push(Place { side, node: at });
+    }
+}
+
+impl Claim {
+    /// Nodes that nobody may reach while the claim is verified.
+    pub(super) fn nodes(&self, before: &Graph, after: &Graph) -> Vec<NodeGeneration> {
+        let mut nodes = Vec::new();
+        for proof in &self.proofs {
+            match proof {
+                Proof::Meet { before: was, after: now } => {
+                    let was = was.iter().map(|place| &before.nodes[place.node]);
+                    let now = now.iter().map(|place| &after.nodes[place.node]);
+                    nodes.extend(was.chain(now).filter(|node| has_backing(node)));
+                }
+                Proof::Own { overlay, is_cut } => {
+                    let mut at = Some(*overlay);
+                    while let Some(node) = at.map(|at| &before.nodes[at]) {
+                        nodes.push(node);
+                        let mut views = node.edges.iter().filter(|edge| edge.role.is_view());
+                        at = views.next().filter(|_| *is_cut).map(|edge| edge.child);
+                    }
+                }
+            }
+        }
+        nodes.into_iter().map(|node| node.generation).collect()
+    }
+
+    /// The evidence for it, if there is any.
+    ///
+    /// # Errors
+    /// Of block status, or of a flush.
+    pub(super) async fn verify<'d>(
+        &self,
+        section: &'d Drained<'_>,
+    ) -> Result<Option<Vec<SameView<'d>>>> {
+        for proof in &self.proofs {
+            let evidence = match proof {
+                Proof::Meet { before, after } => {
+                    let before = way(section, before).await?;
+                    let after = way(section, after).await?;
+                    before
+                        .zip(after)
+                        .map(|(before, after)| before.into_iter().chain(after).collect())
+                }
+                Proof::Own { overlay, is_cut } => {
+                    let overlay = Place { side: Side::Before, node: *overlay };
+                    let found = match is_cut {
+                        true => SameView::zero_below(section, overlay).await?,
+                        false => SameView::all_allocated(section, overlay).await?,
+                    };
+                    if found.is_some() {
+                        // What only the overlay has from now on must be there after a crash.
+                        section.flush(overlay).await?;
+                    }
+                    found.map(|found| vec![found])
+                }
+            };
+            if evidence.is_some() {
+                return Ok(evidence);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Why the transaction fails without evidence.
+    pub(super) fn refused(&self) -> Error {
+        let marked = match self.marks.len() {
+            0 => "no bitmap sees it".to_owned(),
+            count => format!("{count} bitmaps would be marked whole"),
+        };
+        let message = format!(
+            "{}, and nothing proves that they show the same: ask for it with `Unproven::MarkWhole` \
+             ({marked})",
+            self.what
+        );
+        Error::new(ErrorKind::NotPermitted, message)
+    }
+}
+
+/// That the first node of a way shows what the last one shows. Nothing needs to be shown for one node.
+async fn way<'d>(
+    section: &'d Drained<'_>,
+    places: &[Place],
+) -> Result<Option<Option<SameView<'d>>>> {
+    let mut view: Option<SameView<'d>> = None;
+    for pair in places.windows(2) {
+        let upper = section.node(pair[0]);
+        let step = if has_backing(upper) {
+            SameView::nothing_allocated(section, pair[0], 0..upper.info.size_bytes).await?
+        } else {
+            SameView::transparent(section, pair[0])
+        };
+        let lower = section.node(pair[1]).generation;
+        let step = step.filter(|step| step.is_of(upper.generation, lower));
+        let Some(step) = step else { return Ok(None) };
+        view = match view {
+            None => Some(step),
+            Some(view) => match view.then(step) {
+                Some(view) => Some(view),
+                None => return Ok(None),
+            },
+        };
+    }
+    Ok(Some(view))
+}

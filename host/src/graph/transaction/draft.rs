@@ -1,0 +1,353 @@
+//! A graph that can be changed: by name, seen by nobody but its writer.
+//!
+//! A draft begins empty or as a copy of a snapshot, takes changes (`structure`), and becomes a snapshot
+//! (`assemble`). One that fails is dropped: there is nothing to roll back. It notes which edges were
+//! altered by which action, so that what cannot be proven about them is settled as that action asked.
+
+use std::sync::Arc;
+
+use super::action::{Unproven, User};
+use super::work::Work;
+use crate::bitmap::Bitmap;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::align::Serializer;
+use crate::graph::build::{BitmapDecl, ChildDecl, DriveDecl, NodeDecl};
+use crate::graph::counters::Counters;
+use crate::graph::generation::{DriveGeneration, Generations, NodeGeneration};
+use crate::graph::origin::Origin;
+use crate::graph::permission::{PermissionSet, Role};
+use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode};
+use crate::node::Node;
+
+/// See the module.
+#[derive(Default)]
+pub(in crate::graph) struct Draft {
+    pub(super) nodes: Vec<DraftNode>,
+    pub(super) drives: Vec<DraftDrive>,
+    pub(super) bitmaps: Vec<DraftBitmap>,
+    /// Bitmaps that are made, clean, when the graph is assembled and their size is known.
+    pub(super) new_bitmaps: Vec<BitmapDecl>,
+    /// What drivers are to do with nothing in flight, in the order of the actions.
+    pub(super) works: Vec<Work>,
+    pub(super) altered: Vec<Altered>,
+    /// Of the graph from which it began.
+    pub(super) generation: u64,
+    pub(super) generations: Generations,
+    /// The action that is being applied.
+    pub(super) by: By,
+}
+
+/// Who altered something, and what becomes of it if nothing can be proven.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct By {
+    /// Number of the action, from 0.
+    pub(super) action: usize,
+    pub(super) unproven: Unproven,
+}
+
+impl Default for By {
+    fn default() -> Self {
+        Self { action: 0, unproven: Unproven::MarkWhole }
+    }
+}
+
+pub(super) struct DraftNode {
+    pub(super) generation: NodeGeneration,
+    pub(super) is_new: bool,
+    pub(super) name: Arc<str>,
+    pub(super) driver: Arc<dyn Node>,
+    pub(super) edges: Vec<DraftEdge>,
+    pub(super) serializer: Option<Arc<Serializer>>,
+    /// The size that it is to have once its driver has done so.
+    pub(super) resized: Option<u64>,
+}
+
+#[derive(Clone)]
+pub(super) struct DraftEdge {
+    pub(super) name: Arc<str>,
+    pub(super) child: Arc<str>,
+    pub(super) role: Role,
+    pub(super) grants: PermissionSet,
+    /// The parent's edge for whose view its own writes are proven.
+    pub(super) proven_for: Option<Arc<str>>,
+    pub(super) counters: Arc<Counters>,
+}
+
+pub(super) struct DraftDrive {
+    pub(super) generation: DriveGeneration,
+    pub(super) id: Arc<str>,
+    pub(super) root: Option<DraftEdge>,
+    pub(super) writable: bool,
+    pub(super) only_shows: bool,
+    pub(super) origin: Arc<Origin>,
+}
+
+pub(super) struct DraftBitmap {
+    pub(super) scope: BitmapScope,
+    pub(super) bitmap: Arc<Bitmap>,
+    /// Set when it goes to another node.
+    pub(super) moved: Option<(BitmapScope, By)>,
+}
+
+/// An edge, by its place in the draft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    Root(usize),
+    Child(usize, usize),
+}
+
+/// An edge, by who its parent is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Root(DriveGeneration),
+    Child(NodeGeneration, Arc<str>),
+}
+
+pub(super) struct Altered {
+    pub(super) place: Place,
+    pub(super) by: By,
+}
+
+pub(super) fn invalid(message: String) -> Error {
+    Error::new(ErrorKind::Invalid, message)
+}
+
+pub(super) fn not_found(message: String) -> Error {
+    Error::new(ErrorKind::NotFound, message)
+}
+
+pub(super) fn in_use(message: String) -> Error {
+    Error::new(ErrorKind::InUse, message)
+}
+
+impl DraftEdge {
+    fn of(decl: ChildDecl) -> Self {
+        let ChildDecl { name, node, role, grants, proven_for } = decl;
+        let proven_for = proven_for.map(Into::into);
+        Self { proven_for, ..Self::new(name.into(), node.into(), role, grants) }
+    }
+
+    pub(super) fn new(name: Arc<str>, child: Arc<str>, role: Role, grants: PermissionSet) -> Self {
+        Self { name, child, role, grants, proven_for: None, counters: Arc::new(Counters::new()) }
+    }
+
+    fn copy(edge: &Edge, graph: &Graph) -> Self {
+        Self {
+            name: Arc::clone(&edge.name),
+            child: Arc::clone(&graph.nodes[edge.child].name),
+            role: edge.role,
+            grants: edge.grants,
+            proven_for: None,
+            counters: Arc::clone(&edge.counters),
+        }
+    }
+
+    fn of_node(edge: &Edge, node: &GraphNode, graph: &Graph) -> Self {
+        let view = edge.proven_for.map(|view| Arc::clone(&node.edges[view].name));
+        Self { proven_for: view, ..Self::copy(edge, graph) }
+    }
+}
+
+impl Draft {
+    /// A copy of a snapshot.
+    pub(in crate::graph) fn of(graph: &Graph) -> Self {
+        let nodes = graph.nodes.iter().map(|node| DraftNode {
+            generation: node.generation,
+            is_new: false,
+            name: Arc::clone(&node.name),
+            driver: Arc::clone(&node.driver),
+            edges: node.edges.iter().map(|edge| DraftEdge::of_node(edge, node, graph)).collect(),
+            serializer: node.serializer.clone(),
+            resized: None,
+        });
+        let drives = graph.drives.iter().zip(&graph.origins).map(|(drive, origin)| DraftDrive {
+            generation: drive.generation,
+            id: Arc::clone(&drive.id),
+            root: drive.root.as_ref().map(|root| DraftEdge::copy(root, graph)),
+            writable: drive.writable,
+            only_shows: drive.only_shows,
+            origin: Arc::clone(origin),
+        });
+        let bitmaps = graph.bitmaps.iter().map(|entry| DraftBitmap {
+            scope: entry.scope.clone(),
+            bitmap: Arc::clone(&entry.bitmap),
+            moved: None,
+        });
+        Self {
+            nodes: nodes.collect(),
+            drives: drives.collect(),
+            bitmaps: bitmaps.collect(),
+            generation: graph.generation,
+            generations: graph.generations.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Adds a node. Its children may come later.
+    ///
+    /// # Errors
+    /// `EEXIST`.
+    pub(in crate::graph) fn add_node(&mut self, decl: NodeDecl) -> Result<()> {
+        self.check_free(&decl.name, "node")?;
+        let NodeDecl { name, driver, children } = decl;
+        self.nodes.push(DraftNode {
+            generation: self.generations.node(),
+            is_new: true,
+            name: name.into(),
+            driver,
+            edges: children.into_iter().map(DraftEdge::of).collect(),
+            serializer: None,
+            resized: None,
+        });
+        Ok(())
+    }
+
+    /// Adds a drive. Its root may come later.
+    ///
+    /// # Errors
+    /// `EEXIST`.
+    pub(in crate::graph) fn add_drive(&mut self, decl: DriveDecl) -> Result<()> {
+        self.check_free(&decl.id, "drive")?;
+        let DriveDecl { id, root, writable, only_shows } = decl;
+        let id: Arc<str> = id.into();
+        self.drives.push(DraftDrive {
+            generation: self.generations.drive(),
+            id: Arc::clone(&id),
+            root: root.map(|root| Self::root_edge(root.into())),
+            writable,
+            only_shows,
+            origin: Arc::new(Origin::new(id)),
+        });
+        Ok(())
+    }
+
+    pub(super) fn root_edge(node: Arc<str>) -> DraftEdge {
+        DraftEdge::new("root".into(), node, Role::Root, PermissionSet::NONE)
+    }
+
+    /// Adds a bitmap, which is made when the graph is assembled.
+    pub(in crate::graph) fn add_bitmap(&mut self, decl: BitmapDecl) {
+        self.new_bitmaps.push(decl);
+    }
+
+    /// Takes a bitmap out.
+    pub(in crate::graph) fn remove_bitmap(&mut self, bitmap: &Arc<Bitmap>) {
+        self.bitmaps.retain(|entry| !Arc::ptr_eq(&entry.bitmap, bitmap));
+    }
+
+    fn check_free(&self, name: &str, kind: &str) -> Result<()> {
+        let other = if self.nodes.iter().any(|node| *node.name == *name) {
+            "node"
+        } else if self.drives.iter().any(|drive| *drive.id == *name) {
+            "drive"
+        } else {
+            return Ok(());
+        };
+        let message = format!("`{name}` names a {other} and a {kind}: give one another name");
+        Err(Error::new(ErrorKind::Exists, message))
+    }
+
+    pub(super) fn expect_node(&self, name: &str) -> Result<usize> {
+        let found = self.nodes.iter().position(|node| *node.name == *name);
+        found.ok_or_else(|| not_found(format!("there is no node `{name}`")))
+    }
+
+    pub(super) fn expect_drive(&self, id: &str) -> Result<usize> {
+        let found = self.drives.iter().position(|drive| *drive.id == *id);
+        found.ok_or_else(|| not_found(format!("there is no drive `{id}`")))
+    }
+
+    pub(super) fn expect_edge(&self, node: usize, name: &str) -> Result<usize> {
+        let node = &self.nodes[node];
+        node.edges.iter().position(|edge| *edge.name == *name).ok_or_else(|| {
+            let known: Vec<_> = node.edges.iter().map(|edge| format!("`{}`", edge.name)).collect();
+            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+            let message = format!("it has no edge `{name}`; it has: {known}");
+            not_found(message).at_node(&node.name)
+        })
+    }
+
+    /// The edges to a node.
+    pub(super) fn users(&self, node: &str) -> Vec<Link> {
+        let drives = self.drives.iter().enumerate();
+        let roots = drives
+            .filter(|(_, drive)| drive.root.as_ref().is_some_and(|root| *root.child == *node));
+        let mut links: Vec<Link> = roots.map(|(drive, _)| Link::Root(drive)).collect();
+        for (parent, parent_node) in self.nodes.iter().enumerate() {
+            let edges =
+                parent_node.edges.iter().enumerate().filter(|(_, edge)| *edge.child == *node);
+            links.extend(edges.map(|(edge, _)| Link::Child(parent, edge)));
+        }
+        links
+    }
+
+    /// The edge of a user that must use `node`.
+    pub(super) fn user(&self, user: &User, node: &str) -> Result<Link> {
+        let link = match user {
+            User::Drive(id) => Link::Root(self.expect_drive(id)?),
+            User::Node { node, edge } => {
+                let parent = self.expect_node(node)?;
+                Link::Child(parent, self.expect_edge(parent, edge)?)
+            }
+        };
+        if self.edge(link).is_none_or(|edge| *edge.child != *node) {
+            let message = format!("{} does not use node `{node}`", self.describe(link));
+            return Err(invalid(message));
+        }
+        Ok(link)
+    }
+
+    pub(super) fn edge(&self, link: Link) -> Option<&DraftEdge> {
+        match link {
+            Link::Root(drive) => self.drives[drive].root.as_ref(),
+            Link::Child(node, edge) => self.nodes[node].edges.get(edge),
+        }
+    }
+
+    /// "drive `vda`", "node `top` (edge `file`)".
+    pub(super) fn describe(&self, link: Link) -> String {
+        match link {
+            Link::Root(drive) => format!("drive `{}`", self.drives[drive].id),
+            Link::Child(node, edge) => {
+                let node = &self.nodes[node];
+                format!("node `{}` (edge `{}`)", node.name, node.edges[edge].name)
+            }
+        }
+    }
+
+    /// Notes that the current action has altered an edge.
+    pub(super) fn note(&mut self, link: Link) {
+        let place = match link {
+            Link::Root(drive) => Place::Root(self.drives[drive].generation),
+            Link::Child(node, edge) => {
+                let node = &self.nodes[node];
+                Place::Child(node.generation, Arc::clone(&node.edges[edge].name))
+            }
+        };
+        self.altered.push(Altered { place, by: self.by });
+    }
+
+    /// Points an edge to another node.
+    pub(super) fn retarget(&mut self, link: Link, to: &str) {
+        self.note(link);
+        let edge = match link {
+            Link::Root(drive) => self.drives[drive].root.as_mut(),
+            Link::Child(node, edge) => self.nodes[node].edges.get_mut(edge),
+        };
+        if let Some(edge) = edge {
+            edge.child = to.into();
+        }
+    }
+
+    /// Whether sizes are going to change.
+    pub(super) fn resizes(&self) -> bool {
+        self.works.iter().any(|work| matches!(work, Work::Resize { .. }))
+    }
+
+    /// Who altered an edge: the action that refuses rather than marks, if there is one.
+    pub(super) fn altered_by(&self, place: &Place) -> By {
+        let mut all = self.altered.iter().filter(|altered| altered.place == *place);
+        let refusing = all.clone().find(|altered| altered.by.unproven == Unproven::Refuse);
+        refusing.or_else(|| all.next_back()).map_or_else(By::default, |altered| altered.by)
+    }
+}

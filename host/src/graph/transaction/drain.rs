@@ -1,0 +1,194 @@
+//! Standing still: gates closed, nothing in flight behind them; and what a graph change may do then.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::cell::Snapshot;
+use crate::graph::counters::Counters;
+use crate::graph::edge::EdgeRef;
+use crate::graph::gate::Closed;
+use crate::graph::generation::NodeGeneration;
+use crate::graph::origin::{Origin, Request};
+use crate::graph::permission::{PermissionSet, Role};
+use crate::graph::snapshot::{Cx, Edge, Graph, GraphNode};
+use crate::io::{current, turn_now, until};
+use crate::node::Extent;
+
+/// Closes the gates of `origins`, all at once, and waits until nothing is behind them.
+///
+/// # Errors
+/// `ETIMEDOUT`, with who has not ended; the gates are open again.
+pub(in crate::graph) async fn close<'g>(
+    origins: &[&'g Origin],
+    within: Duration,
+) -> Result<Vec<Closed<'g>>> {
+    let deadline = turn_now() + within;
+    let closed: Vec<Closed<'g>> = origins.iter().map(|origin| origin.gate.close()).collect();
+    for origin in origins {
+        if until(deadline, origin.gate.drained()).await.is_none() {
+            let message = format!(
+                "{} requests of drive `{}` have not ended in {within:?}: nothing was changed",
+                origin.gate.in_flight(),
+                origin.name,
+            );
+            return Err(Error::new(ErrorKind::TimedOut, message));
+        }
+    }
+    Ok(closed)
+}
+
+/// Some origins of a graph, standing still until this is dropped.
+pub(super) struct Still<'g> {
+    origins: Vec<usize>,
+    _closed: Vec<Closed<'g>>,
+}
+
+impl<'g> Still<'g> {
+    /// # Errors
+    /// As [`close`].
+    pub(super) async fn of(
+        graph: &'g Graph,
+        origins: Vec<usize>,
+        within: Duration,
+    ) -> Result<Self> {
+        let gates: Vec<&Origin> = origins.iter().map(|at| &*graph.origins[*at]).collect();
+        let closed = close(&gates, within).await?;
+        Ok(Self { origins, _closed: closed })
+    }
+
+    /// The ids of those who pause.
+    pub(super) fn ids(&self, graph: &Graph) -> Vec<Arc<str>> {
+        self.origins.iter().map(|at| Arc::clone(&graph.origins[*at].name)).collect()
+    }
+}
+
+/// One of the two snapshots of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::graph) enum Side {
+    Before,
+    After,
+}
+
+/// A node of one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::graph) struct Place {
+    pub(in crate::graph) side: Side,
+    pub(in crate::graph) node: usize,
+}
+
+/// The drained section of a transaction: the snapshot that is, the one that is to be, and nothing in
+/// flight of those who reach what differs. Made in this file alone; what is learned in it borrows it, and
+/// so ends with it.
+pub(in crate::graph) struct Drained<'s> {
+    before: &'s Rc<Snapshot>,
+    after: &'s Rc<Snapshot>,
+    still: &'s Still<'s>,
+    worker: usize,
+}
+
+impl<'s> Drained<'s> {
+    pub(super) fn new(
+        before: &'s Rc<Snapshot>,
+        after: &'s Rc<Snapshot>,
+        still: &'s Still<'_>,
+    ) -> Self {
+        let worker = current().map_or(0, |worker| worker.index());
+        Self { before, after, still, worker }
+    }
+
+    pub(in crate::graph) fn graph(&self, side: Side) -> &Graph {
+        match side {
+            Side::Before => self.before,
+            Side::After => self.after,
+        }
+    }
+
+    pub(in crate::graph) fn node(&self, place: Place) -> &GraphNode {
+        &self.graph(place.side).nodes[place.node]
+    }
+
+    /// Whether no request can come to a node: it is new, or whoever reaches it stands still.
+    pub(in crate::graph) fn is_still(&self, generation: NodeGeneration) -> bool {
+        let before: &Graph = self.before;
+        let places = before.nodes.iter().map(|node| node.generation == generation).collect();
+        before.origins_reaching(places).iter().all(|origin| self.still.origins.contains(origin))
+    }
+
+    fn request(&self, side: Side) -> Request {
+        let graph = match side {
+            Side::Before => self.before,
+            Side::After => self.after,
+        };
+        Request::inside(self, Rc::clone(graph), self.worker)
+    }
+
+    /// The extents of a node, as [`EdgeRef::block_status`].
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(in crate::graph) async fn block_status(
+        &self,
+        place: Place,
+        offset: u64,
+        len: u64,
+    ) -> Result<Vec<Extent>> {
+        let request = self.request(place.side);
+        let edge = own_edge(place.node);
+        let edge = EdgeRef { graph: request.graph(), request: &request, edge: &edge };
+        edge.block_status(offset, len).await
+    }
+
+    /// Makes a node's completed writes durable.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(in crate::graph) async fn flush(&self, place: Place) -> Result<()> {
+        let request = self.request(place.side);
+        let edge = own_edge(place.node);
+        let edge = EdgeRef { graph: request.graph(), request: &request, edge: &edge };
+        edge.flush().await
+    }
+
+    /// Changes the size of a node of the graph that is to be.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(super) async fn resize(&self, node: usize, size_bytes: u64) -> Result<()> {
+        let request = self.request(Side::After);
+        let cx = Cx { graph: request.graph(), request: &request, node };
+        let node = &cx.graph.nodes[node];
+        let done = node.driver.resize(cx, size_bytes).await;
+        done.map_err(|error| error.at_node(&node.name))
+    }
+
+    /// Gives up a range of a node of the graph that is to be.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(super) async fn deallocate(&self, node: usize, offset: u64, len: u64) -> Result<()> {
+        let request = self.request(Side::After);
+        let cx = Cx { graph: request.graph(), request: &request, node };
+        let node = &cx.graph.nodes[node];
+        let done = node.driver.deallocate(cx, offset, len).await;
+        done.map_err(|error| error.at_node(&node.name))
+    }
+}
+
+/// The edge by which a change itself reads a node: counted nowhere else.
+fn own_edge(child: usize) -> Edge {
+    Edge {
+        name: "change".into(),
+        child,
+        role: Role::Source,
+        grants: PermissionSet::NONE,
+        uses: PermissionSet::CONSISTENT_READ,
+        shares: PermissionSet::ALL,
+        counters: Arc::new(Counters::new()),
+        entry: None,
+        proven_for: None,
+        crossing: None,
+        own: None,
+    }
+}

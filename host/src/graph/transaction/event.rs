@@ -1,0 +1,105 @@
+//! What a graph change did beside what was asked for.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::graph::BitmapScope;
+
+/// See the module. `Display` is the line that is logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// Nothing proves that a bitmap's view is what it was: it was marked whole.
+    BitmapMarkedWhole {
+        /// What it records.
+        scope: BitmapScope,
+        /// Its name.
+        name: String,
+        /// What was altered.
+        why: String,
+    },
+    /// A range of a bitmap's view may have altered.
+    BitmapMarked {
+        /// What it records.
+        scope: BitmapScope,
+        /// Its name.
+        name: String,
+        /// The range, bytes.
+        range: Range<u64>,
+        /// What was altered.
+        why: String,
+    },
+    /// A bitmap's view has another size. What was added is dirty.
+    BitmapResized {
+        /// What it records.
+        scope: BitmapScope,
+        /// Its name.
+        name: String,
+        /// Size of the view before, bytes.
+        from_bytes: u64,
+        /// Size of the view now, bytes.
+        to_bytes: u64,
+    },
+    /// A bitmap went to the node that shows its view now.
+    BitmapMoved {
+        /// What it recorded.
+        from: BitmapScope,
+        /// What it records.
+        to: BitmapScope,
+        /// Its name.
+        name: String,
+    },
+    /// Drives had to pause.
+    Paused {
+        /// Their ids.
+        drives: Vec<Arc<str>>,
+        /// Time that the requests in flight took to end.
+        drain: Duration,
+        /// Time for which, then, everything stood still.
+        still: Duration,
+    },
+}
+
+impl Event {
+    /// Whether somebody should look: a backup will be larger than it need be.
+    fn is_warning(&self) -> bool {
+        matches!(self, Self::BitmapMarkedWhole { .. })
+    }
+
+    pub(super) fn log(&self, generation: u64) {
+        if self.is_warning() {
+            tracing::warn!(generation, "{self}");
+        } else {
+            tracing::debug!(generation, "{self}");
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BitmapMarkedWhole { scope, name, why } => {
+                write!(f, "bitmap `{name}` of {scope} was marked whole: {why}")
+            }
+            Self::BitmapMarked { scope, name, range, why } => {
+                let Range { start, end } = range;
+                write!(f, "bitmap `{name}` of {scope} was marked at {start}..{end}: {why}")
+            }
+            Self::BitmapResized { scope, name, from_bytes, to_bytes } => {
+                write!(
+                    f,
+                    "bitmap `{name}` of {scope} was resized from {from_bytes} to {to_bytes} bytes"
+                )
+            }
+            Self::BitmapMoved { from, to, name } => {
+                write!(f, "bitmap `{name}` of {from} went to {to}")
+            }
+            Self::Paused { drives, drain, still } => {
+                let drives: Vec<String> = drives.iter().map(|id| format!("`{id}`")).collect();
+                write!(f, "paused {}: {drain:?} to drain, {still:?} still", drives.join(", "))
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The actions, each a change of a [`Draft`] that checks its own sense. What concerns the whole graph
+//! (cycles, sizes, permissions) is checked once, when it is assembled.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::action::{Action, User, Which};
+use super::draft::{Draft, DraftEdge, Link, in_use, invalid};
+use super::work::Work;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::build::NodeDecl;
+use crate::graph::permission::{PermissionSet, Role};
+use crate::graph::snapshot::BitmapScope;
+
+impl Draft {
+    /// Applies one action.
+    ///
+    /// # Errors
+    /// What does not make sense, with who stands against it; the draft is to be dropped then.
+    pub(super) fn act(&mut self, action: Action) -> Result<()> {
+        match action {
+            Action::AddNode(decl) => self.add_node(decl),
+            Action::RemoveNode { node } => self.remove_node(&node),
+            Action::AddDrive(decl) => self.add_drive(decl),
+            Action::RemoveDrive { drive } => self.remove_drive(&drive),
+            Action::InsertAbove { node, filter, users } => self.insert_above(&node, filter, &users),
+            Action::InsertBelow { node, edge, filter } => self.insert_below(&node, &edge, filter),
+            Action::RemoveFilter { node } => self.remove_filter(&node),
+            Action::Replace { node, by } => self.replace(&node, &by),
+            Action::Snapshot { drive, overlay } => self.snapshot(&drive, overlay),
+            Action::SetRoot { drive, node } => self.set_root(&drive, &node),
+            Action::InsertMedium { drive, node } => self.insert_medium(&drive, &node),
+            Action::EjectMedium { drive } => self.eject_medium(&drive),
+            Action::SetChild { node, edge, child } => {
+                self.set_child(&node, &edge, child.as_deref())
+            }
+            Action::Resize { node, size_bytes } => self.resize(&node, size_bytes),
+            Action::Deallocate { node, range } => self.deallocate(&node, range),
+        }
+    }
+
+    fn remove_node(&mut self, name: &str) -> Result<()> {
+        let at = self.expect_node(name)?;
+        let users: Vec<String> =
+            self.users(name).into_iter().map(|link| self.describe(link)).collect();
+        if !users.is_empty() {
+            let message = format!(
+                "it is in use by {}: remove them or point them elsewhere first",
+                users.join(", ")
+            );
+            return Err(in_use(message).at_node(name));
+        }
+        self.check_no_bitmaps(&BitmapScope::Node(name.into()))?;
+        self.check_no_work(name)?;
+        self.nodes.remove(at);
+        Ok(())
+    }
+
+    fn check_no_bitmaps(&self, scope: &BitmapScope) -> Result<()> {
+        let here = self.bitmaps.iter().filter(|entry| entry.scope == *scope);
+        let names: Vec<String> =
+            here.map(|entry| format!("`{}`", entry.bitmap.name().as_str())).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let message = format!("{scope} has the bitmaps {}: remove them first", names.join(", "));
+        Err(in_use(message))
+    }
+
+    fn check_no_work(&self, node: &str) -> Result<()> {
+        if self.works.iter().any(|work| work.node() == node) {
+            let message =
+                "an earlier action resizes or deallocates it: do so in a transaction of its own";
+            return Err(invalid(message.into()).at_node(node));
+        }
+        Ok(())
+    }
+
+    fn remove_drive(&mut self, id: &str) -> Result<()> {
+        let at = self.expect_drive(id)?;
+        self.check_no_bitmaps(&BitmapScope::Drive(id.into()))?;
+        self.drives.remove(at);
+        Ok(())
+    }
+
+    fn insert_above(&mut self, node: &str, filter: NodeDecl, which: &Which) -> Result<()> {
+        self.expect_node(node)?;
+        let links = match which {
+            Which::All => self.users(node),
+            Which::These(users) => {
+                let link = |user: &User| self.user(user, node);
+                users.iter().map(link).collect::<Result<Vec<Link>>>()?
+            }
+        };
+        expect_edge_to(&filter, node)?;
+        self.insert(filter, &links)
+    }
+
+    fn insert_below(&mut self, node: &str, edge: &str, filter: NodeDecl) -> Result<()> {
+        let at = self.expect_node(node)?;
+        let link = Link::Child(at, self.expect_edge(at, edge)?);
+        if let Some(edge) = self.edge(link) {
+            expect_edge_to(&filter, &edge.child)?;
+        }
+        self.insert(filter, &[link])
+    }
+
+    fn insert(&mut self, filter: NodeDecl, links: &[Link]) -> Result<()> {
+        let name = filter.name.clone();
+        self.add_node(filter)?;
+        links.iter().for_each(|link| self.retarget(*link, &name));
+        Ok(())
+    }
+
+    fn remove_filter(&mut self, name: &str) -> Result<()> {
+        let at = self.expect_node(name)?;
+        let view = self.nodes[at].edges.iter().find(|edge| edge.role == Role::Filtered);
+        let Some(child) = view.map(|edge| Arc::clone(&edge.child)) else {
+            let message = "it has no `filtered` edge, so it is no filter: replace it instead";
+            return Err(invalid(message.into()).at_node(name));
+        };
+        self.check_no_work(name)?;
+        for link in self.users(name) {
+            self.retarget(link, &child);
+        }
+        self.move_bitmaps(name, &child)?;
+        self.nodes.remove(at);
+        Ok(())
+    }
+
+    /// A node's bitmaps go to a node that is to show the same view.
+    fn move_bitmaps(&mut self, from: &str, to: &Arc<str>) -> Result<()> {
+        let (from, to) = (BitmapScope::Node(from.into()), BitmapScope::Node(Arc::clone(to)));
+        for at in 0..self.bitmaps.len() {
+            if self.bitmaps[at].scope != from {
+                continue;
+            }
+            let name = self.bitmaps[at].bitmap.name().clone();
+            let mut others = self.bitmaps.iter().filter(|other| other.scope == to);
+            if others.any(|other| other.bitmap.name() == name) {
+                let message = format!(
+                    "bitmap `{}` of {from} would go to {to}, which has one of that name: \
+                     remove one of them first",
+                    name.as_str()
+                );
+                return Err(Error::new(ErrorKind::Exists, message));
+            }
+            let entry = &mut self.bitmaps[at];
+            let first = entry.moved.take().map_or_else(|| from.clone(), |(first, _)| first);
+            entry.moved = Some((first, self.by));
+            entry.scope = to.clone();
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, node: &str, by: &str) -> Result<()> {
+        self.expect_node(node)?;
+        self.expect_node(by)?;
+        if node == by {
+            return Err(invalid("it cannot replace itself".into()).at_node(node));
+        }
+        // Its successor, and what that stands on, would form a cycle.
+        let below = self.at_or_below(by);
+        let is_above = |link: &Link| match *link {
+            Link::Root(_) => true,
+            Link::Child(parent, _) => !below[parent],
+        };
+        let links: Vec<Link> = self.users(node).into_iter().filter(is_above).collect();
+        links.into_iter().for_each(|link| self.retarget(link, by));
+        Ok(())
+    }
+
+    /// By node: whether `top` reaches it. Unknown children are left to `assemble`.
+    fn at_or_below(&self, top: &str) -> Vec<bool> {
+        let mut reached = vec![false; self.nodes.len()];
+        let find = |name: &str| self.nodes.iter().position(|node| *node.name == *name);
+        let mut pending: Vec<usize> = find(top).into_iter().collect();
+        while let Some(at) = pending.pop() {
+            if !std::mem::replace(&mut reached[at], true) {
+                pending.extend(self.nodes[at].edges.iter().filter_map(|edge| find(&edge.child)));
+            }
+        }
+        reached
+    }
+
+    fn snapshot(&mut self, drive: &str, overlay: NodeDecl) -> Result<()> {
+        let (link, root) = self.expect_medium(drive)?;
+        let stands_on_it = overlay
+            .children
+            .iter()
+            .any(|child| child.role == Role::Backing && *child.node == *root);
+        if !stands_on_it {
+            let message = format!(
+                "the overlay `{}` needs a `backing` edge to `{root}`, which drive `{drive}` shows",
+                overlay.name
+            );
+            return Err(invalid(message));
+        }
+        self.insert(overlay, &[link])
+    }
+
+    /// A drive's root edge, and where it leads.
+    fn expect_medium(&self, drive: &str) -> Result<(Link, Arc<str>)> {
+        let at = self.expect_drive(drive)?;
+        let root = self.drives[at].root.as_ref().map(|root| Arc::clone(&root.child));
+        let root = root.ok_or_else(|| {
+            let message = format!("drive `{drive}` has no medium: insert one instead");
+            Error::new(ErrorKind::NoMedium, message)
+        })?;
+        Ok((Link::Root(at), root))
+    }
+
+    fn set_root(&mut self, drive: &str, node: &str) -> Result<()> {
+        let (link, _) = self.expect_medium(drive)?;
+        self.expect_node(node)?;
+        self.retarget(link, node);
+        Ok(())
+    }
+
+    fn insert_medium(&mut self, drive: &str, node: &str) -> Result<()> {
+        let at = self.expect_drive(drive)?;
+        self.expect_node(node)?;
+        if let Some(root) = &self.drives[at].root {
+            let message = format!(
+                "drive `{drive}` has the medium `{}`: eject it first, or set the drive's root",
+                root.child
+            );
+            return Err(Error::new(ErrorKind::Exists, message));
+        }
+        self.drives[at].root = Some(Self::root_edge(node.into()));
+        self.note(Link::Root(at));
+        Ok(())
+    }
+
+    fn eject_medium(&mut self, drive: &str) -> Result<()> {
+        let (link, _) = self.expect_medium(drive)?;
+        self.note(link);
+        let at = self.expect_drive(drive)?;
+        self.drives[at].root = None;
+        Ok(())
+    }
+
+    fn set_child(&mut self, node: &str, edge: &str, child: Option<&str>) -> Result<()> {
+        let at = self.expect_node(node)?;
+        let Some(child) = child else { return self.end_backing(at, edge) };
+        self.expect_node(child)?;
+        let shows_none = !self.nodes[at].edges.iter().any(|edge| edge.role.is_view());
+        if edge == "backing" && shows_none {
+            let (name, grants) = (edge.into(), PermissionSet::NONE);
+            let edges = &mut self.nodes[at].edges;
+            edges.push(DraftEdge::new(name, child.into(), Role::Backing, grants));
+            let position = edges.len() - 1;
+            self.note(Link::Child(at, position));
+            return Ok(());
+        }
+        let link = Link::Child(at, self.expect_edge(at, edge)?);
+        self.retarget(link, child);
+        Ok(())
+    }
+
+    fn end_backing(&mut self, at: usize, edge: &str) -> Result<()> {
+        let position = self.expect_edge(at, edge)?;
+        let node = &self.nodes[at];
+        let why_not = if node.edges[position].role != Role::Backing {
+            "it is no `backing` edge: the node cannot do without it"
+        } else if position + 1 != node.edges.len() {
+            "the driver knows its children by their position, and another one comes after it"
+        } else {
+            self.note(Link::Child(at, position));
+            self.nodes[at].edges.pop();
+            return Ok(());
+        };
+        Err(invalid(format!("edge `{edge}` cannot end: {why_not}")).at_node(&node.name))
+    }
+
+    fn expect_old(&self, name: &str) -> Result<usize> {
+        let at = self.expect_node(name)?;
+        if self.nodes[at].is_new {
+            let message = "it is added by the same transaction: add it as it is to be";
+            return Err(invalid(message.into()).at_node(name));
+        }
+        self.check_no_work(name)?;
+        Ok(at)
+    }
+
+    fn resize(&mut self, name: &str, size_bytes: u64) -> Result<()> {
+        let at = self.expect_old(name)?;
+        self.nodes[at].resized = Some(size_bytes);
+        self.works.push(Work::Resize { node: name.into(), size_bytes });
+        Ok(())
+    }
+
+    fn deallocate(&mut self, name: &str, range: Range<u64>) -> Result<()> {
+        self.expect_old(name)?;
+        if range.is_empty() {
+            let message = format!("range {}..{} is empty", range.start, range.end);
+            return Err(invalid(message).at_node(name));
+        }
+        self.works.push(Work::Deallocate { node: name.into(), range, by: self.by });
+        Ok(())
+    }
+}
+
+fn expect_edge_to(filter: &NodeDecl, node: &str) -> Result<()> {
+    if filter.children.iter().any(|child| child.node == node) {
+        return Ok(());
+    }
+    let message =
+        format!("the filter `{}` needs an edge to `{node}`, over which it goes", filter.name);
+    Err(invalid(message))
+}

@@ -1,0 +1,122 @@
+//! What differs between two snapshots, and so must be still while one takes the other's place.
+//!
+//! A node is touched if its edges, its size or limits, or the marks of its changes differ; a drive if its
+//! root or its marks do. A request that comes to none of these runs the same way in either snapshot, and
+//! need not pause. Sharing is compared nowhere: only the check of a new graph reads it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::bitmap::Granules;
+use crate::graph::affected::Marks;
+use crate::graph::generation::NodeGeneration;
+use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
+
+/// Indices in `after` by identity.
+pub(super) struct Known {
+    nodes: HashMap<NodeGeneration, usize>,
+}
+
+impl Known {
+    pub(super) fn of(after: &Graph) -> Self {
+        let generations = after.nodes.iter().map(|node| node.generation);
+        Self { nodes: generations.zip(0..).collect() }
+    }
+
+    /// Where a node is now.
+    pub(super) fn node(&self, generation: NodeGeneration) -> Option<usize> {
+        self.nodes.get(&generation).copied()
+    }
+}
+
+/// The drive of `after` that is `drive`.
+pub(super) fn same_drive<'g>(after: &'g Graph, drive: &GraphDrive) -> Option<&'g GraphDrive> {
+    after.drives.iter().find(|other| other.generation == drive.generation)
+}
+
+/// What of `before` is touched.
+pub(super) struct Touched {
+    /// By node.
+    pub(super) nodes: Vec<bool>,
+    /// By drive.
+    drives: Vec<bool>,
+}
+
+struct Comparison<'g> {
+    before: &'g Graph,
+    after: &'g Graph,
+    /// Bitmaps of `before` that are to record elsewhere.
+    replaced: Vec<usize>,
+}
+
+impl Comparison<'_> {
+    fn same_marks(&self, before: Option<&Marks>, after: Option<&Marks>) -> bool {
+        let (before, after) = match (before, after) {
+            (None, None) => return true,
+            (Some(before), Some(after)) => (before.addresses(), after.addresses()),
+            _ => return false,
+        };
+        let is_kept = |address: &usize| !self.replaced.contains(address);
+        before == after && before.0.iter().chain(&before.1).all(is_kept)
+    }
+
+    fn same_edge(&self, before: &Edge, after: &Edge) -> bool {
+        before.name == after.name
+            && before.role == after.role
+            && before.uses == after.uses
+            && self.before.nodes[before.child].generation
+                == self.after.nodes[after.child].generation
+            && before.crossing == after.crossing
+            && match (&before.own, &after.own) {
+                (None, None) => true,
+                (Some(before), Some(after)) => before.is_same_as(after),
+                _ => false,
+            }
+            && self.same_marks(before.entry.as_ref(), after.entry.as_ref())
+    }
+
+    fn same_node(&self, before: &GraphNode, after: &GraphNode) -> bool {
+        let mut edges = before.edges.iter().zip(&after.edges);
+        before.info == after.info
+            && before.edges.len() == after.edges.len()
+            && edges.all(|(before, after)| self.same_edge(before, after))
+    }
+
+    fn same_drive(&self, before: &GraphDrive, after: &GraphDrive) -> bool {
+        match (&before.root, &after.root) {
+            (None, None) => true,
+            (Some(before), Some(after)) => self.same_edge(before, after),
+            _ => false,
+        }
+    }
+}
+
+impl Touched {
+    /// Compares. `replaced` are bitmaps that keep their place and get another set of granules.
+    pub(super) fn of(before: &Graph, after: &Graph, replaced: &[Arc<Granules>]) -> Self {
+        let replaced = replaced.iter().map(|set| Arc::as_ptr(set).addr()).collect();
+        let compare = Comparison { before, after, replaced };
+        let known = Known::of(after);
+        let node = |node: &GraphNode| {
+            let now = known.node(node.generation).map(|at| &after.nodes[at]);
+            !now.is_some_and(|now| compare.same_node(node, now))
+        };
+        let drive = |drive: &GraphDrive| {
+            !same_drive(after, drive).is_some_and(|now| compare.same_drive(drive, now))
+        };
+        Self {
+            nodes: before.nodes.iter().map(node).collect(),
+            drives: before.drives.iter().map(drive).collect(),
+        }
+    }
+
+    /// The origins of `before` that are, or come to, what is touched.
+    pub(super) fn origins(&self, before: &Graph) -> Vec<usize> {
+        let mut origins = before.origins_reaching(self.nodes.clone());
+        let drives = self.drives.iter().enumerate().filter(|(_, touched)| **touched);
+        origins.extend(drives.map(|(drive, _)| drive));
+        origins.sort_unstable();
+        origins.dedup();
+        origins
+    }
+}

@@ -1,0 +1,141 @@
+//! What drivers do to nodes with nothing in flight, and what cannot be undone.
+
+use std::ops::Range;
+
+use super::draft::{By, Draft, invalid};
+use super::drain::Drained;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::permission::Role;
+use crate::graph::snapshot::Graph;
+
+/// An action that reaches beyond the graph.
+pub(super) enum Work {
+    Resize { node: String, size_bytes: u64 },
+    Deallocate { node: String, range: Range<u64>, by: By },
+}
+
+impl Work {
+    pub(super) fn node(&self) -> &str {
+        match self {
+            Self::Resize { node, .. } | Self::Deallocate { node, .. } => node,
+        }
+    }
+}
+
+/// A piece of work with its places.
+pub(super) struct Step {
+    /// Index in the graph that is.
+    pub(super) old: usize,
+    /// Index in the graph that is to be.
+    pub(super) node: usize,
+    pub(super) kind: StepKind,
+}
+
+pub(super) enum StepKind {
+    Resize { from_bytes: u64, to_bytes: u64 },
+    Deallocate { range: Range<u64>, by: By },
+}
+
+impl Step {
+    /// It can be taken back: what a growth has added is in no view yet.
+    fn is_growth(&self) -> bool {
+        matches!(self.kind, StepKind::Resize { from_bytes, to_bytes } if to_bytes >= from_bytes)
+    }
+}
+
+/// The work of a draft in the order in which it is to be done: growths, then what cannot be undone, of
+/// which there is one piece at most.
+///
+/// # Errors
+/// A range past the end, a parent that relies on the size, more than one piece that cannot be undone.
+pub(super) fn steps(draft: &Draft, before: &Graph, after: &Graph) -> Result<Vec<Step>> {
+    let mut steps = Vec::with_capacity(draft.works.len());
+    for work in &draft.works {
+        // A node with work is neither new nor removed.
+        let places = before.find_node(work.node()).zip(after.find_node(work.node()));
+        let Some((old, node)) = places else { continue };
+        if after.nodes[node].info.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, "it is read-only").at_node(work.node()));
+        }
+        let kind = match work {
+            Work::Resize { size_bytes, .. } => {
+                check_parents(after, node)?;
+                let from_bytes = before.nodes[old].info.size_bytes;
+                StepKind::Resize { from_bytes, to_bytes: *size_bytes }
+            }
+            Work::Deallocate { range, by, .. } => {
+                check_range(after, node, range)?;
+                StepKind::Deallocate { range: range.clone(), by: *by }
+            }
+        };
+        steps.push(Step { old, node, kind });
+    }
+    steps.sort_by_key(|step| !step.is_growth());
+    if steps.iter().filter(|step| !step.is_growth()).count() > 1 {
+        let message = "a transaction can shrink or deallocate once, as neither can be undone: \
+                       make it several transactions";
+        return Err(invalid(message.into()));
+    }
+    Ok(steps)
+}
+
+/// Whoever keeps its bytes in a node counts on the node's size.
+fn check_parents(graph: &Graph, node: usize) -> Result<()> {
+    for parent in &graph.nodes {
+        let relies = |role| matches!(role, Role::Storage | Role::Target);
+        let edge = parent.edges.iter().find(|edge| edge.child == node && relies(edge.role));
+        if let Some(edge) = edge {
+            let message = format!(
+                "node `{}` (edge `{}`) does not share `r` (resize): resize that node instead",
+                parent.name, edge.name
+            );
+            return Err(Error::new(ErrorKind::InUse, message).at_node(&graph.nodes[node].name));
+        }
+    }
+    Ok(())
+}
+
+fn check_range(graph: &Graph, node: usize, range: &Range<u64>) -> Result<()> {
+    let node = &graph.nodes[node];
+    let (size, unit) = (node.info.size_bytes, u64::from(node.info.limits.request_alignment));
+    let is_aligned = range.start.is_multiple_of(unit) && range.end.is_multiple_of(unit);
+    if range.end > size || !is_aligned {
+        let message = format!(
+            "range {}..{} is to lie within {size} bytes, at multiples of {unit}",
+            range.start, range.end
+        );
+        return Err(invalid(message).at_node(&node.name));
+    }
+    Ok(())
+}
+
+/// Does the work. If a piece fails, the growths before it are taken back.
+///
+/// # Errors
+/// The driver's.
+pub(super) async fn run(section: &Drained<'_>, steps: &[Step]) -> Result<()> {
+    for (at, step) in steps.iter().enumerate() {
+        let done = match &step.kind {
+            StepKind::Resize { to_bytes, .. } => section.resize(step.node, *to_bytes).await,
+            StepKind::Deallocate { range, .. } => {
+                section.deallocate(step.node, range.start, range.end - range.start).await
+            }
+        };
+        if let Err(error) = done {
+            take_back(section, &steps[..at]).await;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+async fn take_back(section: &Drained<'_>, steps: &[Step]) {
+    for step in steps.iter().rev() {
+        if let StepKind::Resize { from_bytes, .. } = step.kind
+            && let Err(error) = section.resize(step.node, from_bytes).await
+        {
+            // Its view keeps the old size: what lies behind it is not reached.
+            tracing::warn!("a growth could not be taken back: {error}");
+        }
+    }
+}
