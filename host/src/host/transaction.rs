@@ -86,3 +86,38 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block_on;
+    use crate::export::nbd::{Export, ListenAddress};
+    use crate::node::MemoryNode;
+
+    #[test]
+    fn a_drive_that_is_exported_stays() {
+        let disk = MemoryNode::new(1 << 20, 512).expect("a size");
+        let builder = Host::builder().node("disk", disk, vec![]);
+        let host = builder.drive("vda", "disk", true).drive("idle", "disk", false);
+        let Err(error) = host.start() else { panic!("two users that mind each other") };
+        assert_eq!(error.kind(), ErrorKind::InUse);
+
+        let disk = MemoryNode::new(1 << 20, 512).expect("a size");
+        let host = Host::builder().node("disk", disk, vec![]).drive("vda", "disk", true).start();
+        let host = host.expect("a host");
+        let export = Export {
+            name: "system".into(),
+            description: String::new(),
+            drive: "vda".into(),
+            writable: true,
+            bitmaps: vec![],
+        };
+        let directory = tempfile::tempdir().expect("a directory");
+        let address = ListenAddress::Unix(directory.path().join("socket"));
+        host.serve_nbd(&address, vec![export]).expect("a listener");
+        let remove = Action::RemoveDrive { drive: "vda".into() };
+        let error = block_on(host.transact(Transaction::new().with(remove))).expect_err("exported");
+        assert_eq!(error.to_string(), "drive `vda` is in use by exports `system`");
+        host.shutdown().expect("an end in order");
+    }
+}

@@ -66,7 +66,8 @@ impl<'d> SameView<'d> {
             return Ok(None);
         }
         let range = 0..node.info.size_bytes;
-        let is_own = |extent: &Extent| extent.kind != ExtentKind::Unallocated;
+        // A hole reads as zeros for want of a backing there: another one may be longer.
+        let is_own = |extent: &Extent| matches!(extent.kind, ExtentKind::Data | ExtentKind::Zero);
         let full = all_extents(section, overlay, range.clone(), is_own).await?;
         Ok(full.then(|| Self::new(section, overlay, overlay, range)))
     }

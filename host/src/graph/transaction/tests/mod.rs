@@ -1,1 +1,12 @@
+//! Graph changes of small real graphs, with requests going on all the while.
+//!
+//! `scene` builds graphs and shows them as text; `load` writes without pause and knows what it wrote.
 
+mod actions;
+mod chains;
+mod failures;
+mod load;
+mod pause;
+mod resize;
+mod scene;
+mod workers;
