@@ -209,7 +209,7 @@ fn media_are_changed_under_load_and_are_another_view() {
         let message = scene.fails(Transaction::new().with(insert())).await;
         assert!(message.contains("has the medium `disc`"), "{message}");
         // Out and in again at once is no change.
-        scene.bitmap(&of_drive("d"), "b").clear();
+        scene.clear("d").await;
         let applied = scene.all(Transaction::new().with(eject()).with(insert())).await;
         assert_eq!((marked_whole(&applied.events), scene.dirty("d").len()), (false, 0));
     });

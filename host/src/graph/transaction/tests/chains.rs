@@ -128,10 +128,10 @@ fn a_middle_with_bytes_is_left_out_once_the_top_has_them_all() {
         for block in 0..BLOCKS {
             scene.write("d", block, 3).await;
         }
-        scene.bitmap(&of_drive("d"), "b").clear();
+        scene.clear("d").await;
         scene.act(rebase("top", Some("disk"))).await;
         assert_eq!(scene.dirty("d").len(), 0);
-        scene.bitmap(&of_drive("d"), "b").clear();
+        scene.clear("d").await;
         scene.act(rebase("top", None)).await;
         assert_eq!((scene.dirty("d").len(), scene.read("d", 9).await), (0, 3));
     });
@@ -209,7 +209,7 @@ fn a_deallocation_marks_its_range_unless_it_shows_the_same() {
         let scene = disk();
         scene.act(snapshot("top", "disk")).await;
         scene.write("d", 3, 6).await;
-        scene.bitmap(&of_drive("d"), "b").clear();
+        scene.clear("d").await;
         let block = BLOCK as u64;
         let give_up = |blocks: std::ops::Range<u64>| {
             let range = blocks.start * block..blocks.end * block;
