@@ -76,7 +76,9 @@ impl Request {
 
     /// A request that this one causes: it passes the gate, and holds up a drain by itself.
     pub(super) fn cause(&self) -> Self {
-        self.gate().join(self.worker);
+        if self.is_counted {
+            self.gate().join(self.worker);
+        }
         Self {
             graph: Rc::clone(&self.graph),
             lineage: self.lineage.clone(),
