@@ -33,6 +33,8 @@ mod edge;
 mod evidence;
 mod gate;
 mod guard;
+#[cfg(test)]
+mod model;
 mod op;
 mod origin;
 mod permission;

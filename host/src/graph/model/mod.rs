@@ -1,0 +1,109 @@
+//! The core in lock step with the reference model.
+#![allow(clippy::too_many_lines, reason = "x")]
+
+mod bitmaps;
+mod disk;
+mod random;
+mod run;
+mod scene;
+mod steps;
+#[allow(unreachable_pub, dead_code, unused_imports, reason = "the model is a crate of its own in spirit: it has more than is used")]
+mod world;
+
+use random::Random;
+use run::Run;
+
+use crate::io::{EngineChoice, EngineKind, run_on_thread};
+
+/// Real bytes of one byte of the model.
+const SECTOR: u64 = 512;
+
+/// A case: the scene's seed, then one for each step. Steps can be left out without altering others.
+#[derive(Clone, Debug)]
+struct Case {
+    scene: u64,
+    steps: Vec<u64>,
+}
+
+impl Case {
+    fn new(seed: u64, steps: usize) -> Self {
+        let mut random = Random::new(seed);
+        Self { scene: random.next(), steps: (0..steps).map(|_| random.next()).collect() }
+    }
+
+    /// # Errors
+    /// What went wrong, and at which step.
+    fn run(&self) -> Result<(), (usize, String)> {
+        let case = self.clone();
+        let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async move {
+            let mut run = Run::new(case.scene);
+            let tell = |run: &Run, wrong: String| {
+                format!("{wrong}\n  at: {}\n{}\n{:#?}", run.step, run.world, run.scene.jobs)
+            };
+            for (at, seed) in case.steps.iter().enumerate() {
+                let stepped = step(&mut run, &mut Random::new(*seed)).await;
+                let checked = match stepped {
+                    Ok(()) => run.check().await,
+                    wrong => wrong,
+                };
+                checked.map_err(|wrong| (at, tell(&run, wrong)))?;
+            }
+            run.check_all_views().await.map_err(|wrong| (case.steps.len(), tell(&run, wrong)))
+        });
+        ended.expect("a worker")
+    }
+
+    /// The case without the steps that are not needed for its failure.
+    fn shrunk(mut self) -> Self {
+        if let Err((at, _)) = self.run() {
+            self.steps.truncate(at + 1);
+        }
+        let mut size = self.steps.len();
+        while size > 0 {
+            let mut at = 0;
+            while at < self.steps.len() {
+                let mut less = self.clone();
+                less.steps.drain(at..less.steps.len().min(at + size));
+                if less.run().is_err() { self = less } else { at += size }
+            }
+            size /= 2;
+        }
+        self
+    }
+}
+
+async fn step(run: &mut Run, random: &mut Random) -> run::Verdict {
+    let has_jobs = !run.scene.jobs.is_empty();
+    match random.below(if has_jobs { 20 } else { 12 }) {
+        0..=5 => run.guest_change(random).await,
+        6..=8 => run.guest_read(random).await,
+        9..=11 => run.bitmap_change(random).await,
+        12..=14 => run.job_copy(random).await,
+        15 | 16 => run.job_read(random).await,
+        17 => run.job_claim(random).await,
+        18 => run.job_zero(random).await,
+        _ => run.job_write(random).await,
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn the_core_does_as_the_model_says() {
+    let cases = number("BLOCKLOOM_MODEL_CASES").unwrap_or(300);
+    let first = number("BLOCKLOOM_MODEL_SEED");
+    let seeds = first.map_or(0..cases, |seed| seed..seed + 1);
+    for seed in seeds {
+        let case = Case::new(seed, 100);
+        if case.run().is_err() {
+            let case = case.shrunk();
+            let (_, wrong) = case.run().expect_err("it fails");
+            panic!(
+                "seed {seed} (again: BLOCKLOOM_MODEL_SEED={seed}), shrunk to {} steps:\n{wrong}",
+                case.steps.len()
+            );
+        }
+    }
+}
