@@ -2,11 +2,12 @@
 
 use std::rc::Rc;
 
-use super::admit::admit;
+use super::admit::{admit, mark};
 use super::align;
 use super::cell::LocalGraph;
 use super::detach::ToTheEnd;
 use super::edge::EdgeRef;
+use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
@@ -59,7 +60,11 @@ impl LocalDrive {
                 None => None,
             };
             edge.begin_admitted(&op);
-            return edge.settle(call(edge).await);
+            let result = edge.settle(call(edge).await);
+            if mutated(Mutation::MarksAfterCompletion) {
+                mark(edge.edge, &op);
+            }
+            return result;
         }
     }
 

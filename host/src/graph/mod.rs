@@ -35,6 +35,7 @@ mod gate;
 mod guard;
 #[cfg(test)]
 mod model;
+mod mutation;
 mod op;
 mod origin;
 mod permission;
@@ -48,6 +49,7 @@ pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
 pub use edge::{EdgeCall, EdgeRef};
 pub use evidence::{Copied, CopyHow, Outcomes, OwnAccord, ProvenBuf};
+pub(crate) use mutation::{Mutation, mutated};
 pub use op::{Op, OpKind};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};

@@ -3,6 +3,7 @@
 
 mod bitmaps;
 mod disk;
+mod flights;
 mod random;
 mod run;
 mod scene;
@@ -74,13 +75,16 @@ impl Case {
 
 async fn step(run: &mut Run, random: &mut Random) -> run::Verdict {
     let has_jobs = !run.scene.jobs.is_empty();
-    match random.below(if has_jobs { 20 } else { 12 }) {
+    match random.below(if has_jobs { 26 } else { 14 }) {
         0..=5 => run.guest_change(random).await,
         6..=8 => run.guest_read(random).await,
         9..=11 => run.bitmap_change(random).await,
-        12..=14 => run.job_copy(random).await,
+        12 | 13 => run.during_a_write(random).await,
+        20 | 21 => run.during_a_read(random).await,
+        22 | 23 => run.during_a_copy(random).await,
+        14 | 24 => run.job_copy(random).await,
         15 | 16 => run.job_read(random).await,
-        17 => run.job_claim(random).await,
+        17 | 25 => run.job_claim(random).await,
         18 => run.job_zero(random).await,
         _ => run.job_write(random).await,
     }
@@ -106,4 +110,42 @@ fn the_core_does_as_the_model_says() {
             );
         }
     }
+}
+
+#[test]
+fn every_broken_rule_is_noticed() {
+    use super::mutation::{Mutation, set};
+    let all = [
+        Mutation::MarksNothing,
+        Mutation::MarksAfterCompletion,
+        Mutation::DiscardsDoNotMark,
+        Mutation::MarksOneClass,
+        Mutation::ProofExemptsTooMuch,
+        Mutation::WatchesAfterReading,
+        Mutation::WatchesNothing,
+        Mutation::DowngradesClaims,
+        Mutation::KeepsVoidProofs,
+        Mutation::ProvenWritesStaleNothing,
+        Mutation::TakesNoGuards,
+        Mutation::ForgetsTheBacking,
+        Mutation::DrainsNothing,
+        Mutation::RollsBackByReplacement,
+    ];
+    let mut unnoticed = Vec::new();
+    for mutation in all {
+        set(Some(mutation));
+        let found = (0..2000).find_map(|seed| {
+            let (at, wrong) = Case::new(seed, 100).run().err()?;
+            Some((seed, at, wrong))
+        });
+        set(None);
+        match found {
+            Some((seed, at, wrong)) => {
+                println!("{mutation:?}: seed {seed}, step {at}: {}", wrong.lines().next().unwrap_or(""));
+                println!("    {}", wrong.lines().nth(1).unwrap_or(""));
+            }
+            None => unnoticed.push(mutation),
+        }
+    }
+    assert!(unnoticed.is_empty(), "{unnoticed:?}");
 }

@@ -64,6 +64,9 @@ pub(super) struct Scene {
     pub(super) drives: Vec<Drive>,
     pub(super) jobs: Vec<Job>,
     granularity: usize,
+    /// A filter beside others on one node, and jobs with it: the core then voids proofs needlessly
+    /// (`a_proven_write_through_a_filter_beside_the_source`).
+    allows_side_filters: bool,
 }
 
 pub(super) fn node_name(node: NodeId) -> String {
@@ -125,6 +128,9 @@ impl Scene {
                 let is_proven = !random.one_in(3);
                 scene.jobs.push(Job { from, beside, to, is_proven });
             }
+            while !scene.allows_side_filters && scene.voids_proofs() {
+                scene.jobs.pop();
+            }
         }
         scene
     }
@@ -161,8 +167,16 @@ impl Scene {
             true => random.pick(&children),
             false => children.last().copied(),
         };
-        let id = NodeId(id);
-        let kind = match (child, random.below(12)) {
+        let (id, mut choice) = (NodeId(id), random.below(12));
+        let mut child = child;
+        if !is_coarse && !self.allows_side_filters {
+            child = child.map(|child| self.place(self.class_top(child.id)));
+            let is_used = child.is_some_and(|child| self.is_used(child.id));
+            if is_used && (1..=4).contains(&choice) {
+                choice = 11;
+            }
+        }
+        let kind = match (child, choice) {
             (None, _) | (_, 0) => Kind::Disk {
                 len: usual_len,
                 cluster: cluster(random),
@@ -189,6 +203,38 @@ impl Scene {
             }
         };
         self.nodes.push(self.new_place(id, kind));
+    }
+
+    /// Whether a proven write enters, by way of a filter of the class that it goes to, a source that
+    /// stands below that filter: the core then takes it for a change of the source.
+    fn voids_proofs(&self) -> bool {
+        let sources = self.jobs.iter().flat_map(|job| [job.from, job.beside]);
+        let paths: Vec<Vec<NodeId>> = sources.map(|source| self.path(source)).collect();
+        let copying = self.nodes.iter().filter_map(|node| match node.kind {
+            Kind::Filter { child, copies_on_read: true } => Some(child),
+            _ => None,
+        });
+        let crosses = |to: NodeId| {
+            self.path(to).into_iter().map_while(|parent| match self.place(parent).kind {
+                Kind::Filter { child, .. } => Some((parent, child)),
+                _ => None,
+            }).any(|(parent, child)| {
+                paths.iter().any(|path| path.contains(&child) && !path.contains(&parent))
+            })
+        };
+        self.jobs.iter().map(|job| job.to).chain(copying).any(crosses)
+    }
+
+    fn is_used(&self, node: NodeId) -> bool {
+        self.nodes.iter().any(|parent| self.child(parent.id) == Some(node))
+    }
+
+    /// The highest filter on a node.
+    fn class_top(&self, node: NodeId) -> NodeId {
+        let filter = self.nodes.iter().find(
+            |above| matches!(above.kind, Kind::Filter { child, .. } if child == node),
+        );
+        filter.map_or(node, |filter| self.class_top(filter.id))
     }
 
     fn new_place(&self, id: NodeId, kind: Kind) -> Place {

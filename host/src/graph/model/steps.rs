@@ -176,19 +176,14 @@ impl Run {
         let bytes = self.world.read(View::Node(from), span).map_err(|error| error.to_string())?;
         let has_failed = result.is_err();
         let payload = Payload::Bytes(bytes);
-        let admitted = self.world.admit(to, span, &payload);
-        let flight = admitted.map_err(|error| error.to_string())?;
-        if log.iter().all(|landed| landed.depth > 1) {
-            // Only where the target has no bytes of its own: it has some everywhere.
-            return self.world.withdraw(flight).map_err(|error| error.to_string());
-        }
-        let all = log.iter().filter(|landed| landed.depth == 1).map(|landed| landed.span.len());
-        if all.sum::<usize>() < span.len() && !has_failed {
-            // So here, in part. The model has admitted all of it: that may be dirty, and more may not.
+        let own = log.iter().filter(|landed| landed.depth == 1).map(|landed| landed.span.len());
+        if own.sum::<usize>() < span.len() && !has_failed {
+            // Only where the target had no bytes of its own.
             let outcome = self.outcome((to, span), &log, 1, true)?;
-            self.world.withdraw(flight).map_err(|error| error.to_string())?;
             return self.follow_parts(to, span, &outcome);
         }
+        let admitted = self.world.admit(to, span, &payload);
+        let flight = admitted.map_err(|error| error.to_string())?;
         let outcome = self.outcome((to, span), &log, 1, has_failed)?;
         self.world.settle(flight, &outcome).map_err(|error| error.to_string())
     }
