@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use super::content::Content;
 use super::users::Changing;
-use crate::graph::{Mutation, mutated};
 use super::{Bitmap, BitmapError, BitmapName, BitmapState, BitmapUse, Extension, Granules};
+use crate::graph::{Mutation, mutated};
 
 /// What is to become of a bitmap.
 #[derive(Debug, Clone)]

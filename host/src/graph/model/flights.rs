@@ -147,7 +147,8 @@ impl Run {
         }
         let span = self.span(random, self.len(from));
         let written = self.span_near(random, span, self.len(drive.root));
-        self.step = format!("job {at} reads {span} of {from}, held; write to {written} of {}", drive.id);
+        self.step =
+            format!("job {at} reads {span} of {from}, held; write to {written} of {}", drive.id);
         let job = self.job(at);
         self.control.holds_reads.store(true, Ordering::Relaxed);
         let real = start(async move { job.read_proven(0, bytes_of(span)).await });
@@ -189,7 +190,11 @@ impl Run {
             self.world.unregister_watch(watch);
             let is_right = kind_of(&result) == Some(ErrorKind::NotPermitted)
                 && claim.admits(Answer::NotProven);
-            return if is_right { Ok(()) } else { Err(format!("a copy: {result:?}, not {claim:?}")) };
+            return if is_right {
+                Ok(())
+            } else {
+                Err(format!("a copy: {result:?}, not {claim:?}"))
+            };
         }
         let copying = told(self.world.admit_claim(job.to, span, &buffer))?;
         told(self.world.issue(copying))?;

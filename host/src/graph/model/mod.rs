@@ -1,5 +1,40 @@
-//! The core in lock step with the reference model.
-#![allow(clippy::too_many_lines, reason = "x")]
+//! The real core in lock step with the reference model (`world`), which is written from the rule
+//! alone and knows nothing of the core.
+//!
+//! A case is a scene by chance (`scene`) and steps by chance (`steps`, `bitmaps`; `flights` has those
+//! with several requests at once). Each step is done to both; then every bitmap and every view is
+//! compared (`run`). What the model cannot know (what of a failed write has landed, what a
+//! copy-on-read filter has copied on the way) the disks tell it (`disk`).
+//!
+//! `BLOCKLOOM_MODEL_CASES` says how many cases run, `BLOCKLOOM_MODEL_SEED` runs one alone. A case that
+//! fails is shrunk and prints its seed.
+//!
+//! Steps that change the graph belong in a file of their own beside `bitmaps`, with an arm in `step`:
+//! the model has them all ([`world::Action`]).
+//!
+//! # Broken rules
+//!
+//! `mutation.rs` breaks one rule at a time; here is what notices it, mostly:
+//!
+//! | rule | noticed by |
+//! |---|---|
+//! | marks nothing; discards do not mark | soundness by bytes: clean, and shows other bytes |
+//! | marks after completion | a required granule is clean while the write is held by its disk |
+//! | nothing above the class; too much exempt (between, beside) | a required granule is clean |
+//! | a watch that begins after the read | a write during a held read, then the claim: proven, not stale |
+//! | a watch that is never stale; a claim downgraded | a stale claim is answered with success |
+//! | void proofs kept | a failed proven write: a required granule is clean |
+//! | proven writes stale nothing | a claim from beside: proven, not stale |
+//! | no guards | a copy overtaken by a failure, or a write that is not held off: success, not stale |
+//! | zeros without the backing | zeros are claimed of a view that shows others |
+//! | nothing drained | a bitmap changes while a write is held |
+//! | rollback by replacement | soundness by bytes after a merge back |
+//!
+//! # What is left out
+//!
+//! Scenes with clusters have nobody who acts: the model takes what a fill touches for touched, the
+//! core what is written alone. Filters beside others on one node, and targets above the source in its
+//! class, are in an ignored test: the core voids proofs there.
 
 mod bitmaps;
 mod disk;
@@ -8,12 +43,18 @@ mod random;
 mod run;
 mod scene;
 mod steps;
-#[allow(unreachable_pub, dead_code, unused_imports, reason = "the model is a crate of its own in spirit: it has more than is used")]
+#[allow(
+    unreachable_pub,
+    dead_code,
+    unused_imports,
+    reason = "the model is a crate of its own in spirit: it has more than is used"
+)]
 mod world;
 
 use random::Random;
 use run::Run;
 
+use super::mutation::{Mutation, set};
 use crate::io::{EngineChoice, EngineKind, run_on_thread};
 
 /// Real bytes of one byte of the model.
@@ -23,13 +64,19 @@ const SECTOR: u64 = 512;
 #[derive(Clone, Debug)]
 struct Case {
     scene: u64,
+    allows_side_filters: bool,
     steps: Vec<u64>,
 }
 
 impl Case {
     fn new(seed: u64, steps: usize) -> Self {
         let mut random = Random::new(seed);
-        Self { scene: random.next(), steps: (0..steps).map(|_| random.next()).collect() }
+        let scene = random.next();
+        Self {
+            scene,
+            allows_side_filters: false,
+            steps: (0..steps).map(|_| random.next()).collect(),
+        }
     }
 
     /// # Errors
@@ -37,17 +84,19 @@ impl Case {
     fn run(&self) -> Result<(), (usize, String)> {
         let case = self.clone();
         let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async move {
-            let mut run = Run::new(case.scene);
+            let mut run = Run::new(case.scene, case.allows_side_filters);
             let tell = |run: &Run, wrong: String| {
                 format!("{wrong}\n  at: {}\n{}\n{:#?}", run.step, run.world, run.scene.jobs)
             };
+            let mut trace = Vec::new();
             for (at, seed) in case.steps.iter().enumerate() {
                 let stepped = step(&mut run, &mut Random::new(*seed)).await;
                 let checked = match stepped {
                     Ok(()) => run.check().await,
                     wrong => wrong,
                 };
-                checked.map_err(|wrong| (at, tell(&run, wrong)))?;
+                trace.push(run.step.clone());
+                checked.map_err(|wrong| (at, format!("{}\n{trace:#?}", tell(&run, wrong))))?;
             }
             run.check_all_views().await.map_err(|wrong| (case.steps.len(), tell(&run, wrong)))
         });
@@ -96,25 +145,38 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn the_core_does_as_the_model_says() {
-    let cases = number("BLOCKLOOM_MODEL_CASES").unwrap_or(300);
+    let cases = number("BLOCKLOOM_MODEL_CASES").unwrap_or(800);
     let first = number("BLOCKLOOM_MODEL_SEED");
     let seeds = first.map_or(0..cases, |seed| seed..seed + 1);
     for seed in seeds {
-        let case = Case::new(seed, 100);
-        if case.run().is_err() {
-            let case = case.shrunk();
-            let (_, wrong) = case.run().expect_err("it fails");
-            panic!(
-                "seed {seed} (again: BLOCKLOOM_MODEL_SEED={seed}), shrunk to {} steps:\n{wrong}",
-                case.steps.len()
-            );
-        }
+        agree(seed, Case::new(seed, 100));
+    }
+}
+
+fn agree(seed: u64, case: Case) {
+    if case.run().is_err() {
+        let case = case.shrunk();
+        let (_, wrong) = case.run().expect_err("it fails");
+        let steps = case.steps.len();
+        panic!(
+            "seed {seed} (again: BLOCKLOOM_MODEL_SEED={seed}), shrunk to {steps} steps:\n{wrong}"
+        );
+    }
+}
+
+/// A proven write whose target is a filter that does not stand in the source's path (above it in its
+/// class, or beside it) crosses the filter's edge into the source as if it were a change: it spoils
+/// its own guard, and what it exempts is marked.
+#[test]
+#[ignore = "a defect of the core: proofs are void without need (never unsound)"]
+fn proven_writes_through_filters_beside_the_source() {
+    for seed in 0..300 {
+        agree(seed, Case { allows_side_filters: true, ..Case::new(seed, 100) });
     }
 }
 
 #[test]
 fn every_broken_rule_is_noticed() {
-    use super::mutation::{Mutation, set};
     let all = [
         Mutation::MarksNothing,
         Mutation::MarksAfterCompletion,
@@ -141,8 +203,9 @@ fn every_broken_rule_is_noticed() {
         set(None);
         match found {
             Some((seed, at, wrong)) => {
-                println!("{mutation:?}: seed {seed}, step {at}: {}", wrong.lines().next().unwrap_or(""));
-                println!("    {}", wrong.lines().nth(1).unwrap_or(""));
+                let mut lines = wrong.lines();
+                let (wrong, step) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+                println!("{mutation:?}: seed {seed}, step {at}: {wrong}\n  {step}");
             }
             None => unnoticed.push(mutation),
         }

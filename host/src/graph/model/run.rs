@@ -95,10 +95,10 @@ pub(super) fn kind_of<T>(result: &HostResult<T>) -> Option<ErrorKind> {
 }
 
 impl Run {
-    pub(super) fn new(scene_seed: u64) -> Self {
+    pub(super) fn new(scene_seed: u64, allows_side_filters: bool) -> Self {
         let control = Arc::new(Control::default());
         let mut random = Random::new(scene_seed);
-        let (scene, cell, world) = Scene::build(&mut random, &control);
+        let (scene, cell, world) = Scene::build(&mut random, allows_side_filters, &control);
         let graph = Rc::new(LocalGraph::new(Arc::new(cell), 0));
         Self { graph, world, scene, control, kept: Vec::new(), step: String::new() }
     }
@@ -244,8 +244,8 @@ impl Run {
         let mut bytes = vec![None; span.len()];
         for landed in own {
             for (at, byte) in landed.bytes.iter().enumerate() {
-                let is_its_own = !landed.is_discard
-                    || self.is_allocated(disk, landed.span.start + at);
+                let is_its_own =
+                    !landed.is_discard || self.is_allocated(disk, landed.span.start + at);
                 let place = (landed.span.start + at).checked_sub(shift + span.start);
                 if let Some(slot) = place.and_then(|place| bytes.get_mut(place))
                     && is_its_own

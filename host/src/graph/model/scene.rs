@@ -65,7 +65,7 @@ pub(super) struct Scene {
     pub(super) jobs: Vec<Job>,
     granularity: usize,
     /// A filter beside others on one node, and jobs with it: the core then voids proofs needlessly
-    /// (`a_proven_write_through_a_filter_beside_the_source`).
+    /// (`proven_writes_through_filters_beside_the_source`).
     allows_side_filters: bool,
 }
 
@@ -88,8 +88,12 @@ impl Scene {
     }
 
     /// One whose permissions admit it, in both worlds.
-    pub(super) fn build(random: &mut Random, control: &Arc<Control>) -> (Self, GraphCell, World) {
-        let mut scene = Self::by_chance(random);
+    pub(super) fn build(
+        random: &mut Random,
+        allows_side_filters: bool,
+        control: &Arc<Control>,
+    ) -> (Self, GraphCell, World) {
+        let mut scene = Self::by_chance(random, allows_side_filters);
         let mut refused = None;
         for _ in 0..100 {
             match scene.real(control) {
@@ -104,10 +108,11 @@ impl Scene {
         panic!("the weakest scene is refused: {refused:?}");
     }
 
-    fn by_chance(random: &mut Random) -> Self {
+    fn by_chance(random: &mut Random, allows_side_filters: bool) -> Self {
         // A coarse one has clusters to fill, and nobody who acts: see `run.rs`.
         let is_coarse = random.one_in(4);
-        let mut scene = Self { granularity: random.pick(&[1, 2, 4]).unwrap_or(2), ..Self::default() };
+        let granularity = random.pick(&[1, 2, 4]).unwrap_or(2);
+        let mut scene = Self { granularity, allows_side_filters, ..Self::default() };
         let len = random.between(4, 10) * 4;
         for at in 0..random.between(2, 12) {
             scene.add_node(random, (at as u32) + 1, len, is_coarse);
@@ -183,7 +188,7 @@ impl Scene {
                 backing: None,
                 is_overlay: random.one_in(4),
             },
-            (Some(child), 1 | 2 | 3 | 4) => {
+            (Some(child), 1..=4) => {
                 let may_copy = child.is_on_overlay && !is_coarse;
                 let copies_on_read = may_copy && random.one_in(2);
                 Kind::Filter { child: child.id, copies_on_read }
@@ -215,12 +220,15 @@ impl Scene {
             _ => None,
         });
         let crosses = |to: NodeId| {
-            self.path(to).into_iter().map_while(|parent| match self.place(parent).kind {
-                Kind::Filter { child, .. } => Some((parent, child)),
-                _ => None,
-            }).any(|(parent, child)| {
-                paths.iter().any(|path| path.contains(&child) && !path.contains(&parent))
-            })
+            self.path(to)
+                .into_iter()
+                .map_while(|parent| match self.place(parent).kind {
+                    Kind::Filter { child, .. } => Some((parent, child)),
+                    _ => None,
+                })
+                .any(|(parent, child)| {
+                    paths.iter().any(|path| path.contains(&child) && !path.contains(&parent))
+                })
         };
         self.jobs.iter().map(|job| job.to).chain(copying).any(crosses)
     }
@@ -231,9 +239,10 @@ impl Scene {
 
     /// The highest filter on a node.
     fn class_top(&self, node: NodeId) -> NodeId {
-        let filter = self.nodes.iter().find(
-            |above| matches!(above.kind, Kind::Filter { child, .. } if child == node),
-        );
+        let filter = self
+            .nodes
+            .iter()
+            .find(|above| matches!(above.kind, Kind::Filter { child, .. } if child == node));
         filter.map_or(node, |filter| self.class_top(filter.id))
     }
 

@@ -1,13 +1,11 @@
 //! Steps of one request at a time: at drives, and by jobs.
 
 use super::super::CopyHow;
+use super::SECTOR;
 use super::random::Random;
 use super::run::{Kept, Run, Verdict, bytes_of, kind_of};
 use super::scene::Drive;
-use super::world::{
-    Answer, Buffer, NodeId, Outcome, Payload, Span, Verdict as Claim, View,
-};
-use super::SECTOR;
+use super::world::{Answer, Buffer, NodeId, Outcome, Payload, Span, Verdict as Claim, View};
 use crate::error::{ErrorKind, Result as HostResult};
 use crate::io::Buf;
 use crate::node::WriteFlags;
@@ -123,18 +121,21 @@ impl Run {
         let how = CopyHow { unchanged, only_unallocated };
         let result = self.job(at).copy(edge, 2, bytes_of(span), how).await.map(drop);
         self.control.set_fail(None);
+        if only_unallocated {
+            // The core announces all of the range, also where it then writes nothing: watches there are
+            // stale without need.
+            for kept in std::mem::take(&mut self.kept) {
+                self.world.unregister_watch(kept.watch);
+            }
+        }
         if !unchanged {
             return self.follow_changed_copy((from, job.to), span, &result);
         }
-        let is_its_view = !job.is_proven || self.is_same_edge(edge, &job);
+        let is_its_view = !job.is_proven || edge == 0;
         if only_unallocated && result.is_ok() && is_its_view {
             return self.follow_runs((from, job.to), &result);
         }
         self.follow_claim((from, job.to), span, None, &result, is_its_view)
-    }
-
-    fn is_same_edge(&self, edge: usize, _: &super::scene::Job) -> bool {
-        edge == 0
     }
 
     /// A copy of several runs, each of them proven.
@@ -151,7 +152,8 @@ impl Run {
             }
             let span = landed.span.shifted_down(shift);
             let copied = self.world.copy(from, to, span, &Outcome::Done);
-            copied.map_err(|refusal| format!("the core has copied {span}: {refusal}: {result:?}"))?;
+            copied
+                .map_err(|refusal| format!("the core has copied {span}: {refusal}: {result:?}"))?;
         }
         Ok(())
     }
@@ -252,7 +254,9 @@ impl Run {
         }
         let answer = answer(kind_of(result))?;
         if !claim.admits(answer.unwrap_or(Answer::Proven)) {
-            return Err(format!("a claim on {span} of {to} was answered {result:?}, not {claim:?}"));
+            return Err(format!(
+                "a claim on {span} of {to} was answered {result:?}, not {claim:?}"
+            ));
         }
         if matches!(answer, Some(Answer::Stale | Answer::NotProven)) {
             return match log.iter().find(|landed| landed.depth <= 1) {
@@ -305,7 +309,8 @@ impl Run {
             bytes = bytes.slice(part.start as usize..part.end as usize).expect("a part of it");
         }
         let range = bytes.range();
-        let span = Span { start: (range.start / SECTOR) as usize, end: (range.end / SECTOR) as usize };
+        let span =
+            Span { start: (range.start / SECTOR) as usize, end: (range.end / SECTOR) as usize };
         if span.end > self.len(job.to) {
             return Ok(());
         }
@@ -353,8 +358,7 @@ impl Run {
         let bytes: Vec<u8> = (0..span.len()).map(|_| random.next() as u8).collect();
         self.step = format!("job {at} changes {span} of {}", job.to);
         self.arm(random);
-        let result =
-            self.job(at).write_changed(2, bytes_of(span).start, fill(&bytes)).await;
+        let result = self.job(at).write_changed(2, bytes_of(span).start, fill(&bytes)).await;
         self.control.set_fail(None);
         if job.is_proven {
             return self.expect_refused(&result);

@@ -58,6 +58,7 @@ mod repoint;
 mod requests;
 mod resize;
 mod violation;
+#[allow(clippy::module_inception, reason = "the world is the model's own main file")]
 mod world;
 
 pub use actions::{Action, Orphans};
