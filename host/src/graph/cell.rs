@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 
 use super::build::BitmapDecl;
 use super::guard::Guards;
+use super::mutation::{Mutation, mutated};
 use super::origin::Origin;
 use super::snapshot::{BitmapScope, Graph};
 use super::transaction::close;
@@ -122,7 +123,10 @@ impl GraphCell {
         let class = graph.scope_node(scope).map(|node| graph.nodes[node].class);
         let origins = class.map_or_else(Vec::new, |class| graph.origins_changing(class));
         let origins: Vec<&Origin> = origins.into_iter().map(|at| &*graph.origins[at]).collect();
-        let _closed = close(&origins, DRAIN_TIME).await?;
+        let _closed = match mutated(Mutation::DrainsNothing) {
+            true => Vec::new(),
+            false => close(&origins, DRAIN_TIME).await?,
+        };
         publish();
         Ok(())
     }
