@@ -4,10 +4,11 @@
 //! those of anything above. Two readers of one range copy it once: the second finds it allocated, under
 //! its guard. A copy that fails costs the reader nothing: the bytes are read where they are.
 
+use super::PassNode;
 use crate::error::Result;
 use crate::graph::{ChildDecl, CopyHow, Cx, PermissionSet};
 use crate::io::{Buf, BufMut};
-use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
 /// The native `copy-on-read` filter; its child is the first edge, see [`CopyOnReadNode::child`].
 #[derive(Debug, Default)]
@@ -19,20 +20,6 @@ impl CopyOnReadNode {
         let grants = PermissionSet::HARMLESS;
         ChildDecl { grants, ..ChildDecl::filtered(node) }
     }
-
-    /// Whether a part of the range has no bytes in the child: a hint, the copy looks again.
-    async fn is_missing(cx: Cx<'_>, offset: u64, len: u64) -> Result<bool> {
-        let (mut at, end) = (offset, offset + len);
-        while at < end {
-            for extent in cx.child(0)?.block_status(at, end - at).await? {
-                if extent.kind == ExtentKind::Unallocated {
-                    return Ok(true);
-                }
-                at = extent.offset + extent.len;
-            }
-        }
-        Ok(false)
-    }
 }
 
 impl Node for CopyOnReadNode {
@@ -41,7 +28,7 @@ impl Node for CopyOnReadNode {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
+        PassNode.info(children)
     }
 
     fn is_transparent(&self) -> bool {
@@ -50,14 +37,15 @@ impl Node for CopyOnReadNode {
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
         Box::pin(async move {
-            let len = buf.len() as u64;
-            if Self::is_missing(cx, offset, len).await? {
+            let (child, range) = (cx.child(0)?, offset..offset + buf.len() as u64);
+            // A hint: the copy looks again, under its guard.
+            if child.first_unallocated(range.clone()).await?.is_some() {
                 let how = CopyHow { unchanged: true, only_unallocated: true };
-                if let Err(error) = cx.copy(0, 0, offset..offset + len, how).await {
+                if let Err(error) = cx.copy(0, 0, range, how).await {
                     tracing::debug!("node `{}`: not copied: {error}", cx.node_name());
                 }
             }
-            cx.child(0)?.read(offset, buf).await
+            child.read(offset, buf).await
         })
     }
 
@@ -68,7 +56,7 @@ impl Node for CopyOnReadNode {
         buf: Buf,
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
-        Box::pin(async move { cx.child(0)?.write(offset, buf, flags).await })
+        PassNode.write(cx, offset, buf, flags)
     }
 
     fn zero<'a>(
@@ -78,15 +66,15 @@ impl Node for CopyOnReadNode {
         len: u64,
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
-        Box::pin(async move { cx.child(0)?.zero(offset, len, flags).await })
+        PassNode.zero(cx, offset, len, flags)
     }
 
     fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move { cx.child(0)?.discard(offset, len).await })
+        PassNode.discard(cx, offset, len)
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        Box::pin(async move { cx.child(0)?.flush().await })
+        PassNode.flush(cx)
     }
 
     fn block_status<'a>(
@@ -95,6 +83,6 @@ impl Node for CopyOnReadNode {
         offset: u64,
         len: u64,
     ) -> NodeFuture<'a, Vec<Extent>> {
-        Box::pin(async move { cx.child(0)?.block_status(offset, len).await })
+        PassNode.block_status(cx, offset, len)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use blockloom_abi::Kind;
 use blockloom_plugin_throttle::{Throttle, ThrottleConfig};
 
-use super::hold_until;
+use super::{PassNode, hold_until};
 use crate::error::Result;
 use crate::graph::Cx;
 use crate::io::{Buf, BufMut, Time, turn_now};
@@ -54,7 +54,7 @@ impl Node for ThrottleNode {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
+        PassNode.info(children)
     }
 
     fn is_transparent(&self) -> bool {
@@ -102,7 +102,7 @@ impl Node for ThrottleNode {
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        Box::pin(async move { cx.child(0)?.flush().await })
+        PassNode.flush(cx)
     }
 
     fn block_status<'a>(
@@ -111,6 +111,6 @@ impl Node for ThrottleNode {
         offset: u64,
         len: u64,
     ) -> NodeFuture<'a, Vec<Extent>> {
-        Box::pin(async move { cx.child(0)?.block_status(offset, len).await })
+        PassNode.block_status(cx, offset, len)
     }
 }

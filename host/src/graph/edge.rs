@@ -4,6 +4,7 @@
 //! the driver lacks, and counts. A driver sees valid, aligned requests only.
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -16,7 +17,7 @@ use super::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
 use crate::limits::ZERO_CHUNK_BYTES;
-use crate::node::{Extent, NodeFuture, Support, WriteFlags};
+use crate::node::{Extent, ExtentKind, NodeFuture, Support, WriteFlags};
 
 /// An edge of a snapshot, used by one worker.
 #[derive(Clone, Copy)]
@@ -198,6 +199,21 @@ impl<'g> EdgeRef<'g> {
             return Ok(Vec::new());
         }
         self.settle(align::block_status(self, offset, len).await)
+    }
+
+    /// The first part of `range` where the child has no bytes of its own.
+    pub(crate) async fn first_unallocated(self, range: Range<u64>) -> Result<Option<Range<u64>>> {
+        let mut at = range.start;
+        while at < range.end {
+            for extent in self.block_status(at, range.end - at).await? {
+                let run = extent.offset..range.end.min(extent.offset + extent.len);
+                if extent.kind == ExtentKind::Unallocated {
+                    return Ok(Some(run));
+                }
+                at = run.end;
+            }
+        }
+        Ok(None)
     }
 
     /// Enters the sources that lie beyond this edge, if that can be done at once; `None` if a guard holds

@@ -526,7 +526,7 @@ impl Instance {
         Ok(())
     }
 
-    #[cold]
+    /// A FORWARD that has a time, or flags, or comes again.
     fn forward(
         &self,
         inside: &mut Inside,

@@ -291,31 +291,24 @@ impl Actor {
         if may { Ok((own, effect)) } else { Err(not_permitted(edge, name)) }
     }
 
-    /// Holds the view of `source` still at `range`, and the way free for a write with `effect`.
+    /// Holds the view of `source`, if there is one to rely on, still at `range`, and the way free for a
+    /// write with `effect`.
     async fn hold(
         &self,
-        source: SourceId,
+        source: Option<SourceId>,
         effect: &Effect,
         range: &Range<u64>,
     ) -> Result<Held<'_>> {
-        let exclusive = Some(SourceRange { source, range: range.clone() });
+        let source = source.filter(|_| !mutated(Mutation::TakesNoGuards));
         let want = Want {
-            exclusive,
+            exclusive: source.map(|source| SourceRange { source, range: range.clone() }),
             shared: effect.enters.clone(),
             exempt: effect.exempt.clone(),
             range: range.clone(),
         };
-        self.acquire(want).await
-    }
-
-    async fn acquire(&self, mut want: Want) -> Result<Held<'_>> {
-        if mutated(Mutation::TakesNoGuards) {
-            want.exclusive = None;
-        }
         let operations = self.request.operations();
         let by = self.request.by(&operations);
         let guards = &*self.graph().guards;
-        let range = want.range.clone();
         let acquire = guards.acquire(self.request.worker(), want, by);
         match until(turn_now() + GUARD_WAIT, acquire).await {
             Some(Ok(held)) => Ok(held),
@@ -385,18 +378,11 @@ impl Actor {
             return Err(Error::new(ErrorKind::NotPermitted, message));
         };
         let (own, effect) = self.effect(from, to, true)?;
-        let held = self.hold(bytes.source(), effect, &range).await?;
-        let proof = ViewProof::check(
-            (&held, &self.graph().guards),
-            (own, effect),
-            range,
-            &Evidence::Watched(bytes),
-            self.outcomes()?,
-        )?;
+        let held = self.hold(Some(bytes.source()), effect, &range).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);
-        let call = self.call(&request, edge);
-        let (offset, buf) = (bytes.range().start, bytes.clone().into_plain());
-        proof.settle(call.settle(call.write_admitted(offset, buf, WriteFlags::NONE).await))
+        let (call, claim) = (self.call(&request, edge), Some(Evidence::Watched(bytes)));
+        let (offset, buf) = (range.start, bytes.clone().into_plain());
+        self.write_held(&held, (own, effect), claim, call, offset, buf).await
     }
 
     async fn write_changed(self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
@@ -405,16 +391,31 @@ impl Actor {
         self.check_range(edge, OpKind::Write, &range)?;
         let own = edge.own.as_ref().filter(|_| may_change(edge));
         let own = own.ok_or_else(|| not_permitted(edge, "write"))?;
-        let want = Want {
-            exclusive: None,
-            shared: own.changed.enters.clone(),
-            exempt: own.changed.exempt.clone(),
-            range: range.clone(),
-        };
-        let held = self.acquire(want).await?;
-        self.issue_changed(&held, own, &range)?;
+        let held = self.hold(None, &own.changed, &range).await?;
         let request = self.request.cause_under(held.op(), None);
         let call = self.call(&request, edge);
+        self.write_held(&held, (own, &own.changed), None, call, offset, bytes).await
+    }
+
+    /// Writes what the guard held is for: proven by `claim`, or as a change.
+    async fn write_held(
+        &self,
+        held: &Held<'_>,
+        (own, effect): (&Own, &Effect),
+        claim: Option<Evidence<'_>>,
+        call: EdgeRef<'_>,
+        offset: u64,
+        bytes: Buf,
+    ) -> Result<()> {
+        let range = offset..offset + bytes.len() as u64;
+        if let Some(evidence) = claim {
+            let guarded = (held, &*self.graph().guards);
+            let outcomes = self.outcomes()?;
+            let proof = ViewProof::check(guarded, (own, effect), range, &evidence, outcomes)?;
+            let write = call.write_admitted(offset, bytes, WriteFlags::NONE);
+            return proof.settle(call.settle(write.await));
+        }
+        self.issue_changed(held, own, &range)?;
         let result = call.settle(call.write_admitted(offset, bytes, WriteFlags::NONE).await);
         let _ = held.settle(result.is_ok(), || {});
         result
@@ -461,54 +462,21 @@ impl Actor {
         while at < piece.end {
             // A guard is issued once: each run of bytes has its own.
             let rest = at..piece.end;
-            let held = self.hold(source, effect, &rest).await?;
+            let held = self.hold(Some(source), effect, &rest).await?;
             let request = self.request.cause_under(held.op(), effect.unchanged);
+            let call = self.call(&request, target);
             let run = match how.only_unallocated {
-                true => self.first_unallocated(&request, target, &rest).await?,
+                true => call.first_unallocated(rest).await?,
                 false => Some(rest),
             };
             let Some(run) = run else { break };
             at = run.end;
             let bytes = self.read_bytes(&request, source_edge, &run).await?;
-            let call = self.call(&request, target);
-            if how.unchanged {
-                let place = (&held, &*self.graph().guards);
-                let (range, outcomes) = (run.clone(), self.outcomes()?);
-                let under = Evidence::UnderGuard;
-                let proof = ViewProof::check(place, (own, effect), range, &under, outcomes)?;
-                let write = call.write_admitted(run.start, bytes, WriteFlags::NONE);
-                proof.settle(call.settle(write.await))?;
-            } else {
-                self.issue_changed(&held, own, &run)?;
-                let write = call.write_admitted(run.start, bytes, WriteFlags::NONE);
-                let result = call.settle(write.await);
-                let _ = held.settle(result.is_ok(), || {});
-                result?;
-            }
+            let claim = how.unchanged.then_some(Evidence::UnderGuard);
+            self.write_held(&held, (own, effect), claim, call, run.start, bytes).await?;
             written += run.end - run.start;
         }
         Ok(written)
-    }
-
-    /// The first run of `range` where the node has no bytes of its own.
-    async fn first_unallocated(
-        &self,
-        request: &Request,
-        edge: &Edge,
-        range: &Range<u64>,
-    ) -> Result<Option<Range<u64>>> {
-        let mut at = range.start;
-        while at < range.end {
-            let extents = self.call(request, edge).block_status(at, range.end - at).await?;
-            for extent in extents {
-                let run = extent.offset..range.end.min(extent.offset + extent.len);
-                if extent.kind == ExtentKind::Unallocated {
-                    return Ok(Some(run));
-                }
-                at = run.end;
-            }
-        }
-        Ok(None)
     }
 
     async fn zero_proven(self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
@@ -516,7 +484,7 @@ impl Actor {
         self.check_range(self.edge(from)?, OpKind::Status, &range)?;
         self.check_range(edge, OpKind::Zero, &range)?;
         let (own, effect) = self.effect(from, to, true)?;
-        let held = self.hold(source, effect, &range).await?;
+        let held = self.hold(Some(source), effect, &range).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);
         let shown = self.call(&request, self.edge(from)?);
         if !Box::pin(is_zero(shown, range.clone())).await? {
