@@ -12,7 +12,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blockloom::bitmap::{Bitmap, BitmapName, BitmapState, Granularity, Granules, MarkList};
+use blockloom::bitmap::{Granularity, Granules, MarkList};
 use criterion::{Criterion, criterion_group};
 
 const VIEW_BYTES: u64 = 1 << 40;
@@ -40,11 +40,7 @@ fn full() -> Granules {
 }
 
 fn mark_list(bitmaps: usize) -> MarkList {
-    let bitmap = |index| {
-        let name = BitmapName::new(&format!("bitmap{index}")).expect("a fair name");
-        Bitmap::new(name, VIEW_BYTES, Granularity::DEFAULT, BitmapState::Recording).expect("2 MiB")
-    };
-    (0..bitmaps).map(bitmap).map(Arc::new).collect()
+    (0..bitmaps).map(|_| Arc::new(clean())).collect()
 }
 
 /// Offset of the `turn`-th small write of a load that goes round 16 neighbouring words.

@@ -70,3 +70,9 @@ pub const GUARDS_MAX: usize = 4096;
 /// Ranges watched for changes since they were read. Each has an entry in every worker's table, which
 /// changes scan; above this what is read carries no provenance.
 pub const WATCHES_MAX: usize = 4096;
+
+/// Time that a copy waits for the guard of its range before it fails, with nothing written.
+pub const GUARD_WAIT: Duration = Duration::from_secs(30);
+
+/// Bytes that a copy moves under one guard.
+pub const COPY_MAX_BYTES: usize = 1 << 20;

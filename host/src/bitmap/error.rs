@@ -1,9 +1,10 @@
-//! What can be wrong with a bitmap's parameters.
+//! What can stand against a bitmap or a change of one.
 
 use super::{BitmapName, Granularity};
+use crate::error::{Error, ErrorKind};
 
-/// Why a bitmap could not be made or combined with another. All but [`BitmapError::OutOfMemory`]
-/// (`ENOMEM`) are invalid arguments (`EINVAL`).
+/// Why a bitmap could not be made, changed or combined with another. Unless a variant says
+/// otherwise, an invalid argument (`EINVAL`).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BitmapError {
@@ -44,7 +45,7 @@ pub enum BitmapError {
         /// The granularity asked for.
         granularity: Granularity,
     },
-    /// The memory for the granules could not be had.
+    /// The memory for the granules could not be had (`ENOMEM`).
     #[error("no memory for a bitmap of {len_bytes} bytes: use a coarser granularity")]
     OutOfMemory {
         /// Memory asked for.
@@ -61,4 +62,65 @@ pub enum BitmapError {
         /// Size of the view of the bitmap to be read.
         source_size_bytes: u64,
     },
+    /// Somebody uses it whom the change would disturb (`EBUSY`).
+    #[error("bitmap `{name}` is in use by {users}: end that first")]
+    InUse {
+        /// The bitmap.
+        name: BitmapName,
+        /// Those who use it, for people to read.
+        users: String,
+    },
+    /// Another change of it has been prepared and has neither taken effect nor been given up
+    /// (`EAGAIN`).
+    #[error("another change of bitmap `{name}` is under way: try again")]
+    Changing {
+        /// The bitmap.
+        name: BitmapName,
+    },
+    /// It is frozen, and this cannot be done to a frozen one (`EBUSY`).
+    #[error("bitmap `{name}` is frozen: merge it back or let it abdicate first")]
+    Frozen {
+        /// The bitmap.
+        name: BitmapName,
+    },
+    /// Only a frozen bitmap can be merged back or abdicate.
+    #[error("bitmap `{name}` is not frozen: there is nothing to merge back or to give up")]
+    NotFrozen {
+        /// The bitmap.
+        name: BitmapName,
+    },
+    /// It is [inconsistent](super::BitmapState::Inconsistent).
+    #[error("bitmap `{name}` is inconsistent: remove it, and begin anew with a full copy")]
+    Inconsistent {
+        /// The bitmap.
+        name: BitmapName,
+    },
+    /// Its granules cannot be cleared one by one: it has none that stand still, or who asks does
+    /// not hold it exclusively.
+    #[error(
+        "granules of bitmap `{name}` can be cleared only where they stand still, by an exclusive \
+         user: freeze or disable it first"
+    )]
+    NotStill {
+        /// The bitmap.
+        name: BitmapName,
+    },
+}
+
+impl BitmapError {
+    /// The kind of error that it is outside this module.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OutOfMemory { .. } => ErrorKind::NoMemory,
+            Self::InUse { .. } | Self::Frozen { .. } => ErrorKind::InUse,
+            Self::Changing { .. } => ErrorKind::Busy,
+            _ => ErrorKind::Invalid,
+        }
+    }
+}
+
+impl From<BitmapError> for Error {
+    fn from(error: BitmapError) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
 }

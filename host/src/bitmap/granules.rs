@@ -1,6 +1,7 @@
 //! The flat set of granules: geometry, allocation, copies.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bitvec::order::Lsb0;
@@ -85,19 +86,25 @@ impl Granules {
     /// As [`Self::new`].
     pub fn resized(&self, new_size_bytes: u64, extension: Extension) -> Result<Self, BitmapError> {
         let resized = Self::new(new_size_bytes, self.granularity)?;
-        for (new, old) in resized.words.iter().zip(&self.words) {
+        resized.fill_resized(self, extension);
+        Ok(resized)
+    }
+
+    /// The second half of [`Self::resized`]: fills a clean set of the same granularity, which nobody
+    /// else uses yet, with what `old` has.
+    pub(super) fn fill_resized(&self, old: &Self, extension: Extension) {
+        for (new, old) in self.words.iter().zip(&old.words) {
             let bits = old.load(Relaxed);
             if bits != 0 {
                 new.store(bits, Relaxed);
             }
         }
-        if let Some(last_word) = resized.words.last() {
-            last_word.fetch_and(resized.last_word_mask(), Relaxed);
+        if let Some(last_word) = self.words.last() {
+            last_word.fetch_and(self.last_word_mask(), Relaxed);
         }
         if extension == Extension::Dirty {
-            resized.mark(self.size_bytes, new_size_bytes.saturating_sub(self.size_bytes));
+            self.mark(old.size_bytes, self.size_bytes.saturating_sub(old.size_bytes));
         }
-        Ok(resized)
     }
 
     /// The set as bits, one a granule; past the last granule they are zero up to a whole word.
@@ -117,6 +124,17 @@ impl Granules {
     #[inline]
     pub(super) fn granule_at(&self, offset: u64) -> usize {
         (offset >> self.granularity.shift()) as usize
+    }
+
+    /// The bytes of the view in granules that hold a byte of `range`.
+    pub(super) fn rounded(&self, range: &Range<u64>) -> Range<u64> {
+        let end = range.end.min(self.size_bytes);
+        if range.start >= end {
+            return 0..0;
+        }
+        let granularity_bytes = self.granularity.bytes();
+        let start = range.start - range.start % granularity_bytes;
+        start..end.next_multiple_of(granularity_bytes).min(self.size_bytes)
     }
 
     /// Bits of the last word that stand for granules.

@@ -2,20 +2,21 @@
 //!
 //! # Memory ordering
 //!
-//! Every access to a set, and to a bitmap's state, is `Relaxed`. What soundness needs is that
-//! *whoever acts on a clean granule knows of every change issued before*. Three orders give it,
-//! none of them made here:
+//! Every access to a set is `Relaxed`. What soundness needs is that *whoever acts on a clean granule
+//! knows of every change issued before*. Three orders give it, none of them made here:
 //!
 //! 1. **Mark before issue.** The thread that admits a change calls `mark` and then issues the
 //!    change, so the mark is sequenced before the issue, and so before the change's completion and
 //!    its in-flight count going down.
-//! 2. **Decisions are taken drained.** Freeze, clear, enable, disable, merge-back and resize take
-//!    effect with no change in flight on the class. The count goes down with `Release` and the
-//!    drain reads it with `Acquire`: each mark happens-before the decision. Resuming publishes with
-//!    `Release` what the next `admit` reads with `Acquire`: the decision happens-before each later
-//!    mark, so that a mark can't find a bit that was cleared before still set, nor a state that was
-//!    left before. A plugin's `copy` clears under a range guard, which orders the same way for its
-//!    range.
+//! 2. **Decisions are published with a snapshot whose classes were drained.** Freeze, clear, enable,
+//!    disable, merge-back and resize give a bitmap other sets, filled and published with no change in
+//!    flight on any class whose changes mark it. The count goes down with `Release` and the drain
+//!    reads it with `Acquire`: each mark of the old sets happens-before the new ones are filled from
+//!    them. Resuming publishes with `Release` what the next `admit` reads with `Acquire`: the new
+//!    sets and their words happen-before each mark made in them, and nobody marks the old ones any
+//!    more. A job's `copy` clears granules one by one under a range guard, which orders the same
+//!    way for its range, but only in sets that do not record ([`BitmapUse::clear_range`]): those that
+//!    record are marked at admission, and a change may be admitted and then wait for that guard.
 //! 3. **Bits are changed by atomic read-modify-write**, so two threads that change bits of one word
 //!    lose none, however they are ordered. (Plain stores occur where a word becomes all ones or all
 //!    zeros, in a set that nobody else can see yet, and in [`Granules::merge_from_drained`], whose
@@ -24,9 +25,9 @@
 //! **A bit found set needs no acquire.** Let thread B have set it, A find it set and issue a change
 //! without writing. A reader R that drained after A's change has A's load happening before its own.
 //! By read-read coherence R's load returns what A's returned, or a later value of that word; and a
-//! later value without the bit is a clear, which by order 2 is either before A's load (then A would
-//! not have seen the bit) or knows of A's change. B is not needed in the argument, so nothing has
-//! to be synchronised with B.
+//! later value without the bit does not occur in a set that records, nor by order 2 in one that
+//! stands still without knowing of A's change. B is not needed in the argument, so nothing has to
+//! be synchronised with B.
 //!
 //! **Readers that do not drain** (block status of a bitmap that is recording, a count for a log
 //! line) see each granule as it was at some moment during the call. A write whose reply the client
@@ -35,6 +36,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+#[cfg(doc)]
+use super::BitmapUse;
 use super::Granules;
 
 impl Granules {
@@ -62,7 +65,8 @@ impl Granules {
     /// view's end count as covered. A granule that is covered in part stays as it is: its other
     /// bytes may have changed.
     ///
-    /// To be called with no change in flight on the range.
+    /// To be called on a set that records with no change in flight on the class, else with none on
+    /// the range.
     pub fn clear_range(&self, offset: u64, len_bytes: u64) {
         let end = offset.saturating_add(len_bytes);
         let first = offset.div_ceil(self.granularity().bytes());

@@ -4,10 +4,37 @@
 
 use std::iter::FusedIterator;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::popcount::count_ones;
 use super::{Granularity, Granules};
+
+/// What can be listed: granules by the word, the same geometry as long as it is held.
+pub trait Words {
+    /// Size of the view, bytes.
+    fn size_bytes(&self) -> u64;
+    /// Bytes that one granule stands for.
+    fn granularity(&self) -> Granularity;
+    /// The granules `64 * index..64 * index + 64`, the first in the lowest bit; zero past the view.
+    fn word(&self, index: usize) -> u64;
+}
+
+impl Words for &Granules {
+    #[inline]
+    fn size_bytes(&self) -> u64 {
+        Granules::size_bytes(self)
+    }
+
+    #[inline]
+    fn granularity(&self) -> Granularity {
+        Granules::granularity(self)
+    }
+
+    #[inline]
+    fn word(&self, index: usize) -> u64 {
+        self.words().get(index).map_or(0, |word| word.load(Relaxed))
+    }
+}
 
 impl Granules {
     /// Whether the granule that holds the byte at `offset` is dirty; false past the view's end.
@@ -18,14 +45,29 @@ impl Granules {
 
     /// Number of dirty granules.
     pub fn count(&self) -> u64 {
-        count_ones(self.words())
+        count_ones(self.words(), &[])
     }
 
     /// Number of bytes in dirty granules; the last granule counts only as far as the view goes.
     pub fn dirty_bytes(&self) -> u64 {
+        self.dirty_bytes_with(None)
+    }
+
+    /// Number of granules that are dirty here or in `also`, which has the same geometry.
+    pub(super) fn count_with(&self, also: Option<&Self>) -> u64 {
+        count_ones(self.words(), also.map_or(&[], |also| also.words()))
+    }
+
+    /// As [`Self::dirty_bytes`], of granules that are dirty here or in `also`, which has the same
+    /// geometry.
+    pub(super) fn dirty_bytes_with(&self, also: Option<&Self>) -> u64 {
         let Some((last_word, full_words)) = self.words().split_last() else { return 0 };
-        let last_bits = last_word.load(Relaxed);
-        let granules = count_ones(full_words) + u64::from(last_bits.count_ones());
+        let (also_last, also_full) = match also.and_then(|also| also.words().split_last()) {
+            Some((last_word, full_words)) => (last_word.load(Relaxed), full_words),
+            None => (0, &[] as &[_]),
+        };
+        let last_bits = last_word.load(Relaxed) | also_last;
+        let granules = count_ones(full_words, also_full) + u64::from(last_bits.count_ones());
         let granularity_bytes = self.granularity().bytes();
         let (full_bytes, missing_bytes) = match self.size_bytes() % granularity_bytes {
             0 => (granules * granularity_bytes, 0),
@@ -42,31 +84,18 @@ impl Granules {
 
     /// The runs of dirty bytes in `within`, clipped to it and to the view, ascending, with clean
     /// bytes between them.
-    pub fn ranges(&self, within: Range<u64>) -> Ranges<'_> {
-        let within = within.start..within.end.min(self.size_bytes());
-        if within.is_empty() {
-            return Ranges {
-                words: &[],
-                index: 0,
-                word: 0,
-                granularity: self.granularity(),
-                within,
-            };
-        }
-        let (first, last) = (self.granule_at(within.start), self.granule_at(within.end - 1));
-        let words = &self.words()[..=last / 64];
-        let index = first / 64;
-        let word = words[index].load(Relaxed) & (u64::MAX << (first % 64));
-        Ranges { words, index, word, granularity: self.granularity(), within }
+    pub fn ranges(&self, within: Range<u64>) -> Ranges<&Self> {
+        Ranges::of(self, within)
     }
 }
 
 /// Runs of dirty bytes, as [`Granules::ranges`] gives them. Each word of the set is read once, when
 /// it is come to.
 #[derive(Debug, Clone)]
-pub struct Ranges<'a> {
-    /// From the view's start to the word that holds the end of `within`.
-    words: &'a [AtomicU64],
+pub struct Ranges<S> {
+    source: S,
+    /// Index after the word that holds the end of `within`.
+    end_index: usize,
     /// Index of the word that is being taken apart.
     index: usize,
     /// What of that word has not been given out.
@@ -75,12 +104,26 @@ pub struct Ranges<'a> {
     within: Range<u64>,
 }
 
-impl Ranges<'_> {
+impl<S: Words> Ranges<S> {
+    /// The runs of `source` in `within`.
+    pub(super) fn of(source: S, within: Range<u64>) -> Self {
+        let within = within.start..within.end.min(source.size_bytes());
+        let granularity = source.granularity();
+        if within.is_empty() {
+            return Self { source, end_index: 0, index: 0, word: 0, granularity, within };
+        }
+        let granule_at = |offset: u64| (offset >> granularity.shift()) as usize;
+        let (first, last) = (granule_at(within.start), granule_at(within.end - 1));
+        let index = first / 64;
+        let word = source.word(index) & (u64::MAX << (first % 64));
+        Self { source, end_index: last / 64 + 1, index, word, granularity, within }
+    }
+
     /// Goes on to the next word and gives its bits, or `None` after the last.
     #[inline]
     fn load_next(&mut self) -> Option<u64> {
         self.index += 1;
-        self.words.get(self.index).map(|word| word.load(Relaxed))
+        (self.index < self.end_index).then(|| self.source.word(self.index))
     }
 
     /// The granule after the run that ends with the current word's top bit; leaves the rest of the
@@ -97,20 +140,20 @@ impl Ranges<'_> {
                 }
                 None => {
                     self.word = 0;
-                    return self.words.len() * 64;
+                    return self.end_index * 64;
                 }
             }
         }
     }
 }
 
-impl Iterator for Ranges<'_> {
+impl<S: Words> Iterator for Ranges<S> {
     type Item = Range<u64>;
 
     #[inline]
     fn next(&mut self) -> Option<Range<u64>> {
         while self.word == 0 {
-            if self.index >= self.words.len() {
+            if self.index >= self.end_index {
                 return None;
             }
             self.word = self.load_next()?;
@@ -130,14 +173,14 @@ impl Iterator for Ranges<'_> {
         let end = ((end as u64) << shift).min(self.within.end);
         if start >= end {
             // Only bits past `within` are left.
-            (self.word, self.words) = (0, &[]);
+            (self.word, self.end_index) = (0, 0);
             return None;
         }
         Some(start..end)
     }
 }
 
-impl FusedIterator for Ranges<'_> {}
+impl<S: Words> FusedIterator for Ranges<S> {}
 
 #[cfg(test)]
 #[expect(clippy::single_range_in_vec_init, reason = "lists of one run are meant")]

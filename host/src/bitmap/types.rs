@@ -1,8 +1,9 @@
-//! The two parameters of a bitmap that come from outside: its granularity and its name.
+//! What of a bitmap comes from outside or is shown there: its granularity, its name, its state.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::BitmapError;
 
@@ -66,9 +67,9 @@ impl fmt::Display for Granularity {
 }
 
 /// A bitmap's name, unique within its node or drive: 1 to 1023 bytes of UTF-8 without NUL, as QEMU
-/// allows.
+/// allows. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BitmapName(Box<str>);
+pub struct BitmapName(Arc<str>);
 
 impl BitmapName {
     /// The longest name (QEMU's `BDRV_BITMAP_MAX_NAME_SIZE`).
@@ -121,6 +122,35 @@ impl Borrow<str> for BitmapName {
 impl fmt::Display for BitmapName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// What a bitmap does with changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BitmapState {
+    /// Changes are recorded.
+    Recording,
+    /// Changes pass unrecorded; the content stays until it is cleared, merged into or enabled
+    /// again.
+    Disabled,
+    /// What had been recorded stands still for whoever froze it, while a successor records (unless
+    /// the bitmap was disabled). It ends by a merge back or by abdication.
+    Frozen,
+    /// A foreign tool broke it: everything counts as dirty, nothing is recorded, and all that can
+    /// be done is to remove it.
+    Inconsistent,
+}
+
+/// `recording`, `disabled`, `frozen` or `inconsistent`.
+impl fmt::Display for BitmapState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Recording => "recording",
+            Self::Disabled => "disabled",
+            Self::Frozen => "frozen",
+            Self::Inconsistent => "inconsistent",
+        })
     }
 }
 

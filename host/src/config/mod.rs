@@ -93,6 +93,7 @@ pub fn parse_tolerant(file_name: &str, text: &str) -> (GraphSpec, Diagnostics) {
 fn check(spec: &mut GraphSpec, declared: &Declared, problems: &Problems) {
     spec.is_graph = references::check(&*spec, declared, problems);
     if spec.is_graph {
+        sizes::fill_in(spec, problems);
         spec.edges = permissions::edges(spec);
         permissions::check(spec, problems);
     }

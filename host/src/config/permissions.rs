@@ -2,7 +2,7 @@
 //!
 //! As in QEMU, an edge *uses* some permissions and *shares* some with the node's other users. Users
 //! at the top (drives, exports of nodes) begin; a `filtered` edge passes on what the users above it
-//! use and share; a `storage` edge never shares writing or resizing, for its bytes mean something
+//! use and share; a `backing` edge only reads; a `storage` edge never shares writing or resizing, for its bytes mean something
 //! only together; a plugin's edge uses its grants as well. Two users conflict if one uses what the
 //! other does not share.
 
@@ -60,6 +60,7 @@ impl EdgeSpec {
 pub(super) fn role_of(node: &NodeSpec, child: &str) -> Role {
     match &node.driver {
         DriverSpec::Raw(raw) if raw.is_section() => Role::Storage,
+        DriverSpec::Memory(_) => Role::Backing,
         DriverSpec::Plugin(plugin) if child != "file" => {
             let grants = plugin.grants.iter().filter(|grant| grant.child.value == child);
             let changes =

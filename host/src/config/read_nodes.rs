@@ -37,7 +37,7 @@ pub(super) fn read_node(
     let mut node = Partial { name, is_unnamed, children: Vec::new(), nested: Vec::new() };
     let driver = match driver_name {
         "file" => read_file(&mut table),
-        "memory" => read_memory(&mut table),
+        "memory" => read_memory(&mut table, &mut node),
         "null" => read_null(&mut table),
         "raw" => read_raw(&mut table, &mut node),
         "plugin" => read_filters::read_plugin(&mut table, &mut node),
@@ -150,13 +150,43 @@ fn read_file(table: &mut Table<'_>) -> DriverSpec {
     })
 }
 
-fn read_memory(table: &mut Table<'_>) -> DriverSpec {
-    let (size_bytes, block_size_bytes) = read_size(table);
-    DriverSpec::Memory(MemorySpec { size_bytes, block_size_bytes })
+fn read_memory(table: &mut Table<'_>, node: &mut Partial) -> DriverSpec {
+    let has_backing = read_backing(table, node);
+    let lacks_size = has_backing && table.entry("size").is_none();
+    let (size_bytes, block_size_bytes) = read_size(table, !lacks_size);
+    DriverSpec::Memory(MemorySpec { size_bytes, lacks_size, block_size_bytes })
+}
+
+/// Reads `child.backing`, and gives whether it is there, be it right or wrong.
+fn read_backing(table: &mut Table<'_>, node: &mut Partial) -> bool {
+    let mut has_backing = false;
+    for (key, why) in [
+        ("backing", "is not how driver `memory` names its backing"),
+        ("file", "is unknown: driver `memory` keeps its bytes in no file"),
+    ] {
+        let help = "for an overlay write `child.backing = \"NODE\"`, \
+                    or `child.backing = { driver = … }`";
+        has_backing |= table.refuse(key, why, help);
+    }
+    let what = format!("`child` of {}", table.what);
+    // An empty table is no backing; what is no table was meant to be one.
+    let is_wrong = table.entry("child").is_some();
+    let Some(children) = table.table("child", what) else { return has_backing || is_wrong };
+    for entry in children.entries() {
+        has_backing = true;
+        if entry.key == "backing" {
+            node.read_child(entry, table);
+            continue;
+        }
+        let message = format!("{} has no child `{}`", table.what, clip(entry.key));
+        let help = suggest::help(entry.key, "children of driver `memory`", &["backing"]);
+        table.problem(Diagnostic::error(entry.key_span, message).help(help));
+    }
+    has_backing
 }
 
 fn read_null(table: &mut Table<'_>) -> DriverSpec {
-    let (size_bytes, block_size_bytes) = read_size(table);
+    let (size_bytes, block_size_bytes) = read_size(table, true);
     DriverSpec::Null(NullSpec {
         size_bytes,
         read_zeroes: table.take("read-zeroes").unwrap_or_else(|| table.default(false)),
@@ -166,8 +196,11 @@ fn read_null(table: &mut Table<'_>) -> DriverSpec {
 }
 
 /// The size, and the block size that it must be a multiple of.
-fn read_size(table: &mut Table<'_>) -> (Spanned<u64>, Spanned<u32>) {
-    let size = table.need("size", "\"1GiB\"").map(bytes);
+fn read_size(table: &mut Table<'_>, is_needed: bool) -> (Spanned<u64>, Spanned<u32>) {
+    if is_needed && table.entry("size").is_none() {
+        table.missing("size", "\"1GiB\"");
+    }
+    let size = table.take("size").map(bytes);
     let size = size.unwrap_or_else(|| table.default(0));
     let rule = "must be a power of two, 1 to 4096";
     let is_right = |it: &Size| it.0.is_power_of_two() && it.0 <= MAX_BLOCK_SIZE_BYTES;

@@ -1,7 +1,7 @@
 //! Sizes that are known before anything is opened, and the sections that must lie within them.
 
-use super::diagnostic::Diagnostic;
-use super::spec::{DriverSpec, FileSpec, GraphSpec, NodeSpec};
+use super::diagnostic::{Diagnostic, Problems};
+use super::spec::{DriverSpec, FileSpec, GraphSpec, MemorySpec, NodeSpec};
 use super::units::format_size;
 
 /// The size of `node` in bytes, as far as it is known. `file_bytes` knows the sizes of files.
@@ -12,12 +12,10 @@ fn known_bytes(
     node: &NodeSpec,
     file_bytes: &dyn Fn(&FileSpec) -> Option<u64>,
 ) -> Option<u64> {
-    let below = || {
-        let child = node.children.iter().find(|child| child.name.value == "file")?;
-        known_bytes(spec, spec.node(&child.node.value)?, file_bytes)
-    };
+    let below = || known_bytes(spec, sized_by(spec, node)?, file_bytes);
     match &node.driver {
         DriverSpec::File(file) => file_bytes(file),
+        DriverSpec::Memory(memory) if memory.lacks_size => below(),
         DriverSpec::Memory(memory) => Some(memory.size_bytes.value),
         DriverSpec::Null(null) => Some(null.size_bytes.value),
         DriverSpec::Raw(raw) => match (&raw.size_bytes, &raw.offset_bytes) {
@@ -27,6 +25,76 @@ fn known_bytes(
         },
         DriverSpec::Plugin(_) | DriverSpec::Filter(_) => below(),
     }
+}
+
+/// The child from whose size that of `node` follows, of nodes without one of their own.
+fn sized_by<'a>(spec: &'a GraphSpec, node: &NodeSpec) -> Option<&'a NodeSpec> {
+    let name = if matches!(node.driver, DriverSpec::Memory(_)) { "backing" } else { "file" };
+    let child = node.children.iter().find(|child| child.name.value == name)?;
+    spec.node(&child.node.value)
+}
+
+/// Whether the size of `node` follows from a file's; if not and it is not known, a name below is wrong.
+fn is_sized_by_file(spec: &GraphSpec, node: &NodeSpec) -> bool {
+    let mut below = sized_by(spec, node);
+    while let Some(node) = below {
+        if matches!(node.driver, DriverSpec::File(_)) {
+            return true;
+        }
+        below = sized_by(spec, node);
+    }
+    false
+}
+
+/// Gives `memory` nodes that lack a size that of their backing; reports those whose backing's size shows
+/// only when it is opened, or does not fit.
+///
+/// The graph must be free of cycles.
+pub(super) fn fill_in(spec: &mut GraphSpec, problems: &Problems) {
+    let (order, _) = spec.parents_first();
+    // Children first: an overlay over one that lacks a size, too, finds it filled in.
+    for index in order.into_iter().rev() {
+        let bytes = match &spec.nodes[index].driver {
+            DriverSpec::Memory(memory) if memory.lacks_size => {
+                size_of_backing(spec, &spec.nodes[index], memory)
+            }
+            _ => continue,
+        };
+        let found = bytes.unwrap_or_else(|problem| {
+            problem.into_iter().for_each(|problem| problems.push(problem));
+            0
+        });
+        if let DriverSpec::Memory(memory) = &mut spec.nodes[index].driver {
+            memory.size_bytes.value = found;
+            memory.lacks_size = false;
+        }
+    }
+}
+
+/// The size of an overlay without one, in bytes; or why it has none, unless that has been reported.
+fn size_of_backing(
+    spec: &GraphSpec,
+    node: &NodeSpec,
+    memory: &MemorySpec,
+) -> Result<u64, Option<Diagnostic>> {
+    // Without a child, its name or what it is was wrong.
+    let backing = node.children.first().ok_or(None)?;
+    let block_bytes = u64::from(memory.block_size_bytes.value);
+    let (why, help) = match known_bytes(spec, node, &|_| None) {
+        Some(bytes) if bytes.is_multiple_of(block_bytes) => return Ok(bytes),
+        Some(bytes) => (
+            format!("{}, is not a multiple of its block size", format_size(bytes)),
+            format!("add `size = {}`", bytes.next_multiple_of(block_bytes)),
+        ),
+        None if !is_sized_by_file(spec, node) => return Err(None),
+        None => ("is known only when it is opened".to_owned(), "add `size = \"1GiB\"`".to_owned()),
+    };
+    let message = format!(
+        "node `{}` has no `size`, and that of its backing, node `{}`, {why}",
+        node.name, backing.node
+    );
+    let problem = Diagnostic::error(node.name.span, message);
+    Err(Some(problem.note(backing.node.span, "the backing").help(help)))
 }
 
 /// Reports sections of `raw` nodes that go past the end of their child.

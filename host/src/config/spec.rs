@@ -199,7 +199,7 @@ pub struct ChildSpec {
 pub enum DriverSpec {
     /// A file or block device.
     File(FileSpec),
-    /// Memory, zero at first.
+    /// Memory, zero at first; or an overlay, which shows its child `backing` at first.
     Memory(MemorySpec),
     /// Nothing: writes vanish.
     Null(NullSpec),
@@ -280,9 +280,12 @@ pub enum Locking {
 /// Options of driver `memory`.
 #[derive(Clone, Debug)]
 pub struct MemorySpec {
-    /// Size in bytes, a multiple of the block size.
+    /// Size in bytes, a multiple of the block size; by default that of the backing.
     pub size_bytes: Spanned<u64>,
-    /// What requests must be aligned to in bytes: a power of two, 1 to 4096; 1 by default.
+    /// Whether the size is left out, and has not been taken from the backing yet.
+    pub(super) lacks_size: bool,
+    /// What requests must be aligned to in bytes, and what an overlay allocates: a power of two, 1 to
+    /// 4096; 1 by default.
     pub block_size_bytes: Spanned<u32>,
 }
 

@@ -1,5 +1,6 @@
 //! The host's own filters: native twins of bundled plugins, with the same configuration.
 
+mod copy_on_read;
 mod pass;
 mod throttle;
 
@@ -7,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 
+pub use copy_on_read::CopyOnReadNode;
 pub use pass::PassNode;
 pub use throttle::{ThrottleGroup, ThrottleNode};
 

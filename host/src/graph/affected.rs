@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::class::{Class, Cut, Reached};
 use super::snapshot::Graph;
-use crate::bitmap::{Bitmap, MarkList};
+use crate::bitmap::MarkList;
 
 /// What is marked before a change is issued.
 pub(super) struct Marks {
@@ -24,7 +24,7 @@ impl Marks {
             let bitmaps = graph.bitmaps.iter().filter(|entry| {
                 entry.node.is_some_and(|node| classes.contains(&graph.nodes[node].class))
             });
-            bitmaps.map(|entry| Arc::clone(&entry.bitmap)).collect()
+            bitmaps.filter_map(|entry| entry.recording.clone()).collect()
         };
         Self { ranged: of(&ranged), whole: of(&whole) }
     }
@@ -44,7 +44,7 @@ impl Marks {
     pub(super) fn mark(&self, offset: u64, len: u64) {
         self.ranged.mark(offset, len);
         if !self.whole.is_empty() {
-            self.whole.iter().for_each(|bitmap: &Arc<Bitmap>| bitmap.mark(0, u64::MAX));
+            self.whole.mark(0, u64::MAX);
         }
     }
 }

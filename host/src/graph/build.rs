@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::permission::{PermissionSet, Role};
 use super::snapshot::{BitmapScope, Graph};
 use super::transaction::Draft;
-use crate::bitmap::{Bitmap, BitmapName, Granularity};
-use crate::error::{Error, ErrorKind, Result};
+use crate::bitmap::{BitmapName, Granularity, Prepared};
+use crate::error::Result;
 use crate::node::Node;
 
 /// A child of a declared node.
@@ -21,13 +21,16 @@ pub struct ChildDecl {
     pub role: Role,
     /// What the parent may do of its own accord, beyond what its own users pass through it.
     pub grants: PermissionSet,
+    /// The parent's edge for whose view every write of its own accord is proven; without one it may
+    /// write what it likes. Such writes conflict only with users of views that they alter.
+    pub proven_for: Option<String>,
 }
 
 impl ChildDecl {
     /// A filter's child, called `file`.
     pub fn filtered(node: impl Into<String>) -> Self {
         let (name, grants) = ("file".into(), PermissionSet::NONE);
-        Self { name, node: node.into(), role: Role::Filtered, grants }
+        Self { name, node: node.into(), role: Role::Filtered, grants, proven_for: None }
     }
 
     /// What an overlay stands on, called `backing`.
@@ -132,7 +135,7 @@ impl GraphDecl {
         self.nodes.into_iter().try_for_each(|node| draft.add_node(node))?;
         self.drives.into_iter().try_for_each(|drive| draft.add_drive(drive))?;
         self.bitmaps.into_iter().for_each(|bitmap| draft.add_bitmap(bitmap));
-        draft.assemble()
+        draft.assemble(None, &mut Prepared::default())
     }
 }
 
@@ -151,24 +154,5 @@ impl Graph {
             started.map_err(|error| error.at_node(&node.name))?;
         }
         Ok(())
-    }
-
-    /// The next snapshot, with one more bitmap.
-    pub(super) fn with_bitmap(&self, decl: BitmapDecl) -> Result<(Self, Arc<Bitmap>)> {
-        let (scope, name) = (decl.scope.clone(), decl.name.clone());
-        let mut draft = Draft::of(self);
-        draft.add_bitmap(decl);
-        let next = draft.assemble()?;
-        let added = next.find_bitmap(&scope, name.as_str()).map(Arc::clone).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("bitmap `{}` is gone", name.as_str()))
-        })?;
-        Ok((next, added))
-    }
-
-    /// The next snapshot, without a bitmap.
-    pub(super) fn without_bitmap(&self, bitmap: &Arc<Bitmap>) -> Result<Self> {
-        let mut draft = Draft::of(self);
-        draft.remove_bitmap(bitmap);
-        draft.assemble()
     }
 }

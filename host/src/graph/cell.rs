@@ -11,10 +11,11 @@ use std::task::{Poll, Waker};
 use arc_swap::ArcSwap;
 
 use super::build::BitmapDecl;
+use super::guard::Guards;
 use super::origin::Origin;
 use super::snapshot::{BitmapScope, Graph};
-use super::transaction::close;
-use crate::bitmap::Bitmap;
+use super::transaction::{Draft, apply, close};
+use crate::bitmap::{Bitmap, BitmapName, Change, Prepared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::current;
 use crate::limits::DRAIN_TIME;
@@ -34,6 +35,12 @@ impl GraphCell {
         Self { current: ArcSwap::from_pointee(graph), generation, writer: WriterLock::default() }
     }
 
+    /// The same, for a host of so many workers: guards keep a table for each.
+    pub(crate) fn with_workers(mut graph: Graph, workers: usize) -> Self {
+        graph.guards = Arc::new(Guards::new(workers));
+        Self::new(graph)
+    }
+
     /// The snapshot now.
     pub fn load(&self) -> Arc<Graph> {
         self.current.load_full()
@@ -50,58 +57,47 @@ impl GraphCell {
     /// # Errors
     /// As [`GraphDecl::build`](super::GraphDecl::build); `ETIMEDOUT` when requests do not end.
     pub async fn add_bitmap(&self, decl: BitmapDecl) -> Result<Arc<Bitmap>> {
-        let scope = decl.scope.clone();
-        self.drained(&scope, |graph| {
-            let (next, bitmap) = graph.with_bitmap(decl)?;
-            Ok((bitmap, Some(next)))
-        })
-        .await
+        let (scope, name) = (decl.scope.clone(), decl.name.clone());
+        let add = |_: &Graph, draft: &mut Draft, _: &mut Prepared| {
+            draft.add_bitmap(decl);
+            Ok(())
+        };
+        apply(self, add, DRAIN_TIME).await?;
+        // Nobody can have taken it out before this learns of it, unless it is gone by now.
+        let added = self.load().find_bitmap(&scope, name.as_str()).map(Arc::clone);
+        added.ok_or_else(|| removed(&name))
     }
 
     /// Takes a bitmap out of the graph; whoever holds it may still read it.
     ///
     /// # Errors
-    /// `ENOENT`; `ETIMEDOUT` when requests do not end.
-    pub async fn remove_bitmap(&self, scope: &BitmapScope, name: &str) -> Result<Arc<Bitmap>> {
-        self.drained(scope, |graph| {
-            let bitmap = Arc::clone(find(graph, scope, name)?);
-            let next = graph.without_bitmap(&bitmap)?;
-            Ok((bitmap, Some(next)))
-        })
-        .await
+    /// `ENOENT`; `EBUSY` when somebody uses it or it is frozen; `ETIMEDOUT` when requests do not end.
+    pub async fn remove_bitmap(&self, bitmap: &Arc<Bitmap>) -> Result<()> {
+        let remove = |graph: &Graph, draft: &mut Draft, prepared: &mut Prepared| {
+            scope_of(graph, bitmap)?;
+            prepared.add(bitmap, &Change::Remove)?;
+            draft.remove_bitmap(bitmap);
+            Ok(())
+        };
+        apply(self, remove, DRAIN_TIME).await.map(drop)
     }
 
-    /// Runs `f` on a bitmap while no change of its view is in flight.
+    /// Makes `changes` of a bitmap, all or none, while no change of its view is in flight.
     ///
     /// # Errors
-    /// `ENOENT`; `ETIMEDOUT` when requests do not end; what `f` returns.
-    pub async fn with_bitmap<T>(
+    /// `ENOENT`; `EEXIST` for a name that is taken; `ETIMEDOUT` when requests do not end; as
+    /// [`BitmapError`](crate::bitmap::BitmapError).
+    pub(crate) async fn change_bitmap(
         &self,
-        scope: &BitmapScope,
-        name: &str,
-        f: impl FnOnce(&Graph, &Bitmap) -> Result<T>,
-    ) -> Result<T> {
-        self.drained(scope, |graph| Ok((f(graph, find(graph, scope, name)?)?, None))).await
-    }
-
-    /// Runs `f` while nothing that affects the view of `scope` is in flight; publishes what it returns.
-    async fn drained<T>(
-        &self,
-        scope: &BitmapScope,
-        f: impl FnOnce(&Graph) -> Result<(T, Option<Graph>)>,
-    ) -> Result<T> {
-        let _writer = self.writer.lock().await;
-        let graph = self.load();
-        let class = graph.scope_node(scope).map(|node| graph.nodes[node].class);
-        let origins = class.map_or_else(Vec::new, |class| graph.origins_changing(class));
-        let origins: Vec<&Origin> = origins.into_iter().map(|at| &*graph.origins[at]).collect();
-        let closed = close(&origins, DRAIN_TIME).await?;
-        let (value, next) = f(&graph)?;
-        if let Some(next) = next {
-            self.publish(Arc::new(next));
-        }
-        drop(closed);
-        Ok(value)
+        bitmap: &Arc<Bitmap>,
+        changes: &[Change],
+    ) -> Result<()> {
+        let change = |graph: &Graph, _: &mut Draft, prepared: &mut Prepared| {
+            check_new_names(graph, scope_of(graph, bitmap)?, bitmap, changes)?;
+            changes.iter().try_for_each(|change| prepared.add(bitmap, change))?;
+            Ok(())
+        };
+        apply(self, change, DRAIN_TIME).await.map(drop)
     }
 
     /// Waits for a moment without requests in flight, at most until the drain deadline; returns whether
@@ -113,14 +109,35 @@ impl GraphCell {
     }
 }
 
-fn find<'a>(graph: &'a Graph, scope: &BitmapScope, name: &str) -> Result<&'a Arc<Bitmap>> {
-    graph.find_bitmap(scope, name).ok_or_else(|| {
-        let place = match scope {
-            BitmapScope::Node(node) => format!("node `{node}`"),
-            BitmapScope::Drive(drive) => format!("drive `{drive}`"),
-        };
-        Error::new(ErrorKind::NotFound, format!("{place} has no bitmap `{name}`"))
-    })
+/// Where the graph has `bitmap`.
+fn scope_of<'a>(graph: &'a Graph, bitmap: &Arc<Bitmap>) -> Result<&'a BitmapScope> {
+    let mut all = graph.bitmaps();
+    all.find(|(_, other)| Arc::ptr_eq(other, bitmap))
+        .map(|(scope, _)| scope)
+        .ok_or_else(|| removed(&bitmap.name()))
+}
+
+fn removed(name: &BitmapName) -> Error {
+    Error::new(ErrorKind::NotFound, format!("bitmap `{name}` has been removed"))
+}
+
+/// Refuses to give `bitmap` a name that another one of its scope has.
+fn check_new_names(
+    graph: &Graph,
+    scope: &BitmapScope,
+    bitmap: &Arc<Bitmap>,
+    changes: &[Change],
+) -> Result<()> {
+    for change in changes {
+        let Change::Rename(name) = change else { continue };
+        let other = graph.find_bitmap(scope, name.as_str());
+        if other.is_some_and(|other| !Arc::ptr_eq(other, bitmap)) {
+            let message =
+                format!("there is a bitmap `{name}` already: remove it or choose another name");
+            return Err(Error::new(ErrorKind::Exists, message));
+        }
+    }
+    Ok(())
 }
 
 /// Lets one writer in at a time, in the order of asking as far as wakers keep it.

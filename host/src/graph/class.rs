@@ -69,6 +69,8 @@ pub(super) struct Views {
     class_of: Box<[Class]>,
     /// By class.
     steps: Box<[Box<[Step]>]>,
+    /// By lower class, then by upper class: whether the upper one stands on it along view edges.
+    above: Box<[Box<[bool]>]>,
 }
 
 impl std::fmt::Debug for Step {
@@ -103,12 +105,18 @@ impl Views {
             class_of.push(class);
         }
         let steps = steps(nodes, &class_of, classes);
-        Ok(Self { class_of: class_of.into(), steps })
+        let above = above(&steps);
+        Ok(Self { class_of: class_of.into(), steps, above })
     }
 
     /// The class of a node.
     pub(super) fn class(&self, node: usize) -> Class {
         self.class_of[node]
+    }
+
+    /// Whether `upper` is `lower`, or stands on it along view edges.
+    pub(super) fn is_at_or_above(&self, upper: Class, lower: Class) -> bool {
+        self.above[lower.index()][upper.index()]
     }
 
     /// What a change that enters class `from` affects.
@@ -163,6 +171,21 @@ fn steps(nodes: &[Box<Edges>], class_of: &[Class], classes: usize) -> Box<[Box<[
     steps.into_iter().map(Vec::into_boxed_slice).collect()
 }
 
+fn above(steps: &[Box<[Step]>]) -> Box<[Box<[bool]>]> {
+    let upper_of = |lower: usize| {
+        let mut above = vec![false; steps.len()];
+        let mut pending = vec![lower];
+        while let Some(class) = pending.pop() {
+            if !std::mem::replace(&mut above[class], true) {
+                let views = steps[class].iter().filter(|step| !step.is_whole);
+                pending.extend(views.map(|step| step.to.index()));
+            }
+        }
+        above.into_boxed_slice()
+    };
+    (0..steps.len()).map(upper_of).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -198,6 +221,9 @@ mod tests {
         let views = two_overlays();
         let classes: Vec<u32> = (0..5).map(|node| views.class(node).0).collect();
         assert_eq!(classes, [0, 0, 1, 1, 2]);
+        assert!(views.is_at_or_above(views.class(3), views.class(0)));
+        assert!(!views.is_at_or_above(views.class(3), views.class(4)));
+        assert!(!views.is_at_or_above(views.class(0), views.class(3)));
     }
 
     #[test]

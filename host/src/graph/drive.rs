@@ -77,6 +77,10 @@ impl LocalDrive {
             let Some(request) = request else { continue };
             let edge = graph.drives[index].medium()?;
             let edge = EdgeRef { graph: request.graph(), request: &request, edge };
+            let _flight = match edge.edge.crossing {
+                Some(_) => Box::pin(edge.cross(&op)).await,
+                None => None,
+            };
             edge.begin_admitted(&op);
             return edge.settle(call(edge).await);
         }

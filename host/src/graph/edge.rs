@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use super::admit::{check, mark};
 use super::align;
+use super::guard::{FlightKey, Guards};
 use super::op::{Op, OpKind};
 use super::origin::Request;
 use super::snapshot::{Cx, Edge, Graph, GraphNode};
@@ -29,6 +30,8 @@ pub struct EdgeRef<'g> {
 #[must_use = "a request that is not awaited may not run"]
 pub struct EdgeCall<'g, T> {
     edge: EdgeRef<'g>,
+    /// A change that has entered a source by this edge.
+    flight: Option<FlightKey>,
     call: NodeFuture<'g, T>,
 }
 
@@ -38,7 +41,35 @@ impl<T> Future for EdgeCall<'_, T> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         let result = std::task::ready!(self.call.as_mut().poll(cx));
+        if let Some(flight) = self.flight.take() {
+            self.edge.graph.guards.leave(self.edge.request.worker(), flight);
+        }
         Poll::Ready(self.edge.settle(result))
+    }
+}
+
+impl<T> Drop for EdgeCall<'_, T> {
+    fn drop(&mut self) {
+        if self.flight.is_some() {
+            // The change may still be under way: nothing may rely on its range again.
+            tracing::warn!(
+                "node `{}`: a change was abandoned by its user; copies of its range will wait",
+                self.edge.node().name
+            );
+        }
+    }
+}
+
+/// A change that has entered sources by an edge; leaves when dropped, which is at its end.
+pub(super) struct Flight<'g> {
+    guards: &'g Guards,
+    worker: usize,
+    key: FlightKey,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.guards.leave(self.worker, self.key);
     }
 }
 
@@ -60,13 +91,13 @@ impl<'g> EdgeRef<'g> {
         let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
         if self.is_plain(&op) {
             self.edge.counters.begin(self.request.worker(), &op);
-            return EdgeCall { edge: self, call: self.read_admitted(offset, buf) };
+            return EdgeCall { edge: self, flight: None, call: self.read_admitted(offset, buf) };
         }
         let call = Box::pin(async move {
-            self.begin(&op)?;
+            self.begin(&op).await?;
             align::read(self, offset, buf).await
         });
-        EdgeCall { edge: self, call }
+        EdgeCall { edge: self, flight: None, call }
     }
 
     /// Writes `buf` at `offset`.
@@ -75,15 +106,17 @@ impl<'g> EdgeRef<'g> {
     /// `ENOSPC` past the end, `EROFS`, `EPERM`; the driver's.
     pub fn write(self, offset: u64, buf: Buf, flags: WriteFlags) -> EdgeCall<'g, ()> {
         let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
-        if self.is_plain(&op) {
+        if self.is_plain(&op)
+            && let Some(flight) = self.try_cross(&op)
+        {
             self.edge.counters.begin(self.request.worker(), &op);
-            return EdgeCall { edge: self, call: self.write_admitted(offset, buf, flags) };
+            return EdgeCall { edge: self, flight, call: self.write_admitted(offset, buf, flags) };
         }
         let call = Box::pin(async move {
-            self.begin(&op)?;
+            let _flight = self.begin(&op).await?;
             self.write_with_fua(offset, buf, flags).await
         });
-        EdgeCall { edge: self, call }
+        EdgeCall { edge: self, flight: None, call }
     }
 
     /// A read that has been admitted and counted. What fits the driver goes to it without a future in
@@ -130,7 +163,7 @@ impl<'g> EdgeRef<'g> {
     /// As [`EdgeRef::write`]; `ENOTSUP` when `flags.fast` and only writing data would do.
     pub async fn zero(self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
         let op = Op { kind: OpKind::Zero, offset, len };
-        self.begin(&op)?;
+        let _flight = self.begin(&op).await?;
         self.settle(self.zero_with_fua(offset, len, flags).await)
     }
 
@@ -140,7 +173,7 @@ impl<'g> EdgeRef<'g> {
     /// As [`EdgeRef::write`].
     pub async fn discard(self, offset: u64, len: u64) -> Result<()> {
         let op = Op { kind: OpKind::Discard, offset, len };
-        self.begin(&op)?;
+        let _flight = self.begin(&op).await?;
         self.settle(self.discard_child(offset, len).await)
     }
 
@@ -150,7 +183,7 @@ impl<'g> EdgeRef<'g> {
     /// The driver's.
     pub async fn flush(self) -> Result<()> {
         let op = Op { kind: OpKind::Flush, offset: 0, len: 0 };
-        self.begin(&op)?;
+        self.begin(&op).await?;
         self.settle(self.flush_child().await)
     }
 
@@ -160,18 +193,50 @@ impl<'g> EdgeRef<'g> {
     /// `EINVAL` past the end; the driver's; `EIO` when the driver's answer does not cover `offset`.
     pub async fn block_status(self, offset: u64, len: u64) -> Result<Vec<Extent>> {
         let op = Op { kind: OpKind::Status, offset, len };
-        self.begin(&op)?;
+        self.begin(&op).await?;
         if len == 0 {
             return Ok(Vec::new());
         }
         self.settle(align::block_status(self, offset, len).await)
     }
 
-    /// What comes before every call: admission where changes enter, else the range check; counting.
-    fn begin(&self, op: &Op) -> Result<()> {
+    /// Enters the sources that lie beyond this edge, if that can be done at once; `None` if a guard holds
+    /// the change off.
+    #[inline]
+    #[allow(clippy::option_option, reason = "whether, and what there is to leave")]
+    fn try_cross(&self, op: &Op) -> Option<Option<FlightKey>> {
+        let Some(sources) = &self.edge.crossing else { return Some(None) };
+        let operations = self.request.operations();
+        let range = op.offset..op.offset + op.len;
+        let (worker, by) = (self.request.worker(), self.request.by(&operations));
+        let flight = self.graph.guards.try_enter(worker, sources, &range, by)?;
+        self.request.set_holds();
+        Some(Some(flight))
+    }
+
+    /// Enters the sources that lie beyond this edge, as soon as no guard holds the change off.
+    pub(super) async fn cross(&self, op: &Op) -> Option<Flight<'g>> {
+        if !op.kind.is_change() || op.len == 0 {
+            return None;
+        }
+        let sources = self.edge.crossing.as_ref()?;
+        let operations = self.request.operations();
+        let range = op.offset..op.offset.saturating_add(op.len);
+        let (worker, by) = (self.request.worker(), self.request.by(&operations));
+        let guards = &*self.graph.guards;
+        let key = guards.enter(worker, sources, &range, by).await;
+        self.request.set_holds();
+        Some(Flight { guards, worker, key })
+    }
+
+    /// What comes before every call: range and permission, the guards beyond the edge, marks where changes
+    /// enter; counting.
+    async fn begin(&self, op: &Op) -> Result<Option<Flight<'g>>> {
         let child = self.node();
+        let flight;
         if self.edge.entry.is_some() {
             check(self.edge, child, op)?;
+            flight = self.cross(op).await;
             mark(self.edge, op);
         } else {
             op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
@@ -179,9 +244,10 @@ impl<'g> EdgeRef<'g> {
                 let message = format!("its user's edge `{}` only reads", self.edge.name);
                 return Err(Error::new(ErrorKind::NotPermitted, message).at_node(&child.name));
             }
+            flight = self.cross(op).await;
         }
         self.edge.counters.begin(self.request.worker(), op);
-        Ok(())
+        Ok(flight)
     }
 
     /// Calls of a drive, which has been admitted by itself: counts and goes on.

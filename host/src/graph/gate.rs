@@ -74,6 +74,12 @@ impl Gate {
         false
     }
 
+    /// Enters whether it is open or not: for what a request behind the gate causes.
+    #[inline]
+    pub(super) fn join(&self, worker: usize) {
+        self.in_flight[worker].fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Enters as soon as the gate is open.
     pub(super) async fn enter(&self, worker: usize) {
         poll_fn(|cx| {

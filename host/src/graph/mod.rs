@@ -21,6 +21,7 @@
 //! gates of those who reach what it touches, waits until nothing is in flight there, publishes it, and
 //! opens them (`cell`).
 
+mod acting;
 mod admit;
 mod affected;
 mod align;
@@ -48,6 +49,7 @@ pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
 pub use edge::{EdgeCall, EdgeRef};
+pub use evidence::{Copied, CopyHow, Outcomes, OwnAccord, ProvenBuf};
 pub use generation::NodeGeneration;
 pub use op::{Op, OpKind};
 pub(crate) use permission::Verb;

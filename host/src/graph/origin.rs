@@ -4,24 +4,30 @@
 //! they cause further down carries the [`Request`] along and passes: whoever closes the gate waits for
 //! the whole tree of a request, and never stops a part of it half-way.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
 
 use super::cell::Snapshot;
+use super::class::Class;
+use super::evidence::OutcomeCounters;
 use super::gate::Gate;
+use super::guard::{By, OpId};
 use super::snapshot::Graph;
 use super::transaction::Drained;
 
-/// A drive, as the beginning of requests. Snapshots share it.
+/// A drive, or a node that acts of its own accord, as the beginning of requests. Snapshots share it.
 pub(super) struct Origin {
     pub(super) name: Arc<str>,
     pub(super) gate: Gate,
+    /// Of what it writes of its own accord.
+    pub(super) outcomes: OutcomeCounters,
 }
 
 impl Origin {
     pub(super) fn new(name: Arc<str>) -> Self {
-        Self { name, gate: Gate::new() }
+        Self { name, gate: Gate::new(), outcomes: OutcomeCounters::default() }
     }
 }
 
@@ -34,6 +40,17 @@ pub(super) struct Request {
     worker: usize,
     /// It is behind the gate, and leaves it. Not so inside a drained section.
     is_counted: bool,
+    /// The guarded operations that caused it, the innermost first.
+    lineage: Option<Rc<Lineage>>,
+    /// The view that it is proven not to alter.
+    unchanged: Option<Class>,
+    /// Others may wait for it: it has entered a source, or what caused it has.
+    holds: Cell<bool>,
+}
+
+struct Lineage {
+    operation: OpId,
+    up: Option<Rc<Lineage>>,
 }
 
 impl Request {
@@ -46,13 +63,68 @@ impl Request {
             // Boxed, so that the path through an open gate keeps a small future.
             Box::pin(gate.enter(worker)).await;
         }
-        Self { graph, origin, worker, is_counted: true }
+        Self::new(graph, origin, worker, true)
     }
 
     /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
     /// that the section holds closed.
     pub(super) fn inside(_section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
-        Self { graph, origin: usize::MAX, worker, is_counted: false }
+        Self::new(graph, usize::MAX, worker, false)
+    }
+
+    fn new(graph: Rc<Snapshot>, origin: usize, worker: usize, is_counted: bool) -> Self {
+        let (lineage, unchanged, holds) = (None, None, Cell::new(false));
+        Self { graph, origin, worker, is_counted, lineage, unchanged, holds }
+    }
+
+    /// A request that this one causes: it passes the gate, and holds up a drain by itself.
+    pub(super) fn cause(&self) -> Self {
+        if self.is_counted {
+            self.gate().join(self.worker);
+        }
+        Self {
+            graph: Rc::clone(&self.graph),
+            lineage: self.lineage.clone(),
+            holds: self.holds.clone(),
+            ..*self
+        }
+    }
+
+    /// The same, as a part of a guarded operation.
+    pub(super) fn cause_under(&self, operation: OpId, unchanged: Option<Class>) -> Self {
+        let mut request = self.cause();
+        request.lineage = Some(Rc::new(Lineage { operation, up: request.lineage.take() }));
+        request.unchanged = unchanged;
+        request
+    }
+
+    /// The operations that caused it.
+    pub(super) fn operations(&self) -> Vec<OpId> {
+        let mut operations = Vec::new();
+        let mut next = self.lineage.as_ref();
+        while let Some(lineage) = next {
+            operations.push(lineage.operation);
+            next = lineage.up.as_ref();
+        }
+        operations
+    }
+
+    /// Who asks the guards.
+    #[inline]
+    pub(super) fn by<'a>(&self, operations: &'a [OpId]) -> By<'a> {
+        By { holds: self.holds.get(), ops: operations }
+    }
+
+    /// From now on others may wait for it.
+    #[inline]
+    pub(super) fn set_holds(&self) {
+        self.holds.set(true);
+    }
+
+    /// The view that it is proven not to alter.
+    #[inline]
+    pub(super) fn unchanged(&self) -> Option<Class> {
+        self.unchanged
     }
 
     /// The snapshot in which it runs.

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use super::acting::{Own, Source};
 use super::affected::Marks;
 use super::align::Serializer;
-use super::class::{Class, Cut, Views};
+use super::class::{Class, Views};
 use super::counters::Counters;
 use super::edge::EdgeRef;
 use super::generation::{DriveGeneration, Generations, NodeGeneration};
+use super::guard::{Guards, SourceSet};
 use super::origin::{Origin, Request};
 use super::permission::{PermissionSet, Role};
-use crate::bitmap::Bitmap;
+use crate::bitmap::{Bitmap, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, NodeInfo};
 
@@ -19,13 +21,19 @@ pub struct Edge {
     pub(super) name: Arc<str>,
     pub(super) child: usize,
     pub(super) role: Role,
-    /// What the parent may do of its own accord; part of what it uses.
-    pub(super) grants: PermissionSet,
     pub(super) uses: PermissionSet,
     pub(super) shares: PermissionSet,
     pub(super) counters: Arc<Counters>,
     /// Present where changes enter: at drives, storage and target edges.
     pub(super) entry: Option<Marks>,
+    /// What the parent may do of its own accord; part of what it uses.
+    pub(super) grants: PermissionSet,
+    /// The edge of the parent for whose view its own writes are proven, all of them.
+    pub(super) proven_for: Option<usize>,
+    /// Sources that a change enters by it.
+    pub(super) crossing: Option<SourceSet>,
+    /// Present where the parent may write of its own accord.
+    pub(super) own: Option<Own>,
 }
 
 impl Edge {
@@ -49,6 +57,15 @@ impl Edge {
         self.uses
     }
 
+    /// What it uses as far as every other user is concerned: writes proven for a view concern those
+    /// alone whose views they alter.
+    pub(super) fn uses_of_all(&self) -> PermissionSet {
+        match self.proven_for {
+            Some(_) => self.uses.without(self.grants.intersection(PermissionSet::WRITE)),
+            None => self.uses,
+        }
+    }
+
     /// What it lets others use.
     pub fn shares(&self) -> PermissionSet {
         self.shares
@@ -70,6 +87,8 @@ pub struct GraphNode {
     pub(super) class: Class,
     /// Keeps read-modify-write cycles apart, where alignment can call for them.
     pub(super) serializer: Option<Arc<Serializer>>,
+    /// Index of its origin, if it acts of its own accord.
+    pub(super) origin: Option<usize>,
 }
 
 impl GraphNode {
@@ -163,6 +182,8 @@ pub(super) struct ScopedBitmap {
     /// The node whose view the scope is; `None` for a drive without medium.
     pub(super) node: Option<usize>,
     pub(super) bitmap: Arc<Bitmap>,
+    /// What changes mark in this snapshot.
+    pub(super) recording: Option<Arc<Granules>>,
 }
 
 /// See the module.
@@ -171,10 +192,14 @@ pub struct Graph {
     pub(super) nodes: Vec<GraphNode>,
     pub(super) drives: Vec<GraphDrive>,
     pub(super) bitmaps: Vec<ScopedBitmap>,
-    pub(super) views: Views,
-    /// One for each drive, by its index.
-    pub(super) origins: Vec<Arc<Origin>>,
     pub(super) generations: Generations,
+    pub(super) views: Views,
+    /// One for each drive, by its index; then those of nodes that act of their own accord.
+    pub(super) origins: Vec<Arc<Origin>>,
+    pub(super) sources: Vec<Source>,
+    pub(super) next_source: u32,
+    /// Shared by all snapshots of a host.
+    pub(super) guards: Arc<Guards>,
 }
 
 impl Graph {
@@ -227,27 +252,24 @@ impl Graph {
             .map(|(_, bitmap)| bitmap)
     }
 
-    /// The origins whose requests may change the view of `class`: those that can come to a place from
-    /// which a change is seen there.
-    pub(super) fn origins_changing(&self, class: Class) -> Vec<usize> {
-        let changes = |from| {
-            let reached = self.views.reached(from, Cut::default());
-            reached.ranged.contains(&class) || reached.whole.contains(&class)
-        };
-        let places = self.nodes.iter().map(|node| changes(node.class)).collect();
-        self.origins_reaching(places)
-    }
-
-    /// The origins whose requests can come to one of the nodes for which `places` holds.
-    pub(super) fn origins_reaching(&self, places: Vec<bool>) -> Vec<usize> {
+    /// By node: whether it is, or reaches, one of the nodes for which `places` holds.
+    pub(super) fn reaching(&self, places: Vec<bool>) -> Vec<bool> {
         let mut comes = places;
         for (at, node) in self.nodes.iter().enumerate() {
             // Children come before parents.
             comes[at] |= node.edges.iter().any(|edge| comes[edge.child]);
         }
+        comes
+    }
+
+    /// The origins whose requests can come to one of the nodes for which `places` holds.
+    pub(super) fn origins_reaching(&self, places: Vec<bool>) -> Vec<usize> {
+        let comes = self.reaching(places);
         let drives = self.drives.iter().enumerate();
-        let come = drives.filter(|(_, drive)| drive.root().is_some_and(|root| comes[root.child]));
-        come.map(|(index, _)| index).collect()
+        let drives = drives.filter(|(_, drive)| drive.root().is_some_and(|root| comes[root.child]));
+        let acting = self.nodes.iter().zip(comes.iter()).filter(|(_, comes)| **comes);
+        let acting = acting.filter_map(|(node, _)| node.origin);
+        drives.map(|(index, _)| index).chain(acting).collect()
     }
 
     /// The node whose view a scope is; `None` for a drive without medium or an unknown name.
@@ -289,6 +311,12 @@ impl<'g> Cx<'g> {
     /// request back asks, and lets it go.
     pub fn poll_drained(&self, cx: &std::task::Context<'_>) -> bool {
         self.request.poll_drained(cx)
+    }
+
+    /// Whether the request is proven not to alter the view of this node.
+    pub fn is_unchanged(&self) -> bool {
+        let class = self.graph.nodes[self.node].class;
+        self.request.unchanged().is_some_and(|view| self.graph.views.is_at_or_above(class, view))
     }
 
     /// The node's name.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::call::on_worker;
 use super::{Inner, Result, check_running};
-use crate::bitmap::{Bitmap, BitmapError, BitmapState, Granularity};
+use crate::bitmap::{Bitmap, BitmapName, BitmapReader, BitmapState, Change, Granularity};
 use crate::error::{Error, ErrorKind};
 use crate::graph::BitmapScope;
 
@@ -45,10 +45,6 @@ pub struct DirtyBitmap {
     bitmap: Arc<Bitmap>,
 }
 
-fn refused(error: &BitmapError) -> Error {
-    Error::new(ErrorKind::Invalid, error.to_string())
-}
-
 impl DirtyBitmap {
     pub(super) fn find(inner: &Arc<Inner>, scope: &BitmapScope, name: &str) -> Result<Self> {
         let graph = inner.cell.load();
@@ -58,9 +54,9 @@ impl DirtyBitmap {
         Ok(Self { inner: Arc::clone(inner), scope: scope.clone(), bitmap: Arc::clone(bitmap) })
     }
 
-    /// Its name.
-    pub fn name(&self) -> &str {
-        self.bitmap.name().as_str()
+    /// Its name now.
+    pub fn name(&self) -> BitmapName {
+        self.bitmap.name()
     }
 
     /// What it records.
@@ -73,9 +69,20 @@ impl DirtyBitmap {
         self.bitmap.granularity()
     }
 
-    /// Whether it records.
+    /// What it does with changes.
     pub fn state(&self) -> BitmapState {
         self.bitmap.state()
+    }
+
+    /// Who uses it, as `` export `vda` ``; each once.
+    pub fn users(&self) -> Vec<String> {
+        self.bitmap.users()
+    }
+
+    /// All of it as it stands now, whatever is decided later: also what [`Self::freeze`] has put
+    /// aside, alone ([`BitmapReader::still`]).
+    pub fn read(&self) -> BitmapReader {
+        self.bitmap.read()
     }
 
     /// Dirty granules.
@@ -96,60 +103,69 @@ impl DirtyBitmap {
     /// Makes everything clean: what changes after this returns is dirty, what changed before is not.
     ///
     /// # Errors
-    /// `ENOENT` when it was removed; `ETIMEDOUT` when requests do not end.
+    /// `EBUSY` when somebody reads it or it is frozen; `ENOENT` when it was removed; `ETIMEDOUT` when
+    /// requests do not end.
     pub async fn clear(&self) -> Result<()> {
-        self.decide(|bitmap| {
-            bitmap.clear();
-            Ok(())
-        })
-        .await
+        self.change(Change::Clear).await
     }
 
     /// Records from now on.
     ///
     /// # Errors
-    /// As [`DirtyBitmap::clear`].
+    /// `EBUSY` when a job has it or it is frozen; else as [`DirtyBitmap::clear`].
     pub async fn enable(&self) -> Result<()> {
-        self.decide(|bitmap| {
-            bitmap.enable();
-            Ok(())
-        })
-        .await
+        self.change(Change::Enable).await
     }
 
     /// Stops recording, keeping what is dirty.
     ///
     /// # Errors
-    /// As [`DirtyBitmap::clear`].
+    /// As [`DirtyBitmap::enable`].
     pub async fn disable(&self) -> Result<()> {
-        self.decide(|bitmap| {
-            bitmap.disable();
-            Ok(())
-        })
-        .await
+        self.change(Change::Disable).await
+    }
+
+    /// Puts what is dirty aside, standing still, and goes on recording in a fresh set: the first step of
+    /// an incremental copy. Until it ends, this shows both.
+    ///
+    /// # Errors
+    /// As [`DirtyBitmap::enable`].
+    pub async fn freeze(&self) -> Result<()> {
+        self.change(Change::Freeze).await
+    }
+
+    /// Ends a freeze whose copy failed: dirty is what was put aside and what has changed since.
+    ///
+    /// # Errors
+    /// `EINVAL` when it is not frozen; `EBUSY` when a job has it; else as [`DirtyBitmap::clear`].
+    pub async fn merge_back(&self) -> Result<()> {
+        self.change(Change::MergeBack).await
+    }
+
+    /// Ends a freeze whose copy is done: dirty is what has changed since.
+    ///
+    /// # Errors
+    /// `EINVAL` when it is not frozen; else as [`DirtyBitmap::clear`].
+    pub async fn abdicate(&self) -> Result<()> {
+        self.change(Change::Abdicate).await
     }
 
     /// Makes dirty here what is dirty in `sources`, which may have other granularities. A change in
     /// flight on a source's view may or may not be among it.
     ///
     /// # Errors
-    /// `EINVAL` when a source has another size; as [`DirtyBitmap::clear`].
+    /// `EINVAL` when a source has another size; as [`DirtyBitmap::enable`].
     pub async fn merge(&self, sources: &[&Self]) -> Result<()> {
-        let sources: Vec<_> = sources.iter().map(|source| Arc::clone(&source.bitmap)).collect();
-        self.decide(move |bitmap| {
-            for source in &sources {
-                if source.size_bytes() != bitmap.size_bytes() {
-                    return Err(refused(&BitmapError::SizeMismatch {
-                        target_size_bytes: bitmap.size_bytes(),
-                        source_size_bytes: source.size_bytes(),
-                    }));
-                }
-            }
-            // All or nothing: sizes were the only thing that could stand against it.
-            let merged = sources.iter().try_for_each(|source| bitmap.merge_from_drained(source));
-            merged.map_err(|error| refused(&error))
-        })
-        .await
+        let sources = sources.iter().map(|source| Arc::clone(&source.bitmap)).collect();
+        self.change(Change::Merge(sources)).await
+    }
+
+    /// Gives it another name.
+    ///
+    /// # Errors
+    /// `EEXIST`; `EBUSY` when somebody uses it; `ENOENT` when it was removed.
+    pub async fn rename(&self, name: BitmapName) -> Result<()> {
+        self.change(Change::Rename(name)).await
     }
 
     /// Takes it out of the graph.
@@ -157,22 +173,179 @@ impl DirtyBitmap {
     /// # Errors
     /// As [`DirtyBitmap::clear`].
     pub async fn remove(&self) -> Result<()> {
-        let (cell, scope) = (Arc::clone(&self.inner.cell), self.scope.clone());
-        let (name, ended) = (self.name().to_owned(), Arc::clone(&self.inner.ended));
-        let removed = on_worker(self.inner.first(), move || async move {
-            check_running(&ended)?;
-            cell.remove_bitmap(&scope, &name).await
-        });
-        removed.await.map(drop)
-    }
-
-    async fn decide(&self, f: impl FnOnce(&Bitmap) -> Result<()> + Send + 'static) -> Result<()> {
-        let (cell, scope) = (Arc::clone(&self.inner.cell), self.scope.clone());
-        let (name, ended) = (self.name().to_owned(), Arc::clone(&self.inner.ended));
+        let (cell, bitmap) = (Arc::clone(&self.inner.cell), Arc::clone(&self.bitmap));
+        let ended = Arc::clone(&self.inner.ended);
         on_worker(self.inner.first(), move || async move {
             check_running(&ended)?;
-            cell.with_bitmap(&scope, &name, |_, bitmap| f(bitmap)).await
+            cell.remove_bitmap(&bitmap).await
         })
         .await
+    }
+
+    async fn change(&self, change: Change) -> Result<()> {
+        let (cell, bitmap) = (Arc::clone(&self.inner.cell), Arc::clone(&self.bitmap));
+        let ended = Arc::clone(&self.inner.ended);
+        on_worker(self.inner.first(), move || async move {
+            check_running(&ended)?;
+            cell.change_bitmap(&bitmap, &[change]).await
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+    use super::*;
+    use crate::bitmap::Use;
+    use crate::error::ErrorKind;
+    use crate::graph::BitmapDecl;
+    use crate::node::MemoryNode;
+    use crate::{Host, block_on};
+
+    const SIZE_BYTES: u64 = 1 << 20;
+
+    fn scope() -> BitmapScope {
+        BitmapScope::Drive("vda".into())
+    }
+
+    fn name(name: &str) -> BitmapName {
+        BitmapName::new(name).unwrap()
+    }
+
+    /// A host with the drive `vda` and its bitmap `daily`, 512 B a granule.
+    fn host() -> (Host, DirtyBitmap) {
+        let host = Host::builder()
+            .node("disk", MemoryNode::new(SIZE_BYTES, 1).unwrap(), vec![])
+            .drive("vda", "disk", true)
+            .bitmap(scope(), name("daily"), Granularity::MIN)
+            .start()
+            .unwrap();
+        let daily = host.bitmap(&scope(), "daily").unwrap();
+        (host, daily)
+    }
+
+    /// Each write by when it began: after how many decisions had returned.
+    type Writes = Mutex<Vec<(u64, u64)>>;
+
+    fn write_until(
+        host: &Host,
+        over: &AtomicBool,
+        decided: &AtomicU64,
+        writes: &Writes,
+        seed: u64,
+    ) {
+        let vda = host.drive("vda").unwrap();
+        let mut random = seed;
+        while !over.load(SeqCst) {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let (begun, offset) = (decided.load(SeqCst), random % SIZE_BYTES);
+            block_on(vda.write(offset, b"x")).unwrap();
+            writes.lock().unwrap().push((begun, offset));
+        }
+    }
+
+    fn assert_dirty(bitmap: &BitmapReader, writes: &[(u64, u64)], since: u64) {
+        for (_, offset) in writes.iter().filter(|(begun, _)| *begun >= since) {
+            assert!(bitmap.test(*offset), "{offset} was written and is clean");
+        }
+    }
+
+    /// Freezes that are undone and freezes that are not, while others write.
+    #[test]
+    fn a_freeze_and_its_end_lose_no_write() {
+        let (host, daily) = host();
+        let (over, decided, writes) =
+            (AtomicBool::new(false), AtomicU64::new(0), Writes::default());
+        let rounds = || {
+            let mut since = 0;
+            for round in 0..40 {
+                block_on(daily.freeze()).unwrap();
+                let frozen = decided.fetch_add(1, SeqCst) + 1;
+                let before = writes.lock().unwrap().clone();
+                while writes.lock().unwrap().len() < before.len() + 10 {
+                    std::thread::yield_now();
+                }
+                assert_dirty(&daily.read(), &writes.lock().unwrap(), since);
+                let still = daily.read().still().unwrap();
+                let count = still.count();
+                if round % 2 == 0 {
+                    block_on(daily.merge_back()).unwrap();
+                } else {
+                    block_on(daily.abdicate()).unwrap();
+                    since = frozen;
+                }
+                assert_dirty(&daily.read(), &writes.lock().unwrap(), since);
+                assert_eq!(still.count(), count, "what was put aside goes on recording");
+                writes.lock().unwrap().retain(|(begun, _)| *begun >= since);
+            }
+        };
+        std::thread::scope(|scope| {
+            for seed in [3, 5] {
+                let (host, over, decided, writes) = (&host, &over, &decided, &writes);
+                scope.spawn(move || write_until(host, over, decided, writes, seed));
+            }
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(rounds));
+            over.store(true, SeqCst);
+            if let Err(panic) = result {
+                std::panic::resume_unwind(panic);
+            }
+        });
+        host.shutdown().unwrap();
+    }
+
+    #[test]
+    fn a_bitmap_in_use_is_neither_cleared_nor_removed_nor_renamed() {
+        let (host, daily) = host();
+        let reader = daily.bitmap.use_by("export `vda`".into(), Use::Read).unwrap();
+        assert_eq!(daily.users(), ["export `vda`"]);
+        let refused = [
+            block_on(daily.clear()),
+            block_on(daily.remove()),
+            block_on(daily.rename(name("weekly"))),
+        ];
+        for result in refused {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InUse);
+            let message = "bitmap `daily` is in use by export `vda`: end that first";
+            assert_eq!(error.to_string(), message);
+        }
+        block_on(daily.disable()).unwrap();
+        drop(reader);
+        block_on(daily.remove()).unwrap();
+        host.shutdown().unwrap();
+    }
+
+    /// A handle is of the bitmap that it was got for, whatever that is called and whatever else is
+    /// called so.
+    #[test]
+    fn a_handle_follows_its_bitmap_and_not_the_name() {
+        let (host, daily) = host();
+        let decl = |called: &str| BitmapDecl {
+            scope: scope(),
+            name: name(called),
+            granularity: Granularity::MIN,
+            enabled: true,
+        };
+        let other = block_on(host.add_bitmap(decl("other"))).unwrap();
+        let taken = block_on(daily.rename(name("other"))).unwrap_err();
+        assert_eq!(taken.kind(), ErrorKind::Exists);
+        block_on(daily.rename(name("weekly"))).unwrap();
+        assert!(host.bitmap(&scope(), "daily").is_err());
+        block_on(host.drive("vda").unwrap().write(0, b"x")).unwrap();
+        assert_eq!((host.bitmap(&scope(), "weekly").unwrap().count(), daily.count()), (1, 1));
+
+        block_on(other.remove()).unwrap();
+        let again = block_on(host.add_bitmap(decl("other"))).unwrap();
+        block_on(host.drive("vda").unwrap().write(0, b"x")).unwrap();
+        let gone = block_on(other.clear()).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+        assert_eq!(gone.to_string(), "bitmap `other` has been removed");
+        assert_eq!((other.count(), again.count()), (1, 1));
+        host.shutdown().unwrap();
     }
 }

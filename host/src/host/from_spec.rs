@@ -202,6 +202,7 @@ impl Builder<'_> {
             node: edge.child.clone(),
             role: edge.role,
             grants: PermissionSet::NONE,
+            proven_for: None,
         };
         self.spec.edges_from(parent).map(child).collect()
     }
@@ -214,7 +215,11 @@ impl Builder<'_> {
                 Ok(Arc::new(opened.map_err(|error| self.at(file.path.span, &error))?))
             }
             DriverSpec::Memory(memory) => {
-                let made = MemoryNode::new(memory.size_bytes.value, memory.block_size_bytes.value);
+                let make = match node.children.is_empty() {
+                    true => MemoryNode::new,
+                    false => MemoryNode::overlay,
+                };
+                let made = make(memory.size_bytes.value, memory.block_size_bytes.value);
                 Ok(Arc::new(made.map_err(|error| self.at(memory.size_bytes.span, &error))?))
             }
             DriverSpec::Null(null) => Ok(Arc::new(NullNode::new(

@@ -132,7 +132,7 @@ impl Host {
         graph.start_drivers(None)?;
         let workers = Workers::start(options)
             .map_err(|error| Error::new(ErrorKind::NotSupported, format!("workers: {error}")))?;
-        let cell = Arc::new(GraphCell::new(graph));
+        let cell = Arc::new(GraphCell::with_workers(graph, workers.handles().len()));
         let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
         let inner = Inner {
             ended: Arc::default(),

@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use crate::bitmap::BitmapState;
 use crate::graph::{BitmapScope, Edge, Graph, OpKind};
 
 /// The counters of all edges and the dirty counts of all bitmaps of a graph, one line each.
@@ -22,16 +21,14 @@ pub fn report(graph: &Graph) -> String {
             BitmapScope::Node(name) => format!("node `{name}`"),
             BitmapScope::Drive(id) => format!("drive `{id}`"),
         };
-        let state = match bitmap.state() {
-            BitmapState::Recording => "recording",
-            _ => "disabled",
-        };
+        let bitmap = bitmap.read();
         lines.push(format!(
-            "bitmap `{}` of {place}: {} granules of {} dirty ({} bytes), {state}",
-            bitmap.name().as_str(),
+            "bitmap `{}` of {place}: {} granules of {} dirty ({} bytes), {}",
+            bitmap.name(),
             bitmap.count(),
             bitmap.granularity(),
-            bitmap.dirty_bytes()
+            bitmap.dirty_bytes(),
+            bitmap.state()
         ));
     }
     lines.join("\n")

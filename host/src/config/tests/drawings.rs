@@ -104,3 +104,49 @@ fn dot_quotes() {
     "#]]
     .assert_eq(&dot(&good(text)));
 }
+
+#[test]
+fn overlays() {
+    let text = r#"
+[node.base]
+driver = "memory"
+size = "1MiB"
+[node.left]
+driver = "memory"
+child.backing = "base"
+[node.right]
+driver = "memory"
+size = "2MiB"
+child.backing = "base"
+[drive.a]
+root = "left"
+writable = true
+[drive.b]
+root = "right"
+writable = true
+"#;
+    expect![[r#"
+        drive a
+        └── root: left (memory 1MiB) [root, uses cr+w, shares cr+wu]
+            └── backing: base (memory 1MiB) [backing, uses cr, shares cr+wu]
+        drive b
+        └── root: right (memory 2MiB) [root, uses cr+w, shares cr+wu]
+            └── backing: base (memory 1MiB) [backing, uses cr, shares cr+wu]
+    "#]]
+    .assert_eq(&tree(&good(text)));
+    expect![[r#"
+        digraph blockloom {
+            node [shape=box, fontname="monospace"];
+            edge [fontname="monospace"];
+            "drive a" [label="drive a", shape=ellipse, style=bold];
+            "drive b" [label="drive b", shape=ellipse, style=bold];
+            "node base" [label="base (memory 1MiB)", style=solid];
+            "node left" [label="left (memory 1MiB)", style=solid];
+            "node right" [label="right (memory 2MiB)", style=solid];
+            "drive a" -> "node left" [label="root: root\nuses cr+w\nshares cr+wu", style=solid];
+            "drive b" -> "node right" [label="root: root\nuses cr+w\nshares cr+wu", style=solid];
+            "node left" -> "node base" [label="backing: backing\nuses cr\nshares cr+wu", style=solid];
+            "node right" -> "node base" [label="backing: backing\nuses cr\nshares cr+wu", style=solid];
+        }
+    "#]].assert_eq(&dot(&good(text)));
+}

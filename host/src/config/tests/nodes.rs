@@ -14,7 +14,7 @@ fn unknown_key_with_suggestion() {
                |
              3 | sise = "1GiB"
                | ^^^^
-               = help: did you mean `size`? keys of driver `memory`: size, block-size, read-only
+               = help: did you mean `size`? keys of driver `memory`: child, size, block-size, read-only
 
             1 error in graph.toml"#]],
     );
@@ -55,7 +55,7 @@ root = "disc"
                |
              6 | bogus = 1
                | ^^^^^
-               = help: keys of driver `memory`: size, block-size, read-only
+               = help: keys of driver `memory`: child, size, block-size, read-only
 
             error: unknown driver `fil`
               --> graph.toml:9:10
@@ -468,5 +468,170 @@ drive = "ü"
                 = help: it has a control character
 
             5 errors in graph.toml"#]],
+    );
+}
+
+#[test]
+fn overlays() {
+    let good = r#"
+[node.disk]
+driver = "file"
+path = "disk.img"
+[node.base]
+driver = "memory"
+size = "1MiB"
+[node.overlay]
+driver = "memory"
+block-size = 512
+child.backing = { driver = "pass", child.file = "base" }
+[node.top]
+driver = "memory"
+child.backing = "overlay"
+[node.longer]
+driver = "memory"
+size = "2GiB"
+block-size = 4096
+child.backing = "disk"
+"#;
+    check(good, &expect!["ok"]);
+    check(
+        r#"
+[node.base]
+driver = "memory"
+size = 1000
+[node.a]
+driver = "memory"
+child.file = "base"
+[node.b]
+driver = "memory"
+child.backin = "base"
+child.backing = "bass"
+[node.c]
+driver = "memory"
+backing = "base"
+[node.d]
+driver = "memory"
+child = "base"
+[node.e]
+driver = "memory"
+child = {}
+[node.f]
+driver = "memory"
+child.backing = "f"
+"#,
+        &expect![[r#"
+            error: node `a` has no child `file`
+              --> graph.toml:7:7
+               |
+             7 | child.file = "base"
+               |       ^^^^
+               = help: children of driver `memory`: backing
+
+            error: node `b` has no child `backin`
+               --> graph.toml:10:7
+                |
+             10 | child.backin = "base"
+                |       ^^^^^^
+                = help: did you mean `backing`? children of driver `memory`: backing
+
+            error: child `backing` of node `b` refers to node `bass`, which does not exist
+               --> graph.toml:11:17
+                |
+             11 | child.backing = "bass"
+                |                 ^^^^^^
+                = help: did you mean `base`? nodes of this file: base, a, b, c, d, e, f
+
+            error: `backing` of node `c` is not how driver `memory` names its backing
+               --> graph.toml:14:1
+                |
+             14 | backing = "base"
+                | ^^^^^^^
+                = help: for an overlay write `child.backing = "NODE"`, or `child.backing = { driver = … }`
+
+            error: `child` of node `d` must be a table, not a string
+               --> graph.toml:17:9
+                |
+             17 | child = "base"
+                |         ^^^^^^
+
+            error: node `e` has no `size`
+               --> graph.toml:18:7
+                |
+             18 | [node.e]
+                |       ^
+                = help: add `size = "1GiB"`
+
+            error: nodes are below themselves: f → f
+               --> graph.toml:23:17
+                |
+             23 | child.backing = "f"
+                |                 ^^^
+                = help: point one of these children elsewhere
+
+            7 errors in graph.toml"#]],
+    );
+    check(
+        r#"
+[node.disk]
+driver = "file"
+path = "disk.img"
+create = "1GiB"
+[node.base]
+driver = "memory"
+size = 1000
+[node.a]
+driver = "memory"
+child.backing = { driver = "raw", file = "disk" }
+[node.b]
+driver = "memory"
+child.backing = "a"
+[node.c]
+driver = "memory"
+block-size = 512
+child.backing = "base"
+[node.d]
+driver = "memory"
+child.backing = { driver = "raw", file = "dusk" }
+[node.e]
+driver = "memory"
+size = true
+child.backing = "disk"
+"#,
+        &expect![[r#"
+            error: node `a` has no `size`, and that of its backing, node `#a.backing`, is known only when it is opened
+               --> graph.toml:9:7
+                |
+              9 | [node.a]
+                |       ^
+               ...
+             11 | child.backing = { driver = "raw", file = "disk" }
+                |       ------- the backing
+                = help: add `size = "1GiB"`
+
+            error: node `c` has no `size`, and that of its backing, node `base`, 1000, is not a multiple of its block size
+               --> graph.toml:15:7
+                |
+             15 | [node.c]
+                |       ^
+               ...
+             18 | child.backing = "base"
+                |                 ------ the backing
+                = help: add `size = 1024`
+
+            error: child `file` of node `#d.backing` refers to node `dusk`, which does not exist
+               --> graph.toml:21:42
+                |
+             21 | child.backing = { driver = "raw", file = "dusk" }
+                |                                          ^^^^^^
+                = help: did you mean `disk`? nodes of this file: disk, base, a, b, c, d, e
+
+            error: `size` of node `e` must be a size, not a boolean
+               --> graph.toml:24:8
+                |
+             24 | size = true
+                |        ^^^^
+                = help: write bytes or a string such as "64KiB" or "10GiB"
+
+            4 errors in graph.toml"#]],
     );
 }

@@ -111,7 +111,7 @@ type = "nbd"
 drive = "a"
 listen = "unix:a"
 "#,
-        &expect!["ok"],
+        &expect![["ok"]],
     );
     check(
         r#"
@@ -138,7 +138,7 @@ type = "nbd"
 node = "disk"
 listen = "unix:a"
 "#,
-        &expect![["ok"]],
+        &expect!["ok"],
     );
 }
 
@@ -271,5 +271,68 @@ grant.file = ["discard"]
                 = help: remove `read-only = true` from node `disk`, or take `discard` from `grant.file` of node `filter`
 
             1 error in graph.toml"#]],
+    );
+}
+
+#[test]
+fn writer_of_a_backing() {
+    check(
+        r#"
+[node.base]
+driver = "memory"
+size = "1MiB"
+[node.overlay]
+driver = "memory"
+child.backing = "base"
+[export.base]
+type = "nbd"
+node = "base"
+listen = "unix:a"
+writable = true
+[export.overlay]
+type = "nbd"
+node = "overlay"
+listen = "unix:b"
+writable = true
+"#,
+        &expect![[r#"
+            error: node `overlay` (edge `backing`) cannot share node `base` with export `base` (edge `node`), which writes it
+               --> graph.toml:10:8
+                |
+              7 | child.backing = "base"
+                |                 ------ node `overlay` uses it here
+               ...
+             10 | node = "base"
+                |        ^^^^^^
+               ...
+             12 | writable = true
+                |            ---- export `base` is writable
+                = help: give export `base` a node of its own, or make export `base` `writable = false`
+
+            1 error in graph.toml"#]],
+    );
+}
+
+#[test]
+fn writer_of_a_backing_that_is_only_shown() {
+    check(
+        r#"
+[node.base]
+driver = "memory"
+size = "1MiB"
+[node.overlay]
+driver = "memory"
+child.backing = "base"
+[export.base]
+type = "nbd"
+node = "base"
+listen = "unix:a"
+writable = true
+[export.overlay]
+type = "nbd"
+node = "overlay"
+listen = "unix:b"
+"#,
+        &expect!["ok"],
     );
 }

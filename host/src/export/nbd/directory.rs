@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::proto::{BlockSizes, ExportDirectory, ExportInfo, ExportSummary, Features};
-use crate::bitmap::Bitmap;
+use crate::bitmap::{BitmapUse, Use};
 use crate::graph::{BitmapScope, GraphCell};
 use crate::limits::TRANSFER_MAX_BYTES;
 
@@ -34,7 +34,8 @@ pub struct Export {
 /// A metadata context of an export.
 pub(super) enum Context {
     Allocation,
-    Dirty(Arc<Bitmap>),
+    /// As long as a client may ask for it, nobody may take or clear it.
+    Dirty(BitmapUse),
 }
 
 /// Name of the context for allocation.
@@ -58,14 +59,19 @@ impl Directory {
         })
     }
 
-    /// The contexts of an export, with their full names; a bitmap that is gone is left out.
+    /// The contexts of an export, with their full names; a bitmap that is gone, or that cannot be read
+    /// now, is left out.
     pub(super) fn contexts(&self, export: &Export) -> Vec<(String, Context)> {
         let graph = self.cell.load();
         let mut contexts = vec![(ALLOCATION.to_owned(), Context::Allocation)];
         for bitmap in &export.bitmaps {
-            if let Some(found) = graph.find_bitmap(&bitmap.scope, &bitmap.name) {
-                let name = format!("{DIRTY_BITMAP}{}", bitmap.name);
-                contexts.push((name, Context::Dirty(Arc::clone(found))));
+            let Some(found) = graph.find_bitmap(&bitmap.scope, &bitmap.name) else { continue };
+            match found.use_by(format!("export `{}`", export.name), Use::Read) {
+                Ok(found) => {
+                    let name = format!("{DIRTY_BITMAP}{}", bitmap.name);
+                    contexts.push((name, Context::Dirty(found)));
+                }
+                Err(error) => tracing::info!("export `{}` shows less: {error}", export.name),
             }
         }
         contexts

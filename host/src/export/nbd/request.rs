@@ -180,11 +180,7 @@ async fn allocation(
     let (mut at, end) = (offset, offset + u64::from(len));
     while at < end && answer.len() < STATUS_EXTENTS_MAX {
         for extent in this.drive.block_status(at, end - at).await? {
-            let flags = match extent.kind {
-                ExtentKind::Data => 0,
-                ExtentKind::Zero => STATE_ZERO,
-                ExtentKind::Hole | ExtentKind::Unallocated => STATE_HOLE | STATE_ZERO,
-            };
+            let flags = allocation_flags(extent.kind);
             answer.push(StatusExtent { len_bytes: extent.len, flags });
             at += extent.len;
         }
@@ -193,6 +189,16 @@ async fn allocation(
         }
     }
     Ok(answer)
+}
+
+/// What `base:allocation` says of an extent (NBD protocol, "Metadata querying").
+fn allocation_flags(kind: ExtentKind) -> u32 {
+    match kind {
+        // What lies below shows there, so it need not be zero: clients may not skip it.
+        ExtentKind::Data | ExtentKind::Unallocated => 0,
+        ExtentKind::Zero => STATE_ZERO,
+        ExtentKind::Hole => STATE_HOLE | STATE_ZERO,
+    }
 }
 
 fn dirty(bitmap: &Bitmap, offset: u64, len: u32, req_one: bool) -> Vec<StatusExtent> {
@@ -238,6 +244,13 @@ fn push_status(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_backing_shows_is_not_said_to_be_zero() {
+        let flags = [ExtentKind::Data, ExtentKind::Zero, ExtentKind::Hole, ExtentKind::Unallocated]
+            .map(allocation_flags);
+        assert_eq!(flags, [0, STATE_ZERO, STATE_HOLE | STATE_ZERO, 0]);
+    }
 
     #[test]
     fn runs_of_zero_blocks_are_found() {

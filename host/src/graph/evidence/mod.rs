@@ -1,13 +1,42 @@
-//! Evidence: values that let the host leave bitmaps clean.
+//! Evidence: what lets the host say that a write, or a change of the graph, does not alter certain views.
 //!
-//! | type | says | lives |
-//! |---|---|---|
-//! | [`SameView`] | two nodes show the same bytes | in the drained section that made it |
+//! A [`ViewProof`](proof) says: *these bytes are what A shows at R, and stay so until this write has
+//! settled.* Writing them at R to N, where A is at or above N, leaves A and everything above it as it was;
+//! so nothing there is marked. Whoever writes does not matter, and what a filter claims is only a
+//! question: the host answers it from what it has seen itself.
 //!
-//! Why that is enough. Fields are private and constructors check what they claim, in the section that
-//! they borrow: a value cannot be made elsewhere, altered, or kept for another moment. Neither type is
-//! `Clone`; what consumes one takes it by value.
+//! | file | idea |
+//! |---|---|
+//! | `buffer.rs` | bytes with their origin, and the watch since they were read |
+//! | `proof.rs` | the checks that make a proof, and what happens when it turns out void |
+//! | `operations.rs` | copy, read, write, zero of a node's own accord |
+//! | `outcome.rs` | how claims ended, counted |
+//! | `same_view.rs` | that two nodes show the same, for changes of the graph |
+//!
+//! # Why a proof cannot be forged, kept or widened
+//!
+//! - It is made in one function, after its checks. Its fields are private to its file, it is not cloned, and it
+//!   borrows the guard that protects it: it ends before the guard does.
+//! - What it exempts comes from the snapshot in which the write is issued, not from the caller.
+//! - The bytes come from [`ProvenBuf`], which only a read of the host's makes, which nobody may write, and
+//!   which goes where it came from: `write` takes no offset.
+//!
+//! [`SameView`] is made in the drained section of a transaction, after its checks, and borrows it: what it
+//! says is true for as long as it can be held.
+//!
+//! A refused claim writes nothing. It is never turned into a plain write: stale bytes would overwrite
+//! newer data.
 
+mod buffer;
+mod operations;
+mod outcome;
+mod proof;
 mod same_view;
+#[cfg(test)]
+mod tests;
 
+pub use buffer::ProvenBuf;
+pub use operations::{Copied, CopyHow, OwnAccord};
+pub(super) use outcome::OutcomeCounters;
+pub use outcome::Outcomes;
 pub(super) use same_view::SameView;

@@ -59,8 +59,6 @@
 //! Operations: `GUARDS_MAX`; watches: `WATCHES_MAX`. Parked changes need no bound of their own: each is
 //! a request in progress. A change scans its shard's guards and watches, an operation also all flights.
 
-#![allow(dead_code, unused_imports, reason = "the graph's edges and operations are its callers")]
-
 mod queue;
 mod set;
 mod shard;
@@ -73,5 +71,7 @@ mod wait;
 pub(crate) use queue::{By, OpId, Want};
 pub(crate) use set::{SourceId, SourceRange, SourceSet};
 pub(crate) use shard::{FlightKey, Stale, WatchKey};
-pub(crate) use table::{Acquire, Full, Guards, Ticket};
+#[cfg(test)]
+pub(crate) use table::{Acquire, Ticket};
+pub(crate) use table::{Full, Guards};
 pub(crate) use wait::Held;

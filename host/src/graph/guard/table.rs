@@ -311,7 +311,7 @@ impl Guards {
     }
 
     #[inline]
-    fn shard(&self, worker: usize) -> MutexGuard<'_, Shard> {
+    pub(super) fn shard(&self, worker: usize) -> MutexGuard<'_, Shard> {
         self.shards[worker].lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -7,26 +7,33 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::check::{check_permissions, resolve_permissions};
+use super::check::{check_permissions, check_proven, resolve_permissions};
 use super::draft::{Draft, DraftEdge, DraftNode, invalid, not_found};
-use crate::bitmap::{Bitmap, BitmapState};
+use crate::bitmap::{Bitmap, BitmapState, Change, Extension, Prepared};
 use crate::error::{Error, ErrorKind, Result};
+use crate::graph::acting;
 use crate::graph::affected::Marks;
 use crate::graph::build::BitmapDecl;
 use crate::graph::class::{Class, Cut, Edges, Views};
+use crate::graph::guard::Guards;
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphDrive, GraphNode, ScopedBitmap};
-use crate::limits::GRAPH_DEPTH_MAX;
+use crate::limits::{GRAPH_DEPTH_MAX, WORKERS_MAX};
 use crate::node::NodeInfo;
 
 type Index<'a> = HashMap<&'a str, usize>;
 
 impl Draft {
-    /// Checks everything and makes the next snapshot.
+    /// Checks everything and makes the next snapshot, after `former`. It marks what bitmaps record in once
+    /// `prepared` has taken effect, to which is added what new sizes of their views call for.
     ///
     /// # Errors
     /// Unknown names, cycles, nodes whose children do not fit, permission conflicts.
-    pub(in crate::graph) fn assemble(&self) -> Result<Graph> {
+    pub(in crate::graph) fn assemble(
+        &self,
+        former: Option<&Graph>,
+        prepared: &mut Prepared,
+    ) -> Result<Graph> {
         let order = children_first(&self.nodes)?;
         let named = order.iter().map(|at| &*self.nodes[*at].name);
         let index: Index<'_> = named.zip(0..).collect();
@@ -44,20 +51,31 @@ impl Draft {
             views,
             origins: self.drives.iter().map(|drive| Arc::clone(&drive.origin)).collect(),
             generations: self.generations.clone(),
+            sources: Vec::new(),
+            next_source: 0,
+            guards: self.guards.clone().unwrap_or_else(|| Arc::new(Guards::new(WORKERS_MAX))),
         };
         resolve_permissions(&mut graph);
         check_permissions(&graph)?;
+        check_proven(&graph)?;
         for entry in &self.bitmaps {
             let (scope, bitmap) = (entry.scope.clone(), Arc::clone(&entry.bitmap));
             let node = graph.scope_node(&scope);
-            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap });
+            let size_bytes = node.map(|node| graph.nodes[node].info.size_bytes);
+            if let Some(size_bytes) = size_bytes.filter(|size| *size != bitmap.size_bytes()) {
+                prepared.add(&bitmap, &Change::Resize(size_bytes, Extension::Dirty))?;
+            }
+            let recording = prepared.recording_after(&bitmap);
+            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
         }
         for decl in &self.new_bitmaps {
             let bitmap = new_bitmap(&graph, decl)?;
             let (scope, node) = (decl.scope.clone(), graph.scope_node(&decl.scope));
-            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap });
+            let recording = bitmap.recording();
+            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
         }
         set_entries(&mut graph);
+        acting::resolve(&mut graph, former);
         Ok(graph)
     }
 
@@ -155,15 +173,32 @@ fn assemble_edge(edge: &DraftEdge, child: usize) -> Edge {
         shares: PermissionSet::NONE,
         counters: Arc::clone(&edge.counters),
         entry: None,
+        proven_for: None,
+        crossing: None,
+        own: None,
     }
+}
+
+/// The edge called `view`, for which writes through `edge` are to be proven.
+fn view_edge(node: &DraftNode, edge: &DraftEdge, view: &str) -> Result<usize> {
+    let known = node.edges.iter().position(|other| *other.name == *view);
+    known.ok_or_else(|| {
+        let message = format!(
+            "its edge `{}` is to be proven for its edge `{view}`, which it does not have",
+            edge.name
+        );
+        not_found(message).at_node(&node.name)
+    })
 }
 
 fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Result<GraphNode> {
     let edge = |edge: &DraftEdge| {
         let child = index.get(&*edge.child).copied().unwrap_or(usize::MAX);
-        assemble_edge(edge, child)
+        let proven_for = edge.proven_for.as_ref();
+        let proven_for = proven_for.map(|view| view_edge(node, edge, view)).transpose()?;
+        Ok(Edge { proven_for, ..assemble_edge(edge, child) })
     };
-    let edges: Box<[Edge]> = node.edges.iter().map(edge).collect();
+    let edges: Box<[Edge]> = node.edges.iter().map(edge).collect::<Result<_>>()?;
     let infos: Vec<NodeInfo> = edges.iter().map(|edge| below[edge.child].info).collect();
     let mut info = node.driver.info(&infos).map_err(|error| error.at_node(&node.name))?;
     info.size_bytes = node.resized.unwrap_or(info.size_bytes);
@@ -192,6 +227,7 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         edges,
         class: Class::default(),
         serializer: serializer.or_else(|| (alignment > 1).then(Arc::default)),
+        origin: None,
     })
 }
 
@@ -228,11 +264,13 @@ fn new_bitmap(graph: &Graph, decl: &BitmapDecl) -> Result<Arc<Bitmap>> {
     let size = graph.nodes[node].info.size_bytes;
     let state = if decl.enabled { BitmapState::Recording } else { BitmapState::Disabled };
     let bitmap = Bitmap::new(decl.name.clone(), size, decl.granularity, state);
-    bitmap.map(Arc::new).map_err(|error| invalid(format!("bitmap `{name}`: {error}")))
+    bitmap
+        .map(Arc::new)
+        .map_err(|error| Error::new(error.kind(), format!("bitmap `{name}`: {error}")))
 }
 
 /// Computes where changes enter and what they mark.
-pub(super) fn set_entries(graph: &mut Graph) {
+fn set_entries(graph: &mut Graph) {
     let at = |node: usize, cut| Marks::of(graph, graph.nodes[node].class, cut);
     let of_drive =
         |drive: &GraphDrive| drive.root.as_ref().map(|root| at(root.child, Cut::default()));

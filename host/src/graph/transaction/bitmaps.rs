@@ -1,23 +1,17 @@
 //! What a graph change does to bitmaps: marks, and sizes.
 //!
-//! **Seam**: bitmaps change as whole contents that are published with a snapshot. Today only a resize
-//! does; other actions (add, clear, freeze, merge back …) prepare theirs beside it, and name the bitmaps
-//! in [`resizing`]'s place, so that whoever marks them stands still.
+//! Changes of content (a new size; later add, clear, freeze, merge back …) are prepared when the next
+//! snapshot is assembled, whose marks are of the sets that record then. Marks add bits to the sets that
+//! record now.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
 
-use super::assemble::set_entries;
-use super::draft::invalid;
-use super::drain::Still;
 use super::event::Event;
 use super::touched::Known;
-use crate::bitmap::{Bitmap, BitmapState, Extension};
-use crate::error::Result;
 use crate::graph::class::{Class, Cut};
 use crate::graph::generation::NodeGeneration;
-use crate::graph::snapshot::{BitmapScope, Graph};
+use crate::graph::snapshot::{BitmapScope, Graph, ScopedBitmap};
 
 /// The bitmaps with this scope, by index.
 pub(super) fn of_scope(graph: &Graph, scope: &BitmapScope) -> Vec<usize> {
@@ -34,50 +28,26 @@ pub(super) fn affected(graph: &Graph, class: Class) -> impl Iterator<Item = usiz
         .map(|(at, _)| at)
 }
 
-/// The bitmaps whose view is to have another size.
-pub(super) fn resizing(before: &Graph, after: &Graph) -> Vec<usize> {
-    // New ones come after those that there are.
-    let old = after.bitmaps.iter().enumerate().take(before.bitmaps.len());
-    let differs =
-        |node: usize, bitmap: &Bitmap| after.nodes[node].info.size_bytes != bitmap.size_bytes();
-    old.filter(|(_, entry)| entry.node.is_some_and(|node| differs(node, &entry.bitmap)))
-        .map(|(at, _)| at)
-        .collect()
-}
-
-/// Puts bitmaps of the right size in the place of those that [`resizing`] found: what is added is dirty.
-/// Whoever marks them stands still.
-///
-/// # Errors
-/// `EINVAL` for more granules than there can be, and when memory is short.
-pub(super) fn resize(graph: &mut Graph, which: &[usize], _still: &Still<'_>) -> Result<Vec<Event>> {
-    let mut events = Vec::with_capacity(which.len());
-    for at in which {
-        let entry = &graph.bitmaps[*at];
-        let Some(node) = entry.node else { continue };
-        let (from_bytes, to_bytes) = (entry.bitmap.size_bytes(), graph.nodes[node].info.size_bytes);
-        let name = entry.bitmap.name().as_str().to_owned();
-        let resized = entry.bitmap.resized(to_bytes, Extension::Dirty);
-        let resized = resized.map_err(|error| {
-            invalid(format!("bitmap `{name}` of {} cannot be resized: {error}", entry.scope))
-        })?;
+/// The bitmaps that get the size which their view is to have: see [`super::Draft::assemble`]. To be called
+/// before they have it.
+pub(super) fn resized(after: &Graph) -> Vec<Event> {
+    let event = |entry: &ScopedBitmap| {
+        let to_bytes = after.nodes[entry.node?].info.size_bytes;
+        let (from_bytes, name) = (entry.bitmap.size_bytes(), entry.bitmap.name().to_string());
         let scope = entry.scope.clone();
-        events.push(Event::BitmapResized { scope, name, from_bytes, to_bytes });
-        graph.bitmaps[*at].bitmap = Arc::new(resized);
-    }
-    if !which.is_empty() {
-        set_entries(graph);
-    }
-    Ok(events)
+        let event = Event::BitmapResized { scope, name, from_bytes, to_bytes };
+        (from_bytes != to_bytes).then_some(event)
+    };
+    after.bitmaps.iter().filter_map(event).collect()
 }
 
 /// Marks bitmaps whole, as `why` says. A bitmap that is disabled records no graph change either.
 pub(super) fn mark_whole(graph: &Graph, which: &[usize], why: &str) -> Vec<Event> {
     let mut events = Vec::new();
     for entry in which.iter().map(|at| &graph.bitmaps[*at]) {
-        if entry.bitmap.state() == BitmapState::Recording {
-            entry.bitmap.mark(0, u64::MAX);
-            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().as_str().to_owned());
+        if let Some(recording) = entry.bitmap.recording() {
+            recording.mark(0, u64::MAX);
+            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
             events.push(Event::BitmapMarkedWhole { scope, name, why: why.to_owned() });
         }
     }
@@ -124,9 +94,12 @@ pub(super) fn mark(graph: &Graph, change: &Change) -> Vec<Event> {
             continue;
         }
         let range = range.start..range.end.min(entry.bitmap.size_bytes());
-        if !range.is_empty() && entry.bitmap.state() == BitmapState::Recording {
-            entry.bitmap.mark(range.start, range.end - range.start);
-            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().as_str().to_owned());
+        if range.is_empty() {
+            continue;
+        }
+        if let Some(recording) = entry.bitmap.recording() {
+            recording.mark(range.start, range.end - range.start);
+            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
             events.push(Event::BitmapMarked { scope, name, range, why: why.clone() });
         }
     }

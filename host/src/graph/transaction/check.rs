@@ -1,6 +1,7 @@
 //! Permissions of a whole graph: what passes down its edges, and whether users can live together.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::graph::class::{Cut, Reached};
 use crate::graph::permission::{PermissionSet, Users};
 use crate::graph::snapshot::{Edge, Graph};
 
@@ -48,12 +49,41 @@ pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
             }
             let others = users.iter().enumerate().filter(|(other, _)| *other != at);
             for (_, (other_name, other)) in others {
-                let missing = edge.uses.without(other.shares);
+                let missing = edge.uses_of_all().without(other.shares);
                 if !missing.is_empty() {
                     let message = format!(
                         "{name} (edge `{}`) uses {missing}, which {other_name} (edge `{}`) does not \
                          share: give one of them a node of its own, or make it read-only",
                         edge.name, other.name
+                    );
+                    return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes that are proven for a view conflict with the drives of the views that they alter.
+///
+/// # Errors
+/// `EBUSY`, with edge and drive.
+pub(super) fn check_proven(graph: &Graph) -> Result<()> {
+    for node in &graph.nodes {
+        for edge in node.edges.iter().filter(|edge| edge.grants.contains(PermissionSet::WRITE)) {
+            let Some(view) = edge.proven_for.map(|from| &node.edges[from]) else { continue };
+            let class = Some(graph.nodes[view.child].class);
+            let target = graph.nodes[edge.child].class;
+            let Reached { ranged, whole } = graph.views.reached(target, Cut { class, edge: None });
+            for drive in &graph.drives {
+                let Some(root) = &drive.root else { continue };
+                let shown = graph.nodes[root.child].class;
+                let is_altered = ranged.contains(&shown) || whole.contains(&shown);
+                if is_altered && !root.shares.contains(PermissionSet::WRITE) {
+                    let message = format!(
+                        "what it writes by its edge `{}` is proven for its edge `{}`, and alters what \
+                         drive `{}` shows: detach that drive, or let it share `w`",
+                        edge.name, view.name, drive.id
                     );
                     return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
                 }

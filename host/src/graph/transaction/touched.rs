@@ -1,15 +1,14 @@
 //! What differs between two snapshots, and so must be still while one takes the other's place.
 //!
-//! A node is touched if its edges, its size or limits, or the marks of its changes differ; a drive if its
-//! root or its marks do. A request that comes to none of these runs the same way in either snapshot, and
+//! A node is touched if its edges, its size or limits, or what its changes mark and enter differ; a drive
+//! if its root or its marks do. A request that comes to none of these runs the same way in either snapshot, and
 //! need not pause. Sharing is compared nowhere: only the check of a new graph reads it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use crate::bitmap::Bitmap;
-use crate::graph::affected::Marks;
+use crate::graph::acting::Own;
 use crate::graph::generation::NodeGeneration;
+use crate::graph::guard::{SourceId, SourceSet};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
 
 /// Indices in `after` by identity.
@@ -45,28 +44,25 @@ pub(super) struct Touched {
 struct Comparison<'g> {
     before: &'g Graph,
     after: &'g Graph,
-    /// Bitmaps of `before` that are to record elsewhere.
-    replaced: Vec<usize>,
+}
+
+fn same<T>(one: &Option<T>, other: &Option<T>, is_same: impl Fn(&T, &T) -> bool) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => is_same(one, other),
+        (one, other) => one.is_none() && other.is_none(),
+    }
 }
 
 impl Comparison<'_> {
-    fn same_marks(&self, before: Option<&Marks>, after: Option<&Marks>) -> bool {
-        let (before, after) = match (before, after) {
-            (None, None) => return true,
-            (Some(before), Some(after)) => (before.addresses(), after.addresses()),
-            _ => return false,
-        };
-        let is_kept = |address: &usize| !self.replaced.contains(address);
-        before == after && before.0.iter().chain(&before.1).all(is_kept)
-    }
-
     fn same_edge(&self, before: &Edge, after: &Edge) -> bool {
         before.name == after.name
             && before.role == after.role
             && before.uses == after.uses
             && self.before.nodes[before.child].generation
                 == self.after.nodes[after.child].generation
-            && self.same_marks(before.entry.as_ref(), after.entry.as_ref())
+            && same(&before.entry, &after.entry, |one, other| one.addresses() == other.addresses())
+            && before.crossing == after.crossing
+            && same(&before.own, &after.own, Own::is_same)
     }
 
     fn same_node(&self, before: &GraphNode, after: &GraphNode) -> bool {
@@ -86,10 +82,9 @@ impl Comparison<'_> {
 }
 
 impl Touched {
-    /// Compares. `replaced` are bitmaps that keep their place and get another set of granules.
-    pub(super) fn of(before: &Graph, after: &Graph, replaced: &[Arc<Bitmap>]) -> Self {
-        let replaced = replaced.iter().map(|bitmap| Arc::as_ptr(bitmap).addr()).collect();
-        let compare = Comparison { before, after, replaced };
+    /// Compares.
+    pub(super) fn of(before: &Graph, after: &Graph) -> Self {
+        let compare = Comparison { before, after };
         let known = Known::of(after);
         let node = |node: &GraphNode| {
             let now = known.node(node.generation).map(|at| &after.nodes[at]);
@@ -112,5 +107,16 @@ impl Touched {
         origins.sort_unstable();
         origins.dedup();
         origins
+    }
+}
+
+/// Ends the watches of all sources that could have seen what is touched: what was read before proves
+/// nothing any more.
+pub(super) fn end_watches(before: &Graph, touched: &[bool]) {
+    let reaching = before.reaching(touched.to_vec());
+    let sources = before.sources.iter().filter(|source| reaching[source.node]);
+    let ids: Vec<SourceId> = sources.map(|source| source.id).collect();
+    if !ids.is_empty() {
+        before.guards.stale(&SourceSet::new(&[], &ids), &(0..u64::MAX));
     }
 }

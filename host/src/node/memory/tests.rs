@@ -427,7 +427,7 @@ fn many_runs_and_long_reads() {
         let base = Arc::new(MemoryNode::new(5 * MIB / 2 + 1, 1).expect("a base"));
         let overlay = Arc::new(MemoryNode::overlay(3 * MIB, 1).expect("an overlay"));
         let bottom = drives(&[(&base, None, DriveUse::Writes)], None);
-        let pattern: Vec<u8> = (0..5 * MIB / 2 + 1).map(|byte| (byte * 31 >> 7) as u8).collect();
+        let pattern: Vec<u8> = (0..5 * MIB / 2 + 1).map(|byte| ((byte * 31) >> 7) as u8).collect();
         write(&bottom[0], 0, &pattern).await;
         let writes = [(&base, None, DriveUse::None), (&overlay, Some(0), DriveUse::Writes)];
         let top = drives(&writes, None);
@@ -473,6 +473,9 @@ fn zeros_of_whole_chunks_hide_the_backing_and_take_no_memory() {
         write(&all[1], 0, &[1]).await;
         assert!(bytes.has_memory(0));
         drive.discard(0, 64 * KIB).await.expect("discarded");
+        assert!(!bytes.has_memory(0));
+        write(&all[1], 0, &[2]).await;
+        drive.zero(0, 64 * KIB, WriteFlags::NONE).await.expect("zeroed");
         assert!(!bytes.has_memory(0));
         assert_eq!(read(&all[1], 0, 2).await, [0, 0]);
     });

@@ -13,10 +13,10 @@ use std::sync::Arc;
 mod sync {
     pub(super) use shuttle::sync::{Mutex, MutexGuard};
 }
-#[allow(clippy::duplicate_mod, reason = "the same source over other locks")]
+#[allow(dead_code, clippy::duplicate_mod, reason = "the same source over other locks")]
 #[path = "../table.rs"]
 mod table;
-#[allow(clippy::duplicate_mod, reason = "the same source over other locks")]
+#[allow(dead_code, clippy::duplicate_mod, reason = "the same source over other locks")]
 #[path = "../wait.rs"]
 mod wait;
 

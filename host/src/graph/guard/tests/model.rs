@@ -311,6 +311,8 @@ impl Pair {
             };
             assert!(!may_go || waiter.woken.0.load(Ordering::SeqCst), "a wake-up was lost");
         }
+        let counted: usize = (0..WORKERS).map(|worker| self.guards.shard(worker).waiting).sum();
+        assert_eq!(counted, self.waiting.len());
         for watch in &self.watches {
             assert_eq!(is_set(&watch.flag), watch.stale);
         }

@@ -1,4 +1,5 @@
-//! What a change pays: run by hand with `--ignored --nocapture`.
+//! What a change pays, beside two uncontended locks of the same run: by hand with `--ignored
+//! --nocapture --test-threads=1`.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -13,9 +14,19 @@ fn nanoseconds(mut round: impl FnMut()) -> f64 {
     start.elapsed().as_secs_f64() * 1e9 / f64::from(ROUNDS)
 }
 
+fn two_locks() -> f64 {
+    let lock = std::sync::Mutex::new(0u64);
+    nanoseconds(|| {
+        for _ in 0..2 {
+            *black_box(&lock).lock().unwrap() += 1;
+        }
+    })
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn entering_and_leaving() {
+    println!("two locks: {:.1} ns", two_locks());
     let sources = set(&[1]);
     let in_and_out = |guards: &Guards| {
         nanoseconds(|| {
@@ -41,10 +52,12 @@ fn entering_and_leaving() {
 #[test]
 #[ignore = "a measurement"]
 fn an_operation() {
+    println!("two locks: {:.1} ns", two_locks());
+    let wanted = want(1, 4096..8192, &[2]);
     for workers in [1, 2, 8] {
         let guards = Guards::new(workers);
         let operation = nanoseconds(|| {
-            let op = guards.granted(0, black_box(want(1, 4096..8192, &[2])), TOP);
+            let op = guards.granted(0, black_box(wanted.clone()), TOP);
             assert!(guards.issue(op) && guards.settle(op, || ()));
             guards.release(op);
         });

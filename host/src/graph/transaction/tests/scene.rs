@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use crate::bitmap::{Bitmap, BitmapName, Granularity};
+use crate::bitmap::{Bitmap, BitmapName, Change, Granularity};
 use crate::error::Result;
 use crate::filter::PassNode;
 use crate::graph::transaction::{Action, Applied, Event, Transaction};
@@ -186,6 +186,12 @@ impl Scene {
         Arc::clone(graph.find_bitmap(scope, name).expect("a bitmap"))
     }
 
+    /// Makes a bitmap clean.
+    pub(super) async fn clear(&self, scope: &BitmapScope, name: &str) {
+        let bitmap = self.bitmap(scope, name);
+        self.cell.change_bitmap(&bitmap, &[Change::Clear]).await.expect("a bitmap to clear");
+    }
+
     /// Dirty blocks of drive `d`'s bitmap `b`.
     pub(super) fn dirty(&self, id: &str) -> Vec<u64> {
         dirty_blocks(&self.bitmap(&of_drive(id), "b"))
@@ -260,7 +266,7 @@ pub(super) fn dump(graph: &Graph) -> String {
         drive.root.iter().for_each(|it| edge(&mut text, it));
     }
     for (scope, bitmap) in graph.bitmaps() {
-        let (name, who) = (bitmap.name().as_str(), Arc::as_ptr(bitmap));
+        let (name, who) = (bitmap.name(), Arc::as_ptr(bitmap));
         let ranges: Vec<_> = bitmap.ranges(0..u64::MAX).collect();
         let size = bitmap.size_bytes();
         writeln!(text, "{name} of {scope} {who:?} {size} {:?} {ranges:?}", bitmap.state())

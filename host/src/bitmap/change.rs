@@ -1,0 +1,399 @@
+//! Changes of bitmaps as values: prepared, filled, committed – or dropped, and nothing has happened.
+//!
+//! The graph's writer
+//! 1. *prepares* while requests go on: users and states are checked, memory is had;
+//! 2. *fills* the new sets with no change in flight on the classes whose changes mark the bitmaps;
+//! 3. *commits*, which cannot fail, and still in that section publishes a snapshot whose
+//!    [`MarkList`](super::MarkList)s hold the sets that record now.
+//!
+//! All of it under the writer's lock: between preparation and commit no other change of the same
+//! bitmaps, nor of those merged from, takes effect.
+//!
+//! No set in use is altered, but for [`Change::MarkRange`] and [`Change::MarkWhole`], which only add
+//! bits and are made at commit. So giving up needs no way back: the old sets have gone on recording.
+//! A job that fails later asks for [`Change::MergeBack`]: what it had frozen, and what was recorded
+//! since. Nothing clears on the way back.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::content::Content;
+use super::users::Changing;
+use super::{Bitmap, BitmapError, BitmapName, BitmapState, BitmapUse, Extension, Granules};
+
+/// What is to become of a bitmap.
+#[derive(Debug, Clone)]
+#[cfg_attr(not(test), allow(dead_code, reason = "some are for the graph's transactions alone"))]
+pub(crate) enum Change {
+    /// All clean. Hides what was dirty from readers.
+    Clear,
+    /// Records from now on.
+    Enable,
+    /// Records no more and keeps what is dirty.
+    Disable,
+    /// What is dirty stands still for the caller; a fresh set records, unless it was disabled.
+    Freeze,
+    /// Ends a freeze: dirty is what was frozen and what was recorded since.
+    MergeBack,
+    /// Ends a freeze: dirty is what was recorded since, alone. Hides the rest from readers.
+    Abdicate,
+    /// Dirty becomes what one of these shows, too; across granularities. A change in flight on a
+    /// source's view may or may not be among it.
+    Merge(Vec<Arc<Bitmap>>),
+    /// Dirty becomes what this one shows, and nothing else; name, granularity and state stay. Hides
+    /// what was dirty from readers.
+    CopyOf(Arc<Bitmap>),
+    /// Its view has this many bytes from now on; grown bytes are dirty or clean.
+    Resize(u64, Extension),
+    /// A change that no request makes: dirty for the range, as far as it records.
+    MarkRange(Range<u64>),
+    /// The same for all of the view.
+    MarkWhole,
+    /// Another name; that it is free is the graph's to see to.
+    Rename(BitmapName),
+    /// It leaves the graph: records no more and can be read for as long as it is held.
+    Remove,
+}
+
+impl Change {
+    /// Whether something is gone afterwards that its readers rely on.
+    fn hides(&self) -> bool {
+        matches!(
+            self,
+            Self::Clear | Self::Abdicate | Self::CopyOf(_) | Self::Rename(_) | Self::Remove
+        )
+    }
+
+    /// Whether its own users and state can stand in the way: not if the graph changes underneath.
+    fn can_be_refused(&self) -> bool {
+        !matches!(self, Self::Resize(..) | Self::MarkRange(_) | Self::MarkWhole)
+    }
+}
+
+/// Changes that have been found possible and have their memory; dropping it gives them up. They
+/// apply in the order in which they were added: each as if those before it had taken effect.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    targets: Vec<Target>,
+    steps: Vec<Step>,
+}
+
+/// A bitmap that changes.
+#[derive(Debug)]
+struct Target {
+    bitmap: Arc<Bitmap>,
+    before: Arc<Content>,
+    next: Content,
+    /// Ranges to mark at commit in sets of `before`.
+    marks: Vec<(Arc<Granules>, Range<u64>)>,
+    changing: Changing,
+}
+
+/// What fills a new set. `to` is nobody else's yet.
+#[derive(Debug)]
+enum Step {
+    Resize { from: Arc<Granules>, to: Arc<Granules>, extension: Extension },
+    Merge { from: Arc<Granules>, to: Arc<Granules> },
+    Mark { to: Arc<Granules>, range: Range<u64> },
+}
+
+/// A bitmap that is merged or copied, as it stands after the changes added so far.
+struct Source {
+    content: Content,
+    marks: Vec<(Arc<Granules>, Range<u64>)>,
+}
+
+/// Finds out whether `changes` can be made to `bitmap`, one after the other, and gets their memory.
+///
+/// # Errors
+/// As [`Prepared::add`].
+#[cfg(test)]
+pub(crate) fn prepare(bitmap: &Arc<Bitmap>, changes: &[Change]) -> Result<Prepared, BitmapError> {
+    let mut prepared = Prepared::default();
+    changes.iter().try_for_each(|change| prepared.add(bitmap, change))?;
+    Ok(prepared)
+}
+
+impl Prepared {
+    /// Adds a change. After an error the rest can be dropped only.
+    ///
+    /// # Errors
+    /// [`BitmapError::InUse`] by somebody whom it would disturb, [`BitmapError::Changing`],
+    /// [`BitmapError::Frozen`], [`BitmapError::NotFrozen`], [`BitmapError::Inconsistent`],
+    /// [`BitmapError::SizeMismatch`]; as [`Granules::new`].
+    pub(crate) fn add(&mut self, bitmap: &Arc<Bitmap>, change: &Change) -> Result<(), BitmapError> {
+        self.add_of(bitmap, None, change)
+    }
+
+    /// Adds a change that a user asks for: its own use does not stand in the way.
+    ///
+    /// # Errors
+    /// As [`Prepared::add`].
+    #[cfg_attr(not(test), allow(dead_code, reason = "jobs ask so"))]
+    pub(crate) fn add_by(&mut self, user: &BitmapUse, change: &Change) -> Result<(), BitmapError> {
+        self.add_of(user.bitmap(), Some(user), change)
+    }
+
+    fn add_of(
+        &mut self,
+        bitmap: &Arc<Bitmap>,
+        own: Option<&BitmapUse>,
+        change: &Change,
+    ) -> Result<(), BitmapError> {
+        let at = self.target(bitmap)?;
+        let old = self.targets[at].next.clone();
+        if change.can_be_refused() {
+            self.targets[at].changing.admit(own, change.hides())?;
+            check_state(change, &old)?;
+        }
+        self.targets[at].next = self.next(at, old, change)?;
+        Ok(())
+    }
+
+    /// Index of the target for `bitmap`.
+    fn target(&mut self, bitmap: &Arc<Bitmap>) -> Result<usize, BitmapError> {
+        let known = self.targets.iter().position(|target| Arc::ptr_eq(&target.bitmap, bitmap));
+        if let Some(at) = known {
+            return Ok(at);
+        }
+        let changing = Changing::begin(bitmap)?;
+        let before = bitmap.content();
+        let (bitmap, next) = (Arc::clone(bitmap), Content::clone(&before));
+        self.targets.push(Target { bitmap, before, next, marks: Vec::new(), changing });
+        Ok(self.targets.len() - 1)
+    }
+
+    /// What becomes of the content `old` of target `at` by a change that its state allows.
+    fn next(&mut self, at: usize, old: Content, change: &Change) -> Result<Content, BitmapError> {
+        let granularity = self.targets[at].bitmap.granularity();
+        let size_bytes = old.size_bytes;
+        let clean = || Granules::new(size_bytes, granularity).map(Arc::new);
+        Ok(match change {
+            Change::Clear => old.holding(clean()?),
+            Change::Enable => old.moved(BitmapState::Recording),
+            Change::Disable => old.moved(BitmapState::Disabled),
+            Change::Remove if old.state == BitmapState::Inconsistent => old,
+            Change::Remove => old.moved(BitmapState::Disabled),
+            Change::Freeze => {
+                let successor = old.recording.is_some().then(clean).transpose()?;
+                old.frozen(successor)
+            }
+            Change::MergeBack if old.recording.is_none() => old.moved(BitmapState::Disabled),
+            Change::MergeBack => {
+                let own = self.source(at);
+                old.holding(self.union(at, &[own])?)
+            }
+            Change::Abdicate => match old.recording.clone() {
+                Some(successor) => old.holding(successor),
+                None => old.holding(clean()?),
+            },
+            Change::Merge(sources) => {
+                let mut all = vec![self.source(at)];
+                for source in sources {
+                    all.push(self.source_of(source)?);
+                }
+                old.holding(self.union(at, &all)?)
+            }
+            Change::CopyOf(source) => {
+                let source = self.source_of(source)?;
+                old.holding(self.union(at, &[source])?)
+            }
+            Change::Resize(size_bytes, extension) => {
+                self.resized(at, old, *size_bytes, *extension)?
+            }
+            Change::MarkRange(range) => self.marked(at, old, range.clone()),
+            Change::MarkWhole => self.marked(at, old, 0..u64::MAX),
+            Change::Rename(name) => Content { name: name.clone(), ..old },
+        })
+    }
+
+    /// Target `at` as a source.
+    fn source(&self, at: usize) -> Source {
+        let target = &self.targets[at];
+        Source { content: target.next.clone(), marks: target.marks.clone() }
+    }
+
+    /// # Errors
+    /// [`BitmapError::Inconsistent`].
+    fn source_of(&self, bitmap: &Arc<Bitmap>) -> Result<Source, BitmapError> {
+        let known = self.targets.iter().position(|target| Arc::ptr_eq(&target.bitmap, bitmap));
+        let source = match known {
+            Some(at) => self.source(at),
+            None => Source { content: Content::clone(&bitmap.content()), marks: Vec::new() },
+        };
+        if source.content.state == BitmapState::Inconsistent {
+            return Err(BitmapError::Inconsistent { name: source.content.name });
+        }
+        Ok(source)
+    }
+
+    /// A new set for target `at`, to be filled with all that `sources` show.
+    ///
+    /// # Errors
+    /// [`BitmapError::SizeMismatch`]; as [`Granules::new`].
+    fn union(&mut self, at: usize, sources: &[Source]) -> Result<Arc<Granules>, BitmapError> {
+        let target = &self.targets[at];
+        let target_size_bytes = target.next.size_bytes;
+        for source in sources {
+            let source_size_bytes = source.content.size_bytes;
+            if source_size_bytes != target_size_bytes {
+                return Err(BitmapError::SizeMismatch { target_size_bytes, source_size_bytes });
+            }
+        }
+        let to = Arc::new(Granules::new(target_size_bytes, target.bitmap.granularity())?);
+        for source in sources {
+            for set in source.content.sets() {
+                self.steps.push(Step::Merge { from: Arc::clone(set), to: Arc::clone(&to) });
+            }
+            self.carry_marks(&source.marks, &source.content, &to);
+        }
+        Ok(to)
+    }
+
+    /// Sees to it that `to` gets the marks that are still to be made in the sets of `content`.
+    fn carry_marks(
+        &mut self,
+        marks: &[(Arc<Granules>, Range<u64>)],
+        content: &Content,
+        to: &Arc<Granules>,
+    ) {
+        for (set, range) in marks.iter().filter(|(set, _)| content.has(set)) {
+            self.steps.push(Step::Mark { to: Arc::clone(to), range: set.rounded(range) });
+        }
+    }
+
+    fn resized(
+        &mut self,
+        at: usize,
+        old: Content,
+        size_bytes: u64,
+        extension: Extension,
+    ) -> Result<Content, BitmapError> {
+        // What cannot be trusted stays all dirty.
+        let inconsistent = old.state == BitmapState::Inconsistent;
+        let extension = if inconsistent { Extension::Dirty } else { extension };
+        let marks = self.targets[at].marks.clone();
+        let mut resize = |from: &Arc<Granules>| -> Result<Arc<Granules>, BitmapError> {
+            let to = Arc::new(Granules::new(size_bytes, from.granularity())?);
+            let (from, filled) = (Arc::clone(from), Arc::clone(&to));
+            let own = marks.iter().filter(|(set, _)| Arc::ptr_eq(set, &from));
+            let own: Vec<_> = own.map(|(set, range)| set.rounded(range)).collect();
+            self.steps.push(Step::Resize { from, to: filled, extension });
+            for range in own {
+                self.steps.push(Step::Mark { to: Arc::clone(&to), range });
+            }
+            Ok(to)
+        };
+        let recording = old.recording.as_ref().map(&mut resize).transpose()?;
+        let still = old.still.as_ref().map(&mut resize).transpose()?;
+        Ok(Content { size_bytes, recording, still, ..old })
+    }
+
+    fn marked(&mut self, at: usize, old: Content, range: Range<u64>) -> Content {
+        if let Some(set) = &old.recording {
+            let target = &mut self.targets[at];
+            if target.before.has(set) {
+                target.marks.push((Arc::clone(set), range));
+            } else {
+                self.steps.push(Step::Mark { to: Arc::clone(set), range });
+            }
+        }
+        old
+    }
+
+    /// Whether another set records afterwards, or none, or one for the first time: only then is
+    /// there a drained section and a snapshot to be had.
+    #[cfg(test)]
+    pub(crate) fn replaces_recording(&self) -> bool {
+        let address = |set: &Option<Arc<Granules>>| set.as_ref().map(Arc::as_ptr);
+        let mut targets = self.targets.iter();
+        targets.any(|target| address(&target.before.recording) != address(&target.next.recording))
+    }
+
+    /// What `bitmap` records in after the commit, for the next snapshot's mark lists.
+    pub(crate) fn recording_after(&self, bitmap: &Arc<Bitmap>) -> Option<Arc<Granules>> {
+        match self.targets.iter().find(|target| Arc::ptr_eq(&target.bitmap, bitmap)) {
+            Some(target) => target.next.recording.clone(),
+            None => bitmap.recording(),
+        }
+    }
+
+    /// Fills the new sets. To be called with no change in flight on the classes whose changes mark
+    /// the bitmaps; nothing that anybody can see alters yet.
+    pub(crate) fn fill(self) -> Filled {
+        for step in &self.steps {
+            match step {
+                Step::Resize { from, to, extension } => to.fill_resized(from, *extension),
+                Step::Mark { to, range } => {
+                    to.mark(range.start, range.end.saturating_sub(range.start));
+                }
+                Step::Merge { from, to } => {
+                    // Sizes have been compared; were they not equal, too much is dirty, not too
+                    // little.
+                    if to.merge_from_drained(from).is_err() {
+                        to.set_all();
+                    }
+                }
+            }
+        }
+        Filled { targets: self.targets }
+    }
+}
+
+/// Changes that can take effect; dropping it gives them up.
+#[derive(Debug)]
+pub(crate) struct Filled {
+    targets: Vec<Target>,
+}
+
+impl Filled {
+    /// Takes effect. To be called in the drained section in which the sets were filled, before it
+    /// publishes the snapshot that marks the new ones.
+    pub(crate) fn commit(self) {
+        for Target { bitmap, next, marks, changing, .. } in self.targets {
+            for (set, range) in marks.iter().filter(|(set, _)| next.has(set)) {
+                set.mark(range.start, range.end.saturating_sub(range.start));
+            }
+            bitmap.replace_content(next);
+            drop(changing);
+        }
+    }
+}
+
+/// # Errors
+/// If the state does not allow the change.
+fn check_state(change: &Change, content: &Content) -> Result<(), BitmapError> {
+    let name = || content.name.clone();
+    match (change, content.state) {
+        (Change::Rename(_), BitmapState::Frozen) => Ok(()),
+        (Change::Remove, BitmapState::Inconsistent) => Ok(()),
+        (_, BitmapState::Inconsistent) => Err(BitmapError::Inconsistent { name: name() }),
+        (Change::MergeBack | Change::Abdicate, BitmapState::Frozen) => Ok(()),
+        (Change::MergeBack | Change::Abdicate, _) => Err(BitmapError::NotFrozen { name: name() }),
+        (_, BitmapState::Frozen) => Err(BitmapError::Frozen { name: name() }),
+        _ => Ok(()),
+    }
+}
+
+impl Content {
+    /// The same bitmap with this set alone, which records if it recorded before. Ends a freeze.
+    fn holding(self, set: Arc<Granules>) -> Self {
+        let records = self.recording.is_some();
+        let state = if records { BitmapState::Recording } else { BitmapState::Disabled };
+        Self::of(self.name, set, state)
+    }
+
+    /// The same content in another state, of a bitmap with one set.
+    fn moved(self, state: BitmapState) -> Self {
+        match self.still.clone().or_else(|| self.recording.clone()) {
+            Some(set) => Self::of(self.name, set, state),
+            None => self,
+        }
+    }
+
+    /// Frozen, with what records from now on.
+    fn frozen(self, successor: Option<Arc<Granules>>) -> Self {
+        let still = self.recording.or(self.still);
+        Self { state: BitmapState::Frozen, still, recording: successor, ..self }
+    }
+}

@@ -1,0 +1,150 @@
+//! Who stands in the way of what.
+
+use std::sync::Arc;
+
+use super::super::change::{Change, Prepared};
+use super::super::{
+    Bitmap, BitmapError, BitmapName, BitmapState, Extension, Granularity, Use, prepare,
+};
+use crate::error::{Error, ErrorKind};
+
+fn bitmap() -> Arc<Bitmap> {
+    let name = BitmapName::new("daily").unwrap();
+    Arc::new(Bitmap::new(name, 4096, Granularity::MIN, BitmapState::Recording).unwrap())
+}
+
+fn frozen() -> Arc<Bitmap> {
+    let bitmap = bitmap();
+    prepare(&bitmap, &[Change::Freeze]).unwrap().fill().commit();
+    bitmap
+}
+
+#[test]
+fn readers_share_and_an_exclusive_user_does_not() {
+    let bitmap = bitmap();
+    let reader = bitmap.use_by("export `a`".into(), Use::Read).unwrap();
+    let other = bitmap.use_by("export `b`".into(), Use::Read).unwrap();
+    let again = bitmap.use_by("export `a`".into(), Use::Read).unwrap();
+    assert_eq!(bitmap.users(), ["export `a`", "export `b`"]);
+    let error = bitmap.use_by("job `j`".into(), Use::Exclusive).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "bitmap `daily` is in use by export `a`, export `b`: end that first"
+    );
+    drop((reader, other));
+    assert_eq!(bitmap.users(), ["export `a`"]);
+    drop(again);
+    let job = bitmap.use_by("job `j`".into(), Use::Exclusive).unwrap();
+    for how in [Use::Read, Use::Exclusive] {
+        let error = bitmap.use_by("export `a`".into(), how).unwrap_err();
+        assert_eq!(error.to_string(), "bitmap `daily` is in use by job `j`: end that first");
+    }
+    drop(job);
+    assert!(bitmap.users().is_empty());
+}
+
+#[test]
+fn a_message_names_a_few_users_and_counts_the_rest() {
+    let bitmap = bitmap();
+    let uses: Vec<_> =
+        (0..6).map(|number| bitmap.use_by(format!("e{number}"), Use::Read).unwrap()).collect();
+    let error = prepare(&bitmap, &[Change::Clear]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "bitmap `daily` is in use by e0, e1, e2, e3 and 2 more: end that first"
+    );
+    assert_eq!(Error::from(error).kind(), ErrorKind::InUse);
+    drop(uses);
+    prepare(&bitmap, &[Change::Clear]).unwrap();
+}
+
+/// Each change against nobody, a reader, another's exclusive use, and the asker's own.
+#[test]
+fn users_stand_in_the_way_of_what_would_disturb_them() {
+    let check = |change: Change, make: fn() -> Arc<Bitmap>, beside_a_reader: bool, always: bool| {
+        let what = format!("{change:?}");
+        let try_change = |bitmap: &Arc<Bitmap>| prepare(bitmap, std::slice::from_ref(&change));
+        let bitmap = make();
+        assert!(try_change(&bitmap).is_ok(), "{what}");
+        let reader = bitmap.use_by("reader".into(), Use::Read).unwrap();
+        assert_eq!(try_change(&bitmap).is_ok(), beside_a_reader, "{what} beside a reader");
+        let own = Prepared::default().add_by(&reader, &change);
+        assert!(own.is_ok(), "{what} by its only reader");
+        drop(reader);
+        let job = bitmap.use_by("job".into(), Use::Exclusive).unwrap();
+        assert_eq!(try_change(&bitmap).is_ok(), always, "{what} beside an exclusive user");
+        assert!(Prepared::default().add_by(&job, &change).is_ok(), "{what} by that user");
+    };
+    let other = bitmap();
+    check(Change::Clear, bitmap, false, false);
+    check(Change::Remove, bitmap, false, false);
+    check(Change::Rename(BitmapName::new("x").unwrap()), bitmap, false, false);
+    check(Change::CopyOf(Arc::clone(&other)), bitmap, false, false);
+    check(Change::Abdicate, frozen, false, false);
+    check(Change::MergeBack, frozen, true, false);
+    check(Change::Freeze, bitmap, true, false);
+    check(Change::Enable, bitmap, true, false);
+    check(Change::Disable, bitmap, true, false);
+    check(Change::Merge(vec![other]), bitmap, true, false);
+    check(Change::Resize(8192, Extension::Dirty), frozen, true, true);
+    check(Change::MarkRange(0..1), bitmap, true, true);
+    check(Change::MarkWhole, frozen, true, true);
+}
+
+/// Nobody can begin to read between the check and the change.
+#[test]
+fn a_prepared_change_keeps_others_out() {
+    let bitmap = bitmap();
+    let changing = BitmapError::Changing { name: bitmap.name() };
+    let harmless = prepare(&bitmap, &[Change::Disable]).unwrap();
+    bitmap.use_by("reader".into(), Use::Read).unwrap();
+    assert_eq!(bitmap.use_by("job".into(), Use::Exclusive).unwrap_err(), changing);
+    assert_eq!(prepare(&bitmap, &[Change::Enable]).unwrap_err(), changing);
+    drop(harmless);
+    let clear = prepare(&bitmap, &[Change::Disable, Change::Clear]).unwrap();
+    assert_eq!(bitmap.use_by("reader".into(), Use::Read).unwrap_err(), changing);
+    let filled = clear.fill();
+    assert_eq!(bitmap.use_by("reader".into(), Use::Read).unwrap_err(), changing);
+    filled.commit();
+    bitmap.use_by("reader".into(), Use::Read).unwrap();
+    assert_eq!(Error::from(changing).kind(), ErrorKind::Busy);
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let check = |bitmap: &Arc<Bitmap>, change: Change, kind: ErrorKind, message: &str| {
+        let error = prepare(bitmap, &[change]).unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.kind()), (message, kind));
+    };
+    let message = "bitmap `daily` is not frozen: there is nothing to merge back or to give up";
+    check(&bitmap(), Change::Abdicate, ErrorKind::Invalid, message);
+    check(&bitmap(), Change::MergeBack, ErrorKind::Invalid, message);
+    let message = "bitmap `daily` is frozen: merge it back or let it abdicate first";
+    for change in [Change::Clear, Change::Freeze, Change::Enable, Change::Remove] {
+        check(&frozen(), change, ErrorKind::InUse, message);
+    }
+    let name = BitmapName::new("daily").unwrap();
+    let broken = Bitmap::new(name, 4096, Granularity::MIN, BitmapState::Inconsistent).unwrap();
+    let broken = Arc::new(broken);
+    let message = "bitmap `daily` is inconsistent: remove it, and begin anew with a full copy";
+    check(&broken, Change::Clear, ErrorKind::Invalid, message);
+    check(&bitmap(), Change::Merge(vec![Arc::clone(&broken)]), ErrorKind::Invalid, message);
+    prepare(&broken, &[Change::Remove]).unwrap().fill().commit();
+    assert_eq!(broken.dirty_bytes(), 4096);
+}
+
+#[test]
+fn a_rename_and_a_removal_leave_the_content() {
+    let bitmap = bitmap();
+    let records = bitmap.recording().unwrap();
+    records.mark(0, 1);
+    let name = BitmapName::new("weekly").unwrap();
+    let rename = prepare(&bitmap, &[Change::Rename(name.clone())]).unwrap();
+    assert!(!rename.replaces_recording());
+    rename.fill().commit();
+    assert_eq!((bitmap.name(), bitmap.count()), (name, 1));
+    assert!(Arc::ptr_eq(&records, &bitmap.recording().unwrap()));
+    prepare(&bitmap, &[Change::Remove]).unwrap().fill().commit();
+    assert!(bitmap.recording().is_none());
+    assert_eq!((bitmap.state(), bitmap.count()), (BitmapState::Disabled, 1));
+}

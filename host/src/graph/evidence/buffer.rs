@@ -1,0 +1,90 @@
+//! Bytes with their origin.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::super::guard::{Guards, SourceId, SourceRange, Stale, WatchKey};
+use crate::io::Buf;
+
+/// Whether anything that affects a view has touched a range since the watch began.
+pub(super) struct Watch {
+    guards: Arc<Guards>,
+    key: WatchKey,
+    is_stale: Arc<AtomicBool>,
+}
+
+impl Watch {
+    /// Begins to watch. To be called before the read is issued. `None` when too many are kept: what is
+    /// read then proves nothing.
+    pub(super) fn begin(guards: &Arc<Guards>, place: &SourceRange) -> Option<Self> {
+        let is_stale = Arc::new(AtomicBool::new(false));
+        let key = guards.watch(place, Stale::Flag(Arc::clone(&is_stale))).ok()?;
+        Some(Self { guards: Arc::clone(guards), key, is_stale })
+    }
+
+    /// Nothing has touched the range so far. Stays true only under a guard of the range.
+    pub(super) fn is_fresh(&self) -> bool {
+        !self.is_stale.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.guards.unwatch(self.key);
+    }
+}
+
+/// What a view showed at a range when the host read it. Read-only, and bound to the worker that read it.
+#[derive(Clone)]
+pub struct ProvenBuf {
+    buf: Buf,
+    offset: u64,
+    source: SourceId,
+    watch: Option<Rc<Watch>>,
+}
+
+impl ProvenBuf {
+    pub(super) fn new(buf: Buf, offset: u64, source: SourceId, watch: Option<Watch>) -> Self {
+        Self { buf, offset, source, watch: watch.map(Rc::new) }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.buf
+    }
+
+    /// Where they were read, byte offsets in the view.
+    pub fn range(&self) -> Range<u64> {
+        self.offset..self.offset + self.buf.len() as u64
+    }
+
+    /// A part of it; `range` counts from its first byte. `None` outside it.
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        if range.start > range.end || range.end > self.buf.len() {
+            return None;
+        }
+        let offset = self.offset + range.start as u64;
+        Some(Self { buf: self.buf.slice(range), offset, ..self.clone() })
+    }
+
+    /// The bytes, without their origin.
+    pub fn into_plain(self) -> Buf {
+        self.buf
+    }
+
+    pub(super) fn source(&self) -> SourceId {
+        self.source
+    }
+
+    pub(super) fn is_fresh(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.is_fresh())
+    }
+
+    /// Whether it was watched at all.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watch.is_some()
+    }
+}

@@ -1,0 +1,585 @@
+//! What a node does of its own accord: copies, reads and writes of its children.
+//!
+//! Each runs to its end once begun, whatever becomes of the future that asked. On behalf of a request
+//! ([`Cx`]) it passes the gates that the request has passed; otherwise ([`OwnAccord`]) it begins as a
+//! request of the node. It needs the grants of the edges that it uses.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::super::acting::{Effect, Own};
+use super::super::cell::LocalGraph;
+use super::super::detach::ToTheEnd;
+use super::super::edge::EdgeRef;
+use super::super::generation::NodeGeneration;
+use super::super::guard::{Full, Held, SourceId, SourceRange, Want};
+use super::super::op::{Op, OpKind};
+use super::super::origin::Request;
+use super::super::permission::{PermissionSet, Role};
+use super::super::snapshot::{Cx, Edge, Graph};
+use super::buffer::{ProvenBuf, Watch};
+use super::outcome::{OutcomeCounters, Outcomes};
+use super::proof::{Evidence, ViewProof};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buf, BufMut, turn_now, until};
+use crate::limits::{COPY_MAX_BYTES, GUARD_WAIT};
+use crate::node::{ExtentKind, WriteFlags};
+
+/// How a copy is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyHow {
+    /// The target's view, and whatever shows it, is claimed to stay as it is.
+    pub unchanged: bool,
+    /// Only where the target has no bytes of its own.
+    pub only_unallocated: bool,
+}
+
+/// What a copy did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+/// A node, acting on one worker without a request that asks for it.
+#[derive(Clone)]
+pub struct OwnAccord {
+    graph: Rc<LocalGraph>,
+    node: NodeGeneration,
+    name: Arc<str>,
+}
+
+impl OwnAccord {
+    /// For the node with this name.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EPERM` for a node that has no grants.
+    pub fn open(graph: &Rc<LocalGraph>, node: &str) -> Result<Self> {
+        let snapshot = graph.current();
+        let at = snapshot.find_node(node).ok_or_else(|| unknown(node))?;
+        let this = Self {
+            graph: Rc::clone(graph),
+            node: snapshot.nodes[at].generation,
+            name: Arc::clone(&snapshot.nodes[at].name),
+        };
+        this.find(&snapshot)?;
+        Ok(this)
+    }
+
+    /// Where the node is, and its origin. Another node may have its name by now.
+    fn find(&self, graph: &Graph) -> Result<(usize, usize)> {
+        let at = graph.nodes.iter().position(|node| node.generation == self.node);
+        let node = at.ok_or_else(|| unknown(&self.name))?;
+        let origin = graph.nodes[node].origin.ok_or_else(|| {
+            let message = "it has no grants: it may do nothing of its own accord";
+            Error::new(ErrorKind::NotPermitted, message).at_node(&self.name)
+        })?;
+        Ok((node, origin))
+    }
+
+    /// Begins a request of the node.
+    async fn begin(&self) -> Result<Actor> {
+        loop {
+            let graph = self.graph.current();
+            let (node, origin) = self.find(&graph)?;
+            let request = Request::begin(graph, origin, self.graph.worker()).await;
+            if self.graph.is_current(request.graph()) {
+                return Ok(Actor { request, node });
+            }
+        }
+    }
+
+    /// See [`Cx::copy`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn copy(
+        &self,
+        from: usize,
+        to: usize,
+        range: Range<u64>,
+        how: CopyHow,
+    ) -> Result<Copied> {
+        let this = self.clone();
+        ToTheEnd::new(async move { this.begin().await?.copy(from, to, range, how).await }).await
+    }
+
+    /// See [`Cx::read_proven`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_proven(&self, from: usize, range: Range<u64>) -> Result<ProvenBuf> {
+        self.begin().await?.read(from, range).await
+    }
+
+    /// See [`Cx::write_proven`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn write_proven(&self, to: usize, bytes: &ProvenBuf) -> Result<()> {
+        let (this, bytes) = (self.clone(), bytes.clone());
+        ToTheEnd::new(async move { this.begin().await?.write_proven(to, &bytes).await }).await
+    }
+
+    /// See [`Cx::write_changed`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn write_changed(&self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
+        let this = self.clone();
+        ToTheEnd::new(async move { this.begin().await?.write_changed(to, offset, bytes).await })
+            .await
+    }
+
+    /// See [`Cx::zero_proven`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn zero_proven(&self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
+        let this = self.clone();
+        ToTheEnd::new(async move { this.begin().await?.zero_proven(from, to, range).await }).await
+    }
+
+    /// How its own writes have ended so far.
+    ///
+    /// # Errors
+    /// `ENOENT`.
+    pub fn outcomes(&self) -> Result<Outcomes> {
+        let graph = self.graph.current();
+        let (_, origin) = self.find(&graph)?;
+        Ok(graph.origins[origin].outcomes.snapshot())
+    }
+}
+
+fn unknown(node: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no node `{node}`"))
+}
+
+impl Cx<'_> {
+    fn actor(&self) -> Actor {
+        Actor { request: self.request.cause(), node: self.node }
+    }
+
+    /// Copies a range of child `from` to the same range of child `to`, under a guard: meanwhile nothing
+    /// changes the bytes read. Clipped to the smaller of the two; done in pieces.
+    ///
+    /// # Errors
+    /// `EPERM` without the grants, or when nothing proves that the view stays as it is; `ESTALE`
+    /// when it has changed, which here only a request caused by this copy can do; `ETIMEDOUT` when the
+    /// range stays guarded by others; the nodes'. Pieces done before stay done.
+    pub async fn copy(
+        &self,
+        from: usize,
+        to: usize,
+        range: Range<u64>,
+        how: CopyHow,
+    ) -> Result<Copied> {
+        let actor = self.actor();
+        ToTheEnd::new(async move { actor.copy(from, to, range, how).await }).await
+    }
+
+    /// Reads a range of child `from`, and watches it: as long as nothing touches it, the bytes can be
+    /// written unchanged.
+    ///
+    /// # Errors
+    /// `EPERM` without the grant; `EINVAL` past the end; the nodes'.
+    pub async fn read_proven(&self, from: usize, range: Range<u64>) -> Result<ProvenBuf> {
+        self.actor().read(from, range).await
+    }
+
+    /// Writes bytes to child `to`, where they were read, with the claim that the view which showed
+    /// them stays as it is.
+    ///
+    /// # Errors
+    /// `ESTALE` when it has changed since, `EPERM` when nothing proves the claim: nothing is written
+    /// then. The nodes': what was exempted is marked then.
+    pub async fn write_proven(&self, to: usize, bytes: &ProvenBuf) -> Result<()> {
+        let (actor, bytes) = (self.actor(), bytes.clone());
+        ToTheEnd::new(async move { actor.write_proven(to, &bytes).await }).await
+    }
+
+    /// Writes other bytes to child `to`: a change.
+    ///
+    /// # Errors
+    /// `EPERM` without the grant; the nodes'.
+    pub async fn write_changed(&self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
+        let actor = self.actor();
+        ToTheEnd::new(async move { actor.write_changed(to, offset, bytes).await }).await
+    }
+
+    /// Zeroes a range of child `to`, with the claim that child `from` shows zeros there by its block
+    /// status. The zeros are allocated.
+    ///
+    /// # Errors
+    /// As [`Cx::write_proven`].
+    pub async fn zero_proven(&self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
+        let actor = self.actor();
+        ToTheEnd::new(async move { actor.zero_proven(from, to, range).await }).await
+    }
+}
+
+/// A node that acts, on the ground of a request.
+struct Actor {
+    request: Request,
+    node: usize,
+}
+
+fn not_permitted(edge: &Edge, what: &str) -> Error {
+    let message = format!("its edge `{}` lacks the grant `{what}`", edge.name);
+    Error::new(ErrorKind::NotPermitted, message)
+}
+
+/// Whether the node may write to a child what alters everything that shows it.
+fn may_change(edge: &Edge) -> bool {
+    edge.grants.contains(PermissionSet::WRITE) && edge.proven_for.is_none()
+}
+
+impl Actor {
+    fn graph(&self) -> &Graph {
+        self.request.graph()
+    }
+
+    fn edge(&self, index: usize) -> Result<&Edge> {
+        let node = &self.graph().nodes[self.node];
+        node.edges.get(index).ok_or_else(|| {
+            let message = format!("it has no child number {index}");
+            Error::new(ErrorKind::NotFound, message).at_node(&node.name)
+        })
+    }
+
+    fn outcomes(&self) -> Result<&OutcomeCounters> {
+        let node = &self.graph().nodes[self.node];
+        let origin = node.origin.ok_or_else(|| {
+            let message = "it has no grants: it may do nothing of its own accord";
+            Error::new(ErrorKind::NotPermitted, message).at_node(&node.name)
+        })?;
+        Ok(&self.graph().origins[origin].outcomes)
+    }
+
+    fn size(&self, edge: &Edge) -> u64 {
+        self.graph().nodes[edge.child].info.size_bytes
+    }
+
+    /// The source that edge `from` reads.
+    fn source(&self, from: usize) -> Result<SourceId> {
+        let edge = self.edge(from)?;
+        let source = self.graph().sources.iter().find(|source| source.node == edge.child);
+        let source = source.filter(|_| edge.grants.contains(PermissionSet::CONSISTENT_READ));
+        source.map(|source| source.id).ok_or_else(|| not_permitted(edge, "read"))
+    }
+
+    /// What a write through edge `to` does, if it is proven for what edge `from` shows or else as a
+    /// change; with the grant that it needs.
+    fn effect(&self, from: usize, to: usize, unchanged: bool) -> Result<(&Own, &Effect)> {
+        let edge = self.edge(to)?;
+        let own = edge.own.as_ref().ok_or_else(|| not_permitted(edge, "write"))?;
+        if !unchanged {
+            return if may_change(edge) {
+                Ok((own, &own.changed))
+            } else {
+                Err(not_permitted(edge, "write"))
+            };
+        }
+        let is_its_view = edge.proven_for.is_none_or(|view| view == from);
+        let Some(effect) = own.proven(from).filter(|_| is_its_view) else {
+            self.outcomes()?.not_proven();
+            let message = format!(
+                "what its edge `{}` shows proves nothing of its edge `{}`: the one written must be \
+                 below the one read",
+                self.edge(from)?.name,
+                edge.name
+            );
+            return Err(Error::new(ErrorKind::NotPermitted, message));
+        };
+        // Below the view for which it is proven it is a change.
+        let is_own_view = effect.unchanged == Some(self.graph().nodes[edge.child].class);
+        let (needed, name) = if is_own_view {
+            (PermissionSet::WRITE_UNCHANGED, "write-unchanged")
+        } else {
+            (PermissionSet::WRITE, "write")
+        };
+        let may = edge.grants.contains(needed) || edge.grants.contains(PermissionSet::WRITE);
+        if may { Ok((own, effect)) } else { Err(not_permitted(edge, name)) }
+    }
+
+    /// Holds the view of `source` still at `range`, and the way free for a write with `effect`.
+    async fn hold(
+        &self,
+        source: SourceId,
+        effect: &Effect,
+        range: &Range<u64>,
+    ) -> Result<Held<'_>> {
+        let exclusive = Some(SourceRange { source, range: range.clone() });
+        let want = Want {
+            exclusive,
+            shared: effect.enters.clone(),
+            exempt: effect.exempt.clone(),
+            range: range.clone(),
+        };
+        self.acquire(want).await
+    }
+
+    async fn acquire(&self, want: Want) -> Result<Held<'_>> {
+        let operations = self.request.operations();
+        let by = self.request.by(&operations);
+        let guards = &*self.graph().guards;
+        let range = want.range.clone();
+        let acquire = guards.acquire(self.request.worker(), want, by);
+        match until(turn_now() + GUARD_WAIT, acquire).await {
+            Some(Ok(held)) => Ok(held),
+            Some(Err(Full)) => {
+                let message = "too many copies are under way: try again when some have ended";
+                Err(Error::new(ErrorKind::Busy, message))
+            }
+            None => {
+                let message = format!(
+                    "bytes {} to {} have been guarded or in use for {} s: nothing was written",
+                    range.start,
+                    range.end,
+                    GUARD_WAIT.as_secs()
+                );
+                Err(Error::new(ErrorKind::TimedOut, message))
+            }
+        }
+    }
+
+    /// The edge, for a request that is part of the operation.
+    fn call<'a>(&'a self, request: &'a Request, edge: &'a Edge) -> EdgeRef<'a> {
+        EdgeRef { graph: self.graph(), request, edge }
+    }
+
+    fn check_range(&self, edge: &Edge, kind: OpKind, range: &Range<u64>) -> Result<()> {
+        let len = range
+            .end
+            .checked_sub(range.start)
+            .ok_or_else(|| Error::new(ErrorKind::Invalid, "a range ends before it begins"))?;
+        let node = &self.graph().nodes[edge.child];
+        let op = Op { kind, offset: range.start, len };
+        op.check_range(node.info.size_bytes).map_err(|error| error.at_node(&node.name))
+    }
+
+    async fn read(self, from: usize, range: Range<u64>) -> Result<ProvenBuf> {
+        let (source, edge) = (self.source(from)?, self.edge(from)?);
+        self.check_range(edge, OpKind::Read, &range)?;
+        let place = SourceRange { source, range: range.clone() };
+        let watch = Watch::begin(&self.graph().guards, &place);
+        let buf = self.read_bytes(&self.request, edge, &range).await?;
+        Ok(ProvenBuf::new(buf, range.start, source, watch))
+    }
+
+    async fn read_bytes(&self, request: &Request, edge: &Edge, range: &Range<u64>) -> Result<Buf> {
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        if len > COPY_MAX_BYTES {
+            let message = format!("one read moves at most {COPY_MAX_BYTES} bytes, not {len}");
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        let call = self.call(request, edge);
+        Ok(call.settle(call.read_admitted(range.start, BufMut::new(len)).await)?.freeze())
+    }
+
+    async fn write_proven(self, to: usize, bytes: &ProvenBuf) -> Result<()> {
+        let edge = self.edge(to)?;
+        let range = bytes.range();
+        self.check_range(edge, OpKind::Write, &range)?;
+        let edges = &self.graph().nodes[self.node].edges;
+        let is_origin = |from: usize| self.source(from).is_ok_and(|id| id == bytes.source());
+        let from = (0..edges.len()).find(|from| is_origin(*from)).filter(|_| bytes.is_watched());
+        let Some(from) = from else {
+            self.outcomes()?.not_proven();
+            let message = "nothing is known of these bytes that could prove the claim";
+            return Err(Error::new(ErrorKind::NotPermitted, message));
+        };
+        let (own, effect) = self.effect(from, to, true)?;
+        let held = self.hold(bytes.source(), effect, &range).await?;
+        let proof = ViewProof::check(
+            (&held, &self.graph().guards),
+            (own, effect),
+            range,
+            &Evidence::Watched(bytes),
+            self.outcomes()?,
+        )?;
+        let request = self.request.cause_under(held.op(), effect.unchanged);
+        let call = self.call(&request, edge);
+        let (offset, buf) = (bytes.range().start, bytes.clone().into_plain());
+        proof.settle(call.settle(call.write_admitted(offset, buf, WriteFlags::NONE).await))
+    }
+
+    async fn write_changed(self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
+        let edge = self.edge(to)?;
+        let range = offset..offset.saturating_add(bytes.len() as u64);
+        self.check_range(edge, OpKind::Write, &range)?;
+        let own = edge.own.as_ref().filter(|_| may_change(edge));
+        let own = own.ok_or_else(|| not_permitted(edge, "write"))?;
+        let want = Want {
+            exclusive: None,
+            shared: own.changed.enters.clone(),
+            exempt: own.changed.exempt.clone(),
+            range: range.clone(),
+        };
+        let held = self.acquire(want).await?;
+        self.issue_changed(&held, own, &range)?;
+        let request = self.request.cause_under(held.op(), None);
+        let call = self.call(&request, edge);
+        let result = call.settle(call.write_admitted(offset, bytes, WriteFlags::NONE).await);
+        let _ = held.settle(result.is_ok(), || {});
+        result
+    }
+
+    /// Announces and marks a write that is a change: it is to be issued next.
+    fn issue_changed(&self, held: &Held<'_>, own: &Own, range: &Range<u64>) -> Result<()> {
+        let outcomes = self.outcomes()?;
+        if !held.issue() {
+            outcomes.stale();
+            let message = "the bytes read have changed since: nothing was written";
+            return Err(Error::new(ErrorKind::Stale, message));
+        }
+        outcomes.changed();
+        own.changed.marks.mark(range.start, range.end - range.start);
+        Ok(())
+    }
+
+    async fn copy(self, from: usize, to: usize, range: Range<u64>, how: CopyHow) -> Result<Copied> {
+        let end = range.end.min(self.size(self.edge(from)?)).min(self.size(self.edge(to)?));
+        let mut copied = Copied::default();
+        let mut at = range.start;
+        while at < end {
+            let piece = at..end.min(at.saturating_add(COPY_MAX_BYTES as u64));
+            at = piece.end;
+            copied.bytes += self.copy_piece(from, to, piece, how).await?;
+        }
+        Ok(copied)
+    }
+
+    /// One guarded copy; returns how many bytes were written.
+    async fn copy_piece(
+        &self,
+        from: usize,
+        to: usize,
+        piece: Range<u64>,
+        how: CopyHow,
+    ) -> Result<u64> {
+        let (source, source_edge) = (self.source(from)?, self.edge(from)?);
+        let (own, effect) = self.effect(from, to, how.unchanged)?;
+        let target = self.edge(to)?;
+        let mut at = piece.start;
+        let mut written = 0;
+        while at < piece.end {
+            // A guard is issued once: each run of bytes has its own.
+            let rest = at..piece.end;
+            let held = self.hold(source, effect, &rest).await?;
+            let request = self.request.cause_under(held.op(), effect.unchanged);
+            let run = match how.only_unallocated {
+                true => self.first_unallocated(&request, target, &rest).await?,
+                false => Some(rest),
+            };
+            let Some(run) = run else { break };
+            at = run.end;
+            let bytes = self.read_bytes(&request, source_edge, &run).await?;
+            let call = self.call(&request, target);
+            if how.unchanged {
+                let place = (&held, &*self.graph().guards);
+                let (range, outcomes) = (run.clone(), self.outcomes()?);
+                let under = Evidence::UnderGuard;
+                let proof = ViewProof::check(place, (own, effect), range, &under, outcomes)?;
+                let write = call.write_admitted(run.start, bytes, WriteFlags::NONE);
+                proof.settle(call.settle(write.await))?;
+            } else {
+                self.issue_changed(&held, own, &run)?;
+                let write = call.write_admitted(run.start, bytes, WriteFlags::NONE);
+                let result = call.settle(write.await);
+                let _ = held.settle(result.is_ok(), || {});
+                result?;
+            }
+            written += run.end - run.start;
+        }
+        Ok(written)
+    }
+
+    /// The first run of `range` where the node has no bytes of its own.
+    async fn first_unallocated(
+        &self,
+        request: &Request,
+        edge: &Edge,
+        range: &Range<u64>,
+    ) -> Result<Option<Range<u64>>> {
+        let mut at = range.start;
+        while at < range.end {
+            let extents = self.call(request, edge).block_status(at, range.end - at).await?;
+            for extent in extents {
+                let run = extent.offset..range.end.min(extent.offset + extent.len);
+                if extent.kind == ExtentKind::Unallocated {
+                    return Ok(Some(run));
+                }
+                at = run.end;
+            }
+        }
+        Ok(None)
+    }
+
+    async fn zero_proven(self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
+        let (source, edge) = (self.source(from)?, self.edge(to)?);
+        self.check_range(self.edge(from)?, OpKind::Status, &range)?;
+        self.check_range(edge, OpKind::Zero, &range)?;
+        let (own, effect) = self.effect(from, to, true)?;
+        let held = self.hold(source, effect, &range).await?;
+        let request = self.request.cause_under(held.op(), effect.unchanged);
+        let shown = self.call(&request, self.edge(from)?);
+        if !Box::pin(is_zero(shown, range.clone())).await? {
+            self.outcomes()?.not_proven();
+            let message = "its block status does not say that the range shows zeros";
+            return Err(Error::new(ErrorKind::NotPermitted, message));
+        }
+        let (offset, len) = (range.start, range.end - range.start);
+        let proof = ViewProof::check(
+            (&held, &self.graph().guards),
+            (own, effect),
+            range,
+            &Evidence::UnderGuard,
+            self.outcomes()?,
+        )?;
+        let call = self.call(&request, edge);
+        // Unmapped, a backing could show.
+        let flags = WriteFlags { no_unmap: true, ..WriteFlags::NONE };
+        proof.settle(call.settle(call.zero_with_fua(offset, len, flags).await))
+    }
+}
+
+/// Whether a view shows zeros by block status alone, its own and that of what it stands on.
+async fn is_zero(edge: EdgeRef<'_>, range: Range<u64>) -> Result<bool> {
+    let mut at = range.start;
+    while at < range.end {
+        for extent in edge.block_status(at, range.end - at).await? {
+            let end = range.end.min(extent.offset + extent.len);
+            let zero = match extent.kind {
+                ExtentKind::Zero | ExtentKind::Hole => true,
+                ExtentKind::Data => false,
+                ExtentKind::Unallocated => backing_is_zero(edge, at..end).await?,
+            };
+            if !zero {
+                return Ok(false);
+            }
+            at = end;
+        }
+    }
+    Ok(true)
+}
+
+async fn backing_is_zero(edge: EdgeRef<'_>, range: Range<u64>) -> Result<bool> {
+    let mut node = edge.edge.child;
+    loop {
+        let edges = &edge.graph.nodes[node].edges;
+        let Some(view) = edges.iter().find(|edge| edge.role.is_view()) else { return Ok(true) };
+        if view.role != Role::Backing {
+            // A filter's status is its child's: the backing is further down.
+            node = view.child;
+            continue;
+        }
+        let end = range.end.min(edge.graph.nodes[view.child].info.size_bytes);
+        if range.start >= end {
+            return Ok(true);
+        }
+        let below = EdgeRef { edge: view, ..edge };
+        return Box::pin(is_zero(below, range.start..end)).await;
+    }
+}

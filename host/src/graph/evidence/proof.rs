@@ -1,0 +1,86 @@
+//! The proof of an unchanged write: how it is made, and when it is void.
+
+use std::ops::Range;
+
+use super::super::acting::{Effect, Own};
+use super::super::guard::{Guards, Held};
+use super::buffer::ProvenBuf;
+use super::outcome::OutcomeCounters;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How the bytes to be written are known to be what the guarded view shows.
+pub(super) enum Evidence<'e> {
+    /// The host has read them, or their block status, while it held this guard.
+    UnderGuard,
+    /// The host has read them before, and has watched them since.
+    Watched(&'e ProvenBuf),
+}
+
+/// These bytes are what A shows at R, and stay so until this write has settled.
+///
+/// It borrows the guard of (A, R). Dropped before its write has settled, it is void.
+pub(super) struct ViewProof<'h> {
+    held: &'h Held<'h>,
+    guards: &'h Guards,
+    own: &'h Own,
+    outcomes: &'h OutcomeCounters,
+    range: Range<u64>,
+    is_settled: bool,
+}
+
+impl<'h> ViewProof<'h> {
+    /// Makes the proof, announces the write and marks what it affects: the write is to be issued next.
+    ///
+    /// `effect` is what the present snapshot says of a write that is proven for the view which `held`
+    /// guards; that the view is at or above the node written is why there is one.
+    ///
+    /// # Errors
+    /// `ESTALE` when the view may have changed since its bytes were read: nothing may be written.
+    pub(super) fn check(
+        (held, guards): (&'h Held<'h>, &'h Guards),
+        (own, effect): (&'h Own, &'h Effect),
+        range: Range<u64>,
+        evidence: &Evidence<'_>,
+        outcomes: &'h OutcomeCounters,
+    ) -> Result<Self> {
+        let was_fresh = match evidence {
+            Evidence::UnderGuard => true,
+            Evidence::Watched(bytes) => bytes.is_fresh() && bytes.range() == range,
+        };
+        // From here on no change enters the range before the write has settled.
+        if !was_fresh || !held.issue() {
+            outcomes.stale();
+            let message = "the view has changed since its bytes were read: read them again";
+            return Err(Error::new(ErrorKind::Stale, message));
+        }
+        effect.marks.mark(range.start, range.end - range.start);
+        Ok(Self { held, guards, own, outcomes, range, is_settled: false })
+    }
+
+    /// The write has ended. If it failed, or something that was let pass overtook it, what the proof
+    /// exempted is marked, before anybody learns of it.
+    pub(super) fn settle<T>(mut self, result: Result<T>) -> Result<T> {
+        self.is_settled = true;
+        if self.held.settle(result.is_ok(), || {}) {
+            self.outcomes.proven();
+        } else {
+            self.void();
+        }
+        result
+    }
+
+    fn void(&self) {
+        self.outcomes.voided();
+        self.own.changed.marks.mark(self.range.start, self.range.end - self.range.start);
+        self.guards.stale(&self.own.changed.enters, &self.range);
+    }
+}
+
+impl Drop for ViewProof<'_> {
+    fn drop(&mut self) {
+        // Its operation runs to its end; this is the end of the worker, or a panic of a driver.
+        if !self.is_settled {
+            self.void();
+        }
+    }
+}

@@ -1,0 +1,589 @@
+//! Claims, true and false, on real graphs of memory nodes. Names of the kind `E17e` are those of
+//! experiments with qemu-storage-daemon 10.0.2, whose answer each test states.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::Poll;
+
+use super::super::{
+    BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, GraphCell, GraphDecl, LocalDrive,
+    LocalGraph, NodeDecl, PermissionSet, Role,
+};
+use super::{CopyHow, Outcomes, OwnAccord};
+use crate::bitmap::{BitmapName, Change, Granularity};
+use crate::error::{Error, ErrorKind, Result};
+use crate::filter::{CopyOnReadNode, PassNode};
+use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
+use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
+
+const SIZE: u64 = 64 << 10;
+const BLOCK: u64 = 4 << 10;
+const UNCHANGED: CopyHow = CopyHow { unchanged: true, only_unallocated: false };
+const CHANGED: CopyHow = CopyHow { unchanged: false, only_unallocated: false };
+
+/// A graph in the making. Every node and drive has a bitmap `b` of 4 KiB granules.
+#[derive(Default)]
+struct Scene(GraphDecl);
+
+impl Scene {
+    fn node(mut self, name: &str, driver: impl Node, children: Vec<ChildDecl>) -> Self {
+        self.0.nodes.push(NodeDecl { name: name.into(), driver: Arc::new(driver), children });
+        self.bitmap(BitmapScope::Node(name.into()))
+    }
+
+    fn base(self, name: &str) -> Self {
+        self.node(name, MemoryNode::new(SIZE, 512).expect("a disk"), vec![])
+    }
+
+    fn overlay(self, name: &str, backing: &str) -> Self {
+        self.node(name, MemoryNode::overlay(SIZE, 512).expect("a disk"), vec![below(backing)])
+    }
+
+    fn pass(self, name: &str, child: &str) -> Self {
+        self.node(name, PassNode, vec![ChildDecl::filtered(child)])
+    }
+
+    /// A node that only acts: copies from its first child to its second, proven for the first.
+    fn job(self, name: &str, from: &str, to: &str) -> Self {
+        self.actor(name, from, to, Some("from"))
+    }
+
+    fn actor(self, name: &str, from: &str, to: &str, proven_for: Option<&str>) -> Self {
+        let edge = |name: &str, node: &str, role, grants| ChildDecl {
+            name: name.into(),
+            role,
+            grants,
+            ..ChildDecl::filtered(node)
+        };
+        let read = edge("from", from, Role::Source, PermissionSet::CONSISTENT_READ);
+        let write = edge("to", to, Role::Target, PermissionSet::WRITE);
+        let proven_for = proven_for.map(Into::into);
+        self.node(name, JobNode, vec![read, ChildDecl { proven_for, ..write }])
+    }
+
+    fn drive(mut self, id: &str, root: &str) -> Self {
+        let root = Some(root.into());
+        self.0.drives.push(DriveDecl { id: id.into(), root, writable: true, only_shows: false });
+        self.bitmap(BitmapScope::Drive(id.into()))
+    }
+
+    fn bitmap(mut self, scope: BitmapScope) -> Self {
+        let name = BitmapName::new("b").expect("a name");
+        let granularity = Granularity::from_bytes(BLOCK).expect("a granularity");
+        self.0.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
+        self
+    }
+
+    fn run<F: Future<Output = ()> + 'static>(self, test: impl FnOnce(Stage) -> F + 'static) {
+        let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async move {
+            let cell = Arc::new(GraphCell::new(self.0.build().expect("a graph")));
+            test(Stage { graph: LocalGraph::of(&cell) }).await;
+        });
+        ended.expect("a worker");
+    }
+}
+
+fn below(node: &str) -> ChildDecl {
+    ChildDecl { name: "backing".into(), role: Role::Backing, ..ChildDecl::filtered(node) }
+}
+
+#[derive(Clone)]
+struct Stage {
+    graph: Rc<LocalGraph>,
+}
+
+impl Stage {
+    fn drive(&self, id: &str) -> LocalDrive {
+        LocalDrive::open(&self.graph, id).expect("a drive")
+    }
+
+    fn own(&self, node: &str) -> OwnAccord {
+        OwnAccord::open(&self.graph, node).expect("a node that acts")
+    }
+
+    async fn write(&self, id: &str, block: u64, byte: u8) -> Result<()> {
+        let data = Buf::copy_of(&[byte; BLOCK as usize]);
+        self.drive(id).write(block * BLOCK, data, WriteFlags::NONE).await
+    }
+
+    async fn byte(&self, id: &str, block: u64) -> u8 {
+        let read = self.drive(id).read(block * BLOCK, BufMut::new(BLOCK as usize)).await;
+        let bytes = read.expect("a read");
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a block is of one write");
+        bytes[0]
+    }
+
+    /// Dirty blocks of every bitmap that has some, by the name of its node or drive.
+    fn dirty(&self) -> BTreeMap<String, Vec<u64>> {
+        let graph = self.graph.current();
+        let mut dirty = BTreeMap::new();
+        for (scope, bitmap) in graph.bitmaps() {
+            let (BitmapScope::Node(name) | BitmapScope::Drive(name)) = scope;
+            let blocks: Vec<u64> = bitmap
+                .ranges(0..SIZE)
+                .flat_map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK))
+                .collect();
+            if !blocks.is_empty() {
+                dirty.insert(name.to_string(), blocks);
+            }
+        }
+        dirty
+    }
+
+    async fn clear(&self) {
+        let graph = self.graph.current();
+        for (_, bitmap) in graph.bitmaps() {
+            self.graph.cell().change_bitmap(bitmap, &[Change::Clear]).await.expect("a clear");
+        }
+    }
+
+    fn outcomes(&self, node: &str) -> Outcomes {
+        self.own(node).outcomes().expect("an acting node")
+    }
+}
+
+fn dirty(expect: &[(&str, &[u64])]) -> BTreeMap<String, Vec<u64>> {
+    expect.iter().map(|(name, blocks)| ((*name).to_owned(), blocks.to_vec())).collect()
+}
+
+fn at(block: u64) -> std::ops::Range<u64> {
+    block * BLOCK..(block + 1) * BLOCK
+}
+
+fn cannot<'a, T>() -> NodeFuture<'a, T> {
+    Box::pin(async { Err(Error::new(ErrorKind::NotSupported, "a job serves nobody")) })
+}
+
+/// Shows nothing, serves nobody.
+struct JobNode;
+
+impl Node for JobNode {
+    fn driver(&self) -> &'static str {
+        "job"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        NodeInfo::of_filter(children)
+    }
+
+    fn read<'a>(&'a self, _: Cx<'a>, _: u64, _: BufMut) -> NodeFuture<'a, BufMut> {
+        cannot()
+    }
+
+    fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn block_status<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, Vec<Extent>> {
+        cannot()
+    }
+}
+
+/// What a test does to the requests that pass a [`Turnstile`].
+#[derive(Default)]
+struct Control {
+    /// Writes wait while this is set.
+    holds_writes: AtomicBool,
+    /// So many writes reach the child, then fail.
+    fail_writes: AtomicU32,
+    /// Writes that have come.
+    writes: AtomicU32,
+}
+
+/// A filter that holds or fails writes.
+struct Turnstile(Arc<Control>);
+
+impl Node for Turnstile {
+    fn driver(&self) -> &'static str {
+        "turnstile"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        NodeInfo::of_filter(children)
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        PassNode.read(cx, offset, buf)
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.0.writes.fetch_add(1, Ordering::Relaxed);
+            while self.0.holds_writes.load(Ordering::Relaxed) {
+                turn().await;
+            }
+            cx.child(0)?.write(offset, buf, flags).await?;
+            let fail = |left: u32| left.checked_sub(1);
+            match self.0.fail_writes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fail) {
+                Ok(_) => Err(Error::new(ErrorKind::Io, "the test wants it so")),
+                Err(_) => Ok(()),
+            }
+        })
+    }
+
+    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        PassNode.zero(cx, at, len, flags)
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.discard(cx, at, len)
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        PassNode.flush(cx)
+    }
+
+    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
+        PassNode.block_status(cx, at, len)
+    }
+}
+
+/// Lets every other ready task run once.
+async fn turn() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Lets every task run as far as it can.
+async fn quiet() {
+    for _ in 0..64 {
+        turn().await;
+    }
+}
+
+/// A task and whether it has ended.
+fn start(task: impl Future<Output = ()> + 'static) -> Rc<Cell<bool>> {
+    let ended = Rc::new(Cell::new(false));
+    let end = Rc::clone(&ended);
+    spawn(async move {
+        task.await;
+        end.set(true);
+    });
+    ended
+}
+
+/// copy-on-read over a filter over the overlay, a filter above all: QSD marks 1 MiB for a read of 1 MiB.
+#[test]
+fn e17e_a_read_through_copy_on_read_dirties_nothing_through_any_filters() {
+    let scene = Scene::default()
+        .base("base")
+        .overlay("top", "base")
+        .pass("below", "top")
+        .node("cor", CopyOnReadNode, vec![CopyOnReadNode::child("below")])
+        .pass("above", "cor")
+        .drive("vda", "above");
+    scene.run(|stage| async move {
+        stage.write("vda", 1, 7).await.expect("a write");
+        stage.clear().await;
+        for block in 0..SIZE / BLOCK {
+            let expect = if block == 1 { 7 } else { 0 };
+            assert_eq!(stage.byte("vda", block).await, expect);
+        }
+        assert_eq!(stage.dirty(), BTreeMap::new());
+        let extents = stage.drive("vda").block_status(0, SIZE).await.expect("a status");
+        let kinds: Vec<_> = extents.iter().map(|extent| (extent.len, extent.kind)).collect();
+        assert_eq!(kinds, [(SIZE, crate::node::ExtentKind::Data)], "all of it was copied up");
+        let outcomes = stage.outcomes("cor");
+        assert_eq!((outcomes.stale, outcomes.changed, outcomes.voided), (0, 0, 0));
+        assert!(outcomes.proven > 0);
+        stage.write("vda", 5, 9).await.expect("a write");
+        let five: &[u64] = &[5];
+        let all = ["above", "below", "cor", "top", "vda"].map(|name| (name, five));
+        assert_eq!(stage.dirty(), dirty(&all), "a guest's write dirties all that show it");
+    });
+}
+
+/// base ← mid ← top, and another overlay of the base: commit from top into base.
+fn chain() -> Scene {
+    Scene::default()
+        .base("base")
+        .overlay("mid", "base")
+        .overlay("top", "mid")
+        .overlay("other", "base")
+        .job("commit", "top", "base")
+}
+
+#[test]
+fn a_commit_dirties_the_base_what_lies_between_and_other_overlays() {
+    chain().drive("vda", "top").run(|stage| async move {
+        stage.write("vda", 3, 5).await.expect("a write");
+        stage.clear().await;
+        let copied = stage.own("commit").copy(0, 1, at(3), UNCHANGED).await.expect("a copy");
+        assert_eq!(copied.bytes, BLOCK);
+        let three: &[u64] = &[3];
+        let changed = ["base", "mid", "other"].map(|name| (name, three));
+        assert_eq!(
+            stage.dirty(),
+            dirty(&changed),
+            "unchanged as applied to the section top → base"
+        );
+    });
+}
+
+/// As QEMU refuses it; there the check is edge by edge, and a commit below a filter as well.
+#[test]
+fn a_commit_that_alters_what_another_drive_shows_is_refused() {
+    let scene = chain().drive("vda", "top").drive("vdb", "other");
+    let error = scene.0.build().err().expect("vdb shows the base");
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    let text = error.to_string();
+    for part in ["commit", "`to`", "`from`", "vdb"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_copy_declared_changed_dirties_all_above_its_target() {
+    let mut scene = Scene::default()
+        .base("base")
+        .overlay("mid", "base")
+        .overlay("top", "mid")
+        .overlay("other", "base")
+        .actor("commit", "top", "base", None)
+        .drive("vda", "top");
+    // Who only shows minds no changes.
+    (scene.0.drives[0].writable, scene.0.drives[0].only_shows) = (false, true);
+    scene.run(|stage| async move {
+        stage.own("commit").copy(0, 1, at(3), CHANGED).await.expect("a copy");
+        let three: &[u64] = &[3];
+        let changed = ["base", "mid", "other", "top", "vda"].map(|name| (name, three));
+        assert_eq!(stage.dirty(), dirty(&changed));
+        assert_eq!(stage.outcomes("commit").changed, 1);
+    });
+}
+
+#[test]
+fn a_claim_on_bytes_that_have_changed_since_writes_nothing() {
+    chain().drive("vda", "top").run(|stage| async move {
+        let own = stage.own("commit");
+        let bytes = own.read_proven(0, at(2)).await.expect("a read");
+        stage.write("vda", 2, 8).await.expect("a write");
+        stage.clear().await;
+        let refused = own.write_proven(1, &bytes).await.expect_err("stale");
+        assert_eq!(refused.kind(), ErrorKind::Stale);
+        assert_eq!(stage.dirty(), BTreeMap::new(), "nothing was written");
+        assert_eq!(stage.byte("vda", 2).await, 8);
+        let fresh = own.read_proven(0, at(2)).await.expect("a read");
+        // Elsewhere is no matter.
+        stage.write("vda", 4, 1).await.expect("a write");
+        stage.clear().await;
+        own.write_proven(1, &fresh).await.expect("it still shows them");
+        let two: &[u64] = &[2];
+        assert_eq!(stage.dirty(), dirty(&["base", "mid", "other"].map(|name| (name, two))));
+        let outcomes = stage.outcomes("commit");
+        assert_eq!((outcomes.proven, outcomes.stale), (1, 1));
+    });
+}
+
+/// A write that was under way when the bytes were read may land before or after.
+#[test]
+fn a_change_in_flight_at_the_read_makes_it_stale() {
+    let control = Arc::new(Control::default());
+    let held = Arc::clone(&control);
+    let scene = Scene::default()
+        .base("base")
+        .overlay("top", "base")
+        .node("turnstile", Turnstile(held), vec![ChildDecl::filtered("top")])
+        .job("commit", "turnstile", "base")
+        .drive("vda", "turnstile");
+    scene.run(|stage| async move {
+        control.holds_writes.store(true, Ordering::Relaxed);
+        let writer = stage.clone();
+        let ended = start(async move { writer.write("vda", 2, 8).await.expect("a write") });
+        quiet().await;
+        assert!(!ended.get() && control.writes.load(Ordering::Relaxed) == 1);
+        let own = stage.own("commit");
+        let bytes = own.read_proven(0, at(2)).await.expect("a read");
+        control.holds_writes.store(false, Ordering::Relaxed);
+        quiet().await;
+        assert!(ended.get());
+        let refused = own.write_proven(1, &bytes).await.expect_err("stale");
+        assert_eq!(refused.kind(), ErrorKind::Stale);
+    });
+}
+
+#[test]
+fn what_is_not_above_the_node_written_proves_nothing() {
+    let scene = Scene::default().base("base").base("else").overlay("top", "base");
+    scene.job("job", "else", "base").run(|stage| async move {
+        let own = stage.own("job");
+        let refused = own.copy(0, 1, at(0), UNCHANGED).await.expect_err("not proven");
+        assert_eq!(refused.kind(), ErrorKind::NotPermitted);
+        let bytes = own.read_proven(0, at(0)).await.expect("a read");
+        own.write_proven(1, &bytes).await.expect_err("not proven");
+        assert_eq!(stage.dirty(), BTreeMap::new());
+        assert_eq!(stage.outcomes("job").not_proven, 2);
+    });
+}
+
+#[test]
+fn a_proven_write_that_fails_marks_what_it_exempted() {
+    let control = Arc::new(Control::default());
+    let failing = Arc::clone(&control);
+    let scene = Scene::default()
+        .node("base", MemoryNode::new(SIZE, 512).expect("a disk"), vec![])
+        .node("turnstile", Turnstile(failing), vec![ChildDecl::filtered("base")])
+        .overlay("top", "turnstile")
+        .job("commit", "top", "turnstile")
+        .drive("vda", "top");
+    scene.run(|stage| async move {
+        stage.write("vda", 6, 3).await.expect("a write");
+        stage.clear().await;
+        let own = stage.own("commit");
+        let before = own.read_proven(0, at(6)).await.expect("a read");
+        control.fail_writes.store(1, Ordering::Relaxed);
+        own.copy(0, 1, at(6), UNCHANGED).await.expect_err("the write fails");
+        let six: &[u64] = &[6];
+        let all = ["base", "top", "turnstile", "vda"].map(|name| (name, six));
+        assert_eq!(stage.dirty(), dirty(&all));
+        let stale = own.write_proven(1, &before).await.expect_err("overlapping watches are stale");
+        assert_eq!(stale.kind(), ErrorKind::Stale);
+        assert_eq!(stage.outcomes("commit").voided, 1);
+    });
+}
+
+#[test]
+fn zeros_by_block_status_are_proven_and_data_is_not() {
+    chain().drive("vda", "top").run(|stage| async move {
+        stage.write("vda", 1, 0).await.expect("a write");
+        stage.clear().await;
+        let own = stage.own("commit");
+        own.zero_proven(0, 1, at(9)).await.expect("nothing anywhere");
+        let nine: &[u64] = &[9];
+        assert_eq!(stage.dirty(), dirty(&["base", "mid", "other"].map(|name| (name, nine))));
+        let refused = own.zero_proven(0, 1, at(1)).await.expect_err("written zeros are data");
+        assert_eq!(refused.kind(), ErrorKind::NotPermitted);
+    });
+}
+
+/// A write that comes while the copy is between its read and its write waits, and wins.
+#[test]
+fn a_guest_write_waits_for_the_copy_of_its_range_and_no_other() {
+    let control = Arc::new(Control::default());
+    let slow = Arc::clone(&control);
+    let scene = Scene::default()
+        .base("base")
+        .node("turnstile", Turnstile(slow), vec![ChildDecl::filtered("base")])
+        .overlay("top", "turnstile")
+        .job("commit", "top", "turnstile")
+        .drive("vda", "top");
+    scene.run(|stage| async move {
+        stage.write("vda", 2, 5).await.expect("a write");
+        control.holds_writes.store(true, Ordering::Relaxed);
+        let own = stage.own("commit");
+        let copied = start(async move {
+            own.copy(0, 1, at(2), UNCHANGED).await.expect("a copy");
+        });
+        quiet().await;
+        assert_eq!(control.writes.load(Ordering::Relaxed), 1, "the copy is writing");
+        let writer = stage.clone();
+        let same = start(async move { writer.write("vda", 2, 6).await.expect("a write") });
+        let writer = stage.clone();
+        let other = start(async move { writer.write("vda", 7, 6).await.expect("a write") });
+        quiet().await;
+        assert!(!copied.get() && !same.get() && other.get());
+        control.holds_writes.store(false, Ordering::Relaxed);
+        quiet().await;
+        assert!(copied.get() && same.get());
+        assert_eq!(stage.byte("vda", 2).await, 6);
+    });
+}
+
+/// (b) copy-on-read over copy-on-read, on one range.
+#[test]
+fn copy_on_read_over_copy_on_read_ends() {
+    let scene = Scene::default()
+        .base("base")
+        .overlay("mid", "base")
+        .node("lower", CopyOnReadNode, vec![CopyOnReadNode::child("mid")])
+        .overlay("top", "lower")
+        .node("upper", CopyOnReadNode, vec![CopyOnReadNode::child("top")])
+        .drive("vda", "upper");
+    scene.run(|stage| async move {
+        let readers: Vec<_> = (0..8)
+            .map(|_| {
+                let stage = stage.clone();
+                start(async move {
+                    for block in 0..8 {
+                        assert_eq!(stage.byte("vda", block).await, 0);
+                    }
+                })
+            })
+            .collect();
+        quiet().await;
+        while !readers.iter().all(|ended| ended.get()) {
+            turn().await;
+        }
+        assert_eq!(stage.dirty(), BTreeMap::new());
+        assert!(stage.outcomes("lower").proven > 0 && stage.outcomes("upper").proven > 0);
+    });
+}
+
+/// (c) a background copy, while a guest's write to the range is parked in the filter that copies.
+#[test]
+fn a_background_copy_does_not_wait_for_a_write_that_is_parked_above() {
+    let control = Arc::new(Control::default());
+    let parked = Arc::clone(&control);
+    let grants = PermissionSet::HARMLESS;
+    let child = ChildDecl { grants, ..ChildDecl::filtered("top") };
+    let scene = Scene::default()
+        .base("base")
+        .overlay("top", "base")
+        .node("filter", Turnstile(parked), vec![child])
+        .drive("vda", "filter");
+    scene.run(|stage| async move {
+        control.holds_writes.store(true, Ordering::Relaxed);
+        let writer = stage.clone();
+        let written = start(async move { writer.write("vda", 2, 5).await.expect("a write") });
+        quiet().await;
+        let before = stage.dirty();
+        let copied = stage.own("filter").copy(0, 0, at(2), UNCHANGED).await;
+        assert_eq!(copied.expect("it does not wait").bytes, BLOCK);
+        assert!(!written.get());
+        assert_eq!((stage.dirty(), stage.outcomes("filter").proven), (before, 1));
+        control.holds_writes.store(false, Ordering::Relaxed);
+        quiet().await;
+        assert!(written.get());
+        assert_eq!(stage.byte("vda", 2).await, 5);
+    });
+}
+
+#[test]
+fn without_grants_a_node_does_nothing_of_its_own_accord() {
+    let scene = Scene::default().base("base").pass("pass", "base").drive("vda", "pass");
+    scene.run(|stage| async move {
+        let refused = OwnAccord::open(&stage.graph, "pass").err().map(|error| error.kind());
+        assert_eq!(refused, Some(ErrorKind::NotPermitted));
+        let unknown = OwnAccord::open(&stage.graph, "none").err().map(|error| error.kind());
+        assert_eq!(unknown, Some(ErrorKind::NotFound));
+    });
+}
