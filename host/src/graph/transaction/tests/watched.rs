@@ -3,7 +3,7 @@
 use super::scene::*;
 use crate::error::ErrorKind;
 use crate::graph::transaction::{Action, Event, Transaction, Unproven, Which};
-use crate::graph::{ChildDecl, LocalGraph, NodeDecl, OwnAccord, PermissionSet};
+use crate::graph::{ChildDecl, DriveDecl, LocalGraph, NodeDecl, OwnAccord, PermissionSet};
 
 /// A filter that may copy what its child shows back into it.
 fn acting(name: &str, on: &str) -> NodeDecl {
@@ -51,6 +51,25 @@ fn a_change_below_ends_what_reads_have_proven() {
         let read = here.read_proven(0, range).await.expect("a read");
         here.write_proven(0, &read).await.expect("it was read again");
         assert_eq!(scene.dirty("d").len(), 0);
+    });
+}
+
+/// A copy's guard is to be seen by whoever changes what lies below it: also by one whose own way is as it
+/// was.
+#[test]
+fn who_crosses_into_a_new_source_waits_for_it() {
+    run(async {
+        let shows = DriveDecl { writable: false, only_shows: true, ..drive("d", "top") };
+        let nodes = vec![overlay("top", "disk"), memory("disk")];
+        let scene = Scene::new(nodes, vec![shows, drive("e", "disk")], vec![]);
+        let child =
+            ChildDecl { grants: PermissionSet::CONSISTENT_READ, ..ChildDecl::filtered("top") };
+        let filter = NodeDecl { children: vec![child], ..pass("f", "top") };
+        let (node, users) = ("top".into(), Which::All);
+        let applied = scene.act(Action::InsertAbove { node, filter, users }).await;
+        let waited =
+            |event: &Event| matches!(event, Event::Paused { drives, .. } if drives.len() == 2);
+        assert!(applied.events.iter().any(waited), "{:?}", applied.events);
     });
 }
 
