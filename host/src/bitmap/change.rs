@@ -20,6 +20,7 @@ use std::sync::Arc;
 use super::content::Content;
 use super::users::Changing;
 use super::{Bitmap, BitmapError, BitmapName, BitmapState, BitmapUse, Extension, Granules};
+use crate::graph::{Mutation, mutated};
 
 /// What is to become of a bitmap.
 #[derive(Debug, Clone)]
@@ -180,7 +181,10 @@ impl Prepared {
             }
             Change::MergeBack if old.recording.is_none() => old.moved(BitmapState::Disabled),
             Change::MergeBack => {
-                let own = self.source(at);
+                let mut own = self.source(at);
+                if mutated(Mutation::RollsBackByReplacement) {
+                    own.content.recording = None;
+                }
                 old.holding(self.union(at, &[own])?)
             }
             Change::Abdicate => match old.recording.clone() {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::affected::Marks;
 use super::class::{Class, Cut};
 use super::guard::{SourceId, SourceSet};
+use super::mutation::{Mutation, mutated};
 use super::origin::Origin;
 use super::permission::{PermissionSet, Role};
 use super::snapshot::{Edge, Graph};
@@ -227,7 +228,10 @@ fn own(graph: &Graph, downs: &[Vec<Below>], at: usize, position: usize) -> Own {
         };
         Effect {
             marks: Marks::of(graph, target, Cut { class: unchanged, edge: None }),
-            enters: enters(false),
+            enters: match mutated(Mutation::ProvenWritesStaleNothing) && unchanged.is_some() {
+                true => SourceSet::default(),
+                false => enters(false),
+            },
             exempt: enters(true),
             unchanged,
         }

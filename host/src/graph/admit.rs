@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use super::cell::Snapshot;
-use super::op::Op;
+use super::mutation::{Mutation, mutated};
+use super::op::{Op, OpKind};
 use super::origin::Request;
 use super::permission::PermissionSet;
 use super::snapshot::{Edge, GraphNode};
@@ -27,7 +28,9 @@ pub(super) async fn admit(
     if !is_current() {
         return Ok(None);
     }
-    mark(edge, op);
+    if !mutated(Mutation::MarksAfterCompletion) {
+        mark(edge, op);
+    }
     Ok(Some(request))
 }
 
@@ -41,6 +44,11 @@ pub(super) fn check(edge: &Edge, child: &GraphNode, op: &Op) -> Result<()> {
 /// Marks what a change affects: the last step before it is issued, with nothing to wait for in between.
 #[inline]
 pub(super) fn mark(edge: &Edge, op: &Op) {
+    let is_skipped = mutated(Mutation::MarksNothing)
+        || (mutated(Mutation::DiscardsDoNotMark) && op.kind == OpKind::Discard);
+    if is_skipped {
+        return;
+    }
     if op.kind.is_change()
         && let Some(marks) = &edge.entry
     {

@@ -12,6 +12,7 @@
 //!
 //! Pure: it knows roles and indices, no drivers.
 
+use super::mutation::{Mutation, mutated};
 use super::permission::Role;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -145,6 +146,12 @@ impl Views {
                     pending.push(step.to);
                 }
             }
+        }
+        if mutated(Mutation::MarksOneClass)
+            || (mutated(Mutation::ProofExemptsTooMuch) && cut.class.is_some())
+        {
+            let ranged = if cut.class == Some(from) { Vec::new() } else { vec![from] };
+            return Reached { ranged, whole: Vec::new() };
         }
         let of = |wanted| {
             let classes = seen.iter().enumerate().filter(move |(_, seen)| **seen == wanted);

@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::admit::admit;
+use super::admit::{admit, mark};
 use super::align;
 use super::cell::LocalGraph;
 use super::detach::ToTheEnd;
 use super::edge::EdgeRef;
 use super::generation::DriveGeneration;
+use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use super::snapshot::{Graph, GraphDrive};
 use crate::error::{Error, ErrorKind, Result};
@@ -82,7 +83,11 @@ impl LocalDrive {
                 None => None,
             };
             edge.begin_admitted(&op);
-            return edge.settle(call(edge).await);
+            let result = edge.settle(call(edge).await);
+            if mutated(Mutation::MarksAfterCompletion) {
+                mark(edge.edge, &op);
+            }
+            return result;
         }
     }
 

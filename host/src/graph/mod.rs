@@ -36,6 +36,9 @@ mod evidence;
 mod gate;
 mod generation;
 mod guard;
+#[cfg(test)]
+mod model;
+mod mutation;
 mod op;
 mod origin;
 mod permission;
@@ -51,6 +54,7 @@ pub(crate) use drive::check_transfer;
 pub use edge::{EdgeCall, EdgeRef};
 pub use evidence::{Copied, CopyHow, Outcomes, OwnAccord, ProvenBuf};
 pub use generation::NodeGeneration;
+pub(crate) use mutation::{Mutation, mutated};
 pub use op::{Op, OpKind};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};

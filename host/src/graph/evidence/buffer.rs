@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::guard::{Guards, SourceId, SourceRange, Stale, WatchKey};
+use super::super::mutation::{Mutation, mutated};
 use crate::io::Buf;
 
 /// Whether anything that affects a view has touched a range since the watch began.
@@ -26,7 +27,7 @@ impl Watch {
 
     /// Nothing has touched the range so far. Stays true only under a guard of the range.
     pub(super) fn is_fresh(&self) -> bool {
-        !self.is_stale.load(Ordering::Acquire)
+        mutated(Mutation::WatchesNothing) || !self.is_stale.load(Ordering::Acquire)
     }
 }
 

@@ -14,6 +14,7 @@ use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
 use super::super::generation::NodeGeneration;
 use super::super::guard::{Full, Held, SourceId, SourceRange, Want};
+use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
 use super::super::origin::Request;
 use super::super::permission::{PermissionSet, Role};
@@ -320,7 +321,10 @@ impl Actor {
         self.acquire(want).await
     }
 
-    async fn acquire(&self, want: Want) -> Result<Held<'_>> {
+    async fn acquire(&self, mut want: Want) -> Result<Held<'_>> {
+        if mutated(Mutation::TakesNoGuards) {
+            want.exclusive = None;
+        }
         let operations = self.request.operations();
         let by = self.request.by(&operations);
         let guards = &*self.graph().guards;
@@ -363,8 +367,11 @@ impl Actor {
         let (source, edge) = (self.source(from)?, self.edge(from)?);
         self.check_range(edge, OpKind::Read, &range)?;
         let place = SourceRange { source, range: range.clone() };
-        let watch = Watch::begin(&self.graph().guards, &place);
+        let mut watch = Watch::begin(&self.graph().guards, &place);
         let buf = self.read_bytes(&self.request, edge, &range).await?;
+        if mutated(Mutation::WatchesAfterReading) {
+            watch = Watch::begin(&self.graph().guards, &place);
+        }
         Ok(ProvenBuf::new(buf, range.start, source, watch))
     }
 
@@ -566,6 +573,9 @@ async fn is_zero(edge: EdgeRef<'_>, range: Range<u64>) -> Result<bool> {
 }
 
 async fn backing_is_zero(edge: EdgeRef<'_>, range: Range<u64>) -> Result<bool> {
+    if mutated(Mutation::ForgetsTheBacking) {
+        return Ok(true);
+    }
     let mut node = edge.edge.child;
     loop {
         let edges = &edge.graph.nodes[node].edges;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::super::acting::{Effect, Own};
 use super::super::guard::{Guards, Held};
+use super::super::mutation::{Mutation, mutated};
 use super::buffer::ProvenBuf;
 use super::outcome::OutcomeCounters;
 use crate::error::{Error, ErrorKind, Result};
@@ -47,6 +48,10 @@ impl<'h> ViewProof<'h> {
             Evidence::UnderGuard => true,
             Evidence::Watched(bytes) => bytes.is_fresh() && bytes.range() == range,
         };
+        if !was_fresh && mutated(Mutation::DowngradesClaims) && held.issue() {
+            own.changed.marks.mark(range.start, range.end - range.start);
+            return Ok(Self { held, guards, own, outcomes, range, is_settled: false });
+        }
         // From here on no change enters the range before the write has settled.
         if !was_fresh || !held.issue() {
             outcomes.stale();
@@ -71,6 +76,9 @@ impl<'h> ViewProof<'h> {
 
     fn void(&self) {
         self.outcomes.voided();
+        if mutated(Mutation::KeepsVoidProofs) {
+            return;
+        }
         self.own.changed.marks.mark(self.range.start, self.range.end - self.range.start);
         self.guards.stale(&self.own.changed.enters, &self.range);
     }

@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::{GraphCell, Snapshot};
 use crate::graph::detach::ToTheEnd;
 use crate::graph::evidence::SameView;
+use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::Graph;
 use crate::io::{Time, current, turn_now, until};
 
@@ -46,8 +47,8 @@ struct Plan {
     prepared: Prepared,
     /// Ranges in which views alter without an edge that does.
     changes: Vec<Change>,
-    /// By node of the graph that is: whether it differs, or is asked what it shows.
-    touched: Vec<bool>,
+    /// By node of the graph that is: whether what it shows may differ.
+    shapes: Vec<bool>,
     /// Who pauses.
     origins: Vec<usize>,
     /// The actions, for messages.
@@ -67,7 +68,10 @@ impl Plan {
         let steps = work::steps(&draft, before, &after)?;
         let changes = bitmaps::size_changes(before, &after);
         let touched = touched(before, &after, &claims, &steps);
-        let origins = touched.origins(before);
+        let origins = match mutated(Mutation::DrainsNothing) {
+            true => Vec::new(),
+            false => touched.origins(before),
+        };
         let moved = draft.bitmaps.iter().filter_map(|entry| {
             let (from, _) = entry.moved.clone()?;
             let (to, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
@@ -75,9 +79,9 @@ impl Plan {
         });
         let mut events: Vec<Event> = moved.collect();
         events.extend(bitmaps::resized(&after));
-        let touched = touched.nodes;
+        let shapes = touched.shapes;
         let actions = draft.actions;
-        let plan = Self { after, claims, steps, prepared, changes, touched, origins, actions };
+        let plan = Self { after, claims, steps, prepared, changes, shapes, origins, actions };
         Ok((plan, events))
     }
 }
@@ -96,7 +100,9 @@ fn touched(before: &Graph, after: &Graph, claims: &[Claim], steps: &[Step]) -> T
             touched.nodes[at] = true;
         }
     }
-    steps.iter().for_each(|step| touched.nodes[step.old] = true);
+    for step in steps {
+        (touched.nodes[step.old], touched.shapes[step.old]) = (true, true);
+    }
     touched
 }
 
@@ -123,7 +129,7 @@ pub(in crate::graph) async fn apply(
     let deadline = turn_now() + within;
     let still = Still::of(&before, plan.origins.clone(), within).await?;
     let drained = clock();
-    let Plan { after, claims, steps, prepared, changes, touched, actions, .. } = plan;
+    let Plan { after, claims, steps, prepared, changes, shapes, actions, .. } = plan;
     let after = Rc::new(Snapshot::new(Arc::new(after)));
     {
         let section = Drained::new(&before, &after, &still);
@@ -145,7 +151,7 @@ pub(in crate::graph) async fn apply(
             events.extend(bitmaps::mark_whole(&after, &claim.marks, &claim.what));
         }
     }
-    end_watches(&before, &touched);
+    end_watches(&before, shapes);
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());

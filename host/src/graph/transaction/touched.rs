@@ -35,8 +35,10 @@ pub(super) fn same_drive<'g>(after: &'g Graph, drive: &GraphDrive) -> Option<&'g
 
 /// What of `before` is touched.
 pub(super) struct Touched {
-    /// By node.
+    /// By node: whether requests must not be on their way there.
     pub(super) nodes: Vec<bool>,
+    /// By node: whether what it shows may differ by itself.
+    pub(super) shapes: Vec<bool>,
     /// By drive.
     drives: Vec<bool>,
 }
@@ -54,12 +56,25 @@ fn same<T>(one: &Option<T>, other: &Option<T>, is_same: impl Fn(&T, &T) -> bool)
 }
 
 impl Comparison<'_> {
-    fn same_edge(&self, before: &Edge, after: &Edge) -> bool {
+    /// It leads where it led, and means what it meant.
+    fn same_way(&self, before: &Edge, after: &Edge) -> bool {
         before.name == after.name
             && before.role == after.role
-            && before.uses == after.uses
             && self.before.nodes[before.child].generation
                 == self.after.nodes[after.child].generation
+    }
+
+    /// It shows its children's bytes as it did.
+    fn same_shape(&self, before: &GraphNode, after: &GraphNode) -> bool {
+        let mut edges = before.edges.iter().zip(&after.edges);
+        before.info.size_bytes == after.info.size_bytes
+            && before.edges.len() == after.edges.len()
+            && edges.all(|(before, after)| self.same_way(before, after))
+    }
+
+    fn same_edge(&self, before: &Edge, after: &Edge) -> bool {
+        self.same_way(before, after)
+            && before.uses == after.uses
             && same(&before.entry, &after.entry, |one, other| one.addresses() == other.addresses())
             && before.crossing == after.crossing
             && same(&before.own, &after.own, Own::is_same)
@@ -86,15 +101,15 @@ impl Touched {
     pub(super) fn of(before: &Graph, after: &Graph) -> Self {
         let compare = Comparison { before, after };
         let known = Known::of(after);
-        let node = |node: &GraphNode| {
-            let now = known.node(node.generation).map(|at| &after.nodes[at]);
-            !now.is_some_and(|now| compare.same_node(node, now))
-        };
+        let now = |node: &GraphNode| known.node(node.generation).map(|at| &after.nodes[at]);
+        let node = |node: &GraphNode| !now(node).is_some_and(|now| compare.same_node(node, now));
+        let shape = |node: &GraphNode| !now(node).is_some_and(|now| compare.same_shape(node, now));
         let drive = |drive: &GraphDrive| {
             !same_drive(after, drive).is_some_and(|now| compare.same_drive(drive, now))
         };
         Self {
             nodes: before.nodes.iter().map(node).collect(),
+            shapes: before.nodes.iter().map(shape).collect(),
             drives: before.drives.iter().map(drive).collect(),
         }
     }
@@ -110,10 +125,10 @@ impl Touched {
     }
 }
 
-/// Ends the watches of all sources that could have seen what is touched: what was read before proves
-/// nothing any more.
-pub(super) fn end_watches(before: &Graph, touched: &[bool]) {
-    let reaching = before.reaching(touched.to_vec());
+/// Ends the watches of all sources that could see a shape that differs: what was read before proves
+/// nothing any more. What bitmaps record alters no bytes, and ends none.
+pub(super) fn end_watches(before: &Graph, shapes: Vec<bool>) {
+    let reaching = before.reaching(shapes);
     let sources = before.sources.iter().filter(|source| reaching[source.node]);
     let ids: Vec<SourceId> = sources.map(|source| source.id).collect();
     if !ids.is_empty() {

@@ -1,0 +1,218 @@
+//! What the real graph stands on: memory disks that tell what was written, and fail or hold on demand.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::super::Cx;
+use super::SECTOR;
+use super::run::turn;
+use super::world::{NodeId, Span};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buf, BufMut};
+use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
+
+/// What a disk was asked to change, and what of it has landed.
+#[derive(Clone, Debug)]
+pub(super) struct Landed {
+    pub(super) disk: NodeId,
+    /// In sectors of the disk: what was asked.
+    pub(super) span: Span,
+    /// The sectors from the start on that have landed; of a discard, all that are its own.
+    pub(super) bytes: Vec<u8>,
+    pub(super) is_discard: bool,
+    pub(super) has_failed: bool,
+    /// How many guarded operations caused it.
+    pub(super) depth: usize,
+}
+
+/// What a case does to the requests of its disks, and learns of them.
+#[derive(Default)]
+pub(super) struct Control {
+    log: Mutex<Vec<Landed>>,
+    /// The next change fails after so many quarters of its blocks have landed.
+    fail: Mutex<Option<usize>>,
+    pub(super) holds_writes: AtomicBool,
+    /// Reads wait with their bytes in hand.
+    pub(super) holds_reads: AtomicBool,
+    /// Requests that wait.
+    pub(super) held: AtomicUsize,
+}
+
+impl Control {
+    pub(super) fn take_log(&self) -> Vec<Landed> {
+        std::mem::take(&mut *self.log.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Arms or disarms the next failure.
+    pub(super) fn set_fail(&self, quarters: Option<usize>) {
+        *self.fail.lock().unwrap_or_else(PoisonError::into_inner) = quarters;
+    }
+
+    async fn hold(&self, switch: &AtomicBool) {
+        if switch.load(Ordering::Relaxed) {
+            self.held.fetch_add(1, Ordering::Relaxed);
+            while switch.load(Ordering::Relaxed) {
+                turn().await;
+            }
+            self.held.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn note(&self, landed: Landed) {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(landed);
+    }
+}
+
+/// A [`MemoryNode`] under [`Control`].
+pub(super) struct TestDisk {
+    pub(super) id: NodeId,
+    pub(super) memory: MemoryNode,
+    pub(super) block_bytes: u64,
+    pub(super) control: Arc<Control>,
+}
+
+/// The model byte of each sector; `None` if a sector is not of one byte.
+pub(super) fn sectors(bytes: &[u8]) -> Option<Vec<u8>> {
+    let sector = |sector: &[u8]| sector.iter().all(|byte| *byte == sector[0]).then_some(sector[0]);
+    bytes.chunks(SECTOR as usize).map(sector).collect()
+}
+
+impl TestDisk {
+    /// How much of a change of `len` bytes lands if it fails now.
+    fn fail(&self, len: u64) -> Option<u64> {
+        let quarters =
+            self.control.fail.lock().unwrap_or_else(PoisonError::into_inner).take()? as u64;
+        let blocks = len / self.block_bytes;
+        Some((blocks * quarters).div_ceil(4) * self.block_bytes)
+    }
+
+    fn note(&self, cx: Cx<'_>, (offset, asked): (u64, u64), bytes: Vec<u8>, has_failed: bool) {
+        self.control.note(Landed {
+            disk: self.id,
+            span: Span::at((offset / SECTOR) as usize, (asked / SECTOR) as usize),
+            bytes,
+            is_discard: false,
+            has_failed,
+            depth: cx.request.operations().len(),
+        });
+    }
+}
+
+fn failure() -> Error {
+    Error::new(ErrorKind::Io, "the case wants it so")
+}
+
+impl Node for TestDisk {
+    fn driver(&self) -> &'static str {
+        "test-disk"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        self.memory.info(children)
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        Box::pin(async move {
+            let read = self.memory.read(cx, offset, buf).await;
+            self.control.hold(&self.control.holds_reads).await;
+            read
+        })
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.control.hold(&self.control.holds_writes).await;
+            let len = buf.len() as u64;
+            let failed = self.fail(len);
+            let landing = failed.unwrap_or(len);
+            let buf = buf.slice(0..landing as usize);
+            let bytes = sectors(&buf).unwrap_or_default();
+            self.note(cx, (offset, len), bytes, failed.is_some());
+            if landing > 0 {
+                self.memory.write(cx, offset, buf, flags).await?;
+            }
+            failed.map_or(Ok(()), |_| Err(failure()))
+        })
+    }
+
+    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.control.hold(&self.control.holds_writes).await;
+            let failed = self.fail(len);
+            let landing = failed.unwrap_or(len);
+            let bytes = vec![0; (landing / SECTOR) as usize];
+            self.note(cx, (at, len), bytes, failed.is_some());
+            if landing > 0 {
+                self.memory.zero(cx, at, landing, flags).await?;
+            }
+            failed.map_or(Ok(()), |_| Err(failure()))
+        })
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.control.hold(&self.control.holds_writes).await;
+            let span = Span::at((offset / SECTOR) as usize, (len / SECTOR) as usize);
+            let depth = cx.request.operations().len();
+            let bytes = vec![0; span.len()];
+            let (disk, is_discard, has_failed) = (self.id, true, false);
+            self.control.note(Landed { disk, span, bytes, is_discard, has_failed, depth });
+            self.memory.discard(cx, offset, len).await
+        })
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        self.memory.flush(cx)
+    }
+
+    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
+        self.memory.block_status(cx, at, len)
+    }
+}
+
+fn cannot<'a, T>() -> NodeFuture<'a, T> {
+    Box::pin(async { Err(Error::new(ErrorKind::NotSupported, "a job serves nobody")) })
+}
+
+/// Shows nothing, serves nobody: only acts.
+pub(super) struct JobNode;
+
+impl Node for JobNode {
+    fn driver(&self) -> &'static str {
+        "job"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        NodeInfo::of_filter(children)
+    }
+
+    fn read<'a>(&'a self, _: Cx<'a>, _: u64, _: BufMut) -> NodeFuture<'a, BufMut> {
+        cannot()
+    }
+
+    fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn block_status<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, Vec<Extent>> {
+        cannot()
+    }
+}

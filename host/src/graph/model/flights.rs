@@ -1,0 +1,223 @@
+//! Steps with several requests in flight at once: disks hold them half-way.
+
+use std::sync::atomic::Ordering;
+
+use super::super::CopyHow;
+use super::random::Random;
+use super::run::{Kept, Run, Started, Verdict, bytes_of, kind_of, quiet, start};
+use super::scene::Drive;
+use super::steps::fill;
+use super::world::{Answer, Buffer, FlightId, NodeId, Outcome, Payload, Refusal, Span, Unproven};
+use crate::bitmap::BitmapState;
+use crate::error::{ErrorKind, Result as HostResult};
+use crate::node::WriteFlags;
+
+fn told<T>(result: Result<T, Refusal>) -> Result<T, String> {
+    result.map_err(|refusal| refusal.to_string())
+}
+
+/// A guest's write in both worlds, begun and not ended.
+struct Writing {
+    real: Started<HostResult<()>>,
+    flight: FlightId,
+    node: NodeId,
+    span: Span,
+}
+
+impl Run {
+    fn writable_drive(&self, random: &mut Random) -> Option<Drive> {
+        let drives = self.scene.drives.iter().copied().filter(|drive| drive.is_writable);
+        random.pick(&drives.collect::<Vec<_>>())
+    }
+
+    /// A span that meets another one more often than not.
+    fn span_near(&self, random: &mut Random, near: Span, len: usize) -> Span {
+        let span = self.span(random, len);
+        if random.one_in(3) || near.start >= len { span } else { Span::at(near.start, 1) }
+    }
+
+    fn begin_write(
+        &mut self,
+        random: &mut Random,
+        drive: Drive,
+        span: Span,
+    ) -> Result<Writing, String> {
+        let bytes: Vec<u8> = (0..span.len()).map(|_| random.next() as u8).collect();
+        let (real, buf) = (self.drive(&drive.id.to_string()), fill(&bytes));
+        let offset = bytes_of(span).start;
+        let real = start(async move { real.write(offset, buf, WriteFlags::NONE).await });
+        let flight = told(self.world.admit(drive.root, span, &Payload::Bytes(bytes)))?;
+        Ok(Writing { real, flight, node: drive.root, span })
+    }
+
+    async fn end_write(&mut self, writing: &Writing) -> Verdict {
+        let result = writing.real.end().await?;
+        if result.is_err() {
+            let (span, node) = (writing.span, writing.node);
+            return Err(format!("a write to {span} of {node} ended with {result:?}"));
+        }
+        told(self.world.settle(writing.flight, &Outcome::Done))
+    }
+
+    fn hold_writes(&self, hold: bool) {
+        self.control.holds_writes.store(hold, Ordering::Relaxed);
+    }
+
+    fn held(&self) -> usize {
+        self.control.held.load(Ordering::Relaxed)
+    }
+
+    /// A bitmap changes, or a job reads, while a guest's write is with its disk.
+    pub(super) async fn during_a_write(&mut self, random: &mut Random) -> Verdict {
+        let Some(drive) = self.writable_drive(random) else { return Ok(()) };
+        let span = self.span(random, self.len(drive.root));
+        self.step = format!("write to {span} of {}, held", drive.id);
+        self.hold_writes(true);
+        let writing = self.begin_write(random, drive, span)?;
+        quiet().await;
+        told(self.world.issue(writing.flight))?;
+        let checked = self.check_bitmaps();
+        let ended = match checked {
+            Ok(()) if !self.scene.jobs.is_empty() && random.one_in(2) => {
+                self.read_during(random, &writing).await
+            }
+            Ok(()) => self.bitmap_during(random, &writing).await,
+            wrong => wrong,
+        };
+        self.hold_writes(false);
+        ended
+    }
+
+    async fn bitmap_during(&mut self, random: &mut Random, writing: &Writing) -> Verdict {
+        let (id, change, action) = self.any_bitmap_change(random);
+        self.step = format!("{}; {change:?} of {id}", self.step);
+        let (bitmap, cell) = (self.bitmap(id), std::sync::Arc::clone(self.graph.cell()));
+        // What no change marks needs no drain, nor does the end of a freeze that drops what was frozen.
+        let needs_drain = bitmap.recording().is_some() || bitmap.state() == BitmapState::Disabled;
+        let may_be_early = matches!(change, crate::bitmap::Change::Abdicate)
+            || (bitmap.state() == BitmapState::Disabled
+                && !matches!(change, crate::bitmap::Change::Enable));
+        let must_wait = needs_drain && !may_be_early && !self.world.busy(&action).is_empty();
+        let real = start(async move { cell.change_bitmap(&bitmap, &[change]).await });
+        quiet().await;
+        let early = real.take();
+        if matches!(early, Some(Ok(()))) && must_wait {
+            return Err("a bitmap was changed under a write in flight".to_owned());
+        }
+        self.hold_writes(false);
+        self.end_write(writing).await?;
+        let result = match early {
+            Some(result) => result,
+            None => real.end().await?,
+        };
+        // What was done early must be the same as if it were done now.
+        let expect = self.world.transact(&[action], Unproven::Refuse);
+        match (&result, &expect) {
+            (Ok(()), Ok(_)) | (Err(_), Err(_)) => Ok(()),
+            _ => Err(format!("a bitmap's change ended with {result:?}, not {expect:?}")),
+        }
+    }
+
+    async fn read_during(&mut self, random: &mut Random, writing: &Writing) -> Verdict {
+        let at = random.below(self.scene.jobs.len());
+        let from = self.scene.jobs[at].from;
+        let span = self.span_near(random, writing.span, self.len(from));
+        self.step = format!("{}; job {at} reads {span} of {from}", self.step);
+        let job = self.job(at);
+        let real = start(async move { job.read_proven(0, bytes_of(span)).await });
+        quiet().await;
+        let watch = told(self.world.register_watch(from, span))?;
+        self.hold_writes(false);
+        self.end_write(writing).await?;
+        let bytes = real.end().await?.map_err(|error| error.to_string())?;
+        let log = self.control.take_log();
+        self.follow_copies(&log, 0)?;
+        told(self.world.capture(watch))?;
+        self.keep(Kept { bytes, watch, node: from });
+        Ok(())
+    }
+
+    /// A guest writes while a job has its bytes in hand, and has not got them yet.
+    pub(super) async fn during_a_read(&mut self, random: &mut Random) -> Verdict {
+        let Some(drive) = self.writable_drive(random) else { return Ok(()) };
+        let at = random.below(self.scene.jobs.len());
+        let from = self.scene.jobs[at].from;
+        if self.scene.place(from).copies_on_read {
+            return Ok(());
+        }
+        let span = self.span(random, self.len(from));
+        let written = self.span_near(random, span, self.len(drive.root));
+        self.step =
+            format!("job {at} reads {span} of {from}, held; write to {written} of {}", drive.id);
+        let job = self.job(at);
+        self.control.holds_reads.store(true, Ordering::Relaxed);
+        let real = start(async move { job.read_proven(0, bytes_of(span)).await });
+        quiet().await;
+        let watch = told(self.world.register_watch(from, span))?;
+        told(self.world.capture(watch))?;
+        let writing = self.begin_write(random, drive, written)?;
+        self.end_write(&writing).await?;
+        self.control.holds_reads.store(false, Ordering::Relaxed);
+        let bytes = real.end().await?.map_err(|error| error.to_string())?;
+        self.control.take_log();
+        self.keep(Kept { bytes, watch, node: from });
+        Ok(())
+    }
+
+    /// A guest writes while a copy is with its disk.
+    pub(super) async fn during_a_copy(&mut self, random: &mut Random) -> Verdict {
+        let Some(drive) = self.writable_drive(random) else { return Ok(()) };
+        let at = random.below(self.scene.jobs.len());
+        let job = self.scene.jobs[at];
+        if self.scene.place(job.from).copies_on_read {
+            return Ok(());
+        }
+        let span = self.span(random, self.len(job.from).min(self.len(job.to)));
+        let written = self.span_near(random, span, self.len(drive.root));
+        self.step = format!("job {at} copies {span}, held; write to {written} of {}", drive.id);
+        let watch = told(self.world.register_watch(job.from, span))?;
+        told(self.world.capture(watch))?;
+        let buffer = Buffer::Captured(watch);
+        let claim = self.world.judge(job.to, span, &buffer);
+        self.hold_writes(true);
+        let own = self.job(at);
+        let how = CopyHow { unchanged: true, only_unallocated: false };
+        let copy = start(async move { own.copy(0, 2, bytes_of(span), how).await.map(drop) });
+        quiet().await;
+        if self.held() == 0 {
+            self.hold_writes(false);
+            let result = copy.end().await?;
+            self.world.unregister_watch(watch);
+            let is_right = kind_of(&result) == Some(ErrorKind::NotPermitted)
+                && claim.admits(Answer::NotProven);
+            return if is_right {
+                Ok(())
+            } else {
+                Err(format!("a copy: {result:?}, not {claim:?}"))
+            };
+        }
+        let copying = told(self.world.admit_claim(job.to, span, &buffer))?;
+        told(self.world.issue(copying))?;
+        let blockers = told(self.world.blockers(drive.root, written, None))?;
+        let writing = self.begin_write(random, drive, written)?;
+        quiet().await;
+        let is_held_off = self.held() == 1;
+        if is_held_off == blockers.is_empty() {
+            return Err(format!("a write was held off: {is_held_off}; by right by {blockers:?}"));
+        }
+        if !is_held_off {
+            told(self.world.issue(writing.flight))?;
+        }
+        self.check_bitmaps()?;
+        self.hold_writes(false);
+        let result = copy.end().await?;
+        if result.is_err() {
+            return Err(format!("a copy ended with {result:?}"));
+        }
+        told(self.world.settle(copying, &Outcome::Done))?;
+        self.end_write(&writing).await?;
+        self.control.take_log();
+        self.world.unregister_watch(watch);
+        Ok(())
+    }
+}

@@ -1,0 +1,415 @@
+//! Scenes by chance: one graph, built for the real core and for the model.
+
+use std::sync::Arc;
+
+use super::super::{
+    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, GraphCell, GraphDecl, NodeDecl, PermissionSet,
+    Role,
+};
+use super::SECTOR;
+use super::disk::{Control, JobNode, TestDisk};
+use super::random::Random;
+use super::world::{
+    Action, BitmapAction, BitmapId, DriveId, Memory, Node, NodeId, Span, Unproven, View, World,
+};
+use crate::bitmap::{BitmapName, Granularity};
+use crate::error::Result;
+use crate::filter::{CopyOnReadNode, PassNode};
+use crate::node::{MemoryNode, RawNode};
+
+/// Nodes on one path at most.
+const DEPTH_MAX: usize = 8;
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Disk { len: usize, cluster: usize, backing: Option<NodeId>, is_overlay: bool },
+    Filter { child: NodeId, copies_on_read: bool },
+    Opaque { child: NodeId, window: Span },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    id: NodeId,
+    kind: Kind,
+    pub(super) len: usize,
+    depth: usize,
+    /// What its class stands on is a disk with a backing: a filter can copy into it.
+    is_on_overlay: bool,
+    /// Reading it may copy.
+    pub(super) copies_on_read: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drive {
+    pub(super) id: DriveId,
+    pub(super) root: NodeId,
+    pub(super) is_writable: bool,
+    only_shows: bool,
+}
+
+/// A node that copies from the first to the last of these. What it writes is proven for the first,
+/// or may be any change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    pub(super) from: NodeId,
+    pub(super) beside: NodeId,
+    pub(super) to: NodeId,
+    pub(super) is_proven: bool,
+}
+
+/// A graph, before it is built.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scene {
+    pub(super) nodes: Vec<Place>,
+    pub(super) drives: Vec<Drive>,
+    pub(super) jobs: Vec<Job>,
+    granularity: usize,
+    /// A filter beside others on one node, and jobs with it: the core then voids proofs needlessly
+    /// (`proven_writes_through_filters_beside_the_source`).
+    allows_side_filters: bool,
+}
+
+pub(super) fn node_name(node: NodeId) -> String {
+    node.to_string()
+}
+
+/// A drive that shows any node to the case alone.
+pub(super) fn probe_name(node: NodeId) -> String {
+    format!("probe-{node}")
+}
+
+pub(super) fn job_name(job: usize) -> String {
+    format!("job-{job}")
+}
+
+impl Scene {
+    pub(super) fn place(&self, node: NodeId) -> Place {
+        self.nodes[node.0 as usize - 1]
+    }
+
+    /// One whose permissions admit it, in both worlds.
+    pub(super) fn build(
+        random: &mut Random,
+        allows_side_filters: bool,
+        control: &Arc<Control>,
+    ) -> (Self, GraphCell, World) {
+        let mut scene = Self::by_chance(random, allows_side_filters);
+        let mut refused = None;
+        for _ in 0..100 {
+            match scene.real(control) {
+                Ok(cell) => {
+                    let world = scene.model();
+                    return (scene, cell, world);
+                }
+                Err(error) => refused = Some(error),
+            }
+            scene.weaken(random);
+        }
+        panic!("the weakest scene is refused: {refused:?}");
+    }
+
+    fn by_chance(random: &mut Random, allows_side_filters: bool) -> Self {
+        // A coarse one has clusters to fill, and nobody who acts: see `run.rs`.
+        let is_coarse = random.one_in(4);
+        let granularity = random.pick(&[1, 2, 4]).unwrap_or(2);
+        let mut scene = Self { granularity, allows_side_filters, ..Self::default() };
+        let len = random.between(4, 10) * 4;
+        for at in 0..random.between(2, 12) {
+            scene.add_node(random, (at as u32) + 1, len, is_coarse);
+        }
+        for at in 0..random.between(1, 3) {
+            let id = DriveId(at as u32 + 1);
+            // The last nodes are the tops, mostly.
+            let root = scene.near_the_top(random);
+            scene.drives.push(Drive { id, root, is_writable: true, only_shows: false });
+        }
+        if !is_coarse {
+            for _ in 0..random.between(0, 3) {
+                let (from, beside) = (scene.near_the_top(random), scene.any_node(random));
+                // A job is of use if it writes below what it reads.
+                let below = scene.path(from);
+                let below = random.pick(&below).unwrap_or(from);
+                let to = if random.one_in(6) { scene.any_node(random) } else { below };
+                let is_proven = !random.one_in(3);
+                scene.jobs.push(Job { from, beside, to, is_proven });
+            }
+            while !scene.allows_side_filters && scene.voids_proofs() {
+                scene.jobs.pop();
+            }
+        }
+        scene
+    }
+
+    fn any_node(&self, random: &mut Random) -> NodeId {
+        self.nodes[random.below(self.nodes.len())].id
+    }
+
+    fn near_the_top(&self, random: &mut Random) -> NodeId {
+        let count = self.nodes.len();
+        self.nodes[count - 1 - random.below(count.min(4))].id
+    }
+
+    fn child(&self, node: NodeId) -> Option<NodeId> {
+        match self.place(node).kind {
+            Kind::Disk { backing, .. } => backing,
+            Kind::Filter { child, .. } | Kind::Opaque { child, .. } => Some(child),
+        }
+    }
+
+    fn path(&self, top: NodeId) -> Vec<NodeId> {
+        std::iter::successors(Some(top), |node| self.child(*node)).collect()
+    }
+
+    fn add_node(&mut self, random: &mut Random, id: u32, usual_len: usize, is_coarse: bool) {
+        let cluster = |random: &mut Random| match is_coarse {
+            true => random.pick(&[1, 2, 4]).unwrap_or(1),
+            false => 1,
+        };
+        let children: Vec<Place> =
+            self.nodes.iter().copied().filter(|node| node.depth < DEPTH_MAX).collect();
+        // Mostly the last one: chains, not bushes.
+        let child = match random.one_in(3) {
+            true => random.pick(&children),
+            false => children.last().copied(),
+        };
+        let (id, mut choice) = (NodeId(id), random.below(12));
+        let mut child = child;
+        if !is_coarse && !self.allows_side_filters {
+            child = child.map(|child| self.place(self.class_top(child.id)));
+            let is_used = child.is_some_and(|child| self.is_used(child.id));
+            if is_used && (1..=4).contains(&choice) {
+                choice = 11;
+            }
+        }
+        let kind = match (child, choice) {
+            (None, _) | (_, 0) => Kind::Disk {
+                len: usual_len,
+                cluster: cluster(random),
+                backing: None,
+                is_overlay: random.one_in(4),
+            },
+            (Some(child), 1..=4) => {
+                let may_copy = child.is_on_overlay && !is_coarse;
+                let copies_on_read = may_copy && random.one_in(2);
+                Kind::Filter { child: child.id, copies_on_read }
+            }
+            (Some(child), 5) if child.len > 1 => {
+                let start = random.below(child.len / 2 + 1);
+                let len = random.between(1, child.len - start);
+                Kind::Opaque { child: child.id, window: Span::at(start, len) }
+            }
+            (Some(child), _) => {
+                let len = match random.one_in(4) {
+                    true => random.between(1, 12) * 4,
+                    false => usual_len,
+                };
+                let backing = Some(child.id);
+                Kind::Disk { len, cluster: cluster(random), backing, is_overlay: true }
+            }
+        };
+        self.nodes.push(self.new_place(id, kind));
+    }
+
+    /// Whether a proven write enters, by way of a filter of the class that it goes to, a source that
+    /// stands below that filter: the core then takes it for a change of the source.
+    fn voids_proofs(&self) -> bool {
+        let sources = self.jobs.iter().flat_map(|job| [job.from, job.beside]);
+        let paths: Vec<Vec<NodeId>> = sources.map(|source| self.path(source)).collect();
+        let copying = self.nodes.iter().filter_map(|node| match node.kind {
+            Kind::Filter { child, copies_on_read: true } => Some(child),
+            _ => None,
+        });
+        let crosses = |to: NodeId| {
+            self.path(to)
+                .into_iter()
+                .map_while(|parent| match self.place(parent).kind {
+                    Kind::Filter { child, .. } => Some((parent, child)),
+                    _ => None,
+                })
+                .any(|(parent, child)| {
+                    paths.iter().any(|path| path.contains(&child) && !path.contains(&parent))
+                })
+        };
+        self.jobs.iter().map(|job| job.to).chain(copying).any(crosses)
+    }
+
+    fn is_used(&self, node: NodeId) -> bool {
+        self.nodes.iter().any(|parent| self.child(parent.id) == Some(node))
+    }
+
+    /// The highest filter on a node.
+    fn class_top(&self, node: NodeId) -> NodeId {
+        let filter = self
+            .nodes
+            .iter()
+            .find(|above| matches!(above.kind, Kind::Filter { child, .. } if child == node));
+        filter.map_or(node, |filter| self.class_top(filter.id))
+    }
+
+    fn new_place(&self, id: NodeId, kind: Kind) -> Place {
+        let below = |child: NodeId| self.place(child);
+        match kind {
+            Kind::Disk { len, backing, .. } => Place {
+                id,
+                kind,
+                len,
+                depth: backing.map_or(0, |backing| below(backing).depth) + 1,
+                is_on_overlay: backing.is_some(),
+                copies_on_read: backing.is_some_and(|backing| below(backing).copies_on_read),
+            },
+            Kind::Filter { child, copies_on_read } => {
+                let child = below(child);
+                let copies_on_read = copies_on_read || child.copies_on_read;
+                Place { id, kind, depth: child.depth + 1, copies_on_read, ..child }
+            }
+            Kind::Opaque { child, window } => {
+                let child = below(child);
+                let (depth, len) = (child.depth + 1, window.len());
+                Place { id, kind, len, depth, is_on_overlay: false, ..child }
+            }
+        }
+    }
+
+    /// Takes something away that permissions may stumble over.
+    fn weaken(&mut self, random: &mut Random) {
+        let strong: Vec<usize> =
+            (0..self.drives.len()).filter(|at| !self.drives[*at].only_shows).collect();
+        match (random.pick(&strong), self.jobs.is_empty()) {
+            (Some(_), false) if random.one_in(2) => {
+                self.jobs.pop();
+            }
+            (Some(at), _) => {
+                (self.drives[at].is_writable, self.drives[at].only_shows) = (false, true);
+            }
+            (None, false) => {
+                self.jobs.pop();
+            }
+            (None, true) => {
+                // A copy-on-read filter beside others: it becomes one that does nothing.
+                let filters = self.nodes.iter_mut().rev().filter_map(|node| match &mut node.kind {
+                    Kind::Filter { copies_on_read, .. } if *copies_on_read => Some(copies_on_read),
+                    _ => None,
+                });
+                if let Some(filter) = filters.take(1).next() {
+                    *filter = false;
+                }
+                let kinds: Vec<_> = self.nodes.iter().map(|node| (node.id, node.kind)).collect();
+                self.nodes.clear();
+                for (id, kind) in kinds {
+                    self.nodes.push(self.new_place(id, kind));
+                }
+            }
+        }
+    }
+
+    fn real(&self, control: &Arc<Control>) -> Result<GraphCell> {
+        let mut decl = GraphDecl::default();
+        for node in &self.nodes {
+            let (driver, children): (Arc<dyn crate::node::Node>, Vec<ChildDecl>) = match node.kind {
+                Kind::Disk { len, cluster, backing, is_overlay } => {
+                    let (size_bytes, block_bytes) = (len as u64 * SECTOR, cluster as u64 * SECTOR);
+                    let memory = match is_overlay {
+                        true => MemoryNode::overlay(size_bytes, block_bytes as u32)?,
+                        false => MemoryNode::new(size_bytes, block_bytes as u32)?,
+                    };
+                    let (id, control) = (node.id, Arc::clone(control));
+                    let backing = backing.map(|backing| ChildDecl {
+                        name: "backing".into(),
+                        role: Role::Backing,
+                        ..ChildDecl::filtered(node_name(backing))
+                    });
+                    let disk = TestDisk { id, memory, block_bytes, control };
+                    (Arc::new(disk), backing.into_iter().collect())
+                }
+                Kind::Filter { child, copies_on_read: true } => {
+                    (Arc::new(CopyOnReadNode), vec![CopyOnReadNode::child(node_name(child))])
+                }
+                Kind::Filter { child, .. } => {
+                    (Arc::new(PassNode), vec![ChildDecl::filtered(node_name(child))])
+                }
+                Kind::Opaque { child, window } => {
+                    let size_bytes = Some(window.len() as u64 * SECTOR);
+                    let raw = RawNode::new(window.start as u64 * SECTOR, size_bytes);
+                    (Arc::new(raw), vec![ChildDecl::storage(node_name(child))])
+                }
+            };
+            decl.nodes.push(NodeDecl { name: node_name(node.id), driver, children });
+            let (id, root) = (probe_name(node.id), Some(node_name(node.id)));
+            decl.drives.push(DriveDecl { id, root, writable: false, only_shows: true });
+            decl.bitmaps.push(self.bitmap(BitmapScope::Node(node_name(node.id).into()))?);
+        }
+        for (at, job) in self.jobs.iter().enumerate() {
+            let edge = |name: &str, node, role, grants, proven_for| {
+                let (name, node) = (name.into(), node_name(node));
+                ChildDecl { name, node, role, grants, proven_for }
+            };
+            let read = PermissionSet::CONSISTENT_READ;
+            let proven_for = job.is_proven.then(|| "from".into());
+            let children = vec![
+                edge("from", job.from, Role::Source, read, None),
+                edge("beside", job.beside, Role::Source, read, None),
+                edge("to", job.to, Role::Target, PermissionSet::WRITE, proven_for),
+            ];
+            decl.nodes.push(NodeDecl { name: job_name(at), driver: Arc::new(JobNode), children });
+        }
+        for drive in &self.drives {
+            let (id, root) = (drive.id.to_string(), Some(node_name(drive.root)));
+            let (writable, only_shows) = (drive.is_writable, drive.only_shows);
+            decl.drives.push(DriveDecl { id: id.clone(), root, writable, only_shows });
+            decl.bitmaps.push(self.bitmap(BitmapScope::Drive(id.into()))?);
+        }
+        decl.build().map(GraphCell::new)
+    }
+
+    fn bitmap(&self, scope: BitmapScope) -> Result<BitmapDecl> {
+        let granularity = Granularity::from_bytes(self.granularity as u64 * SECTOR);
+        let (name, granularity) = (BitmapName::new("b"), granularity.expect("a power of two"));
+        Ok(BitmapDecl { scope, name: name.expect("a name"), granularity, enabled: true })
+    }
+
+    fn model(&self) -> World {
+        let mut actions = Vec::new();
+        let mut bitmaps = Vec::new();
+        let mut bitmap = |id, scope| {
+            let (id, granularity, enabled) = (BitmapId(id), self.granularity, true);
+            bitmaps.push(Action::Bitmap(BitmapAction::Add { id, scope, granularity, enabled }));
+        };
+        for node in &self.nodes {
+            let made = match node.kind {
+                Kind::Disk { len, is_overlay: false, .. } => {
+                    Node::Memory(Memory::full(vec![0; len]))
+                }
+                Kind::Disk { len, cluster, backing, .. } => {
+                    Node::Memory(Memory::overlay(len, cluster, backing))
+                }
+                Kind::Filter { child, .. } => Node::Filter { child },
+                Kind::Opaque { child, window } => Node::Opaque { child, window, key: 0 },
+            };
+            actions.push(Action::AddNode(node.id, made));
+            bitmap(node.id.0, View::Node(node.id));
+        }
+        for drive in &self.drives {
+            actions.push(Action::AddDrive(drive.id, Some(drive.root)));
+            bitmap(DRIVE_BITMAPS + drive.id.0, View::Drive(drive.id));
+        }
+        actions.append(&mut bitmaps);
+        let mut world = World::new();
+        world.transact(&actions, Unproven::Refuse).expect("a graph that the core has built");
+        world
+    }
+
+    /// Where the bytes of a node are stored: the disk, and at which offset there its own begin.
+    pub(super) fn disk_of(&self, node: NodeId) -> (NodeId, usize) {
+        match self.place(node).kind {
+            Kind::Disk { .. } => (node, 0),
+            Kind::Filter { child, .. } => self.disk_of(child),
+            Kind::Opaque { child, window } => {
+                let (disk, start) = self.disk_of(child);
+                (disk, start + window.start)
+            }
+        }
+    }
+}
+
+/// Bitmaps of nodes have the node's number; those of drives follow.
+pub(super) const DRIVE_BITMAPS: u32 = 1000;

@@ -1,0 +1,59 @@
+//! Rules that a test breaks, one at a time, to see that it is noticed. Outside of tests none is.
+
+/// A rule of the core, broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code, reason = "only tests break rules"))]
+pub(crate) enum Mutation {
+    /// A guest's change marks nothing.
+    MarksNothing,
+    /// A guest's change marks when it has ended.
+    MarksAfterCompletion,
+    /// Discards mark nothing.
+    DiscardsDoNotMark,
+    /// Nothing above the class of a change is marked.
+    MarksOneClass,
+    /// A proven write marks the class that it enters, and none in between or beside.
+    ProofExemptsTooMuch,
+    /// A watch begins when the bytes have been read.
+    WatchesAfterReading,
+    /// A watch is never stale.
+    WatchesNothing,
+    /// What is stale is written as a plain change.
+    DowngradesClaims,
+    /// What a failed proven write exempted stays clean.
+    KeepsVoidProofs,
+    /// A proven write stales nobody's watch.
+    ProvenWritesStaleNothing,
+    /// Copies hold nobody off.
+    TakesNoGuards,
+    /// Zeros need not be the backing's.
+    ForgetsTheBacking,
+    /// Bitmaps change while requests are in flight.
+    DrainsNothing,
+    /// A freeze that is undone yields what was frozen alone.
+    RollsBackByReplacement,
+}
+
+#[cfg(test)]
+thread_local! {
+    static BROKEN: std::cell::Cell<Option<Mutation>> = const { std::cell::Cell::new(None) };
+}
+
+/// Breaks a rule on this thread, or none.
+#[cfg(test)]
+pub(super) fn set(mutation: Option<Mutation>) {
+    BROKEN.set(mutation);
+}
+
+/// Whether the rule is broken.
+#[cfg(test)]
+pub(crate) fn mutated(mutation: Mutation) -> bool {
+    BROKEN.get() == Some(mutation)
+}
+
+/// Whether the rule is broken: never.
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) const fn mutated(_: Mutation) -> bool {
+    false
+}
