@@ -108,6 +108,7 @@ struct Source {
 ///
 /// # Errors
 /// As [`Prepared::add`].
+#[cfg(test)]
 pub(crate) fn prepare(bitmap: &Arc<Bitmap>, changes: &[Change]) -> Result<Prepared, BitmapError> {
     let mut prepared = Prepared::default();
     changes.iter().try_for_each(|change| prepared.add(bitmap, change))?;
@@ -306,6 +307,7 @@ impl Prepared {
 
     /// Whether another set records afterwards, or none, or one for the first time: only then is
     /// there a drained section and a snapshot to be had.
+    #[cfg(test)]
     pub(crate) fn replaces_recording(&self) -> bool {
         let address = |set: &Option<Arc<Granules>>| set.as_ref().map(Arc::as_ptr);
         let mut targets = self.targets.iter();
@@ -313,7 +315,6 @@ impl Prepared {
     }
 
     /// What `bitmap` records in after the commit, for the next snapshot's mark lists.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for snapshots assembled before the drain"))]
     pub(crate) fn recording_after(&self, bitmap: &Arc<Bitmap>) -> Option<Arc<Granules>> {
         match self.targets.iter().find(|target| Arc::ptr_eq(&target.bitmap, bitmap)) {
             Some(target) => target.next.recording.clone(),

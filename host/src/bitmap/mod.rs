@@ -48,7 +48,9 @@ mod tests;
 mod types;
 mod users;
 
-pub(crate) use self::change::{Change, Prepared, prepare};
+#[cfg(test)]
+pub(crate) use self::change::prepare;
+pub(crate) use self::change::{Change, Prepared};
 pub use self::content::BitmapReader;
 pub use self::error::BitmapError;
 pub use self::granules::{Extension, Granules, MAX_GRANULES};

@@ -45,27 +45,27 @@ pub(super) struct Effect {
     pub(super) unchanged: Option<Class>,
 }
 
-impl Effect {
-    fn is_same_as(&self, other: &Self) -> bool {
-        self.marks.addresses() == other.marks.addresses()
-            && self.enters == other.enters
-            && self.exempt == other.exempt
-    }
-}
-
 impl Own {
-    /// Whether another snapshot's says the same.
-    pub(super) fn is_same_as(&self, other: &Self) -> bool {
-        let mut proven = self.proven.iter().zip(&other.proven);
-        self.changed.is_same_as(&other.changed)
-            && self.proven.len() == other.proven.len()
-            && proven.all(|((from, one), (at, two))| from == at && one.is_same_as(two))
-    }
-
     /// The effect of a write proven for what edge `from` shows; `None` if that view is not at or above
     /// the one written.
     pub(super) fn proven(&self, from: usize) -> Option<&Effect> {
         self.proven.iter().find(|(edge, _)| *edge == from).map(|(_, effect)| effect)
+    }
+
+    /// Whether writes mean the same in another snapshot.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let mut proven = self.proven.iter().zip(&other.proven);
+        self.changed.is_same(&other.changed)
+            && self.proven.len() == other.proven.len()
+            && proven.all(|(one, other)| one.0 == other.0 && one.1.is_same(&other.1))
+    }
+}
+
+impl Effect {
+    fn is_same(&self, other: &Self) -> bool {
+        self.marks.addresses() == other.marks.addresses()
+            && self.enters == other.enters
+            && self.exempt == other.exempt
     }
 }
 
@@ -110,7 +110,6 @@ fn may_write(edge: &Edge) -> bool {
 /// Finds sources, crossings and what acting nodes' writes mean. The last step of building a snapshot,
 /// after its marks can be computed. `former` is the snapshot before it: what stays keeps its numbers.
 pub(super) fn resolve(graph: &mut Graph, former: Option<&Graph>) {
-    graph.origins.truncate(graph.drives.len());
     find_sources(graph, former);
     find_origins(graph, former);
     let downs: Vec<Vec<Below>> =
@@ -141,7 +140,7 @@ pub(super) fn resolve(graph: &mut Graph, former: Option<&Graph>) {
 }
 
 fn is_same_node(graph: &Graph, at: usize, former: &Graph, then: usize) -> bool {
-    Arc::ptr_eq(&graph.nodes[at].driver, &former.nodes[then].driver)
+    graph.nodes[at].generation == former.nodes[then].generation
 }
 
 fn find_sources(graph: &mut Graph, former: Option<&Graph>) {
@@ -170,6 +169,7 @@ fn find_sources(graph: &mut Graph, former: Option<&Graph>) {
 }
 
 fn find_origins(graph: &mut Graph, former: Option<&Graph>) {
+    graph.origins.truncate(graph.drives.len());
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
         let acts = node.edges.iter().any(|edge| !edge.grants.is_empty());

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::permission::{PermissionSet, Role};
 use super::snapshot::{BitmapScope, Graph};
 use super::transaction::Draft;
-use crate::bitmap::{Bitmap, BitmapName, Granularity};
-use crate::error::{Error, ErrorKind, Result};
+use crate::bitmap::{BitmapName, Granularity, Prepared};
+use crate::error::Result;
 use crate::node::Node;
 
 /// A child of a declared node.
@@ -135,7 +135,7 @@ impl GraphDecl {
         self.nodes.into_iter().try_for_each(|node| draft.add_node(node))?;
         self.drives.into_iter().try_for_each(|drive| draft.add_drive(drive))?;
         self.bitmaps.into_iter().for_each(|bitmap| draft.add_bitmap(bitmap));
-        draft.assemble(None)
+        draft.assemble(None, &mut Prepared::default())
     }
 }
 
@@ -154,29 +154,5 @@ impl Graph {
             started.map_err(|error| error.at_node(&node.name))?;
         }
         Ok(())
-    }
-
-    /// The next snapshot, with one more bitmap.
-    pub(super) fn with_bitmap(&self, decl: BitmapDecl) -> Result<(Self, Arc<Bitmap>)> {
-        let (scope, name) = (decl.scope.clone(), decl.name.clone());
-        let mut draft = Draft::of(self);
-        draft.add_bitmap(decl);
-        let next = draft.assemble(Some(self))?;
-        let added = next.find_bitmap(&scope, name.as_str()).map(Arc::clone).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("bitmap `{}` is gone", name.as_str()))
-        })?;
-        Ok((next, added))
-    }
-
-    /// The next snapshot, without a bitmap.
-    pub(super) fn without_bitmap(&self, bitmap: &Arc<Bitmap>) -> Result<Self> {
-        let mut draft = Draft::of(self);
-        draft.remove_bitmap(bitmap);
-        draft.assemble(Some(self))
-    }
-
-    /// The next snapshot, which marks what the bitmaps record in now.
-    pub(super) fn with_recording(&self) -> Result<Self> {
-        Draft::of(self).assemble(Some(self))
     }
 }

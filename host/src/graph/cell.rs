@@ -12,11 +12,10 @@ use arc_swap::ArcSwap;
 
 use super::build::BitmapDecl;
 use super::guard::Guards;
-use super::mutation::{Mutation, mutated};
 use super::origin::Origin;
 use super::snapshot::{BitmapScope, Graph};
-use super::transaction::close;
-use crate::bitmap::{Bitmap, Change, prepare};
+use super::transaction::{Draft, apply, close};
+use crate::bitmap::{Bitmap, BitmapName, Change, Prepared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::current;
 use crate::limits::DRAIN_TIME;
@@ -58,12 +57,15 @@ impl GraphCell {
     /// # Errors
     /// As [`GraphDecl::build`](super::GraphDecl::build); `ETIMEDOUT` when requests do not end.
     pub async fn add_bitmap(&self, decl: BitmapDecl) -> Result<Arc<Bitmap>> {
-        let _writer = self.writer.lock().await;
-        let graph = self.load();
-        let scope = decl.scope.clone();
-        let (next, bitmap) = graph.with_bitmap(decl)?;
-        self.drained(&graph, &scope, || self.publish(Arc::new(next))).await?;
-        Ok(bitmap)
+        let (scope, name) = (decl.scope.clone(), decl.name.clone());
+        let add = |_: &Graph, draft: &mut Draft, _: &mut Prepared| {
+            draft.add_bitmap(decl);
+            Ok(())
+        };
+        apply(self, add, DRAIN_TIME).await?;
+        // Nobody can have taken it out before this learns of it, unless it is gone by now.
+        let added = self.load().find_bitmap(&scope, name.as_str()).map(Arc::clone);
+        added.ok_or_else(|| removed(&name))
     }
 
     /// Takes a bitmap out of the graph; whoever holds it may still read it.
@@ -71,16 +73,13 @@ impl GraphCell {
     /// # Errors
     /// `ENOENT`; `EBUSY` when somebody uses it or it is frozen; `ETIMEDOUT` when requests do not end.
     pub async fn remove_bitmap(&self, bitmap: &Arc<Bitmap>) -> Result<()> {
-        let _writer = self.writer.lock().await;
-        let graph = self.load();
-        let scope = scope_of(&graph, bitmap)?;
-        let prepared = prepare(bitmap, &[Change::Remove])?;
-        let next = graph.without_bitmap(bitmap)?;
-        let publish = || {
-            prepared.fill().commit();
-            self.publish(Arc::new(next));
+        let remove = |graph: &Graph, draft: &mut Draft, prepared: &mut Prepared| {
+            scope_of(graph, bitmap)?;
+            prepared.add(bitmap, &Change::Remove)?;
+            draft.remove_bitmap(bitmap);
+            Ok(())
         };
-        self.drained(&graph, scope, publish).await
+        apply(self, remove, DRAIN_TIME).await.map(drop)
     }
 
     /// Makes `changes` of a bitmap, all or none, while no change of its view is in flight.
@@ -93,42 +92,12 @@ impl GraphCell {
         bitmap: &Arc<Bitmap>,
         changes: &[Change],
     ) -> Result<()> {
-        let _writer = self.writer.lock().await;
-        let graph = self.load();
-        let scope = scope_of(&graph, bitmap)?;
-        check_new_names(&graph, scope, bitmap, changes)?;
-        let prepared = prepare(bitmap, changes)?;
-        if !prepared.replaces_recording() {
-            prepared.fill().commit();
-            return Ok(());
-        }
-        let mut next = Ok(());
-        let publish = || {
-            prepared.fill().commit();
-            // The same nodes, edges and names as before: nothing that could be refused.
-            next = graph.with_recording().map(|graph| self.publish(Arc::new(graph)));
+        let change = |graph: &Graph, _: &mut Draft, prepared: &mut Prepared| {
+            check_new_names(graph, scope_of(graph, bitmap)?, bitmap, changes)?;
+            changes.iter().try_for_each(|change| prepared.add(bitmap, change))?;
+            Ok(())
         };
-        self.drained(&graph, scope, publish).await?;
-        next
-    }
-
-    /// Runs `publish` while nothing that affects the view of `scope` is in flight. The caller holds
-    /// the writer's lock, and `graph` is the current snapshot.
-    async fn drained(
-        &self,
-        graph: &Graph,
-        scope: &BitmapScope,
-        publish: impl FnOnce(),
-    ) -> Result<()> {
-        let class = graph.scope_node(scope).map(|node| graph.nodes[node].class);
-        let origins = class.map_or_else(Vec::new, |class| graph.origins_changing(class));
-        let origins: Vec<&Origin> = origins.into_iter().map(|at| &*graph.origins[at]).collect();
-        let _closed = match mutated(Mutation::DrainsNothing) {
-            true => Vec::new(),
-            false => close(&origins, DRAIN_TIME).await?,
-        };
-        publish();
-        Ok(())
+        apply(self, change, DRAIN_TIME).await.map(drop)
     }
 
     /// Waits for a moment without requests in flight, at most until the drain deadline; returns whether
@@ -143,10 +112,13 @@ impl GraphCell {
 /// Where the graph has `bitmap`.
 fn scope_of<'a>(graph: &'a Graph, bitmap: &Arc<Bitmap>) -> Result<&'a BitmapScope> {
     let mut all = graph.bitmaps();
-    all.find(|(_, other)| Arc::ptr_eq(other, bitmap)).map(|(scope, _)| scope).ok_or_else(|| {
-        let message = format!("bitmap `{}` has been removed", bitmap.name());
-        Error::new(ErrorKind::NotFound, message)
-    })
+    all.find(|(_, other)| Arc::ptr_eq(other, bitmap))
+        .map(|(scope, _)| scope)
+        .ok_or_else(|| removed(&bitmap.name()))
+}
+
+fn removed(name: &BitmapName) -> Error {
+    Error::new(ErrorKind::NotFound, format!("bitmap `{name}` has been removed"))
 }
 
 /// Refuses to give `bitmap` a name that another one of its scope has.

@@ -63,15 +63,18 @@ impl Request {
             // Boxed, so that the path through an open gate keeps a small future.
             Box::pin(gate.enter(worker)).await;
         }
-        Self {
-            graph,
-            origin,
-            worker,
-            lineage: None,
-            unchanged: None,
-            holds: Cell::new(false),
-            is_counted: true,
-        }
+        Self::new(graph, origin, worker, true)
+    }
+
+    /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
+    /// that the section holds closed.
+    pub(super) fn inside(_section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
+        Self::new(graph, usize::MAX, worker, false)
+    }
+
+    fn new(graph: Rc<Snapshot>, origin: usize, worker: usize, is_counted: bool) -> Self {
+        let (lineage, unchanged, holds) = (None, None, Cell::new(false));
+        Self { graph, origin, worker, is_counted, lineage, unchanged, holds }
     }
 
     /// A request that this one causes: it passes the gate, and holds up a drain by itself.
@@ -122,20 +125,6 @@ impl Request {
     #[inline]
     pub(super) fn unchanged(&self) -> Option<Class> {
         self.unchanged
-    }
-
-    /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
-    /// that the section holds closed.
-    pub(super) fn inside(_section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
-        Self {
-            graph,
-            origin: usize::MAX,
-            worker,
-            lineage: None,
-            unchanged: None,
-            holds: Cell::new(false),
-            is_counted: false,
-        }
     }
 
     /// The snapshot in which it runs.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::acting::{Own, Source};
 use super::affected::Marks;
 use super::align::Serializer;
-use super::class::{Class, Cut, Views};
+use super::class::{Class, Views};
 use super::counters::Counters;
 use super::edge::EdgeRef;
 use super::generation::{DriveGeneration, Generations, NodeGeneration};
@@ -21,13 +21,13 @@ pub struct Edge {
     pub(super) name: Arc<str>,
     pub(super) child: usize,
     pub(super) role: Role,
-    /// What the parent may do of its own accord; part of what it uses.
-    pub(super) grants: PermissionSet,
     pub(super) uses: PermissionSet,
     pub(super) shares: PermissionSet,
     pub(super) counters: Arc<Counters>,
     /// Present where changes enter: at drives, storage and target edges.
     pub(super) entry: Option<Marks>,
+    /// What the parent may do of its own accord; part of what it uses.
+    pub(super) grants: PermissionSet,
     /// The edge of the parent for whose view its own writes are proven, all of them.
     pub(super) proven_for: Option<usize>,
     /// Sources that a change enters by it.
@@ -182,7 +182,7 @@ pub(super) struct ScopedBitmap {
     /// The node whose view the scope is; `None` for a drive without medium.
     pub(super) node: Option<usize>,
     pub(super) bitmap: Arc<Bitmap>,
-    /// The set that this snapshot's changes mark, if it records.
+    /// What changes mark in this snapshot.
     pub(super) recording: Option<Arc<Granules>>,
 }
 
@@ -192,6 +192,7 @@ pub struct Graph {
     pub(super) nodes: Vec<GraphNode>,
     pub(super) drives: Vec<GraphDrive>,
     pub(super) bitmaps: Vec<ScopedBitmap>,
+    pub(super) generations: Generations,
     pub(super) views: Views,
     /// One for each drive, by its index; then those of nodes that act of their own accord.
     pub(super) origins: Vec<Arc<Origin>>,
@@ -199,7 +200,6 @@ pub struct Graph {
     pub(super) next_source: u32,
     /// Shared by all snapshots of a host.
     pub(super) guards: Arc<Guards>,
-    pub(super) generations: Generations,
 }
 
 impl Graph {
@@ -252,24 +252,19 @@ impl Graph {
             .map(|(_, bitmap)| bitmap)
     }
 
-    /// The origins whose requests may change the view of `class`: those that can come to a place from
-    /// which a change is seen there.
-    pub(super) fn origins_changing(&self, class: Class) -> Vec<usize> {
-        let changes = |from| {
-            let reached = self.views.reached(from, Cut::default());
-            reached.ranged.contains(&class) || reached.whole.contains(&class)
-        };
-        let places = self.nodes.iter().map(|node| changes(node.class)).collect();
-        self.origins_reaching(places)
-    }
-
-    /// The origins whose requests can come to one of the nodes for which `places` holds.
-    pub(super) fn origins_reaching(&self, places: Vec<bool>) -> Vec<usize> {
+    /// By node: whether it is, or reaches, one of the nodes for which `places` holds.
+    pub(super) fn reaching(&self, places: Vec<bool>) -> Vec<bool> {
         let mut comes = places;
         for (at, node) in self.nodes.iter().enumerate() {
             // Children come before parents.
             comes[at] |= node.edges.iter().any(|edge| comes[edge.child]);
         }
+        comes
+    }
+
+    /// The origins whose requests can come to one of the nodes for which `places` holds.
+    pub(super) fn origins_reaching(&self, places: Vec<bool>) -> Vec<usize> {
+        let comes = self.reaching(places);
         let drives = self.drives.iter().enumerate();
         let drives = drives.filter(|(_, drive)| drive.root().is_some_and(|root| comes[root.child]));
         let acting = self.nodes.iter().zip(comes.iter()).filter(|(_, comes)| **comes);

@@ -1,4 +1,4 @@
-//! Evidence: what lets the host say that a write does not alter certain views.
+//! Evidence: what lets the host say that a write, or a change of the graph, does not alter certain views.
 //!
 //! A [`ViewProof`](proof) says: *these bytes are what A shows at R, and stay so until this write has
 //! settled.* Writing them at R to N, where A is at or above N, leaves A and everything above it as it was;
@@ -11,7 +11,7 @@
 //! | `proof.rs` | the checks that make a proof, and what happens when it turns out void |
 //! | `operations.rs` | copy, read, write, zero of a node's own accord |
 //! | `outcome.rs` | how claims ended, counted |
-//! | `same_view.rs` | two nodes show the same bytes: for changes of the graph |
+//! | `same_view.rs` | that two nodes show the same, for changes of the graph |
 //!
 //! # Why a proof cannot be forged, kept or widened
 //!
@@ -21,7 +21,8 @@
 //! - The bytes come from [`ProvenBuf`], which only a read of the host's makes, which nobody may write, and
 //!   which goes where it came from: `write` takes no offset.
 //!
-//! - A [`SameView`] borrows the drained section in which it was found out, and ends with it.
+//! [`SameView`] is made in the drained section of a transaction, after its checks, and borrows it: what it
+//! says is true for as long as it can be held.
 //!
 //! A refused claim writes nothing. It is never turned into a plain write: stale bytes would overwrite
 //! newer data.

@@ -12,6 +12,7 @@ use super::super::acting::{Effect, Own};
 use super::super::cell::LocalGraph;
 use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
+use super::super::generation::NodeGeneration;
 use super::super::guard::{Full, Held, SourceId, SourceRange, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
@@ -46,7 +47,8 @@ pub struct Copied {
 #[derive(Clone)]
 pub struct OwnAccord {
     graph: Rc<LocalGraph>,
-    node: Arc<str>,
+    node: NodeGeneration,
+    name: Arc<str>,
 }
 
 impl OwnAccord {
@@ -55,15 +57,33 @@ impl OwnAccord {
     /// # Errors
     /// `ENOENT`; `EPERM` for a node that has no grants.
     pub fn open(graph: &Rc<LocalGraph>, node: &str) -> Result<Self> {
-        find(&graph.current(), node)?;
-        Ok(Self { graph: Rc::clone(graph), node: node.into() })
+        let snapshot = graph.current();
+        let at = snapshot.find_node(node).ok_or_else(|| unknown(node))?;
+        let this = Self {
+            graph: Rc::clone(graph),
+            node: snapshot.nodes[at].generation,
+            name: Arc::clone(&snapshot.nodes[at].name),
+        };
+        this.find(&snapshot)?;
+        Ok(this)
+    }
+
+    /// Where the node is, and its origin. Another node may have its name by now.
+    fn find(&self, graph: &Graph) -> Result<(usize, usize)> {
+        let at = graph.nodes.iter().position(|node| node.generation == self.node);
+        let node = at.ok_or_else(|| unknown(&self.name))?;
+        let origin = graph.nodes[node].origin.ok_or_else(|| {
+            let message = "it has no grants: it may do nothing of its own accord";
+            Error::new(ErrorKind::NotPermitted, message).at_node(&self.name)
+        })?;
+        Ok((node, origin))
     }
 
     /// Begins a request of the node.
     async fn begin(&self) -> Result<Actor> {
         loop {
             let graph = self.graph.current();
-            let (node, origin) = find(&graph, &self.node)?;
+            let (node, origin) = self.find(&graph)?;
             let request = Request::begin(graph, origin, self.graph.worker()).await;
             if self.graph.is_current(request.graph()) {
                 return Ok(Actor { request, node });
@@ -128,20 +148,13 @@ impl OwnAccord {
     /// `ENOENT`.
     pub fn outcomes(&self) -> Result<Outcomes> {
         let graph = self.graph.current();
-        let (_, origin) = find(&graph, &self.node)?;
+        let (_, origin) = self.find(&graph)?;
         Ok(graph.origins[origin].outcomes.snapshot())
     }
 }
 
-fn find(graph: &Graph, name: &str) -> Result<(usize, usize)> {
-    let Some(node) = graph.find_node(name) else {
-        return Err(Error::new(ErrorKind::NotFound, format!("there is no node `{name}`")));
-    };
-    let Some(origin) = graph.nodes[node].origin else {
-        let message = "it has no grants: it may do nothing of its own accord";
-        return Err(Error::new(ErrorKind::NotPermitted, message).at_node(name));
-    };
-    Ok((node, origin))
+fn unknown(node: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no node `{node}`"))
 }
 
 impl Cx<'_> {

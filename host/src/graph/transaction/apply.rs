@@ -2,20 +2,22 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::action::{Action, Applied, Transaction, Unproven};
+use super::action::{Applied, Transaction, Unproven};
 use super::bitmaps::{self, Change};
 use super::claims::{Claim, claims};
-use super::draft::{By, Draft};
+use super::draft::Draft;
 use super::drain::{Drained, Place, Side, Still};
 use super::event::Event;
-use super::touched::Touched;
+use super::touched::{Touched, end_watches};
 use super::work::{self, Step, StepKind};
+use crate::bitmap::Prepared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::{GraphCell, Snapshot};
 use crate::graph::detach::ToTheEnd;
 use crate::graph::evidence::SameView;
-use crate::graph::guard::SourceSet;
+use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::Graph;
 use crate::io::{Time, current, turn_now, until};
 
@@ -27,7 +29,12 @@ impl GraphCell {
     /// then; if a driver failed to resize or deallocate, that range is marked.
     pub async fn transact(self: &Arc<Self>, transaction: Transaction) -> Result<Applied> {
         let cell = Arc::clone(self);
-        ToTheEnd::new(async move { apply(&cell, transaction).await }).await
+        let change = async move {
+            let Transaction { actions, within } = transaction;
+            let act = |_: &Graph, draft: &mut Draft, _: &mut Prepared| draft.act_all(actions);
+            apply(&cell, act, within).await
+        };
+        ToTheEnd::new(change).await
     }
 }
 
@@ -36,10 +43,12 @@ struct Plan {
     after: Graph,
     claims: Vec<Claim>,
     steps: Vec<Step>,
-    /// Bitmaps that get another size.
-    resizing: Vec<usize>,
+    /// Contents that bitmaps get when it is published.
+    prepared: Prepared,
     /// Ranges in which views alter without an edge that does.
     changes: Vec<Change>,
+    /// By node of the graph that is: whether what it shows may differ.
+    shapes: Vec<bool>,
     /// Who pauses.
     origins: Vec<usize>,
     /// The actions, for messages.
@@ -47,75 +56,80 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(before: &Graph, actions: Vec<(Action, Unproven)>) -> Result<(Self, Vec<Event>)> {
-        let texts: Vec<String> = actions.iter().map(|(action, _)| action.to_string()).collect();
-        let mut draft = Draft::of(before);
-        for (number, (action, unproven)) in actions.into_iter().enumerate() {
-            draft.by = By { action: number, unproven };
-            draft.act(action).map_err(|error| at_action(&texts, number, &error))?;
-        }
-        let after = draft.assemble(Some(before))?;
+    fn of(
+        before: &Graph,
+        change: impl FnOnce(&Graph, &mut Draft, &mut Prepared) -> Result<()>,
+    ) -> Result<(Self, Vec<Event>)> {
+        let (mut draft, mut prepared) = (Draft::of(before), Prepared::default());
+        change(before, &mut draft, &mut prepared)?;
+        let after = draft.assemble(Some(before), &mut prepared)?;
         let claims = claims(&draft, before, &after)
-            .map_err(|(by, error)| at_action(&texts, by.action, &error))?;
+            .map_err(|(by, error)| at_action(&draft.actions, by.action, &error))?;
         let steps = work::steps(&draft, before, &after)?;
-        let resizing = bitmaps::resizing(before, &after);
         let changes = bitmaps::size_changes(before, &after);
-        let origins = origins(before, &after, &claims, &steps, &resizing);
+        let touched = touched(before, &after, &claims, &steps);
+        let origins = match mutated(Mutation::DrainsNothing) {
+            true => Vec::new(),
+            false => touched.origins(before),
+        };
         let moved = draft.bitmaps.iter().filter_map(|entry| {
             let (from, _) = entry.moved.clone()?;
-            let (to, name) = (entry.scope.clone(), entry.bitmap.name().as_str().to_owned());
+            let (to, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
             Some(Event::BitmapMoved { from, to, name })
         });
-        let events = moved.collect();
-        let plan = Self { after, claims, steps, resizing, changes, origins, actions: texts };
+        let mut events: Vec<Event> = moved.collect();
+        events.extend(bitmaps::resized(&after));
+        let shapes = touched.shapes;
+        let actions = draft.actions;
+        let plan = Self { after, claims, steps, prepared, changes, shapes, origins, actions };
         Ok((plan, events))
     }
 }
 
 /// An error with the action that is to blame.
-fn at_action(actions: &[String], number: usize, error: &Error) -> Error {
+pub(super) fn at_action(actions: &[String], number: usize, error: &Error) -> Error {
     let what = actions.get(number).map_or("", String::as_str);
     Error::new(error.kind(), format!("action {} ({what}): {error}", number + 1))
 }
 
-/// Who must stand still: those who come to what differs, or to what is asked whether it shows the same.
-fn origins(
-    before: &Graph,
-    after: &Graph,
-    claims: &[Claim],
-    steps: &[Step],
-    resizing: &[usize],
-) -> Vec<usize> {
-    let resized = resizing.iter().filter_map(|at| after.bitmaps[*at].bitmap.recording());
-    let resized: Vec<_> = resized.collect();
-    let mut touched = Touched::of(before, after, &resized);
+/// What must stand still: what differs, and what is asked whether it shows the same.
+fn touched(before: &Graph, after: &Graph, claims: &[Claim], steps: &[Step]) -> Touched {
+    let mut touched = Touched::of(before, after);
     for node in claims.iter().flat_map(|claim| claim.nodes(before, after)) {
         if let Some(at) = before.nodes.iter().position(|other| other.generation == node) {
             touched.nodes[at] = true;
         }
     }
-    steps.iter().for_each(|step| touched.nodes[step.old] = true);
-    touched.origins(before)
+    for step in steps {
+        (touched.nodes[step.old], touched.shapes[step.old]) = (true, true);
+    }
+    touched
 }
 
 fn clock() -> Time {
     current().map_or_else(turn_now, |worker| worker.io().now())
 }
 
-async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
-    let Transaction { actions, within } = transaction;
+/// Changes a copy of the graph by `change`, checks it, and puts it in the graph's place. What `change`
+/// adds to [`Prepared`] takes effect with it.
+///
+/// # Errors
+/// As [`GraphCell::transact`].
+pub(in crate::graph) async fn apply(
+    cell: &GraphCell,
+    change: impl FnOnce(&Graph, &mut Draft, &mut Prepared) -> Result<()>,
+    within: Duration,
+) -> Result<Applied> {
     let _writer = cell.writer.lock().await;
     let before = Rc::new(Snapshot::new(cell.load()));
-    let (plan, mut events) = Plan::of(&before, actions)?;
+    let (plan, mut events) = Plan::of(&before, change)?;
     plan.after.start_drivers(Some(&before))?;
 
     let began = clock();
     let deadline = turn_now() + within;
     let still = Still::of(&before, plan.origins.clone(), within).await?;
     let drained = clock();
-    let Plan { mut after, claims, steps, resizing, changes, actions, .. } = plan;
-    let (resized, resizes) = bitmaps::resize(&before, &mut after, &resizing, &still)?;
-    events.extend(resizes);
+    let Plan { after, claims, steps, prepared, changes, shapes, actions, .. } = plan;
     let after = Rc::new(Snapshot::new(Arc::new(after)));
     {
         let section = Drained::new(&before, &after, &still);
@@ -131,14 +145,13 @@ async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
             events.extend(bitmaps::mark(&after, change));
         }
         work::run(&section, &steps).await?;
+        // From here on nothing can fail.
+        prepared.fill().commit();
         for claim in unproven.claims {
             events.extend(bitmaps::mark_whole(&after, &claim.marks, &claim.what));
         }
     }
-    resized.fill().commit();
-    // What was read of the graph that was proves nothing in the one that is to be.
-    let sources: Vec<_> = before.sources.iter().map(|source| source.id).collect();
-    before.guards.stale(&SourceSet::new(&sources, &[]), &(0..u64::MAX));
+    end_watches(&before, shapes);
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());

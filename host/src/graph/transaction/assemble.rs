@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::check::{check_permissions, check_proven, resolve_permissions};
 use super::draft::{Draft, DraftEdge, DraftNode, invalid, not_found};
-use crate::bitmap::{Bitmap, BitmapState};
+use crate::bitmap::{Bitmap, BitmapState, Change, Extension, Prepared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::acting;
 use crate::graph::affected::Marks;
@@ -24,11 +24,16 @@ use crate::node::NodeInfo;
 type Index<'a> = HashMap<&'a str, usize>;
 
 impl Draft {
-    /// Checks everything and makes the snapshot after `former`.
+    /// Checks everything and makes the next snapshot, after `former`. It marks what bitmaps record in once
+    /// `prepared` has taken effect, to which is added what new sizes of their views call for.
     ///
     /// # Errors
     /// Unknown names, cycles, nodes whose children do not fit, permission conflicts.
-    pub(in crate::graph) fn assemble(&self, former: Option<&Graph>) -> Result<Graph> {
+    pub(in crate::graph) fn assemble(
+        &self,
+        former: Option<&Graph>,
+        prepared: &mut Prepared,
+    ) -> Result<Graph> {
         let order = children_first(&self.nodes)?;
         let named = order.iter().map(|at| &*self.nodes[*at].name);
         let index: Index<'_> = named.zip(0..).collect();
@@ -45,13 +50,10 @@ impl Draft {
             bitmaps: Vec::new(),
             views,
             origins: self.drives.iter().map(|drive| Arc::clone(&drive.origin)).collect(),
+            generations: self.generations.clone(),
             sources: Vec::new(),
             next_source: 0,
-            guards: match former {
-                Some(former) => Arc::clone(&former.guards),
-                None => Arc::new(Guards::new(WORKERS_MAX)),
-            },
-            generations: self.generations.clone(),
+            guards: self.guards.clone().unwrap_or_else(|| Arc::new(Guards::new(WORKERS_MAX))),
         };
         resolve_permissions(&mut graph);
         check_permissions(&graph)?;
@@ -59,7 +61,11 @@ impl Draft {
         for entry in &self.bitmaps {
             let (scope, bitmap) = (entry.scope.clone(), Arc::clone(&entry.bitmap));
             let node = graph.scope_node(&scope);
-            let recording = bitmap.recording();
+            let size_bytes = node.map(|node| graph.nodes[node].info.size_bytes);
+            if let Some(size_bytes) = size_bytes.filter(|size| *size != bitmap.size_bytes()) {
+                prepared.add(&bitmap, &Change::Resize(size_bytes, Extension::Dirty))?;
+            }
+            let recording = prepared.recording_after(&bitmap);
             graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
         }
         for decl in &self.new_bitmaps {
@@ -175,7 +181,8 @@ fn assemble_edge(edge: &DraftEdge, child: usize) -> Edge {
 
 /// The edge called `view`, for which writes through `edge` are to be proven.
 fn view_edge(node: &DraftNode, edge: &DraftEdge, view: &str) -> Result<usize> {
-    node.edges.iter().position(|other| *other.name == *view).ok_or_else(|| {
+    let known = node.edges.iter().position(|other| *other.name == *view);
+    known.ok_or_else(|| {
         let message = format!(
             "its edge `{}` is to be proven for its edge `{view}`, which it does not have",
             edge.name
@@ -187,7 +194,7 @@ fn view_edge(node: &DraftNode, edge: &DraftEdge, view: &str) -> Result<usize> {
 fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Result<GraphNode> {
     let edge = |edge: &DraftEdge| {
         let child = index.get(&*edge.child).copied().unwrap_or(usize::MAX);
-        let proven_for = edge.proven_for.as_deref();
+        let proven_for = edge.proven_for.as_ref();
         let proven_for = proven_for.map(|view| view_edge(node, edge, view)).transpose()?;
         Ok(Edge { proven_for, ..assemble_edge(edge, child) })
     };
@@ -263,7 +270,7 @@ fn new_bitmap(graph: &Graph, decl: &BitmapDecl) -> Result<Arc<Bitmap>> {
 }
 
 /// Computes where changes enter and what they mark.
-pub(super) fn set_entries(graph: &mut Graph) {
+fn set_entries(graph: &mut Graph) {
     let at = |node: usize, cut| Marks::of(graph, graph.nodes[node].class, cut);
     let of_drive =
         |drive: &GraphDrive| drive.root.as_ref().map(|root| at(root.child, Cut::default()));

@@ -1,22 +1,17 @@
 //! What a graph change does to bitmaps: marks, and sizes.
 //!
-//! **Seam**: bitmaps change as whole contents that are published with a snapshot. Today only a resize
-//! does; other actions (add, clear, freeze, merge back …) prepare theirs beside it, and name the bitmaps
-//! in [`resizing`]'s place, so that whoever marks them stands still.
+//! Changes of content (a new size; later add, clear, freeze, merge back …) are prepared when the next
+//! snapshot is assembled, whose marks are of the sets that record then. Marks add bits to the sets that
+//! record now.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::assemble::set_entries;
-use super::drain::Still;
 use super::event::Event;
 use super::touched::Known;
-use crate::bitmap::{self, Bitmap, Extension, Prepared};
-use crate::error::{Error, Result};
-use crate::graph::acting;
 use crate::graph::class::{Class, Cut};
 use crate::graph::generation::NodeGeneration;
-use crate::graph::snapshot::{BitmapScope, Graph};
+use crate::graph::snapshot::{BitmapScope, Graph, ScopedBitmap};
 
 /// The bitmaps with this scope, by index.
 pub(super) fn of_scope(graph: &Graph, scope: &BitmapScope) -> Vec<usize> {
@@ -33,58 +28,26 @@ pub(super) fn affected(graph: &Graph, class: Class) -> impl Iterator<Item = usiz
         .map(|(at, _)| at)
 }
 
-/// The bitmaps whose view is to have another size.
-pub(super) fn resizing(before: &Graph, after: &Graph) -> Vec<usize> {
-    // New ones come after those that there are.
-    let old = after.bitmaps.iter().enumerate().take(before.bitmaps.len());
-    let differs =
-        |node: usize, bitmap: &Bitmap| after.nodes[node].info.size_bytes != bitmap.size_bytes();
-    old.filter(|(_, entry)| entry.node.is_some_and(|node| differs(node, &entry.bitmap)))
-        .map(|(at, _)| at)
-        .collect()
-}
-
-/// Prepares sets of the right size for the bitmaps that [`resizing`] found: what is added is dirty. The
-/// graph marks them; to be filled and committed while whoever marks them stands still.
-///
-/// # Errors
-/// `EINVAL` for more granules than there can be, `ENOMEM`; `EBUSY` for a bitmap that cannot change now.
-pub(super) fn resize(
-    before: &Graph,
-    graph: &mut Graph,
-    which: &[usize],
-    _still: &Still<'_>,
-) -> Result<(Prepared, Vec<Event>)> {
-    let mut prepared = Prepared::default();
-    let mut events = Vec::with_capacity(which.len());
-    for at in which {
-        let entry = &mut graph.bitmaps[*at];
-        let Some(node) = entry.node else { continue };
-        let (from_bytes, to_bytes) = (entry.bitmap.size_bytes(), graph.nodes[node].info.size_bytes);
-        let name = entry.bitmap.name().as_str().to_owned();
-        let resize = bitmap::Change::Resize(to_bytes, Extension::Dirty);
-        prepared.add(&entry.bitmap, &resize).map_err(|error| {
-            let text = format!("bitmap `{name}` of {} cannot be resized: {error}", entry.scope);
-            Error::new(error.kind(), text)
-        })?;
-        entry.recording = prepared.recording_after(&entry.bitmap);
+/// The bitmaps that get the size which their view is to have: see [`super::Draft::assemble`]. To be called
+/// before they have it.
+pub(super) fn resized(after: &Graph) -> Vec<Event> {
+    let event = |entry: &ScopedBitmap| {
+        let to_bytes = after.nodes[entry.node?].info.size_bytes;
+        let (from_bytes, name) = (entry.bitmap.size_bytes(), entry.bitmap.name().to_string());
         let scope = entry.scope.clone();
-        events.push(Event::BitmapResized { scope, name, from_bytes, to_bytes });
-    }
-    if !which.is_empty() {
-        set_entries(graph);
-        acting::resolve(graph, Some(before));
-    }
-    Ok((prepared, events))
+        let event = Event::BitmapResized { scope, name, from_bytes, to_bytes };
+        (from_bytes != to_bytes).then_some(event)
+    };
+    after.bitmaps.iter().filter_map(event).collect()
 }
 
 /// Marks bitmaps whole, as `why` says. A bitmap that is disabled records no graph change either.
 pub(super) fn mark_whole(graph: &Graph, which: &[usize], why: &str) -> Vec<Event> {
     let mut events = Vec::new();
     for entry in which.iter().map(|at| &graph.bitmaps[*at]) {
-        if let Some(set) = entry.bitmap.recording() {
-            set.mark(0, u64::MAX);
-            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().as_str().to_owned());
+        if let Some(recording) = entry.bitmap.recording() {
+            recording.mark(0, u64::MAX);
+            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
             events.push(Event::BitmapMarkedWhole { scope, name, why: why.to_owned() });
         }
     }
@@ -131,11 +94,12 @@ pub(super) fn mark(graph: &Graph, change: &Change) -> Vec<Event> {
             continue;
         }
         let range = range.start..range.end.min(entry.bitmap.size_bytes());
-        if !range.is_empty()
-            && let Some(set) = entry.bitmap.recording()
-        {
-            set.mark(range.start, range.end - range.start);
-            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().as_str().to_owned());
+        if range.is_empty() {
+            continue;
+        }
+        if let Some(recording) = entry.bitmap.recording() {
+            recording.mark(range.start, range.end - range.start);
+            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
             events.push(Event::BitmapMarked { scope, name, range, why: why.clone() });
         }
     }

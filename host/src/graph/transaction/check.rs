@@ -67,7 +67,7 @@ pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
 /// Writes that are proven for a view conflict with the drives of the views that they alter.
 ///
 /// # Errors
-/// `EBUSY`, with the node's edges and the drive.
+/// `EBUSY`, with edge and drive.
 pub(super) fn check_proven(graph: &Graph) -> Result<()> {
     for node in &graph.nodes {
         for edge in node.edges.iter().filter(|edge| edge.grants.contains(PermissionSet::WRITE)) {

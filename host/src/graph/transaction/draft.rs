@@ -14,9 +14,10 @@ use crate::graph::align::Serializer;
 use crate::graph::build::{BitmapDecl, ChildDecl, DriveDecl, NodeDecl};
 use crate::graph::counters::Counters;
 use crate::graph::generation::{DriveGeneration, Generations, NodeGeneration};
+use crate::graph::guard::Guards;
 use crate::graph::origin::Origin;
 use crate::graph::permission::{PermissionSet, Role};
-use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode};
+use crate::graph::snapshot::{BitmapScope, Edge, Graph};
 use crate::node::Node;
 
 /// See the module.
@@ -33,6 +34,10 @@ pub(in crate::graph) struct Draft {
     /// Of the graph from which it began.
     pub(super) generation: u64,
     pub(super) generations: Generations,
+    /// Of the host, once there is a graph.
+    pub(super) guards: Option<Arc<Guards>>,
+    /// The actions in words, for messages.
+    pub(super) actions: Vec<String>,
     /// The action that is being applied.
     pub(super) by: By,
 }
@@ -68,7 +73,7 @@ pub(super) struct DraftEdge {
     pub(super) child: Arc<str>,
     pub(super) role: Role,
     pub(super) grants: PermissionSet,
-    /// The parent's edge for whose view its own writes are proven.
+    /// The node's edge for whose view its own writes are proven.
     pub(super) proven_for: Option<Arc<str>>,
     pub(super) counters: Arc<Counters>,
 }
@@ -123,28 +128,24 @@ pub(super) fn in_use(message: String) -> Error {
 impl DraftEdge {
     fn of(decl: ChildDecl) -> Self {
         let ChildDecl { name, node, role, grants, proven_for } = decl;
-        let proven_for = proven_for.map(Into::into);
-        Self { proven_for, ..Self::new(name.into(), node.into(), role, grants) }
+        let edge = Self::new(name.into(), node.into(), role, grants);
+        Self { proven_for: proven_for.map(Into::into), ..edge }
     }
 
     pub(super) fn new(name: Arc<str>, child: Arc<str>, role: Role, grants: PermissionSet) -> Self {
         Self { name, child, role, grants, proven_for: None, counters: Arc::new(Counters::new()) }
     }
 
-    fn copy(edge: &Edge, graph: &Graph) -> Self {
+    /// `edges` are those of its node.
+    fn copy(edge: &Edge, edges: &[Edge], graph: &Graph) -> Self {
         Self {
             name: Arc::clone(&edge.name),
             child: Arc::clone(&graph.nodes[edge.child].name),
             role: edge.role,
             grants: edge.grants,
-            proven_for: None,
+            proven_for: edge.proven_for.map(|view| Arc::clone(&edges[view].name)),
             counters: Arc::clone(&edge.counters),
         }
-    }
-
-    fn of_node(edge: &Edge, node: &GraphNode, graph: &Graph) -> Self {
-        let view = edge.proven_for.map(|view| Arc::clone(&node.edges[view].name));
-        Self { proven_for: view, ..Self::copy(edge, graph) }
     }
 }
 
@@ -156,14 +157,18 @@ impl Draft {
             is_new: false,
             name: Arc::clone(&node.name),
             driver: Arc::clone(&node.driver),
-            edges: node.edges.iter().map(|edge| DraftEdge::of_node(edge, node, graph)).collect(),
+            edges: node
+                .edges
+                .iter()
+                .map(|edge| DraftEdge::copy(edge, &node.edges, graph))
+                .collect(),
             serializer: node.serializer.clone(),
             resized: None,
         });
         let drives = graph.drives.iter().zip(&graph.origins).map(|(drive, origin)| DraftDrive {
             generation: drive.generation,
             id: Arc::clone(&drive.id),
-            root: drive.root.as_ref().map(|root| DraftEdge::copy(root, graph)),
+            root: drive.root.as_ref().map(|root| DraftEdge::copy(root, &[], graph)),
             writable: drive.writable,
             only_shows: drive.only_shows,
             origin: Arc::clone(origin),
@@ -179,6 +184,7 @@ impl Draft {
             bitmaps: bitmaps.collect(),
             generation: graph.generation,
             generations: graph.generations.clone(),
+            guards: Some(Arc::clone(&graph.guards)),
             ..Self::default()
         }
     }

@@ -29,7 +29,7 @@ pub(in crate::graph) async fn close<'g>(
     for origin in origins {
         if until(deadline, origin.gate.drained()).await.is_none() {
             let message = format!(
-                "{} requests of drive `{}` have not ended in {within:?}: nothing was changed",
+                "{} requests of `{}` have not ended in {within:?}: nothing was changed",
                 origin.gate.in_flight(),
                 origin.name,
             );
@@ -58,7 +58,7 @@ impl<'g> Still<'g> {
         Ok(Self { origins, _closed: closed })
     }
 
-    /// The ids of those who pause.
+    /// The names of those who pause: drives, and nodes that act of their own accord.
     pub(super) fn ids(&self, graph: &Graph) -> Vec<Arc<str>> {
         self.origins.iter().map(|at| Arc::clone(&graph.origins[*at].name)).collect()
     }

@@ -33,6 +33,7 @@ mod touched;
 mod work;
 
 pub use action::{Action, Applied, Transaction, Unproven, User, Which};
+pub(in crate::graph) use apply::apply;
 pub(in crate::graph) use draft::Draft;
 pub(in crate::graph) use drain::{Drained, Place, close};
 pub use event::Event;

@@ -4,8 +4,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::action::{Action, User, Which};
-use super::draft::{Draft, DraftEdge, Link, in_use, invalid};
+use super::action::{Action, Unproven, User, Which};
+use super::apply::at_action;
+use super::draft::{By, Draft, DraftEdge, Link, in_use, invalid};
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::build::NodeDecl;
@@ -13,11 +14,24 @@ use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::BitmapScope;
 
 impl Draft {
+    /// Applies actions in turn.
+    ///
+    /// # Errors
+    /// Of the first one that does not make sense, with its number; the draft is to be dropped then.
+    pub(super) fn act_all(&mut self, actions: Vec<(Action, Unproven)>) -> Result<()> {
+        self.actions = actions.iter().map(|(action, _)| action.to_string()).collect();
+        for (number, (action, unproven)) in actions.into_iter().enumerate() {
+            self.by = By { action: number, unproven };
+            self.act(action).map_err(|error| at_action(&self.actions, number, &error))?;
+        }
+        Ok(())
+    }
+
     /// Applies one action.
     ///
     /// # Errors
     /// What does not make sense, with who stands against it; the draft is to be dropped then.
-    pub(super) fn act(&mut self, action: Action) -> Result<()> {
+    fn act(&mut self, action: Action) -> Result<()> {
         match action {
             Action::AddNode(decl) => self.add_node(decl),
             Action::RemoveNode { node } => self.remove_node(&node),
@@ -58,8 +72,7 @@ impl Draft {
 
     fn check_no_bitmaps(&self, scope: &BitmapScope) -> Result<()> {
         let here = self.bitmaps.iter().filter(|entry| entry.scope == *scope);
-        let names: Vec<String> =
-            here.map(|entry| format!("`{}`", entry.bitmap.name().as_str())).collect();
+        let names: Vec<String> = here.map(|entry| format!("`{}`", entry.bitmap.name())).collect();
         if names.is_empty() {
             return Ok(());
         }
@@ -135,13 +148,13 @@ impl Draft {
             if self.bitmaps[at].scope != from {
                 continue;
             }
-            let name = self.bitmaps[at].bitmap.name().clone();
+            let name = self.bitmaps[at].bitmap.name();
             let mut others = self.bitmaps.iter().filter(|other| other.scope == to);
             if others.any(|other| other.bitmap.name() == name) {
                 let message = format!(
                     "bitmap `{}` of {from} would go to {to}, which has one of that name: \
                      remove one of them first",
-                    name.as_str()
+                    name
                 );
                 return Err(Error::new(ErrorKind::Exists, message));
             }

@@ -1,15 +1,14 @@
 //! What differs between two snapshots, and so must be still while one takes the other's place.
 //!
-//! A node is touched if its edges, its size or limits, or the marks of its changes differ; a drive if its
-//! root or its marks do. A request that comes to none of these runs the same way in either snapshot, and
+//! A node is touched if its edges, its size or limits, or what its changes mark and enter differ; a drive
+//! if its root or its marks do. A request that comes to none of these runs the same way in either snapshot, and
 //! need not pause. Sharing is compared nowhere: only the check of a new graph reads it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use crate::bitmap::Granules;
-use crate::graph::affected::Marks;
+use crate::graph::acting::Own;
 use crate::graph::generation::NodeGeneration;
+use crate::graph::guard::{SourceId, SourceSet};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
 
 /// Indices in `after` by identity.
@@ -36,8 +35,10 @@ pub(super) fn same_drive<'g>(after: &'g Graph, drive: &GraphDrive) -> Option<&'g
 
 /// What of `before` is touched.
 pub(super) struct Touched {
-    /// By node.
+    /// By node: whether requests must not be on their way there.
     pub(super) nodes: Vec<bool>,
+    /// By node: whether what it shows may differ by itself.
+    pub(super) shapes: Vec<bool>,
     /// By drive.
     drives: Vec<bool>,
 }
@@ -45,34 +46,38 @@ pub(super) struct Touched {
 struct Comparison<'g> {
     before: &'g Graph,
     after: &'g Graph,
-    /// Bitmaps of `before` that are to record elsewhere.
-    replaced: Vec<usize>,
+}
+
+fn same<T>(one: &Option<T>, other: &Option<T>, is_same: impl Fn(&T, &T) -> bool) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => is_same(one, other),
+        (one, other) => one.is_none() && other.is_none(),
+    }
 }
 
 impl Comparison<'_> {
-    fn same_marks(&self, before: Option<&Marks>, after: Option<&Marks>) -> bool {
-        let (before, after) = match (before, after) {
-            (None, None) => return true,
-            (Some(before), Some(after)) => (before.addresses(), after.addresses()),
-            _ => return false,
-        };
-        let is_kept = |address: &usize| !self.replaced.contains(address);
-        before == after && before.0.iter().chain(&before.1).all(is_kept)
+    /// It leads where it led, and means what it meant.
+    fn same_way(&self, before: &Edge, after: &Edge) -> bool {
+        before.name == after.name
+            && before.role == after.role
+            && self.before.nodes[before.child].generation
+                == self.after.nodes[after.child].generation
+    }
+
+    /// It shows its children's bytes as it did.
+    fn same_shape(&self, before: &GraphNode, after: &GraphNode) -> bool {
+        let mut edges = before.edges.iter().zip(&after.edges);
+        before.info.size_bytes == after.info.size_bytes
+            && before.edges.len() == after.edges.len()
+            && edges.all(|(before, after)| self.same_way(before, after))
     }
 
     fn same_edge(&self, before: &Edge, after: &Edge) -> bool {
-        before.name == after.name
-            && before.role == after.role
+        self.same_way(before, after)
             && before.uses == after.uses
-            && self.before.nodes[before.child].generation
-                == self.after.nodes[after.child].generation
+            && same(&before.entry, &after.entry, |one, other| one.addresses() == other.addresses())
             && before.crossing == after.crossing
-            && match (&before.own, &after.own) {
-                (None, None) => true,
-                (Some(before), Some(after)) => before.is_same_as(after),
-                _ => false,
-            }
-            && self.same_marks(before.entry.as_ref(), after.entry.as_ref())
+            && same(&before.own, &after.own, Own::is_same)
     }
 
     fn same_node(&self, before: &GraphNode, after: &GraphNode) -> bool {
@@ -92,20 +97,19 @@ impl Comparison<'_> {
 }
 
 impl Touched {
-    /// Compares. `replaced` are bitmaps that keep their place and get another set of granules.
-    pub(super) fn of(before: &Graph, after: &Graph, replaced: &[Arc<Granules>]) -> Self {
-        let replaced = replaced.iter().map(|set| Arc::as_ptr(set).addr()).collect();
-        let compare = Comparison { before, after, replaced };
+    /// Compares.
+    pub(super) fn of(before: &Graph, after: &Graph) -> Self {
+        let compare = Comparison { before, after };
         let known = Known::of(after);
-        let node = |node: &GraphNode| {
-            let now = known.node(node.generation).map(|at| &after.nodes[at]);
-            !now.is_some_and(|now| compare.same_node(node, now))
-        };
+        let now = |node: &GraphNode| known.node(node.generation).map(|at| &after.nodes[at]);
+        let node = |node: &GraphNode| !now(node).is_some_and(|now| compare.same_node(node, now));
+        let shape = |node: &GraphNode| !now(node).is_some_and(|now| compare.same_shape(node, now));
         let drive = |drive: &GraphDrive| {
             !same_drive(after, drive).is_some_and(|now| compare.same_drive(drive, now))
         };
         Self {
             nodes: before.nodes.iter().map(node).collect(),
+            shapes: before.nodes.iter().map(shape).collect(),
             drives: before.drives.iter().map(drive).collect(),
         }
     }
@@ -118,5 +122,16 @@ impl Touched {
         origins.sort_unstable();
         origins.dedup();
         origins
+    }
+}
+
+/// Ends the watches of all sources that could see a shape that differs: what was read before proves
+/// nothing any more. What bitmaps record alters no bytes, and ends none.
+pub(super) fn end_watches(before: &Graph, shapes: Vec<bool>) {
+    let reaching = before.reaching(shapes);
+    let sources = before.sources.iter().filter(|source| reaching[source.node]);
+    let ids: Vec<SourceId> = sources.map(|source| source.id).collect();
+    if !ids.is_empty() {
+        before.guards.stale(&SourceSet::new(&[], &ids), &(0..u64::MAX));
     }
 }

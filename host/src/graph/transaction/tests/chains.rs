@@ -60,7 +60,8 @@ fn snapshots_under_load_dirty_nothing_and_lose_nothing() {
             below = filter;
             load.goes_on(20).await;
         }
-        assert_eq!(scene.dirty("d"), load.end().await);
+        let written = load.end().await;
+        assert_eq!(scene.dirty("d"), written);
     });
 }
 
@@ -128,10 +129,10 @@ fn a_middle_with_bytes_is_left_out_once_the_top_has_them_all() {
         for block in 0..BLOCKS {
             scene.write("d", block, 3).await;
         }
-        scene.clear("d").await;
+        scene.clear(&of_drive("d"), "b").await;
         scene.act(rebase("top", Some("disk"))).await;
         assert_eq!(scene.dirty("d").len(), 0);
-        scene.clear("d").await;
+        scene.clear(&of_drive("d"), "b").await;
         scene.act(rebase("top", None)).await;
         assert_eq!((scene.dirty("d").len(), scene.read("d", 9).await), (0, 3));
     });
@@ -196,7 +197,8 @@ fn actions_add_up() {
         let applied = scene.all(all).await;
         assert!(!marked_whole(&applied.events));
         load.goes_on(10).await;
-        assert_eq!(scene.dirty("d"), load.end().await);
+        let written = load.end().await;
+        assert_eq!(scene.dirty("d"), written);
         let names: Vec<String> =
             scene.cell.load().nodes().iter().map(|node| node.name().to_owned()).collect();
         assert_eq!(names, ["disk", "a", "b"]);
@@ -209,7 +211,7 @@ fn a_deallocation_marks_its_range_unless_it_shows_the_same() {
         let scene = disk();
         scene.act(snapshot("top", "disk")).await;
         scene.write("d", 3, 6).await;
-        scene.clear("d").await;
+        scene.clear(&of_drive("d"), "b").await;
         let block = BLOCK as u64;
         let give_up = |blocks: std::ops::Range<u64>| {
             let range = blocks.start * block..blocks.end * block;

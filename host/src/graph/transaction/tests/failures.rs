@@ -151,7 +151,7 @@ fn a_request_that_does_not_end_ends_the_change() {
         };
         let soon = Transaction::new().with(insert()).within(Duration::from_millis(5));
         let message = scene.fails(soon).await;
-        assert!(message.contains("1 requests of drive `d` have not ended in 5ms"), "{message}");
+        assert!(message.contains("1 requests of `d` have not ended in 5ms"), "{message}");
         assert!(turn_now().since(began) < Duration::from_millis(30));
         // The gates are open again, and the next try has more time.
         scene.act(insert()).await;

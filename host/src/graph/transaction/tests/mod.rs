@@ -9,4 +9,5 @@ mod load;
 mod pause;
 mod resize;
 mod scene;
+mod watched;
 mod workers;

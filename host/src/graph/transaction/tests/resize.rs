@@ -49,7 +49,7 @@ fn a_base_that_shrinks_changes_the_overlays_above() {
         scene.act(resize("base", 100)).await;
         let expected: Vec<u64> = (100..BLOCKS).collect();
         assert_eq!(scene.dirty("d"), expected);
-        scene.clear("d").await;
+        scene.clear(&of_drive("d"), "b").await;
         scene.act(resize("base", 110)).await;
         assert_eq!(scene.dirty("d"), (100..110).collect::<Vec<u64>>());
     });

@@ -186,10 +186,10 @@ impl Scene {
         Arc::clone(graph.find_bitmap(scope, name).expect("a bitmap"))
     }
 
-    /// Clears the bitmap `b` of a drive.
-    pub(super) async fn clear(&self, id: &str) {
-        let bitmap = self.bitmap(&of_drive(id), "b");
-        self.cell.change_bitmap(&bitmap, &[Change::Clear]).await.expect("a clear");
+    /// Makes a bitmap clean.
+    pub(super) async fn clear(&self, scope: &BitmapScope, name: &str) {
+        let bitmap = self.bitmap(scope, name);
+        self.cell.change_bitmap(&bitmap, &[Change::Clear]).await.expect("a bitmap to clear");
     }
 
     /// Dirty blocks of drive `d`'s bitmap `b`.
