@@ -36,7 +36,7 @@ impl GraphCell {
     }
 
     /// The same, for a host of so many workers: guards keep a table for each.
-    pub(crate) fn with_workers(mut graph: Graph, workers: usize) -> Self {
+    pub fn with_workers(mut graph: Graph, workers: usize) -> Self {
         graph.guards = Arc::new(Guards::new(workers));
         Self::new(graph)
     }

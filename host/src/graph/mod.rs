@@ -36,6 +36,8 @@ mod evidence;
 mod gate;
 mod generation;
 mod guard;
+#[doc(hidden)]
+pub mod measure;
 #[cfg(test)]
 mod model;
 mod mutation;

@@ -132,6 +132,17 @@ impl Shard {
         }
     }
 
+    pub(super) fn remove_guard(&mut self, op: OpId) {
+        if let Some(index) = self.guards.iter().position(|guard| guard.op == op) {
+            self.guards.swap_remove(index);
+        }
+    }
+
+    pub(super) fn remove_operation(&mut self, op: OpId) -> Option<Operation> {
+        let index = self.operations.iter().position(|other| other.op == op)?;
+        Some(self.operations.swap_remove(index))
+    }
+
     pub(super) fn guard_of(&mut self, op: OpId) -> Option<&mut Guard> {
         self.guards.iter_mut().find(|guard| guard.op == op)
     }
