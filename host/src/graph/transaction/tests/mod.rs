@@ -3,7 +3,9 @@
 //! `scene` builds graphs and shows them as text; `load` writes without pause and knows what it wrote.
 
 mod actions;
+mod bitmaps;
 mod chains;
+mod checkpoint;
 mod failures;
 mod load;
 mod pause;
