@@ -7,6 +7,7 @@ mod bitmaps;
 mod chains;
 mod checkpoint;
 mod failures;
+mod half_way;
 mod load;
 mod pause;
 mod resize;
