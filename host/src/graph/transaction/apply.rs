@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::action::{Action, Applied, Transaction, Unproven};
 use super::bitmap_steps::position;
-use super::bitmaps::{self, Change};
+use super::bitmaps::{self, Change, Marked};
 use super::claims::{Claim, claims};
 use super::draft::Draft;
 use super::drain::{Drained, Place, Side, Still};
@@ -20,7 +20,7 @@ use crate::graph::detach::ToTheEnd;
 use crate::graph::evidence::SameView;
 use crate::graph::generation::NodeGeneration;
 use crate::graph::mutation::{Mutation, mutated};
-use crate::graph::snapshot::Graph;
+use crate::graph::snapshot::{Graph, ScopedBitmap};
 use crate::io::{Time, current, turn_now, until};
 
 impl GraphCell {
@@ -54,6 +54,10 @@ struct Plan {
     moving: HashSet<NodeGeneration>,
     /// Bitmaps that it adds.
     added: Vec<Arc<Bitmap>>,
+    /// Bitmaps that it takes out.
+    gone: Vec<ScopedBitmap>,
+    /// Of the last action that alters a view, among the changes of bitmaps.
+    last_shape: usize,
     /// The actions, for messages.
     actions: Vec<String>,
 }
@@ -62,7 +66,7 @@ impl Plan {
     fn of(before: &Graph, actions: Vec<(Action, Unproven)>) -> Result<(Self, Vec<Event>)> {
         let (mut draft, mut prepared) = (Draft::of(before), Prepared::default());
         draft.act_all(actions)?;
-        let after = draft.assemble(Some(before), &mut prepared)?;
+        let mut after = draft.assemble(Some(before), &mut prepared)?;
         let claims = claims(&draft, before, &after)
             .map_err(|(by, error)| at_action(&draft.actions, by.action, &error))?;
         let steps = work::steps(&draft, before, &after)?;
@@ -81,6 +85,9 @@ impl Plan {
         let mut events: Vec<Event> = moved.collect();
         events.extend(bitmaps::resized(&draft, &after));
         let added = bitmaps::added(&draft);
+        // Claims count them.
+        let gone = after.bitmaps.split_off(draft.bitmaps.len());
+        let last_shape = draft.last_shape;
         let shapes = touched.shapes;
         let actions = draft.actions;
         let plan = Self {
@@ -93,6 +100,8 @@ impl Plan {
             origins,
             moving,
             added,
+            gone,
+            last_shape,
             actions,
         };
         Ok((plan, events))
@@ -148,6 +157,8 @@ async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
         origins,
         moving,
         added,
+        gone,
+        last_shape,
         actions,
     } = plan;
     let after = Rc::new(Snapshot::new(Arc::new(after)));
@@ -172,12 +183,14 @@ async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
             }
         }
         // From here on nothing can fail.
+        let marked = Marked { after: &after, gone: &gone };
         for change in &changes {
-            events.extend(bitmaps::mark(&after, &mut prepared, change));
+            events.extend(marked.range(&mut prepared, change));
         }
         for Claim { marks, position, what, .. } in unproven.claims {
-            events.extend(bitmaps::mark_whole(&after, &mut prepared, marks, *position, what));
+            events.extend(marked.whole(&mut prepared, marks, *position, what));
         }
+        marked.views_gone(&mut prepared, last_shape);
         prepared.commit();
     }
     end_watches(&before, shapes);

@@ -198,7 +198,8 @@ impl Draft {
     }
 
     /// Gives every bitmap the size of its view in `graph`, then does the steps in turn; what follows goes
-    /// to `prepared`, and what records afterwards to `graph`.
+    /// to `prepared`, and what records afterwards to `graph`. Its last bitmaps are those that actions have
+    /// taken out.
     ///
     /// # Errors
     /// As [`Prepared::add`], with the action that is to blame.
@@ -224,7 +225,8 @@ impl Draft {
             self.add_step(step, graph, prepared)
                 .map_err(|error| at_action(&self.actions, step.action, &error))?;
         }
-        for DraftBitmap { scope, bitmap, .. } in &self.bitmaps {
+        // What goes is marked until then: it may have been merged.
+        for DraftBitmap { scope, bitmap, .. } in self.bitmaps.iter().chain(&self.removed) {
             let node = graph.scope_node(scope);
             let (scope, bitmap) = (scope.clone(), Arc::clone(bitmap));
             let recording = prepared.recording_after(&bitmap);

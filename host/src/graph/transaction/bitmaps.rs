@@ -51,21 +51,65 @@ pub(super) fn added(draft: &Draft) -> Vec<Arc<Bitmap>> {
     new.map(|entry| Arc::clone(&entry.bitmap)).collect()
 }
 
-/// Marks bitmaps whole, as `why` says. A bitmap that is disabled then records no graph change either.
-pub(super) fn mark_whole(
-    graph: &Graph,
-    prepared: &mut Prepared,
-    which: &[usize],
-    position: usize,
-    why: &str,
-) -> Vec<Event> {
-    let mut events = Vec::new();
-    for entry in which.iter().map(|at| &graph.bitmaps[*at]) {
-        if prepared.mark_at(position, &entry.bitmap, 0..u64::MAX) {
-            events.push(marked_whole(entry, why));
+/// The bitmaps that a transaction marks: those of the graph that is to be, and behind them those that it
+/// takes out, which may be merged before that.
+#[derive(Clone, Copy)]
+pub(super) struct Marked<'g> {
+    pub(super) after: &'g Graph,
+    pub(super) gone: &'g [ScopedBitmap],
+}
+
+impl Marked<'_> {
+    /// Marks bitmaps whole, by their indices, as `why` says. A bitmap that is disabled then records no
+    /// graph change either.
+    pub(super) fn whole(
+        self,
+        prepared: &mut Prepared,
+        which: &[usize],
+        position: usize,
+        why: &str,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        let staying = self.after.bitmaps.len();
+        for at in which {
+            let (entry, stays) = match at.checked_sub(staying) {
+                None => (&self.after.bitmaps[*at], true),
+                Some(at) => (&self.gone[at], false),
+            };
+            if prepared.mark_at(position, &entry.bitmap, 0..u64::MAX) && stays {
+                events.push(marked_whole(entry, why));
+            }
+        }
+        events
+    }
+
+    /// Marks a change that has been made wherever it is seen, in its place among the changes of bitmaps.
+    pub(super) fn range(self, prepared: &mut Prepared, change: &Change) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (entry, range) in seen(self.after, &self.after.bitmaps, change) {
+            let bytes = range.clone().unwrap_or(0..u64::MAX);
+            // What a bitmap gains by its own new size has been told.
+            let is_told = range.is_some() && entry.bitmap.size_bytes() < bytes.end;
+            if prepared.mark_at(change.position, &entry.bitmap, bytes) && !is_told {
+                events.push(marked(entry, range, &change.why));
+            }
+        }
+        for (entry, range) in seen(self.after, self.gone, change) {
+            prepared.mark_at(change.position, &entry.bitmap, range.unwrap_or(0..u64::MAX));
+        }
+        events
+    }
+
+    /// Marks what goes together with its view: what that showed meanwhile is not looked at.
+    pub(super) fn views_gone(self, prepared: &mut Prepared, last_shape: usize) {
+        let is_there = |scope: &BitmapScope| match scope {
+            BitmapScope::Node(name) => self.after.find_node(name).is_some(),
+            BitmapScope::Drive(id) => self.after.find_drive(id).is_some(),
+        };
+        for entry in self.gone.iter().filter(|entry| last_shape > 0 && !is_there(&entry.scope)) {
+            prepared.mark_at(last_shape, &entry.bitmap, 0..u64::MAX);
         }
     }
-    events
 }
 
 fn marked_whole(entry: &ScopedBitmap, why: &str) -> Event {
@@ -99,22 +143,27 @@ pub(super) fn size_changes(draft: &Draft, before: &Graph, after: &Graph) -> Vec<
     changes
 }
 
-/// A bitmap that sees a change, and the range in which it does, within its view's size.
-fn seen<'g>(graph: &'g Graph, change: &Change) -> Vec<(&'g ScopedBitmap, Option<Range<u64>>)> {
+/// Those of `bitmaps` that see a change, each with the range in which it does, within its view's size;
+/// `None`: anywhere.
+fn seen<'b>(
+    graph: &Graph,
+    bitmaps: &'b [ScopedBitmap],
+    change: &Change,
+) -> Vec<(&'b ScopedBitmap, Option<Range<u64>>)> {
     let Some(node) = graph.nodes.iter().find(|other| other.generation == change.node) else {
         return Vec::new();
     };
     let reached = graph.views.reached(node.class, Cut::default());
-    let seen = |at: usize| {
-        let entry = &graph.bitmaps[at];
+    let seen = |entry: &'b ScopedBitmap| {
         let node = &graph.nodes[entry.node?];
         if reached.whole.contains(&node.class) {
             return Some((entry, None));
         }
         let range = change.range.start..change.range.end.min(node.info.size_bytes);
-        (!range.is_empty()).then_some((entry, Some(range)))
+        let is_seen = reached.ranged.contains(&node.class) && !range.is_empty();
+        is_seen.then_some((entry, Some(range)))
     };
-    affected(graph, node.class).filter_map(seen).collect()
+    bitmaps.iter().filter_map(seen).collect()
 }
 
 fn marked(entry: &ScopedBitmap, range: Option<Range<u64>>, why: &str) -> Event {
@@ -128,25 +177,11 @@ fn marked(entry: &ScopedBitmap, range: Option<Range<u64>>, why: &str) -> Event {
 pub(super) fn mark_before(before: &Graph, change: &Change) -> Vec<Event> {
     let why = format!("{}, and its driver has failed half-way", change.why);
     let mut events = Vec::new();
-    for (entry, range) in seen(before, change) {
+    for (entry, range) in seen(before, &before.bitmaps, change) {
         let Some(recording) = entry.bitmap.recording() else { continue };
         let Range { start, end } = range.clone().unwrap_or(0..u64::MAX);
         recording.mark(start, end - start);
         events.push(marked(entry, range, &why));
-    }
-    events
-}
-
-/// Marks a change that has been made wherever it is seen, in its place among the changes of bitmaps.
-pub(super) fn mark(after: &Graph, prepared: &mut Prepared, change: &Change) -> Vec<Event> {
-    let mut events = Vec::new();
-    for (entry, range) in seen(after, change) {
-        let bytes = range.clone().unwrap_or(0..u64::MAX);
-        // What a bitmap gains by its own new size has been told.
-        let is_told = range.is_some() && entry.bitmap.size_bytes() < bytes.end;
-        if prepared.mark_at(change.position, &entry.bitmap, bytes) && !is_told {
-            events.push(marked(entry, range, &change.why));
-        }
     }
     events
 }

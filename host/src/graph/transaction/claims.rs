@@ -135,7 +135,8 @@ impl Comparison<'_> {
 
     fn moved_bitmaps(&self) -> Vec<Claim> {
         let mut claims = Vec::new();
-        for (at, entry) in self.draft.bitmaps.iter().enumerate() {
+        let all = self.draft.bitmaps.iter().chain(&self.draft.removed);
+        for (at, entry) in all.enumerate() {
             let Some((from, by)) = &entry.moved else { continue };
             let was = self.before.scope_node(from);
             let Some((was, now)) = was.zip(self.after.bitmaps[at].node) else { continue };

@@ -350,6 +350,47 @@ fn marks_of_graph_changes_keep_their_place() {
     });
 }
 
+/// What goes is marked until then: others may have merged it.
+#[test]
+fn marks_reach_what_was_merged_from_a_bitmap_that_goes() {
+    run(async {
+        let whole: Vec<u64> = (0..BLOCKS).collect();
+        let pivot = |all: Transaction| {
+            let pivot = Action::SetRoot { drive: "d".into(), node: "other".into() };
+            all.with(Action::AddNode(memory("other"))).with_unproven(pivot, Unproven::MarkWhole)
+        };
+        let take = |all: Transaction| {
+            all.with(BitmapAction::merge([d("b")]).of(e("b")))
+                .with(BitmapAction::Remove.of(d("b")))
+                .with(BitmapAction::CopyOf(e("b")).of(e("c")))
+        };
+        let gone = |all: Transaction| all.with(Action::RemoveDrive { drive: "d".into() });
+        let check = async |all: Transaction, expect: &[u64]| {
+            let scene = scene();
+            scene.write("d", 3, 1).await;
+            let applied = scene.all(all).await;
+            assert!(
+                !marked_whole(&applied.events),
+                "of those that are left none: {:?}",
+                applied.events
+            );
+            assert_eq!(dirty(&scene, "e", "c"), expect);
+        };
+        check(take(pivot(Transaction::new())), &whole).await;
+        check(gone(take(pivot(Transaction::new()))), &whole).await;
+        check(pivot(take(Transaction::new())), &[3]).await;
+        check(gone(take(Transaction::new())), &[3]).await;
+        let resize = Action::Resize { node: "disk".into(), size_bytes: SIZE / 2 };
+        let spare = Action::Resize { node: "spare".into(), size_bytes: SIZE * 2 };
+        let message = scene().fails(take(Transaction::new().with(resize))).await;
+        assert!(message.contains("view of 32768 bytes into one of 65536"), "{message}");
+        let disk = Action::Resize { node: "disk".into(), size_bytes: SIZE * 2 };
+        let mut expect: Vec<u64> = vec![3];
+        expect.extend(BLOCKS..2 * BLOCKS);
+        check(take(Transaction::new().with(disk).with(spare)), &expect).await;
+    });
+}
+
 /// A base that shrinks is a change for an overlay that keeps its size, also right after a clear.
 #[test]
 fn sizes_have_their_place_too() {

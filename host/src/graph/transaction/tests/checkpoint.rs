@@ -6,8 +6,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::scene::*;
+use crate::bitmap::{Bitmap, BitmapState, Use};
+use crate::error::ErrorKind;
 use crate::graph::transaction::{Action, BitmapAction, BitmapRef, Event, Transaction};
-use crate::graph::{LocalDrive, LocalGraph};
+use crate::graph::{BitmapDecl, DriveDecl, LocalDrive, LocalGraph, NodeDecl};
 use crate::io::{Buf, WorkerHandle, WorkerOptions, Workers, spawn};
 use crate::node::WriteFlags;
 
@@ -20,21 +22,21 @@ fn workers() -> Workers {
     Workers::start(&options).expect("workers")
 }
 
-/// A drive over a filter that takes its time over a disk; bitmaps of all of them.
-fn disk(
-    number: u64,
-) -> (Vec<crate::graph::NodeDecl>, crate::graph::DriveDecl, Vec<crate::graph::BitmapDecl>) {
+/// A drive over a filter that takes its time over a disk; a bitmap of either.
+fn disk(number: u64) -> (Vec<NodeDecl>, DriveDecl, Vec<BitmapDecl>) {
     let (disk, slow, id) = (format!("disk{number}"), format!("slow{number}"), format!("d{number}"));
     let bitmaps = vec![bitmap(of_drive(&id), "b"), bitmap(of_node(&disk), "n")];
     (vec![lag(&slow, &disk, 20), memory(&disk)], drive(&id, &slow), bitmaps)
 }
 
+/// Two of these, and a drive that shows each disk as it is.
 fn two_disks() -> Scene {
     let (mut nodes, mut drives, mut bitmaps) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..2 {
         let (of_disk, drive, own) = disk(number);
         nodes.extend(of_disk);
-        drives.push(drive);
+        let shows = super::scene::drive(&format!("shows{number}"), &format!("disk{number}"));
+        drives.extend([drive, DriveDecl { writable: false, only_shows: true, ..shows }]);
         bitmaps.extend(own);
     }
     Scene::new(nodes, drives, bitmaps)
@@ -59,7 +61,7 @@ fn ended(action: BitmapAction) -> Transaction {
 /// What is frozen of a drive: all its bitmaps must agree about it.
 fn frozen(scene: &Scene, number: u64) -> BTreeSet<u64> {
     let (drive, node) = (of_drive(&format!("d{number}")), of_node(&format!("disk{number}")));
-    let still = |bitmap: Arc<crate::bitmap::Bitmap>| -> BTreeSet<u64> {
+    let still = |bitmap: Arc<Bitmap>| -> BTreeSet<u64> {
         let still = bitmap.read().still().expect("it is frozen");
         still
             .ranges(0..u64::MAX)
@@ -155,7 +157,7 @@ fn a_checkpoint_cuts_every_write_the_same_way() {
         for round in 0..ROUNDS {
             let applied = scene.all(checkpoint()).await;
             let paused =
-                |event: &Event| matches!(event, Event::Paused { drives, .. } if drives.len() == 2);
+                |event: &Event| matches!(event, Event::Paused { drives, .. } if drives.len() == 4);
             assert!(applied.events.iter().any(paused), "{:?}", applied.events);
             let before = [frozen(&scene, 0), frozen(&scene, 1)];
             turns(20).await;
@@ -198,6 +200,10 @@ fn the_bitmaps_of_two_drives_are_of_one_instant() {
             for number in 0..2 {
                 let now = frozen(&scene, number);
                 assert!(seen[number as usize].is_disjoint(&now), "a block was written twice");
+                // A copy that begins now takes what was written: nothing frozen is still in flight.
+                for block in &now {
+                    assert_eq!(scene.read(&format!("shows{number}"), *block).await, 1);
+                }
                 seen[number as usize].extend(now);
             }
             let [one, other] = &seen;
@@ -223,9 +229,7 @@ fn a_checkpoint_that_fails_freezes_none() {
         let scene = two_disks();
         let load = super::load::Load::start(&scene, "d0", BLOCKS);
         load.goes_on(10).await;
-        let job = scene
-            .bitmap(&of_node("disk1"), "n")
-            .use_by("job `j`".into(), crate::bitmap::Use::Exclusive);
+        let job = scene.bitmap(&of_node("disk1"), "n").use_by("job `j`".into(), Use::Exclusive);
         let error = scene.cell.transact(checkpoint()).await.expect_err("one is in use");
         let message = error.to_string();
         assert!(
@@ -234,21 +238,13 @@ fn a_checkpoint_that_fails_freezes_none() {
         );
         assert!(message.ends_with("bitmap `n` is in use by job `j`: end that first"), "{message}");
         let graph = scene.cell.load();
-        assert!(
-            graph
-                .bitmaps()
-                .all(|(_, bitmap)| bitmap.state() == crate::bitmap::BitmapState::Recording)
-        );
+        assert!(graph.bitmaps().all(|(_, bitmap)| bitmap.state() == BitmapState::Recording));
         drop(job);
         // And one that fails for want of time, with requests in flight.
         let soon = checkpoint().within(Duration::ZERO);
         let error = scene.cell.transact(soon).await.expect_err("requests are in flight");
-        assert_eq!(error.kind(), crate::error::ErrorKind::TimedOut);
-        assert!(
-            graph
-                .bitmaps()
-                .all(|(_, bitmap)| bitmap.state() == crate::bitmap::BitmapState::Recording)
-        );
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(graph.bitmaps().all(|(_, bitmap)| bitmap.state() == BitmapState::Recording));
         load.goes_on(10).await;
         scene.all(checkpoint()).await;
         let written = load.end().await;

@@ -10,6 +10,7 @@ mod failures;
 mod half_way;
 mod load;
 mod pause;
+mod random;
 mod resize;
 mod scene;
 mod watched;
