@@ -61,4 +61,7 @@ pub use op::{Op, OpKind};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
-pub use transaction::{Action, Applied, Event, Transaction, Unproven, User, Which};
+pub use transaction::{
+    Action, Applied, BitmapAction, BitmapRef, Event, Events, Notice, Transaction, Unproven, User,
+    Which,
+};
