@@ -16,6 +16,7 @@ use crate::graph::affected::Marks;
 use crate::graph::build::BitmapDecl;
 use crate::graph::class::{Class, Cut, Edges, Views};
 use crate::graph::guard::Guards;
+use crate::graph::order;
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphDrive, GraphNode, ScopedBitmap};
 use crate::limits::{GRAPH_DEPTH_MAX, WORKERS_MAX};
@@ -28,7 +29,8 @@ impl Draft {
     /// `prepared` has taken effect, to which is added what new sizes of their views call for.
     ///
     /// # Errors
-    /// Unknown names, cycles, nodes whose children do not fit, permission conflicts.
+    /// Unknown names, cycles, nodes whose children do not fit, permission conflicts, copies that could
+    /// wait for each other for ever.
     pub(in crate::graph) fn assemble(
         &self,
         former: Option<&Graph>,
@@ -76,6 +78,7 @@ impl Draft {
         }
         set_entries(&mut graph);
         acting::resolve(&mut graph, former);
+        order::check(&graph)?;
         Ok(graph)
     }
 

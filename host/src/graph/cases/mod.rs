@@ -1,0 +1,15 @@
+//! Cases that the core must get right, by name: each a small graph of native nodes, and what must come of it.
+//!
+//! | file | what it shows |
+//! |---|---|
+//! | `order.rs` | graphs in which copies could wait for each other for ever are refused, and no others |
+//! | `endless.rs` | what must never wait for ever: writes that copy first, copies over copies, full filters |
+//!
+//! `stage.rs` builds graphs, `filter.rs` has the filters that do what tests need, `schedule.rs` runs
+//! tasks in an order by chance that is the same for the same seed.
+
+mod endless;
+mod filter;
+mod order;
+mod schedule;
+mod stage;
