@@ -162,8 +162,8 @@ fn what_stacks_is_not_refused() {
         Scene::default()
             .disk("one")
             .disk("two")
-            .node("first", JobNode, vec![source("one"), target("two", PermissionSet::WRITE)])
-            .node("second", JobNode, vec![source("two"), target("one", PermissionSet::WRITE)]),
+            .actor("first", vec![source("one"), target("two", PermissionSet::WRITE)])
+            .actor("second", vec![source("two"), target("one", PermissionSet::WRITE)]),
     ];
     for (number, scene) in allowed.into_iter().enumerate() {
         if let Err(error) = scene.0.build() {
@@ -287,7 +287,7 @@ fn scene_of(seed: u64) -> Scene {
         }
     }
     let top = shown[shown.len() - 1].clone();
-    scene.showing("vda", &top)
+    scene.drive_that("vda", &top, random.below(2) == 0, true)
 }
 
 /// The relation by walking every way that a request can take, from its beginning on.
@@ -330,20 +330,18 @@ impl<'g> Naive<'g> {
         naive
     }
 
+    /// Every driver may be called, for something that holds nothing yet.
     fn walk_all(&mut self) {
-        let graph = self.graph;
-        for drive in &graph.drives {
-            let Some(root) = &drive.root else { continue };
-            self.walk(&Way {
-                node: root.child,
-                is_change: false,
-                held: BTreeSet::new(),
-                elsewhere: BTreeSet::new(),
-            });
-        }
-        for node in 0..graph.nodes.len() {
+        for node in 0..self.graph.nodes.len() {
             let (held, elsewhere) = (BTreeSet::new(), BTreeSet::new());
-            self.act(&Way { node, is_change: false, held, elsewhere });
+            self.walk(&Way { node, is_change: false, held, elsewhere });
+        }
+        let graph = self.graph;
+        for root in graph.drives.iter().filter_map(|drive| drive.root.as_ref()) {
+            if root.uses.contains(PermissionSet::WRITE) {
+                let (node, held) = (root.child, self.entered(root.child, None));
+                self.walk(&Way { node, is_change: true, held, elsewhere: BTreeSet::new() });
+            }
         }
     }
 
@@ -451,7 +449,7 @@ impl<'g> Naive<'g> {
 #[test]
 fn exactly_the_graphs_with_a_ring_of_needs_are_refused() {
     let (mut refused, mut allowed) = (0, 0);
-    for seed in 0..12_000 {
+    for seed in 0..30_000 {
         let built = {
             let _any = AnyOrder::allowed();
             scene_of(seed).0.build()
@@ -468,6 +466,5 @@ fn exactly_the_graphs_with_a_ring_of_needs_are_refused() {
             None => allowed += 1,
         }
     }
-    println!("{refused} refused, {allowed} allowed");
     assert!(refused > 100 && allowed > 1000, "{refused} refused, {allowed} allowed");
 }

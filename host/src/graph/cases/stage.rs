@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::filter::{CopyOnReadNode, PassNode};
 use crate::graph::{
     Action, Applied, BitmapDecl, BitmapScope, ChildDecl, CopyHow, DriveDecl, GraphCell, GraphDecl,
-    LocalDrive, LocalGraph, NodeDecl, Outcomes, OwnAccord, PermissionSet, Role, Transaction,
+    GraphNode, LocalDrive, LocalGraph, NodeDecl, OwnAccord, PermissionSet, Role, Transaction,
 };
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread};
 use crate::node::{MemoryNode, Node, RawNode, WriteFlags};
@@ -70,21 +70,33 @@ impl Scene {
         self.node(name, RawNode::new(0, Some(SIZE)), vec![ChildDecl::storage(child)])
     }
 
-    /// A node that only acts: it copies from its first child to its second, both ways of saying so.
+    /// A node that only acts, and has no bitmap.
+    pub(super) fn actor(mut self, name: &str, children: Vec<ChildDecl>) -> Self {
+        let driver = Arc::new(JobNode);
+        self.0.nodes.push(NodeDecl { name: name.into(), driver, children });
+        self
+    }
+
+    /// A job that copies from its first child to its second, both ways of saying so.
     pub(super) fn job(self, name: &str, from: &str, to: &str) -> Self {
-        let grants = PermissionSet::WRITE;
-        self.node(name, JobNode, vec![source(from), target(to, grants)])
+        self.actor(name, vec![source(from), target(to, PermissionSet::WRITE)])
     }
 
     /// A job that may write what is proven for its first child, and nothing else.
     pub(super) fn proven_job(self, name: &str, from: &str, to: &str) -> Self {
         let to = ChildDecl { proven_for: Some("from".into()), ..target(to, PermissionSet::WRITE) };
-        self.node(name, JobNode, vec![source(from), to])
+        self.actor(name, vec![source(from), to])
     }
 
     /// A job that copies a node's view up into it, beside all who use it: what a stream does.
     pub(super) fn stream(self, name: &str, node: &str) -> Self {
-        self.node(name, JobNode, vec![CopyOnReadNode::child(node)])
+        self.actor(name, vec![CopyOnReadNode::child(node)])
+    }
+
+    /// Somebody who can fill a node before there are drives: see [`Stage::fill`].
+    pub(super) fn filled(self, node: &str) -> Self {
+        let grants = PermissionSet::WRITE;
+        self.actor(&filler(node), vec![ChildDecl { grants, ..ChildDecl::filtered(node) }])
     }
 
     pub(super) fn drive(self, id: &str, root: &str) -> Self {
@@ -96,7 +108,13 @@ impl Scene {
         self.drive_that(id, root, false, true)
     }
 
-    fn drive_that(mut self, id: &str, root: &str, writable: bool, only_shows: bool) -> Self {
+    pub(super) fn drive_that(
+        mut self,
+        id: &str,
+        root: &str,
+        writable: bool,
+        only_shows: bool,
+    ) -> Self {
         self.0.drives.push(DriveDecl {
             id: id.into(),
             root: Some(root.into()),
@@ -149,6 +167,12 @@ pub(super) fn readable(node: &str) -> ChildDecl {
     ChildDecl { grants, ..ChildDecl::filtered(node) }
 }
 
+const FILLER: &str = "fill-";
+
+fn filler(node: &str) -> String {
+    format!("{FILLER}{node}")
+}
+
 pub(super) fn at(block: u64) -> std::ops::Range<u64> {
     block * BLOCK..(block + 1) * BLOCK
 }
@@ -186,6 +210,29 @@ impl Stage {
         bytes[0]
     }
 
+    /// Gives a block of a node bytes of its own.
+    pub(super) async fn fill(&self, node: &str, block: u64, byte: u8) {
+        let bytes = Buf::copy_of(&[byte; BLOCK as usize]);
+        let filled = self.own(&filler(node)).write_changed(0, block * BLOCK, bytes).await;
+        filled.expect("a node to fill");
+    }
+
+    /// Sends those who fill nodes away and brings in a drive with a bitmap; all bitmaps are clean.
+    pub(super) async fn open(&self, id: &str, root: &str, writable: bool) {
+        let graph = self.cell.load();
+        let fillers = graph.nodes().iter().filter(|node| node.name().starts_with(FILLER));
+        let remove = |node: &GraphNode| Action::RemoveNode { node: node.name().into() };
+        let removed = fillers.map(remove).fold(Transaction::new(), Transaction::with);
+        let drive = Scene::default().drive_that(id, root, writable, !writable);
+        let GraphDecl { drives, bitmaps, .. } = drive.0;
+        let transaction = drives.into_iter().map(Action::AddDrive).fold(removed, Transaction::with);
+        self.cell.transact(transaction).await.expect("a drive");
+        for bitmap in bitmaps {
+            self.cell.add_bitmap(bitmap).await.expect("a bitmap");
+        }
+        self.clear().await;
+    }
+
     pub(super) async fn act(&self, action: Action) -> Result<Applied> {
         self.cell.transact(Transaction::new().with(action)).await
     }
@@ -216,10 +263,6 @@ impl Stage {
         for (_, bitmap) in graph.bitmaps() {
             self.cell.change_bitmap(bitmap, &[Change::Clear]).await.expect("a clear");
         }
-    }
-
-    pub(super) fn outcomes(&self, node: &str) -> Outcomes {
-        self.own(node).outcomes().expect("an acting node")
     }
 }
 
