@@ -15,6 +15,7 @@ use super::filter::{BeforeWrite, TestFilter};
 use super::schedule::{Random, boxed, shuffled};
 use super::stage::*;
 use crate::filter::CopyOnReadNode;
+use crate::graph::mutation::{Mutation, set};
 use crate::graph::{Action, ChildDecl, CopyHow, NodeDecl, PermissionSet, Which};
 use crate::io::{LocalFuture, WorkerOptions, Workers, spawn};
 
@@ -81,12 +82,13 @@ impl Case {
     fn scripts(&self, random: &mut Random) -> Vec<Vec<Step>> {
         let mut scripts = Vec::new();
         let mut byte = 0;
-        for _ in 0..3 {
-            let mut writes = |random: &mut Random| {
+        // Two blocks have a guest of their own, who knows what it wrote last; one guest writes anywhere.
+        for own in [Some(0), Some(1), None] {
+            let mut writes = |_| {
                 byte += 1;
-                Step::Write { block: random.below(USED), byte }
+                Step::Write { block: own.unwrap_or_else(|| random.below(USED)), byte }
             };
-            scripts.push((0..4).map(|_| writes(random)).collect());
+            scripts.push((0..4).map(&mut writes).collect());
         }
         for _ in 0..2 {
             let read = |_| Step::Read { block: random.below(USED) };
@@ -94,7 +96,7 @@ impl Case {
         }
         for (node, how) in self.copies {
             let copy = |_| Step::Copy { node, block: random.below(USED), how: *how };
-            scripts.push((0..4).map(copy).collect());
+            scripts.push((0..8).map(copy).collect());
         }
         scripts.push(vec![Step::Clear, Step::Clear]);
         let filters = (0..2).map(|_| {
@@ -105,18 +107,25 @@ impl Case {
         scripts
     }
 
-    fn on_one_worker(&'static self) {
-        for seed in 0..SEEDS {
-            on_a_worker(async move {
+    /// # Errors
+    /// What went wrong, and with which seed.
+    fn in_many_orders(&'static self) -> Result<(), String> {
+        (0..SEEDS).try_for_each(|seed| {
+            let ended = on_a_worker(async move {
                 let run = self.begin(seed);
                 run.prepare().await;
                 let tasks = (0..run.scripts.len()).map(|task| run.task(task)).collect();
-                if let Err(left) = shuffled(seed, tasks).await {
-                    panic!("seed {seed}: {left} tasks wait for each other");
+                match shuffled(seed, tasks).await {
+                    Ok(()) => run.check().await,
+                    Err(left) => Err(format!("{left} tasks wait for each other")),
                 }
-                run.check(seed).await;
             });
-        }
+            ended.map_err(|wrong| format!("seed {seed}: {wrong}"))
+        })
+    }
+
+    fn on_one_worker(&'static self) {
+        self.in_many_orders().unwrap_or_else(|wrong| panic!("{wrong}"));
     }
 
     fn on_two_workers(&'static self) {
@@ -130,13 +139,14 @@ impl Case {
             };
             let wait = |what: &str| {
                 let in_time = ended.recv_timeout(Duration::from_secs(60));
-                in_time.unwrap_or_else(|_| panic!("run {seed}: {what} has not ended"));
+                let ended = in_time.unwrap_or_else(|_| Err(format!("{what} has not ended")));
+                ended.unwrap_or_else(|wrong: String| panic!("run {seed}: {wrong}"));
             };
             let (begun, prepared) = (run.clone(), sender.clone());
             let prepare = move || {
                 boxed(async move {
                     begun.prepare().await;
-                    prepared.send(()).expect("the test waits");
+                    prepared.send(Ok(())).expect("the test waits");
                 })
             };
             post(0, Box::new(prepare));
@@ -150,7 +160,7 @@ impl Case {
                     boxed(async move {
                         played.await;
                         if left.fetch_sub(1, Ordering::SeqCst) == 1 {
-                            sender.send(()).expect("the test waits");
+                            sender.send(Ok(())).expect("the test waits");
                         }
                     })
                 };
@@ -160,8 +170,7 @@ impl Case {
             let sender = sender.clone();
             let check = move || {
                 boxed(async move {
-                    run.check(seed).await;
-                    sender.send(()).expect("the test waits");
+                    sender.send(run.check().await).expect("the test waits");
                 })
             };
             post(0, Box::new(check));
@@ -224,7 +233,8 @@ impl Run {
         }
     }
 
-    async fn check(&self, seed: u64) {
+    /// The bytes that each script has written last, by block.
+    fn last_writes(&self) -> BTreeMap<u64, BTreeSet<u8>> {
         let mut last: BTreeMap<u64, BTreeSet<u8>> = BTreeMap::new();
         for script in self.scripts.iter() {
             let mut own = BTreeMap::new();
@@ -237,21 +247,34 @@ impl Run {
                 last.entry(block).or_default().insert(byte);
             });
         }
+        last
+    }
+
+    /// # Errors
+    /// A write that was overtaken, or something that is dirty without reason.
+    async fn check(&self) -> Result<(), String> {
+        let last = self.last_writes();
         let is_kept = self.before_write().is_some();
         for block in 0..USED {
             let shown = self.stage.byte("vda", block).await;
             let none = BTreeSet::from([if is_kept { initial(block) } else { 0 }]);
             let expected = last.get(&block).unwrap_or(&none);
-            assert!(expected.contains(&shown), "seed {seed}, block {block}: {shown}, {expected:?}");
+            if !expected.contains(&shown) {
+                return Err(format!("block {block} shows {shown}, not {expected:?}"));
+            }
             if is_kept && last.contains_key(&block) {
                 let kept = self.stage.byte("kept", block).await;
-                assert_eq!(kept, initial(block), "seed {seed}, block {block}: what was replaced");
+                if kept != initial(block) {
+                    return Err(format!("block {block}: {kept} was kept"));
+                }
             }
         }
         for (name, blocks) in self.stage.dirty() {
-            let written = blocks.iter().all(|block| last.contains_key(block));
-            assert!(written, "seed {seed}: `{name}` is dirty at {blocks:?}, written {last:?}");
+            if !blocks.iter().all(|block| last.contains_key(block)) {
+                return Err(format!("`{name}` is dirty at {blocks:?}, written {last:?}"));
+            }
         }
+        Ok(())
     }
 }
 
@@ -300,15 +323,16 @@ static COPY_OVER_COPY: Case = Case {
 /// (c) A background copy by a filter that keeps guests' writes to the same range.
 static COPY_BESIDE_PARKED: Case = Case {
     scene: |seed| {
-        let child = ChildDecl { grants: PermissionSet::HARMLESS, ..ChildDecl::filtered("top") };
+        let child = ChildDecl { grants: PermissionSet::HARMLESS, ..ChildDecl::filtered("slow") };
         Scene::default()
             .disk("base")
             .overlay("top", "base")
+            .node("slow", slow(seed + 1), filtered("top"))
             .node("filter", slow(seed), vec![child])
             .drive("vda", "filter")
     },
     copies: &[("filter", UNCHANGED), ("filter", UP)],
-    filtered: &["base", "top", "filter"],
+    filtered: &["base", "top", "slow", "filter"],
     copying: None,
 };
 
@@ -366,4 +390,17 @@ fn copies_through_full_filters_end_in_any_order() {
 #[test]
 fn copies_through_full_filters_end_on_two_workers() {
     FULL_FILTERS.on_two_workers();
+}
+
+/// The cases are such that guards are needed: without them copies overtake writes.
+#[test]
+fn without_guards_copies_overtake_writes() {
+    let cases = [("b", &COPY_OVER_COPY), ("c", &COPY_BESIDE_PARKED), ("d", &FULL_FILTERS)];
+    for (name, case) in cases {
+        set(Some(Mutation::TakesNoGuards));
+        let ended = case.in_many_orders();
+        set(None);
+        let wrong = ended.err().unwrap_or_else(|| panic!("({name}): nothing was overtaken"));
+        assert!(wrong.contains("shows"), "({name}): {wrong}");
+    }
 }

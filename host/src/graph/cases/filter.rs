@@ -18,6 +18,8 @@ pub(super) struct TestFilter {
     pub(super) pause: Option<Pause>,
     pub(super) slots: Option<Slots>,
     pub(super) before_write: Option<BeforeWrite>,
+    /// It is one that nobody may change.
+    pub(super) is_read_only: bool,
 }
 
 /// Keeps each request for some turns by chance, before it goes on and before it ends.
@@ -71,6 +73,8 @@ impl TestFilter {
 
     async fn slot(&self) -> Slot<'_> {
         let Some(Slots(free)) = &self.slots else { return Slot(None) };
+        // Others come first: whoever leaves and comes again would always find its slot free.
+        turn().await;
         let take = |free: usize| free.checked_sub(1);
         while free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err() {
             turn().await;
@@ -120,7 +124,8 @@ impl Node for TestFilter {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
+        let info = NodeInfo::of_filter(children)?;
+        Ok(NodeInfo { read_only: info.read_only || self.is_read_only, ..info })
     }
 
     fn is_transparent(&self) -> bool {
