@@ -7,31 +7,47 @@ use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use super::origin::Request;
 use super::permission::PermissionSet;
-use super::snapshot::{Edge, GraphNode};
+use super::snapshot::{Edge, Graph, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
+
+/// Why a request was not admitted. Nothing has been done.
+pub(super) enum NotAdmitted {
+    /// Its gate is closed. Here is the snapshot, to wait with.
+    Closed(Rc<Snapshot>),
+    /// A newer snapshot has been published.
+    Outdated,
+    /// It is refused.
+    Refused(Error),
+}
+
+impl From<Error> for NotAdmitted {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
 
 /// Admits `op` at the root of drive number `drive`: range, permission, pause, marks, in this order.
 ///
-/// `is_current` is asked once behind the gate: `false` means that the snapshot is out of date, nothing
-/// has been done, and the caller begins again with the next one (`Ok(None)`).
-#[inline]
-pub(super) async fn admit(
-    graph: &Rc<Snapshot>,
+/// `is_current` is asked once behind the gate. Not a future: what it makes need not be moved.
+#[inline(always)]
+pub(super) fn admit(
+    graph: Rc<Snapshot>,
     drive: usize,
     op: &Op,
     worker: usize,
-    is_current: impl Fn() -> bool,
-) -> Result<Option<Request>> {
+    is_current: impl FnOnce(&Graph) -> bool,
+) -> Result<Request, NotAdmitted> {
     let edge = graph.drives[drive].medium()?;
     check(edge, &graph.nodes[edge.child], op)?;
-    let request = Request::begin(Rc::clone(graph), drive, worker).await;
-    if !is_current() {
-        return Ok(None);
+    let request = Request::try_begin(graph, drive, worker).map_err(NotAdmitted::Closed)?;
+    let graph = request.graph();
+    if !is_current(graph) {
+        return Err(NotAdmitted::Outdated);
     }
     if !mutated(Mutation::MarksAfterCompletion) {
-        mark(edge, op);
+        mark(graph.drives[drive].medium()?, op);
     }
-    Ok(Some(request))
+    Ok(request)
 }
 
 /// Range and permission.

@@ -1,9 +1,10 @@
 //! Drives in use on a worker: where exports and embedders send requests.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::rc::Rc;
 
-use super::admit::{admit, mark};
+use super::admit::{NotAdmitted, admit, mark};
 use super::align;
 use super::cell::LocalGraph;
 use super::detach::ToTheEnd;
@@ -81,31 +82,41 @@ impl LocalDrive {
         shown.zip(recorded).is_some_and(|(shown, recorded)| class(shown) == class(recorded))
     }
 
-    /// Admits `op` in the current snapshot and runs it there.
-    async fn run<T>(
-        &self,
-        op: Op,
-        call: impl for<'g> FnOnce(EdgeRef<'g>) -> NodeFuture<'g, T>,
-    ) -> Result<T> {
-        loop {
-            let graph = self.graph.current();
-            let index = self.index(&graph)?;
-            let is_current = || self.graph.is_current(&graph);
-            let worker = self.graph.worker();
-            let request = admit(&graph, index, &op, worker, is_current).await?;
-            let Some(request) = request else { continue };
-            let edge = graph.drives[index].medium()?;
-            let edge = EdgeRef { graph: request.graph(), request: &request, edge };
-            let _flight = match edge.edge.crossing {
-                Some(_) => Box::pin(edge.cross(&op)).await,
-                None => None,
+    /// Admits `op` in the current snapshot and runs it there. What the future owns is moved into it once.
+    #[inline(always)]
+    #[allow(clippy::manual_async_fn, reason = "an `async fn` keeps its arguments twice")]
+    fn run<T, F>(&self, op: Op, call: F) -> impl Future<Output = Result<T>> + use<'_, T, F>
+    where
+        F: for<'g> FnOnce(EdgeRef<'g>) -> NodeFuture<'g, T>,
+    {
+        async move {
+            check_transfer(op.transfer_bytes())?;
+            let (request, index) = loop {
+                let graph = self.graph.current();
+                let index = self.index(&graph)?;
+                let is_current = |graph: &Graph| self.graph.is_current(graph);
+                match admit(graph, index, &op, self.graph.worker(), is_current) {
+                    Ok(request) => break (request, index),
+                    Err(NotAdmitted::Outdated) => {}
+                    // Boxed, so that the path through an open gate keeps a small future.
+                    Err(NotAdmitted::Closed(graph)) => {
+                        Box::pin(graph.origins[index].gate.opened()).await;
+                    }
+                    Err(NotAdmitted::Refused(error)) => return Err(error),
+                }
+            };
+            let graph = request.graph();
+            let edge = EdgeRef { graph, request: &request, edge: graph.drives[index].medium()? };
+            let _flight = match edge.try_cross(&op) {
+                Some(key) => key.map(|key| edge.flight(key)),
+                None => Box::pin(edge.cross(&op)).await,
             };
             edge.begin_admitted(&op);
             let result = edge.settle(call(edge).await);
             if mutated(Mutation::MarksAfterCompletion) {
                 mark(edge.edge, &op);
             }
-            return result;
+            result
         }
     }
 
@@ -113,10 +124,10 @@ impl LocalDrive {
     ///
     /// # Errors
     /// `EINVAL` past the end or above 64 MiB; the nodes'.
-    pub async fn read(&self, offset: u64, buf: BufMut) -> Result<BufMut> {
-        check_transfer(buf.len())?;
+    #[inline(always)]
+    pub fn read(&self, offset: u64, buf: BufMut) -> impl Future<Output = Result<BufMut>> + use<'_> {
         let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
-        self.run(op, |edge| edge.read_admitted(offset, buf)).await
+        self.run(op, move |edge| edge.read_admitted(offset, buf))
     }
 
     /// Writes `buf` at `offset`. Once begun it is finished, also if its future is dropped.
@@ -129,15 +140,15 @@ impl LocalDrive {
     }
 
     /// [`LocalDrive::write`] for a caller that nobody drops before its end: spares a box.
-    pub(crate) async fn write_in_task(
+    #[inline(always)]
+    pub(crate) fn write_in_task(
         &self,
         offset: u64,
         buf: Buf,
         flags: WriteFlags,
-    ) -> Result<()> {
-        check_transfer(buf.len())?;
+    ) -> impl Future<Output = Result<()>> + use<'_> {
         let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
-        self.run(op, |edge| edge.write_admitted(offset, buf, flags)).await
+        self.run(op, move |edge| edge.write_admitted(offset, buf, flags))
     }
 
     /// Makes a range read as zeros. Once begun it is finished, like a write.
@@ -193,8 +204,9 @@ impl LocalDrive {
 }
 
 /// Refuses a read or write that is longer than any request may be.
-pub(crate) fn check_transfer(len: usize) -> Result<()> {
-    if len > TRANSFER_MAX_BYTES as usize {
+#[inline]
+pub(crate) fn check_transfer(len: u64) -> Result<()> {
+    if len > TRANSFER_MAX_BYTES.into() {
         let message = format!("one request moves at most {TRANSFER_MAX_BYTES} bytes, not {len}");
         return Err(Error::new(ErrorKind::Invalid, message));
     }

@@ -220,8 +220,11 @@ impl<'g> EdgeRef<'g> {
     /// the change off.
     #[inline]
     #[allow(clippy::option_option, reason = "whether, and what there is to leave")]
-    fn try_cross(&self, op: &Op) -> Option<Option<FlightKey>> {
+    pub(super) fn try_cross(&self, op: &Op) -> Option<Option<FlightKey>> {
         let Some(sources) = &self.edge.crossing else { return Some(None) };
+        if !op.kind.is_change() || op.len == 0 {
+            return Some(None);
+        }
         let operations = self.request.operations();
         let range = op.offset..op.offset + op.len;
         let (worker, by) = (self.request.worker(), self.request.by(&operations));
@@ -239,10 +242,14 @@ impl<'g> EdgeRef<'g> {
         let operations = self.request.operations();
         let range = op.offset..op.offset.saturating_add(op.len);
         let (worker, by) = (self.request.worker(), self.request.by(&operations));
-        let guards = &*self.graph.guards;
-        let key = guards.enter(worker, sources, &range, by).await;
+        let key = self.graph.guards.enter(worker, sources, &range, by).await;
         self.request.set_holds();
-        Some(Flight { guards, worker, key })
+        Some(self.flight(key))
+    }
+
+    /// What has been entered by this edge, until its end.
+    pub(super) fn flight(&self, key: FlightKey) -> Flight<'g> {
+        Flight { guards: &self.graph.guards, worker: self.request.worker(), key }
     }
 
     /// What comes before every call: range and permission, the guards beyond the edge, marks where changes
@@ -267,15 +274,20 @@ impl<'g> EdgeRef<'g> {
     }
 
     /// Calls of a drive, which has been admitted by itself: counts and goes on.
+    #[inline]
     pub(super) fn begin_admitted(&self, op: &Op) {
         self.edge.counters.begin(self.request.worker(), op);
     }
 
+    #[inline]
     pub(super) fn settle<T>(&self, result: Result<T>) -> Result<T> {
-        result.map_err(|error| {
-            self.edge.counters.failed(self.request.worker());
-            error.at_node(&self.node().name)
-        })
+        result.map_err(|error| self.failed(error))
+    }
+
+    #[cold]
+    fn failed(&self, error: Error) -> Error {
+        self.edge.counters.failed(self.request.worker());
+        error.at_node(&self.node().name)
     }
 
     pub(super) async fn flush_child(&self) -> Result<()> {

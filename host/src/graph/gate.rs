@@ -82,12 +82,20 @@ impl Gate {
 
     /// Enters as soon as the gate is open.
     pub(super) async fn enter(&self, worker: usize) {
+        while !self.try_enter(worker) {
+            self.opened().await;
+        }
+    }
+
+    /// Waits until it is open; by the time the caller tries to enter it may be closed again.
+    pub(super) async fn opened(&self) {
         poll_fn(|cx| {
-            if self.try_enter(worker) {
+            let is_open = || self.closed.load(Ordering::SeqCst) == 0;
+            if is_open() {
                 return Poll::Ready(());
             }
             self.entrants.register(cx);
-            if self.try_enter(worker) { Poll::Ready(()) } else { Poll::Pending }
+            if is_open() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

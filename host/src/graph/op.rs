@@ -59,15 +59,29 @@ pub struct Op {
 }
 
 impl Op {
+    /// Bytes of data that it moves: those of reads and writes.
+    #[inline]
+    pub(super) fn transfer_bytes(&self) -> u64 {
+        match self.kind {
+            OpKind::Read | OpKind::Write => self.len,
+            OpKind::Zero | OpKind::Discard | OpKind::Flush | OpKind::Status => 0,
+        }
+    }
+
     /// Checks that the range lies in a view of `size_bytes`.
     ///
     /// # Errors
     /// A change past the end is `ENOSPC`, anything else `EINVAL`.
+    #[inline]
     pub fn check_range(&self, size_bytes: u64) -> Result<()> {
-        let fits = self.offset.checked_add(self.len).is_some_and(|end| end <= size_bytes);
-        if fits {
-            return Ok(());
+        match self.offset.checked_add(self.len) {
+            Some(end) if end <= size_bytes => Ok(()),
+            _ => Err(self.past_the_end(size_bytes)),
         }
+    }
+
+    #[cold]
+    fn past_the_end(&self, size_bytes: u64) -> Error {
         let kind = if self.kind.is_change() { ErrorKind::NoSpace } else { ErrorKind::Invalid };
         let message = format!(
             "{} of {} bytes at {} lies past the end ({size_bytes} bytes)",
@@ -75,6 +89,6 @@ impl Op {
             self.len,
             self.offset
         );
-        Err(Error::new(kind, message))
+        Error::new(kind, message)
     }
 }

@@ -35,15 +35,15 @@ impl Origin {
 /// its worker and counts as in flight until it is dropped.
 pub(super) struct Request {
     graph: Rc<Snapshot>,
-    /// Index in the snapshot's origins.
-    origin: usize,
-    worker: usize,
-    /// It is behind the gate, and leaves it. Not so inside a drained section.
-    is_counted: bool,
     /// The guarded operations that caused it, the innermost first.
     lineage: Option<Rc<Lineage>>,
+    /// Index in the snapshot's origins. Small, like all that is here: every request moves it about.
+    origin: u32,
+    worker: u32,
     /// The view that it is proven not to alter.
     unchanged: Option<Class>,
+    /// It is behind the gate, and leaves it. Not so inside a drained section.
+    is_counted: bool,
     /// Others may wait for it: it has entered a source, or what caused it has.
     holds: Cell<bool>,
 }
@@ -66,13 +66,32 @@ impl Request {
         Self::new(graph, origin, worker, true)
     }
 
+    /// Enters the gate of `origin` on `worker` if it is open; gives the snapshot back if it is closed.
+    #[inline(always)]
+    pub(super) fn try_begin(
+        graph: Rc<Snapshot>,
+        origin: usize,
+        worker: usize,
+    ) -> Result<Self, Rc<Snapshot>> {
+        if graph.origins[origin].gate.try_enter(worker) {
+            return Ok(Self::new(graph, origin, worker, true));
+        }
+        Err(graph)
+    }
+
     /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
     /// that the section holds closed.
     pub(super) fn inside(_section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
         Self::new(graph, usize::MAX, worker, false)
     }
 
+    #[inline(always)]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "a graph has few origins, a host few workers"
+    )]
     fn new(graph: Rc<Snapshot>, origin: usize, worker: usize, is_counted: bool) -> Self {
+        let (origin, worker) = (origin as u32, worker as u32);
         let (lineage, unchanged, holds) = (None, None, Cell::new(false));
         Self { graph, origin, worker, is_counted, lineage, unchanged, holds }
     }
@@ -80,7 +99,7 @@ impl Request {
     /// A request that this one causes: it passes the gate, and holds up a drain by itself.
     pub(super) fn cause(&self) -> Self {
         if self.is_counted {
-            self.gate().join(self.worker);
+            self.gate().join(self.worker());
         }
         Self {
             graph: Rc::clone(&self.graph),
@@ -134,8 +153,9 @@ impl Request {
     }
 
     /// The gate behind which it is.
+    #[inline]
     fn gate(&self) -> &Gate {
-        &self.graph.origins[self.origin].gate
+        &self.graph.origins[self.origin as usize].gate
     }
 
     /// Whether whoever holds it back is to let it go; if not, the task is woken when that begins.
@@ -146,7 +166,7 @@ impl Request {
     /// Number of the worker that runs it.
     #[inline]
     pub(super) fn worker(&self) -> usize {
-        self.worker
+        self.worker as usize
     }
 }
 
@@ -154,7 +174,7 @@ impl Drop for Request {
     #[inline]
     fn drop(&mut self) {
         if self.is_counted {
-            self.gate().leave(self.worker);
+            self.gate().leave(self.worker());
         }
     }
 }

@@ -147,10 +147,14 @@ impl GraphDrive {
     ///
     /// # Errors
     /// `ENOMEDIUM`.
+    #[inline]
     pub fn medium(&self) -> Result<&Edge> {
-        self.root.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::NoMedium, format!("drive `{}` has no medium", self.id))
-        })
+        self.root.as_ref().ok_or_else(|| self.no_medium())
+    }
+
+    #[cold]
+    fn no_medium(&self) -> Error {
+        Error::new(ErrorKind::NoMedium, format!("drive `{}` has no medium", self.id))
     }
 
     /// Its root; `None` without a medium.

@@ -80,7 +80,7 @@ impl Drive {
     /// # Errors
     /// `EINVAL` past the end or above 64 MiB; the nodes'.
     pub async fn read(&self, offset: u64, len: usize) -> Result<Buf> {
-        check_transfer(len)?;
+        check_transfer(len as u64)?;
         let read = self.run(move |drive| async move { drive.read(offset, BufMut::new(len)).await });
         Ok(read.await?.freeze())
     }
@@ -90,7 +90,7 @@ impl Drive {
     /// # Errors
     /// `ENOSPC` past the end, `EINVAL` above 64 MiB, `EPERM` or `EROFS`; the nodes'.
     pub async fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        check_transfer(data.len())?;
+        check_transfer(data.len() as u64)?;
         self.write_buf(offset, Buf::copy_of(data), WriteFlags::NONE).await
     }
 
