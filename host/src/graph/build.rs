@@ -129,7 +129,8 @@ impl GraphDecl {
     /// Checks everything and makes the first snapshot.
     ///
     /// # Errors
-    /// Names used twice or unknown, cycles, nodes whose children do not fit, permission conflicts.
+    /// Names used twice or unknown, cycles, nodes whose children do not fit, permission conflicts, copies
+    /// that could wait for each other for ever.
     pub fn build(self) -> Result<Graph> {
         let mut draft = Draft::default();
         self.nodes.into_iter().try_for_each(|node| draft.add_node(node))?;

@@ -13,6 +13,7 @@ use super::generation::DriveGeneration;
 use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use super::snapshot::{Graph, GraphDrive};
+use crate::bitmap::Bitmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
 use crate::limits::TRANSFER_MAX_BYTES;
@@ -55,6 +56,11 @@ impl LocalDrive {
         Ok(found)
     }
 
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// What its root node is now.
     ///
     /// # Errors
@@ -62,6 +68,18 @@ impl LocalDrive {
     pub fn info(&self) -> Result<NodeInfo> {
         let snapshot = self.graph.current();
         Ok(snapshot.nodes[snapshot.drives[self.index(&snapshot)?].medium()?.child].info)
+    }
+
+    /// Whether `bitmap` records the view that the drive shows now: its own do, a node's as long as the
+    /// drive stands on the node's class.
+    pub(crate) fn shows_view_of(&self, bitmap: &Bitmap) -> bool {
+        let graph = self.graph.current();
+        let root = self.index(&graph).ok().and_then(|index| graph.drives[index].root.as_ref());
+        let mut all = graph.bitmaps.iter();
+        let entry = all.find(|entry| std::ptr::eq(&*entry.bitmap, bitmap));
+        let class = |node: usize| graph.nodes[node].class;
+        let (shown, recorded) = (root.map(|root| root.child), entry.and_then(|entry| entry.node));
+        shown.zip(recorded).is_some_and(|(shown, recorded)| class(shown) == class(recorded))
     }
 
     /// Admits `op` in the current snapshot and runs it there. What the future owns is moved into it once.

@@ -26,6 +26,8 @@ mod admit;
 mod affected;
 mod align;
 mod build;
+#[cfg(test)]
+mod cases;
 mod cell;
 mod class;
 mod counters;
@@ -42,6 +44,7 @@ pub mod measure;
 mod model;
 mod mutation;
 mod op;
+mod order;
 mod origin;
 mod permission;
 mod snapshot;

@@ -30,6 +30,8 @@ pub(crate) enum Mutation {
     ForgetsTheBacking,
     /// Bitmaps change while requests are in flight.
     DrainsNothing,
+    /// Graphs in which copies can wait for each other for ever.
+    AllowsAnyOrder,
     /// A freeze that is undone yields what was frozen alone.
     RollsBackByReplacement,
 }

@@ -1,10 +1,12 @@
 //! The exports of one listener, as the handshake sees them.
 
+use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::proto::{BlockSizes, ExportDirectory, ExportInfo, ExportSummary, Features};
 use crate::bitmap::{BitmapUse, Use};
-use crate::graph::{BitmapScope, GraphCell};
+use crate::graph::{BitmapScope, GraphCell, LocalDrive};
 use crate::limits::TRANSFER_MAX_BYTES;
 
 /// A bitmap that an export shows.
@@ -35,7 +37,40 @@ pub struct Export {
 pub(super) enum Context {
     Allocation,
     /// As long as a client may ask for it, nobody may take or clear it.
-    Dirty(BitmapUse),
+    Dirty(Shown),
+}
+
+/// A bitmap as a connection shows it: for as long as it is about what the export's drive shows.
+pub(super) struct Shown {
+    bitmap: BitmapUse,
+    has_left: Cell<bool>,
+}
+
+impl Shown {
+    /// Dirty ranges in `within`, ascending.
+    ///
+    /// A graph change can leave a node's bitmap behind with its node, while the drive goes on elsewhere.
+    /// The bitmap knows nothing of what is written there: all is dirty then, and stays so for this
+    /// client, whatever the drive comes to show later. It is never clean on trust.
+    pub(super) fn dirty(
+        &self,
+        drive: &LocalDrive,
+        within: Range<u64>,
+    ) -> impl Iterator<Item = Range<u64>> {
+        // Asked first: who has an answer from before a pivot asked before it.
+        if !self.has_left.get() && !drive.shows_view_of(&self.bitmap) {
+            self.has_left.set(true);
+            tracing::warn!(
+                "bitmap `{}` no longer records what drive `{}` shows: a client sees all of it dirty",
+                self.bitmap.name(),
+                drive.id(),
+            );
+        }
+        let is_known = !self.has_left.get();
+        let known = is_known.then(|| self.bitmap.ranges(within.clone()));
+        let all = (!is_known && !within.is_empty()).then_some(within);
+        known.into_iter().flatten().chain(all)
+    }
 }
 
 /// Name of the context for allocation.
@@ -69,7 +104,8 @@ impl Directory {
             match found.use_by(format!("export `{}`", export.name), Use::Read) {
                 Ok(found) => {
                     let name = format!("{DIRTY_BITMAP}{}", bitmap.name);
-                    contexts.push((name, Context::Dirty(found)));
+                    let shown = Shown { bitmap: found, has_left: Cell::new(false) };
+                    contexts.push((name, Context::Dirty(shown)));
                 }
                 Err(error) => tracing::info!("export `{}` shows less: {error}", export.name),
             }
@@ -110,5 +146,157 @@ impl ExportDirectory for Directory {
             block_sizes: BlockSizes::new(1, 4096, TRANSFER_MAX_BYTES).unwrap_or_default(),
             contexts: self.contexts(export).into_iter().map(|(name, _)| name).collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::bitmap::{BitmapName, Granularity};
+    use crate::graph::{
+        Action, BitmapDecl, ChildDecl, DriveDecl, GraphDecl, LocalGraph, NodeDecl, Transaction,
+        Unproven,
+    };
+    use crate::io::{Buf, EngineChoice, EngineKind, run_on_thread};
+    use crate::node::{MemoryNode, WriteFlags};
+
+    const BLOCK: u64 = 4096;
+    const SIZE: u64 = 16 * BLOCK;
+
+    struct Stage {
+        graph: Rc<LocalGraph>,
+        drive: LocalDrive,
+        contexts: Vec<(String, Context)>,
+    }
+
+    impl Stage {
+        /// Drive `vda` on overlay `top` of `base`, and `copy`; an export of it that shows bitmaps `b` of
+        /// the drive and of a node.
+        fn new(shown: &str) -> Self {
+            let memory = MemoryNode::new(SIZE, 512);
+            let copy = MemoryNode::new(SIZE, 512);
+            let overlay = MemoryNode::overlay(SIZE, 512);
+            let node = |name: &str, driver: crate::Result<MemoryNode>, children| NodeDecl {
+                name: name.into(),
+                driver: Arc::new(driver.expect("a disk")),
+                children,
+            };
+            let bitmap = |scope, name| BitmapDecl {
+                scope,
+                name: BitmapName::new(name).expect("a name"),
+                granularity: Granularity::from_bytes(BLOCK).expect("a granularity"),
+                enabled: true,
+            };
+            let (id, scope) = ("vda".to_owned(), BitmapScope::Node(shown.into()));
+            let own = BitmapScope::Drive("vda".into());
+            let decl = GraphDecl {
+                nodes: vec![
+                    node("base", memory, vec![]),
+                    node("top", overlay, vec![ChildDecl::backing("base")]),
+                    node("copy", copy, vec![]),
+                ],
+                drives: vec![DriveDecl {
+                    id: id.clone(),
+                    root: Some("top".into()),
+                    writable: true,
+                    only_shows: false,
+                }],
+                bitmaps: vec![bitmap(scope.clone(), "node"), bitmap(own.clone(), "drive")],
+            };
+            let cell = Arc::new(GraphCell::new(decl.build().expect("a graph")));
+            let shown = |scope, name: &str| ExportBitmap { name: name.into(), scope };
+            let export = Export {
+                name: "vda".into(),
+                description: String::new(),
+                drive: id,
+                writable: true,
+                bitmaps: vec![shown(scope, "node"), shown(own, "drive")],
+            };
+            let directory = Directory { cell: Arc::clone(&cell), exports: vec![] };
+            let contexts = directory.contexts(&export);
+            let graph = LocalGraph::of(&cell);
+            let drive = LocalDrive::open(&graph, "vda").expect("a drive");
+            Self { graph, drive, contexts }
+        }
+
+        async fn write(&self, block: u64) {
+            let data = Buf::copy_of(&[7; BLOCK as usize]);
+            let written = self.drive.write(block * BLOCK, data, WriteFlags::NONE).await;
+            written.expect("a write");
+        }
+
+        /// The drive shows another node.
+        async fn pivot(&self, node: &str) {
+            let root = Action::SetRoot { drive: "vda".into(), node: node.into() };
+            let pivot = Transaction::new().with_unproven(root, Unproven::MarkWhole);
+            self.graph.cell().transact(pivot).await.expect("a pivot");
+        }
+
+        /// Dirty blocks as a client sees them.
+        fn dirty(&self, name: &str) -> Vec<Range<u64>> {
+            let name = format!("{DIRTY_BITMAP}{name}");
+            let context = self.contexts.iter().find(|(known, _)| *known == name);
+            let Some((_, Context::Dirty(shown))) = context else { panic!("no context `{name}`") };
+            let ranges = shown.dirty(&self.drive, 0..SIZE);
+            ranges.map(|range| range.start / BLOCK..range.end / BLOCK).collect()
+        }
+    }
+
+    fn run(test: impl Future<Output = ()> + 'static) {
+        run_on_thread(EngineChoice::Exactly(EngineKind::Threads), test).expect("a worker");
+    }
+
+    /// E4, E4b of experiments with qemu-storage-daemon 10.0.2. There the client goes on to read the old
+    /// node's bitmap after a commit or mirror: what the guest writes from then on is reported clean, and
+    /// the next incremental backup lacks it. To remove the old node then aborts the daemon.
+    #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "lists of one run are meant")]
+    fn e4_a_bitmap_that_the_drive_has_left_reads_dirty() {
+        run(async {
+            let stage = Stage::new("top");
+            stage.write(1).await;
+            assert_eq!((stage.dirty("node"), stage.dirty("drive")), (vec![1..2], vec![1..2]));
+            stage.pivot("copy").await;
+            stage.write(2).await;
+            assert_eq!((stage.dirty("node"), stage.dirty("drive")), (vec![0..16], vec![0..16]));
+            // It comes back, but the client has seen another view in between.
+            stage.pivot("top").await;
+            assert_eq!(stage.dirty("node"), [0..16]);
+            let error = stage.graph.cell().remove_bitmap(&bitmap(&stage, "node")).await;
+            let message = error.expect_err("a client reads it").to_string();
+            assert!(message.contains("export `vda`"), "{message}");
+        });
+    }
+
+    fn bitmap(stage: &Stage, name: &str) -> Arc<crate::bitmap::Bitmap> {
+        let graph = stage.graph.cell().load();
+        let mut all = graph.bitmaps();
+        let found = all.find(|(_, bitmap)| bitmap.name().as_str() == name);
+        Arc::clone(found.expect("a bitmap").1)
+    }
+
+    /// E16b: there the bitmap of a backing file is found through the overlay and shown as if it were
+    /// about the overlay; a stream that cuts the backing off then aborts the daemon.
+    #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "lists of one run are meant")]
+    fn e16b_a_backings_bitmap_says_nothing_about_the_overlay() {
+        run(async {
+            let stage = Stage::new("base");
+            stage.write(3).await;
+            assert_eq!((stage.dirty("node"), stage.dirty("drive")), (vec![0..16], vec![3..4]));
+            for block in 0..16 {
+                stage.write(block).await;
+            }
+            let (node, edge) = ("top".into(), "backing".into());
+            let cut = Action::SetChild { node, edge, child: None };
+            let cell = stage.graph.cell();
+            cell.transact(Transaction::new().with(cut)).await.expect("the overlay has all");
+            let remove = Transaction::new().with(Action::RemoveNode { node: "base".into() });
+            let message = cell.transact(remove).await.expect_err("a bitmap is in use").to_string();
+            assert!(message.contains("has the bitmaps `node`: remove them first"), "{message}");
+            assert_eq!(stage.dirty("node"), [0..16]);
+        });
     }
 }

@@ -1,12 +1,12 @@
 //! One request: from its typed form to its reply.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::connection::Transmission;
 use super::directory::Context;
 use super::proto::{NbdErrno, Request, StatusExtent, StatusQuery, push_block_status, reply};
 use super::send::ReplyWriter;
-use crate::bitmap::Bitmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, is_zero};
 use crate::node::{ExtentKind, WriteFlags};
@@ -163,7 +163,10 @@ async fn block_status(
     for (id, context) in &this.contexts {
         let extents = match context {
             Context::Allocation => allocation(this, offset, len, req_one).await?,
-            Context::Dirty(bitmap) => dirty(bitmap, offset, len, req_one),
+            Context::Dirty(shown) => {
+                let end = offset + u64::from(len);
+                dirty(shown.dirty(&this.drive, offset..end), offset..end, req_one)
+            }
         };
         answers.push((*id, extents));
     }
@@ -201,10 +204,15 @@ fn allocation_flags(kind: ExtentKind) -> u32 {
     }
 }
 
-fn dirty(bitmap: &Bitmap, offset: u64, len: u32, req_one: bool) -> Vec<StatusExtent> {
+/// What a `qemu:dirty-bitmap` says of `asked`, of which `dirty` are the dirty ranges.
+fn dirty(
+    dirty: impl Iterator<Item = Range<u64>>,
+    asked: Range<u64>,
+    req_one: bool,
+) -> Vec<StatusExtent> {
     let mut answer = Vec::new();
-    let (mut at, end) = (offset, offset + u64::from(len));
-    for range in bitmap.ranges(offset..end) {
+    let mut at = asked.start;
+    for range in dirty {
         if range.start > at {
             answer.push(StatusExtent { len_bytes: range.start - at, flags: 0 });
         }
@@ -214,8 +222,8 @@ fn dirty(bitmap: &Bitmap, offset: u64, len: u32, req_one: bool) -> Vec<StatusExt
             return answer;
         }
     }
-    if at < end {
-        answer.push(StatusExtent { len_bytes: end - at, flags: 0 });
+    if at < asked.end {
+        answer.push(StatusExtent { len_bytes: asked.end - at, flags: 0 });
     }
     answer
 }

@@ -46,7 +46,7 @@
 //! 2. *Nested* requests (a change that crosses a further edge; an operation caused by a change or by an
 //!    operation) may be waited for; they wait only for what is granted.
 //! 3. The graph gives sources a static order: s before t if a holder of s can come to need t. A snapshot
-//!    in which it has a cycle is refused. So among holders there is one that waits for nobody; it ends,
+//!    in which it has a cycle is refused (`graph/order.rs`). So among holders there is one that waits for nobody; it ends,
 //!    and by induction over order, then tickets, all do.
 //! 4. Gates are passed before the table, and descendants pass gates: a drain waits only for what ends
 //!    by 3. In-flight limits are taken after the guard: who waits for a range holds no slot below it.

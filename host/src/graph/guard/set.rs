@@ -87,6 +87,11 @@ impl SourceSet {
         range.start.max(place.range.start)..range.end.min(place.range.end)
     }
 
+    /// The sources, in any order.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = SourceId> {
+        self.members().iter().map(|member| SourceId(member & !WHOLE))
+    }
+
     #[inline]
     fn members(&self) -> &[u32] {
         match &self.members {

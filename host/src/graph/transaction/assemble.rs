@@ -15,6 +15,7 @@ use crate::graph::acting;
 use crate::graph::affected::Marks;
 use crate::graph::class::{Class, Cut, Edges, Views};
 use crate::graph::guard::Guards;
+use crate::graph::order;
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
 use crate::limits::{GRAPH_DEPTH_MAX, WORKERS_MAX};
@@ -27,7 +28,8 @@ impl Draft {
     /// `prepared` has taken effect, to which is added what the actions and new sizes of views call for.
     ///
     /// # Errors
-    /// Unknown names, cycles, nodes whose children do not fit, permission conflicts.
+    /// Unknown names, cycles, nodes whose children do not fit, permission conflicts, copies that could
+    /// wait for each other for ever.
     pub(in crate::graph) fn assemble(
         &self,
         former: Option<&Graph>,
@@ -60,6 +62,7 @@ impl Draft {
         self.assemble_bitmaps(&mut graph, prepared)?;
         set_entries(&mut graph);
         acting::resolve(&mut graph, former);
+        order::check(&graph)?;
         Ok(graph)
     }
 

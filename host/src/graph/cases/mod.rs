@@ -1,0 +1,21 @@
+//! Cases that the core must get right, by name: each a small graph of native nodes, and what must come of it.
+//!
+//! | file | what it shows |
+//! |---|---|
+//! | `order.rs` | graphs in which copies could wait for each other for ever are refused, and no others |
+//! | `views.rs` | streams and copy-on-read dirty nothing, through any filters (E1, E17, E18) |
+//! | `pivots.rs` | a drive's bitmap goes on after commit, snapshot and mirror (E2 to E5) |
+//! | `refusals.rs` | what is refused, word for word |
+//! | `endless.rs` | what must never wait for ever: writes that copy first, copies over copies, full filters |
+//!
+//! `stage.rs` builds graphs, `filter.rs` has the filters that do what tests need, `schedule.rs` runs
+//! tasks in an order by chance that is the same for the same seed.
+
+mod endless;
+mod filter;
+mod order;
+mod pivots;
+mod refusals;
+mod schedule;
+mod stage;
+mod views;

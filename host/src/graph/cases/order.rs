@@ -1,0 +1,470 @@
+//! Graphs in which copies could wait for each other for ever, and graphs that look like it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::filter::{JobNode, TestFilter};
+use super::schedule::{Random, boxed, shuffled};
+use super::stage::*;
+use crate::error::ErrorKind;
+use crate::filter::PassNode;
+use crate::graph::mutation::{Mutation, set};
+use crate::graph::snapshot::Graph;
+use crate::graph::{Action, ChildDecl, NodeDecl, PermissionSet, Role};
+use crate::io::LocalFuture;
+
+/// Lets graphs of any order be built while it lives.
+struct AnyOrder;
+
+impl AnyOrder {
+    fn allowed() -> Self {
+        set(Some(Mutation::AllowsAnyOrder));
+        Self
+    }
+}
+
+impl Drop for AnyOrder {
+    fn drop(&mut self) {
+        set(None);
+    }
+}
+
+/// Two jobs, the target of each stored on the source of the other.
+fn crossed() -> Scene {
+    Scene::default()
+        .disk("one")
+        .disk("two")
+        .stored("on-one", "one")
+        .stored("on-two", "two")
+        .job("first", "one", "on-two")
+        .job("second", "two", "on-one")
+}
+
+/// Filters side by side, both with a copy-on-read filter above.
+fn side_by_side() -> Scene {
+    Scene::default()
+        .disk("base")
+        .overlay("disk", "base")
+        .pass("left", "disk")
+        .pass("right", "disk")
+        .copy_on_read("copy-left", "left")
+        .copy_on_read("copy-right", "right")
+        .drive("vda", "copy-left")
+        .showing("vdb", "copy-right")
+}
+
+fn check_refused(scene: Scene, expect: &str) {
+    let error = scene.refused();
+    assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::Invalid, expect));
+}
+
+#[test]
+fn targets_on_each_others_sources_are_refused() {
+    check_refused(
+        crossed(),
+        "copies could wait for each other for ever: while node `first` copies from `one` (edge \
+         `from`), requests there come to `two` by edge `file` of node `on-two`; while node `second` \
+         copies from `two` (edge `from`), requests there come to `one` by edge `file` of node \
+         `on-one`: give one of them a target outside of what the other one copies, or let both copy \
+         from one node",
+    );
+}
+
+#[test]
+fn copying_filters_side_by_side_are_refused() {
+    check_refused(
+        side_by_side(),
+        "copies could wait for each other for ever: while node `copy-left` copies from `left` (edge \
+         `file`), requests there come to `right` by edge `file` of node `left`; while node \
+         `copy-right` copies from `right` (edge `file`), requests there come to `left` by edge `file` \
+         of node `right`: give one of them a target outside of what the other one copies, or let both \
+         copy from one node",
+    );
+}
+
+#[test]
+fn a_target_on_its_own_source_is_refused() {
+    check_refused(
+        Scene::default().disk("disk").stored("store", "disk").job("backup", "disk", "store"),
+        "copies of one node could wait for each other for ever: while node `backup` copies from \
+         `disk` (edge `from`), requests there come to `disk` by edge `file` of node `store`: give it a \
+         target outside of `disk`",
+    );
+}
+
+#[test]
+fn a_change_of_the_graph_is_refused_as_well() {
+    let scene = Scene::default()
+        .disk("one")
+        .disk("two")
+        .disk("three")
+        .stored("on-one", "one")
+        .stored("on-two", "two")
+        .job("first", "one", "on-two")
+        .job("second", "three", "on-one");
+    scene.run(|stage| async move {
+        let generation = stage.cell.load().generation();
+        let (node, edge) = ("second".into(), "from".into());
+        let cross = Action::SetChild { node, edge, child: Some("two".into()) };
+        let error = stage.act(cross).await.expect_err("it would be crossed");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        let text = error.to_string();
+        for part in ["`first`", "`second`", "`on-one`", "`on-two`", "target outside"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(stage.cell.load().generation(), generation, "nothing was changed");
+        let add = NodeDecl {
+            name: "third".into(),
+            driver: Arc::new(JobNode),
+            children: vec![source("two"), target("three", PermissionSet::WRITE)],
+        };
+        stage.act(Action::AddNode(add)).await.expect("a line, not a ring");
+    });
+}
+
+#[test]
+fn what_stacks_is_not_refused() {
+    let chain = |scene: Scene| scene.disk("base").overlay("mid", "base").overlay("top", "mid");
+    let allowed = [
+        // Copy-on-read over copy-on-read, directly and over an overlay.
+        chain(Scene::default()).copy_on_read("a", "top").copy_on_read("b", "a").drive("vda", "b"),
+        Scene::default()
+            .disk("base")
+            .overlay("mid", "base")
+            .copy_on_read("lower", "mid")
+            .overlay("top", "lower")
+            .copy_on_read("upper", "top")
+            .drive("vda", "upper"),
+        // Two overlays of one base, both copying on read; with copy-on-read below them, too.
+        Scene::default()
+            .disk("ground")
+            .overlay("base", "ground")
+            .copy_on_read("shared", "base")
+            .overlay("left", "shared")
+            .overlay("right", "shared")
+            .copy_on_read("copy-left", "left")
+            .copy_on_read("copy-right", "right")
+            .drive("vda", "copy-left")
+            .drive("vdb", "copy-right"),
+        // Commits and streams of one chain.
+        chain(Scene::default())
+            .proven_job("commit", "top", "base")
+            .stream("stream", "top")
+            .drive("vda", "top"),
+        chain(Scene::default()).proven_job("low", "mid", "base").drive("vda", "top"),
+        // A backup to another disk, and one to an overlay of its own source.
+        Scene::default()
+            .disk("disk")
+            .overlay("copy", "disk")
+            .job("backup", "disk", "copy")
+            .showing("vda", "disk"),
+        // Each copies straight to the other's source: all that is needed is taken at once.
+        Scene::default()
+            .disk("one")
+            .disk("two")
+            .actor("first", vec![source("one"), target("two", PermissionSet::WRITE)])
+            .actor("second", vec![source("two"), target("one", PermissionSet::WRITE)]),
+    ];
+    for (number, scene) in allowed.into_iter().enumerate() {
+        if let Err(error) = scene.0.build() {
+            panic!("graph {number}: {error}");
+        }
+    }
+}
+
+/// Whether two tasks are stuck in some order of many.
+fn check_stuck(scene: fn() -> Scene, tasks: fn(&Stage) -> [LocalFuture; 2]) {
+    let _any = AnyOrder::allowed();
+    let stuck = (0..64).filter(|seed| {
+        let (scene, seed) = (scene(), *seed);
+        on_a_worker(async move {
+            let stage = scene.stage();
+            shuffled(seed, tasks(&stage).into()).await.is_err()
+        })
+    });
+    assert!(stuck.count() > 0, "no order of the tasks is stuck");
+}
+
+/// Both copies have their guard, then each wants to enter what the other one guards.
+#[test]
+fn targets_on_each_others_sources_would_never_end() {
+    // What is stored takes a while, so both are under way.
+    let slow =
+        || {
+            let mut scene = crossed();
+            for node in &mut scene.0.nodes {
+                if node.name.starts_with("on-") {
+                    node.children[0].node.insert_str(0, "slow-");
+                }
+            }
+            scene
+                .node("slow-one", TestFilter::pausing(8, 1), vec![ChildDecl::filtered("one")])
+                .node("slow-two", TestFilter::pausing(8, 2), vec![ChildDecl::filtered("two")])
+        };
+    check_stuck(slow, |stage| {
+        ["first", "second"].map(|node| {
+            let stage = stage.clone();
+            boxed(async move {
+                stage.own(node).copy(0, 1, at(0), CHANGED).await.expect("a copy");
+            })
+        })
+    });
+}
+
+#[test]
+fn copying_filters_side_by_side_would_never_end() {
+    let slow = || {
+        let mut scene = side_by_side();
+        for node in &mut scene.0.nodes {
+            if matches!(&*node.name, "left" | "right") {
+                node.driver = Arc::new(TestFilter::pausing(8, node.name.len() as u64));
+            }
+        }
+        scene
+    };
+    check_stuck(slow, |stage| {
+        ["vda", "vdb"].map(|drive| {
+            let stage = stage.clone();
+            boxed(async move {
+                stage.byte(drive, 0).await;
+            })
+        })
+    });
+}
+
+/// What a test graph is made of: how a node stands on those before it.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Disk,
+    Pass,
+    CopyOnRead,
+    BeforeWrite,
+    Overlay,
+    Stored,
+    Job { is_proven: bool },
+}
+
+const KINDS: [Kind; 8] = [
+    Kind::Disk,
+    Kind::Pass,
+    Kind::CopyOnRead,
+    Kind::BeforeWrite,
+    Kind::Overlay,
+    Kind::Stored,
+    Kind::Job { is_proven: true },
+    Kind::Job { is_proven: false },
+];
+
+/// A graph by chance; permissions may refuse it.
+fn scene_of(seed: u64) -> Scene {
+    let mut random = Random(seed);
+    let mut scene = Scene::default();
+    let mut shown: Vec<String> = Vec::new();
+    for at in 0..4 + random.below(6) {
+        let name = format!("n{at}");
+        let kind = KINDS[random.below(KINDS.len() as u64) as usize];
+        let kind = if at < 2 { Kind::Disk } else { kind };
+        let mut pick = || match shown.len() {
+            0 => String::new(),
+            count => shown[random.below(count as u64) as usize].clone(),
+        };
+        let (child, other) = (pick(), pick());
+        scene = match kind {
+            Kind::Disk => scene.disk(&name),
+            Kind::Pass => scene.pass(&name, &child),
+            Kind::CopyOnRead => scene.copy_on_read(&name, &child),
+            Kind::BeforeWrite => {
+                let children = vec![readable(&child), target(&other, PermissionSet::WRITE)];
+                scene.node(&name, PassNode, children)
+            }
+            Kind::Overlay => scene.overlay(&name, &child),
+            Kind::Stored => scene.stored(&name, &child),
+            Kind::Job { is_proven: true } => scene.proven_job(&name, &child, &other),
+            Kind::Job { is_proven: false } => scene.job(&name, &child, &other),
+        };
+        if !matches!(kind, Kind::Job { .. }) {
+            shown.push(name);
+        }
+    }
+    let top = shown[shown.len() - 1].clone();
+    scene.drive_that("vda", &top, random.below(2) == 0, true)
+}
+
+/// The relation by walking every way that a request can take, from its beginning on.
+struct Naive<'g> {
+    graph: &'g Graph,
+    /// Nodes that a source's view depends on, by node.
+    below: Vec<BTreeSet<usize>>,
+    sources: BTreeSet<usize>,
+    /// (held, needed), by node.
+    pairs: BTreeSet<(usize, usize)>,
+}
+
+#[derive(Clone)]
+struct Way {
+    node: usize,
+    is_change: bool,
+    held: BTreeSet<usize>,
+    /// Held before an opaque node was passed.
+    elsewhere: BTreeSet<usize>,
+}
+
+impl<'g> Naive<'g> {
+    fn of(graph: &'g Graph) -> Self {
+        let mut below: Vec<BTreeSet<usize>> = Vec::new();
+        for (at, node) in graph.nodes.iter().enumerate() {
+            let mut here = BTreeSet::from([at]);
+            for edge in &node.edges {
+                if !matches!(edge.role, Role::Source | Role::Target) {
+                    here.extend(&below[edge.child]);
+                }
+            }
+            below.push(here);
+        }
+        let reads =
+            |edge: &&crate::graph::Edge| edge.grants.contains(PermissionSet::CONSISTENT_READ);
+        let edges = graph.nodes.iter().flat_map(|node| &*node.edges);
+        let sources = edges.filter(reads).map(|edge| edge.child).collect();
+        let mut naive = Self { graph, below, sources, pairs: BTreeSet::new() };
+        naive.walk_all();
+        naive
+    }
+
+    /// Every driver may be called, for something that holds nothing yet.
+    fn walk_all(&mut self) {
+        for node in 0..self.graph.nodes.len() {
+            let (held, elsewhere) = (BTreeSet::new(), BTreeSet::new());
+            self.walk(&Way { node, is_change: false, held, elsewhere });
+        }
+        let graph = self.graph;
+        for root in graph.drives.iter().filter_map(|drive| drive.root.as_ref()) {
+            if root.uses.contains(PermissionSet::WRITE) {
+                let (node, held) = (root.child, self.entered(root.child, None));
+                self.walk(&Way { node, is_change: true, held, elsewhere: BTreeSet::new() });
+            }
+        }
+    }
+
+    /// Sources that a change enters at a node, coming from another one.
+    fn entered(&self, child: usize, parent: Option<usize>) -> BTreeSet<usize> {
+        let is_new = |source: &&usize| {
+            self.below[**source].contains(&child)
+                && parent.is_none_or(|parent| !self.below[**source].contains(&parent))
+        };
+        self.sources.iter().filter(is_new).copied().collect()
+    }
+
+    fn need(&mut self, way: &Way, needed: &BTreeSet<usize>) {
+        for held in &way.held {
+            let others = needed.iter().filter(|it| *it != held || way.elsewhere.contains(held));
+            self.pairs.extend(others.map(|needed| (*held, *needed)));
+        }
+    }
+
+    fn walk(&mut self, way: &Way) {
+        let graph = self.graph;
+        for edge in &graph.nodes[way.node].edges {
+            let mut next = Way { node: edge.child, is_change: false, ..way.clone() };
+            if edge.role == Role::Storage {
+                next.elsewhere.clone_from(&next.held);
+            }
+            self.walk(&next);
+            let goes_on = match edge.role {
+                Role::Filtered | Role::Data => way.is_change,
+                Role::Storage | Role::Target => true,
+                Role::Root | Role::Backing | Role::Source => false,
+            };
+            if goes_on && !edge.uses.intersection(PermissionSet::CHANGES).is_empty() {
+                let entered = self.entered(edge.child, Some(way.node));
+                self.need(&next, &entered);
+                next.held.extend(entered);
+                next.is_change = true;
+                self.walk(&next);
+            }
+        }
+        self.act(way);
+    }
+
+    fn act(&mut self, way: &Way) {
+        let graph = self.graph;
+        let node = &graph.nodes[way.node];
+        for (from, read) in node.edges.iter().enumerate() {
+            for write in &node.edges {
+                let may_read = read.grants.contains(PermissionSet::CONSISTENT_READ);
+                let may_change =
+                    write.grants.contains(PermissionSet::WRITE) && write.proven_for.is_none();
+                let (view, target) =
+                    (graph.nodes[read.child].class(), graph.nodes[write.child].class());
+                let may_prove = !write.grants.intersection(PermissionSet::CHANGES).is_empty()
+                    && write.proven_for.is_none_or(|it| it == from)
+                    && graph.views.is_at_or_above(view, target);
+                if may_read && may_change {
+                    self.operate(way, read.child, write.child, None);
+                }
+                if may_read && may_prove {
+                    self.operate(way, read.child, write.child, Some(read.child));
+                }
+            }
+        }
+    }
+
+    fn operate(&mut self, way: &Way, from: usize, to: usize, proven: Option<usize>) {
+        let graph = self.graph;
+        let is_exempt = |source: &usize| {
+            proven.is_some_and(|view| {
+                graph.views.is_at_or_above(graph.nodes[*source].class(), graph.nodes[view].class())
+            })
+        };
+        let entered = self.entered(to, None);
+        let mut needed: BTreeSet<usize> =
+            entered.iter().filter(|source| !is_exempt(source)).copied().collect();
+        needed.insert(from);
+        self.need(way, &needed);
+        let mut next = way.clone();
+        next.held.extend(entered);
+        next.held.insert(from);
+        for (node, is_change) in [(from, false), (to, false), (to, true)] {
+            self.walk(&Way { node, is_change, ..next.clone() });
+        }
+    }
+
+    fn has_cycle(&self) -> bool {
+        let mut pairs = self.pairs.clone();
+        loop {
+            let longer: BTreeSet<(usize, usize)> = pairs
+                .iter()
+                .flat_map(|(a, b)| {
+                    pairs.iter().filter(move |(c, _)| c == b).map(move |(_, d)| (*a, *d))
+                })
+                .collect();
+            let count = pairs.len();
+            pairs.extend(longer);
+            if pairs.len() == count {
+                return pairs.iter().any(|(a, b)| a == b);
+            }
+        }
+    }
+}
+
+#[test]
+fn exactly_the_graphs_with_a_ring_of_needs_are_refused() {
+    let (mut refused, mut allowed) = (0, 0);
+    for seed in 0..30_000 {
+        let built = {
+            let _any = AnyOrder::allowed();
+            scene_of(seed).0.build()
+        };
+        let Ok(built) = built else { continue };
+        let error = scene_of(seed).0.build().err();
+        let expected = Naive::of(&built).has_cycle();
+        assert_eq!(error.is_some(), expected, "seed {seed}: {error:?}");
+        match error {
+            Some(error) => {
+                refused += 1;
+                assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+            }
+            None => allowed += 1,
+        }
+    }
+    assert!(refused > 100 && allowed > 1000, "{refused} refused, {allowed} allowed");
+}

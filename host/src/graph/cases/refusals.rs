@@ -1,0 +1,362 @@
+//! What is refused, word for word: both ends of the edge, and what to do.
+
+use std::sync::Arc;
+
+use super::filter::TestFilter;
+use super::stage::*;
+use crate::error::ErrorKind;
+use crate::filter::PassNode;
+use crate::graph::{
+    Action, ChildDecl, DriveDecl, NodeDecl, OwnAccord, PermissionSet, Transaction, User, Which,
+};
+use crate::io::Buf;
+use crate::node::{MemoryNode, WriteFlags};
+
+fn check(scene: Scene, kind: ErrorKind, expect: &str) {
+    let error = scene.refused();
+    assert_eq!((error.kind(), &*error.to_string()), (kind, expect));
+}
+
+fn chain() -> Scene {
+    Scene::default().disk("base").overlay("mid", "base").overlay("top", "mid")
+}
+
+#[test]
+fn users_who_do_not_share() {
+    let two = Scene::default().disk("disk").drive("vda", "disk").drive("vdb", "disk");
+    check(
+        two,
+        ErrorKind::InUse,
+        "node `disk`: drive `vda` (edge `root`) uses w, which drive `vdb` (edge `root`) does not \
+         share: give one of them a node of its own, or make it read-only",
+    );
+    let overlay = Scene::default().disk("base").overlay("top", "base").drive("vda", "base");
+    check(
+        overlay.drive("vdb", "top"),
+        ErrorKind::InUse,
+        "node `base`: drive `vda` (edge `root`) uses w, which node `top` (edge `backing`) does not \
+         share: give one of them a node of its own, or make it read-only",
+    );
+    check(
+        Scene::default().disk("disk").stored("store", "disk").drive("vda", "disk"),
+        ErrorKind::InUse,
+        "node `disk`: drive `vda` (edge `root`) uses w, which node `store` (edge `file`) does not \
+         share: give one of them a node of its own, or make it read-only",
+    );
+    check(
+        Scene::default().disk("one").disk("two").drive("vda", "two").job("backup", "one", "two"),
+        ErrorKind::InUse,
+        "node `two`: drive `vda` (edge `root`) uses w, which node `backup` (edge `to`) does not \
+         share: give one of them a node of its own, or make it read-only",
+    );
+    check(
+        chain().proven_job("commit", "mid", "base").drive("vda", "top").drive("vdb", "base"),
+        ErrorKind::InUse,
+        "node `base`: drive `vdb` (edge `root`) uses w, which node `mid` (edge `backing`) does not \
+         share: give one of them a node of its own, or make it read-only",
+    );
+}
+
+#[test]
+fn writes_that_alter_what_others_show() {
+    let scene = chain().overlay("other", "base").drive("vda", "top").drive("vdb", "other");
+    check(
+        scene.proven_job("commit", "top", "base"),
+        ErrorKind::InUse,
+        "node `commit`: what it writes by its edge `to` is proven for its edge `from`, and alters \
+         what drive `vdb` shows: detach that drive, or let it share `w`",
+    );
+    let to = ChildDecl { proven_for: Some("view".into()), ..target("base", PermissionSet::WRITE) };
+    check(
+        chain().actor("commit", vec![source("top"), to]),
+        ErrorKind::NotFound,
+        "node `commit`: its edge `to` is to be proven for its edge `view`, which it does not have",
+    );
+    let iso = TestFilter { is_read_only: true, ..TestFilter::default() };
+    check(
+        Scene::default()
+            .disk("disk")
+            .node("iso", iso, vec![ChildDecl::filtered("disk")])
+            .drive("cd", "iso"),
+        ErrorKind::ReadOnly,
+        "node `iso`: it is read-only, and drive `cd` (edge `root`) changes it",
+    );
+}
+
+#[test]
+fn graphs_that_make_no_sense() {
+    check(
+        Scene::default().disk("disk").drive("disk", "disk"),
+        ErrorKind::Exists,
+        "`disk` names a node and a drive: give one another name",
+    );
+    check(
+        Scene::default().overlay("top", "base"),
+        ErrorKind::NotFound,
+        "node `top`: its child `backing` is the unknown node `base`",
+    );
+    check(
+        Scene::default().drive("vda", "disk"),
+        ErrorKind::NotFound,
+        "drive `vda` has the unknown root `disk`",
+    );
+    check(
+        Scene::default().pass("a", "b").pass("b", "c").pass("c", "b"),
+        ErrorKind::Invalid,
+        "the nodes form a cycle: a → b → c → b",
+    );
+    let both = vec![ChildDecl::filtered("disk"), ChildDecl::backing("disk")];
+    check(
+        Scene::default().disk("disk").node("both", PassNode, both),
+        ErrorKind::Invalid,
+        "node `both`: it has more than one child of which it shows the bytes: it can have one \
+         `filtered`, `data` or `backing` edge",
+    );
+    let mut unknown = Scene::default().disk("disk").disk("other");
+    unknown.0.nodes.pop();
+    check(unknown, ErrorKind::NotFound, "bitmap `b`: there is no node `other`");
+}
+
+fn filter(name: &str, on: &str) -> NodeDecl {
+    let (driver, children) = (Arc::new(PassNode), vec![ChildDecl::filtered(on)]);
+    NodeDecl { name: name.into(), driver, children }
+}
+
+fn overlay(name: &str, on: &str) -> NodeDecl {
+    let driver = Arc::new(MemoryNode::overlay(SIZE, 512).expect("a disk"));
+    NodeDecl { name: name.into(), driver, children: vec![ChildDecl::backing(on)] }
+}
+
+/// Drive `vda` on filter `filter` of `top` on `base`; drive `empty`; `store` in `other`.
+fn stage() -> Scene {
+    let mut scene = Scene::default()
+        .disk("base")
+        .overlay("top", "base")
+        .pass("filter", "top")
+        .disk("other")
+        .stored("store", "other")
+        .drive("vda", "filter");
+    let (id, root) = ("empty".into(), None);
+    scene.0.drives.push(DriveDecl { id, root, writable: true, only_shows: false });
+    scene
+}
+
+fn check_actions(refused: Vec<(Action, ErrorKind, &'static str)>) {
+    stage().run(|stage| async move {
+        let generation = stage.cell.load().generation();
+        for (action, kind, expect) in refused {
+            let error = stage.act(action).await.expect_err(expect);
+            assert_eq!((error.kind(), &*error.to_string()), (kind, expect));
+        }
+        assert_eq!(stage.cell.load().generation(), generation, "nothing was changed");
+    });
+}
+
+fn users(node: &str, users: Which) -> Action {
+    Action::InsertAbove { node: node.into(), filter: filter("extra", "top"), users }
+}
+
+#[test]
+fn removals_of_what_is_used() {
+    let node = |node: &str| Action::RemoveNode { node: node.into() };
+    check_actions(vec![
+        (
+            node("base"),
+            ErrorKind::InUse,
+            "action 1 (remove node `base`): node `base`: it is in use by node `top` (edge `backing`): \
+             remove them or point them elsewhere first",
+        ),
+        (
+            node("filter"),
+            ErrorKind::InUse,
+            "action 1 (remove node `filter`): node `filter`: it is in use by drive `vda`: remove \
+             them or point them elsewhere first",
+        ),
+        (
+            node("none"),
+            ErrorKind::NotFound,
+            "action 1 (remove node `none`): there is no node `none`",
+        ),
+        (
+            node("store"),
+            ErrorKind::InUse,
+            "action 1 (remove node `store`): node `store` has the bitmaps `b`: remove them first",
+        ),
+        (
+            Action::RemoveDrive { drive: "vda".into() },
+            ErrorKind::InUse,
+            "action 1 (remove drive `vda`): drive `vda` has the bitmaps `b`: remove them first",
+        ),
+        (
+            Action::RemoveFilter { node: "top".into() },
+            ErrorKind::Invalid,
+            "action 1 (remove filter `top`): node `top`: it has no `filtered` edge, so it is no \
+             filter: replace it instead",
+        ),
+        (
+            Action::RemoveFilter { node: "filter".into() },
+            ErrorKind::Exists,
+            "action 1 (remove filter `filter`): bitmap `b` of node `filter` would go to node `top`, \
+             which has one of that name: remove one of them first",
+        ),
+    ]);
+}
+
+#[test]
+fn changes_of_edges_that_make_no_sense() {
+    let set_child = |node: &str, edge: &str, child: Option<&str>| Action::SetChild {
+        node: node.into(),
+        edge: edge.into(),
+        child: child.map(Into::into),
+    };
+    let snapshot = |on| Action::Snapshot { drive: "vda".into(), overlay: overlay("snap", on) };
+    let root = |drive: &str, node: &str| Action::SetRoot { drive: drive.into(), node: node.into() };
+    let unused = Which::These(vec![User::Drive("vda".into())]);
+    check_actions(vec![
+        (
+            users("base", Which::All),
+            ErrorKind::Invalid,
+            "action 1 (insert `extra` above `base`): the filter `extra` needs an edge to `base`, \
+             over which it goes",
+        ),
+        (
+            users("top", unused),
+            ErrorKind::Invalid,
+            "action 1 (insert `extra` above `top`): drive `vda` does not use node `top`",
+        ),
+        (
+            set_child("top", "file", Some("other")),
+            ErrorKind::NotFound,
+            "action 1 (set edge `file` of `top` to `other`): node `top`: it has no edge `file`; it \
+             has: `backing`",
+        ),
+        (
+            set_child("filter", "file", None),
+            ErrorKind::Invalid,
+            "action 1 (end edge `file` of `filter`): node `filter`: edge `file` cannot end: it is no \
+             `backing` edge: the node cannot do without it",
+        ),
+        (
+            Action::Replace { node: "top".into(), by: "top".into() },
+            ErrorKind::Invalid,
+            "action 1 (replace `top` by `top`): node `top`: it cannot replace itself",
+        ),
+        (
+            snapshot("top"),
+            ErrorKind::Invalid,
+            "action 1 (snapshot of drive `vda` into `snap`): the overlay `snap` needs a `backing` \
+             edge to `filter`, which drive `vda` shows",
+        ),
+        (
+            root("empty", "other"),
+            ErrorKind::NoMedium,
+            "action 1 (set root of drive `empty` to `other`): drive `empty` has no medium: insert \
+             one instead",
+        ),
+        (
+            Action::InsertMedium { drive: "vda".into(), node: "other".into() },
+            ErrorKind::Exists,
+            "action 1 (insert `other` into drive `vda`): drive `vda` has the medium `filter`: eject \
+             it first, or set the drive's root",
+        ),
+    ]);
+}
+
+#[test]
+fn what_nothing_proves() {
+    let root = |node: &str| Action::SetRoot { drive: "vda".into(), node: node.into() };
+    let backing = Action::SetChild {
+        node: "top".into(),
+        edge: "backing".into(),
+        child: Some("store".into()),
+    };
+    check_actions(vec![
+        (
+            root("store"),
+            ErrorKind::NotPermitted,
+            "action 1 (set root of drive `vda` to `store`): drive `vda` shows node `store` instead \
+             of `filter`, and nothing proves that they show the same: ask for it with \
+             `Unproven::MarkWhole` (1 bitmaps would be marked whole)",
+        ),
+        (
+            backing,
+            ErrorKind::NotPermitted,
+            "action 1 (set edge `backing` of `top` to `store`): node `top` (edge `backing`) shows \
+             node `store` instead of `base`, and nothing proves that they show the same: ask for it \
+             with `Unproven::MarkWhole` (3 bitmaps would be marked whole)",
+        ),
+        (
+            Action::Deallocate { node: "top".into(), range: 0..1 },
+            ErrorKind::Invalid,
+            "node `top`: range 0..1 is to lie within 65536 bytes, at multiples of 512",
+        ),
+        (
+            Action::Resize { node: "other".into(), size_bytes: 2 * SIZE },
+            ErrorKind::InUse,
+            "node `other`: node `store` (edge `file`) does not share `r` (resize): resize that node \
+             instead",
+        ),
+    ]);
+}
+
+#[test]
+fn changes_that_permissions_forbid() {
+    let add = Action::AddDrive(DriveDecl {
+        id: "vdb".into(),
+        root: Some("filter".into()),
+        writable: true,
+        only_shows: false,
+    });
+    check_actions(vec![(
+        add,
+        ErrorKind::InUse,
+        "node `filter`: drive `vda` (edge `root`) uses w, which drive `vdb` (edge `root`) does not \
+         share: give one of them a node of its own, or make it read-only",
+    )]);
+}
+
+#[test]
+fn requests_without_permission() {
+    let scene = chain().showing("vda", "top").actor("job", vec![source("top"), source("base")]);
+    scene.run(|stage| async move {
+        let written = stage.drive("vda").write(0, Buf::copy_of(&[1; 512]), WriteFlags::NONE).await;
+        let error = written.expect_err("it only shows");
+        assert_eq!(
+            (error.kind(), &*error.to_string()),
+            (
+                ErrorKind::NotPermitted,
+                "node `top`: its user's edge `root` does not hold `w` (write)"
+            )
+        );
+        let error = stage.own("job").copy(0, 1, at(0), CHANGED).await.expect_err("it only reads");
+        assert_eq!(
+            (error.kind(), &*error.to_string()),
+            (ErrorKind::NotPermitted, "its edge `from` lacks the grant `write`")
+        );
+        let graph = crate::graph::LocalGraph::of(&stage.cell);
+        let error = OwnAccord::open(&graph, "mid").err().expect("it does not act");
+        assert_eq!(
+            (error.kind(), &*error.to_string()),
+            (
+                ErrorKind::NotPermitted,
+                "node `mid`: it has no grants: it may do nothing of its own accord"
+            )
+        );
+    });
+}
+
+/// A transaction of several actions says which of them is to blame.
+#[test]
+fn the_action_to_blame_is_named() {
+    stage().run(|stage| async move {
+        let transaction = Transaction::new()
+            .with(Action::EjectMedium { drive: "vda".into() })
+            .with(Action::RemoveNode { node: "top".into() });
+        let error = stage.cell.transact(transaction).await.expect_err("the filter uses it");
+        assert_eq!(
+            error.to_string(),
+            "action 2 (remove node `top`): node `top`: it is in use by node `filter` (edge `file`): \
+             remove them or point them elsewhere first"
+        );
+    });
+}
