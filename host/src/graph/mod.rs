@@ -42,6 +42,8 @@ mod mutation;
 mod op;
 mod origin;
 mod permission;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 mod transaction;
 

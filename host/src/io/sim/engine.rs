@@ -19,6 +19,7 @@ use super::super::{Drained, Interest, Io, SourceKey, Wait};
 use super::faults::{EIO, ENXIO, Fate};
 use super::file::SimFile;
 use super::media::{Landing, sectors};
+use super::random::Random;
 use super::simulation::{Landed, Shared};
 
 /// See the module.
@@ -77,6 +78,12 @@ fn to_usize(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
+/// A part of a transfer, up to the end of one of its sectors.
+fn shorter(at: u64, len: usize, random: &mut Random) -> usize {
+    let end = (at + random.below(len as u64) + 1).next_multiple_of(super::SECTOR as u64);
+    to_usize(end - at).min(len)
+}
+
 impl SimEngine {
     pub(super) fn new(shared: Rc<Shared>, last_event: u64) -> Self {
         Self {
@@ -104,17 +111,18 @@ impl SimEngine {
             FileOp::Read { offset, buf, done } => {
                 let fate = Fate::of_read(&faults, &mut random);
                 let mut len = buf.len() - done;
+                let at = offset + *done as u64;
                 if fate == Fate::Short {
-                    len = to_usize(random.below(len as u64)).max(1).min(len);
+                    len = shorter(at, len, &mut random);
                 }
-                (What::Read { at: offset + *done as u64, len }, fate, "read")
+                (What::Read { at, len }, fate, "read")
             }
             FileOp::Write { offset, buf, done } => {
                 let fate = Fate::of_write(&faults, &mut random);
                 let at = offset + *done as u64;
                 let mut len = buf.len() - done;
                 if fate == Fate::Short {
-                    len = to_usize(random.below(len as u64)).max(1).min(len);
+                    len = shorter(at, len, &mut random);
                 }
                 file.media().begin(op, at, &buf[*done..*done + len]);
                 let sectors = sectors(at, len).collect();

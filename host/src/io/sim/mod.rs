@@ -29,8 +29,8 @@
 //!
 //! - *Order and time.* Any ready task may be next. An operation takes from a microsecond to 0.1 s, so any two
 //!   may overtake each other; nothing takes longer, and whatever waits for more than that waits for itself.
-//! - *Reads* see the sectors as they are at some moment of the operation; they may be short (of at least
-//!   one byte), be interrupted (`EINTR`), or fail with `EIO`, with any bytes in the buffer.
+//! - *Reads* see the sectors as they are at some moment of the operation; they may be short (by
+//!   whole sectors), be interrupted (`EINTR`), or fail with `EIO`, with any bytes in the buffer.
 //! - *Writes* (and what zeroes or deallocates) come into sight sector by sector, at any moment of the
 //!   operation. They may be short or interrupted, or fail with `EIO` or `ENOSPC`: each sector is then old or
 //!   new; or, with `EIO`, damaged: bytes that nobody wrote, and never wrote before. Nothing changes once an
