@@ -32,6 +32,8 @@ pub(crate) enum Mutation {
     DrainsNothing,
     /// A freeze that is undone yields what was frozen alone.
     RollsBackByReplacement,
+    /// What a mapping leads to is durable after the mapping.
+    MapsBeforeData,
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ impl Guest {
                 (true, 0..=8) => self.write(sectors).await,
                 (true, 9 | 10) => self.zero(sectors).await,
                 (true, 11) => self.discard(sectors).await,
-                (_, 12) => drop(self.flush().await),
+                (_, 12) => self.flush().await,
                 (_, 13) => self.status(sectors).await,
                 _ => self.read(sectors).await,
             }
@@ -117,10 +117,14 @@ impl Guest {
         self.world.end_write(id, false);
     }
 
-    async fn flush(&mut self) -> bool {
-        note("guest flushes", [self.number, 0, 0]);
+    async fn flush(&mut self) {
+        let began = self.world.oracle.borrow_mut().tick();
+        note("guest flushes", [self.number, began, 0]);
         let result = self.drive.flush().await;
-        self.world.expect("a flush", &result, &[])
+        if self.world.expect("a flush", &result, &[]) {
+            note("guest flushed", [self.number, began, 0]);
+            self.world.flush_succeeded(&self.id, began);
+        }
     }
 
     async fn read(&mut self, sectors: Range<u64>) {

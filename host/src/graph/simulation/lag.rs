@@ -108,8 +108,10 @@ impl Node for Lag {
             if rest > 0 {
                 let (word, bytes) = damaged(rest);
                 let offset = offset + part as u64;
-                world::damaged(cx.node_name(), offset / SECTOR as u64, word);
-                cx.child(0)?.write(offset, bytes, flags).await?;
+                let damage = world::begin_damage(cx.node_name(), offset / SECTOR as u64, word);
+                let written = cx.child(0)?.write(offset, bytes, flags).await;
+                world::end_damage(damage);
+                written?;
             }
             lag().await;
             Err(failure())

@@ -2,10 +2,12 @@
 
 mod bitmaps;
 mod changes;
+mod crash;
 mod guest;
 mod jobs;
 mod lag;
 mod oracle;
+mod overlay;
 mod scene;
 mod shape;
 mod world;
@@ -14,6 +16,7 @@ use std::rc::Rc;
 
 use super::mutation::{Mutation, set};
 use crate::io::sim::{Simulation, Trace};
+use scene::Scene;
 use world::{Counts, EndOfWorld, Verdict, World};
 
 /// What came of a seed.
@@ -31,7 +34,8 @@ fn run(seed: u64) -> Outcome {
     let counts = Rc::new(std::cell::Cell::new(Counts::default()));
     let (told, inner) = (Rc::clone(&counts), simulation.clone());
     let ran = simulation.run(async move {
-        let world = World::new(&inner, &mut random)?;
+        let scene = Scene::by_chance(&mut random);
+        let world = World::of(&inner, scene)?;
         let verdict = Rc::clone(&world).live(random).await;
         told.set(world.counts.get());
         verdict
@@ -52,31 +56,44 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
     }
 }
 
-#[test]
-fn everything_at_once_keeps_bytes_and_bitmaps() {
+/// Runs seeds until one is wrong.
+fn run_all(name: &str, run: impl Fn(u64) -> Outcome) -> Counts {
     let mut counts = Counts::default();
     let seeds = seeds(500);
     for seed in seeds.clone() {
         let outcome = run(seed);
         counts.add(outcome.counts);
         if let Err(wrong) = outcome.verdict {
+            let shown = if seeds.end - seeds.start == 1 { usize::MAX } else { 60 };
+            let (count, events) = (outcome.trace.len(), outcome.trace.tail(shown));
             panic!(
-                "seed {seed} (again: BLOCKLOOM_SIM_SEED={seed} cargo test -p blockloom --lib \
-                 simulation): {wrong}\nthe last of {} events:\n{}",
-                outcome.trace.len(),
-                outcome.trace.tail(if seeds.end - seeds.start == 1 { usize::MAX } else { 60 }),
+                "seed {seed}: {wrong}\nthe last of {count} events:\n{events}\
+                 again, with all events: BLOCKLOOM_SIM_SEED={seed} cargo test -p blockloom --lib {name}"
             );
         }
     }
-    println!("{counts:?}");
+    println!("{name}: {seeds:?}: {counts:?}");
+    counts
+}
+
+#[test]
+fn everything_at_once_keeps_bytes_and_bitmaps() {
+    run_all("everything_at_once", run);
+}
+
+#[test]
+fn a_crash_at_any_point_leaves_what_was_flushed() {
+    run_all("a_crash_at_any_point", crash::run);
 }
 
 #[test]
 fn a_seed_is_the_same_run_every_time() {
     for seed in 0..40 {
-        let (first, again) = (run(seed), run(seed));
-        assert_eq!(first.trace.first_difference(&again.trace), None, "seed {seed}");
-        assert_eq!(first.verdict, again.verdict, "seed {seed}");
+        for run in [run, crash::run] {
+            let (first, again) = (run(seed), run(seed));
+            assert_eq!(first.trace.first_difference(&again.trace), None, "seed {seed}");
+            assert_eq!(first.verdict, again.verdict, "seed {seed}");
+        }
     }
 }
 
@@ -97,10 +114,12 @@ fn broken_rules_are_noticed() {
         Mutation::ForgetsTheBacking,
         Mutation::DrainsNothing,
         Mutation::RollsBackByReplacement,
+        Mutation::MapsBeforeData,
     ];
     let mut unnoticed = Vec::new();
     for mutation in all {
         set(Some(mutation));
+        let run = if mutation == Mutation::MapsBeforeData { crash::run } else { run };
         let found = (0..500).find_map(|seed| Some((seed, run(seed).verdict.err()?)));
         set(None);
         match found {

@@ -188,12 +188,10 @@ impl Oracle {
         }
     }
 
-    /// Something was damaged.
-    pub(super) fn damage(&mut self, node: &str, sector: u64, word: u64) {
-        let range = sector..sector + 1;
-        let leaves = Leaves::Damage(word);
-        let id = self.begin(By::Node(node.to_owned()), range, leaves, BTreeSet::new());
-        self.end(id, false);
+    /// Something is being damaged.
+    pub(super) fn damage(&mut self, node: &str, sector: u64, word: u64) -> WriteId {
+        let (range, leaves) = (sector..sector + 1, Leaves::Damage(word));
+        self.begin(By::Node(node.to_owned()), range, leaves, BTreeSet::new())
     }
 
     /// Sectors, start, and whether it is under way.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::lag::Lag;
 use super::oracle::first_word;
+use super::overlay::MappedOverlay;
 use super::shape::{Link, Shape, View};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::Result;
@@ -24,6 +25,8 @@ enum Kind {
     File,
     Memory,
     Overlay(String),
+    /// An overlay in files.
+    Mapped(String),
     Pass(String),
     Lag(String),
     CopyOnRead(String),
@@ -80,16 +83,33 @@ pub(super) fn overlay() -> Result<Arc<dyn Node>> {
 }
 
 impl Scene {
-    /// One whose permissions admit it, with its graph.
-    pub(super) fn build(
-        random: &mut Random,
-        simulation: &Simulation,
-    ) -> Result<(Self, Graph), String> {
-        let mut scene = Self::by_chance(random);
+    /// All of it in files.
+    pub(super) fn for_crashes(random: &mut Random) -> Self {
+        let mut scene = Self { granularity: 1, ..Self::default() };
+        let base = scene.add("base", Kind::File);
+        let mut root = scene.filters(random, &base);
+        if random.below(4) > 0 {
+            let top = scene.add("top", Kind::Mapped(root));
+            root = scene.filters(random, &top);
+            root = match random.one_in(3) {
+                true => scene.add("cor", Kind::CopyOnRead(root)),
+                false => scene.add("acts", Kind::Acts(root)),
+            };
+        }
+        scene.drives.push(Drive { id: "d0".to_owned(), root, is_writable: true });
+        scene
+    }
+
+    /// With its graph, as far as permissions admit it: what stands against it is taken away.
+    ///
+    /// # Errors
+    /// Nothing is left to be taken away.
+    pub(super) fn build(mut self, simulation: &Simulation) -> Result<(Self, Graph), String> {
+        let scene = &mut self;
         let mut refused = None;
         for _ in 0..20 {
             match scene.graph(simulation) {
-                Ok(graph) => return Ok((scene, graph)),
+                Ok(graph) => return Ok((self, graph)),
                 Err(error) => refused = Some(error),
             }
             scene.weaken();
@@ -103,7 +123,7 @@ impl Scene {
         name
     }
 
-    fn by_chance(random: &mut Random) -> Self {
+    pub(super) fn by_chance(random: &mut Random) -> Self {
         let granularity = 1 << random.below(3);
         let mut scene = Self { granularity, ..Self::default() };
         let kind = if random.one_in(3) { Kind::Memory } else { Kind::File };
@@ -117,7 +137,9 @@ impl Scene {
         let mode = random.below(3);
         let mut tops = Vec::new();
         for at in 0..random.within(1..4) {
-            let top = scene.add(format!("top{at}"), Kind::Overlay(below.clone()));
+            let child = below.clone();
+            let kind = if random.one_in(4) { Kind::Mapped(child) } else { Kind::Overlay(child) };
+            let top = scene.add(format!("top{at}"), kind);
             let mut root = scene.filters(random, &top);
             match random.below(3) {
                 0 => root = scene.add(format!("cor{at}"), Kind::CopyOnRead(root)),
@@ -137,7 +159,11 @@ impl Scene {
             tops.push(root);
         }
         if mode == 1 || random.one_in(3) {
-            let (id, root) = ("db".to_owned(), base_top.clone());
+            let mut root = base_top.clone();
+            if random.one_in(2) {
+                root = scene.add("acts-base", Kind::Acts(root));
+            }
+            let id = "db".to_owned();
             scene.drives.push(Drive { id, root, is_writable: mode == 1 });
         }
         if mode == 2 {
@@ -181,7 +207,7 @@ impl Scene {
         }
     }
 
-    fn graph(&self, simulation: &Simulation) -> Result<Graph> {
+    pub(super) fn graph(&self, simulation: &Simulation) -> Result<Graph> {
         let mut decl = GraphDecl::default();
         for place in &self.places {
             let (driver, children) = self.node(place, simulation)?;
@@ -212,7 +238,7 @@ impl Scene {
     ) -> Result<(Arc<dyn Node>, Vec<ChildDecl>)> {
         Ok(match &place.kind {
             Kind::File => {
-                simulation.add_file(&place.name, first_bytes());
+                simulation.file_or(&place.name, first_bytes);
                 let options = FileOptions {
                     path: PathBuf::from(&place.name),
                     write: true,
@@ -224,6 +250,10 @@ impl Scene {
             }
             Kind::Memory => (Arc::new(MemoryNode::new(SIZE, SECTOR as u32)?), vec![]),
             Kind::Overlay(child) => (overlay()?, vec![ChildDecl::backing(child)]),
+            Kind::Mapped(child) => {
+                let overlay = MappedOverlay::open(&place.name, simulation)?;
+                (Arc::new(overlay), vec![ChildDecl::backing(child)])
+            }
             Kind::Pass(child) => (Arc::new(PassNode), vec![ChildDecl::filtered(child)]),
             Kind::Lag(child) => (Arc::new(Lag), vec![ChildDecl::filtered(child)]),
             Kind::CopyOnRead(child) => {
@@ -248,8 +278,10 @@ impl Scene {
 
     /// Nodes with bytes of their own.
     pub(super) fn stores(&self) -> Vec<String> {
-        let is_store =
-            |place: &&Place| matches!(place.kind, Kind::File | Kind::Memory | Kind::Overlay(_));
+        let is_store = |place: &&Place| {
+            use Kind::{File, Mapped, Memory, Overlay};
+            matches!(place.kind, File | Memory | Overlay(_) | Mapped(_))
+        };
         self.places.iter().filter(is_store).map(|place| place.name.clone()).collect()
     }
 
@@ -282,7 +314,9 @@ impl Scene {
         let mut shape = Shape::default();
         for place in &self.places {
             match &place.kind {
-                Kind::Overlay(child) => shape.stand(&place.name, child, Link::Backing),
+                Kind::Overlay(child) | Kind::Mapped(child) => {
+                    shape.stand(&place.name, child, Link::Backing);
+                }
                 Kind::Pass(child)
                 | Kind::Lag(child)
                 | Kind::CopyOnRead(child)

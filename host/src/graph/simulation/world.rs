@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::bitmaps::Tracked;
-use super::oracle::{Oracle, is_damage, write_of};
+use super::oracle::{Oracle, Tick, WriteId, is_damage, write_of};
 use super::scene::{SECTORS, Scene, probe_name};
 use super::shape::View;
 use super::{changes, guest, jobs, lag};
@@ -33,6 +33,7 @@ pub(super) struct World {
     pub(super) stores: RefCell<Vec<String>>,
     pub(super) removable: RefCell<Vec<String>>,
     damages: RefCell<BTreeSet<u64>>,
+    flushed: RefCell<BTreeMap<String, Tick>>,
     wrong: RefCell<Option<String>>,
     tasks: Cell<usize>,
     pub(super) counts: Cell<Counts>,
@@ -90,11 +91,15 @@ pub(super) fn words(bytes: &[u8]) -> Result<Vec<u64>, String> {
 
 /// Bytes are about to be, or have come, in a disk.
 pub(super) fn landed(node: &str, offset: u64, bytes: &[u8]) {
-    let Some(world) = WORLD.with_borrow(Clone::clone) else { return };
+    let Some(world) = current() else { return };
+    if node.ends_with(".map") {
+        return;
+    }
+    let node = node.trim_end_matches(".data");
     let sectors = offset / SECTOR as u64..;
     for (sector, word) in sectors.zip(words(bytes).unwrap_or_default()) {
         if is_damage(word) {
-            world.damaged(node, sector, word);
+            end_damage(world.begin_damage(node, sector, word));
         } else if let Some(write) = write_of(word) {
             let (oracle, bitmaps) = (world.oracle.borrow(), world.bitmaps.borrow());
             let all = bitmaps.iter().try_for_each(|it| it.landed(&oracle, write, sector));
@@ -104,10 +109,20 @@ pub(super) fn landed(node: &str, offset: u64, bytes: &[u8]) {
     }
 }
 
-pub(super) fn damaged(node: &str, sector: u64, word: u64) {
-    if let Some(world) = WORLD.with_borrow(Clone::clone) {
-        world.damaged(node, sector, word);
+/// A failed write is about to damage a sector.
+pub(super) fn begin_damage(node: &str, sector: u64, word: u64) -> Option<WriteId> {
+    current()?.begin_damage(node, sector, word)
+}
+
+/// It has done so.
+pub(super) fn end_damage(damage: Option<WriteId>) {
+    if let (Some(world), Some(damage)) = (current(), damage) {
+        world.end_write(damage, false);
     }
+}
+
+pub(super) fn current() -> Option<Rc<World>> {
+    WORLD.with_borrow(Clone::clone)
 }
 
 /// Ends the world of this thread, also after a panic.
@@ -122,9 +137,9 @@ impl Drop for EndOfWorld {
 impl World {
     /// # Errors
     /// The scene cannot be built.
-    pub(super) fn new(simulation: &Simulation, random: &mut Random) -> Result<Rc<Self>, String> {
+    pub(super) fn of(simulation: &Simulation, scene: Scene) -> Result<Rc<Self>, String> {
         lag::begin();
-        let (scene, graph) = Scene::build(random, simulation)?;
+        let (scene, graph) = scene.build(simulation)?;
         let cell = Arc::new(GraphCell::with_workers(graph, WORKERS));
         let shape = scene.shape();
         let mut oracle = Oracle::new(shape.clone());
@@ -153,6 +168,7 @@ impl World {
             removable: RefCell::new(scene.filters_to_remove()),
             scene,
             damages: RefCell::default(),
+            flushed: RefCell::default(),
             wrong: RefCell::default(),
             tasks: Cell::new(0),
             counts: Cell::default(),
@@ -178,10 +194,32 @@ impl World {
         self.counts.set(counts);
     }
 
-    fn damaged(&self, node: &str, sector: u64, word: u64) {
-        if self.damages.borrow_mut().insert(word) {
-            self.oracle.borrow_mut().damage(node, sector, word);
-        }
+    fn begin_damage(&self, node: &str, sector: u64, word: u64) -> Option<WriteId> {
+        let is_new = self.damages.borrow_mut().insert(word);
+        is_new.then(|| self.oracle.borrow_mut().damage(node, sector, word))
+    }
+
+    /// A flush of a drive that began at `began` has succeeded.
+    pub(super) fn flush_succeeded(&self, drive: &str, began: Tick) {
+        let mut flushed = self.flushed.borrow_mut();
+        let last = flushed.entry(drive.to_owned()).or_default();
+        *last = (*last).max(began);
+    }
+
+    /// When the last flush of a drive that succeeded began.
+    pub(super) fn flushed(&self, drive: &str) -> Tick {
+        self.flushed.borrow().get(drive).copied().unwrap_or_default()
+    }
+
+    /// # Errors
+    /// The first thing that was wrong.
+    pub(super) fn verdict(&self) -> Verdict {
+        self.wrong.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    /// Tasks that have not ended.
+    pub(super) fn tasks(&self) -> usize {
+        self.tasks.get()
     }
 
     /// Keeps the first thing that is wrong.
@@ -203,7 +241,7 @@ impl World {
     }
 
     /// A write has ended.
-    pub(super) fn end_write(&self, id: super::oracle::WriteId, is_certain: bool) {
+    pub(super) fn end_write(&self, id: WriteId, is_certain: bool) {
         let mut oracle = self.oracle.borrow_mut();
         oracle.end(id, is_certain);
         if is_certain {
@@ -233,7 +271,7 @@ impl World {
             guest::start(&self, &mut random);
             jobs::start(&self, &mut random);
             changes::start(&self, &mut random);
-            while self.tasks.get() > 0 {
+            while self.tasks() > 0 {
                 sleep_until(turn_now() + Duration::from_millis(1)).await;
             }
             self.settle().await?;
@@ -248,7 +286,7 @@ impl World {
         if !self.cell().settle().await {
             return Err("requests do not end".to_owned());
         }
-        self.wrong.borrow_mut().take().map_or(Ok(()), Err)?;
+        self.verdict()?;
         note("settle", [0; 3]);
         let mut shown = BTreeMap::new();
         let views = self.oracle.borrow().views();
@@ -260,7 +298,7 @@ impl World {
             shown.insert(view, self.read_all(&id).await?);
         }
         self.oracle.borrow_mut().settle(&shown)?;
-        self.wrong.borrow_mut().take().map_or(Ok(()), Err)?;
+        self.verdict()?;
         for tracked in self.bitmaps.borrow().iter() {
             tracked.check(&shown[&tracked.view])?;
         }

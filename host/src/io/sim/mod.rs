@@ -67,5 +67,5 @@ pub(super) use file::{SimFile, open};
 pub(crate) use media::SECTOR;
 pub(crate) use random::Random;
 pub(super) use simulation::choose_task;
-pub(crate) use simulation::{Landed, Simulation, Stop, chance, note};
+pub(crate) use simulation::{Simulation, Stop, chance, note};
 pub(crate) use trace::Trace;

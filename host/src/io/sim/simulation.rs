@@ -130,13 +130,16 @@ impl Simulation {
         self.0.faults.set(faults);
     }
 
-    pub(crate) fn now(&self) -> Time {
-        self.0.now.get()
-    }
-
     /// A file with these bytes, all of them durable.
     pub(crate) fn add_file(&self, name: &str, bytes: Vec<u8>) {
         self.0.add_file(name, bytes);
+    }
+
+    /// The same, unless there is such a file.
+    pub(crate) fn file_or(&self, name: &str, bytes: impl FnOnce() -> Vec<u8>) {
+        if self.0.find_file(name).is_none() {
+            self.0.add_file(name, bytes());
+        }
     }
 
     /// The bytes of a file as reads see them.
