@@ -82,7 +82,7 @@ impl Tracked {
     pub(super) fn write_ended(&mut self, oracle: &Oracle, id: WriteId) {
         let Some((sectors, start, _)) = oracle.write(id) else { return };
         let granules: Vec<u64> = sectors.map(|sector| self.granule(sector)).collect();
-        let shows = oracle.must_show(id, &self.view);
+        let shows = oracle.is_owed(id, &self.view);
         if let Some(clean) = self.clean.as_mut().filter(|clean| shows && clean.until < start) {
             clean.owed.extend(granules);
         }
@@ -103,7 +103,7 @@ impl Tracked {
             && !self.is_changing
             && clean.until < start
             && sectors.contains(&sector)
-            && oracle.must_show(id, &self.view);
+            && oracle.is_owed(id, &self.view);
         let offset = sector * SECTOR as u64;
         if is_owed && self.recording().is_some_and(|set| !set.test(offset)) {
             return Err(format!(
@@ -122,6 +122,9 @@ impl Tracked {
         let (Some(clean), Some(recording)) = (&self.clean, self.recording()) else {
             return Ok(());
         };
+        if recording.size_bytes() != self.bitmap.size_bytes() {
+            return Err(format!("the bitmap of {:?} records another size than its own", self.view));
+        }
         let granularity = self.bitmap.granularity().bytes();
         let is_dirty = |granule: u64| recording.test(granule * granularity);
         if let Some(granule) = clean.owed.iter().find(|granule| !is_dirty(**granule)) {

@@ -1,17 +1,23 @@
 //! Whoever changes bitmaps and the graph while requests are under way.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::guest::{bytes_of, some_sectors};
 use super::lag::Lag;
-use super::scene::{overlay, probe_name};
+use super::oracle::{By, Leaves};
+use super::scene::{SECTORS, overlay, probe_name};
 use super::shape::{Link, Shape, View};
 use super::world::World;
 use crate::error::ErrorKind;
 use crate::filter::PassNode;
-use crate::graph::{Action, ChildDecl, DriveDecl, NodeDecl, Transaction, Which};
-use crate::io::sim::{Random, note};
+use crate::graph::{
+    Action, ChildDecl, DriveDecl, LocalDrive, NodeDecl, Transaction, Unproven, Which,
+};
+use crate::io::sim::{Random, SECTOR, note};
 use crate::io::{sleep_until, turn_now};
 use crate::node::Node;
 
@@ -62,35 +68,104 @@ async fn change_bitmaps(world: Rc<World>, mut random: Random) {
     }
 }
 
-/// A transaction, the graph after it, and a node that comes with it (and what that shows).
+/// A transaction, and the graph after it.
 struct Plan {
     transaction: Transaction,
     shape: Shape,
-    new: Option<(View, View)>,
+    /// A view that comes with it, or goes elsewhere, and what it is to show.
+    goes: Option<(View, View)>,
+    /// A node that is to show its backing at these sectors.
+    bares: Option<(String, Range<u64>)>,
 }
+
+impl Plan {
+    fn new(transaction: Transaction, shape: Shape) -> Self {
+        Self { transaction, shape, goes: None, bares: None }
+    }
+}
+
+/// What may stand against a change: somebody else's permissions, or a driver that cannot.
+const REFUSED: [ErrorKind; 2] = [ErrorKind::InUse, ErrorKind::NotSupported];
 
 async fn change_graph(world: Rc<World>, mut random: Random) {
     for number in 0..random.within(1..4) {
         pause(&mut random, 10_000).await;
         let name = format!("new{}-{number}", world.counts.get().settled);
-        let plan = match random.below(3) {
-            0 => snapshot(&world, &mut random, name),
-            1 => insert(&world, &mut random, name),
-            _ => remove(&world, &mut random),
+        let what = random.below(8);
+        let plan = match what {
+            0 | 1 => snapshot(&world, &mut random, name),
+            2 => insert(&world, &mut random, name),
+            3 => remove(&world, &mut random),
+            4 => set_root(&world, &mut random),
+            5 => deallocate(&world, &mut random),
+            _ => resize(&world, &mut random),
         };
-        let Some(Plan { transaction, shape, new }) = plan else { continue };
-        note("graph changes", [number, 0, 0]);
-        let view = new.as_ref().map(|(view, _)| view.clone());
-        world.oracle.borrow_mut().begin_change(shape, new);
-        let applied = world.cell().transact(transaction).await;
-        let is_done = world.expect("a transaction", &applied, &[ErrorKind::InUse]);
-        note("graph changed", [number, u64::from(is_done), 0]);
-        world.count(|counts| counts.graph_changes += u64::from(is_done));
-        world.oracle.borrow_mut().end_change(is_done, view.as_ref());
-        if let (true, Some(View::Node(store))) = (is_done, view) {
-            world.stores.borrow_mut().push(store);
+        if let Some(plan) = plan {
+            note("graph changes", [number, what, 0]);
+            let is_done = apply(&world, plan).await;
+            note("graph changed", [number, what, u64::from(is_done)]);
         }
     }
+}
+
+/// Does it in both worlds; whether it could be done.
+async fn apply(world: &Rc<World>, plan: Plan) -> bool {
+    let Plan { transaction, shape, goes, bares } = plan;
+    let new = goes.as_ref().map(|(view, _)| view).filter(|view| matches!(view, View::Node(_)));
+    let new = new.cloned();
+    let bared = {
+        let mut oracle = world.oracle.borrow_mut();
+        oracle.begin_change(shape, goes);
+        bares.and_then(|(node, sectors)| {
+            let backing = oracle.shape().child(&node)?;
+            let leaves = Leaves::CopyOf(View::Node(oracle.shape().store(backing)));
+            Some(oracle.begin(By::Node(node), sectors, leaves, BTreeSet::new()))
+        })
+    };
+    let applied = world.cell().transact(transaction).await;
+    let is_done = world.expect("a transaction", &applied, &REFUSED);
+    world.count(|counts| counts.graph_changes += u64::from(is_done));
+    if let Some(bared) = bared {
+        world.end_write(bared, false);
+    }
+    world.oracle.borrow_mut().end_change(is_done, new.as_ref());
+    if let (true, Some(View::Node(store))) = (is_done, new) {
+        world.stores.borrow_mut().push(store);
+    }
+    is_done
+}
+
+/// A drive shows another node, which nothing proves to be the same view.
+fn set_root(world: &Rc<World>, random: &mut Random) -> Option<Plan> {
+    let drive = random.pick(&world.scene.drives)?.id;
+    let node = random.pick(&world.stores.borrow())?;
+    let mut shape = world.oracle.borrow().shape().clone();
+    let goes = Some((View::Drive(drive.clone()), View::Node(node.clone())));
+    let node = shape.root(&probe_name(&node)).to_owned();
+    shape.set_root(&drive, &node);
+    let action = Action::SetRoot { drive, node };
+    let transaction = Transaction::new().with_unproven(action, Unproven::MarkWhole);
+    Some(Plan { goes, ..Plan::new(transaction, shape) })
+}
+
+/// An overlay gives up bytes of its own.
+fn deallocate(world: &Rc<World>, random: &mut Random) -> Option<Plan> {
+    let node = random.pick(&world.stores.borrow())?;
+    let shape = world.oracle.borrow().shape().clone();
+    let sectors = some_sectors(random);
+    let bares = Some((node.clone(), sectors.clone()));
+    let action = Action::Deallocate { node, range: bytes_of(&sectors) };
+    let transaction = Transaction::new().with_unproven(action, Unproven::MarkWhole);
+    Some(Plan { bares, ..Plan::new(transaction, shape) })
+}
+
+/// A node gets another size: never below that of the others, so that requests go on as before.
+fn resize(world: &Rc<World>, random: &mut Random) -> Option<Plan> {
+    let node = random.pick(&world.stores.borrow())?;
+    let shape = world.oracle.borrow().shape().clone();
+    let size_bytes = random.within(SECTORS..SECTORS + 9) * SECTOR as u64;
+    let transaction = Transaction::new().with(Action::Resize { node, size_bytes });
+    Some(Plan::new(transaction, shape))
 }
 
 /// An empty overlay on what a drive shows, with a probe.
@@ -105,18 +180,19 @@ fn snapshot(world: &Rc<World>, random: &mut Random, name: String) -> Option<Plan
     shape.set_root(&drive, &name);
     shape.set_root(&probe_name(&name), &name);
     let children = vec![ChildDecl::backing(&root)];
-    let driver = overlay().ok()?;
+    let size_bytes = LocalDrive::open(world.graph(random), &drive).ok()?.info().ok()?.size_bytes;
+    let driver = overlay(size_bytes).ok()?;
     let probe = DriveDecl {
         id: probe_name(&name),
         root: Some(name.clone()),
         writable: false,
         only_shows: true,
     };
-    let new = Some((View::Node(name.clone()), View::Drive(drive.clone())));
+    let goes = Some((View::Node(name.clone()), View::Drive(drive.clone())));
     let overlay = NodeDecl { name, driver, children };
     let transaction =
         Transaction::new().with(Action::Snapshot { drive, overlay }).with(Action::AddDrive(probe));
-    Some(Plan { transaction, shape, new })
+    Some(Plan { goes, ..Plan::new(transaction, shape) })
 }
 
 /// A filter over a store.
@@ -129,7 +205,7 @@ fn insert(world: &Rc<World>, random: &mut Random, name: String) -> Option<Plan> 
     let driver: Arc<dyn Node> = if random.one_in(2) { Arc::new(Lag) } else { Arc::new(PassNode) };
     let filter = NodeDecl { name, driver, children: vec![ChildDecl::filtered(&node)] };
     let insert = Action::InsertAbove { node, filter, users: Which::All };
-    Some(Plan { transaction: Transaction::new().with(insert), shape, new: None })
+    Some(Plan::new(Transaction::new().with(insert), shape))
 }
 
 /// Takes a filter out.
@@ -145,5 +221,5 @@ fn remove(world: &Rc<World>, random: &mut Random) -> Option<Plan> {
     shape.repoint(&node, &child);
     shape.remove(&node);
     let remove = Action::RemoveFilter { node };
-    Some(Plan { transaction: Transaction::new().with(remove), shape, new: None })
+    Some(Plan::new(Transaction::new().with(remove), shape))
 }

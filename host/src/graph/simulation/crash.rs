@@ -5,7 +5,6 @@
 //! crash may show that they were made.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::oracle::Tick;
 use super::scene::Scene;
@@ -13,8 +12,8 @@ use super::shape::View;
 use super::world::{EndOfWorld, Verdict, World};
 use super::{Outcome, guest, jobs};
 use crate::graph::{GraphCell, LocalDrive, LocalGraph};
+use crate::io::BufMut;
 use crate::io::sim::{Faults, Random, SECTOR, Simulation, Stop, note};
-use crate::io::{BufMut, sleep_until, turn_now};
 
 /// A failure of a sync is rare enough that flushes succeed between.
 const FAULTS: Faults = Faults { sync: 40, space: 50, ..Faults::HARMLESS };
@@ -26,9 +25,7 @@ async fn live(world: Rc<World>, mut random: Random) {
     loop {
         guest::start(&world, &mut random);
         jobs::start(&world, &mut random);
-        while world.tasks() > 0 {
-            sleep_until(turn_now() + Duration::from_millis(1)).await;
-        }
+        world.all_ended().await;
     }
 }
 

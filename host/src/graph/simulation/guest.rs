@@ -26,7 +26,7 @@ pub(super) fn start(world: &Rc<World>, random: &mut Random) {
                 drive: LocalDrive::open(world.graph(random), &drive.id).expect("a drive"),
                 random: Random::new(random.next()),
             };
-            let count = random.within(3..9);
+            let count = random.within(4..16);
             world.task(guest.run(count));
         }
     }

@@ -26,7 +26,7 @@ pub(super) fn start(world: &Rc<World>, random: &mut Random) {
                 own,
                 random: Random::new(random.next()),
             };
-            let count = random.within(2..7);
+            let count = random.within(3..10);
             world.task(job.run(count));
         }
     }

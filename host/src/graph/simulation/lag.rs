@@ -16,12 +16,18 @@ pub(super) struct Lag;
 thread_local! {
     /// Requests of which one fails; 0: none.
     static FAILS: Cell<u64> = const { Cell::new(0) };
+    static SWALLOWS: Cell<bool> = const { Cell::new(false) };
     static DAMAGES: Cell<u64> = const { Cell::new(0) };
 }
 
 /// A simulation begins: damage counts anew.
 pub(super) fn begin() {
     (FAILS.set(0), DAMAGES.set(0));
+}
+
+/// Whether requests get lost from now on: a rule of drivers, broken.
+pub(super) fn set_swallows(swallows: bool) {
+    SWALLOWS.set(swallows);
 }
 
 /// Once in how many requests filters fail from now on; 0: never.
@@ -38,6 +44,9 @@ fn failure() -> Error {
 }
 
 async fn lag() {
+    if SWALLOWS.get() && chance(200) == 0 {
+        std::future::pending::<()>().await;
+    }
     let micros = match chance(32) {
         0 => chance(20_000),
         1..=7 => chance(2000),

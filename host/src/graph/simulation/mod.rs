@@ -98,6 +98,15 @@ fn a_seed_is_the_same_run_every_time() {
 }
 
 #[test]
+fn a_request_that_is_never_answered_is_noticed() {
+    lag::set_swallows(true);
+    let ended = (0..20).map(|seed| run(seed).verdict).find(Result::is_err);
+    lag::set_swallows(false);
+    let wrong = ended.and_then(Result::err).expect("a lost request in twenty seeds");
+    assert!(wrong.contains("deadlock") || wrong.contains("have not ended"), "{wrong}");
+}
+
+#[test]
 fn broken_rules_are_noticed() {
     let all = [
         Mutation::MarksNothing,

@@ -74,12 +74,34 @@ struct Write {
     exempt: BTreeSet<View>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct History {
     settled_at: Tick,
-    settled: Vec<u64>,
-    /// Writes since, with whether they show for certain once they have ended.
-    writes: BTreeMap<WriteId, bool>,
+    /// By sector; more than one word if the view went elsewhere since.
+    settled: Vec<BTreeSet<u64>>,
+    /// Writes since.
+    writes: BTreeMap<WriteId, Linked>,
+}
+
+/// How a write shows in a view, whatever the graph was while it was under way.
+#[derive(Clone, Copy)]
+struct Linked {
+    /// Once it has ended, nothing older does.
+    is_strong: bool,
+    /// It marks the view's bitmaps.
+    is_owed: bool,
+}
+
+impl History {
+    /// It may be this one or the other.
+    fn join(&mut self, other: &Self) {
+        for (words, more) in self.settled.iter_mut().zip(&other.settled) {
+            words.extend(more);
+        }
+        let doubtful = Linked { is_strong: false, is_owed: false };
+        self.writes.values_mut().for_each(|linked| *linked = doubtful);
+        self.writes.extend(other.writes.keys().map(|id| (*id, doubtful)));
+    }
 }
 
 /// See the module.
@@ -91,6 +113,8 @@ pub(super) struct Oracle {
     histories: BTreeMap<View, History>,
     /// The graph that is; during a change, that which is to be as well.
     shapes: Vec<Shape>,
+    /// The drive that the change lets show something else.
+    moving: Option<String>,
 }
 
 impl Oracle {
@@ -100,7 +124,8 @@ impl Oracle {
 
     /// A view that shows `words`.
     pub(super) fn add_view(&mut self, view: View, words: Vec<u64>) {
-        let history = History { settled_at: self.now, settled: words, ..History::default() };
+        let settled = words.into_iter().map(|word| BTreeSet::from([word])).collect();
+        let history = History { settled_at: self.now, settled, ..History::default() };
         self.histories.insert(view, history);
     }
 
@@ -126,7 +151,8 @@ impl Oracle {
         if let (By::Drive(drive), View::Drive(shown)) = (by, view)
             && drive == shown
         {
-            return (Shows::Fully, Shows::Fully);
+            let is_moving = self.moving.as_ref() == Some(drive);
+            return (if is_moving { Shows::Not } else { Shows::Fully }, Shows::Fully);
         }
         let all = self.shapes.iter().map(|shape| {
             let node = match by {
@@ -169,7 +195,10 @@ impl Oracle {
             }
             let Some(history) = self.histories.get_mut(&view) else { continue };
             let is_strong = least == Shows::Fully;
-            history.writes.entry(id).and_modify(|it| *it &= is_strong).or_insert(is_strong);
+            let is_owed = least != Shows::Not;
+            let linked = history.writes.entry(id).or_insert(Linked { is_strong, is_owed });
+            linked.is_strong &= is_strong;
+            linked.is_owed &= is_owed;
         }
     }
 
@@ -200,11 +229,10 @@ impl Oracle {
         Some((write.sectors.clone(), write.start, write.end.is_none()))
     }
 
-    /// Views that a write shows in, whatever the graph may be and unless they have bytes of their own.
-    pub(super) fn must_show(&self, id: WriteId, view: &View) -> bool {
-        self.writes.get(&id).is_some_and(|write| {
-            !write.exempt.contains(view) && self.shows(&write.by, view).0 != Shows::Not
-        })
+    /// Whether a write marks the bitmaps of a view.
+    pub(super) fn is_owed(&self, id: WriteId, view: &View) -> bool {
+        let history = self.histories.get(view);
+        history.and_then(|history| history.writes.get(&id)).is_some_and(|linked| linked.is_owed)
     }
 
     /// What a view may have shown at any moment since `since`.
@@ -218,7 +246,7 @@ impl Oracle {
         let touching: Vec<(WriteId, &Write, bool)> = history
             .writes
             .iter()
-            .filter_map(|(id, strong)| Some((*id, self.writes.get(id)?, *strong)))
+            .filter_map(|(id, linked)| Some((*id, self.writes.get(id)?, linked.is_strong)))
             .filter(|(_, write, _)| write.sectors.contains(&sector))
             .collect();
         let is_gone = |end: Tick| {
@@ -230,7 +258,7 @@ impl Oracle {
             })
         };
         if !is_gone(history.settled_at) {
-            words.extend(history.settled.get(sector as usize));
+            words.extend(history.settled.get(sector as usize).into_iter().flatten());
         }
         for (id, write, _) in &touching {
             if write.end.is_some_and(is_gone) {
@@ -293,15 +321,21 @@ impl Oracle {
         Ok(())
     }
 
-    /// A change of the graph begins. A view that comes with it shows what `from` shows.
-    pub(super) fn begin_change(&mut self, to: Shape, new: Option<(View, View)>) {
+    /// A change of the graph begins. The first view of `goes` comes with it, and shows what the second
+    /// one shows; or it goes there, from what it shows now.
+    pub(super) fn begin_change(&mut self, to: Shape, goes: Option<(View, View)>) {
         self.tick();
         self.shapes = vec![self.shapes.swap_remove(0), to];
-        if let Some((view, from)) = new
-            && let Some(history) = self.histories.get(&from)
+        if let Some((View::Drive(drive), _)) = &goes {
+            self.moving = Some(drive.clone());
+        }
+        if let Some((view, from)) = goes
+            && let Some(there) = self.histories.get(&from)
         {
-            let (settled, writes) = (history.settled.clone(), history.writes.clone());
-            let history = History { settled_at: history.settled_at, settled, writes };
+            let mut history = there.clone();
+            if let Some(before) = self.histories.get(&view) {
+                history.join(before);
+            }
             self.histories.insert(view, history);
         }
         let under_way = self.writes.iter().filter(|(_, write)| write.end.is_none());
@@ -309,9 +343,10 @@ impl Oracle {
         under_way.into_iter().for_each(|id| self.link(id));
     }
 
-    /// It has ended; the view that came with it is gone if it failed.
+    /// It has ended; a view that was to come with it is gone if it failed.
     pub(super) fn end_change(&mut self, succeeded: bool, new: Option<&View>) {
         self.tick();
+        self.moving = None;
         let shape = self.shapes.swap_remove(usize::from(succeeded));
         self.shapes = vec![shape];
         if let (false, Some(view)) = (succeeded, new) {

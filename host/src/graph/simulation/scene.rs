@@ -78,8 +78,8 @@ pub(super) fn probe_name(store: &str) -> String {
     format!("probe-{store}")
 }
 
-pub(super) fn overlay() -> Result<Arc<dyn Node>> {
-    Ok(Arc::new(MemoryNode::overlay(SIZE, SECTOR as u32)?))
+pub(super) fn overlay(size_bytes: u64) -> Result<Arc<dyn Node>> {
+    Ok(Arc::new(MemoryNode::overlay(size_bytes, SECTOR as u32)?))
 }
 
 impl Scene {
@@ -249,7 +249,7 @@ impl Scene {
                 (Arc::new(FileNode::open(&options)?), vec![])
             }
             Kind::Memory => (Arc::new(MemoryNode::new(SIZE, SECTOR as u32)?), vec![]),
-            Kind::Overlay(child) => (overlay()?, vec![ChildDecl::backing(child)]),
+            Kind::Overlay(child) => (overlay(SIZE)?, vec![ChildDecl::backing(child)]),
             Kind::Mapped(child) => {
                 let overlay = MappedOverlay::open(&place.name, simulation)?;
                 (Arc::new(overlay), vec![ChildDecl::backing(child)])

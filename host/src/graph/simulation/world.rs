@@ -2,9 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Poll, Waker};
 
 use super::bitmaps::Tracked;
 use super::oracle::{Oracle, Tick, WriteId, is_damage, write_of};
@@ -14,7 +15,7 @@ use super::{changes, guest, jobs, lag};
 use crate::error::{ErrorKind, Result as HostResult};
 use crate::graph::{BitmapScope, GraphCell, LocalDrive, LocalGraph};
 use crate::io::sim::{Faults, Random, SECTOR, Simulation, note};
-use crate::io::{BufMut, sleep_until, spawn, turn_now};
+use crate::io::{BufMut, spawn};
 
 /// Workers that the tasks of a seed pretend to be on.
 const WORKERS: usize = 3;
@@ -36,6 +37,7 @@ pub(super) struct World {
     flushed: RefCell<BTreeMap<String, Tick>>,
     wrong: RefCell<Option<String>>,
     tasks: Cell<usize>,
+    waiting: RefCell<Option<Waker>>,
     pub(super) counts: Cell<Counts>,
 }
 
@@ -171,6 +173,7 @@ impl World {
             flushed: RefCell::default(),
             wrong: RefCell::default(),
             tasks: Cell::new(0),
+            waiting: RefCell::default(),
             counts: Cell::default(),
         });
         WORLD.with_borrow_mut(|current| *current = Some(Rc::clone(&world)));
@@ -217,11 +220,6 @@ impl World {
         self.wrong.borrow().clone().map_or(Ok(()), Err)
     }
 
-    /// Tasks that have not ended.
-    pub(super) fn tasks(&self) -> usize {
-        self.tasks.get()
-    }
-
     /// Keeps the first thing that is wrong.
     pub(super) fn judge(&self, verdict: Verdict) {
         if let Err(wrong) = verdict {
@@ -256,7 +254,24 @@ impl World {
         spawn(async move {
             task.await;
             world.tasks.set(world.tasks.get() - 1);
+            if world.tasks.get() == 0
+                && let Some(waker) = world.waiting.take()
+            {
+                waker.wake();
+            }
         });
+    }
+
+    /// Waits for the tasks. It waits for nothing else, so a task that does not end is a deadlock.
+    pub(super) async fn all_ended(&self) {
+        poll_fn(|cx| {
+            if self.tasks.get() == 0 {
+                return Poll::Ready(());
+            }
+            *self.waiting.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Some phases of everything at once, each settled and checked.
@@ -271,9 +286,7 @@ impl World {
             guest::start(&self, &mut random);
             jobs::start(&self, &mut random);
             changes::start(&self, &mut random);
-            while self.tasks() > 0 {
-                sleep_until(turn_now() + Duration::from_millis(1)).await;
-            }
+            self.all_ended().await;
             self.settle().await?;
         }
         Ok(())
@@ -306,9 +319,16 @@ impl World {
         Ok(())
     }
 
-    async fn read_all(&self, drive: &str) -> Result<Vec<u64>, String> {
-        let drive = LocalDrive::open(&self.graphs[0], drive).map_err(|error| error.to_string())?;
-        let read = drive.read(0, BufMut::new(SECTORS as usize * SECTOR)).await;
-        words(&read.map_err(|error| format!("a read with nothing that fails: {error}"))?)
+    async fn read_all(&self, id: &str) -> Result<Vec<u64>, String> {
+        let drive = LocalDrive::open(&self.graphs[0], id).map_err(|error| error.to_string())?;
+        let size = drive.info().map_err(|error| error.to_string())?.size_bytes as usize;
+        let read = drive.read(0, BufMut::new(size)).await;
+        let read = read.map_err(|error| format!("a read with nothing that fails: {error}"))?;
+        let mut words = words(&read)?;
+        // Nobody writes to what resizes have added.
+        match words.split_off(SECTORS as usize).into_iter().any(|word| word != 0) {
+            true => Err(format!("what was added to `{id}` shows something")),
+            false => Ok(words),
+        }
     }
 }
