@@ -58,6 +58,7 @@ pub(super) fn run(seed: u64) -> Outcome {
 /// Opens what is left, and checks every drive.
 fn look(simulation: &Simulation, world: &Rc<World>, scene: Scene) -> Verdict {
     simulation.set_faults(Faults::HARMLESS);
+    world.oracle.borrow_mut().has_crashed = true;
     let (inner, world) = (simulation.clone(), Rc::clone(world));
     let ran = simulation.run(async move {
         note("after the crash", [0; 3]);

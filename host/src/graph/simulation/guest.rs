@@ -96,6 +96,9 @@ impl Guest {
         self.world.count(|counts| counts.writes += u64::from(is_done));
         note("guest wrote", [self.number, id.0, u64::from(is_done)]);
         self.world.end_write(id, is_done);
+        if is_done && flags.fua {
+            self.world.oracle.borrow_mut().set_durable(id);
+        }
     }
 
     async fn zero(&mut self, sectors: Range<u64>) {

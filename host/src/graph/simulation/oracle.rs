@@ -70,6 +70,8 @@ struct Write {
     end: Option<Tick>,
     /// It has changed all of its sectors.
     is_certain: bool,
+    /// It was answered that it is on the medium.
+    is_durable: bool,
     /// Views that it does not alter.
     exempt: BTreeSet<View>,
 }
@@ -113,6 +115,8 @@ pub(super) struct Oracle {
     histories: BTreeMap<View, History>,
     /// The graph that is; during a change, that which is to be as well.
     shapes: Vec<Shape>,
+    /// What counts is what is on the medium.
+    pub(super) has_crashed: bool,
     /// The drive that the change lets show something else.
     moving: Option<String>,
 }
@@ -177,8 +181,9 @@ impl Oracle {
         let id = WriteId(self.next_write);
         self.next_write += 1;
         let (start, end, is_certain) = (self.tick(), None, false);
-        let copied = Vec::new();
-        let write = Write { sectors, by, leaves, copied, start, end, is_certain, exempt };
+        let (copied, is_durable) = (Vec::new(), false);
+        let write =
+            Write { sectors, by, leaves, copied, start, end, is_certain, is_durable, exempt };
         self.writes.insert(id, write);
         self.link(id);
         id
@@ -223,6 +228,13 @@ impl Oracle {
         self.begin(By::Node(node.to_owned()), range, leaves, BTreeSet::new())
     }
 
+    /// A write that has ended is on the medium.
+    pub(super) fn set_durable(&mut self, id: WriteId) {
+        if let Some(write) = self.writes.get_mut(&id) {
+            write.is_durable = true;
+        }
+    }
+
     /// Sectors, start, and whether it is under way.
     pub(super) fn write(&self, id: WriteId) -> Option<(Range<u64>, Tick, bool)> {
         let write = self.writes.get(&id)?;
@@ -254,7 +266,9 @@ impl Oracle {
                 *strong
                     && other.is_certain
                     && other.start > end
-                    && other.end.is_some_and(|other_end| other_end < since)
+                    && other.end.is_some_and(|other_end| {
+                        other_end < since || (self.has_crashed && other.is_durable)
+                    })
             })
         };
         if !is_gone(history.settled_at) {

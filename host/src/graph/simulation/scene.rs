@@ -87,16 +87,29 @@ impl Scene {
     pub(super) fn for_crashes(random: &mut Random) -> Self {
         let mut scene = Self { granularity: 1, ..Self::default() };
         let base = scene.add("base", Kind::File);
-        let mut root = scene.filters(random, &base);
-        if random.below(4) > 0 {
-            let top = scene.add("top", Kind::Mapped(root));
-            root = scene.filters(random, &top);
-            root = match random.one_in(3) {
-                true => scene.add("cor", Kind::CopyOnRead(root)),
-                false => scene.add("acts", Kind::Acts(root)),
-            };
+        let root = scene.filters(random, &base);
+        if random.one_in(4) {
+            scene.drives.push(Drive { id: "d0".to_owned(), root, is_writable: true });
+            return scene;
         }
-        scene.drives.push(Drive { id: "d0".to_owned(), root, is_writable: true });
+        for at in 0..random.within(1..3) {
+            let top = scene.add(format!("top{at}"), Kind::Mapped(root.clone()));
+            let child = scene.filters(random, &top);
+            let root = match random.one_in(3) {
+                true => scene.add(format!("cor{at}"), Kind::CopyOnRead(child)),
+                false => scene.add(format!("acts{at}"), Kind::Acts(child)),
+            };
+            scene.drives.push(Drive { id: format!("d{at}"), root, is_writable: true });
+        }
+        scene
+    }
+
+    /// One in which nobody changes what anybody sees: there are readers, and copiers of what a view
+    /// shows into itself.
+    pub(super) fn for_copies(random: &mut Random) -> Self {
+        let mut scene = Self::by_chance(random);
+        scene.places.retain(|place| !matches!(place.kind, Kind::Copies { .. }));
+        scene.drives.iter_mut().for_each(|drive| drive.is_writable = false);
         scene
     }
 

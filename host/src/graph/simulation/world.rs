@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::bitmaps::Tracked;
+use super::changes::KINDS;
 use super::oracle::{Oracle, Tick, WriteId, is_damage, write_of};
 use super::scene::{SECTORS, Scene, probe_name};
 use super::shape::View;
@@ -53,6 +54,8 @@ pub(super) struct Counts {
     pub(super) bitmap_changes: u64,
     pub(super) graph_changes: u64,
     pub(super) settled: u64,
+    /// By kind of graph change.
+    pub(super) kinds: [u64; KINDS],
 }
 
 impl Counts {
@@ -66,6 +69,7 @@ impl Counts {
         self.bitmap_changes += other.bitmap_changes;
         self.graph_changes += other.graph_changes;
         self.settled += other.settled;
+        self.kinds.iter_mut().zip(other.kinds).for_each(|(count, more)| *count += more);
     }
 }
 
@@ -272,6 +276,24 @@ impl World {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Phases of copies and reads without faults or changes of any view: nothing may be dirty.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) async fn only_copy(self: Rc<Self>, mut random: Random) -> Verdict {
+        for _ in 0..2 {
+            self.simulation.set_faults(Faults::HARMLESS);
+            guest::start(&self, &mut random);
+            jobs::start(&self, &mut random);
+            changes::start_harmless(&self, &mut random);
+            self.all_ended().await;
+            self.settle().await?;
+        }
+        let bitmaps = self.bitmaps.borrow();
+        let dirty = bitmaps.iter().find(|tracked| tracked.bitmap.dirty_bytes() > 0);
+        dirty.map_or(Ok(()), |it| Err(format!("only copies, and {:?} is dirty", it.view)))
     }
 
     /// Some phases of everything at once, each settled and checked.
