@@ -47,6 +47,8 @@ mod op;
 mod order;
 mod origin;
 mod permission;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 mod transaction;
 
