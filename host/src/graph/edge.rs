@@ -115,7 +115,8 @@ impl<'g> EdgeRef<'g> {
         }
         let call = Box::pin(async move {
             let _flight = self.begin(&op).await?;
-            self.write_with_fua(offset, buf, flags).await
+            let result = self.write_with_fua(offset, buf, flags).await;
+            self.mark_if_torn(&op, result)
         });
         EdgeCall { edge: self, flight: None, call }
     }
@@ -165,7 +166,8 @@ impl<'g> EdgeRef<'g> {
     pub async fn zero(self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
         let op = Op { kind: OpKind::Zero, offset, len };
         let _flight = self.begin(&op).await?;
-        self.settle(self.zero_with_fua(offset, len, flags).await)
+        let result = self.zero_with_fua(offset, len, flags).await;
+        self.settle(self.mark_if_torn(&op, result))
     }
 
     /// Tells that a range is not needed: advisory.
@@ -175,7 +177,8 @@ impl<'g> EdgeRef<'g> {
     pub async fn discard(self, offset: u64, len: u64) -> Result<()> {
         let op = Op { kind: OpKind::Discard, offset, len };
         let _flight = self.begin(&op).await?;
-        self.settle(self.discard_child(offset, len).await)
+        let result = self.discard_child(offset, len).await;
+        self.settle(self.mark_if_torn(&op, result))
     }
 
     /// Makes completed writes durable.
@@ -222,8 +225,20 @@ impl<'g> EdgeRef<'g> {
     #[allow(clippy::option_option, reason = "whether, and what there is to leave")]
     fn try_cross(&self, op: &Op) -> Option<Option<FlightKey>> {
         let Some(sources) = &self.edge.crossing else { return Some(None) };
-        let operations = self.request.operations();
         let range = op.offset..op.offset + op.len;
+        let left;
+        let sources = match self.request.shield() {
+            None => sources,
+            Some(shield) => match shield.left_of(self.graph, sources, &range) {
+                Some(some) => {
+                    left = some;
+                    &left
+                }
+                None => return Some(None),
+            },
+        };
+        let operations = self.request.operations();
+        let range = self.node().fill.around(&range);
         let (worker, by) = (self.request.worker(), self.request.by(&operations));
         let flight = self.graph.guards.try_enter(worker, sources, &range, by)?;
         self.request.set_holds();
@@ -236,8 +251,17 @@ impl<'g> EdgeRef<'g> {
             return None;
         }
         let sources = self.edge.crossing.as_ref()?;
-        let operations = self.request.operations();
         let range = op.offset..op.offset.saturating_add(op.len);
+        let left;
+        let sources = match self.request.shield() {
+            None => sources,
+            Some(shield) => {
+                left = shield.left_of(self.graph, sources, &range)?;
+                &left
+            }
+        };
+        let operations = self.request.operations();
+        let range = self.node().fill.around(&range);
         let (worker, by) = (self.request.worker(), self.request.by(&operations));
         let guards = &*self.graph.guards;
         let key = guards.enter(worker, sources, &range, by).await;
@@ -264,6 +288,16 @@ impl<'g> EdgeRef<'g> {
         }
         self.edge.counters.begin(self.request.worker(), op);
         Ok(flight)
+    }
+
+    /// A change that fails may have torn more than it was to write: that is marked where it has entered,
+    /// before anybody learns of it.
+    pub(super) fn mark_if_torn<T>(&self, op: &Op, result: Result<T>) -> Result<T> {
+        if result.is_err() && op.kind.is_change() {
+            let around = self.node().fill.around(&(op.offset..op.offset.saturating_add(op.len)));
+            mark(self.edge, &Op { offset: around.start, len: around.end - around.start, ..*op });
+        }
+        result
     }
 
     /// Calls of a drive, which has been admitted by itself: counts and goes on.

@@ -132,7 +132,7 @@ impl Guards {
             shards[worker].waiting += 1;
             queue.push(worker, Wanted::Operation { op, want })
         } else {
-            shards[worker].operations.push(Operation { op, want, issued: false });
+            shards[worker].operations.push(Operation { op, want, issued: None });
             LAST
         };
         if let Some(place) = place {
@@ -165,7 +165,7 @@ impl Guards {
         let shard = &mut shards[waiting.worker];
         shard.waiting -= 1;
         if let Wanted::Operation { want, .. } = waiting.what {
-            shard.operations.push(Operation { op, want, issued: false });
+            shard.operations.push(Operation { op, want, issued: None });
         }
         Some(op)
     }
@@ -196,10 +196,23 @@ impl Guards {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// The operation is about to write. From now on only [`Self::release`] ends it. `false`: what it
-    /// has read may have changed since it was granted; nothing may be written.
+    /// The operation is about to write all that it wanted to: see [`Self::issue_part`].
+    #[cfg(test)]
     #[must_use = "a stale operation must not write"]
     pub(crate) fn issue(&self, op: OpId) -> bool {
+        let shards = self.all_shards();
+        let mut operations = shards.iter().flat_map(|shard| &shard.operations);
+        let range = operations.find(|operation| operation.op == op);
+        let range = range.map_or(0..0, |operation| operation.want.range.clone());
+        drop(shards);
+        self.issue_part(op, &range)
+    }
+
+    /// The operation is about to write `part` of the range that it wanted: nothing else is touched. From
+    /// now on only [`Self::release`] ends it. `false`: what it has read may have changed since it was
+    /// granted; nothing may be written.
+    #[must_use = "a stale operation must not write"]
+    pub(crate) fn issue_part(&self, op: OpId, part: &Range<u64>) -> bool {
         let mut shards = self.all_shards();
         if shards.iter().any(|shard| shard.is_spoiled(op)) {
             return false;
@@ -208,10 +221,12 @@ impl Guards {
         let Some(operation) = operations.find(|operation| operation.op == op) else {
             return false;
         };
-        operation.issued = true;
-        let (sources, range) = (operation.want.shared.clone(), operation.want.range.clone());
+        let wanted = &operation.want.range;
+        debug_assert!(wanted.start <= part.start && part.end <= wanted.end, "it announced more");
+        operation.issued = Some(part.clone());
+        let sources = operation.want.shared.clone();
         for shard in &mut shards {
-            shard.touch(&sources, &range, Some(op));
+            shard.touch(&sources, part, Some(op));
         }
         true
     }
@@ -264,12 +279,13 @@ impl Guards {
                 }
             }
             // What is granted but not issued touches the watch when it is issued.
-            for Operation { op, want, .. } in shard.operations.iter().filter(|op| op.issued) {
-                if want.shared.touch(&want.range, place) {
-                    stale.touched(place, &want.shared, &want.range);
+            for Operation { op, want, issued } in &shard.operations {
+                let Some(range) = issued else { continue };
+                if want.shared.touch(range, place) {
+                    stale.touched(place, &want.shared, range);
                 }
-                if want.exempt.touch(&want.range, place) && is_spoiled(&shards, *op) {
-                    stale.touched(place, &want.exempt, &want.range);
+                if want.exempt.touch(range, place) && is_spoiled(&shards, *op) {
+                    stale.touched(place, &want.exempt, range);
                 }
             }
         }
@@ -323,7 +339,7 @@ impl Guards {
 /// Whether something granted, other than what caused the operation, stands in its way.
 fn is_held(shards: &AllShards<'_>, want: &Want, by: By<'_>) -> bool {
     let holds = |Operation { op, want: held, issued }: &Operation| {
-        let is_void = || *issued && is_spoiled(shards, *op);
+        let is_void = || issued.is_some() && is_spoiled(shards, *op);
         let is_in_the_way =
             held.conflicts(want) || (want.is_guarded_from(&held.exempt, &held.range) && is_void());
         is_in_the_way && !by.is_caused_by(*op)

@@ -91,10 +91,20 @@ impl Held<'_> {
         self.op
     }
 
-    /// See [`Guards::issue`].
-    #[must_use = "a stale operation must not write"]
+    /// It is about to write all that it wanted to.
+    #[cfg(test)]
     pub(crate) fn issue(&self) -> bool {
         let is_fresh = self.guards.issue(self.op);
+        if is_fresh {
+            self.phase.set(Phase::Issued);
+        }
+        is_fresh
+    }
+
+    /// See [`Guards::issue_part`].
+    #[must_use = "a stale operation must not write"]
+    pub(crate) fn issue_part(&self, part: &Range<u64>) -> bool {
+        let is_fresh = self.guards.issue_part(self.op, part);
         if is_fresh {
             self.phase.set(Phase::Issued);
         }

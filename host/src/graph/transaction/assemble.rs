@@ -15,6 +15,7 @@ use crate::graph::acting;
 use crate::graph::affected::Marks;
 use crate::graph::build::BitmapDecl;
 use crate::graph::class::{Class, Cut, Edges, Views};
+use crate::graph::fill::Fill;
 use crate::graph::guard::Guards;
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphDrive, GraphNode, ScopedBitmap};
@@ -219,11 +220,13 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         return Err(invalid(message).at_node(&node.name));
     }
     let serializer = node.serializer.clone();
+    let fill = Fill::of(&*node.driver, &info, &edges, below);
     Ok(GraphNode {
         generation: node.generation,
         name: Arc::clone(&node.name),
         driver: Arc::clone(&node.driver),
         info,
+        fill,
         edges,
         class: Class::default(),
         serializer: serializer.or_else(|| (alignment > 1).then(Arc::default)),
