@@ -48,9 +48,9 @@ impl Guards {
 
     /// What a copy pays for its guard.
     pub fn operate(&self, worker: usize, range: Range<u64>) {
-        let want = self.want(range);
+        let want = self.want(range.clone());
         let Ok(Acquire::Granted(op)) = self.table.try_acquire(worker, want, TOP) else { return };
-        if !(self.table.issue(op) && self.table.settle(op, || ())) {
+        if !(self.table.issue_part(op, &range) && self.table.settle(op, || ())) {
             self.table.release(op);
         }
     }

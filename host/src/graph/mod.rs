@@ -35,6 +35,7 @@ mod detach;
 mod drive;
 mod edge;
 mod evidence;
+mod fill;
 mod gate;
 mod generation;
 mod guard;

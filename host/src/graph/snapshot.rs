@@ -9,6 +9,7 @@ use super::align::Serializer;
 use super::class::{Class, Views};
 use super::counters::Counters;
 use super::edge::EdgeRef;
+use super::fill::Fill;
 use super::generation::{DriveGeneration, Generations, NodeGeneration};
 use super::guard::{Guards, SourceSet};
 use super::origin::{Origin, Request};
@@ -84,6 +85,8 @@ pub struct GraphNode {
     pub(super) name: Arc<str>,
     pub(super) driver: Arc<dyn Node>,
     pub(super) info: NodeInfo,
+    /// What changes of it may touch beside what they write.
+    pub(super) fill: Fill,
     pub(super) edges: Box<[Edge]>,
     pub(super) class: Class,
     /// Keeps read-modify-write cycles apart, where alignment can call for them.

@@ -35,8 +35,8 @@ pub(super) struct Flight {
 pub(super) struct Operation {
     pub(super) op: OpId,
     pub(super) want: Want,
-    /// Its write is under way.
-    pub(super) issued: bool,
+    /// The range of its write, once that is under way: all of what it wanted, or a part.
+    pub(super) issued: Option<Range<u64>>,
 }
 
 pub(super) struct Guard {

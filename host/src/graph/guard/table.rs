@@ -155,7 +155,7 @@ impl Guards {
         let must_wait = must_wait(&queue, &shards, &want, by)?;
         let op = queue.new_op();
         if !must_wait {
-            grant(&mut shards, worker, op, want, false);
+            grant(&mut shards, worker, op, want, None);
             return Ok(Acquire::Granted(op));
         }
         if let Some(shard) = shards.of(worker) {
@@ -198,7 +198,8 @@ impl Guards {
                 shard.touch(&want.shared, &want.range, Some(op));
             }
         }
-        grant(&mut shards, worker, op, want, true);
+        let issued = Some(want.range.clone());
+        grant(&mut shards, worker, op, want, issued);
         Ok(AtOnce::Issued(op))
     }
 
@@ -222,7 +223,7 @@ impl Guards {
         let shard = shards.of(waiting.worker)?;
         shard.waiting -= 1;
         if let Wanted::Operation { want, .. } = waiting.what {
-            shard.operations.push(Operation { op, want, issued: false });
+            shard.operations.push(Operation { op, want, issued: None });
         }
         Some(op)
     }
@@ -255,23 +256,41 @@ impl Guards {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// The operation is about to write. From now on only [`Self::release`] ends it. `false`: what it
-    /// has read may have changed since it was granted; nothing may be written.
+    /// The operation is about to write all that it wanted to: see [`Self::issue_part`].
+    #[cfg(test)]
     #[must_use = "a stale operation must not write"]
     pub(crate) fn issue(&self, op: OpId) -> bool {
+        let range = self.all_shards().iter().find_map(|shard| {
+            let operation = shard.operations.iter().find(|operation| operation.op == op)?;
+            Some(operation.want.range.clone())
+        });
+        let range = range.unwrap_or(0..0);
+        self.issue_part(op, &range)
+    }
+
+    /// The operation is about to write `part` of the range that it wanted: nothing else is touched. From
+    /// now on only [`Self::release`] ends it. `false`: what it has read may have changed since it was
+    /// granted; nothing may be written.
+    #[must_use = "a stale operation must not write"]
+    pub(crate) fn issue_part(&self, op: OpId, part: &Range<u64>) -> bool {
         let mut shards = self.all_shards();
         if shards.iter().any(|shard| shard.is_spoiled(op)) {
             return false;
         }
         let announced = shards.iter_mut().find_map(|shard| {
             let operation = shard.operations.iter_mut().find(|operation| operation.op == op)?;
-            operation.issued = true;
-            Some((operation.want.shared.clone(), operation.want.range.clone()))
+            let wanted = &operation.want.range;
+            debug_assert!(
+                wanted.start <= part.start && part.end <= wanted.end,
+                "it announced more"
+            );
+            operation.issued = Some(part.clone());
+            Some(operation.want.shared.clone())
         });
-        let Some((sources, range)) = announced else { return false };
+        let Some(sources) = announced else { return false };
         if !sources.is_empty() {
             for shard in shards.iter_mut() {
-                shard.touch(&sources, &range, Some(op));
+                shard.touch(&sources, part, Some(op));
             }
         }
         true
@@ -328,12 +347,13 @@ impl Guards {
                 }
             }
             // What is granted but not issued touches the watch when it is issued.
-            for Operation { op, want, .. } in shard.operations.iter().filter(|op| op.issued) {
-                if want.shared.touch(&want.range, place) {
-                    stale.touched(place, &want.shared, &want.range);
+            for Operation { op, want, issued } in &shard.operations {
+                let Some(range) = issued else { continue };
+                if want.shared.touch(range, place) {
+                    stale.touched(place, &want.shared, range);
                 }
-                if want.exempt.touch(&want.range, place) && is_spoiled(&shards, *op) {
-                    stale.touched(place, &want.exempt, &want.range);
+                if want.exempt.touch(range, place) && is_spoiled(&shards, *op) {
+                    stale.touched(place, &want.exempt, range);
                 }
             }
         }
@@ -399,7 +419,13 @@ fn must_wait(queue: &Queue, shards: &AllShards<'_>, want: &Want, by: By<'_>) -> 
     Ok(is_held(shards, want, by) || is_behind())
 }
 
-fn grant(shards: &mut AllShards<'_>, worker: usize, op: OpId, want: Want, issued: bool) {
+fn grant(
+    shards: &mut AllShards<'_>,
+    worker: usize,
+    op: OpId,
+    want: Want,
+    issued: Option<Range<u64>>,
+) {
     if let Some(place) = &want.exclusive {
         for shard in shards.iter_mut() {
             let place = place.clone();
@@ -414,7 +440,7 @@ fn grant(shards: &mut AllShards<'_>, worker: usize, op: OpId, want: Want, issued
 /// Whether something granted, other than what caused the operation, stands in its way.
 fn is_held(shards: &AllShards<'_>, want: &Want, by: By<'_>) -> bool {
     let holds = |Operation { op, want: held, issued }: &Operation| {
-        let is_void = || *issued && is_spoiled(shards, *op);
+        let is_void = || issued.is_some() && is_spoiled(shards, *op);
         let is_in_the_way =
             held.conflicts(want) || (want.is_guarded_from(&held.exempt, &held.range) && is_void());
         is_in_the_way && !by.is_caused_by(*op)

@@ -115,8 +115,8 @@ impl Held<'_> {
         self.op
     }
 
-    /// See [`Guards::issue`].
-    #[must_use = "a stale operation must not write"]
+    /// It is about to write all that it wanted to.
+    #[cfg(test)]
     pub(crate) fn issue(&self) -> bool {
         let is_fresh = self.guards.issue(self.op);
         if is_fresh {
@@ -128,6 +128,16 @@ impl Held<'_> {
     /// Whether the write is under way.
     pub(crate) fn is_issued(&self) -> bool {
         self.phase.get() == Phase::Issued
+    }
+
+    /// See [`Guards::issue_part`].
+    #[must_use = "a stale operation must not write"]
+    pub(crate) fn issue_part(&self, part: &Range<u64>) -> bool {
+        let is_fresh = self.guards.issue_part(self.op, part);
+        if is_fresh {
+            self.phase.set(Phase::Issued);
+        }
+        is_fresh
     }
 
     /// The write has completed; see [`Guards::settle`] for one that succeeded.

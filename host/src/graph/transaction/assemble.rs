@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::graph::acting;
 use crate::graph::affected::Marks;
 use crate::graph::class::{Class, Cut, Edges, Views};
+use crate::graph::fill::Fill;
 use crate::graph::guard::Guards;
 use crate::graph::order;
 use crate::graph::permission::{PermissionSet, Role, Users};
@@ -206,11 +207,13 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         return Err(invalid(message).at_node(&node.name));
     }
     let serializer = node.serializer.clone();
+    let fill = Fill::of(&*node.driver, &info, &edges, below);
     Ok(GraphNode {
         generation: node.generation,
         name: Arc::clone(&node.name),
         driver: Arc::clone(&node.driver),
         info,
+        fill,
         edges,
         class: Class::default(),
         serializer: serializer.or_else(|| (alignment > 1).then(Arc::default)),
