@@ -172,7 +172,7 @@ fn e4_a_node_with_a_bitmap_in_use_stays_and_nothing_aborts() {
             (error.kind(), &*error.to_string()),
             (
                 ErrorKind::InUse,
-                "action 1 (remove node `disk`): node `disk` has the bitmaps `b`: remove them first"
+                "remove node `disk`: node `disk` has the bitmaps `b`: remove them first"
             )
         );
         let error = stage.act(BitmapAction::Remove.of(&bitmap)).await.expect_err("it is shown");
