@@ -1,6 +1,5 @@
 //! A transaction from its writer's lock to the next snapshot: see the module's picture.
 
-use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,7 +17,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::{GraphCell, Snapshot};
 use crate::graph::detach::ToTheEnd;
 use crate::graph::evidence::SameView;
-use crate::graph::generation::NodeGeneration;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::{Graph, ScopedBitmap};
 use crate::io::{Time, current, turn_now, until};
@@ -39,7 +37,7 @@ impl GraphCell {
 
 /// Everything that is known before anybody pauses.
 struct Plan {
-    after: Graph,
+    after: Rc<Snapshot>,
     claims: Vec<Claim>,
     steps: Vec<Step>,
     /// Contents that bitmaps get when it is published.
@@ -50,8 +48,6 @@ struct Plan {
     shapes: Vec<bool>,
     /// Who pauses.
     origins: Vec<usize>,
-    /// Nodes to which others come meanwhile.
-    moving: HashSet<NodeGeneration>,
     /// Bitmaps that it adds.
     added: Vec<Arc<Bitmap>>,
     /// Bitmaps that it takes out.
@@ -60,10 +56,12 @@ struct Plan {
     last_shape: usize,
     /// The actions, for messages.
     actions: Vec<String>,
+    /// What has happened by the end.
+    events: Vec<Event>,
 }
 
 impl Plan {
-    fn of(before: &Graph, actions: Vec<(Action, Unproven)>) -> Result<(Self, Vec<Event>)> {
+    fn of(before: &Graph, actions: Vec<(Action, Unproven)>) -> Result<Self> {
         let (mut draft, mut prepared) = (Draft::of(before), Prepared::default());
         draft.act_all(actions)?;
         let mut after = draft.assemble(Some(before), &mut prepared)?;
@@ -76,7 +74,6 @@ impl Plan {
             true => Vec::new(),
             false => touched.origins(before),
         };
-        let moving = before.reached_by_others(&origins);
         let moved = draft.bitmaps.iter().filter_map(|entry| {
             let (from, _) = entry.moved.clone()?;
             let (to, name) = (entry.scope.clone(), entry.name.to_string());
@@ -87,24 +84,61 @@ impl Plan {
         let added = bitmaps::added(&draft);
         // Claims count them.
         let gone = after.bitmaps.split_off(draft.bitmaps.len());
-        let last_shape = draft.last_shape;
-        let shapes = touched.shapes;
-        let actions = draft.actions;
-        let plan = Self {
-            after,
+        Ok(Self {
+            after: Rc::new(Snapshot::new(Arc::new(after))),
             claims,
             steps,
             prepared,
             changes,
-            shapes,
+            shapes: touched.shapes,
             origins,
-            moving,
             added,
             gone,
-            last_shape,
-            actions,
+            last_shape: draft.last_shape,
+            actions: draft.actions,
+            events,
+        })
+    }
+
+    /// Makes the changes, but for the snapshot, with everything still that they touch.
+    ///
+    /// # Errors
+    /// Nothing has changed then, but that bitmaps are marked where a driver has failed.
+    async fn make(
+        &mut self,
+        cell: &GraphCell,
+        section: &Drained<'_>,
+        deadline: Time,
+    ) -> Result<()> {
+        let Self { claims, steps, prepared, changes, gone, actions, events, .. } = self;
+        let (before, after) = (section.graph(Side::Before), section.graph(Side::After));
+        let verified = until(deadline, verify(section, claims, steps, actions)).await;
+        let late = || {
+            let message = "what the nodes hold was not found out in time: nothing was changed";
+            Err(Error::new(ErrorKind::TimedOut, message))
         };
-        Ok((plan, events))
+        let unproven = verified.unwrap_or_else(late)?;
+        changes.extend(unproven.changes);
+        if !steps.is_empty() {
+            // The graph that is keeps its bitmaps if the work fails.
+            let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
+            let if_failed: Vec<Event> = marked.collect();
+            if let Err(error) = work::run(section, steps).await {
+                cell.events.publish(before.generation, &if_failed);
+                return Err(error);
+            }
+        }
+        // From here on nothing can fail.
+        let marked = Marked { after, gone };
+        for change in &*changes {
+            events.extend(marked.range(prepared, change));
+        }
+        for Claim { marks, position, what, .. } in unproven.claims {
+            events.extend(marked.whole(prepared, marks, *position, what));
+        }
+        marked.views_gone(prepared, self.last_shape);
+        std::mem::take(prepared).commit();
+        Ok(())
     }
 }
 
@@ -142,57 +176,17 @@ async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
     let Transaction { actions, within } = transaction;
     let _writer = cell.writer.lock().await;
     let before = Rc::new(Snapshot::new(cell.load()));
-    let (plan, mut events) = Plan::of(&before, actions)?;
+    let mut plan = Plan::of(&before, actions)?;
     plan.after.start_drivers(Some(&before))?;
+    let after = Rc::clone(&plan.after);
+    let moving = before.reached_by_others(&plan.origins);
 
     let began = clock();
     let deadline = turn_now() + within;
-    let Plan {
-        after,
-        claims,
-        steps,
-        mut prepared,
-        changes,
-        shapes,
-        origins,
-        moving,
-        added,
-        gone,
-        last_shape,
-        actions,
-    } = plan;
-    let after = Rc::new(Snapshot::new(Arc::new(after)));
-    let still = Still::of(&before, origins, moving, within).await?;
+    let still = Still::of(&before, std::mem::take(&mut plan.origins), moving, within).await?;
     let drained = clock();
-    {
-        let section = Drained::new(&before, &after, &still);
-        let verified = until(deadline, verify(&section, &claims, &steps, &actions)).await;
-        let late = || {
-            let message = "what the nodes hold was not found out in time: nothing was changed";
-            Err(Error::new(ErrorKind::TimedOut, message))
-        };
-        let unproven = verified.unwrap_or_else(late)?;
-        let changes: Vec<Change> = changes.into_iter().chain(unproven.changes).collect();
-        if !steps.is_empty() {
-            // The graph that is keeps its bitmaps if the work fails.
-            let failed: Vec<Event> =
-                changes.iter().flat_map(|change| bitmaps::mark_before(&before, change)).collect();
-            if let Err(error) = work::run(&section, &steps).await {
-                cell.events.publish(before.generation, &failed);
-                return Err(error);
-            }
-        }
-        // From here on nothing can fail.
-        let marked = Marked { after: &after, gone: &gone };
-        for change in &changes {
-            events.extend(marked.range(&mut prepared, change));
-        }
-        for Claim { marks, position, what, .. } in unproven.claims {
-            events.extend(marked.whole(&mut prepared, marks, *position, what));
-        }
-        marked.views_gone(&mut prepared, last_shape);
-        prepared.commit();
-    }
+    plan.make(cell, &Drained::new(&before, &after, &still), deadline).await?;
+    let Plan { shapes, mut events, added, .. } = plan;
     end_watches(&before, shapes);
     let generation = after.generation;
     let drives = still.ids(&before);

@@ -19,9 +19,10 @@ impl Draft {
     /// # Errors
     /// Of the first one that does not make sense, with its number; the draft is to be dropped then.
     pub(super) fn act_all(&mut self, actions: Vec<(Action, Unproven)>) -> Result<()> {
+        self.actions = actions.iter().map(|(action, _)| action.to_string()).collect();
         for (number, (action, unproven)) in actions.into_iter().enumerate() {
             self.by = By { action: number, unproven };
-            self.actions.push(self.describe_action(&action));
+            self.actions[number] = self.describe_action(&action);
             self.act(action).map_err(|error| at_action(&self.actions, number, &error))?;
         }
         Ok(())

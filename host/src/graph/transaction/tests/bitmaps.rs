@@ -248,6 +248,12 @@ fn what_cannot_be_done_undoes_all_of_it() {
             ],
         )
         .await;
+        let message = scene
+            .fails(all([BitmapAction::Clear.of(d("x")), BitmapAction::Clear.of(d("b"))]))
+            .await;
+        assert!(message.starts_with("action 1 (clear bitmap `x` of drive `d`): "), "{message}");
+        let message = scene.fails(all([BitmapAction::Clear.of(d("x"))])).await;
+        assert!(message.starts_with("clear bitmap `x` of drive `d`: drive `d` has"), "{message}");
         check(BitmapAction::Clear.of(BitmapRef::of_node("d", "b")), &["there is no node `d`"])
             .await;
         check(

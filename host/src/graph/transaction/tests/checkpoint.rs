@@ -65,8 +65,7 @@ fn frozen(scene: &Scene, number: u64) -> BTreeSet<u64> {
         let still = bitmap.read().still().expect("it is frozen");
         still
             .ranges(0..u64::MAX)
-            .map(|it| it.start / BLOCK as u64..it.end / BLOCK as u64)
-            .flatten()
+            .flat_map(|it| it.start / BLOCK as u64..it.end / BLOCK as u64)
             .collect()
     };
     let of_drive = still(scene.bitmap(&drive, "b"));
@@ -86,7 +85,7 @@ fn under_load<W>(
     let (workers, over) = (workers(), Arc::new(AtomicBool::new(false)));
     let (sender, end) = mpsc::channel();
     let post = |worker: &WorkerHandle, task: Box<dyn FnOnce() + Send>| {
-        worker.post(task).expect("a worker")
+        worker.post(task).expect("a worker");
     };
     for (number, worker) in workers.handles().iter().enumerate() {
         let (cell, over, sender, writer) =
@@ -142,7 +141,7 @@ fn a_checkpoint_cuts_every_write_the_same_way() {
                     random ^= random << 13;
                     random ^= random >> 7;
                     random ^= random << 17;
-                    let drive = if random % 2 == 0 { &one } else { &other };
+                    let drive = if random.is_multiple_of(2) { &one } else { &other };
                     write(drive, (random >> 8) % BLOCKS).await;
                 }
                 running.set(running.get() - 1);

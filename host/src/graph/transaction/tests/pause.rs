@@ -79,9 +79,8 @@ fn kept_waiting() -> Duration {
 /// Question: for how long does a swap of a large graph hold requests back, beyond their drain? And is that
 /// ours, or was the thread kept from running?
 #[test]
-#[ignore = "a measurement: run with --ignored --nocapture"]
 fn swapping_a_graph_of_200_nodes() {
-    const SWAPS: usize = 200;
+    const SWAPS: usize = 100;
     run(async {
         let mut nodes = Vec::new();
         let (mut drives, mut bitmaps) = (Vec::new(), Vec::new());
@@ -121,6 +120,7 @@ fn swapping_a_graph_of_200_nodes() {
             }
             scene.all(back).await;
         }
+        // Shown with --nocapture.
         swaps.sort_unstable();
         println!("{SWAPS} times 50 snapshots in a graph of 200 nodes: still, in all, kept waiting");
         for (name, at) in [("median", SWAPS / 2), ("9 of 10", SWAPS * 9 / 10), ("worst", SWAPS - 1)]
@@ -130,6 +130,9 @@ fn swapping_a_graph_of_200_nodes() {
         let own =
             |(still, _, waited): &(Duration, Duration, Duration)| still.saturating_sub(*waited);
         println!("worst that was our own: {:?}", swaps.iter().map(own).max());
-        assert!(swaps.iter().map(own).max() < Some(Duration::from_millis(20)));
+        // Half of them: a machine that is interrupted must not fail it.
+        let mut own: Vec<Duration> = swaps.iter().map(own).collect();
+        own.sort_unstable();
+        assert!(own[SWAPS / 2] <= Duration::from_millis(1), "{:?}", own[SWAPS / 2]);
     });
 }
