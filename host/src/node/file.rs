@@ -105,19 +105,26 @@ impl FileNode {
     }
 
     async fn sync(&self) -> Result<()> {
-        if self.sync_failed.load(Ordering::Relaxed) {
-            let path = self.file.path().display();
-            let message = format!(
-                "flush of `{path}`: an earlier one has failed, and bytes written before that may be \
-                 lost: open it anew and write them again"
-            );
-            return Err(Error::new(ErrorKind::Io, message));
-        }
+        self.check_syncs()?;
         let result = self.file.run_op(FileOp::Sync { data_only: true }).await;
         if result.is_err() && !self.file.is_direct() {
             self.sync_failed.store(true, Ordering::Relaxed);
         }
-        result.map(drop).map_err(|error| self.failed("flush", 0, &error))
+        result.map_err(|error| self.failed("flush", 0, &error))?;
+        // One that failed meanwhile was told of what this one was to write, too.
+        self.check_syncs()
+    }
+
+    fn check_syncs(&self) -> Result<()> {
+        if !self.sync_failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let path = self.file.path().display();
+        let message = format!(
+            "flush of `{path}`: an earlier one has failed, and bytes written before that may be \
+             lost: open it anew and write them again"
+        );
+        Err(Error::new(ErrorKind::Io, message))
     }
 
     /// Where the next data (or hole) begins; the end of the view when there is none.

@@ -3,7 +3,7 @@
 //! - A clean granule shows what it showed then.
 //! - A granule that a change touched since is dirty, and it is so before the change comes to a disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::oracle::{Oracle, Tick, WriteId};
@@ -18,7 +18,7 @@ struct Clean {
     /// By sector, what its view may have shown.
     words: Vec<BTreeSet<u64>>,
     /// Granules that have changed for certain.
-    owed: BTreeSet<u64>,
+    owed: BTreeMap<u64, WriteId>,
 }
 
 /// A bitmap with what it owes.
@@ -43,15 +43,15 @@ impl Tracked {
         sector * SECTOR as u64 / self.bitmap.granularity().bytes()
     }
 
-    /// A change that it can take now.
-    pub(super) fn any_change(&self, choice: u64) -> Change {
+    /// A change that it can take now, and a name for the trace.
+    pub(super) fn any_change(&self, choice: u64) -> (Change, &'static str) {
         match (self.bitmap.state(), choice % 8) {
-            (BitmapState::Frozen, 0..=4) => Change::MergeBack,
-            (BitmapState::Frozen, _) => Change::Abdicate,
-            (BitmapState::Disabled, _) => Change::Enable,
-            (_, 0..=2) => Change::Clear,
-            (_, 3..=6) => Change::Freeze,
-            _ => Change::Disable,
+            (BitmapState::Frozen, 0..=4) => (Change::MergeBack, "bitmap merges back"),
+            (BitmapState::Frozen, _) => (Change::Abdicate, "bitmap abdicates"),
+            (BitmapState::Disabled, _) => (Change::Enable, "bitmap is enabled"),
+            (_, 0..=2) => (Change::Clear, "bitmap is cleared"),
+            (_, 3..=6) => (Change::Freeze, "bitmap is frozen"),
+            _ => (Change::Disable, "bitmap is disabled"),
         }
     }
 
@@ -84,7 +84,7 @@ impl Tracked {
         let granules: Vec<u64> = sectors.map(|sector| self.granule(sector)).collect();
         let shows = oracle.is_owed(id, &self.view);
         if let Some(clean) = self.clean.as_mut().filter(|clean| shows && clean.until < start) {
-            clean.owed.extend(granules);
+            clean.owed.extend(granules.into_iter().map(|granule| (granule, id)));
         }
     }
 
@@ -127,10 +127,13 @@ impl Tracked {
         }
         let granularity = self.bitmap.granularity().bytes();
         let is_dirty = |granule: u64| recording.test(granule * granularity);
-        if let Some(granule) = clean.owed.iter().find(|granule| !is_dirty(**granule)) {
+        if let Some((granule, id)) = clean.owed.iter().find(|(granule, _)| !is_dirty(**granule)) {
             return Err(format!(
-                "granule {granule} of {:?} has changed and is clean in its bitmap",
-                self.view
+                "{id:?} has changed granule {granule} of {:?}, which is clean in its bitmap ({}, \
+                 clean before tick {})",
+                self.view,
+                self.bitmap.state(),
+                clean.until,
             ));
         }
         for (sector, (word, then)) in words.iter().zip(&clean.words).enumerate() {
@@ -149,6 +152,6 @@ impl Tracked {
 impl Clean {
     fn since(oracle: &Oracle, view: &View, began: Tick) -> Self {
         let words = (0..oracle.sectors(view)).map(|at| oracle.possible(view, at, began)).collect();
-        Self { until: oracle.now, words, owed: BTreeSet::new() }
+        Self { until: oracle.now, words, owed: BTreeMap::new() }
     }
 }

@@ -1,6 +1,5 @@
 //! Whoever changes bitmaps and the graph while requests are under way.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,7 +54,7 @@ async fn change_bitmaps(world: Rc<World>, mut random: Random) {
     for _ in 0..random.within(2..6) {
         pause(&mut random, 8000).await;
         let at = random.below(world.bitmaps.borrow().len() as u64) as usize;
-        let (bitmap, change) = {
+        let (bitmap, (change, name)) = {
             let tracked = &mut world.bitmaps.borrow_mut()[at];
             if tracked.is_changing {
                 continue;
@@ -64,7 +63,7 @@ async fn change_bitmaps(world: Rc<World>, mut random: Random) {
             (Arc::clone(&tracked.bitmap), tracked.any_change(random.next()))
         };
         let began = world.oracle.borrow_mut().tick();
-        note("bitmap changes", [at as u64, 0, 0]);
+        note(name, [at as u64, began, 0]);
         let changed = world.cell().change_bitmap(&bitmap, std::slice::from_ref(&change)).await;
         let is_done = world.expect("a bitmap's change", &changed, &[]);
         note("bitmap changed", [at as u64, u64::from(is_done), 0]);
@@ -134,7 +133,7 @@ async fn apply(world: &Rc<World>, plan: Plan) -> bool {
         bares.and_then(|(node, sectors)| {
             let backing = oracle.shape().child(&node)?;
             let leaves = Leaves::CopyOf(View::Node(oracle.shape().store(backing)));
-            Some(oracle.begin(By::Node(node), sectors, leaves, BTreeSet::new()))
+            Some(oracle.begin(By::Node(node), sectors, leaves))
         })
     };
     let applied = world.cell().transact(transaction).await;

@@ -1,6 +1,5 @@
 //! Guests: requests on drives, several at once.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -74,12 +73,12 @@ impl Guest {
 
     fn begin(&self, sectors: &Range<u64>, leaves: Leaves) -> WriteId {
         let by = By::Drive(self.id.clone());
-        self.world.oracle.borrow_mut().begin(by, sectors.clone(), leaves, BTreeSet::new())
+        self.world.oracle.borrow_mut().begin(by, sectors.clone(), leaves)
     }
 
     async fn write(&mut self, sectors: Range<u64>) {
         let id = self.begin(&sectors, Leaves::Words);
-        note("guest writes", [self.number, sectors.start, sectors.end]);
+        note("guest writes", [id.0, sectors.start, sectors.end]);
         let bytes: Vec<u8> = sectors.clone().flat_map(|at| fill(word(id, at))).collect();
         let flags = if self.random.one_in(8) { WriteFlags::FUA } else { WriteFlags::NONE };
         let write = self.drive.write(bytes_of(&sectors).start, Buf::copy_of(&bytes), flags);
@@ -103,16 +102,18 @@ impl Guest {
 
     async fn zero(&mut self, sectors: Range<u64>) {
         let id = self.begin(&sectors, Leaves::Zeros);
-        note("guest zeroes", [self.number, sectors.start, sectors.end]);
+        note("guest zeroes", [id.0, sectors.start, sectors.end]);
         let range = bytes_of(&sectors);
         let flags = WriteFlags { no_unmap: self.random.one_in(2), ..WriteFlags::NONE };
         let result = self.drive.zero(range.start, range.end - range.start, flags).await;
-        self.world.end_write(id, self.world.expect("a zero", &result, &[]));
+        let is_done = self.world.expect("a zero", &result, &[]);
+        note("guest zeroed", [self.number, id.0, u64::from(is_done)]);
+        self.world.end_write(id, is_done);
     }
 
     async fn discard(&mut self, sectors: Range<u64>) {
         let id = self.begin(&sectors, Leaves::Zeros);
-        note("guest discards", [self.number, sectors.start, sectors.end]);
+        note("guest discards", [id.0, sectors.start, sectors.end]);
         let range = bytes_of(&sectors);
         let result = self.drive.discard(range.start, range.end - range.start).await;
         self.world.expect("a discard", &result, &[]);

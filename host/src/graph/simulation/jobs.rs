@@ -1,13 +1,12 @@
 //! Nodes that act of their own accord: copies, and claims on what they have read.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::guest::{bytes_of, some_sectors};
 use super::oracle::{By, Leaves, WriteId};
 use super::scene::Actor;
-use super::shape::{Shows, View};
+use super::shape::View;
 use super::world::{World, words};
 use crate::error::ErrorKind;
 use crate::graph::{CopyHow, OwnAccord};
@@ -63,14 +62,12 @@ impl Job {
             return None;
         }
         let from = View::Node(self.actor.from.clone());
-        let is_exempt =
-            |view: &View| oracle.shows(&By::Node(self.actor.from.clone()), view).0 != Shows::Not;
-        let exempt: BTreeSet<View> = match self.actor.is_proven {
-            true => oracle.views().into_iter().filter(is_exempt).collect(),
-            false => BTreeSet::new(),
+        let (source, to) = (self.actor.from.clone(), self.actor.to.clone());
+        let by = match self.actor.is_proven {
+            true => By::Proven { from: source, to },
+            false => By::Node(to),
         };
-        let by = By::Node(self.actor.to.clone());
-        Some(oracle.begin(by, sectors.clone(), Leaves::CopyOf(from), exempt))
+        Some(oracle.begin(by, sectors.clone(), Leaves::CopyOf(from)))
     }
 
     fn end(&self, id: Option<WriteId>, is_certain: bool) {

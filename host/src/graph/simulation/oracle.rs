@@ -48,6 +48,11 @@ pub(super) fn is_damage(word: u64) -> bool {
 pub(super) enum By {
     Drive(String),
     Node(String),
+    /// Writes to a node what another one shows: that, and all that stands on it, stays as it is.
+    Proven {
+        from: String,
+        to: String,
+    },
 }
 
 /// What a change leaves in a sector.
@@ -72,8 +77,6 @@ struct Write {
     is_certain: bool,
     /// It was answered that it is on the medium.
     is_durable: bool,
-    /// Views that it does not alter.
-    exempt: BTreeSet<View>,
 }
 
 #[derive(Clone, Default)]
@@ -158,32 +161,24 @@ impl Oracle {
             let is_moving = self.moving.as_ref() == Some(drive);
             return (if is_moving { Shows::Not } else { Shows::Fully }, Shows::Fully);
         }
-        let all = self.shapes.iter().map(|shape| {
-            let node = match by {
-                By::Drive(drive) => shape.root(drive),
-                By::Node(node) => node,
-            };
-            shape.shows(node, view)
+        let all = self.shapes.iter().map(|shape| match by {
+            By::Drive(drive) => shape.shows(shape.root(drive), view),
+            By::Node(node) => shape.shows(node, view),
+            By::Proven { from, .. } if shape.shows(from, view) != Shows::Not => Shows::Not,
+            By::Proven { to, .. } => shape.shows(to, view),
         });
         let all: Vec<Shows> = all.collect();
         let least = all.iter().min().copied().unwrap_or(Shows::Not);
         (least, all.iter().max().copied().unwrap_or(Shows::Not))
     }
 
-    /// A change begins. `exempt`: views that it is proven not to alter.
-    pub(super) fn begin(
-        &mut self,
-        by: By,
-        sectors: Range<u64>,
-        leaves: Leaves,
-        exempt: BTreeSet<View>,
-    ) -> WriteId {
+    /// A change begins.
+    pub(super) fn begin(&mut self, by: By, sectors: Range<u64>, leaves: Leaves) -> WriteId {
         let id = WriteId(self.next_write);
         self.next_write += 1;
         let (start, end, is_certain) = (self.tick(), None, false);
         let (copied, is_durable) = (Vec::new(), false);
-        let write =
-            Write { sectors, by, leaves, copied, start, end, is_certain, is_durable, exempt };
+        let write = Write { sectors, by, leaves, copied, start, end, is_certain, is_durable };
         self.writes.insert(id, write);
         self.link(id);
         id
@@ -192,10 +187,10 @@ impl Oracle {
     /// Notes a write in all views in which it may show.
     fn link(&mut self, id: WriteId) {
         let Some(write) = self.writes.get(&id) else { return };
-        let (by, exempt) = (write.by.clone(), write.exempt.clone());
+        let by = write.by.clone();
         for view in self.views() {
             let (least, most) = self.shows(&by, &view);
-            if most == Shows::Not || exempt.contains(&view) {
+            if most == Shows::Not {
                 continue;
             }
             let Some(history) = self.histories.get_mut(&view) else { continue };
@@ -225,7 +220,7 @@ impl Oracle {
     /// Something is being damaged.
     pub(super) fn damage(&mut self, node: &str, sector: u64, word: u64) -> WriteId {
         let (range, leaves) = (sector..sector + 1, Leaves::Damage(word));
-        self.begin(By::Node(node.to_owned()), range, leaves, BTreeSet::new())
+        self.begin(By::Node(node.to_owned()), range, leaves)
     }
 
     /// A write that has ended is on the medium.
