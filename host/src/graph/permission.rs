@@ -147,8 +147,13 @@ impl Role {
                 uses: above.uses.intersection(PermissionSet::CONSISTENT_READ),
                 shares: PermissionSet::HARMLESS.union(above.shares),
             },
+            // What leaves the parent's view as it is still writes its container.
             Self::Storage => Users {
-                uses: above.uses.without(PermissionSet::RESIZE),
+                uses: match above.uses.contains(PermissionSet::WRITE_UNCHANGED) {
+                    true => above.uses.union(PermissionSet::WRITE),
+                    false => above.uses,
+                }
+                .without(PermissionSet::RESIZE),
                 shares: above.shares.intersection(PermissionSet::HARMLESS),
             },
             Self::Source => {

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::filter::{JobNode, TestFilter};
+use super::filter::{BeforeWrite, JobNode, TestFilter};
 use super::schedule::{Random, boxed, shuffled};
 use super::stage::*;
 use crate::error::ErrorKind;
-use crate::filter::PassNode;
 use crate::graph::mutation::{Mutation, set};
 use crate::graph::snapshot::Graph;
 use crate::graph::{Action, ChildDecl, NodeDecl, PermissionSet, Role};
-use crate::io::LocalFuture;
+use crate::io::{Buf, BufMut, LocalFuture};
+use crate::node::WriteFlags;
 
 /// Lets graphs of any order be built while it lives.
 struct AnyOrder;
@@ -271,11 +271,15 @@ fn scene_of(seed: u64) -> Scene {
         let (child, other) = (pick(), pick());
         scene = match kind {
             Kind::Disk => scene.disk(&name),
-            Kind::Pass => scene.pass(&name, &child),
+            Kind::Pass => {
+                scene.node(&name, TestFilter::pausing(4, seed), vec![ChildDecl::filtered(child)])
+            }
             Kind::CopyOnRead => scene.copy_on_read(&name, &child),
             Kind::BeforeWrite => {
                 let children = vec![readable(&child), target(&other, PermissionSet::WRITE)];
-                scene.node(&name, PassNode, children)
+                let filter = TestFilter::pausing(4, seed + 1).copying_before_writes();
+                filter.before_write.iter().for_each(BeforeWrite::arm);
+                scene.node(&name, filter, children)
             }
             Kind::Overlay => scene.overlay(&name, &child),
             Kind::Stored => scene.stored(&name, &child),
@@ -467,4 +471,61 @@ fn exactly_the_graphs_with_a_ring_of_needs_are_refused() {
         }
     }
     assert!(refused > 100 && allowed > 1000, "{refused} refused, {allowed} allowed");
+}
+
+/// Reads and writes of the drive, and copies of every node that acts, all in one place.
+fn traffic(stage: &Stage, random: &mut Random) -> Vec<LocalFuture> {
+    let graph = stage.cell.load();
+    let mut tasks = Vec::new();
+    for _ in 0..3 {
+        let (stage, block, byte) = (stage.clone(), random.below(2), random.below(200) as u8);
+        tasks.push(boxed(async move {
+            let drive = stage.drive("vda");
+            let _ = drive.read(block * BLOCK, BufMut::new(BLOCK as usize)).await;
+            let data = Buf::copy_of(&[byte; BLOCK as usize]);
+            let _ = drive.write(block * BLOCK, data, WriteFlags::NONE).await;
+        }));
+    }
+    for node in graph.nodes.iter().filter(|node| node.origin.is_some()) {
+        for _ in 0..3 {
+            let mut pick = || random.below(node.edges.len() as u64) as usize;
+            let ((from, to), name) = ((pick(), pick()), node.name().to_owned());
+            let how = [CHANGED, UNCHANGED, UP][random.below(3) as usize];
+            let (stage, block) = (stage.clone(), random.below(2));
+            tasks.push(boxed(async move {
+                // Most of what is picked is not permitted.
+                let _ = stage.own(&name).copy(from, to, at(block), how).await;
+            }));
+        }
+    }
+    tasks
+}
+
+/// Whatever is let through ends, and not all that is refused would.
+#[test]
+fn what_is_not_refused_ends() {
+    let (mut stuck, mut ended) = (0, 0);
+    for seed in 0..8_000 {
+        let is_allowed = scene_of(seed).0.build().is_ok();
+        let _any = AnyOrder::allowed();
+        if scene_of(seed).0.build().is_err() {
+            continue;
+        }
+        for order in 0..if is_allowed { 2 } else { 20 } {
+            let stage = Stage::of(scene_of(seed).0.build().expect("the same graph"));
+            let mut random = Random(seed * 100 + order);
+            let done = on_a_worker(async move {
+                let tasks = traffic(&stage, &mut random);
+                shuffled(order, tasks).await
+            });
+            match done {
+                Ok(()) => ended += 1,
+                Err(left) => {
+                    stuck += 1;
+                    assert!(!is_allowed, "seed {seed}, order {order}: {left} tasks are stuck");
+                }
+            }
+        }
+    }
+    assert!(stuck > 0 && ended > 1000, "{stuck} stuck, {ended} ended");
 }

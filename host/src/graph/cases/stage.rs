@@ -10,8 +10,9 @@ use crate::bitmap::{Bitmap, BitmapName, Change, Granularity};
 use crate::error::{Error, Result};
 use crate::filter::{CopyOnReadNode, PassNode};
 use crate::graph::{
-    Action, Applied, BitmapDecl, BitmapScope, ChildDecl, CopyHow, DriveDecl, GraphCell, GraphDecl,
-    GraphNode, LocalDrive, LocalGraph, NodeDecl, OwnAccord, PermissionSet, Role, Transaction,
+    Action, Applied, BitmapDecl, BitmapScope, ChildDecl, CopyHow, DriveDecl, Graph, GraphCell,
+    GraphDecl, GraphNode, LocalDrive, LocalGraph, NodeDecl, OwnAccord, PermissionSet, Role,
+    Transaction,
 };
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread};
 use crate::node::{MemoryNode, Node, RawNode, WriteFlags};
@@ -132,8 +133,7 @@ impl Scene {
     }
 
     pub(super) fn stage(self) -> Stage {
-        let graph = self.0.build().expect("a graph");
-        Stage { cell: Arc::new(GraphCell::with_workers(graph, 2)) }
+        Stage::of(self.0.build().expect("a graph"))
     }
 
     pub(super) fn refused(self) -> Error {
@@ -184,6 +184,10 @@ pub(super) struct Stage {
 }
 
 impl Stage {
+    pub(super) fn of(graph: Graph) -> Self {
+        Self { cell: Arc::new(GraphCell::with_workers(graph, 2)) }
+    }
+
     fn local(&self) -> Rc<LocalGraph> {
         LocalGraph::of(&self.cell)
     }

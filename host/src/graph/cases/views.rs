@@ -181,3 +181,13 @@ fn e18_a_stream_through_a_filter_under_load() {
         });
     }
 }
+
+/// A copy that changes nothing above changes what the view is stored in: that is written for good.
+#[test]
+fn a_copy_under_a_read_only_drive_comes_through_storage() {
+    let scene = Scene::default().disk("file").stored("image", "file").stream("stream", "image");
+    scene.showing("vda", "image").run(|stage| async move {
+        stage.own("stream").copy(0, 0, at(3), UNCHANGED).await.expect("a copy");
+        assert_eq!(stage.dirty(), dirty(&["file"], &[3]));
+    });
+}
