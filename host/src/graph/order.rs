@@ -9,11 +9,13 @@
 //!
 //! The relation is found by following what requests can do, node by node, and not by what lies below
 //! what: an overlay only reads its backing, so two overlays on one base need nothing of each other, while
-//! two filters side by side on one node do, if both copy: what one of them writes enters the other's view.
-//! It is a little too large, never too small: every driver is taken to do all that its edges allow.
+//! two filters side by side on one node do, if both copy and change: what one of them writes enters the
+//! other's view. (What they write unchanged does not: a proof holds for whoever passes the write on.) It is a little too large, never too small: every driver is taken to do all that its edges allow.
 //!
 //! What passes an opaque node comes to other offsets. So there the holder of a source can also come to
 //! need another range *of the same source*, which another such holder has: a cycle of one.
+
+use std::collections::HashSet;
 
 use super::acting::Effect;
 use super::guard::SourceId;
@@ -48,16 +50,28 @@ struct Need {
 type Needs = Vec<Vec<Option<Need>>>;
 
 fn needs(graph: &Graph) -> Needs {
-    (0..graph.sources.len()).map(|source| Walk::of(graph, source).needs).collect()
+    if graph.sources.is_empty() {
+        return Needs::new();
+    }
+    let entries = Walk::of_all(graph).entries;
+    (0..graph.sources.len()).map(|source| Walk::of(graph, source, &entries).needs).collect()
 }
 
 /// A driver at work, and what for.
 #[derive(Clone, Copy)]
-struct Call {
+struct Call<'g> {
     node: usize,
     is_change: bool,
     /// Offsets need no longer be those of the source that is held.
     is_elsewhere: bool,
+    /// The proven write that it passes on, and that does not enter what the proof exempts.
+    shield: Option<&'g Effect>,
+}
+
+impl Call<'_> {
+    fn reading(node: usize, is_elsewhere: bool) -> Self {
+        Self { node, is_change: false, is_elsewhere, shield: None }
+    }
 }
 
 /// What a node may do of its own accord, at once: rely on what one edge shows, write through another.
@@ -71,41 +85,60 @@ struct Operation<'g> {
 struct Walk<'g> {
     graph: &'g Graph,
     /// Index of the source.
-    held: usize,
+    held: Option<usize>,
+    /// Changes that enter a source, and what they then do.
+    entries: Vec<(SourceId, Call<'g>)>,
     needs: Vec<Option<Need>>,
-    /// By node, what for, and where: see [`Call`].
-    seen: Vec<[[bool; 2]; 2]>,
-    pending: Vec<Call>,
+    seen: HashSet<(usize, bool, bool, Option<*const Effect>)>,
+    pending: Vec<Call<'g>>,
 }
 
 impl<'g> Walk<'g> {
-    fn of(graph: &'g Graph, held: usize) -> Self {
-        let (sources, nodes) = (graph.sources.len(), graph.nodes.len());
-        let seen = vec![[[false; 2]; 2]; nodes];
-        let mut walk = Self { graph, held, needs: vec![None; sources], seen, pending: Vec::new() };
-        walk.begin();
-        while let Some(call) = walk.pending.pop() {
-            walk.go_on(call);
-        }
-        walk
+    fn new(graph: &'g Graph, held: Option<usize>) -> Self {
+        let (needs, entries) = (vec![None; graph.sources.len()], Vec::new());
+        Self { graph, held, entries, needs, seen: HashSet::new(), pending: Vec::new() }
     }
 
-    /// Whoever can hold a range of it.
-    fn begin(&mut self) {
-        let graph = self.graph;
-        let id = graph.sources[self.held].id;
-        let roots = graph.drives.iter().filter_map(|drive| drive.root.as_ref());
-        for edge in roots.chain(graph.nodes.iter().flat_map(|node| &*node.edges)) {
-            if carries_changes(edge) && crosses_into(edge, id) {
-                self.call(edge.child, true, false);
+    /// Of all requests, which hold nothing when they begin: drives', and whatever drivers come to do.
+    fn of_all(graph: &'g Graph) -> Self {
+        let mut walk = Self::new(graph, None);
+        (0..graph.nodes.len()).for_each(|node| walk.call(Call::reading(node, false)));
+        for root in graph.drives.iter().filter_map(|drive| drive.root.as_ref()) {
+            if carries_changes(root) {
+                let call = Call { is_change: true, ..Call::reading(root.child, false) };
+                let crossed = root.crossing.iter().flat_map(|sources| sources.ids());
+                walk.entries.extend(crossed.map(|source| (source, call)));
+                walk.call(call);
             }
         }
+        walk.finish()
+    }
+
+    /// Of whoever holds a range of a source.
+    fn of(graph: &'g Graph, held: usize, entries: &[(SourceId, Call<'g>)]) -> Self {
+        let mut walk = Self::new(graph, Some(held));
+        walk.begin(held, entries);
+        walk.finish()
+    }
+
+    fn finish(mut self) -> Self {
+        while let Some(call) = self.pending.pop() {
+            self.go_on(call);
+        }
+        self
+    }
+
+    /// Whoever can hold a range of it: a change that has entered it, an operation.
+    fn begin(&mut self, held: usize, entries: &[(SourceId, Call<'g>)]) {
+        let graph = self.graph;
+        let id = graph.sources[held].id;
+        entries.iter().filter(|(entered, _)| *entered == id).for_each(|(_, call)| self.call(*call));
         for (at, node) in graph.nodes.iter().enumerate() {
             for operation in operations(&node.edges) {
                 let guarded = operation.from.map(|from| node.edges[from].child);
                 let Effect { enters, exempt, .. } = operation.effect;
                 // A void proof counts as a change of what it had exempted.
-                if guarded == Some(graph.sources[self.held].node)
+                if guarded == Some(graph.sources[held].node)
                     || enters.ids().chain(exempt.ids()).any(|entered| entered == id)
                 {
                     self.calls_of(at, &operation, false);
@@ -115,18 +148,28 @@ impl<'g> Walk<'g> {
     }
 
     /// What a driver may do for a request, and for it what its children may, in turn.
-    fn go_on(&mut self, call: Call) {
+    fn go_on(&mut self, call: Call<'g>) {
         let graph = self.graph;
         let node = &graph.nodes[call.node];
         for (at, edge) in node.edges.iter().enumerate() {
             let is_elsewhere = call.is_elsewhere || edge.role == Role::Storage;
-            self.call(edge.child, false, is_elsewhere);
+            self.call(Call::reading(edge.child, is_elsewhere));
             // Its container and its targets a driver may change at any time.
             if carries_changes(edge) && (call.is_change || edge.role.is_entry()) {
                 let need = Need { parent: call.node, edge: at };
+                // Elsewhere it is a write of other bytes, of which nothing is proven.
+                let shield = call.shield.filter(|_| call.is_change && !is_elsewhere);
+                let is_left = |source: SourceId| {
+                    shield.is_some_and(|effect| effect.exempt.ids().any(|exempt| exempt == source))
+                };
+                let node = edge.child;
                 let crossed = edge.crossing.iter().flat_map(|sources| sources.ids());
-                crossed.for_each(|source| self.need(source, need, is_elsewhere));
-                self.call(edge.child, true, is_elsewhere);
+                for source in crossed.filter(|source| !is_left(*source)) {
+                    self.need(source, need, is_elsewhere);
+                    let call = Call { node, is_change: true, is_elsewhere: false, shield };
+                    self.entries.push((source, call));
+                }
+                self.call(Call { node, is_change: true, is_elsewhere, shield });
             }
         }
         for operation in operations(&node.edges) {
@@ -144,26 +187,27 @@ impl<'g> Walk<'g> {
     }
 
     /// The requests of which an operation consists.
-    fn calls_of(&mut self, node: usize, operation: &Operation<'_>, is_elsewhere: bool) {
+    fn calls_of(&mut self, node: usize, operation: &Operation<'g>, is_elsewhere: bool) {
         let edges = &self.graph.nodes[node].edges;
         let read = operation.from.into_iter().chain([operation.to]);
-        read.for_each(|edge| self.call(edges[edge].child, false, is_elsewhere));
-        self.call(edges[operation.to].child, true, is_elsewhere);
+        read.for_each(|edge| self.call(Call::reading(edges[edge].child, is_elsewhere)));
+        let (node, shield) = (edges[operation.to].child, Some(operation.effect));
+        self.call(Call { node, is_change: true, is_elsewhere, shield });
     }
 
     fn need(&mut self, source: SourceId, need: Need, is_elsewhere: bool) {
         let Some(at) = self.graph.sources.iter().position(|other| other.id == source) else {
             return;
         };
-        if at != self.held || is_elsewhere {
+        if Some(at) != self.held || is_elsewhere {
             self.needs[at].get_or_insert(need);
         }
     }
 
-    fn call(&mut self, node: usize, is_change: bool, is_elsewhere: bool) {
-        let seen = &mut self.seen[node][usize::from(is_change)][usize::from(is_elsewhere)];
-        if !std::mem::replace(seen, true) {
-            self.pending.push(Call { node, is_change, is_elsewhere });
+    fn call(&mut self, call: Call<'g>) {
+        let shield = call.shield.map(std::ptr::from_ref);
+        if self.seen.insert((call.node, call.is_change, call.is_elsewhere, shield)) {
+            self.pending.push(call);
         }
     }
 }
@@ -172,10 +216,6 @@ impl<'g> Walk<'g> {
 fn carries_changes(edge: &Edge) -> bool {
     (edge.role.forwards_changes() || edge.role.is_entry())
         && !edge.uses.intersection(PermissionSet::CHANGES).is_empty()
-}
-
-fn crosses_into(edge: &Edge, source: SourceId) -> bool {
-    edge.crossing.iter().flat_map(|sources| sources.ids()).any(|crossed| crossed == source)
 }
 
 /// What a node with these edges may do of its own accord. Whoever may read and write may copy.

@@ -7,6 +7,7 @@ use super::filter::{BeforeWrite, JobNode, TestFilter};
 use super::schedule::{Random, boxed, shuffled};
 use super::stage::*;
 use crate::error::ErrorKind;
+use crate::graph::class::Cut;
 use crate::graph::mutation::{Mutation, set};
 use crate::graph::snapshot::Graph;
 use crate::graph::{Action, ChildDecl, NodeDecl, PermissionSet, Role};
@@ -71,18 +72,6 @@ fn targets_on_each_others_sources_are_refused() {
 }
 
 #[test]
-fn copying_filters_side_by_side_are_refused() {
-    check_refused(
-        side_by_side(),
-        "copies could wait for each other for ever: while node `copy-left` copies from `left` (edge \
-         `file`), requests there come to `right` by edge `file` of node `left`; while node \
-         `copy-right` copies from `right` (edge `file`), requests there come to `left` by edge `file` \
-         of node `right`: give one of them a target outside of what the other one copies, or let both \
-         copy from one node",
-    );
-}
-
-#[test]
 fn a_target_on_its_own_source_is_refused() {
     check_refused(
         Scene::default().disk("disk").stored("store", "disk").job("backup", "disk", "store"),
@@ -126,6 +115,8 @@ fn a_change_of_the_graph_is_refused_as_well() {
 fn what_stacks_is_not_refused() {
     let chain = |scene: Scene| scene.disk("base").overlay("mid", "base").overlay("top", "mid");
     let allowed = [
+        // What copy-on-read writes is unchanged, for the filter beside it, too.
+        side_by_side(),
         // Copy-on-read over copy-on-read, directly and over an overlay.
         chain(Scene::default()).copy_on_read("a", "top").copy_on_read("b", "a").drive("vda", "b"),
         Scene::default()
@@ -212,24 +203,26 @@ fn targets_on_each_others_sources_would_never_end() {
 }
 
 #[test]
-fn copying_filters_side_by_side_would_never_end() {
-    let slow = || {
+fn copying_filters_side_by_side_end() {
+    for seed in 0..64 {
         let mut scene = side_by_side();
         for node in &mut scene.0.nodes {
             if matches!(&*node.name, "left" | "right") {
                 node.driver = Arc::new(TestFilter::pausing(8, node.name.len() as u64));
             }
         }
-        scene
-    };
-    check_stuck(slow, |stage| {
-        ["vda", "vdb"].map(|drive| {
-            let stage = stage.clone();
-            boxed(async move {
-                stage.byte(drive, 0).await;
-            })
-        })
-    });
+        let done = on_a_worker(async move {
+            let stage = scene.stage();
+            let tasks = ["vda", "vdb"].map(|drive| {
+                let stage = stage.clone();
+                boxed(async move {
+                    stage.byte(drive, 0).await;
+                })
+            });
+            shuffled(seed, tasks.into()).await
+        });
+        assert!(done.is_ok(), "seed {seed}: stuck");
+    }
 }
 
 /// What a test graph is made of: how a node stands on those before it.
@@ -311,6 +304,14 @@ struct Way {
     held: BTreeSet<usize>,
     /// Held before an opaque node was passed.
     elsewhere: BTreeSet<usize>,
+    /// Not entered, because the write passed on is proven to leave it alone.
+    exempt: BTreeSet<usize>,
+}
+
+impl Way {
+    fn of(node: usize, is_change: bool, held: BTreeSet<usize>) -> Self {
+        Self { node, is_change, held, elsewhere: BTreeSet::new(), exempt: BTreeSet::new() }
+    }
 }
 
 impl<'g> Naive<'g> {
@@ -337,14 +338,12 @@ impl<'g> Naive<'g> {
     /// Every driver may be called, for something that holds nothing yet.
     fn walk_all(&mut self) {
         for node in 0..self.graph.nodes.len() {
-            let (held, elsewhere) = (BTreeSet::new(), BTreeSet::new());
-            self.walk(&Way { node, is_change: false, held, elsewhere });
+            self.walk(&Way::of(node, false, BTreeSet::new()));
         }
         let graph = self.graph;
         for root in graph.drives.iter().filter_map(|drive| drive.root.as_ref()) {
             if root.uses.contains(PermissionSet::WRITE) {
-                let (node, held) = (root.child, self.entered(root.child, None));
-                self.walk(&Way { node, is_change: true, held, elsewhere: BTreeSet::new() });
+                self.walk(&Way::of(root.child, true, self.entered(root.child, None)));
             }
         }
     }
@@ -372,6 +371,7 @@ impl<'g> Naive<'g> {
             if edge.role == Role::Storage {
                 next.elsewhere.clone_from(&next.held);
             }
+            let exempt = std::mem::take(&mut next.exempt);
             self.walk(&next);
             let goes_on = match edge.role {
                 Role::Filtered | Role::Data => way.is_change,
@@ -379,7 +379,11 @@ impl<'g> Naive<'g> {
                 Role::Root | Role::Backing | Role::Source => false,
             };
             if goes_on && !edge.uses.intersection(PermissionSet::CHANGES).is_empty() {
-                let entered = self.entered(edge.child, Some(way.node));
+                let mut entered = self.entered(edge.child, Some(way.node));
+                if edge.role != Role::Storage && way.is_change && way.elsewhere.is_empty() {
+                    next.exempt = exempt;
+                    entered.retain(|source| !next.exempt.contains(source));
+                }
                 self.need(&next, &entered);
                 next.held.extend(entered);
                 next.is_change = true;
@@ -414,22 +418,39 @@ impl<'g> Naive<'g> {
 
     fn operate(&mut self, way: &Way, from: usize, to: usize, proven: Option<usize>) {
         let graph = self.graph;
-        let is_exempt = |source: &usize| {
-            proven.is_some_and(|view| {
-                graph.views.is_at_or_above(graph.nodes[*source].class(), graph.nodes[view].class())
-            })
+        let cut = Cut { class: proven.map(|view| graph.nodes[view].class()), edge: None };
+        let altered = graph.views.reached(graph.nodes[to].class(), cut);
+        let is_altered = |source: &usize| {
+            let class = graph.nodes[*source].class();
+            altered.ranged.contains(&class) || altered.whole.contains(&class)
+        };
+        let passed_on = std::iter::successors(Some(to), |at| {
+            let edges = graph.nodes[*at].edges.iter();
+            edges.filter(|edge| edge.role.is_same_view()).map(|edge| edge.child).next()
+        });
+        let passed_on: Vec<usize> = passed_on.collect();
+        let is_below =
+            |source: &&usize| passed_on.iter().any(|at| self.below[**source].contains(at));
+        let exempt: BTreeSet<usize> = match proven {
+            Some(_) => {
+                let left = self.sources.iter().filter(|it| !is_altered(it));
+                left.filter(is_below).copied().collect()
+            }
+            None => BTreeSet::new(),
         };
         let entered = self.entered(to, None);
         let mut needed: BTreeSet<usize> =
-            entered.iter().filter(|source| !is_exempt(source)).copied().collect();
+            entered.iter().filter(|source| is_altered(source)).copied().collect();
         needed.insert(from);
         self.need(way, &needed);
-        let mut next = way.clone();
+        let mut next = Way { exempt: BTreeSet::new(), ..way.clone() };
         next.held.extend(entered);
+        next.held.extend(&exempt);
         next.held.insert(from);
-        for (node, is_change) in [(from, false), (to, false), (to, true)] {
+        for (node, is_change) in [(from, false), (to, false)] {
             self.walk(&Way { node, is_change, ..next.clone() });
         }
+        self.walk(&Way { node: to, is_change: true, exempt, ..next });
     }
 
     fn has_cycle(&self) -> bool {
@@ -501,17 +522,15 @@ fn traffic(stage: &Stage, random: &mut Random) -> Vec<LocalFuture> {
     tasks
 }
 
-/// Whatever is let through ends, and not all that is refused would.
+/// Whatever is let through ends.
 #[test]
 fn what_is_not_refused_ends() {
-    let (mut stuck, mut ended) = (0, 0);
+    let mut ended = 0;
     for seed in 0..8_000 {
-        let is_allowed = scene_of(seed).0.build().is_ok();
-        let _any = AnyOrder::allowed();
         if scene_of(seed).0.build().is_err() {
             continue;
         }
-        for order in 0..if is_allowed { 2 } else { 20 } {
+        for order in 0..2 {
             let stage = Stage::of(scene_of(seed).0.build().expect("the same graph"));
             let mut random = Random(seed * 100 + order);
             let done = on_a_worker(async move {
@@ -520,12 +539,9 @@ fn what_is_not_refused_ends() {
             });
             match done {
                 Ok(()) => ended += 1,
-                Err(left) => {
-                    stuck += 1;
-                    assert!(!is_allowed, "seed {seed}, order {order}: {left} tasks are stuck");
-                }
+                Err(left) => panic!("seed {seed}, order {order}: {left} tasks are stuck"),
             }
         }
     }
-    assert!(stuck > 0 && ended > 1000, "{stuck} stuck, {ended} ended");
+    assert!(ended > 1000, "{ended} ended");
 }
