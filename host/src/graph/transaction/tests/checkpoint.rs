@@ -74,6 +74,15 @@ fn frozen(scene: &Scene, number: u64) -> BTreeSet<u64> {
     of_drive
 }
 
+/// Ends the load, also if the rounds fail.
+struct Over(Arc<AtomicBool>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Runs `rounds` on the first worker while `writer` runs on both.
 fn under_load<W>(
     scene: &Scene,
@@ -107,8 +116,9 @@ fn under_load<W>(
         &workers.handles()[0],
         Box::new(move || {
             spawn(async move {
+                let over = Over(finished);
                 rounds(Scene { cell }).await;
-                finished.store(true, Ordering::SeqCst);
+                drop(over);
                 sender.send(()).expect("the test waits");
             });
         }),
