@@ -61,10 +61,9 @@ impl Tracked {
         match change {
             Change::Clear | Change::Enable => self.clean = clean(),
             Change::Disable => self.clean = None,
-            Change::Freeze => {
-                if self.clean.is_some() {
-                    self.frozen = std::mem::replace(&mut self.clean, clean());
-                }
+            // A disabled one records nothing while it is frozen, either.
+            Change::Freeze if self.clean.is_some() => {
+                self.frozen = std::mem::replace(&mut self.clean, clean());
             }
             Change::MergeBack => {
                 let owed = self.clean.take().map(|clean| clean.owed).unwrap_or_default();

@@ -112,7 +112,8 @@ async fn change_graph(world: Rc<World>, mut random: Random, kinds: u64) {
         };
         if let Some(plan) = plan {
             note("graph changes", [number, kind, 0]);
-            let is_done = apply(&world, plan).await;
+            let hurry = random.one_in(6).then(|| Duration::from_micros(random.below(2000)));
+            let is_done = apply(&world, plan, hurry).await;
             note("graph changed", [number, kind, u64::from(is_done)]);
             world.count(|counts| {
                 counts.graph_changes += u64::from(is_done);
@@ -122,9 +123,14 @@ async fn change_graph(world: Rc<World>, mut random: Random, kinds: u64) {
     }
 }
 
-/// Does it in both worlds; whether it could be done.
-async fn apply(world: &Rc<World>, plan: Plan) -> bool {
-    let Plan { transaction, shape, goes, bares } = plan;
+/// Does it in both worlds; whether it could be done. In a `hurry` it may run out of time.
+async fn apply(world: &Rc<World>, plan: Plan, hurry: Option<Duration>) -> bool {
+    let Plan { mut transaction, shape, goes, bares } = plan;
+    let mut refused = REFUSED.to_vec();
+    if let Some(time) = hurry {
+        transaction = transaction.within(time);
+        refused.push(ErrorKind::TimedOut);
+    }
     let new = goes.as_ref().map(|(view, _)| view).filter(|view| matches!(view, View::Node(_)));
     let new = new.cloned();
     let bared = {
@@ -137,7 +143,7 @@ async fn apply(world: &Rc<World>, plan: Plan) -> bool {
         })
     };
     let applied = world.cell().transact(transaction).await;
-    let is_done = world.expect("a transaction", &applied, &REFUSED);
+    let is_done = world.expect("a transaction", &applied, &refused);
     if let Some(bared) = bared {
         world.end_write(bared, false);
     }

@@ -5,15 +5,17 @@
 //! crash may show that they were made.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::oracle::Tick;
 use super::scene::Scene;
 use super::shape::View;
 use super::world::{EndOfWorld, Verdict, World};
 use super::{Outcome, guest, jobs};
-use crate::graph::{GraphCell, LocalDrive, LocalGraph};
+use crate::graph::{DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl};
 use crate::io::BufMut;
 use crate::io::sim::{Faults, Random, SECTOR, Simulation, Stop, note};
+use crate::node::{FileNode, FileOptions, ImageLocking};
 
 /// A failure of a sync is rare enough that flushes succeed between.
 const FAULTS: Faults = Faults { sync: 40, space: 50, ..Faults::HARMLESS };
@@ -63,7 +65,7 @@ fn look(simulation: &Simulation, world: &Rc<World>, scene: Scene) -> Verdict {
     let ran = simulation.run(async move {
         note("after the crash", [0; 3]);
         let graph = scene.graph(&inner).map_err(|error| error.to_string())?;
-        let graph = Rc::new(LocalGraph::new(GraphCell::new(graph).into(), 0));
+        let graph = Rc::new(LocalGraph::new(Arc::new(GraphCell::new(graph)), 0));
         for drive in &scene.drives {
             let flushed: Tick = world.flushed(&drive.id);
             let local = LocalDrive::open(&graph, &drive.id).map_err(|error| error.to_string())?;
@@ -77,4 +79,30 @@ fn look(simulation: &Simulation, world: &Rc<World>, scene: Scene) -> Verdict {
         Ok(())
     });
     ran.unwrap_or_else(|stop| Err(stop.to_string()))
+}
+
+#[test]
+fn a_flush_after_a_failed_one_fails_too() {
+    let simulation = Simulation::new(1);
+    simulation.add_file("disk", vec![0; 8 * SECTOR]);
+    let inner = simulation.clone();
+    let flushed = simulation.run(async move {
+        let path = "disk".into();
+        let options =
+            FileOptions { path, write: true, locking: ImageLocking::Off, ..FileOptions::default() };
+        let driver = Arc::new(FileNode::open(&options).expect("a file"));
+        let node = NodeDecl { name: "disk".into(), driver, children: vec![] };
+        let root = Some("disk".into());
+        let drive = DriveDecl { id: "d".into(), root, writable: true, only_shows: false };
+        let decl = GraphDecl { nodes: vec![node], drives: vec![drive], bitmaps: vec![] };
+        let cell = Arc::new(GraphCell::new(decl.build().expect("a graph")));
+        let drive = LocalDrive::open(&Rc::new(LocalGraph::new(cell, 0)), "d").expect("a drive");
+        let mut flushed = vec![drive.flush().await.is_ok()];
+        inner.set_faults(Faults { sync: 1, ..Faults::NONE });
+        flushed.push(drive.flush().await.is_ok());
+        inner.set_faults(Faults::NONE);
+        flushed.push(drive.flush().await.is_ok());
+        flushed
+    });
+    assert_eq!(flushed, Ok(vec![true, false, false]));
 }

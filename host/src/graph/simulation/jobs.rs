@@ -4,14 +4,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::guest::{bytes_of, some_sectors};
-use super::oracle::{By, Leaves, WriteId};
+use super::oracle::{By, Leaves, WriteId, word};
 use super::scene::Actor;
 use super::shape::View;
-use super::world::{World, words};
+use super::world::{World, fill, words};
 use crate::error::ErrorKind;
 use crate::graph::{CopyHow, OwnAccord};
 use crate::io::sim::{Random, SECTOR, note};
-use crate::io::{sleep_until, turn_now};
+use crate::io::{Buf, sleep_until, turn_now};
 
 /// Starts a phase's jobs.
 pub(super) fn start(world: &Rc<World>, random: &mut Random) {
@@ -48,6 +48,7 @@ impl Job {
             match (self.actor.is_proven, self.random.below(4)) {
                 (true, 0 | 1) => self.claim().await,
                 (true, 2) => self.zero().await,
+                (false, 0) => self.change().await,
                 _ => self.copy().await,
             }
             let pause = Duration::from_micros(self.random.below(2000));
@@ -124,6 +125,18 @@ impl Job {
             counts.stale += u64::from(is_stale);
         });
         self.end(id, is_done);
+    }
+
+    async fn change(&mut self) {
+        let sectors = some_sectors(&mut self.random);
+        let by = By::Node(self.actor.to.clone());
+        let id = self.world.oracle.borrow_mut().begin(by, sectors.clone(), Leaves::Words);
+        note("job writes", [id.0, sectors.start, sectors.end]);
+        let bytes: Vec<u8> = sectors.clone().flat_map(|at| fill(word(id, at))).collect();
+        let (offset, bytes) = (bytes_of(&sectors).start, Buf::copy_of(&bytes));
+        let written = self.own.write_changed(self.actor.to_edge, offset, bytes).await;
+        let is_done = self.world.expect("a change", &written, &[]);
+        self.end(Some(id), is_done);
     }
 
     async fn zero(&mut self) {

@@ -22,7 +22,8 @@ thread_local! {
 
 /// A simulation begins: damage counts anew.
 pub(super) fn begin() {
-    (FAILS.set(0), DAMAGES.set(0));
+    FAILS.set(0);
+    DAMAGES.set(0);
 }
 
 /// Whether requests get lost from now on: a rule of drivers, broken.

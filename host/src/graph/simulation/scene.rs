@@ -146,6 +146,12 @@ impl Scene {
         if random.one_in(3) {
             let middle = scene.add("middle", Kind::Overlay(below));
             below = scene.filters(random, &middle);
+            // Copies that copies cause.
+            match random.below(3) {
+                0 => below = scene.add("cor-middle", Kind::CopyOnRead(below)),
+                1 => below = scene.add("acts-middle", Kind::Acts(below)),
+                _ => {}
+            }
         }
         let mode = random.below(3);
         let mut tops = Vec::new();

@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use super::bitmaps::Tracked;
 use super::changes::KINDS;
@@ -16,7 +17,7 @@ use super::{changes, guest, jobs, lag};
 use crate::error::{ErrorKind, Result as HostResult};
 use crate::graph::{BitmapScope, GraphCell, LocalDrive, LocalGraph};
 use crate::io::sim::{Faults, Random, SECTOR, Simulation, note};
-use crate::io::{BufMut, spawn};
+use crate::io::{BufMut, current as current_worker, sleep_until, spawn, turn_now};
 
 /// Workers that the tasks of a seed pretend to be on.
 const WORKERS: usize = 3;
@@ -318,6 +319,10 @@ impl World {
     async fn settle(&self) -> Verdict {
         self.simulation.set_faults(Faults::HARMLESS);
         lag::set_failures(0);
+        // Requests that nobody waits for any more may have to begin yet, behind a gate that was closed.
+        while current_worker().is_some_and(|worker| worker.tasks() > 1) {
+            sleep_until(turn_now() + Duration::from_millis(1)).await;
+        }
         if !self.cell().settle().await {
             return Err("requests do not end".to_owned());
         }

@@ -169,7 +169,7 @@ impl Simulation {
         let before = CURRENT.with(|current| current.borrow_mut().replace(Rc::clone(shared)));
         assert!(before.is_none(), "one simulation at a time");
         let _end = EndOfRun;
-        (shared.stop.take(), shared.events.get());
+        shared.stop.set(None);
         let end = shared.events.get() + EVENTS_MAX;
         shared.idle_turns.set(0);
         let engine = Rc::new(SimEngine::new(Rc::clone(shared), end));
