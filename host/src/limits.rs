@@ -76,3 +76,6 @@ pub const GUARD_WAIT: Duration = Duration::from_secs(30);
 
 /// Bytes that a copy moves under one guard.
 pub const COPY_MAX_BYTES: usize = 1 << 20;
+
+/// Events that wait for one subscriber; the oldest are lost first, and counted. A few hundred bytes each.
+pub const EVENTS_MAX: usize = 1024;

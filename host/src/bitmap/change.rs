@@ -1,18 +1,21 @@
-//! Changes of bitmaps as values: prepared, filled, committed – or dropped, and nothing has happened.
+//! Changes of bitmaps as values: prepared and committed – or dropped, and nothing has happened.
 //!
 //! The graph's writer
 //! 1. *prepares* while requests go on: users and states are checked, memory is had;
-//! 2. *fills* the new sets with no change in flight on the classes whose changes mark the bitmaps;
-//! 3. *commits*, which cannot fail, and still in that section publishes a snapshot whose
+//! 2. *commits* with no change in flight on the classes whose changes mark the bitmaps. That fills the
+//!    new sets, cannot fail, and is followed, still in that section, by a snapshot whose
 //!    [`MarkList`](super::MarkList)s hold the sets that record now.
 //!
 //! All of it under the writer's lock: between preparation and commit no other change of the same
 //! bitmaps, nor of those merged from, takes effect.
 //!
-//! No set in use is altered, but for [`Change::MarkRange`] and [`Change::MarkWhole`], which only add
-//! bits and are made at commit. So giving up needs no way back: the old sets have gone on recording.
-//! A job that fails later asks for [`Change::MergeBack`]: what it had frozen, and what was recorded
-//! since. Nothing clears on the way back.
+//! Each change has a *position* in its transaction. What the graph alters itself is marked
+//! ([`Prepared::mark_at`]) at the position of the action that alters it, in the set that records then,
+//! although that is known last: a clear that was asked for after it wins, one before it does not.
+//!
+//! No set in use is altered, but that marks add bits at commit. So giving up needs no way back: the old
+//! sets have gone on recording. A job that fails later asks for [`Change::MergeBack`]: what it had
+//! frozen, and what was recorded since. Nothing clears on the way back.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +27,6 @@ use crate::graph::{Mutation, mutated};
 
 /// What is to become of a bitmap.
 #[derive(Debug, Clone)]
-#[cfg_attr(not(test), allow(dead_code, reason = "some are for the graph's transactions alone"))]
 pub(crate) enum Change {
     /// All clean. Hides what was dirty from readers.
     Clear,
@@ -34,6 +36,8 @@ pub(crate) enum Change {
     Disable,
     /// What is dirty stands still for the caller; a fresh set records, unless it was disabled.
     Freeze,
+    /// The same for one that records: what changes from now on must not be lost.
+    Checkpoint,
     /// Ends a freeze: dirty is what was frozen and what was recorded since.
     MergeBack,
     /// Ends a freeze: dirty is what was recorded since, alone. Hides the rest from readers.
@@ -46,10 +50,6 @@ pub(crate) enum Change {
     CopyOf(Arc<Bitmap>),
     /// Its view has this many bytes from now on; grown bytes are dirty or clean.
     Resize(u64, Extension),
-    /// A change that no request makes: dirty for the range, as far as it records.
-    MarkRange(Range<u64>),
-    /// The same for all of the view.
-    MarkWhole,
     /// Another name; that it is free is the graph's to see to.
     Rename(BitmapName),
     /// It leaves the graph: records no more and can be read for as long as it is held.
@@ -67,7 +67,7 @@ impl Change {
 
     /// Whether its own users and state can stand in the way: not if the graph changes underneath.
     fn can_be_refused(&self) -> bool {
-        !matches!(self, Self::Resize(..) | Self::MarkRange(_) | Self::MarkWhole)
+        !matches!(self, Self::Resize(..))
     }
 }
 
@@ -76,7 +76,10 @@ impl Change {
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
     targets: Vec<Target>,
-    steps: Vec<Step>,
+    /// In the order of their positions.
+    steps: Vec<(usize, Step)>,
+    /// Of what is added now.
+    position: usize,
 }
 
 /// A bitmap that changes.
@@ -85,23 +88,17 @@ struct Target {
     bitmap: Arc<Bitmap>,
     before: Arc<Content>,
     next: Content,
-    /// Ranges to mark at commit in sets of `before`.
-    marks: Vec<(Arc<Granules>, Range<u64>)>,
+    /// What records from which position on; before the first, what records now.
+    history: Vec<(usize, Option<Arc<Granules>>)>,
     changing: Changing,
 }
 
-/// What fills a new set. `to` is nobody else's yet.
+/// What is done to a set at commit. But for marks, `to` is nobody else's yet.
 #[derive(Debug)]
 enum Step {
     Resize { from: Arc<Granules>, to: Arc<Granules>, extension: Extension },
     Merge { from: Arc<Granules>, to: Arc<Granules> },
     Mark { to: Arc<Granules>, range: Range<u64> },
-}
-
-/// A bitmap that is merged or copied, as it stands after the changes added so far.
-struct Source {
-    content: Content,
-    marks: Vec<(Arc<Granules>, Range<u64>)>,
 }
 
 /// Finds out whether `changes` can be made to `bitmap`, one after the other, and gets their memory.
@@ -116,6 +113,11 @@ pub(crate) fn prepare(bitmap: &Arc<Bitmap>, changes: &[Change]) -> Result<Prepar
 }
 
 impl Prepared {
+    /// What is added from now on has this position, which never goes down.
+    pub(crate) fn begin(&mut self, position: usize) {
+        self.position = self.position.max(position);
+    }
+
     /// Adds a change. After an error the rest can be dropped only.
     ///
     /// # Errors
@@ -130,7 +132,6 @@ impl Prepared {
     ///
     /// # Errors
     /// As [`Prepared::add`].
-    #[cfg_attr(not(test), allow(dead_code, reason = "jobs ask so"))]
     pub(crate) fn add_by(&mut self, user: &BitmapUse, change: &Change) -> Result<(), BitmapError> {
         self.add_of(user.bitmap(), Some(user), change)
     }
@@ -147,7 +148,10 @@ impl Prepared {
             self.targets[at].changing.admit(own, change.hides())?;
             check_state(change, &old)?;
         }
-        self.targets[at].next = self.next(at, old, change)?;
+        let next = self.next(at, old, change)?;
+        let (position, target) = (self.position, &mut self.targets[at]);
+        target.history.push((position, next.recording.clone()));
+        target.next = next;
         Ok(())
     }
 
@@ -160,7 +164,7 @@ impl Prepared {
         let changing = Changing::begin(bitmap)?;
         let before = bitmap.content();
         let (bitmap, next) = (Arc::clone(bitmap), Content::clone(&before));
-        self.targets.push(Target { bitmap, before, next, marks: Vec::new(), changing });
+        self.targets.push(Target { bitmap, before, next, history: Vec::new(), changing });
         Ok(self.targets.len() - 1)
     }
 
@@ -175,15 +179,15 @@ impl Prepared {
             Change::Disable => old.moved(BitmapState::Disabled),
             Change::Remove if old.state == BitmapState::Inconsistent => old,
             Change::Remove => old.moved(BitmapState::Disabled),
-            Change::Freeze => {
+            Change::Freeze | Change::Checkpoint => {
                 let successor = old.recording.is_some().then(clean).transpose()?;
                 old.frozen(successor)
             }
             Change::MergeBack if old.recording.is_none() => old.moved(BitmapState::Disabled),
             Change::MergeBack => {
-                let mut own = self.source(at);
+                let mut own = old.clone();
                 if mutated(Mutation::RollsBackByReplacement) {
-                    own.content.recording = None;
+                    own.recording = None;
                 }
                 old.holding(self.union(at, &[own])?)
             }
@@ -192,83 +196,66 @@ impl Prepared {
                 None => old.holding(clean()?),
             },
             Change::Merge(sources) => {
-                let mut all = vec![self.source(at)];
+                let mut all = vec![old.clone()];
                 for source in sources {
-                    all.push(self.source_of(source)?);
+                    all.push(self.source(source)?);
                 }
                 old.holding(self.union(at, &all)?)
             }
             Change::CopyOf(source) => {
-                let source = self.source_of(source)?;
+                let source = self.source(source)?;
                 old.holding(self.union(at, &[source])?)
             }
-            Change::Resize(size_bytes, extension) => {
-                self.resized(at, old, *size_bytes, *extension)?
-            }
-            Change::MarkRange(range) => self.marked(at, old, range.clone()),
-            Change::MarkWhole => self.marked(at, old, 0..u64::MAX),
+            Change::Resize(size_bytes, extension) => self.resized(old, *size_bytes, *extension)?,
             Change::Rename(name) => Content { name: name.clone(), ..old },
         })
     }
 
-    /// Target `at` as a source.
-    fn source(&self, at: usize) -> Source {
-        let target = &self.targets[at];
-        Source { content: target.next.clone(), marks: target.marks.clone() }
-    }
-
+    /// A bitmap that is merged or copied, as it stands after the changes added so far.
+    ///
     /// # Errors
     /// [`BitmapError::Inconsistent`].
-    fn source_of(&self, bitmap: &Arc<Bitmap>) -> Result<Source, BitmapError> {
-        let known = self.targets.iter().position(|target| Arc::ptr_eq(&target.bitmap, bitmap));
-        let source = match known {
-            Some(at) => self.source(at),
-            None => Source { content: Content::clone(&bitmap.content()), marks: Vec::new() },
+    fn source(&self, bitmap: &Arc<Bitmap>) -> Result<Content, BitmapError> {
+        let content = match self.known(bitmap) {
+            Some(target) => target.next.clone(),
+            None => Content::clone(&bitmap.content()),
         };
-        if source.content.state == BitmapState::Inconsistent {
-            return Err(BitmapError::Inconsistent { name: source.content.name });
+        if content.state == BitmapState::Inconsistent {
+            return Err(BitmapError::Inconsistent { name: content.name });
         }
-        Ok(source)
+        Ok(content)
+    }
+
+    fn known(&self, bitmap: &Arc<Bitmap>) -> Option<&Target> {
+        self.targets.iter().find(|target| Arc::ptr_eq(&target.bitmap, bitmap))
+    }
+
+    fn step(&mut self, step: Step) {
+        self.steps.push((self.position, step));
     }
 
     /// A new set for target `at`, to be filled with all that `sources` show.
     ///
     /// # Errors
     /// [`BitmapError::SizeMismatch`]; as [`Granules::new`].
-    fn union(&mut self, at: usize, sources: &[Source]) -> Result<Arc<Granules>, BitmapError> {
+    fn union(&mut self, at: usize, sources: &[Content]) -> Result<Arc<Granules>, BitmapError> {
         let target = &self.targets[at];
         let target_size_bytes = target.next.size_bytes;
         for source in sources {
-            let source_size_bytes = source.content.size_bytes;
+            let source_size_bytes = source.size_bytes;
             if source_size_bytes != target_size_bytes {
                 return Err(BitmapError::SizeMismatch { target_size_bytes, source_size_bytes });
             }
         }
         let to = Arc::new(Granules::new(target_size_bytes, target.bitmap.granularity())?);
-        for source in sources {
-            for set in source.content.sets() {
-                self.steps.push(Step::Merge { from: Arc::clone(set), to: Arc::clone(&to) });
-            }
-            self.carry_marks(&source.marks, &source.content, &to);
+        for from in sources.iter().flat_map(Content::sets) {
+            self.step(Step::Merge { from: Arc::clone(from), to: Arc::clone(&to) });
         }
         Ok(to)
     }
 
-    /// Sees to it that `to` gets the marks that are still to be made in the sets of `content`.
-    fn carry_marks(
-        &mut self,
-        marks: &[(Arc<Granules>, Range<u64>)],
-        content: &Content,
-        to: &Arc<Granules>,
-    ) {
-        for (set, range) in marks.iter().filter(|(set, _)| content.has(set)) {
-            self.steps.push(Step::Mark { to: Arc::clone(to), range: set.rounded(range) });
-        }
-    }
-
     fn resized(
         &mut self,
-        at: usize,
         old: Content,
         size_bytes: u64,
         extension: Extension,
@@ -276,16 +263,10 @@ impl Prepared {
         // What cannot be trusted stays all dirty.
         let inconsistent = old.state == BitmapState::Inconsistent;
         let extension = if inconsistent { Extension::Dirty } else { extension };
-        let marks = self.targets[at].marks.clone();
         let mut resize = |from: &Arc<Granules>| -> Result<Arc<Granules>, BitmapError> {
             let to = Arc::new(Granules::new(size_bytes, from.granularity())?);
             let (from, filled) = (Arc::clone(from), Arc::clone(&to));
-            let own = marks.iter().filter(|(set, _)| Arc::ptr_eq(set, &from));
-            let own: Vec<_> = own.map(|(set, range)| set.rounded(range)).collect();
-            self.steps.push(Step::Resize { from, to: filled, extension });
-            for range in own {
-                self.steps.push(Step::Mark { to: Arc::clone(&to), range });
-            }
+            self.step(Step::Resize { from, to: filled, extension });
             Ok(to)
         };
         let recording = old.recording.as_ref().map(&mut resize).transpose()?;
@@ -293,16 +274,30 @@ impl Prepared {
         Ok(Content { size_bytes, recording, still, ..old })
     }
 
-    fn marked(&mut self, at: usize, old: Content, range: Range<u64>) -> Content {
-        if let Some(set) = &old.recording {
-            let target = &mut self.targets[at];
-            if target.before.has(set) {
-                target.marks.push((Arc::clone(set), range));
-            } else {
-                self.steps.push(Step::Mark { to: Arc::clone(set), range });
+    /// Makes a range of a bitmap dirty, as it stands after everything with this position or a smaller
+    /// one; returns whether it records then. For what the graph itself alters, of which nobody has to be
+    /// asked.
+    pub(crate) fn mark_at(
+        &mut self,
+        position: usize,
+        bitmap: &Arc<Bitmap>,
+        range: Range<u64>,
+    ) -> bool {
+        let recording = match self.known(bitmap) {
+            None => bitmap.recording(),
+            Some(target) => {
+                let mut history = target.history.iter().rev();
+                match history.find(|(from, _)| *from <= position) {
+                    Some((_, recording)) => recording.clone(),
+                    None => target.before.recording.clone(),
+                }
             }
-        }
-        old
+        };
+        let Some(to) = recording else { return false };
+        // What comes later copies it on.
+        let at = self.steps.partition_point(|(other, _)| *other <= position);
+        self.steps.insert(at, (position, Step::Mark { to, range }));
+        true
     }
 
     /// Whether another set records afterwards, or none, or one for the first time: only then is
@@ -316,16 +311,17 @@ impl Prepared {
 
     /// What `bitmap` records in after the commit, for the next snapshot's mark lists.
     pub(crate) fn recording_after(&self, bitmap: &Arc<Bitmap>) -> Option<Arc<Granules>> {
-        match self.targets.iter().find(|target| Arc::ptr_eq(&target.bitmap, bitmap)) {
+        match self.known(bitmap) {
             Some(target) => target.next.recording.clone(),
             None => bitmap.recording(),
         }
     }
 
-    /// Fills the new sets. To be called with no change in flight on the classes whose changes mark
-    /// the bitmaps; nothing that anybody can see alters yet.
-    pub(crate) fn fill(self) -> Filled {
-        for step in &self.steps {
+    /// Fills the new sets, and takes effect. To be called with no change in flight on the classes whose
+    /// changes mark the bitmaps, in the section that then publishes the snapshot which marks the new
+    /// sets.
+    pub(crate) fn commit(self) {
+        for (_, step) in &self.steps {
             match step {
                 Step::Resize { from, to, extension } => to.fill_resized(from, *extension),
                 Step::Mark { to, range } => {
@@ -340,24 +336,7 @@ impl Prepared {
                 }
             }
         }
-        Filled { targets: self.targets }
-    }
-}
-
-/// Changes that can take effect; dropping it gives them up.
-#[derive(Debug)]
-pub(crate) struct Filled {
-    targets: Vec<Target>,
-}
-
-impl Filled {
-    /// Takes effect. To be called in the drained section in which the sets were filled, before it
-    /// publishes the snapshot that marks the new ones.
-    pub(crate) fn commit(self) {
-        for Target { bitmap, next, marks, changing, .. } in self.targets {
-            for (set, range) in marks.iter().filter(|(set, _)| next.has(set)) {
-                set.mark(range.start, range.end.saturating_sub(range.start));
-            }
+        for Target { bitmap, next, changing, .. } in self.targets {
             bitmap.replace_content(next);
             drop(changing);
         }
@@ -375,6 +354,7 @@ fn check_state(change: &Change, content: &Content) -> Result<(), BitmapError> {
         (Change::MergeBack | Change::Abdicate, BitmapState::Frozen) => Ok(()),
         (Change::MergeBack | Change::Abdicate, _) => Err(BitmapError::NotFrozen { name: name() }),
         (_, BitmapState::Frozen) => Err(BitmapError::Frozen { name: name() }),
+        (Change::Checkpoint, BitmapState::Disabled) => Err(BitmapError::Disabled { name: name() }),
         _ => Ok(()),
     }
 }

@@ -48,11 +48,6 @@ impl Content {
     pub(super) fn sets(&self) -> impl Iterator<Item = &Arc<Granules>> {
         self.still.iter().chain(&self.recording)
     }
-
-    /// Whether `set` is one of its sets.
-    pub(super) fn has(&self, set: &Arc<Granules>) -> bool {
-        self.sets().any(|own| Arc::ptr_eq(own, set))
-    }
 }
 
 /// A bitmap as it stood when the reader was made: name, state, size and sets stay, whatever is done

@@ -83,6 +83,14 @@ pub enum BitmapError {
         /// The bitmap.
         name: BitmapName,
     },
+    /// It does not record, and what changes from now on is to be recorded.
+    #[error(
+        "bitmap `{name}` is disabled, so nothing would record what changes next: enable it first"
+    )]
+    Disabled {
+        /// The bitmap.
+        name: BitmapName,
+    },
     /// Only a frozen bitmap can be merged back or abdicate.
     #[error("bitmap `{name}` is not frozen: there is nothing to merge back or to give up")]
     NotFrozen {

@@ -1,7 +1,6 @@
 //! The flat set of granules: geometry, allocation, copies.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bitvec::order::Lsb0;
@@ -124,17 +123,6 @@ impl Granules {
     #[inline]
     pub(super) fn granule_at(&self, offset: u64) -> usize {
         (offset >> self.granularity.shift()) as usize
-    }
-
-    /// The bytes of the view in granules that hold a byte of `range`.
-    pub(super) fn rounded(&self, range: &Range<u64>) -> Range<u64> {
-        let end = range.end.min(self.size_bytes);
-        if range.start >= end {
-            return 0..0;
-        }
-        let granularity_bytes = self.granularity.bytes();
-        let start = range.start - range.start % granularity_bytes;
-        start..end.next_multiple_of(granularity_bytes).min(self.size_bytes)
     }
 
     /// Bits of the last word that stand for granules.

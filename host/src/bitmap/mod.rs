@@ -15,7 +15,7 @@
 //! | `merge.rs` | union, also across granularities |
 //! | `named.rs` | [`Bitmap`]: the identity, whose content is replaced |
 //! | `content.rs` | what it holds between two changes; [`BitmapReader`] |
-//! | `change.rs` | changes as values: prepared, filled, committed |
+//! | `change.rs` | changes as values: prepared, committed |
 //! | `users.rs` | [`BitmapUse`]: who uses it, and what that stands in the way of |
 //!
 //! Invariants:

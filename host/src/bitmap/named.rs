@@ -17,7 +17,7 @@ use super::{
 ///
 /// Changes of its view never touch it: they mark the set that records, by way of a snapshot's
 /// [`MarkList`](super::MarkList)s. What is *decided* about it (clear, freeze, resize …) is prepared,
-/// filled and committed by the graph's writer with no such change in flight (`change.rs`), and gives
+/// and committed by the graph's writer with no such change in flight (`change.rs`), and gives
 /// it another content. Reading is free at any time.
 #[derive(Debug)]
 pub struct Bitmap {

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use super::affected::Marks;
-use super::class::{Class, Cut};
+use super::class::{Class, Cut, Reached};
 use super::guard::{SourceId, SourceSet};
 use super::mutation::{Mutation, mutated};
 use super::origin::Origin;
@@ -39,7 +39,8 @@ pub(super) struct Effect {
     pub(super) marks: Marks,
     /// Sources that it enters, without those whose bytes the proof leaves alone.
     pub(super) enters: SourceSet,
-    /// Sources that it enters, but does not alter if the proof holds.
+    /// Sources that it enters, by the edge or further down as it is passed on, but does not alter if the
+    /// proof holds.
     pub(super) exempt: SourceSet,
     /// The view for which it is proven.
     pub(super) unchanged: Option<Class>,
@@ -213,26 +214,44 @@ fn entered(
     (!set.is_empty()).then_some(set)
 }
 
+/// The nodes through which a change of `node` goes as it is.
+fn passed_on(graph: &Graph, node: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(node), |node| {
+        let edges = &graph.nodes[*node].edges;
+        edges.iter().find(|edge| edge.role.is_same_view()).map(|edge| edge.child)
+    })
+}
+
 /// What node `at` may do through its edge `position`. A request of its own enters every source that has
 /// the child below it: nothing above has announced it.
 fn own(graph: &Graph, downs: &[Vec<Below>], at: usize, position: usize) -> Own {
     let child = graph.nodes[at].edges[position].child;
     let target = graph.nodes[child].class;
     let effect = |unchanged: Option<Class>| {
-        let is_exempt = |source: &Source| {
-            unchanged.is_some_and(|view| graph.views.is_at_or_above(source.class, view))
-        };
-        let enters = |wanted: bool| {
-            let only = |source: &Source| is_exempt(source) == wanted;
-            entered(graph, downs, child, None, Some(&only)).unwrap_or_default()
-        };
+        let cut = Cut { class: unchanged, edge: None };
+        let Reached { ranged, whole } = graph.views.reached(target, cut);
+        let is_altered =
+            |source: &Source| ranged.contains(&source.class) || whole.contains(&source.class);
+        let enters = entered(graph, downs, child, None, Some(&is_altered)).unwrap_or_default();
+        // Filters beside the one written pass it on to nodes below which these sources have, too.
+        let (mut exempt, mut exempt_whole) = (Vec::new(), Vec::new());
+        for (source, down) in graph.sources.iter().zip(downs) {
+            if unchanged.is_none() || is_altered(source) {
+                continue;
+            }
+            match passed_on(graph, child).map(|node| down[node]).max() {
+                Some(Below::Ranged) => exempt.push(source.id),
+                Some(Below::Whole) => exempt_whole.push(source.id),
+                Some(Below::No) | None => {}
+            }
+        }
         Effect {
-            marks: Marks::of(graph, target, Cut { class: unchanged, edge: None }),
+            marks: Marks::of(graph, target, cut),
             enters: match mutated(Mutation::ProvenWritesStaleNothing) && unchanged.is_some() {
                 true => SourceSet::default(),
-                false => enters(false),
+                false => enters,
             },
-            exempt: enters(true),
+            exempt: SourceSet::new(&exempt, &exempt_whole),
             unchanged,
         }
     };

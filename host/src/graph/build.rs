@@ -135,8 +135,11 @@ impl GraphDecl {
         let mut draft = Draft::default();
         self.nodes.into_iter().try_for_each(|node| draft.add_node(node))?;
         self.drives.into_iter().try_for_each(|drive| draft.add_drive(drive))?;
-        self.bitmaps.into_iter().for_each(|bitmap| draft.add_bitmap(bitmap));
-        draft.assemble(None, &mut Prepared::default())
+        self.bitmaps.into_iter().try_for_each(|bitmap| draft.add_bitmap(bitmap))?;
+        let mut prepared = Prepared::default();
+        let graph = draft.assemble(None, &mut prepared)?;
+        prepared.commit();
+        Ok(graph)
     }
 }
 

@@ -13,9 +13,13 @@ use arc_swap::ArcSwap;
 use super::build::BitmapDecl;
 use super::guard::Guards;
 use super::origin::Origin;
-use super::snapshot::{BitmapScope, Graph};
-use super::transaction::{Draft, apply, close};
-use crate::bitmap::{Bitmap, BitmapName, Change, Prepared};
+use super::snapshot::Graph;
+#[cfg(test)]
+use super::transaction::BitmapAction;
+use super::transaction::{Action, EventBus, Events, Transaction, close};
+use crate::bitmap::Bitmap;
+#[cfg(test)]
+use crate::bitmap::Change;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::current;
 use crate::limits::DRAIN_TIME;
@@ -26,17 +30,19 @@ pub struct GraphCell {
     /// Generation of `current`: what a reader compares with on every request.
     generation: AtomicU64,
     pub(super) writer: WriterLock,
+    pub(super) events: EventBus,
 }
 
 impl GraphCell {
     /// A cell with its first snapshot.
     pub fn new(graph: Graph) -> Self {
         let generation = AtomicU64::new(graph.generation);
-        Self { current: ArcSwap::from_pointee(graph), generation, writer: WriterLock::default() }
+        let current = ArcSwap::from_pointee(graph);
+        Self { current, generation, writer: WriterLock::default(), events: EventBus::default() }
     }
 
     /// The same, for a host of so many workers: guards keep a table for each.
-    pub(crate) fn with_workers(mut graph: Graph, workers: usize) -> Self {
+    pub fn with_workers(mut graph: Graph, workers: usize) -> Self {
         graph.guards = Arc::new(Guards::new(workers));
         Self::new(graph)
     }
@@ -52,52 +58,36 @@ impl GraphCell {
         self.generation.store(generation, Ordering::SeqCst);
     }
 
-    /// Adds a bitmap; it records every change that begins after this returns, and none before.
+    /// Adds a bitmap, in a transaction of its own.
     ///
     /// # Errors
-    /// As [`GraphDecl::build`](super::GraphDecl::build); `ETIMEDOUT` when requests do not end.
-    pub async fn add_bitmap(&self, decl: BitmapDecl) -> Result<Arc<Bitmap>> {
-        let (scope, name) = (decl.scope.clone(), decl.name.clone());
-        let add = |_: &Graph, draft: &mut Draft, _: &mut Prepared| {
-            draft.add_bitmap(decl);
-            Ok(())
-        };
-        apply(self, add, DRAIN_TIME).await?;
-        // Nobody can have taken it out before this learns of it, unless it is gone by now.
-        let added = self.load().find_bitmap(&scope, name.as_str()).map(Arc::clone);
-        added.ok_or_else(|| removed(&name))
+    /// As [`GraphCell::transact`].
+    pub async fn add_bitmap(self: &Arc<Self>, decl: BitmapDecl) -> Result<Arc<Bitmap>> {
+        let name = decl.name.clone();
+        let applied = self.transact(Transaction::new().with(Action::AddBitmap(decl))).await?;
+        let removed = || Error::new(ErrorKind::NotFound, format!("bitmap `{name}` is not there"));
+        applied.added.into_iter().next().ok_or_else(removed)
     }
 
-    /// Takes a bitmap out of the graph; whoever holds it may still read it.
-    ///
-    /// # Errors
-    /// `ENOENT`; `EBUSY` when somebody uses it or it is frozen; `ETIMEDOUT` when requests do not end.
-    pub async fn remove_bitmap(&self, bitmap: &Arc<Bitmap>) -> Result<()> {
-        let remove = |graph: &Graph, draft: &mut Draft, prepared: &mut Prepared| {
-            scope_of(graph, bitmap)?;
-            prepared.add(bitmap, &Change::Remove)?;
-            draft.remove_bitmap(bitmap);
-            Ok(())
-        };
-        apply(self, remove, DRAIN_TIME).await.map(drop)
-    }
-
-    /// Makes `changes` of a bitmap, all or none, while no change of its view is in flight.
-    ///
-    /// # Errors
-    /// `ENOENT`; `EEXIST` for a name that is taken; `ETIMEDOUT` when requests do not end; as
-    /// [`BitmapError`](crate::bitmap::BitmapError).
+    /// Makes `changes` of a bitmap, in a transaction of their own.
+    #[cfg(test)]
     pub(crate) async fn change_bitmap(
-        &self,
+        self: &Arc<Self>,
         bitmap: &Arc<Bitmap>,
         changes: &[Change],
     ) -> Result<()> {
-        let change = |graph: &Graph, _: &mut Draft, prepared: &mut Prepared| {
-            check_new_names(graph, scope_of(graph, bitmap)?, bitmap, changes)?;
-            changes.iter().try_for_each(|change| prepared.add(bitmap, change))?;
-            Ok(())
-        };
-        apply(self, change, DRAIN_TIME).await.map(drop)
+        let actions = changes.iter().map(|change| BitmapAction::from(change).of(bitmap));
+        self.transact(actions.fold(Transaction::new(), Transaction::with)).await.map(drop)
+    }
+
+    /// What graph changes do beside what is asked for, from now on.
+    pub fn events(&self) -> Events {
+        self.events.subscribe()
+    }
+
+    /// Tells subscribers that there will be no more events.
+    pub(crate) fn end_events(&self) {
+        self.events.end();
     }
 
     /// Waits for a moment without requests in flight, at most until the drain deadline; returns whether
@@ -107,37 +97,6 @@ impl GraphCell {
         let origins: Vec<&Origin> = graph.origins.iter().map(|origin| &**origin).collect();
         close(&origins, DRAIN_TIME).await.is_ok()
     }
-}
-
-/// Where the graph has `bitmap`.
-fn scope_of<'a>(graph: &'a Graph, bitmap: &Arc<Bitmap>) -> Result<&'a BitmapScope> {
-    let mut all = graph.bitmaps();
-    all.find(|(_, other)| Arc::ptr_eq(other, bitmap))
-        .map(|(scope, _)| scope)
-        .ok_or_else(|| removed(&bitmap.name()))
-}
-
-fn removed(name: &BitmapName) -> Error {
-    Error::new(ErrorKind::NotFound, format!("bitmap `{name}` has been removed"))
-}
-
-/// Refuses to give `bitmap` a name that another one of its scope has.
-fn check_new_names(
-    graph: &Graph,
-    scope: &BitmapScope,
-    bitmap: &Arc<Bitmap>,
-    changes: &[Change],
-) -> Result<()> {
-    for change in changes {
-        let Change::Rename(name) = change else { continue };
-        let other = graph.find_bitmap(scope, name.as_str());
-        if other.is_some_and(|other| !Arc::ptr_eq(other, bitmap)) {
-            let message =
-                format!("there is a bitmap `{name}` already: remove it or choose another name");
-            return Err(Error::new(ErrorKind::Exists, message));
-        }
-    }
-    Ok(())
 }
 
 /// Lets one writer in at a time, in the order of asking as far as wakers keep it.

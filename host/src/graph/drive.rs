@@ -112,7 +112,7 @@ impl LocalDrive {
                 None => Box::pin(edge.cross(&op)).await,
             };
             edge.begin_admitted(&op);
-            let result = edge.settle(call(edge).await);
+            let result = edge.settle(edge.mark_if_torn(&op, call(edge).await));
             if mutated(Mutation::MarksAfterCompletion) {
                 mark(edge.edge, &op);
             }

@@ -115,7 +115,8 @@ impl<'g> EdgeRef<'g> {
         }
         let call = Box::pin(async move {
             let _flight = self.begin(&op).await?;
-            self.write_with_fua(offset, buf, flags).await
+            let result = self.write_with_fua(offset, buf, flags).await;
+            self.mark_if_torn(&op, result)
         });
         EdgeCall { edge: self, flight: None, call }
     }
@@ -165,7 +166,8 @@ impl<'g> EdgeRef<'g> {
     pub async fn zero(self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
         let op = Op { kind: OpKind::Zero, offset, len };
         let _flight = self.begin(&op).await?;
-        self.settle(self.zero_with_fua(offset, len, flags).await)
+        let result = self.zero_with_fua(offset, len, flags).await;
+        self.settle(self.mark_if_torn(&op, result))
     }
 
     /// Tells that a range is not needed: advisory.
@@ -175,7 +177,8 @@ impl<'g> EdgeRef<'g> {
     pub async fn discard(self, offset: u64, len: u64) -> Result<()> {
         let op = Op { kind: OpKind::Discard, offset, len };
         let _flight = self.begin(&op).await?;
-        self.settle(self.discard_child(offset, len).await)
+        let result = self.discard_child(offset, len).await;
+        self.settle(self.mark_if_torn(&op, result))
     }
 
     /// Makes completed writes durable.
@@ -225,8 +228,20 @@ impl<'g> EdgeRef<'g> {
         if !op.kind.is_change() || op.len == 0 {
             return Some(None);
         }
-        let operations = self.request.operations();
         let range = op.offset..op.offset + op.len;
+        let left;
+        let sources = match self.request.shield() {
+            None => sources,
+            Some(shield) => match shield.left_of(self.graph, sources, &range) {
+                Some(some) => {
+                    left = some;
+                    &left
+                }
+                None => return Some(None),
+            },
+        };
+        let operations = self.request.operations();
+        let range = self.node().fill.around(&range);
         let (worker, by) = (self.request.worker(), self.request.by(&operations));
         let flight = self.graph.guards.try_enter(worker, sources, &range, by)?;
         self.request.set_holds();
@@ -239,8 +254,17 @@ impl<'g> EdgeRef<'g> {
             return None;
         }
         let sources = self.edge.crossing.as_ref()?;
-        let operations = self.request.operations();
         let range = op.offset..op.offset.saturating_add(op.len);
+        let left;
+        let sources = match self.request.shield() {
+            None => sources,
+            Some(shield) => {
+                left = shield.left_of(self.graph, sources, &range)?;
+                &left
+            }
+        };
+        let operations = self.request.operations();
+        let range = self.node().fill.around(&range);
         let (worker, by) = (self.request.worker(), self.request.by(&operations));
         let key = self.graph.guards.enter(worker, sources, &range, by).await;
         self.request.set_holds();
@@ -271,6 +295,16 @@ impl<'g> EdgeRef<'g> {
         }
         self.edge.counters.begin(self.request.worker(), op);
         Ok(flight)
+    }
+
+    /// A change that fails may have torn more than it was to write: that is marked where it has entered,
+    /// before anybody learns of it.
+    pub(super) fn mark_if_torn<T>(&self, op: &Op, result: Result<T>) -> Result<T> {
+        if result.is_err() && op.kind.is_change() {
+            let around = self.node().fill.around(&(op.offset..op.offset.saturating_add(op.len)));
+            mark(self.edge, &Op { offset: around.start, len: around.end - around.start, ..*op });
+        }
+        result
     }
 
     /// Calls of a drive, which has been admitted by itself: counts and goes on.

@@ -35,9 +35,12 @@ mod detach;
 mod drive;
 mod edge;
 mod evidence;
+mod fill;
 mod gate;
 mod generation;
 mod guard;
+#[doc(hidden)]
+pub mod measure;
 #[cfg(test)]
 mod model;
 mod mutation;
@@ -45,6 +48,8 @@ mod op;
 mod order;
 mod origin;
 mod permission;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 mod transaction;
 
@@ -62,4 +67,7 @@ pub use op::{Op, OpKind};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
-pub use transaction::{Action, Applied, Event, Transaction, Unproven, User, Which};
+pub use transaction::{
+    Action, Applied, BitmapAction, BitmapRef, Event, Events, Notice, Transaction, Unproven, User,
+    Which,
+};

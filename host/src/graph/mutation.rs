@@ -34,6 +34,8 @@ pub(crate) enum Mutation {
     AllowsAnyOrder,
     /// A freeze that is undone yields what was frozen alone.
     RollsBackByReplacement,
+    /// What a mapping leads to is durable after the mapping.
+    MapsBeforeData,
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! they cause further down carries the [`Request`] along and passes: whoever closes the gate waits for
 //! the whole tree of a request, and never stops a part of it half-way.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
@@ -13,7 +14,7 @@ use super::cell::Snapshot;
 use super::class::Class;
 use super::evidence::OutcomeCounters;
 use super::gate::Gate;
-use super::guard::{By, OpId};
+use super::guard::{By, OpId, SourceSet};
 use super::snapshot::Graph;
 use super::transaction::Drained;
 
@@ -37,6 +38,8 @@ pub(super) struct Request {
     graph: Rc<Snapshot>,
     /// The guarded operations that caused it, the innermost first.
     lineage: Option<Rc<Lineage>>,
+    /// The proof under which it is issued.
+    shield: OnceCell<Rc<Shield>>,
     /// Index in the snapshot's origins. Small, like all that is here: every request moves it about.
     origin: u32,
     worker: u32,
@@ -46,6 +49,33 @@ pub(super) struct Request {
     is_counted: bool,
     /// Others may wait for it: it has entered a source, or what caused it has.
     holds: Cell<bool>,
+}
+
+/// A proven write on its way: where the snapshot has what its proof leaves alone.
+pub(super) struct Shield {
+    /// The node that writes.
+    pub(super) node: usize,
+    /// Its edge to the node written.
+    pub(super) to: usize,
+    /// Its edge to the view for which that is proven.
+    pub(super) from: usize,
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+impl Shield {
+    /// What of `sources` a change enters that is a part of the write, or that is none; `None` for nothing.
+    pub(super) fn left_of(
+        &self,
+        graph: &Graph,
+        sources: &SourceSet,
+        range: &Range<u64>,
+    ) -> Option<SourceSet> {
+        let own = graph.nodes[self.node].edges[self.to].own.as_ref();
+        let effect = own.and_then(|own| own.proven(self.from));
+        let effect = effect.filter(|_| self.start <= range.start && range.end <= self.end);
+        effect.map_or_else(|| Some(sources.clone()), |effect| sources.without(&effect.exempt))
+    }
 }
 
 struct Lineage {
@@ -92,8 +122,9 @@ impl Request {
     )]
     fn new(graph: Rc<Snapshot>, origin: usize, worker: usize, is_counted: bool) -> Self {
         let (origin, worker) = (origin as u32, worker as u32);
-        let (lineage, unchanged, holds) = (None, None, Cell::new(false));
-        Self { graph, origin, worker, is_counted, lineage, unchanged, holds }
+        let (lineage, unchanged) = (None, None);
+        let (holds, shield) = (Cell::new(false), OnceCell::new());
+        Self { graph, lineage, shield, origin, worker, unchanged, is_counted, holds }
     }
 
     /// A request that this one causes: it passes the gate, and holds up a drain by itself.
@@ -105,6 +136,7 @@ impl Request {
             graph: Rc::clone(&self.graph),
             lineage: self.lineage.clone(),
             holds: self.holds.clone(),
+            shield: self.shield.clone(),
             ..*self
         }
     }
@@ -114,6 +146,7 @@ impl Request {
         let mut request = self.cause();
         request.lineage = Some(Rc::new(Lineage { operation, up: request.lineage.take() }));
         request.unchanged = unchanged;
+        request.shield = OnceCell::new();
         request
     }
 
@@ -138,6 +171,18 @@ impl Request {
     #[inline]
     pub(super) fn set_holds(&self) {
         self.holds.set(true);
+    }
+
+    /// From now on it is a proven write: it does not enter what the proof leaves alone.
+    pub(super) fn set_shield(&self, shield: Shield) {
+        let fresh = self.shield.set(Rc::new(shield)).is_ok();
+        debug_assert!(fresh, "a request is issued under one proof");
+    }
+
+    /// The proof under which it is issued.
+    #[inline]
+    pub(super) fn shield(&self) -> Option<&Shield> {
+        self.shield.get().map(|shield| &**shield)
     }
 
     /// The view that it is proven not to alter.

@@ -1,5 +1,6 @@
 //! A snapshot: nodes, edges, drives and bitmaps at one moment. Immutable.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::acting::{Own, Source};
@@ -8,6 +9,7 @@ use super::align::Serializer;
 use super::class::{Class, Views};
 use super::counters::Counters;
 use super::edge::EdgeRef;
+use super::fill::Fill;
 use super::generation::{DriveGeneration, Generations, NodeGeneration};
 use super::guard::{Guards, SourceSet};
 use super::origin::{Origin, Request};
@@ -83,6 +85,8 @@ pub struct GraphNode {
     pub(super) name: Arc<str>,
     pub(super) driver: Arc<dyn Node>,
     pub(super) info: NodeInfo,
+    /// What changes of it may touch beside what they write.
+    pub(super) fill: Fill,
     pub(super) edges: Box<[Edge]>,
     pub(super) class: Class,
     /// Keeps read-modify-write cycles apart, where alignment can call for them.
@@ -274,6 +278,25 @@ impl Graph {
         let acting = self.nodes.iter().zip(comes.iter()).filter(|(_, comes)| **comes);
         let acting = acting.filter_map(|(node, _)| node.origin);
         drives.map(|(index, _)| index).chain(acting).collect()
+    }
+
+    /// The nodes that requests of other origins than these can come to.
+    pub(super) fn reached_by_others(&self, origins: &[usize]) -> HashSet<NodeGeneration> {
+        let mut reached = vec![false; self.nodes.len()];
+        for (index, drive) in self.drives.iter().enumerate() {
+            if let Some(root) = drive.root().filter(|_| !origins.contains(&index)) {
+                reached[root.child] = true;
+            }
+        }
+        // Parents come after their children.
+        for (at, node) in self.nodes.iter().enumerate().rev() {
+            reached[at] |= node.origin.is_some_and(|origin| !origins.contains(&origin));
+            if reached[at] {
+                node.edges.iter().for_each(|edge| reached[edge.child] = true);
+            }
+        }
+        let nodes = self.nodes.iter().zip(reached).filter(|(_, reached)| *reached);
+        nodes.map(|(node, _)| node.generation).collect()
     }
 
     /// The node whose view a scope is; `None` for a drive without medium or an unknown name.

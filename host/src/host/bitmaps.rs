@@ -3,11 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::call::on_worker;
-use super::{Inner, Result, check_running};
-use crate::bitmap::{Bitmap, BitmapName, BitmapReader, BitmapState, Change, Granularity};
+use super::{Inner, Result};
+use crate::bitmap::{Bitmap, BitmapName, BitmapReader, BitmapState, Granularity};
 use crate::error::{Error, ErrorKind};
-use crate::graph::BitmapScope;
+use crate::graph::{BitmapAction, BitmapRef, BitmapScope, Transaction};
 
 /// A dirty bitmap of a node or a drive. Holding it keeps it readable, also after its removal.
 ///
@@ -49,9 +48,13 @@ impl DirtyBitmap {
     pub(super) fn find(inner: &Arc<Inner>, scope: &BitmapScope, name: &str) -> Result<Self> {
         let graph = inner.cell.load();
         let bitmap = graph.find_bitmap(scope, name).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no bitmap `{name}` on {scope:?}"))
+            Error::new(ErrorKind::NotFound, format!("there is no bitmap `{name}` of {scope}"))
         })?;
-        Ok(Self { inner: Arc::clone(inner), scope: scope.clone(), bitmap: Arc::clone(bitmap) })
+        Ok(Self::new(inner, scope, bitmap))
+    }
+
+    pub(super) fn new(inner: &Arc<Inner>, scope: &BitmapScope, bitmap: &Arc<Bitmap>) -> Self {
+        Self { inner: Arc::clone(inner), scope: scope.clone(), bitmap: Arc::clone(bitmap) }
     }
 
     /// Its name now.
@@ -59,9 +62,13 @@ impl DirtyBitmap {
         self.bitmap.name()
     }
 
-    /// What it records.
-    pub fn scope(&self) -> &BitmapScope {
-        &self.scope
+    /// What it records now: a node's bitmap goes to the child when that node, a filter, is removed. Of a
+    /// removed one, what it recorded when this was got.
+    pub fn scope(&self) -> BitmapScope {
+        let graph = self.inner.cell.load();
+        let mut all = graph.bitmaps();
+        let now = all.find(|(_, bitmap)| Arc::ptr_eq(bitmap, &self.bitmap));
+        now.map_or_else(|| self.scope.clone(), |(scope, _)| scope.clone())
     }
 
     /// Its granularity.
@@ -106,7 +113,7 @@ impl DirtyBitmap {
     /// `EBUSY` when somebody reads it or it is frozen; `ENOENT` when it was removed; `ETIMEDOUT` when
     /// requests do not end.
     pub async fn clear(&self) -> Result<()> {
-        self.change(Change::Clear).await
+        self.act(BitmapAction::Clear).await
     }
 
     /// Records from now on.
@@ -114,7 +121,7 @@ impl DirtyBitmap {
     /// # Errors
     /// `EBUSY` when a job has it or it is frozen; else as [`DirtyBitmap::clear`].
     pub async fn enable(&self) -> Result<()> {
-        self.change(Change::Enable).await
+        self.act(BitmapAction::Enable).await
     }
 
     /// Stops recording, keeping what is dirty.
@@ -122,16 +129,17 @@ impl DirtyBitmap {
     /// # Errors
     /// As [`DirtyBitmap::enable`].
     pub async fn disable(&self) -> Result<()> {
-        self.change(Change::Disable).await
+        self.act(BitmapAction::Disable).await
     }
 
     /// Puts what is dirty aside, standing still, and goes on recording in a fresh set: the first step of
-    /// an incremental copy. Until it ends, this shows both.
+    /// an incremental copy. Until it ends, this shows both. For several bitmaps at one instant:
+    /// [`Action::Checkpoint`](crate::graph::Action::Checkpoint).
     ///
     /// # Errors
     /// As [`DirtyBitmap::enable`].
     pub async fn freeze(&self) -> Result<()> {
-        self.change(Change::Freeze).await
+        self.act(BitmapAction::Freeze).await
     }
 
     /// Ends a freeze whose copy failed: dirty is what was put aside and what has changed since.
@@ -139,7 +147,7 @@ impl DirtyBitmap {
     /// # Errors
     /// `EINVAL` when it is not frozen; `EBUSY` when a job has it; else as [`DirtyBitmap::clear`].
     pub async fn merge_back(&self) -> Result<()> {
-        self.change(Change::MergeBack).await
+        self.act(BitmapAction::MergeBack).await
     }
 
     /// Ends a freeze whose copy is done: dirty is what has changed since.
@@ -147,17 +155,26 @@ impl DirtyBitmap {
     /// # Errors
     /// `EINVAL` when it is not frozen; else as [`DirtyBitmap::clear`].
     pub async fn abdicate(&self) -> Result<()> {
-        self.change(Change::Abdicate).await
+        self.act(BitmapAction::Abdicate).await
     }
 
     /// Makes dirty here what is dirty in `sources`, which may have other granularities. A change in
     /// flight on a source's view may or may not be among it.
     ///
     /// # Errors
-    /// `EINVAL` when a source has another size; as [`DirtyBitmap::enable`].
+    /// `EINVAL` when a source has another size; `ENOENT` when one was removed; as
+    /// [`DirtyBitmap::enable`].
     pub async fn merge(&self, sources: &[&Self]) -> Result<()> {
-        let sources = sources.iter().map(|source| Arc::clone(&source.bitmap)).collect();
-        self.change(Change::Merge(sources)).await
+        self.act(BitmapAction::merge(sources.iter().copied())).await
+    }
+
+    /// Makes dirty here what is dirty in `source`, and nothing else: as [`DirtyBitmap::clear`] and
+    /// [`DirtyBitmap::merge`] at one instant.
+    ///
+    /// # Errors
+    /// Of both.
+    pub async fn copy_of(&self, source: &Self) -> Result<()> {
+        self.act(BitmapAction::CopyOf(source.into())).await
     }
 
     /// Gives it another name.
@@ -165,7 +182,7 @@ impl DirtyBitmap {
     /// # Errors
     /// `EEXIST`; `EBUSY` when somebody uses it; `ENOENT` when it was removed.
     pub async fn rename(&self, name: BitmapName) -> Result<()> {
-        self.change(Change::Rename(name)).await
+        self.act(BitmapAction::Rename(name)).await
     }
 
     /// Takes it out of the graph.
@@ -173,23 +190,18 @@ impl DirtyBitmap {
     /// # Errors
     /// As [`DirtyBitmap::clear`].
     pub async fn remove(&self) -> Result<()> {
-        let (cell, bitmap) = (Arc::clone(&self.inner.cell), Arc::clone(&self.bitmap));
-        let ended = Arc::clone(&self.inner.ended);
-        on_worker(self.inner.first(), move || async move {
-            check_running(&ended)?;
-            cell.remove_bitmap(&bitmap).await
-        })
-        .await
+        self.act(BitmapAction::Remove).await
     }
 
-    async fn change(&self, change: Change) -> Result<()> {
-        let (cell, bitmap) = (Arc::clone(&self.inner.cell), Arc::clone(&self.bitmap));
-        let ended = Arc::clone(&self.inner.ended);
-        on_worker(self.inner.first(), move || async move {
-            check_running(&ended)?;
-            cell.change_bitmap(&bitmap, &[change]).await
-        })
-        .await
+    async fn act(&self, action: BitmapAction) -> Result<()> {
+        self.inner.transact(Transaction::new().with(action.of(self))).await.map(drop)
+    }
+}
+
+/// This one, whatever it is called.
+impl From<&DirtyBitmap> for BitmapRef {
+    fn from(bitmap: &DirtyBitmap) -> Self {
+        Self::This(Arc::clone(&bitmap.bitmap))
     }
 }
 
@@ -304,14 +316,17 @@ mod tests {
         let reader = daily.bitmap.use_by("export `vda`".into(), Use::Read).unwrap();
         assert_eq!(daily.users(), ["export `vda`"]);
         let refused = [
-            block_on(daily.clear()),
-            block_on(daily.remove()),
-            block_on(daily.rename(name("weekly"))),
+            ("clear", "", block_on(daily.clear())),
+            ("remove", "", block_on(daily.remove())),
+            ("rename", " to `weekly`", block_on(daily.rename(name("weekly")))),
         ];
-        for result in refused {
+        for (verb, to, result) in refused {
             let error = result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InUse);
-            let message = "bitmap `daily` is in use by export `vda`: end that first";
+            let message = format!(
+                "{verb} bitmap `daily` of drive `vda`{to}: bitmap `daily` is in use by export `vda`: \
+                 end that first"
+            );
             assert_eq!(error.to_string(), message);
         }
         block_on(daily.disable()).unwrap();
@@ -344,7 +359,7 @@ mod tests {
         block_on(host.drive("vda").unwrap().write(0, b"x")).unwrap();
         let gone = block_on(other.clear()).unwrap_err();
         assert_eq!(gone.kind(), ErrorKind::NotFound);
-        assert_eq!(gone.to_string(), "bitmap `other` has been removed");
+        assert_eq!(gone.to_string(), "clear bitmap `other`: bitmap `other` has been removed");
         assert_eq!((other.count(), again.count()), (1, 1));
         host.shutdown().unwrap();
     }

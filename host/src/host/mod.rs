@@ -6,6 +6,7 @@
 mod bitmaps;
 mod call;
 mod drive;
+mod events;
 mod from_spec;
 mod report;
 mod surroundings;
@@ -25,8 +26,8 @@ use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ListenAddress, NbdServer};
 use crate::graph::{
-    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, Graph, GraphCell, GraphDecl, LocalDrive,
-    LocalGraph, NodeDecl,
+    Action, BitmapDecl, BitmapScope, ChildDecl, DriveDecl, Graph, GraphCell, GraphDecl, LocalDrive,
+    LocalGraph, NodeDecl, Transaction,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
 use crate::limits::DRAIN_TIME;
@@ -175,14 +176,13 @@ impl Host {
     /// # Errors
     /// `EEXIST`; `ENOENT` for an unknown scope; `ETIMEDOUT` when requests do not end.
     pub async fn add_bitmap(&self, decl: BitmapDecl) -> Result<DirtyBitmap> {
-        let (inner, scope, name) = (&self.inner, decl.scope.clone(), decl.name.clone());
-        let (cell, ended) = (Arc::clone(&inner.cell), Arc::clone(&inner.ended));
-        let added = on_worker(inner.first(), move || async move {
-            check_running(&ended)?;
-            cell.add_bitmap(decl).await
-        });
-        added.await?;
-        DirtyBitmap::find(&self.inner, &scope, name.as_str())
+        let (scope, name) = (decl.scope.clone(), decl.name.clone());
+        let add = Transaction::new().with(Action::AddBitmap(decl));
+        let added = self.inner.transact(add).await?.added;
+        match added.first() {
+            Some(bitmap) => Ok(DirtyBitmap::new(&self.inner, &scope, bitmap)),
+            None => DirtyBitmap::find(&self.inner, &scope, name.as_str()),
+        }
     }
 
     /// Serves exports over NBD; returns where (a TCP port 0 is replaced).
@@ -254,6 +254,7 @@ fn check_running(ended: &AtomicBool) -> Result<()> {
 impl Drop for Host {
     /// Drives and bitmaps that are still held do not keep it alive.
     fn drop(&mut self) {
+        self.inner.cell.end_events();
         self.inner.workers.stop();
     }
 }

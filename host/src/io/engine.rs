@@ -17,6 +17,9 @@ pub enum EngineKind {
     IoUring,
     /// Files on blocking threads.
     Threads,
+    /// Everything by chance: tests start it by themselves.
+    #[cfg(test)]
+    Simulated,
 }
 
 impl fmt::Display for EngineKind {
@@ -24,6 +27,8 @@ impl fmt::Display for EngineKind {
         f.write_str(match self {
             Self::IoUring => "io-uring",
             Self::Threads => "threads",
+            #[cfg(test)]
+            Self::Simulated => "simulated",
         })
     }
 }
@@ -60,6 +65,8 @@ impl EngineChoice {
         let ring = || RingEngine::new(Rc::new(Reactor::new()?)).map(drop);
         match self {
             Self::Exactly(EngineKind::Threads) => Ok(EngineKind::Threads),
+            #[cfg(test)]
+            Self::Exactly(EngineKind::Simulated) => Err(io::ErrorKind::Unsupported.into()),
             Self::Exactly(EngineKind::IoUring) => {
                 ring().map(|()| EngineKind::IoUring).map_err(|error| {
                     let message =
@@ -83,5 +90,7 @@ pub(super) fn create(kind: EngineKind, reactor: Rc<Reactor>) -> io::Result<Rc<dy
     Ok(match kind {
         EngineKind::IoUring => Rc::new(RingEngine::new(reactor)?),
         EngineKind::Threads => Rc::new(ThreadEngine::new(reactor)),
+        #[cfg(test)]
+        EngineKind::Simulated => return Err(io::ErrorKind::Unsupported.into()),
     })
 }

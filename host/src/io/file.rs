@@ -55,10 +55,17 @@ pub enum SeekTarget {
 
 /// An open file, shared by all workers. Its operations run on the engine of the worker that asks.
 pub struct File {
-    fd: OwnedFd,
+    handle: Handle,
     path: PathBuf,
     direct: bool,
     block_device: bool,
+}
+
+/// What stands for the file.
+enum Handle {
+    Os(OwnedFd),
+    #[cfg(test)]
+    Simulated(Arc<super::sim::SimFile>),
 }
 
 impl File {
@@ -67,6 +74,11 @@ impl File {
     /// # Errors
     /// The operating system's, with its errno.
     pub fn open(path: &Path, options: &OpenOptions) -> io::Result<Self> {
+        #[cfg(test)]
+        if let Some(file) = super::sim::open(path, options) {
+            let (handle, path) = (Handle::Simulated(file?), path.to_owned());
+            return Ok(Self { handle, path, direct: options.direct, block_device: false });
+        }
         let mut flags = OFlags::CLOEXEC | if options.write { OFlags::RDWR } else { OFlags::RDONLY };
         if options.direct {
             flags |= OFlags::DIRECT;
@@ -91,7 +103,8 @@ impl File {
             let message = "not a regular file or block device";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        Ok(Self { fd, path: path.to_owned(), direct: options.direct, block_device })
+        let (handle, path) = (Handle::Os(fd), path.to_owned());
+        Ok(Self { handle, path, direct: options.direct, block_device })
     }
 
     /// Where it was opened.
@@ -110,7 +123,19 @@ impl File {
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        match &self.handle {
+            Handle::Os(fd) => fd.as_fd(),
+            #[cfg(test)]
+            Handle::Simulated(_) => unreachable!("a simulated file has no descriptor"),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn simulated(&self) -> Option<&Arc<super::sim::SimFile>> {
+        match &self.handle {
+            Handle::Os(_) => None,
+            Handle::Simulated(file) => Some(file),
+        }
     }
 
     /// Its length now, bytes (also of a block device). Control path.
@@ -118,7 +143,11 @@ impl File {
     /// # Errors
     /// The operating system's.
     pub fn len_bytes(&self) -> io::Result<u64> {
-        Ok(rustix::fs::seek(&self.fd, SeekFrom::End(0))?)
+        #[cfg(test)]
+        if let Some(file) = self.simulated() {
+            return Ok(file.len_bytes());
+        }
+        Ok(rustix::fs::seek(self.fd(), SeekFrom::End(0))?)
     }
 
     /// Runs one operation here and now, on a thread that may block.
@@ -132,28 +161,29 @@ impl File {
     }
 
     fn run_once(&self, op: &mut FileOp) -> rustix::io::Result<u64> {
+        let fd = self.fd();
         Ok(match op {
             FileOp::Read { offset, buf, done } => {
                 let at = offset.saturating_add(*done as u64);
-                rustix::io::pread(&self.fd, &mut buf[*done..], at)? as u64
+                rustix::io::pread(fd, &mut buf[*done..], at)? as u64
             }
             FileOp::Write { offset, buf, done } => {
                 let at = offset.saturating_add(*done as u64);
-                rustix::io::pwrite(&self.fd, &buf[*done..], at)? as u64
+                rustix::io::pwrite(fd, &buf[*done..], at)? as u64
             }
-            FileOp::Sync { data_only: true } => rustix::fs::fdatasync(&self.fd).map(|()| 0)?,
-            FileOp::Sync { data_only: false } => rustix::fs::fsync(&self.fd).map(|()| 0)?,
+            FileOp::Sync { data_only: true } => rustix::fs::fdatasync(fd).map(|()| 0)?,
+            FileOp::Sync { data_only: false } => rustix::fs::fsync(fd).map(|()| 0)?,
             FileOp::Allocate { mode, offset, len } => {
-                rustix::fs::fallocate(&self.fd, mode.fallocate(), *offset, *len).map(|()| 0)?
+                rustix::fs::fallocate(fd, mode.fallocate(), *offset, *len).map(|()| 0)?
             }
             FileOp::Seek { offset, target } => {
                 let from = match target {
                     SeekTarget::Data => SeekFrom::Data(*offset),
                     SeekTarget::Hole => SeekFrom::Hole(*offset),
                 };
-                rustix::fs::seek(&self.fd, from)?
+                rustix::fs::seek(fd, from)?
             }
-            FileOp::SetLen { len } => rustix::fs::ftruncate(&self.fd, *len).map(|()| 0)?,
+            FileOp::SetLen { len } => rustix::fs::ftruncate(fd, *len).map(|()| 0)?,
         })
     }
 

@@ -31,6 +31,8 @@ mod ops;
 mod paths;
 mod reactor;
 mod signal;
+#[cfg(test)]
+pub(crate) mod sim;
 mod task;
 mod threads;
 mod ticker;

@@ -34,7 +34,7 @@ pub(super) struct Waker {
 }
 
 impl Waker {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { pending: AtomicBool::new(false), sleeping: AtomicBool::new(false), eventfd })
     }

@@ -146,6 +146,10 @@ impl Tasks {
     }
 
     fn next_ready(&self) -> Option<usize> {
+        #[cfg(test)]
+        if let Some(choice) = super::sim::choose_task(THREAD_READY.with_borrow(VecDeque::len)) {
+            return THREAD_READY.with_borrow_mut(|ready| ready.remove(choice?));
+        }
         THREAD_READY.with(|ready| ready.borrow_mut().pop_front())
     }
 

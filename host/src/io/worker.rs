@@ -253,13 +253,17 @@ impl Local {
         let reactor = Rc::new(Reactor::new()?);
         let waker = Arc::clone(reactor.waker());
         let io = engine::create(kind, reactor)?;
+        Ok(Self::on(index, io, waker))
+    }
+
+    fn on(index: usize, io: Rc<dyn Io>, waker: Arc<reactor::Waker>) -> Rc<Self> {
         let now = io.now();
         let inbox = Inbox {
             messages: ArrayQueue::new(WORKER_INBOX_MAX),
             waker: Arc::clone(&waker),
             stop: AtomicBool::new(false),
         };
-        Ok(Rc::new(Self {
+        Rc::new(Self {
             index,
             io,
             tasks: Tasks::new(waker),
@@ -268,7 +272,7 @@ impl Local {
             hooks: RefCell::default(),
             unfinished: Cell::new(false),
             now: Cell::new(now),
-        }))
+        })
     }
 
     /// The worker's number, from 0.
@@ -531,9 +535,26 @@ pub fn run_on_thread<T: 'static>(
     engine: EngineChoice,
     future: impl Future<Output = T> + 'static,
 ) -> io::Result<T> {
+    run_until(&Local::new(0, engine.resolve()?)?, POLL_DEFAULT, future)
+}
+
+/// The same on an engine of a simulation, which may stop the worker.
+#[cfg(test)]
+pub(super) fn run_simulated<T: 'static>(
+    engine: Rc<dyn Io>,
+    future: impl Future<Output = T> + 'static,
+) -> io::Result<T> {
+    let waker = Arc::new(reactor::Waker::new()?);
+    run_until(&Local::on(0, engine, waker), Duration::ZERO, future)
+}
+
+fn run_until<T: 'static>(
+    local: &Rc<Local>,
+    poll: Duration,
+    future: impl Future<Output = T> + 'static,
+) -> io::Result<T> {
     assert!(current().is_none(), "the thread is a worker already");
-    let local = Local::new(0, engine.resolve()?)?;
-    CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(&local)));
+    CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(local)));
     let output = Rc::new(RefCell::new(None));
     let (slot, inbox) = (Rc::clone(&output), Arc::clone(&local.inbox));
     local.tasks.spawn(Box::pin(async move {
@@ -541,7 +562,7 @@ pub fn run_on_thread<T: 'static>(
         *slot.borrow_mut() = Some(value);
         inbox.stop.store(true, Ordering::Release);
     }));
-    run(&local, POLL_DEFAULT);
+    run(local, poll);
     let value = output.borrow_mut().take();
     value.ok_or_else(|| io::Error::other("the worker stopped before its task ended"))
 }

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags};
 use crate::error::{Error, ErrorKind, Result};
@@ -59,6 +60,9 @@ pub struct FileNode {
     limits: Limits,
     write: bool,
     discard: bool,
+    /// The page cache failed to write something: it may have forgotten that, and a later sync that
+    /// succeeds does not say otherwise.
+    sync_failed: AtomicBool,
     _lock: Option<ImageLock>,
 }
 
@@ -88,7 +92,8 @@ impl FileNode {
             Error::new(ErrorKind::Invalid, message)
         })?;
         let (write, discard) = (options.write, options.discard);
-        Ok(Self { file, size_bytes, limits, write, discard, _lock: lock })
+        let sync_failed = AtomicBool::new(false);
+        Ok(Self { file, size_bytes, limits, write, discard, sync_failed, _lock: lock })
     }
 
     fn failed(&self, what: &str, offset: u64, error: &std::io::Error) -> Error {
@@ -100,8 +105,26 @@ impl FileNode {
     }
 
     async fn sync(&self) -> Result<()> {
+        self.check_syncs()?;
         let result = self.file.run_op(FileOp::Sync { data_only: true }).await;
-        result.map(drop).map_err(|error| self.failed("flush", 0, &error))
+        if result.is_err() && !self.file.is_direct() {
+            self.sync_failed.store(true, Ordering::Relaxed);
+        }
+        result.map_err(|error| self.failed("flush", 0, &error))?;
+        // One that failed meanwhile was told of what this one was to write, too.
+        self.check_syncs()
+    }
+
+    fn check_syncs(&self) -> Result<()> {
+        if !self.sync_failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let path = self.file.path().display();
+        let message = format!(
+            "flush of `{path}`: an earlier one has failed, and bytes written before that may be \
+             lost: open it anew and write them again"
+        );
+        Err(Error::new(ErrorKind::Io, message))
     }
 
     /// Where the next data (or hole) begins; the end of the view when there is none.

@@ -262,6 +262,11 @@ pub trait Node: Send + Sync + 'static {
     fn block_status<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64)
     -> NodeFuture<'a, Vec<Extent>>;
 
+    /// From which byte of its storage child on the node shows that child's bytes, if it does just that.
+    fn offset_in_child(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether the node shows, at every offset, its view edge's child. Only then may it be put in or taken
     /// out without a doubt about the view.
     fn is_transparent(&self) -> bool {

@@ -29,6 +29,10 @@ impl Node for RawNode {
         "raw"
     }
 
+    fn offset_in_child(&self) -> Option<u64> {
+        Some(self.offset)
+    }
+
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
         let Some(child) = children.first() else {
             return Err(Error::new(ErrorKind::Invalid, "a raw node needs a child `file`"));

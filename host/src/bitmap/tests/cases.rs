@@ -15,7 +15,7 @@ fn bitmap(size_bytes: u64, granularity_bytes: u64) -> Arc<Bitmap> {
 }
 
 fn make(bitmap: &Arc<Bitmap>, changes: &[Change]) {
-    prepare(bitmap, changes).unwrap().fill().commit();
+    prepare(bitmap, changes).unwrap().commit();
 }
 
 /// The life of an incremental copy that fails once and then succeeds.
@@ -79,7 +79,7 @@ fn granules_are_cleared_one_by_one_only_where_they_stand_still() {
     assert!(job.clear_range(0, 512).is_err());
     let mut prepared = Prepared::default();
     prepared.add_by(&job, &Change::Freeze).unwrap();
-    prepared.fill().commit();
+    prepared.commit();
     bitmap.recording().unwrap().mark(512, 1);
     job.clear_range(0, 2048).unwrap();
     assert_eq!(bitmap.ranges(0..4096).collect::<Vec<_>>(), [512..1024, 2048..4096]);
@@ -93,13 +93,61 @@ fn granules_are_cleared_one_by_one_only_where_they_stand_still() {
 fn a_mark_by_the_graph_reaches_what_is_merged_from_it_in_one_transaction() {
     let (from, into) = (bitmap(4096, 1024), bitmap(4096, 512));
     let mut prepared = Prepared::default();
-    prepared.add(&from, &Change::MarkRange(1500..1501)).unwrap();
+    prepared.begin(2);
     prepared.add(&into, &Change::Merge(vec![Arc::clone(&from)])).unwrap();
-    let filled = prepared.fill();
+    assert!(prepared.mark_at(1, &from, 1500..1501));
+    assert!(prepared.mark_at(2, &from, 0..1), "too late to be merged");
     assert_eq!((from.count(), into.count()), (0, 0));
-    filled.commit();
-    assert_eq!(from.ranges(0..4096).collect::<Vec<_>>(), vec![1024..2048]);
+    prepared.commit();
+    assert_eq!(from.ranges(0..4096).collect::<Vec<_>>(), vec![0..2048]);
     assert_eq!(into.ranges(0..4096).collect::<Vec<_>>(), vec![1024..2048]);
+}
+
+/// A mark goes where the bitmap records at its position: before the clear, in what is frozen, in its
+/// successor, or nowhere.
+#[test]
+fn marks_by_the_graph_keep_their_place_among_the_changes() {
+    let bitmap = bitmap(4096, 512);
+    let mut prepared = Prepared::default();
+    let changes = [Change::Clear, Change::Freeze, Change::Abdicate, Change::Disable];
+    for (change, position) in changes.iter().zip(1..) {
+        prepared.begin(position);
+        prepared.add(&bitmap, change).unwrap();
+    }
+    for (position, expect) in [(4, false), (0, true), (3, true), (2, true), (1, true)] {
+        let at = position as u64 * 512;
+        assert_eq!(prepared.mark_at(position, &bitmap, at..at + 1), expect, "at {position}");
+    }
+    prepared.commit();
+    assert_eq!(bitmap.ranges(0..4096).collect::<Vec<_>>(), vec![1024..2048]);
+
+    let bitmap = self::bitmap(4096, 512);
+    let mut prepared = Prepared::default();
+    prepared.begin(1);
+    prepared.add(&bitmap, &Change::Checkpoint).unwrap();
+    for (position, at) in [(0, 0), (1, 512)] {
+        assert!(prepared.mark_at(position, &bitmap, at..at + 1));
+    }
+    prepared.commit();
+    let reader = bitmap.read();
+    assert_eq!(reader.still().unwrap().ranges(0..4096).collect::<Vec<_>>(), vec![0..512]);
+    assert_eq!(reader.count(), 2);
+}
+
+#[test]
+fn a_checkpoint_of_what_records_nothing_is_refused() {
+    let bitmap = bitmap(4096, 512);
+    make(&bitmap, &[Change::Disable]);
+    let error = prepare(&bitmap, &[Change::Checkpoint]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("is disabled, so nothing would record what changes next: enable it first")
+    );
+    make(&bitmap, &[Change::Enable, Change::Checkpoint]);
+    assert!(bitmap.read().is_recording());
+    let error = prepare(&bitmap, &[Change::Checkpoint]).unwrap_err();
+    assert!(error.to_string().contains("is frozen"));
 }
 
 #[test]

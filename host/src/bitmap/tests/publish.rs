@@ -59,7 +59,7 @@ impl Class {
     fn publish(&self, bitmap: &Arc<Bitmap>, change: Change) -> Vec<(u64, u64)> {
         let prepared = prepare(bitmap, &[change]).unwrap();
         let mut drained = self.snapshot.write().unwrap();
-        prepared.fill().commit();
+        prepared.commit();
         let marks = bitmap.recording().into_iter().collect();
         *drained = Snapshot { epoch: drained.epoch + 1, marks };
         std::mem::take(&mut *self.changes.lock().unwrap())

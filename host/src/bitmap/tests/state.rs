@@ -1,5 +1,6 @@
 //! Bitmaps through random changes, several in one transaction, some of them given up.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -122,8 +123,7 @@ enum Action {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum End {
     Commit,
-    DropPrepared,
-    DropFilled,
+    Drop,
 }
 
 #[derive(Debug, Clone)]
@@ -166,8 +166,7 @@ fn action() -> impl Strategy<Value = Action> {
 fn step() -> impl Strategy<Value = Step> {
     let end = prop_oneof![
         6 => Just(End::Commit),
-        1 => Just(End::DropPrepared),
-        1 => Just(End::DropFilled),
+        2 => Just(End::Drop),
     ];
     prop_oneof![
         range().prop_map(|(offset, len)| Step::Mark(offset, len)),
@@ -176,8 +175,9 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn change(action: &Action, bitmaps: &[Arc<Bitmap>]) -> Change {
-    match action {
+/// A change, or the range of a mark that the graph makes.
+fn change(action: &Action, bitmaps: &[Arc<Bitmap>]) -> Result<Change, Range<u64>> {
+    Ok(match action {
         Action::Clear => Change::Clear,
         Action::Enable => Change::Enable,
         Action::Disable => Change::Disable,
@@ -187,9 +187,9 @@ fn change(action: &Action, bitmaps: &[Arc<Bitmap>]) -> Change {
         Action::Merge(of) => Change::Merge(of.iter().map(|at| Arc::clone(&bitmaps[*at])).collect()),
         Action::CopyOf(of) => Change::CopyOf(Arc::clone(&bitmaps[*of])),
         Action::Resize(size_bytes, extension) => Change::Resize(*size_bytes, *extension),
-        Action::MarkRange(offset, len) => Change::MarkRange(*offset..offset.saturating_add(*len)),
-        Action::MarkWhole => Change::MarkWhole,
-    }
+        Action::MarkRange(offset, len) => return Err(*offset..offset.saturating_add(*len)),
+        Action::MarkWhole => return Err(0..u64::MAX),
+    })
 }
 
 /// A transaction on both sides; whether it took effect.
@@ -200,28 +200,36 @@ fn transact(
     end: End,
 ) -> bool {
     let (mut prepared, mut next) = (Prepared::default(), models.clone());
-    for (at, action) in actions {
+    let mut marks = Vec::new();
+    for (position, (at, action)) in actions.iter().enumerate() {
         let sources = next.clone();
         let expect = next[*at].change(action, &sources);
-        let result = prepared.add(&bitmaps[*at], &change(action, bitmaps));
+        prepared.begin(position);
+        let result = match change(action, bitmaps) {
+            Ok(change) => prepared.add(&bitmaps[*at], &change),
+            Err(range) => {
+                marks.push((position, at, range));
+                Ok(())
+            }
+        };
         assert_eq!(result.is_ok(), expect.is_some(), "{action:?}: {result:?}");
         if result.is_err() {
             return false;
         }
+    }
+    // They are known last, and come in at their place.
+    for (position, at, range) in marks.into_iter().rev() {
+        prepared.mark_at(position, &bitmaps[*at], range);
     }
     let recording: Vec<_> = bitmaps.iter().map(|bitmap| prepared.recording_after(bitmap)).collect();
     let same = bitmaps.iter().zip(&recording).all(|(bitmap, after)| {
         bitmap.recording().as_ref().map(Arc::as_ptr) == after.as_ref().map(Arc::as_ptr)
     });
     assert_eq!(prepared.replaces_recording(), !same);
-    if end == End::DropPrepared {
+    if end == End::Drop {
         return false;
     }
-    let filled = prepared.fill();
-    if end == End::DropFilled {
-        return false;
-    }
-    filled.commit();
+    prepared.commit();
     for (bitmap, after) in bitmaps.iter().zip(&recording) {
         let now = bitmap.recording();
         assert_eq!(now.as_ref().map(Arc::as_ptr), after.as_ref().map(Arc::as_ptr));

@@ -15,7 +15,7 @@ fn bitmap() -> Arc<Bitmap> {
 
 fn frozen() -> Arc<Bitmap> {
     let bitmap = bitmap();
-    prepare(&bitmap, &[Change::Freeze]).unwrap().fill().commit();
+    prepare(&bitmap, &[Change::Freeze]).unwrap().commit();
     bitmap
 }
 
@@ -87,8 +87,7 @@ fn users_stand_in_the_way_of_what_would_disturb_them() {
     check(Change::Disable, bitmap, true, false);
     check(Change::Merge(vec![other]), bitmap, true, false);
     check(Change::Resize(8192, Extension::Dirty), frozen, true, true);
-    check(Change::MarkRange(0..1), bitmap, true, true);
-    check(Change::MarkWhole, frozen, true, true);
+    check(Change::Checkpoint, bitmap, true, false);
 }
 
 /// Nobody can begin to read between the check and the change.
@@ -103,9 +102,7 @@ fn a_prepared_change_keeps_others_out() {
     drop(harmless);
     let clear = prepare(&bitmap, &[Change::Disable, Change::Clear]).unwrap();
     assert_eq!(bitmap.use_by("reader".into(), Use::Read).unwrap_err(), changing);
-    let filled = clear.fill();
-    assert_eq!(bitmap.use_by("reader".into(), Use::Read).unwrap_err(), changing);
-    filled.commit();
+    clear.commit();
     bitmap.use_by("reader".into(), Use::Read).unwrap();
     assert_eq!(Error::from(changing).kind(), ErrorKind::Busy);
 }
@@ -129,7 +126,7 @@ fn errors_say_what_to_do() {
     let message = "bitmap `daily` is inconsistent: remove it, and begin anew with a full copy";
     check(&broken, Change::Clear, ErrorKind::Invalid, message);
     check(&bitmap(), Change::Merge(vec![Arc::clone(&broken)]), ErrorKind::Invalid, message);
-    prepare(&broken, &[Change::Remove]).unwrap().fill().commit();
+    prepare(&broken, &[Change::Remove]).unwrap().commit();
     assert_eq!(broken.dirty_bytes(), 4096);
 }
 
@@ -141,10 +138,10 @@ fn a_rename_and_a_removal_leave_the_content() {
     let name = BitmapName::new("weekly").unwrap();
     let rename = prepare(&bitmap, &[Change::Rename(name.clone())]).unwrap();
     assert!(!rename.replaces_recording());
-    rename.fill().commit();
+    rename.commit();
     assert_eq!((bitmap.name(), bitmap.count()), (name, 1));
     assert!(Arc::ptr_eq(&records, &bitmap.recording().unwrap()));
-    prepare(&bitmap, &[Change::Remove]).unwrap().fill().commit();
+    prepare(&bitmap, &[Change::Remove]).unwrap().commit();
     assert!(bitmap.recording().is_none());
     assert_eq!((bitmap.state(), bitmap.count()), (BitmapState::Disabled, 1));
 }

@@ -156,8 +156,8 @@ mod tests {
     use super::*;
     use crate::bitmap::{BitmapName, Granularity};
     use crate::graph::{
-        Action, BitmapDecl, ChildDecl, DriveDecl, GraphDecl, LocalGraph, NodeDecl, Transaction,
-        Unproven,
+        Action, BitmapAction, BitmapDecl, ChildDecl, DriveDecl, GraphDecl, LocalGraph, NodeDecl,
+        Transaction, Unproven,
     };
     use crate::io::{Buf, EngineChoice, EngineKind, run_on_thread};
     use crate::node::{MemoryNode, WriteFlags};
@@ -264,7 +264,8 @@ mod tests {
             // It comes back, but the client has seen another view in between.
             stage.pivot("top").await;
             assert_eq!(stage.dirty("node"), [0..16]);
-            let error = stage.graph.cell().remove_bitmap(&bitmap(&stage, "node")).await;
+            let remove = BitmapAction::Remove.of(&bitmap(&stage, "node"));
+            let error = stage.graph.cell().transact(Transaction::new().with(remove)).await;
             let message = error.expect_err("a client reads it").to_string();
             assert!(message.contains("export `vda`"), "{message}");
         });

@@ -16,7 +16,7 @@ use super::stage::*;
 use crate::bitmap::Use;
 use crate::error::ErrorKind;
 use crate::graph::{
-    Action, Applied, BitmapScope, ChildDecl, Event, NodeDecl, Transaction, Unproven,
+    Action, Applied, BitmapAction, BitmapScope, ChildDecl, Event, NodeDecl, Transaction, Unproven,
 };
 use crate::node::MemoryNode;
 
@@ -172,14 +172,14 @@ fn e4_a_node_with_a_bitmap_in_use_stays_and_nothing_aborts() {
             (error.kind(), &*error.to_string()),
             (
                 ErrorKind::InUse,
-                "action 1 (remove node `disk`): node `disk` has the bitmaps `b`: remove them first"
+                "remove node `disk`: node `disk` has the bitmaps `b`: remove them first"
             )
         );
-        let error = stage.cell.remove_bitmap(&bitmap).await.expect_err("it is shown");
+        let error = stage.act(BitmapAction::Remove.of(&bitmap)).await.expect_err("it is shown");
         assert_eq!(error.kind(), ErrorKind::InUse);
         assert!(error.to_string().contains("export `vda`"), "{error}");
         drop(user);
-        stage.cell.remove_bitmap(&bitmap).await.expect("nobody uses it");
+        stage.act(BitmapAction::Remove.of(&bitmap)).await.expect("nobody uses it");
         stage.act(remove("disk")).await.expect("nor the node");
         assert_eq!(stage.dirty(), dirty(&["vda"], &all_blocks()));
     });

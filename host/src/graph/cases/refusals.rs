@@ -163,40 +163,40 @@ fn removals_of_what_is_used() {
         (
             node("base"),
             ErrorKind::InUse,
-            "action 1 (remove node `base`): node `base`: it is in use by node `top` (edge `backing`): \
+            "remove node `base`: node `base`: it is in use by node `top` (edge `backing`): \
              remove them or point them elsewhere first",
         ),
         (
             node("filter"),
             ErrorKind::InUse,
-            "action 1 (remove node `filter`): node `filter`: it is in use by drive `vda`: remove \
+            "remove node `filter`: node `filter`: it is in use by drive `vda`: remove \
              them or point them elsewhere first",
         ),
         (
             node("none"),
             ErrorKind::NotFound,
-            "action 1 (remove node `none`): there is no node `none`",
+            "remove node `none`: there is no node `none`",
         ),
         (
             node("store"),
             ErrorKind::InUse,
-            "action 1 (remove node `store`): node `store` has the bitmaps `b`: remove them first",
+            "remove node `store`: node `store` has the bitmaps `b`: remove them first",
         ),
         (
             Action::RemoveDrive { drive: "vda".into() },
             ErrorKind::InUse,
-            "action 1 (remove drive `vda`): drive `vda` has the bitmaps `b`: remove them first",
+            "remove drive `vda`: drive `vda` has the bitmaps `b`: remove them first",
         ),
         (
             Action::RemoveFilter { node: "top".into() },
             ErrorKind::Invalid,
-            "action 1 (remove filter `top`): node `top`: it has no `filtered` edge, so it is no \
+            "remove filter `top`: node `top`: it has no `filtered` edge, so it is no \
              filter: replace it instead",
         ),
         (
             Action::RemoveFilter { node: "filter".into() },
             ErrorKind::Exists,
-            "action 1 (remove filter `filter`): bitmap `b` of node `filter` would go to node `top`, \
+            "remove filter `filter`: bitmap `b` of node `filter` would go to node `top`, \
              which has one of that name: remove one of them first",
         ),
     ]);
@@ -216,47 +216,47 @@ fn changes_of_edges_that_make_no_sense() {
         (
             users("base", Which::All),
             ErrorKind::Invalid,
-            "action 1 (insert `extra` above `base`): the filter `extra` needs an edge to `base`, \
+            "insert `extra` above `base`: the filter `extra` needs an edge to `base`, \
              over which it goes",
         ),
         (
             users("top", unused),
             ErrorKind::Invalid,
-            "action 1 (insert `extra` above `top`): drive `vda` does not use node `top`",
+            "insert `extra` above `top`: drive `vda` does not use node `top`",
         ),
         (
             set_child("top", "file", Some("other")),
             ErrorKind::NotFound,
-            "action 1 (set edge `file` of `top` to `other`): node `top`: it has no edge `file`; it \
+            "set edge `file` of `top` to `other`: node `top`: it has no edge `file`; it \
              has: `backing`",
         ),
         (
             set_child("filter", "file", None),
             ErrorKind::Invalid,
-            "action 1 (end edge `file` of `filter`): node `filter`: edge `file` cannot end: it is no \
+            "end edge `file` of `filter`: node `filter`: edge `file` cannot end: it is no \
              `backing` edge: the node cannot do without it",
         ),
         (
             Action::Replace { node: "top".into(), by: "top".into() },
             ErrorKind::Invalid,
-            "action 1 (replace `top` by `top`): node `top`: it cannot replace itself",
+            "replace `top` by `top`: node `top`: it cannot replace itself",
         ),
         (
             snapshot("top"),
             ErrorKind::Invalid,
-            "action 1 (snapshot of drive `vda` into `snap`): the overlay `snap` needs a `backing` \
+            "snapshot of drive `vda` into `snap`: the overlay `snap` needs a `backing` \
              edge to `filter`, which drive `vda` shows",
         ),
         (
             root("empty", "other"),
             ErrorKind::NoMedium,
-            "action 1 (set root of drive `empty` to `other`): drive `empty` has no medium: insert \
+            "set root of drive `empty` to `other`: drive `empty` has no medium: insert \
              one instead",
         ),
         (
             Action::InsertMedium { drive: "vda".into(), node: "other".into() },
             ErrorKind::Exists,
-            "action 1 (insert `other` into drive `vda`): drive `vda` has the medium `filter`: eject \
+            "insert `other` into drive `vda`: drive `vda` has the medium `filter`: eject \
              it first, or set the drive's root",
         ),
     ]);
@@ -274,14 +274,14 @@ fn what_nothing_proves() {
         (
             root("store"),
             ErrorKind::NotPermitted,
-            "action 1 (set root of drive `vda` to `store`): drive `vda` shows node `store` instead \
+            "set root of drive `vda` to `store`: drive `vda` shows node `store` instead \
              of `filter`, and nothing proves that they show the same: ask for it with \
              `Unproven::MarkWhole` (1 bitmaps would be marked whole)",
         ),
         (
             backing,
             ErrorKind::NotPermitted,
-            "action 1 (set edge `backing` of `top` to `store`): node `top` (edge `backing`) shows \
+            "set edge `backing` of `top` to `store`: node `top` (edge `backing`) shows \
              node `store` instead of `base`, and nothing proves that they show the same: ask for it \
              with `Unproven::MarkWhole` (3 bitmaps would be marked whole)",
         ),

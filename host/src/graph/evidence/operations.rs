@@ -16,7 +16,7 @@ use super::super::generation::NodeGeneration;
 use super::super::guard::{Full, Held, SourceId, SourceRange, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
-use super::super::origin::Request;
+use super::super::origin::{Request, Shield};
 use super::super::permission::{PermissionSet, Role};
 use super::super::snapshot::{Cx, Edge, Graph};
 use super::buffer::{ProvenBuf, Watch};
@@ -209,8 +209,8 @@ impl Cx<'_> {
         ToTheEnd::new(async move { actor.write_changed(to, offset, bytes).await }).await
     }
 
-    /// Zeroes a range of child `to`, with the claim that child `from` shows zeros there by its block
-    /// status. The zeros are allocated.
+    /// Zeroes a range of child `to`, with the claim that child `from`, which shows the same view, shows
+    /// zeros there by its block status. The zeros are allocated.
     ///
     /// # Errors
     /// As [`Cx::write_proven`].
@@ -256,6 +256,11 @@ impl Actor {
             Error::new(ErrorKind::NotPermitted, message).at_node(&node.name)
         })?;
         Ok(&self.graph().origins[origin].outcomes)
+    }
+
+    /// What a write of `range` to the child of `edge` may touch.
+    fn around(&self, edge: &Edge, range: &Range<u64>) -> Range<u64> {
+        self.graph().nodes[edge.child].fill.around(range)
     }
 
     fn size(&self, edge: &Edge) -> u64 {
@@ -305,13 +310,14 @@ impl Actor {
     }
 
     /// Holds the view of `source`, if there is one to rely on, still at `range`, and the way free for a
-    /// write with `effect`.
+    /// write with `effect` to `target`.
     async fn hold(
         &self,
         source: Option<SourceId>,
-        effect: &Effect,
+        (target, effect): (&Edge, &Effect),
         range: &Range<u64>,
     ) -> Result<Held<'_>> {
+        let range = &self.around(target, range);
         let source = source.filter(|_| !mutated(Mutation::TakesNoGuards));
         let want = Want {
             exclusive: source.map(|source| SourceRange { source, range: range.clone() }),
@@ -391,9 +397,10 @@ impl Actor {
             return Err(Error::new(ErrorKind::NotPermitted, message));
         };
         let (own, effect) = self.effect(from, to, true)?;
-        let held = self.hold(Some(bytes.source()), effect, &range).await?;
+        let held = self.hold(Some(bytes.source()), (edge, effect), &range).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);
-        let (call, claim) = (self.call(&request, edge), Some(Evidence::Watched(bytes)));
+        let (call, evidence) = (self.call(&request, edge), Evidence::Watched(bytes));
+        let claim = Some((evidence, self.shield(from, to, &range)));
         let (offset, buf) = (range.start, bytes.clone().into_plain());
         self.write_held(&held, (own, effect), claim, call, offset, buf).await
     }
@@ -404,7 +411,7 @@ impl Actor {
         self.check_range(edge, OpKind::Write, &range)?;
         let own = edge.own.as_ref().filter(|_| may_change(edge));
         let own = own.ok_or_else(|| not_permitted(edge, "write"))?;
-        let held = self.hold(None, &own.changed, &range).await?;
+        let held = self.hold(None, (edge, &own.changed), &range).await?;
         let request = self.request.cause_under(held.op(), None);
         let call = self.call(&request, edge);
         self.write_held(&held, (own, &own.changed), None, call, offset, bytes).await
@@ -415,29 +422,45 @@ impl Actor {
         &self,
         held: &Held<'_>,
         (own, effect): (&Own, &Effect),
-        claim: Option<Evidence<'_>>,
+        claim: Option<(Evidence<'_>, Shield)>,
         call: EdgeRef<'_>,
         offset: u64,
         bytes: Buf,
     ) -> Result<()> {
         let range = offset..offset + bytes.len() as u64;
-        if let Some(evidence) = claim {
+        let around = self.around(call.edge, &range);
+        if let Some((evidence, shield)) = claim {
             let guarded = (held, &*self.graph().guards);
-            let outcomes = self.outcomes()?;
-            let proof = ViewProof::check(guarded, (own, effect), range, &evidence, outcomes)?;
+            let (ranges, outcomes) = ((range, around), self.outcomes()?);
+            let proof = ViewProof::check(guarded, (own, effect), ranges, &evidence, outcomes)?;
+            call.request.set_shield(shield);
             let write = call.write_admitted(offset, bytes, WriteFlags::NONE);
             return proof.settle(call.settle(write.await));
         }
-        self.issue_changed(held, own, &range)?;
+        self.issue_changed(held, own, (&range, &around))?;
         let result = call.settle(call.write_admitted(offset, bytes, WriteFlags::NONE).await);
+        if result.is_err() {
+            // A block may be torn.
+            own.changed.marks.mark(around.start, around.end - around.start);
+        }
         let _ = held.settle(result.is_ok(), || {});
         result
     }
 
+    /// Where the snapshot has what a write of `range` leaves alone that is proven by edge `from`.
+    fn shield(&self, from: usize, to: usize, range: &Range<u64>) -> Shield {
+        Shield { node: self.node, to, from, start: range.start, end: range.end }
+    }
+
     /// Announces and marks a write that is a change: it is to be issued next.
-    fn issue_changed(&self, held: &Held<'_>, own: &Own, range: &Range<u64>) -> Result<()> {
+    fn issue_changed(
+        &self,
+        held: &Held<'_>,
+        own: &Own,
+        (range, around): (&Range<u64>, &Range<u64>),
+    ) -> Result<()> {
         let outcomes = self.outcomes()?;
-        if !held.issue() {
+        if !held.issue_part(around) {
             outcomes.stale();
             let message = "the bytes read have changed since: nothing was written";
             return Err(Error::new(ErrorKind::Stale, message));
@@ -475,7 +498,7 @@ impl Actor {
         while at < piece.end {
             // A guard is issued once: each run of bytes has its own.
             let rest = at..piece.end;
-            let held = self.hold(Some(source), effect, &rest).await?;
+            let held = self.hold(Some(source), (target, effect), &rest).await?;
             let request = self.request.cause_under(held.op(), effect.unchanged);
             let call = self.call(&request, target);
             let run = match how.only_unallocated {
@@ -485,11 +508,29 @@ impl Actor {
             let Some(run) = run else { break };
             at = run.end;
             let bytes = self.read_bytes(&request, source_edge, &run).await?;
-            let claim = how.unchanged.then_some(Evidence::UnderGuard);
+            let shield = self.shield(from, to, &run);
+            let claim = how.unchanged.then_some((Evidence::UnderGuard, shield));
             self.write_held(&held, (own, effect), claim, call, run.start, bytes).await?;
             written += run.end - run.start;
         }
         Ok(written)
+    }
+
+    /// Zeros are evidence for the view that is written, and for no other: what alters views on the way up
+    /// is a copy, whose bytes were read.
+    fn check_zero_view(&self, from: usize, to: usize) -> Result<()> {
+        let (from, to) = (self.edge(from)?, self.edge(to)?);
+        let class = |edge: &Edge| self.graph().nodes[edge.child].class;
+        if class(from) == class(to) {
+            return Ok(());
+        }
+        self.outcomes()?.not_proven();
+        let message = format!(
+            "zeros of its edge `{}` prove nothing of its edge `{}`, which shows another view: copy the \
+             range instead",
+            from.name, to.name
+        );
+        Err(Error::new(ErrorKind::NotPermitted, message))
     }
 
     async fn zero_proven(self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
@@ -497,7 +538,8 @@ impl Actor {
         self.check_range(self.edge(from)?, OpKind::Status, &range)?;
         self.check_range(edge, OpKind::Zero, &range)?;
         let (own, effect) = self.effect(from, to, true)?;
-        let held = self.hold(Some(source), effect, &range).await?;
+        self.check_zero_view(from, to)?;
+        let held = self.hold(Some(source), (edge, effect), &range).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);
         let shown = self.call(&request, self.edge(from)?);
         if !Box::pin(is_zero(shown, range.clone())).await? {
@@ -506,13 +548,15 @@ impl Actor {
             return Err(Error::new(ErrorKind::NotPermitted, message));
         }
         let (offset, len) = (range.start, range.end - range.start);
+        let (around, shield) = (self.around(edge, &range), self.shield(from, to, &range));
         let proof = ViewProof::check(
             (&held, &self.graph().guards),
             (own, effect),
-            range,
+            (range, around),
             &Evidence::UnderGuard,
             self.outcomes()?,
         )?;
+        request.set_shield(shield);
         let call = self.call(&request, edge);
         // Unmapped, a backing could show.
         let flags = WriteFlags { no_unmap: true, ..WriteFlags::NONE };

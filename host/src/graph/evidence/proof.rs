@@ -24,15 +24,17 @@ pub(super) struct ViewProof<'h> {
     held: &'h Held<'h>,
     guards: &'h Guards,
     own: &'h Own,
+    effect: &'h Effect,
     outcomes: &'h OutcomeCounters,
-    range: Range<u64>,
+    /// What the write may touch.
+    around: Range<u64>,
     is_settled: bool,
 }
 
 impl<'h> ViewProof<'h> {
     /// Makes the proof, announces the write and marks what it affects: the write is to be issued next.
     ///
-    /// `effect` is what the present snapshot says of a write that is proven for the view which `held`
+    /// `around` is what a write of `range` may touch; `effect` is what the present snapshot says of a write that is proven for the view which `held`
     /// guards; that the view is at or above the node written is why there is one.
     ///
     /// # Errors
@@ -40,7 +42,7 @@ impl<'h> ViewProof<'h> {
     pub(super) fn check(
         (held, guards): (&'h Held<'h>, &'h Guards),
         (own, effect): (&'h Own, &'h Effect),
-        range: Range<u64>,
+        (range, around): (Range<u64>, Range<u64>),
         evidence: &Evidence<'_>,
         outcomes: &'h OutcomeCounters,
     ) -> Result<Self> {
@@ -48,18 +50,18 @@ impl<'h> ViewProof<'h> {
             Evidence::UnderGuard => true,
             Evidence::Watched(bytes) => bytes.is_fresh() && bytes.range() == range,
         };
-        if !was_fresh && mutated(Mutation::DowngradesClaims) && held.issue() {
+        if !was_fresh && mutated(Mutation::DowngradesClaims) && held.issue_part(&around) {
             own.changed.marks.mark(range.start, range.end - range.start);
-            return Ok(Self { held, guards, own, outcomes, range, is_settled: false });
+            return Ok(Self { held, guards, own, effect, outcomes, around, is_settled: false });
         }
         // From here on no change enters the range before the write has settled.
-        if !was_fresh || !held.issue() {
+        if !was_fresh || !held.issue_part(&around) {
             outcomes.stale();
             let message = "the view has changed since its bytes were read: read them again";
             return Err(Error::new(ErrorKind::Stale, message));
         }
         effect.marks.mark(range.start, range.end - range.start);
-        Ok(Self { held, guards, own, outcomes, range, is_settled: false })
+        Ok(Self { held, guards, own, effect, outcomes, around, is_settled: false })
     }
 
     /// The write has ended. If it failed, or something that was let pass overtook it, what the proof
@@ -79,8 +81,9 @@ impl<'h> ViewProof<'h> {
         if mutated(Mutation::KeepsVoidProofs) {
             return;
         }
-        self.own.changed.marks.mark(self.range.start, self.range.end - self.range.start);
-        self.guards.stale(&self.own.changed.enters, &self.range);
+        self.own.changed.marks.mark(self.around.start, self.around.end - self.around.start);
+        self.guards.stale(&self.own.changed.enters, &self.around);
+        self.guards.stale(&self.effect.exempt, &self.around);
     }
 }
 

@@ -473,15 +473,28 @@ fn a_proven_write_that_fails_marks_what_it_exempted() {
 
 #[test]
 fn zeros_by_block_status_are_proven_and_data_is_not() {
-    chain().drive("vda", "top").run(|stage| async move {
-        stage.write("vda", 1, 0).await.expect("a write");
+    let scene = Scene::default().base("base").overlay("mid", "base");
+    scene.actor("fill", "mid", "mid", None).run(|stage| async move {
+        let own = stage.own("fill");
+        let zeros = Buf::copy_of(&[0; BLOCK as usize]);
+        own.write_changed(1, BLOCK, zeros).await.expect("a write");
         stage.clear().await;
-        let own = stage.own("commit");
         own.zero_proven(0, 1, at(9)).await.expect("nothing anywhere");
-        let nine: &[u64] = &[9];
-        assert_eq!(stage.dirty(), dirty(&["base", "mid", "other"].map(|name| (name, nine))));
         let refused = own.zero_proven(0, 1, at(1)).await.expect_err("written zeros are data");
         assert_eq!(refused.kind(), ErrorKind::NotPermitted);
+        assert_eq!(stage.dirty(), dirty(&[]), "what shows zeros still does");
+    });
+}
+
+/// Zeros are evidence for the view that is written, not for one above it.
+#[test]
+fn zeros_of_a_view_above_prove_nothing() {
+    chain().drive("vda", "top").run(|stage| async move {
+        let own = stage.own("commit");
+        let refused = own.zero_proven(0, 1, at(9)).await.expect_err("another view");
+        assert_eq!(refused.kind(), ErrorKind::NotPermitted);
+        assert_eq!(stage.outcomes("commit").not_proven, 1);
+        assert_eq!(stage.dirty(), dirty(&[]));
     });
 }
 

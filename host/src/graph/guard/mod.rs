@@ -72,6 +72,6 @@ pub(crate) use queue::{By, OpId, Want};
 pub(crate) use set::{SourceId, SourceRange, SourceSet};
 pub(crate) use shard::{FlightKey, Stale, WatchKey};
 #[cfg(test)]
-pub(crate) use table::{Acquire, Ticket};
-pub(crate) use table::{Full, Guards};
+pub(crate) use table::Ticket;
+pub(crate) use table::{Acquire, AtOnce, Full, Guards};
 pub(crate) use wait::Held;

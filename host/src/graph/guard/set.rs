@@ -63,6 +63,21 @@ impl SourceSet {
         Self { members, has_whole: !whole.is_empty() }
     }
 
+    /// What is not in `other`; `None` if nothing is left.
+    pub(crate) fn without(&self, other: &Self) -> Option<Self> {
+        let gone = |member: &&u32| {
+            let id = *member & !WHOLE;
+            other.members().iter().any(|other| other & !WHOLE == id)
+        };
+        let left = self.members().iter().filter(|member| !gone(member));
+        let (whole, ranged): (Vec<u32>, Vec<u32>) = left.partition(|&&member| member & WHOLE != 0);
+        let ids = |members: Vec<u32>| -> Vec<SourceId> {
+            members.into_iter().map(|member| SourceId(member & !WHOLE)).collect()
+        };
+        let left = Self::new(&ids(ranged), &ids(whole));
+        (!left.is_empty()).then_some(left)
+    }
+
     /// Whether it has no members.
     pub(crate) fn is_empty(&self) -> bool {
         self.members().is_empty()
@@ -129,6 +144,17 @@ mod tests {
         check(3, 90..91, true);
         assert_eq!(set.touched_part(&(10..20), &place(1, 15..30)), 15..20);
         assert_eq!(set.touched_part(&(10..20), &place(3, 15..30)), 15..30);
+    }
+
+    #[test]
+    fn a_set_without_another_has_what_is_in_it_alone() {
+        let set = SourceSet::new(&[SourceId(1), SourceId(2)], &[SourceId(3)]);
+        let check = |other: SourceSet, left| assert_eq!(set.without(&other), left);
+        check(SourceSet::default(), Some(set.clone()));
+        check(SourceSet::new(&[SourceId(2), SourceId(9)], &[]), {
+            Some(SourceSet::new(&[SourceId(1)], &[SourceId(3)]))
+        });
+        check(SourceSet::new(&[SourceId(3)], &[SourceId(1), SourceId(2)]), None);
     }
 
     #[test]

@@ -35,8 +35,8 @@ pub(super) struct Flight {
 pub(super) struct Operation {
     pub(super) op: OpId,
     pub(super) want: Want,
-    /// Its write is under way.
-    pub(super) issued: bool,
+    /// The range of its write, once that is under way: all of what it wanted, or a part.
+    pub(super) issued: Option<Range<u64>>,
 }
 
 pub(super) struct Guard {
@@ -130,6 +130,17 @@ impl Shard {
                 watch.stale.touched(&watch.place, sources, range);
             }
         }
+    }
+
+    pub(super) fn remove_guard(&mut self, op: OpId) {
+        if let Some(index) = self.guards.iter().position(|guard| guard.op == op) {
+            self.guards.swap_remove(index);
+        }
+    }
+
+    pub(super) fn remove_operation(&mut self, op: OpId) -> Option<Operation> {
+        let index = self.operations.iter().position(|other| other.op == op)?;
+        Some(self.operations.swap_remove(index))
     }
 
     pub(super) fn guard_of(&mut self, op: OpId) -> Option<&mut Guard> {

@@ -25,7 +25,28 @@ pub(crate) struct Guards {
 }
 
 /// All shards, locked.
-type AllShards<'a> = Vec<MutexGuard<'a, Shard>>;
+struct AllShards<'a> {
+    /// Spares hosts of few workers an allocation.
+    first: [Option<MutexGuard<'a, Shard>>; SHARDS_INLINE],
+    rest: Vec<MutexGuard<'a, Shard>>,
+}
+
+const SHARDS_INLINE: usize = 4;
+
+impl AllShards<'_> {
+    fn iter(&self) -> impl Iterator<Item = &Shard> {
+        self.first.iter().flatten().chain(&self.rest).map(|shard| &**shard)
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Shard> {
+        self.first.iter_mut().flatten().chain(&mut self.rest).map(|shard| &mut **shard)
+    }
+
+    /// That of one worker.
+    fn of(&mut self, worker: usize) -> Option<&mut Shard> {
+        self.iter_mut().nth(worker)
+    }
+}
 
 /// A place in the queue; given back by [`Guards::forget`] unless it was granted.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,6 +58,17 @@ pub(crate) struct Ticket(u64);
 pub(crate) enum Acquire {
     Granted(OpId),
     Queued(Ticket),
+}
+
+/// What became of an operation that wants to write at once.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum AtOnce<T> {
+    /// Granted and issued.
+    Issued(T),
+    /// What it has read is stale: nothing may be written.
+    Stale,
+    /// It must wait, with what it wants.
+    MustWait(Want),
 }
 
 /// [`GUARDS_MAX`] or [`WATCHES_MAX`] is reached: an operation fails with `EAGAIN`, a read goes on
@@ -120,29 +152,55 @@ impl Guards {
     ) -> Result<Acquire, Full> {
         let mut queue = self.queue();
         let mut shards = self.all_shards();
-        let granted: usize = shards.iter().map(|shard| shard.operations.len()).sum();
-        if granted + queue.operations() >= GUARDS_MAX {
-            return Err(Full);
-        }
+        let must_wait = must_wait(&queue, &shards, &want, by)?;
         let op = queue.new_op();
-        let must_wait = is_held(&shards, &want, by)
-            || (!by.is_nested() && queue.is_behind_another(&want, LAST));
+        if !must_wait {
+            grant(&mut shards, worker, op, want, None);
+            return Ok(Acquire::Granted(op));
+        }
+        if let Some(shard) = shards.of(worker) {
+            shard.waiting += 1;
+        }
         let place = want.exclusive.clone();
-        let ticket = if must_wait {
-            shards[worker].waiting += 1;
-            queue.push(worker, Wanted::Operation { op, want })
-        } else {
-            shards[worker].operations.push(Operation { op, want, issued: false });
-            LAST
-        };
+        let ticket = queue.push(worker, Wanted::Operation { op, want });
         if let Some(place) = place {
-            for shard in &mut shards {
+            for shard in shards.iter_mut() {
                 let place = place.clone();
-                let granted = !must_wait;
-                shard.guards.push(Guard { op, place, ticket, granted, spoiled: false });
+                shard.guards.push(Guard { op, place, ticket, granted: false, spoiled: false });
             }
         }
-        Ok(if must_wait { Acquire::Queued(Ticket(ticket)) } else { Acquire::Granted(op) })
+        Ok(Acquire::Queued(Ticket(ticket)))
+    }
+
+    /// [`Self::try_acquire`] and [`Self::issue`] in one, for an operation that has read before:
+    /// `is_fresh` is asked while nothing can touch what it guards.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub(crate) fn try_issue(
+        &self,
+        worker: usize,
+        want: Want,
+        by: By<'_>,
+        is_fresh: impl FnOnce() -> bool,
+    ) -> Result<AtOnce<OpId>, Full> {
+        let mut queue = self.queue();
+        let mut shards = self.all_shards();
+        if must_wait(&queue, &shards, &want, by)? {
+            return Ok(AtOnce::MustWait(want));
+        }
+        if !is_fresh() {
+            return Ok(AtOnce::Stale);
+        }
+        let op = queue.new_op();
+        if !want.shared.is_empty() {
+            for shard in shards.iter_mut() {
+                shard.touch(&want.shared, &want.range, Some(op));
+            }
+        }
+        let issued = Some(want.range.clone());
+        grant(&mut shards, worker, op, want, issued);
+        Ok(AtOnce::Issued(op))
     }
 
     /// Grants a queued operation what it wants; else `waker` is woken when it is worth asking again.
@@ -162,10 +220,10 @@ impl Guards {
         for guard in shards.iter_mut().filter_map(|shard| shard.guard_of(op)) {
             guard.granted = true;
         }
-        let shard = &mut shards[waiting.worker];
+        let shard = shards.of(waiting.worker)?;
         shard.waiting -= 1;
         if let Wanted::Operation { want, .. } = waiting.what {
-            shard.operations.push(Operation { op, want, issued: false });
+            shard.operations.push(Operation { op, want, issued: None });
         }
         Some(op)
     }
@@ -184,9 +242,11 @@ impl Guards {
             }
             Wanted::Operation { op, want } => {
                 let mut shards = self.all_shards();
-                shards[forgotten.worker].waiting -= 1;
-                for shard in &mut shards {
-                    shard.guards.retain(|guard| guard.op != *op);
+                if let Some(shard) = shards.of(forgotten.worker) {
+                    shard.waiting -= 1;
+                }
+                for shard in shards.iter_mut() {
+                    shard.remove_guard(*op);
                 }
                 drop(shards);
                 queue.take_wakers(|what| what.conflicts(want))
@@ -196,50 +256,73 @@ impl Guards {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// The operation is about to write. From now on only [`Self::release`] ends it. `false`: what it
-    /// has read may have changed since it was granted; nothing may be written.
+    /// The operation is about to write all that it wanted to: see [`Self::issue_part`].
+    #[cfg(test)]
     #[must_use = "a stale operation must not write"]
     pub(crate) fn issue(&self, op: OpId) -> bool {
+        let range = self.all_shards().iter().find_map(|shard| {
+            let operation = shard.operations.iter().find(|operation| operation.op == op)?;
+            Some(operation.want.range.clone())
+        });
+        let range = range.unwrap_or(0..0);
+        self.issue_part(op, &range)
+    }
+
+    /// The operation is about to write `part` of the range that it wanted: nothing else is touched. From
+    /// now on only [`Self::release`] ends it. `false`: what it has read may have changed since it was
+    /// granted; nothing may be written.
+    #[must_use = "a stale operation must not write"]
+    pub(crate) fn issue_part(&self, op: OpId, part: &Range<u64>) -> bool {
         let mut shards = self.all_shards();
         if shards.iter().any(|shard| shard.is_spoiled(op)) {
             return false;
         }
-        let mut operations = shards.iter_mut().flat_map(|shard| &mut shard.operations);
-        let Some(operation) = operations.find(|operation| operation.op == op) else {
-            return false;
-        };
-        operation.issued = true;
-        let (sources, range) = (operation.want.shared.clone(), operation.want.range.clone());
-        for shard in &mut shards {
-            shard.touch(&sources, &range, Some(op));
+        let announced = shards.iter_mut().find_map(|shard| {
+            let operation = shard.operations.iter_mut().find(|operation| operation.op == op)?;
+            let wanted = &operation.want.range;
+            debug_assert!(
+                wanted.start <= part.start && part.end <= wanted.end,
+                "it announced more"
+            );
+            operation.issued = Some(part.clone());
+            Some(operation.want.shared.clone())
+        });
+        let Some(sources) = announced else { return false };
+        if !sources.is_empty() {
+            for shard in shards.iter_mut() {
+                shard.touch(&sources, part, Some(op));
+            }
         }
         true
     }
 
     /// The operation's write has succeeded. `false`: its proof is void, because something that it
-    /// let pass touched its guard; else `intact` runs before anything can touch it. It must be short.
+    /// let pass touched its guard; it then keeps what it holds until [`Self::release`]. Else `intact` runs
+    /// before anything can touch it, and it gives back all it holds. `intact` must be short.
     #[must_use = "a void proof must be marked"]
     pub(crate) fn settle(&self, op: OpId, intact: impl FnOnce()) -> bool {
         let shards = self.all_shards();
-        let is_intact = !shards.iter().any(|shard| shard.is_spoiled(op));
-        if is_intact {
-            intact();
+        if is_spoiled(&shards, op) {
+            return false;
         }
-        is_intact
+        intact();
+        self.remove(shards, op);
+        true
     }
 
     /// The operation gives back all it holds; what waited for it is woken.
     pub(crate) fn release(&self, op: OpId) {
-        let mut shards = self.all_shards();
-        let mut released = None;
-        for shard in &mut shards {
-            shard.guards.retain(|guard| guard.op != op);
-            if let Some(index) = shard.operations.iter().position(|other| other.op == op) {
-                released = Some(shard.operations.swap_remove(index));
-            }
+        self.remove(self.all_shards(), op);
+    }
+
+    fn remove(&self, mut shards: AllShards<'_>, op: OpId) {
+        let (mut released, mut is_anybody_waiting) = (None, false);
+        for shard in shards.iter_mut() {
+            shard.remove_guard(op);
+            released = shard.remove_operation(op).or(released);
+            // Who waits has counted itself before it last looked at what this operation held.
+            is_anybody_waiting |= shard.waiting > 0;
         }
-        // Who waits has counted itself before it last looked at what this operation held.
-        let is_anybody_waiting = shards.iter().any(|shard| shard.waiting > 0);
         drop(shards);
         debug_assert!(released.is_some(), "an operation is released once");
         if let (Some(Operation { want, .. }), true) = (released, is_anybody_waiting) {
@@ -257,24 +340,25 @@ impl Guards {
         if shards.iter().any(|shard| shard.watches.len() >= WATCHES_MAX) {
             return Err(Full);
         }
-        for shard in &shards {
+        for shard in shards.iter() {
             for (_, flight) in &shard.flights {
                 if flight.sources.touch(&flight.range, place) {
                     stale.touched(place, &flight.sources, &flight.range);
                 }
             }
             // What is granted but not issued touches the watch when it is issued.
-            for Operation { op, want, .. } in shard.operations.iter().filter(|op| op.issued) {
-                if want.shared.touch(&want.range, place) {
-                    stale.touched(place, &want.shared, &want.range);
+            for Operation { op, want, issued } in &shard.operations {
+                let Some(range) = issued else { continue };
+                if want.shared.touch(range, place) {
+                    stale.touched(place, &want.shared, range);
                 }
-                if want.exempt.touch(&want.range, place) && is_spoiled(&shards, *op) {
-                    stale.touched(place, &want.exempt, &want.range);
+                if want.exempt.touch(range, place) && is_spoiled(&shards, *op) {
+                    stale.touched(place, &want.exempt, range);
                 }
             }
         }
         let key = WatchKey(self.next_watch.fetch_add(1, Ordering::Relaxed));
-        for shard in &mut shards {
+        for shard in shards.iter_mut() {
             let (place, stale) = (place.clone(), stale.clone());
             shard.watches.push(Watch { key, place, stale });
         }
@@ -316,14 +400,47 @@ impl Guards {
     }
 
     fn all_shards(&self) -> AllShards<'_> {
-        (0..self.shards.len()).map(|index| self.shard(index)).collect()
+        let workers = self.shards.len();
+        AllShards {
+            // In ascending order, as arrays are made.
+            first: std::array::from_fn(|index| (index < workers).then(|| self.shard(index))),
+            rest: (SHARDS_INLINE..workers).map(|index| self.shard(index)).collect(),
+        }
+    }
+}
+
+/// Whether an operation must wait for something granted, or for something that asked before it.
+fn must_wait(queue: &Queue, shards: &AllShards<'_>, want: &Want, by: By<'_>) -> Result<bool, Full> {
+    let granted: usize = shards.iter().map(|shard| shard.operations.len()).sum();
+    if granted + queue.operations() >= GUARDS_MAX {
+        return Err(Full);
+    }
+    let is_behind = || !by.is_nested() && queue.is_behind_another(want, LAST);
+    Ok(is_held(shards, want, by) || is_behind())
+}
+
+fn grant(
+    shards: &mut AllShards<'_>,
+    worker: usize,
+    op: OpId,
+    want: Want,
+    issued: Option<Range<u64>>,
+) {
+    if let Some(place) = &want.exclusive {
+        for shard in shards.iter_mut() {
+            let place = place.clone();
+            shard.guards.push(Guard { op, place, ticket: LAST, granted: true, spoiled: false });
+        }
+    }
+    if let Some(shard) = shards.of(worker) {
+        shard.operations.push(Operation { op, want, issued });
     }
 }
 
 /// Whether something granted, other than what caused the operation, stands in its way.
 fn is_held(shards: &AllShards<'_>, want: &Want, by: By<'_>) -> bool {
     let holds = |Operation { op, want: held, issued }: &Operation| {
-        let is_void = || *issued && is_spoiled(shards, *op);
+        let is_void = || issued.is_some() && is_spoiled(shards, *op);
         let is_in_the_way =
             held.conflicts(want) || (want.is_guarded_from(&held.exempt, &held.range) && is_void());
         is_in_the_way && !by.is_caused_by(*op)

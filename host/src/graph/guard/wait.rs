@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::ops::Range;
 use std::task::Poll;
 
-use super::table::{Acquire, Full, Guards, Ticket};
+use super::table::{Acquire, AtOnce, Full, Guards, Ticket};
 use super::{By, FlightKey, OpId, SourceSet, Want};
 
 /// What an operation holds: its guard and its shared part. Released when dropped, unless its write was
@@ -20,7 +20,10 @@ pub(crate) struct Held<'g> {
 enum Phase {
     Granted,
     Issued,
+    /// The write has ended, with what it holds still held.
     Settled,
+    /// Nothing is held any more.
+    Released,
 }
 
 /// A place in the queue.
@@ -44,6 +47,27 @@ impl Guards {
         let ticket = self.park(worker, sources.clone(), range.clone());
         let mut waiter = Waiter { guards: self, ticket: Some(ticket) };
         poll_fn(|cx| waiter.poll(|ticket| self.try_grant_entry(ticket, by, cx.waker()))).await
+    }
+
+    /// An operation that has read before writes at once, if it need not wait; see
+    /// [`Guards::try_issue`].
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub(crate) fn issue_at_once(
+        &self,
+        worker: usize,
+        want: Want,
+        by: By<'_>,
+        is_fresh: impl FnOnce() -> bool,
+    ) -> Result<AtOnce<Held<'_>>, Full> {
+        Ok(match self.try_issue(worker, want, by, is_fresh)? {
+            AtOnce::Issued(op) => {
+                AtOnce::Issued(Held { guards: self, op, phase: Cell::new(Phase::Issued) })
+            }
+            AtOnce::Stale => AtOnce::Stale,
+            AtOnce::MustWait(want) => AtOnce::MustWait(want),
+        })
     }
 
     /// An operation gets all it wants. The caller bounds the wait.
@@ -91,10 +115,25 @@ impl Held<'_> {
         self.op
     }
 
-    /// See [`Guards::issue`].
-    #[must_use = "a stale operation must not write"]
+    /// It is about to write all that it wanted to.
+    #[cfg(test)]
     pub(crate) fn issue(&self) -> bool {
         let is_fresh = self.guards.issue(self.op);
+        if is_fresh {
+            self.phase.set(Phase::Issued);
+        }
+        is_fresh
+    }
+
+    /// Whether the write is under way.
+    pub(crate) fn is_issued(&self) -> bool {
+        self.phase.get() == Phase::Issued
+    }
+
+    /// See [`Guards::issue_part`].
+    #[must_use = "a stale operation must not write"]
+    pub(crate) fn issue_part(&self, part: &Range<u64>) -> bool {
+        let is_fresh = self.guards.issue_part(self.op, part);
         if is_fresh {
             self.phase.set(Phase::Issued);
         }
@@ -105,18 +144,21 @@ impl Held<'_> {
     #[must_use = "a void proof must be marked"]
     pub(crate) fn settle(&self, succeeded: bool, intact: impl FnOnce()) -> bool {
         let is_intact = succeeded && self.guards.settle(self.op, intact);
-        self.phase.set(Phase::Settled);
+        self.phase.set(if is_intact { Phase::Released } else { Phase::Settled });
         is_intact
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if self.phase.get() == Phase::Issued {
+        match self.phase.get() {
+            Phase::Granted | Phase::Settled => self.guards.release(self.op),
+            Phase::Released => {}
             // The write may still land, so nothing may rely on this place again.
-            tracing::warn!(operation = ?self.op, "a write under a guard was abandoned; its range stays guarded");
-            return;
+            Phase::Issued => tracing::warn!(
+                operation = ?self.op,
+                "a write under a guard was abandoned; its range stays guarded"
+            ),
         }
-        self.guards.release(self.op);
     }
 }

@@ -31,11 +31,37 @@ pub(super) struct Control {
     log: Mutex<Vec<Landed>>,
     /// The next change fails after so many quarters of its blocks have landed.
     fail: Mutex<Option<usize>>,
-    pub(super) holds_writes: AtomicBool,
+    pub(super) writes: Switch,
     /// Reads wait with their bytes in hand.
-    pub(super) holds_reads: AtomicBool,
+    pub(super) reads: Switch,
     /// Requests that wait.
     pub(super) held: AtomicUsize,
+}
+
+/// Holds what comes to it.
+#[derive(Default)]
+pub(super) struct Switch {
+    is_catching: AtomicBool,
+    is_holding: AtomicBool,
+}
+
+impl Switch {
+    /// From now on requests wait.
+    pub(super) fn close(&self) {
+        self.is_catching.store(true, Ordering::Relaxed);
+        self.is_holding.store(true, Ordering::Relaxed);
+    }
+
+    /// Those that wait go on waiting; others pass.
+    pub(super) fn let_others_pass(&self) {
+        self.is_catching.store(false, Ordering::Relaxed);
+    }
+
+    /// All go on.
+    pub(super) fn open(&self) {
+        self.is_catching.store(false, Ordering::Relaxed);
+        self.is_holding.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Control {
@@ -48,10 +74,10 @@ impl Control {
         *self.fail.lock().unwrap_or_else(PoisonError::into_inner) = quarters;
     }
 
-    async fn hold(&self, switch: &AtomicBool) {
-        if switch.load(Ordering::Relaxed) {
+    async fn hold(&self, switch: &Switch) {
+        if switch.is_catching.load(Ordering::Relaxed) {
             self.held.fetch_add(1, Ordering::Relaxed);
-            while switch.load(Ordering::Relaxed) {
+            while switch.is_holding.load(Ordering::Relaxed) {
                 turn().await;
             }
             self.held.fetch_sub(1, Ordering::Relaxed);
@@ -114,7 +140,7 @@ impl Node for TestDisk {
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
         Box::pin(async move {
             let read = self.memory.read(cx, offset, buf).await;
-            self.control.hold(&self.control.holds_reads).await;
+            self.control.hold(&self.control.reads).await;
             read
         })
     }
@@ -127,7 +153,7 @@ impl Node for TestDisk {
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            self.control.hold(&self.control.holds_writes).await;
+            self.control.hold(&self.control.writes).await;
             let len = buf.len() as u64;
             let failed = self.fail(len);
             let landing = failed.unwrap_or(len);
@@ -143,7 +169,7 @@ impl Node for TestDisk {
 
     fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            self.control.hold(&self.control.holds_writes).await;
+            self.control.hold(&self.control.writes).await;
             let failed = self.fail(len);
             let landing = failed.unwrap_or(len);
             let bytes = vec![0; (landing / SECTOR) as usize];
@@ -157,7 +183,7 @@ impl Node for TestDisk {
 
     fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            self.control.hold(&self.control.holds_writes).await;
+            self.control.hold(&self.control.writes).await;
             let span = Span::at((offset / SECTOR) as usize, (len / SECTOR) as usize);
             let depth = cx.request.operations().len();
             let bytes = vec![0; span.len()];

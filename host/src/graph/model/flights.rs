@@ -26,7 +26,11 @@ struct Writing {
 
 impl Run {
     fn writable_drive(&self, random: &mut Random) -> Option<Drive> {
-        let drives = self.scene.drives.iter().copied().filter(|drive| drive.is_writable);
+        // A write that fills a cluster reads, and so may copy.
+        let copies =
+            |drive: &Drive| self.scene.is_coarse && self.scene.place(drive.root).copies_on_read;
+        let drives = self.scene.drives.iter().copied();
+        let drives = drives.filter(|drive| drive.is_writable && !copies(drive));
         random.pick(&drives.collect::<Vec<_>>())
     }
 
@@ -60,7 +64,7 @@ impl Run {
     }
 
     fn hold_writes(&self, hold: bool) {
-        self.control.holds_writes.store(hold, Ordering::Relaxed);
+        if hold { self.control.writes.close() } else { self.control.writes.open() }
     }
 
     fn held(&self) -> usize {
@@ -150,14 +154,16 @@ impl Run {
         self.step =
             format!("job {at} reads {span} of {from}, held; write to {written} of {}", drive.id);
         let job = self.job(at);
-        self.control.holds_reads.store(true, Ordering::Relaxed);
+        self.control.reads.close();
         let real = start(async move { job.read_proven(0, bytes_of(span)).await });
         quiet().await;
+        // A write may have to read what it does not cover.
+        self.control.reads.let_others_pass();
         let watch = told(self.world.register_watch(from, span))?;
         told(self.world.capture(watch))?;
         let writing = self.begin_write(random, drive, written)?;
         self.end_write(&writing).await?;
-        self.control.holds_reads.store(false, Ordering::Relaxed);
+        self.control.reads.open();
         let bytes = real.end().await?.map_err(|error| error.to_string())?;
         self.control.take_log();
         self.keep(Kept { bytes, watch, node: from });

@@ -95,10 +95,10 @@ pub(super) fn kind_of<T>(result: &HostResult<T>) -> Option<ErrorKind> {
 }
 
 impl Run {
-    pub(super) fn new(scene_seed: u64, allows_side_filters: bool) -> Self {
+    pub(super) fn new(scene_seed: u64) -> Self {
         let control = Arc::new(Control::default());
         let mut random = Random::new(scene_seed);
-        let (scene, cell, world) = Scene::build(&mut random, allows_side_filters, &control);
+        let (scene, cell, world) = Scene::build(&mut random, &control);
         let graph = Rc::new(LocalGraph::new(Arc::new(cell), 0));
         Self { graph, world, scene, control, kept: Vec::new(), step: String::new() }
     }

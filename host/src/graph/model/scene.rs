@@ -64,9 +64,8 @@ pub(super) struct Scene {
     pub(super) drives: Vec<Drive>,
     pub(super) jobs: Vec<Job>,
     granularity: usize,
-    /// A filter beside others on one node, and jobs with it: the core then voids proofs needlessly
-    /// (`proven_writes_through_filters_beside_the_source`).
-    allows_side_filters: bool,
+    /// There are clusters to fill.
+    pub(super) is_coarse: bool,
 }
 
 pub(super) fn node_name(node: NodeId) -> String {
@@ -88,12 +87,8 @@ impl Scene {
     }
 
     /// One whose permissions admit it, in both worlds.
-    pub(super) fn build(
-        random: &mut Random,
-        allows_side_filters: bool,
-        control: &Arc<Control>,
-    ) -> (Self, GraphCell, World) {
-        let mut scene = Self::by_chance(random, allows_side_filters);
+    pub(super) fn build(random: &mut Random, control: &Arc<Control>) -> (Self, GraphCell, World) {
+        let mut scene = Self::by_chance(random);
         let mut refused = None;
         for _ in 0..100 {
             match scene.real(control) {
@@ -108,11 +103,10 @@ impl Scene {
         panic!("the weakest scene is refused: {refused:?}");
     }
 
-    fn by_chance(random: &mut Random, allows_side_filters: bool) -> Self {
-        // A coarse one has clusters to fill, and nobody who acts: see `run.rs`.
+    fn by_chance(random: &mut Random) -> Self {
         let is_coarse = random.one_in(4);
         let granularity = random.pick(&[1, 2, 4]).unwrap_or(2);
-        let mut scene = Self { granularity, allows_side_filters, ..Self::default() };
+        let mut scene = Self { granularity, is_coarse, ..Self::default() };
         let len = random.between(4, 10) * 4;
         for at in 0..random.between(2, 12) {
             scene.add_node(random, (at as u32) + 1, len, is_coarse);
@@ -123,19 +117,14 @@ impl Scene {
             let root = scene.near_the_top(random);
             scene.drives.push(Drive { id, root, is_writable: true, only_shows: false });
         }
-        if !is_coarse {
-            for _ in 0..random.between(0, 3) {
-                let (from, beside) = (scene.near_the_top(random), scene.any_node(random));
-                // A job is of use if it writes below what it reads.
-                let below = scene.path(from);
-                let below = random.pick(&below).unwrap_or(from);
-                let to = if random.one_in(6) { scene.any_node(random) } else { below };
-                let is_proven = !random.one_in(3);
-                scene.jobs.push(Job { from, beside, to, is_proven });
-            }
-            while !scene.allows_side_filters && scene.voids_proofs() {
-                scene.jobs.pop();
-            }
+        for _ in 0..random.between(0, 3) {
+            let (from, beside) = (scene.near_the_top(random), scene.any_node(random));
+            // A job is of use if it writes below what it reads.
+            let below = scene.path(from);
+            let below = random.pick(&below).unwrap_or(from);
+            let to = if random.one_in(6) { scene.any_node(random) } else { below };
+            let is_proven = !random.one_in(3);
+            scene.jobs.push(Job { from, beside, to, is_proven });
         }
         scene
     }
@@ -172,15 +161,7 @@ impl Scene {
             true => random.pick(&children),
             false => children.last().copied(),
         };
-        let (id, mut choice) = (NodeId(id), random.below(12));
-        let mut child = child;
-        if !is_coarse && !self.allows_side_filters {
-            child = child.map(|child| self.place(self.class_top(child.id)));
-            let is_used = child.is_some_and(|child| self.is_used(child.id));
-            if is_used && (1..=4).contains(&choice) {
-                choice = 11;
-            }
-        }
+        let (id, choice) = (NodeId(id), random.below(12));
         let kind = match (child, choice) {
             (None, _) | (_, 0) => Kind::Disk {
                 len: usual_len,
@@ -189,8 +170,7 @@ impl Scene {
                 is_overlay: random.one_in(4),
             },
             (Some(child), 1..=4) => {
-                let may_copy = child.is_on_overlay && !is_coarse;
-                let copies_on_read = may_copy && random.one_in(2);
+                let copies_on_read = child.is_on_overlay && random.one_in(2);
                 Kind::Filter { child: child.id, copies_on_read }
             }
             (Some(child), 5) if child.len > 1 => {
@@ -208,42 +188,6 @@ impl Scene {
             }
         };
         self.nodes.push(self.new_place(id, kind));
-    }
-
-    /// Whether a proven write enters, by way of a filter of the class that it goes to, a source that
-    /// stands below that filter: the core then takes it for a change of the source.
-    fn voids_proofs(&self) -> bool {
-        let sources = self.jobs.iter().flat_map(|job| [job.from, job.beside]);
-        let paths: Vec<Vec<NodeId>> = sources.map(|source| self.path(source)).collect();
-        let copying = self.nodes.iter().filter_map(|node| match node.kind {
-            Kind::Filter { child, copies_on_read: true } => Some(child),
-            _ => None,
-        });
-        let crosses = |to: NodeId| {
-            self.path(to)
-                .into_iter()
-                .map_while(|parent| match self.place(parent).kind {
-                    Kind::Filter { child, .. } => Some((parent, child)),
-                    _ => None,
-                })
-                .any(|(parent, child)| {
-                    paths.iter().any(|path| path.contains(&child) && !path.contains(&parent))
-                })
-        };
-        self.jobs.iter().map(|job| job.to).chain(copying).any(crosses)
-    }
-
-    fn is_used(&self, node: NodeId) -> bool {
-        self.nodes.iter().any(|parent| self.child(parent.id) == Some(node))
-    }
-
-    /// The highest filter on a node.
-    fn class_top(&self, node: NodeId) -> NodeId {
-        let filter = self
-            .nodes
-            .iter()
-            .find(|above| matches!(above.kind, Kind::Filter { child, .. } if child == node));
-        filter.map_or(node, |filter| self.class_top(filter.id))
     }
 
     fn new_place(&self, id: NodeId, kind: Kind) -> Place {
@@ -376,8 +320,8 @@ impl Scene {
         };
         for node in &self.nodes {
             let made = match node.kind {
-                Kind::Disk { len, is_overlay: false, .. } => {
-                    Node::Memory(Memory::full(vec![0; len]))
+                Kind::Disk { len, cluster, is_overlay: false, .. } => {
+                    Node::Memory(Memory::full(vec![0; len], cluster))
                 }
                 Kind::Disk { len, cluster, backing, .. } => {
                     Node::Memory(Memory::overlay(len, cluster, backing))

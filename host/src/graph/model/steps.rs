@@ -121,25 +121,23 @@ impl Run {
         let how = CopyHow { unchanged, only_unallocated };
         let result = self.job(at).copy(edge, 2, bytes_of(span), how).await.map(drop);
         self.control.set_fail(None);
-        if only_unallocated {
-            // The core announces all of the range, also where it then writes nothing: watches there are
-            // stale without need.
-            for kept in std::mem::take(&mut self.kept) {
-                self.world.unregister_watch(kept.watch);
-            }
-        }
         if !unchanged {
             return self.follow_changed_copy((from, job.to), span, &result);
         }
         let is_its_view = !job.is_proven || edge == 0;
         if only_unallocated && result.is_ok() && is_its_view {
-            return self.follow_runs((from, job.to), &result);
+            return self.follow_runs((from, job.to), span, &result);
         }
         self.follow_claim((from, job.to), span, None, &result, is_its_view)
     }
 
     /// A copy of several runs, each of them proven.
-    fn follow_runs(&mut self, (from, to): (NodeId, NodeId), result: &HostResult<()>) -> Verdict {
+    fn follow_runs(
+        &mut self,
+        (from, to): (NodeId, NodeId),
+        asked: Span,
+        result: &HostResult<()>,
+    ) -> Verdict {
         let log = self.control.take_log();
         let (disk, shift) = self.scene.disk_of(to);
         for landed in &log {
@@ -150,7 +148,8 @@ impl Run {
             if landed.disk != disk {
                 return Err(format!("a copy to {to} was written to {}", landed.disk));
             }
-            let span = landed.span.shifted_down(shift);
+            // The rest of its clusters it only fills.
+            let span = landed.span.shifted_down(shift).common(asked);
             let copied = self.world.copy(from, to, span, &Outcome::Done);
             copied
                 .map_err(|refusal| format!("the core has copied {span}: {refusal}: {result:?}"))?;
@@ -339,12 +338,7 @@ impl Run {
             return if log.is_empty() { Ok(()) } else { Err("refused, and written".to_owned()) };
         }
         let watch = self.world.register_watch(job.from, span).map_err(|error| error.to_string())?;
-        let shown = self.world.capture(watch).map_err(|error| error.to_string())?;
-        // The core proves zeros for any view above, as it does other bytes.
-        let buffer = match shown.iter().all(|byte| *byte == 0) {
-            true => Buffer::Captured(watch),
-            false => Buffer::ZeroByStatus(watch),
-        };
+        let buffer = Buffer::ZeroByStatus(watch);
         let followed = self.follow_verdict((job.to, span), &buffer, &log, &result, true);
         self.world.unregister_watch(watch);
         followed

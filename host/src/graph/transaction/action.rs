@@ -1,11 +1,14 @@
-//! What a transaction is made of: graph changes by name.
+//! What a transaction is made of: changes of the graph and of its bitmaps, by name.
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::bitmap_action::{BitmapAction, BitmapRef, list};
 use super::event::Event;
-use crate::graph::{DriveDecl, NodeDecl};
+use crate::bitmap::Bitmap;
+use crate::graph::{BitmapDecl, DriveDecl, NodeDecl};
 use crate::limits::DRAIN_TIME;
 
 /// Somebody who uses a node.
@@ -31,7 +34,11 @@ pub enum Which {
     These(Vec<User>),
 }
 
-/// One graph change. Actions of a transaction see what those before them have done.
+/// One change of the graph or of a bitmap. Actions of a transaction see what those before them have done;
+/// to everybody else they are one instant.
+///
+/// What a change of the graph marks, it marks in its turn: a bitmap that a later action clears or adds is
+/// clean, one that an earlier action cleared is marked.
 ///
 /// A node that an action brings in names its children itself: a filter put above `disk` has an edge to
 /// `disk`, an overlay a backing edge to the node that the drive shows.
@@ -130,6 +137,22 @@ pub enum Action {
         /// Bytes of its view.
         range: Range<u64>,
     },
+    /// Adds a bitmap, clean.
+    AddBitmap(BitmapDecl),
+    /// Does something to a bitmap: [`BitmapAction::of`].
+    Bitmap {
+        /// The bitmap.
+        bitmap: BitmapRef,
+        /// What.
+        action: BitmapAction,
+    },
+    /// Freezes bitmaps of any drives and nodes, all of them recording, and starts a successor of each. No
+    /// change is in flight then on any of their views: each is in what stands still of all bitmaps that
+    /// see it, or in their successors.
+    Checkpoint {
+        /// The bitmaps.
+        bitmaps: Vec<BitmapRef>,
+    },
 }
 
 impl fmt::Display for Action {
@@ -163,6 +186,9 @@ impl fmt::Display for Action {
             Self::Deallocate { node, range } => {
                 write!(f, "deallocate {}..{} of `{node}`", range.start, range.end)
             }
+            Self::AddBitmap(decl) => write!(f, "add bitmap `{}` of {}", decl.name, decl.scope),
+            Self::Bitmap { bitmap, action } => action.describe(bitmap, f),
+            Self::Checkpoint { bitmaps } => write!(f, "checkpoint of {}", list(bitmaps)),
         }
     }
 }
@@ -188,12 +214,12 @@ impl Action {
     }
 }
 
-/// Graph changes that apply wholly or not at all.
+/// Changes that apply wholly or not at all, at one instant.
 ///
 /// ```
 /// use std::time::Duration;
 ///
-/// use blockloom::graph::{Action, Transaction, Unproven};
+/// use blockloom::graph::{Action, BitmapAction, BitmapRef, Transaction, Unproven};
 ///
 /// let transaction = Transaction::new()
 ///     .with(Action::EjectMedium { drive: "cdrom".into() })
@@ -202,6 +228,7 @@ impl Action {
 ///         Action::SetRoot { drive: "vda".into(), node: "mirror".into() },
 ///         Unproven::MarkWhole,
 ///     )
+///     .with(BitmapAction::Clear.of(BitmapRef::of_drive("cdrom", "daily")))
 ///     .within(Duration::from_secs(2));
 /// # let _ = transaction;
 /// ```
@@ -255,4 +282,6 @@ pub struct Applied {
     pub generation: u64,
     /// What happened beside what was asked for.
     pub events: Vec<Event>,
+    /// The bitmaps that it added, in the order of their actions.
+    pub added: Vec<Arc<Bitmap>>,
 }

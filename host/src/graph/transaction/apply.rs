@@ -2,45 +2,42 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::action::{Applied, Transaction, Unproven};
-use super::bitmaps::{self, Change};
+use super::action::{Action, Applied, Transaction, Unproven};
+use super::bitmap_steps::position;
+use super::bitmaps::{self, Change, Marked};
 use super::claims::{Claim, claims};
 use super::draft::Draft;
 use super::drain::{Drained, Place, Side, Still};
 use super::event::Event;
 use super::touched::{Touched, end_watches};
 use super::work::{self, Step, StepKind};
-use crate::bitmap::Prepared;
+use crate::bitmap::{Bitmap, Prepared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::{GraphCell, Snapshot};
 use crate::graph::detach::ToTheEnd;
 use crate::graph::evidence::SameView;
 use crate::graph::mutation::{Mutation, mutated};
-use crate::graph::snapshot::Graph;
+use crate::graph::snapshot::{Graph, ScopedBitmap};
 use crate::io::{Time, current, turn_now, until};
 
 impl GraphCell {
     /// Applies a transaction, on a worker. Once begun it runs to its end, also if its future is dropped.
     ///
     /// # Errors
-    /// Whatever stands against an action; `ETIMEDOUT` when requests do not end. The graph is as before
-    /// then; if a driver failed to resize or deallocate, that range is marked.
+    /// Whatever stands against an action; `ETIMEDOUT` when requests do not end. The graph and its bitmaps
+    /// are as before then; if a driver failed to resize or deallocate, that range is marked, and an event
+    /// says so.
     pub async fn transact(self: &Arc<Self>, transaction: Transaction) -> Result<Applied> {
         let cell = Arc::clone(self);
-        let change = async move {
-            let Transaction { actions, within } = transaction;
-            let act = |_: &Graph, draft: &mut Draft, _: &mut Prepared| draft.act_all(actions);
-            apply(&cell, act, within).await
-        };
+        let change = async move { apply(&cell, transaction).await };
         ToTheEnd::new(change).await
     }
 }
 
 /// Everything that is known before anybody pauses.
 struct Plan {
-    after: Graph,
+    after: Rc<Snapshot>,
     claims: Vec<Claim>,
     steps: Vec<Step>,
     /// Contents that bitmaps get when it is published.
@@ -51,22 +48,27 @@ struct Plan {
     shapes: Vec<bool>,
     /// Who pauses.
     origins: Vec<usize>,
+    /// Bitmaps that it adds.
+    added: Vec<Arc<Bitmap>>,
+    /// Bitmaps that it takes out.
+    gone: Vec<ScopedBitmap>,
+    /// Of the last action that alters a view, among the changes of bitmaps.
+    last_shape: usize,
     /// The actions, for messages.
     actions: Vec<String>,
+    /// What has happened by the end.
+    events: Vec<Event>,
 }
 
 impl Plan {
-    fn of(
-        before: &Graph,
-        change: impl FnOnce(&Graph, &mut Draft, &mut Prepared) -> Result<()>,
-    ) -> Result<(Self, Vec<Event>)> {
+    fn of(before: &Graph, actions: Vec<(Action, Unproven)>) -> Result<Self> {
         let (mut draft, mut prepared) = (Draft::of(before), Prepared::default());
-        change(before, &mut draft, &mut prepared)?;
-        let after = draft.assemble(Some(before), &mut prepared)?;
+        draft.act_all(actions)?;
+        let mut after = draft.assemble(Some(before), &mut prepared)?;
         let claims = claims(&draft, before, &after)
             .map_err(|(by, error)| at_action(&draft.actions, by.action, &error))?;
         let steps = work::steps(&draft, before, &after)?;
-        let changes = bitmaps::size_changes(before, &after);
+        let changes = bitmaps::size_changes(&draft, before, &after);
         let touched = touched(before, &after, &claims, &steps);
         let origins = match mutated(Mutation::DrainsNothing) {
             true => Vec::new(),
@@ -74,22 +76,81 @@ impl Plan {
         };
         let moved = draft.bitmaps.iter().filter_map(|entry| {
             let (from, _) = entry.moved.clone()?;
-            let (to, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
+            let (to, name) = (entry.scope.clone(), entry.name.to_string());
             Some(Event::BitmapMoved { from, to, name })
         });
         let mut events: Vec<Event> = moved.collect();
-        events.extend(bitmaps::resized(&after));
-        let shapes = touched.shapes;
-        let actions = draft.actions;
-        let plan = Self { after, claims, steps, prepared, changes, shapes, origins, actions };
-        Ok((plan, events))
+        events.extend(bitmaps::resized(&draft, &after));
+        let added = bitmaps::added(&draft);
+        // Claims count them.
+        let gone = after.bitmaps.split_off(draft.bitmaps.len());
+        Ok(Self {
+            after: Rc::new(Snapshot::new(Arc::new(after))),
+            claims,
+            steps,
+            prepared,
+            changes,
+            shapes: touched.shapes,
+            origins,
+            added,
+            gone,
+            last_shape: draft.last_shape,
+            actions: draft.actions,
+            events,
+        })
+    }
+
+    /// Makes the changes, but for the snapshot, with everything still that they touch.
+    ///
+    /// # Errors
+    /// Nothing has changed then, but that bitmaps are marked where a driver has failed.
+    async fn make(
+        &mut self,
+        cell: &GraphCell,
+        section: &Drained<'_>,
+        deadline: Time,
+    ) -> Result<()> {
+        let Self { claims, steps, prepared, changes, gone, actions, events, .. } = self;
+        let (before, after) = (section.graph(Side::Before), section.graph(Side::After));
+        let verified = until(deadline, verify(section, claims, steps, actions)).await;
+        let late = || {
+            let message = "what the nodes hold was not found out in time: nothing was changed";
+            Err(Error::new(ErrorKind::TimedOut, message))
+        };
+        let unproven = verified.unwrap_or_else(late)?;
+        changes.extend(unproven.changes);
+        if !steps.is_empty() {
+            // The graph that is keeps its bitmaps if the work fails.
+            let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
+            let if_failed: Vec<Event> = marked.collect();
+            if let Err(error) = work::run(section, steps).await {
+                cell.events.publish(before.generation, &if_failed);
+                return Err(error);
+            }
+        }
+        // From here on nothing can fail.
+        let marked = Marked { after, gone };
+        for change in &*changes {
+            events.extend(marked.range(prepared, change));
+        }
+        for Claim { marks, position, what, .. } in unproven.claims {
+            events.extend(marked.whole(prepared, marks, *position, what));
+        }
+        marked.views_gone(prepared, self.last_shape);
+        std::mem::take(prepared).commit();
+        Ok(())
     }
 }
 
 /// An error with the action that is to blame.
 pub(super) fn at_action(actions: &[String], number: usize, error: &Error) -> Error {
-    let what = actions.get(number).map_or("", String::as_str);
-    Error::new(error.kind(), format!("action {} ({what}): {error}", number + 1))
+    match (actions.get(number), actions.len()) {
+        (None, _) => error.clone(),
+        (Some(what), 1) => Error::new(error.kind(), format!("{what}: {error}")),
+        (Some(what), _) => {
+            Error::new(error.kind(), format!("action {} ({what}): {error}", number + 1))
+        }
+    }
 }
 
 /// What must stand still: what differs, and what is asked whether it shows the same.
@@ -110,47 +171,22 @@ fn clock() -> Time {
     current().map_or_else(turn_now, |worker| worker.io().now())
 }
 
-/// Changes a copy of the graph by `change`, checks it, and puts it in the graph's place. What `change`
-/// adds to [`Prepared`] takes effect with it.
-///
-/// # Errors
-/// As [`GraphCell::transact`].
-pub(in crate::graph) async fn apply(
-    cell: &GraphCell,
-    change: impl FnOnce(&Graph, &mut Draft, &mut Prepared) -> Result<()>,
-    within: Duration,
-) -> Result<Applied> {
+/// Changes a copy of the graph, checks it, and puts it in the graph's place.
+async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
+    let Transaction { actions, within } = transaction;
     let _writer = cell.writer.lock().await;
     let before = Rc::new(Snapshot::new(cell.load()));
-    let (plan, mut events) = Plan::of(&before, change)?;
+    let mut plan = Plan::of(&before, actions)?;
     plan.after.start_drivers(Some(&before))?;
+    let after = Rc::clone(&plan.after);
+    let moving = before.reached_by_others(&plan.origins);
 
     let began = clock();
     let deadline = turn_now() + within;
-    let still = Still::of(&before, plan.origins.clone(), within).await?;
+    let still = Still::of(&before, std::mem::take(&mut plan.origins), moving, within).await?;
     let drained = clock();
-    let Plan { after, claims, steps, prepared, changes, shapes, actions, .. } = plan;
-    let after = Rc::new(Snapshot::new(Arc::new(after)));
-    {
-        let section = Drained::new(&before, &after, &still);
-        let verified = until(deadline, verify(&section, &claims, &steps, &actions)).await;
-        let late = || {
-            let message = "what the nodes hold was not found out in time: nothing was changed";
-            Err(Error::new(ErrorKind::TimedOut, message))
-        };
-        let unproven = verified.unwrap_or_else(late)?;
-        for change in changes.iter().chain(&unproven.changes) {
-            // The graph that is keeps its bitmaps if the work fails.
-            bitmaps::mark(&before, change);
-            events.extend(bitmaps::mark(&after, change));
-        }
-        work::run(&section, &steps).await?;
-        // From here on nothing can fail.
-        prepared.fill().commit();
-        for claim in unproven.claims {
-            events.extend(bitmaps::mark_whole(&after, &claim.marks, &claim.what));
-        }
-    }
+    plan.make(cell, &Drained::new(&before, &after, &still), deadline).await?;
+    let Plan { shapes, mut events, added, .. } = plan;
     end_watches(&before, shapes);
     let generation = after.generation;
     let drives = still.ids(&before);
@@ -161,8 +197,8 @@ pub(in crate::graph) async fn apply(
         let (drain, still) = (drained.since(began), opened.since(drained));
         events.push(Event::Paused { drives, drain, still });
     }
-    events.iter().for_each(|event| event.log(generation));
-    Ok(Applied { generation, events })
+    cell.events.publish(generation, &events);
+    Ok(Applied { generation, events, added })
 }
 
 /// What has no evidence, and is to be marked.
@@ -207,7 +243,8 @@ async fn verify<'p>(
             let error = Error::new(ErrorKind::NotPermitted, message).at_node(&node.name);
             return Err(at_action(actions, by.action, &error));
         }
-        marking.changes.push(Change { node: node.generation, range: range.clone(), why });
+        let position = position(by.action);
+        marking.changes.push(Change { node: node.generation, range: range.clone(), position, why });
     }
     Ok(marking)
 }

@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use super::check::{check_permissions, check_proven, resolve_permissions};
 use super::draft::{Draft, DraftEdge, DraftNode, invalid, not_found};
-use crate::bitmap::{Bitmap, BitmapState, Change, Extension, Prepared};
-use crate::error::{Error, ErrorKind, Result};
+use crate::bitmap::Prepared;
+use crate::error::Result;
 use crate::graph::acting;
 use crate::graph::affected::Marks;
-use crate::graph::build::BitmapDecl;
 use crate::graph::class::{Class, Cut, Edges, Views};
+use crate::graph::fill::Fill;
 use crate::graph::guard::Guards;
 use crate::graph::order;
 use crate::graph::permission::{PermissionSet, Role, Users};
-use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphDrive, GraphNode, ScopedBitmap};
+use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
 use crate::limits::{GRAPH_DEPTH_MAX, WORKERS_MAX};
 use crate::node::NodeInfo;
 
@@ -26,7 +26,7 @@ type Index<'a> = HashMap<&'a str, usize>;
 
 impl Draft {
     /// Checks everything and makes the next snapshot, after `former`. It marks what bitmaps record in once
-    /// `prepared` has taken effect, to which is added what new sizes of their views call for.
+    /// `prepared` has taken effect, to which is added what the actions and new sizes of views call for.
     ///
     /// # Errors
     /// Unknown names, cycles, nodes whose children do not fit, permission conflicts, copies that could
@@ -60,22 +60,7 @@ impl Draft {
         resolve_permissions(&mut graph);
         check_permissions(&graph)?;
         check_proven(&graph)?;
-        for entry in &self.bitmaps {
-            let (scope, bitmap) = (entry.scope.clone(), Arc::clone(&entry.bitmap));
-            let node = graph.scope_node(&scope);
-            let size_bytes = node.map(|node| graph.nodes[node].info.size_bytes);
-            if let Some(size_bytes) = size_bytes.filter(|size| *size != bitmap.size_bytes()) {
-                prepared.add(&bitmap, &Change::Resize(size_bytes, Extension::Dirty))?;
-            }
-            let recording = prepared.recording_after(&bitmap);
-            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
-        }
-        for decl in &self.new_bitmaps {
-            let bitmap = new_bitmap(&graph, decl)?;
-            let (scope, node) = (decl.scope.clone(), graph.scope_node(&decl.scope));
-            let recording = bitmap.recording();
-            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
-        }
+        self.assemble_bitmaps(&mut graph, prepared)?;
         set_entries(&mut graph);
         acting::resolve(&mut graph, former);
         order::check(&graph)?;
@@ -222,11 +207,13 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         return Err(invalid(message).at_node(&node.name));
     }
     let serializer = node.serializer.clone();
+    let fill = Fill::of(&*node.driver, &info, &edges, below);
     Ok(GraphNode {
         generation: node.generation,
         name: Arc::clone(&node.name),
         driver: Arc::clone(&node.driver),
         info,
+        fill,
         edges,
         class: Class::default(),
         serializer: serializer.or_else(|| (alignment > 1).then(Arc::default)),
@@ -245,31 +232,6 @@ fn assign_classes(nodes: &mut [GraphNode]) -> Result<Views> {
         node.class = views.class(at);
     }
     Ok(views)
-}
-
-/// A new, clean bitmap for a scope of `graph`.
-fn new_bitmap(graph: &Graph, decl: &BitmapDecl) -> Result<Arc<Bitmap>> {
-    let name = decl.name.as_str();
-    if graph.find_bitmap(&decl.scope, name).is_some() {
-        let message =
-            format!("there is a bitmap `{name}` already: remove it or choose another name");
-        return Err(Error::new(ErrorKind::Exists, message));
-    }
-    let Some(node) = graph.scope_node(&decl.scope) else {
-        let message = match &decl.scope {
-            BitmapScope::Node(node) => format!("bitmap `{name}`: there is no node `{node}`"),
-            BitmapScope::Drive(drive) => {
-                format!("bitmap `{name}`: there is no drive `{drive}`, or it has no medium")
-            }
-        };
-        return Err(not_found(message));
-    };
-    let size = graph.nodes[node].info.size_bytes;
-    let state = if decl.enabled { BitmapState::Recording } else { BitmapState::Disabled };
-    let bitmap = Bitmap::new(decl.name.clone(), size, decl.granularity, state);
-    bitmap
-        .map(Arc::new)
-        .map_err(|error| Error::new(error.kind(), format!("bitmap `{name}`: {error}")))
 }
 
 /// Computes where changes enter and what they mark.

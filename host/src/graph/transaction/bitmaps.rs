@@ -1,14 +1,17 @@
 //! What a graph change does to bitmaps: marks, and sizes.
 //!
-//! Changes of content (a new size; later add, clear, freeze, merge back …) are prepared when the next
-//! snapshot is assembled, whose marks are of the sets that record then. Marks add bits to the sets that
-//! record now.
+//! Changes of content (a new size; add, clear, freeze, merge back …) are prepared when the next snapshot is
+//! assembled, whose marks are of the sets that record then. What the graph change itself alters is marked
+//! in the set that records at the place of the action which alters it.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::draft::{Draft, DraftBitmap};
 use super::event::Event;
 use super::touched::Known;
+use crate::bitmap::{Bitmap, Prepared};
 use crate::graph::class::{Class, Cut};
 use crate::graph::generation::NodeGeneration;
 use crate::graph::snapshot::{BitmapScope, Graph, ScopedBitmap};
@@ -28,41 +31,103 @@ pub(super) fn affected(graph: &Graph, class: Class) -> impl Iterator<Item = usiz
         .map(|(at, _)| at)
 }
 
-/// The bitmaps that get the size which their view is to have: see [`super::Draft::assemble`]. To be called
+/// The bitmaps that get the size which their view is to have: see [`Draft::assemble_bitmaps`]. To be called
 /// before they have it.
-pub(super) fn resized(after: &Graph) -> Vec<Event> {
-    let event = |entry: &ScopedBitmap| {
+pub(super) fn resized(draft: &Draft, after: &Graph) -> Vec<Event> {
+    let event = |(entry, made): (&ScopedBitmap, &DraftBitmap)| {
         let to_bytes = after.nodes[entry.node?].info.size_bytes;
-        let (from_bytes, name) = (entry.bitmap.size_bytes(), entry.bitmap.name().to_string());
+        let (from_bytes, name) = (entry.bitmap.size_bytes(), made.name.to_string());
         let scope = entry.scope.clone();
         let event = Event::BitmapResized { scope, name, from_bytes, to_bytes };
-        (from_bytes != to_bytes).then_some(event)
+        (from_bytes != to_bytes && !made.is_new).then_some(event)
     };
-    after.bitmaps.iter().filter_map(event).collect()
+    // The draft has the graph's bitmaps, in the same order.
+    after.bitmaps.iter().zip(&draft.bitmaps).filter_map(event).collect()
 }
 
-/// Marks bitmaps whole, as `why` says. A bitmap that is disabled records no graph change either.
-pub(super) fn mark_whole(graph: &Graph, which: &[usize], why: &str) -> Vec<Event> {
-    let mut events = Vec::new();
-    for entry in which.iter().map(|at| &graph.bitmaps[*at]) {
-        if let Some(recording) = entry.bitmap.recording() {
-            recording.mark(0, u64::MAX);
-            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
-            events.push(Event::BitmapMarkedWhole { scope, name, why: why.to_owned() });
+/// The bitmaps that the draft adds, in the order of their actions.
+pub(super) fn added(draft: &Draft) -> Vec<Arc<Bitmap>> {
+    let new = draft.bitmaps.iter().filter(|entry| entry.is_new);
+    new.map(|entry| Arc::clone(&entry.bitmap)).collect()
+}
+
+/// The bitmaps that a transaction marks: those of the graph that is to be, and behind them those that it
+/// takes out, which may be merged before that.
+#[derive(Clone, Copy)]
+pub(super) struct Marked<'g> {
+    pub(super) after: &'g Graph,
+    pub(super) gone: &'g [ScopedBitmap],
+}
+
+impl Marked<'_> {
+    /// Marks bitmaps whole, by their indices, as `why` says. A bitmap that is disabled then records no
+    /// graph change either.
+    pub(super) fn whole(
+        self,
+        prepared: &mut Prepared,
+        which: &[usize],
+        position: usize,
+        why: &str,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        let staying = self.after.bitmaps.len();
+        for at in which {
+            let (entry, stays) = match at.checked_sub(staying) {
+                None => (&self.after.bitmaps[*at], true),
+                Some(at) => (&self.gone[at], false),
+            };
+            if prepared.mark_at(position, &entry.bitmap, 0..u64::MAX) && stays {
+                events.push(marked_whole(entry, why));
+            }
+        }
+        events
+    }
+
+    /// Marks a change that has been made wherever it is seen, in its place among the changes of bitmaps.
+    pub(super) fn range(self, prepared: &mut Prepared, change: &Change) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (entry, range) in seen(self.after, &self.after.bitmaps, change) {
+            let bytes = range.clone().unwrap_or(0..u64::MAX);
+            // What a bitmap gains by its own new size has been told.
+            let is_told = range.is_some() && entry.bitmap.size_bytes() < bytes.end;
+            if prepared.mark_at(change.position, &entry.bitmap, bytes) && !is_told {
+                events.push(marked(entry, range, &change.why));
+            }
+        }
+        for (entry, range) in seen(self.after, self.gone, change) {
+            prepared.mark_at(change.position, &entry.bitmap, range.unwrap_or(0..u64::MAX));
+        }
+        events
+    }
+
+    /// Marks what goes together with its view: what that showed meanwhile is not looked at.
+    pub(super) fn views_gone(self, prepared: &mut Prepared, last_shape: usize) {
+        let is_there = |scope: &BitmapScope| match scope {
+            BitmapScope::Node(name) => self.after.find_node(name).is_some(),
+            BitmapScope::Drive(id) => self.after.find_drive(id).is_some(),
+        };
+        for entry in self.gone.iter().filter(|entry| last_shape > 0 && !is_there(&entry.scope)) {
+            prepared.mark_at(last_shape, &entry.bitmap, 0..u64::MAX);
         }
     }
-    events
+}
+
+fn marked_whole(entry: &ScopedBitmap, why: &str) -> Event {
+    let (scope, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
+    Event::BitmapMarkedWhole { scope, name, why: why.to_owned() }
 }
 
 /// A range of a node in which its view may alter.
 pub(super) struct Change {
     pub(super) node: NodeGeneration,
     pub(super) range: Range<u64>,
+    /// Among the changes of bitmaps.
+    pub(super) position: usize,
     pub(super) why: String,
 }
 
 /// The ranges in which views alter because sizes do: what is cut off, or added.
-pub(super) fn size_changes(before: &Graph, after: &Graph) -> Vec<Change> {
+pub(super) fn size_changes(draft: &Draft, before: &Graph, after: &Graph) -> Vec<Change> {
     let known = Known::of(after);
     let mut seen = BTreeSet::new();
     let mut changes = Vec::new();
@@ -71,37 +136,52 @@ pub(super) fn size_changes(before: &Graph, after: &Graph) -> Vec<Change> {
         let (from, to) = (old.info.size_bytes, new.info.size_bytes);
         if from != to && seen.insert((new.class, from, to)) {
             let why = format!("node `{}` has {to} bytes instead of {from}", new.name);
-            let range = from.min(to)..from.max(to);
-            changes.push(Change { node: new.generation, range, why });
+            let (range, position) = (from.min(to)..from.max(to), draft.last_shape);
+            changes.push(Change { node: new.generation, range, position, why });
         }
     }
     changes
 }
 
-/// Marks a change wherever it is seen: before it is made, as always.
-pub(super) fn mark(graph: &Graph, change: &Change) -> Vec<Event> {
-    let Change { node, range, why } = change;
-    let mut events = Vec::new();
-    let Some(node) = graph.nodes.iter().find(|other| other.generation == *node) else {
-        return events;
+/// Those of `bitmaps` that see a change, each with the range in which it does, within its view's size;
+/// `None`: anywhere.
+fn seen<'b>(
+    graph: &Graph,
+    bitmaps: &'b [ScopedBitmap],
+    change: &Change,
+) -> Vec<(&'b ScopedBitmap, Option<Range<u64>>)> {
+    let Some(node) = graph.nodes.iter().find(|other| other.generation == change.node) else {
+        return Vec::new();
     };
     let reached = graph.views.reached(node.class, Cut::default());
-    for at in affected(graph, node.class) {
-        let entry = &graph.bitmaps[at];
-        let whole = entry.node.is_some_and(|node| reached.whole.contains(&graph.nodes[node].class));
-        if whole {
-            events.extend(mark_whole(graph, &[at], why));
-            continue;
+    let seen = |entry: &'b ScopedBitmap| {
+        let node = &graph.nodes[entry.node?];
+        if reached.whole.contains(&node.class) {
+            return Some((entry, None));
         }
-        let range = range.start..range.end.min(entry.bitmap.size_bytes());
-        if range.is_empty() {
-            continue;
-        }
-        if let Some(recording) = entry.bitmap.recording() {
-            recording.mark(range.start, range.end - range.start);
-            let (scope, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
-            events.push(Event::BitmapMarked { scope, name, range, why: why.clone() });
-        }
+        let range = change.range.start..change.range.end.min(node.info.size_bytes);
+        let is_seen = reached.ranged.contains(&node.class) && !range.is_empty();
+        is_seen.then_some((entry, Some(range)))
+    };
+    bitmaps.iter().filter_map(seen).collect()
+}
+
+fn marked(entry: &ScopedBitmap, range: Option<Range<u64>>, why: &str) -> Event {
+    let Some(range) = range else { return marked_whole(entry, why) };
+    let (scope, name) = (entry.scope.clone(), entry.bitmap.name().to_string());
+    Event::BitmapMarked { scope, name, range, why: why.to_owned() }
+}
+
+/// Marks a change, in the graph that is, before a driver makes it: as always, and as the driver may fail.
+/// The events are for that case.
+pub(super) fn mark_before(before: &Graph, change: &Change) -> Vec<Event> {
+    let why = format!("{}, and its driver has failed half-way", change.why);
+    let mut events = Vec::new();
+    for (entry, range) in seen(before, &before.bitmaps, change) {
+        let Some(recording) = entry.bitmap.recording() else { continue };
+        let Range { start, end } = range.clone().unwrap_or(0..u64::MAX);
+        recording.mark(start, end - start);
+        events.push(marked(entry, range, &why));
     }
     events
 }

@@ -8,6 +8,7 @@
 //! if the overlay shows nothing of it.
 
 use super::action::Unproven;
+use super::bitmap_steps::position;
 use super::bitmaps;
 use super::draft::{By, Draft, Place as EdgePlace};
 use super::drain::{Drained, Place, Side};
@@ -23,6 +24,8 @@ pub(super) struct Claim {
     /// For messages: who shows what instead of what.
     pub(super) what: String,
     pub(super) by: By,
+    /// Of the last action that led it elsewhere, among the changes of bitmaps.
+    pub(super) position: usize,
     /// Bitmaps of the graph that is to be that see it, by index.
     pub(super) marks: Vec<usize>,
     /// Any of them will do.
@@ -70,7 +73,8 @@ impl Comparison<'_> {
         for old in &self.before.drives {
             let Some(new) = same_drive(self.after, old) else { continue };
             let Some(root) = &new.root else { continue };
-            let by = self.draft.altered_by(&EdgePlace::Root(old.generation));
+            let edge = EdgePlace::Root(old.generation);
+            let (by, position) = (self.draft.altered_by(&edge), self.draft.altered_at(&edge));
             let marks = bitmaps::of_scope(self.after, &BitmapScope::Drive(new.id.clone()));
             let (what, proofs) = match &old.root {
                 Some(was) if self.is_same(was, root) => continue,
@@ -82,7 +86,7 @@ impl Comparison<'_> {
                 None if marks.is_empty() => continue,
                 None => (format!("drive `{}` has a new medium", old.id), Vec::new()),
             };
-            claims.push(Claim { what, by, marks, proofs });
+            claims.push(Claim { what, by, position, marks, proofs });
         }
         claims
     }
@@ -94,9 +98,10 @@ impl Comparison<'_> {
             let Some(now) = known.node(old.generation) else { continue };
             let new = &self.after.nodes[now];
             let mut altered = |name: &str, what: String, proofs: Vec<Proof>| {
-                let by = self.draft.altered_by(&EdgePlace::Child(old.generation, name.into()));
+                let edge = EdgePlace::Child(old.generation, name.into());
+                let (by, position) = (self.draft.altered_by(&edge), self.draft.altered_at(&edge));
                 let marks = bitmaps::affected(self.after, new.class).collect();
-                claims.push(Claim { what, by, marks, proofs });
+                claims.push(Claim { what, by, position, marks, proofs });
             };
             for was in old.edges.iter().filter(|edge| shows(edge)) {
                 let what = format!("node `{}` (edge `{}`)", old.name, was.name);
@@ -130,13 +135,14 @@ impl Comparison<'_> {
 
     fn moved_bitmaps(&self) -> Vec<Claim> {
         let mut claims = Vec::new();
-        for (at, entry) in self.draft.bitmaps.iter().enumerate() {
+        let all = self.draft.bitmaps.iter().chain(&self.draft.removed);
+        for (at, entry) in all.enumerate() {
             let Some((from, by)) = &entry.moved else { continue };
             let was = self.before.scope_node(from);
             let Some((was, now)) = was.zip(self.after.bitmaps[at].node) else { continue };
-            let what = format!("bitmap `{}`", entry.bitmap.name().as_str());
-            let what = self.instead(&what, was, now);
-            claims.push(Claim { what, by: *by, marks: vec![at], proofs: self.meet(was, now) });
+            let what = self.instead(&format!("bitmap `{}`", entry.name), was, now);
+            let (position, proofs) = (position(by.action), self.meet(was, now));
+            claims.push(Claim { what, by: *by, position, marks: vec![at], proofs });
         }
         claims
     }

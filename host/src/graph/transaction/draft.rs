@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use super::action::{Unproven, User};
+use super::bitmap_steps::{BitmapStep, position};
 use super::work::Work;
-use crate::bitmap::Bitmap;
+use crate::bitmap::{Bitmap, BitmapName};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::align::Serializer;
-use crate::graph::build::{BitmapDecl, ChildDecl, DriveDecl, NodeDecl};
+use crate::graph::build::{ChildDecl, DriveDecl, NodeDecl};
 use crate::graph::counters::Counters;
 use crate::graph::generation::{DriveGeneration, Generations, NodeGeneration};
 use crate::graph::guard::Guards;
@@ -26,11 +27,15 @@ pub(in crate::graph) struct Draft {
     pub(super) nodes: Vec<DraftNode>,
     pub(super) drives: Vec<DraftDrive>,
     pub(super) bitmaps: Vec<DraftBitmap>,
-    /// Bitmaps that are made, clean, when the graph is assembled and their size is known.
-    pub(super) new_bitmaps: Vec<BitmapDecl>,
+    /// Bitmaps that actions have taken out.
+    pub(super) removed: Vec<DraftBitmap>,
+    /// What is done to the contents of all of these, in the order of the actions.
+    pub(super) bitmap_steps: Vec<BitmapStep>,
     /// What drivers are to do with nothing in flight, in the order of the actions.
     pub(super) works: Vec<Work>,
     pub(super) altered: Vec<Altered>,
+    /// Of the last action that has altered an edge or a size, among the changes of bitmaps.
+    pub(super) last_shape: usize,
     /// Of the graph from which it began.
     pub(super) generation: u64,
     pub(super) generations: Generations,
@@ -89,7 +94,10 @@ pub(super) struct DraftDrive {
 
 pub(super) struct DraftBitmap {
     pub(super) scope: BitmapScope,
+    /// After the actions so far.
+    pub(super) name: BitmapName,
     pub(super) bitmap: Arc<Bitmap>,
+    pub(super) is_new: bool,
     /// Set when it goes to another node.
     pub(super) moved: Option<(BitmapScope, By)>,
 }
@@ -175,7 +183,9 @@ impl Draft {
         });
         let bitmaps = graph.bitmaps.iter().map(|entry| DraftBitmap {
             scope: entry.scope.clone(),
+            name: entry.bitmap.name(),
             bitmap: Arc::clone(&entry.bitmap),
+            is_new: false,
             moved: None,
         });
         Self {
@@ -229,16 +239,6 @@ impl Draft {
 
     pub(super) fn root_edge(node: Arc<str>) -> DraftEdge {
         DraftEdge::new("root".into(), node, Role::Root, PermissionSet::NONE)
-    }
-
-    /// Adds a bitmap, which is made when the graph is assembled.
-    pub(in crate::graph) fn add_bitmap(&mut self, decl: BitmapDecl) {
-        self.new_bitmaps.push(decl);
-    }
-
-    /// Takes a bitmap out.
-    pub(in crate::graph) fn remove_bitmap(&mut self, bitmap: &Arc<Bitmap>) {
-        self.bitmaps.retain(|entry| !Arc::ptr_eq(&entry.bitmap, bitmap));
     }
 
     fn check_free(&self, name: &str, kind: &str) -> Result<()> {
@@ -331,6 +331,12 @@ impl Draft {
             }
         };
         self.altered.push(Altered { place, by: self.by });
+        self.note_shape();
+    }
+
+    /// Notes that the current action has altered what nodes show.
+    pub(super) fn note_shape(&mut self) {
+        self.last_shape = position(self.by.action);
     }
 
     /// Points an edge to another node.
@@ -355,5 +361,12 @@ impl Draft {
         let mut all = self.altered.iter().filter(|altered| altered.place == *place);
         let refusing = all.clone().find(|altered| altered.by.unproven == Unproven::Refuse);
         refusing.or_else(|| all.next_back()).map_or_else(By::default, |altered| altered.by)
+    }
+
+    /// The place of an edge's last alteration among the changes of bitmaps; after all of them if no action
+    /// owns up to it.
+    pub(super) fn altered_at(&self, place: &Place) -> usize {
+        let mut all = self.altered.iter().filter(|altered| altered.place == *place);
+        all.next_back().map_or(usize::MAX, |altered| position(altered.by.action))
     }
 }

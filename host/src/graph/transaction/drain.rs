@@ -1,5 +1,6 @@
 //! Standing still: gates closed, nothing in flight behind them; and what a graph change may do then.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,20 +43,25 @@ pub(in crate::graph) async fn close<'g>(
 /// Some origins of a graph, standing still until this is dropped.
 pub(super) struct Still<'g> {
     origins: Vec<usize>,
+    /// Nodes to which others come meanwhile.
+    moving: HashSet<NodeGeneration>,
     _closed: Vec<Closed<'g>>,
 }
 
 impl<'g> Still<'g> {
+    /// `moving`: the nodes to which other origins come.
+    ///
     /// # Errors
     /// As [`close`].
     pub(super) async fn of(
         graph: &'g Graph,
         origins: Vec<usize>,
+        moving: HashSet<NodeGeneration>,
         within: Duration,
     ) -> Result<Self> {
         let gates: Vec<&Origin> = origins.iter().map(|at| &*graph.origins[*at]).collect();
         let closed = close(&gates, within).await?;
-        Ok(Self { origins, _closed: closed })
+        Ok(Self { origins, moving, _closed: closed })
     }
 
     /// The names of those who pause: drives, and nodes that act of their own accord.
@@ -111,9 +117,7 @@ impl<'s> Drained<'s> {
 
     /// Whether no request can come to a node: it is new, or whoever reaches it stands still.
     pub(in crate::graph) fn is_still(&self, generation: NodeGeneration) -> bool {
-        let before: &Graph = self.before;
-        let places = before.nodes.iter().map(|node| node.generation == generation).collect();
-        before.origins_reaching(places).iter().all(|origin| self.still.origins.contains(origin))
+        !self.still.moving.contains(&generation)
     }
 
     fn request(&self, side: Side) -> Request {

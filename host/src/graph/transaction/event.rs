@@ -68,6 +68,7 @@ impl Event {
         matches!(self, Self::BitmapMarkedWhole { .. })
     }
 
+    /// Writes it to the log.
     pub(super) fn log(&self, generation: u64) {
         if self.is_warning() {
             tracing::warn!(generation, "{self}");

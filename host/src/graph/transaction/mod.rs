@@ -1,16 +1,22 @@
-//! Graph changes under load: transactions that apply wholly or not at all.
+//! Changes of the graph and its bitmaps under load: transactions that apply wholly or not at all.
 //!
 //! ```text
-//!   writer lock → Draft: actions in turn (draft, structure) → assemble, check: the next snapshot
+//!   writer lock → Draft: actions in turn (draft, structure, bitmap_steps)
+//!     → assemble, check: the next snapshot; contents of bitmaps are prepared
 //!     → claims: which views were re-pointed, and what could prove that they are the same
 //!     → touched: what differs between the snapshots → the origins that reach it
 //!     → new drivers start
 //!   ── until here an error costs nobody anything ──
 //!     → drain: those origins' gates close; nothing of theirs is in flight
 //!     → claims are verified here, where nothing can change what they say
-//!     → work that cannot be undone: resize, deallocate
-//!     → publish, which cannot fail; the gates open; who waited begins again in the new snapshot
+//!     → marks, then work that cannot be undone: resize, deallocate
+//!     → bitmaps are committed and the snapshot is published, which cannot fail; the gates open; who waited
+//!       begins again in the new snapshot
 //! ```
+//!
+//! A transaction is one instant: all that it touches stands still at once. So a checkpoint of any number of
+//! bitmaps cuts every change the same way, and a write that a client issued after the reply to another one
+//! is in nothing frozen that misses the first.
 //!
 //! **Invariant**: `assemble` is the one way in which graphs are made.
 //!
@@ -20,7 +26,10 @@
 mod action;
 mod apply;
 mod assemble;
+mod bitmap_action;
+mod bitmap_steps;
 mod bitmaps;
+mod bus;
 mod check;
 mod claims;
 mod draft;
@@ -33,7 +42,9 @@ mod touched;
 mod work;
 
 pub use action::{Action, Applied, Transaction, Unproven, User, Which};
-pub(in crate::graph) use apply::apply;
+pub use bitmap_action::{BitmapAction, BitmapRef};
+pub(in crate::graph) use bus::EventBus;
+pub use bus::{Events, Notice};
 pub(in crate::graph) use draft::Draft;
 pub(in crate::graph) use drain::{Drained, Place, close};
 pub use event::Event;

@@ -22,6 +22,7 @@ impl Draft {
         self.actions = actions.iter().map(|(action, _)| action.to_string()).collect();
         for (number, (action, unproven)) in actions.into_iter().enumerate() {
             self.by = By { action: number, unproven };
+            self.actions[number] = self.describe_action(&action);
             self.act(action).map_err(|error| at_action(&self.actions, number, &error))?;
         }
         Ok(())
@@ -50,6 +51,9 @@ impl Draft {
             }
             Action::Resize { node, size_bytes } => self.resize(&node, size_bytes),
             Action::Deallocate { node, range } => self.deallocate(&node, range),
+            Action::AddBitmap(decl) => self.add_bitmap(decl),
+            Action::Bitmap { bitmap, action } => self.act_on_bitmap(&bitmap, action),
+            Action::Checkpoint { bitmaps } => self.checkpoint(&bitmaps),
         }
     }
 
@@ -72,7 +76,7 @@ impl Draft {
 
     fn check_no_bitmaps(&self, scope: &BitmapScope) -> Result<()> {
         let here = self.bitmaps.iter().filter(|entry| entry.scope == *scope);
-        let names: Vec<String> = here.map(|entry| format!("`{}`", entry.bitmap.name())).collect();
+        let names: Vec<String> = here.map(|entry| format!("`{}`", entry.name)).collect();
         if names.is_empty() {
             return Ok(());
         }
@@ -148,9 +152,9 @@ impl Draft {
             if self.bitmaps[at].scope != from {
                 continue;
             }
-            let name = self.bitmaps[at].bitmap.name();
+            let name = &self.bitmaps[at].name;
             let mut others = self.bitmaps.iter().filter(|other| other.scope == to);
-            if others.any(|other| other.bitmap.name() == name) {
+            if others.any(|other| other.name == *name) {
                 let message = format!(
                     "bitmap `{}` of {from} would go to {to}, which has one of that name: \
                      remove one of them first",
@@ -299,6 +303,7 @@ impl Draft {
     fn resize(&mut self, name: &str, size_bytes: u64) -> Result<()> {
         let at = self.expect_old(name)?;
         self.nodes[at].resized = Some(size_bytes);
+        self.note_shape();
         self.works.push(Work::Resize { node: name.into(), size_bytes });
         Ok(())
     }

@@ -81,7 +81,6 @@ fn what_an_operation_causes_passes_it_and_spoils_it() {
     assert!(guards.issue(op), "it touched another range");
     guards.leave(1, key);
     assert!(guards.settle(op, || ()));
-    guards.release(op);
 }
 
 #[test]
@@ -107,11 +106,9 @@ fn an_operation_shares_what_its_ancestor_holds() {
         let inner = guards.granted(1, inner, caused);
         assert!(guards.issue(inner));
         assert!(guards.settle(inner, || ()));
-        guards.release(inner);
     }
     assert!(guards.issue(outer), "the inner writes entered nothing that it guards");
     assert!(guards.settle(outer, || ()));
-    guards.release(outer);
 }
 
 #[test]
@@ -228,9 +225,29 @@ fn settling_runs_the_closure_only_if_nothing_passed() {
     let mut ran = false;
     assert!(guards.settle(op, || ran = true));
     assert!(ran);
+    let op = guards.granted(0, want(1, 0..10, &[]), TOP);
+    assert!(guards.issue(op));
     guards.stale(&set(&[1]), &(0..1));
     assert!(!guards.settle(op, || panic!("spoiled")));
     guards.release(op);
+}
+
+#[test]
+fn what_need_not_wait_is_issued_at_once() {
+    let guards = Guards::new(2);
+    let flag = guards.flag(&place(2, 0..10));
+    let want_of_1 = || want(1, 0..10, &[2]);
+    assert_eq!(guards.try_issue(0, want_of_1(), TOP, || false), Ok(AtOnce::Stale));
+    assert!(!is_set(&flag), "nothing is written");
+    let Ok(AtOnce::Issued(op)) = guards.try_issue(0, want_of_1(), TOP, || true) else {
+        panic!("nothing is in its way");
+    };
+    assert!(is_set(&flag), "its write enters source 2");
+    let fresh = || panic!("nobody asks before it is its turn");
+    assert_eq!(guards.try_issue(1, want_of_1(), TOP, fresh), Ok(AtOnce::MustWait(want_of_1())));
+    assert!(guards.try_enter(1, &set(&[1]), &(0..1), TOP).is_none());
+    assert!(guards.settle(op, || ()));
+    guards.leave(1, guards.entered(1, 1, 0..1));
 }
 
 #[test]

@@ -54,8 +54,8 @@ fn operation(guards: &Guards, worker: usize, is_guarded: &AtomicBool, changes: &
     let held = block_on(guards.acquire(worker, want(1, 0..10, &[2]), TOP)).unwrap();
     assert!(!is_guarded.swap(true, Ordering::SeqCst));
     assert_eq!(changes.load(Ordering::SeqCst), 0);
-    assert!(held.issue() && held.settle(true, || ()));
-    is_guarded.store(false, Ordering::SeqCst);
+    let intact = || is_guarded.store(false, Ordering::SeqCst);
+    assert!(held.issue() && held.settle(true, intact));
 }
 
 #[test]

@@ -218,6 +218,9 @@ impl Pair {
         };
         let want = Want { exclusive, shared, exempt, range };
         let expect = self.may_acquire(cells, &lineage, self.waiting.len());
+        if self.random.below(3) == 0 {
+            return self.issue_at_once(worker, want, &lineage, cells, expect);
+        }
         match self.guards.try_acquire(worker, want, lineage.by()).unwrap() {
             Acquire::Granted(op) => {
                 assert!(expect);
@@ -230,12 +233,38 @@ impl Pair {
         }
     }
 
+    fn issue_at_once(
+        &mut self,
+        worker: usize,
+        want: Want,
+        lineage: &Lineage,
+        cells: Cells,
+        expect: bool,
+    ) {
+        let is_fresh = self.random.below(4) > 0;
+        match self.guards.try_issue(worker, want.clone(), lineage.by(), || is_fresh).unwrap() {
+            AtOnce::Issued(op) => {
+                assert!(expect && is_fresh);
+                self.touch(cells.shared, Some(op));
+                self.operations.push(NaiveOperation { op, cells, issued: true, spoiled: false });
+            }
+            AtOnce::Stale => assert!(expect && !is_fresh),
+            AtOnce::MustWait(given_back) => {
+                assert!(!expect);
+                assert_eq!(given_back, want);
+            }
+        }
+    }
+
     fn issue_or_settle(&mut self, index: usize) {
         let NaiveOperation { op, cells, issued, spoiled } = self.operations[index];
         if issued {
             let mut ran = false;
             assert_eq!(self.guards.settle(op, || ran = true), !spoiled);
             assert_eq!(ran, !spoiled);
+            if !spoiled {
+                self.operations.swap_remove(index);
+            }
         } else {
             assert_eq!(self.guards.issue(op), !spoiled);
             if !spoiled {

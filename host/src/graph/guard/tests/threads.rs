@@ -117,11 +117,15 @@ impl Worker<'_> {
         }
         let is_issued = held.issue();
         assert!(!(is_spoiled && is_issued));
+        let give_back = || {
+            self.holders.unshare(source + 1, range);
+            self.holders.disown(source, range);
+        };
         if is_issued {
-            assert!(held.settle(true, || ()));
+            assert!(held.settle(true, give_back));
+        } else {
+            give_back();
         }
-        self.holders.unshare(source + 1, range);
-        self.holders.disown(source, range);
         drop(held);
     }
 

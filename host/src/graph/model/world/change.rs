@@ -50,6 +50,20 @@ impl Reach {
     }
 }
 
+/// Whole units, then so many bytes more at either end.
+#[derive(Debug, Clone, Copy)]
+struct Fill {
+    unit: usize,
+    slack: usize,
+}
+
+impl Fill {
+    fn around(self, span: Span) -> Span {
+        let span = span.rounded_out(self.unit);
+        Span { start: span.start.saturating_sub(self.slack), end: span.end + self.slack }
+    }
+}
+
 impl Graph {
     /// The legs of a request that writes `span` to `entry`.
     ///
@@ -64,10 +78,9 @@ impl Graph {
         match self.node(class).ok_or(Refusal::UnknownNode(entry))? {
             Node::Opaque { child, window, .. } => {
                 let mut below = self.legs(*child, span.shifted_up(window.start))?;
-                let announced = below[0].announced.shifted_down(window.start).clipped(len);
                 below[0].through = Some(class);
-                let own =
-                    Leg { class, through: None, exact: span, announced: announced.hull(span) };
+                let announced = self.fill(class).around(span).clipped(len);
+                let own = Leg { class, through: None, exact: span, announced };
                 Ok(std::iter::once(own).chain(below).collect())
             }
             Node::Memory(memory) => {
@@ -75,6 +88,21 @@ impl Graph {
                 Ok(vec![Leg { class, through: None, exact: span, announced }])
             }
             Node::Filter { .. } => Err(Refusal::Unsupported("a class ends in no filter")),
+        }
+    }
+
+    /// What may be touched around a change of `node`.
+    fn fill(&self, node: NodeId) -> Fill {
+        match self.node(node) {
+            Some(Node::Memory(memory)) => Fill { unit: memory.cluster_bytes(), slack: 0 },
+            Some(Node::Filter { child }) => self.fill(*child),
+            Some(Node::Opaque { child, window, .. }) => {
+                let below = self.fill(*child);
+                // The host knows but that clusters begin at multiples of this.
+                let unit = 1 << (window.start | below.unit).trailing_zeros();
+                Fill { unit, slack: below.slack + below.unit - unit }
+            }
+            None => Fill { unit: 1, slack: 0 },
         }
     }
 

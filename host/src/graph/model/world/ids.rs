@@ -114,6 +114,12 @@ impl Span {
         other.is_empty() || (self.start <= other.start && other.end <= self.end)
     }
 
+    /// What both hold; empty if nothing.
+    pub fn common(self, other: Self) -> Self {
+        let start = self.start.max(other.start);
+        Self { start, end: self.end.min(other.end).max(start) }
+    }
+
     /// What of it lies in a view of `len` bytes.
     pub fn clipped(self, len: usize) -> Self {
         let end = self.end.min(len);

@@ -15,9 +15,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// A node that stores `bytes`, all allocated, in units of one byte.
-    pub fn full(bytes: Vec<u8>) -> Self {
-        Self { allocated: vec![true; bytes.len()], bytes, cluster_bytes: 1, backing: None }
+    /// A node that stores `bytes`, all allocated, in clusters of `cluster_bytes` (at least 1).
+    pub fn full(bytes: Vec<u8>, cluster_bytes: usize) -> Self {
+        let (allocated, cluster_bytes) = (vec![true; bytes.len()], cluster_bytes.max(1));
+        Self { allocated, bytes, cluster_bytes, backing: None }
     }
 
     /// An empty overlay of `len` bytes that allocates in clusters of `cluster_bytes` (at least 1).
@@ -60,12 +61,9 @@ impl Memory {
         !self.allocated.contains(&true)
     }
 
-    /// What a write to `span` touches: whole clusters if it has to fill them from a backing.
+    /// What a write to `span` touches: whole clusters, which it may have to fill.
     pub fn announced(&self, span: Span) -> Span {
-        match self.backing {
-            Some(_) => span.rounded_out(self.cluster_bytes).clipped(self.len()),
-            None => span,
-        }
+        span.rounded_out(self.cluster_bytes).clipped(self.len())
     }
 
     /// The view, on top of a backing that shows `below`.

@@ -3,10 +3,14 @@
 //! `scene` builds graphs and shows them as text; `load` writes without pause and knows what it wrote.
 
 mod actions;
+mod bitmaps;
 mod chains;
+mod checkpoint;
 mod failures;
+mod half_way;
 mod load;
 mod pause;
+mod random;
 mod resize;
 mod scene;
 mod watched;

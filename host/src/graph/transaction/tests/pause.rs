@@ -69,10 +69,18 @@ fn whoever_marks_a_bitmap_waits_for_its_resize() {
     });
 }
 
-/// Question: for how long does a swap of a large graph hold requests back, beyond their drain?
+/// Time for which this thread could have run, and did not.
+fn kept_waiting() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = text.split_whitespace().nth(1).and_then(|number| number.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
+}
+
+/// Question: for how long does a swap of a large graph hold requests back, beyond their drain? And is that
+/// ours, or was the thread kept from running?
 #[test]
-#[ignore = "a measurement: run with --ignored --nocapture"]
 fn swapping_a_graph_of_200_nodes() {
+    const SWAPS: usize = 100;
     run(async {
         let mut nodes = Vec::new();
         let (mut drives, mut bitmaps) = (Vec::new(), Vec::new());
@@ -85,23 +93,23 @@ fn swapping_a_graph_of_200_nodes() {
             bitmaps.push(bitmap(of_node(&disk), "n"));
         }
         let scene = Scene::new(nodes, drives, bitmaps);
-        let mut worst = Duration::ZERO;
-        let mut whole = Duration::ZERO;
         let clock = || crate::io::current().expect("a worker").io().now();
-        for _ in 0..20 {
+        // Still, all of it, and waiting for a processor, of each.
+        let mut swaps: Vec<(Duration, Duration, Duration)> = Vec::new();
+        for _ in 0..SWAPS {
             let mut all = Transaction::new();
             for at in 0..50 {
                 let (drive, below) = (format!("d{at}"), format!("h{at}"));
                 let (drive, overlay) = (drive, overlay(&format!("o{at}"), &below));
                 all = all.with(Action::Snapshot { drive, overlay });
             }
-            let began = clock();
+            let (began, waited) = (clock(), kept_waiting());
             let applied = scene.all(all).await;
-            whole = whole.max(clock().since(began));
+            let (whole, waited) = (clock().since(began), kept_waiting().saturating_sub(waited));
             for event in &applied.events {
                 if let Event::Paused { still, drives, .. } = event {
                     assert_eq!(drives.len(), 50);
-                    worst = worst.max(*still);
+                    swaps.push((*still, whole, waited));
                 }
             }
             let mut back = Transaction::new();
@@ -112,7 +120,19 @@ fn swapping_a_graph_of_200_nodes() {
             }
             scene.all(back).await;
         }
-        println!("50 snapshots in a graph of 200 nodes: {worst:?} still at most, {whole:?} in all");
-        assert!(worst < Duration::from_millis(20));
+        // Shown with --nocapture.
+        swaps.sort_unstable();
+        println!("{SWAPS} times 50 snapshots in a graph of 200 nodes: still, in all, kept waiting");
+        for (name, at) in [("median", SWAPS / 2), ("9 of 10", SWAPS * 9 / 10), ("worst", SWAPS - 1)]
+        {
+            println!("{name:8} {:?}", swaps[at]);
+        }
+        let own =
+            |(still, _, waited): &(Duration, Duration, Duration)| still.saturating_sub(*waited);
+        println!("worst that was our own: {:?}", swaps.iter().map(own).max());
+        // Half of them: a machine that is interrupted must not fail it.
+        let mut own: Vec<Duration> = swaps.iter().map(own).collect();
+        own.sort_unstable();
+        assert!(own[SWAPS / 2] <= Duration::from_millis(1), "{:?}", own[SWAPS / 2]);
     });
 }

@@ -1,0 +1,219 @@
+//! The real core on the simulator (`io/sim`): drives on a shared base, overlays, filters, copies and
+//! claims, bitmap and graph changes, all of them at once, as a seed has it.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `scene.rs`, `lag.rs`, `overlay.rs` | a graph by chance; a filter that takes its time and fails; an overlay in files |
+//! | `guest.rs`, `jobs.rs`, `changes.rs` | who does something: drives, acting nodes, whoever changes bitmaps and graph |
+//! | `shape.rs`, `oracle.rs`, `bitmaps.rs` | what the scenario knows by itself: who stands on whom, what views may show, what is owed to bitmaps |
+//! | `world.rs` | one seed: its phases, and the checks between them |
+//! | `crash.rs` | one seed that ends in a crash |
+//!
+//! # What is checked
+//!
+//! - *Bytes*: each read, of guests and jobs, shows one of the words that its view may show by then; so does
+//!   everything at the end of each phase. After a failure a sector is old, new, or damaged as it was
+//!   told. What was proven to leave a view alone is not among its words, so a copy that alters one is seen.
+//! - *Bitmaps*: a change is marked when its first byte comes to a disk. At the end of a phase each clean
+//!   granule shows what it showed when it was last clean; each one touched is dirty.
+//! - *Ends*: every request is answered, every drain ends. Nothing takes so long that it may time out, and
+//!   when nothing is left that could happen, whatever waits is a deadlock.
+//! - *Crashes*: what was flushed is there, and nothing is that was never written.
+//! - *Precision*: where there are but copies, all bitmaps stay clean. (More of it is the model's matter.)
+//!
+//! What a view may show is kept apart from the core: the oracle hears what was asked and answered, and
+//! from `lag` and the simulated files what was damaged, and follows the graph by its own `shape`.
+//!
+//! # Replaying a seed, running more
+//!
+//! A seed that fails prints how to run it alone, with all of its events. `BLOCKLOOM_SIM_SEED=7` runs that
+//! seed, `BLOCKLOOM_SIM_SEEDS=100000` that many, of each test that takes seeds.
+//!
+//! # Writing a scenario
+//!
+//! Another driver or filter is another `Kind` of `scene.rs`; another request is an arm in `guest.rs` or
+//! `jobs.rs`, which tells the oracle when a change begins and how it ended; another change of the graph is a
+//! `Plan` of `changes.rs` with the shape after it. What runs must choose by its own `Random`, wait by
+//! the worker's timers, and walk no hash table: `a_seed_is_the_same_run_every_time` tells if not.
+//!
+//! # Broken rules
+//!
+//! `mutation.rs` breaks one rule at a time; `broken_rules_are_noticed` needs a few seeds for each:
+//!
+//! | rule | noticed by |
+//! |---|---|
+//! | marks nothing; marks after completion | a change comes to a disk, and is clean |
+//! | discards do not mark | a clean sector shows zeros |
+//! | nothing above the class; too much exempt | a granule of another view was touched, and is clean |
+//! | a watch that begins late, or is never stale; a claim downgraded | a view shows what had been overwritten |
+//! | void proofs kept | a clean sector shows damage |
+//! | proven writes stale nothing; no guards | a view shows what had been overwritten |
+//! | zeros without the backing | a view shows zeros that nobody wrote |
+//! | nothing drained; rollback by replacement | a granule was touched, and is clean |
+//! | a mapping before its data | after a crash, bytes of nobody in place of the backing's |
+
+mod bitmaps;
+mod changes;
+mod crash;
+mod guest;
+mod jobs;
+mod lag;
+mod oracle;
+mod overlay;
+mod scene;
+mod shape;
+mod world;
+
+use std::pin::Pin;
+use std::rc::Rc;
+
+use super::mutation::{Mutation, set};
+use crate::io::sim::{Random, Simulation, Trace};
+use scene::Scene;
+use world::{Counts, EndOfWorld, Verdict, World};
+
+/// What came of a seed.
+struct Outcome {
+    verdict: Verdict,
+    trace: Trace,
+    counts: Counts,
+}
+
+/// Runs one seed of everything at once.
+fn run(seed: u64) -> Outcome {
+    run_scene(seed, Scene::by_chance, |world, random| Box::pin(world.live(random)))
+}
+
+/// Runs one seed of copies alone.
+fn run_copies(seed: u64) -> Outcome {
+    run_scene(seed, Scene::for_copies, |world, random| Box::pin(world.only_copy(random)))
+}
+
+type Living = Pin<Box<dyn Future<Output = Verdict>>>;
+
+fn run_scene(
+    seed: u64,
+    scene: fn(&mut Random) -> Scene,
+    live: fn(Rc<World>, Random) -> Living,
+) -> Outcome {
+    let simulation = Simulation::new(seed);
+    let mut random = simulation.random();
+    let _end = EndOfWorld;
+    let counts = Rc::new(std::cell::Cell::new(Counts::default()));
+    let (told, inner) = (Rc::clone(&counts), simulation.clone());
+    let ran = simulation.run(async move {
+        let world = World::of(&inner, scene(&mut random))?;
+        let verdict = live(Rc::clone(&world), random).await;
+        told.set(world.counts.get());
+        verdict
+    });
+    let verdict = ran.unwrap_or_else(|stop| Err(stop.to_string()));
+    Outcome { verdict, trace: simulation.trace(), counts: counts.get() }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// The seeds of a test: fixed ones, or as the environment says.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    match number("BLOCKLOOM_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("BLOCKLOOM_SIM_SEEDS").unwrap_or(count),
+    }
+}
+
+/// Runs seeds until one is wrong.
+fn run_all(name: &str, run: impl Fn(u64) -> Outcome) -> Counts {
+    let mut counts = Counts::default();
+    let seeds = seeds(500);
+    for seed in seeds.clone() {
+        let outcome = run(seed);
+        counts.add(outcome.counts);
+        if let Err(wrong) = outcome.verdict {
+            let shown = if seeds.end - seeds.start == 1 { usize::MAX } else { 60 };
+            let (count, events) = (outcome.trace.len(), outcome.trace.tail(shown));
+            panic!(
+                "seed {seed}: {wrong}\nthe last of {count} events:\n{events}\
+                 again, with all events: BLOCKLOOM_SIM_SEED={seed} cargo test -p blockloom --lib {name}"
+            );
+        }
+    }
+    println!("{name}: {seeds:?}: {counts:?}");
+    counts
+}
+
+#[test]
+fn everything_at_once_keeps_bytes_and_bitmaps() {
+    let counts = run_all("everything_at_once", run);
+    // Seeds in which nothing happens prove nothing.
+    if number("BLOCKLOOM_SIM_SEED").is_none() {
+        let Counts { writes, reads, failed, copies, claims, stale, .. } = counts;
+        let all = [writes, reads, failed, copies, claims, stale, counts.bitmap_changes];
+        assert!(all.iter().all(|count| *count > 1000), "{counts:?}");
+        assert!(counts.kinds.iter().all(|count| *count > 50), "{counts:?}");
+    }
+}
+
+#[test]
+fn copies_alone_dirty_nothing() {
+    run_all("copies_alone", run_copies);
+}
+
+#[test]
+fn a_crash_at_any_point_leaves_what_was_flushed() {
+    run_all("a_crash_at_any_point", crash::run);
+}
+
+#[test]
+fn a_seed_is_the_same_run_every_time() {
+    for seed in 0..40 {
+        for run in [run, crash::run] {
+            let (first, again) = (run(seed), run(seed));
+            assert_eq!(first.trace.first_difference(&again.trace), None, "seed {seed}");
+            assert_eq!(first.verdict, again.verdict, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_request_that_is_never_answered_is_noticed() {
+    lag::set_swallows(true);
+    let ended = (0..20).map(|seed| run(seed).verdict).find(Result::is_err);
+    lag::set_swallows(false);
+    let wrong = ended.and_then(Result::err).expect("a lost request in twenty seeds");
+    assert!(wrong.contains("deadlock") || wrong.contains("have not ended"), "{wrong}");
+}
+
+#[test]
+fn broken_rules_are_noticed() {
+    let all = [
+        Mutation::MarksNothing,
+        Mutation::MarksAfterCompletion,
+        Mutation::DiscardsDoNotMark,
+        Mutation::MarksOneClass,
+        Mutation::ProofExemptsTooMuch,
+        Mutation::WatchesAfterReading,
+        Mutation::WatchesNothing,
+        Mutation::DowngradesClaims,
+        Mutation::KeepsVoidProofs,
+        Mutation::ProvenWritesStaleNothing,
+        Mutation::TakesNoGuards,
+        Mutation::ForgetsTheBacking,
+        Mutation::DrainsNothing,
+        Mutation::RollsBackByReplacement,
+        Mutation::MapsBeforeData,
+    ];
+    let mut unnoticed = Vec::new();
+    for mutation in all {
+        set(Some(mutation));
+        let run = if mutation == Mutation::MapsBeforeData { crash::run } else { run };
+        let found = (0..500).find_map(|seed| Some((seed, run(seed).verdict.err()?)));
+        set(None);
+        match found {
+            Some((seed, wrong)) => println!("{mutation:?}: seed {seed}: {wrong}"),
+            None => unnoticed.push(mutation),
+        }
+    }
+    assert!(unnoticed.is_empty(), "{unnoticed:?}");
+}
