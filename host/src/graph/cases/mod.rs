@@ -3,6 +3,7 @@
 //! | file | what it shows |
 //! |---|---|
 //! | `order.rs` | graphs in which copies could wait for each other for ever are refused, and no others |
+//! | `order_by_chance.rs` | the same of graphs by chance: against a naive relation, and against what really ends |
 //! | `views.rs` | streams and copy-on-read dirty nothing, through any filters (E1, E17, E18) |
 //! | `pivots.rs` | a drive's bitmap goes on after commit, snapshot and mirror (E2 to E5) |
 //! | `refusals.rs` | what is refused, word for word |
@@ -14,6 +15,7 @@
 mod endless;
 mod filter;
 mod order;
+mod order_by_chance;
 mod pivots;
 mod refusals;
 mod schedule;

@@ -13,7 +13,7 @@ use super::super::cell::LocalGraph;
 use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
 use super::super::generation::NodeGeneration;
-use super::super::guard::{Full, Held, SourceId, SourceRange, Want};
+use super::super::guard::{AtOnce, Full, Held, SourceId, SourceRange, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
 use super::super::origin::{Request, Shield};
@@ -21,7 +21,7 @@ use super::super::permission::{PermissionSet, Role};
 use super::super::snapshot::{Cx, Edge, Graph};
 use super::buffer::{ProvenBuf, Watch};
 use super::outcome::{OutcomeCounters, Outcomes};
-use super::proof::{Evidence, ViewProof};
+use super::proof::{Evidence, ViewProof, issue_watched};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, GUARD_WAIT};
@@ -226,6 +226,11 @@ struct Actor {
     node: usize,
 }
 
+fn too_many(_: Full) -> Error {
+    let message = "too many copies are under way: try again when some have ended";
+    Error::new(ErrorKind::Busy, message)
+}
+
 fn not_permitted(edge: &Edge, what: &str) -> Error {
     let message = format!("its edge `{}` lacks the grant `{what}`", edge.name);
     Error::new(ErrorKind::NotPermitted, message)
@@ -309,32 +314,32 @@ impl Actor {
         if may { Ok((own, effect)) } else { Err(not_permitted(edge, name)) }
     }
 
-    /// Holds the view of `source`, if there is one to rely on, still at `range`, and the way free for a
-    /// write with `effect` to `target`.
-    async fn hold(
+    /// What an operation needs: the view of `source`, if there is one to rely on, still at `range`, and
+    /// the way free for a write with `effect`.
+    fn want(
         &self,
         source: Option<SourceId>,
         (target, effect): (&Edge, &Effect),
         range: &Range<u64>,
-    ) -> Result<Held<'_>> {
-        let range = &self.around(target, range);
+    ) -> Want {
+        let range = self.around(target, range);
         let source = source.filter(|_| !mutated(Mutation::TakesNoGuards));
-        let want = Want {
+        Want {
             exclusive: source.map(|source| SourceRange { source, range: range.clone() }),
             shared: effect.enters.clone(),
             exempt: effect.exempt.clone(),
-            range: range.clone(),
-        };
+            range,
+        }
+    }
+
+    /// Holds all of that, once it is granted.
+    async fn hold(&self, want: Want) -> Result<Held<'_>> {
         let operations = self.request.operations();
         let by = self.request.by(&operations);
-        let guards = &*self.graph().guards;
-        let acquire = guards.acquire(self.request.worker(), want, by);
+        let range = want.range.clone();
+        let acquire = self.graph().guards.acquire(self.request.worker(), want, by);
         match until(turn_now() + GUARD_WAIT, acquire).await {
-            Some(Ok(held)) => Ok(held),
-            Some(Err(Full)) => {
-                let message = "too many copies are under way: try again when some have ended";
-                Err(Error::new(ErrorKind::Busy, message))
-            }
+            Some(held) => held.map_err(too_many),
             None => {
                 let message = format!(
                     "bytes {} to {} have been guarded or in use for {} s: nothing was written",
@@ -344,6 +349,18 @@ impl Actor {
                 );
                 Err(Error::new(ErrorKind::TimedOut, message))
             }
+        }
+    }
+
+    /// The same for a write of what was read before: granted and announced at once, if it can be.
+    async fn hold_watched(&self, want: Want, bytes: &ProvenBuf) -> Result<Held<'_>> {
+        let operations = self.request.operations();
+        let by = self.request.by(&operations);
+        let (guards, worker) = (&*self.graph().guards, self.request.worker());
+        match issue_watched(guards, worker, want, by, bytes).map_err(too_many)? {
+            AtOnce::Issued(held) => Ok(held),
+            // One that is stale is to be refused with its reason.
+            AtOnce::Stale(want) | AtOnce::MustWait(want) => Box::pin(self.hold(want)).await,
         }
     }
 
@@ -397,7 +414,8 @@ impl Actor {
             return Err(Error::new(ErrorKind::NotPermitted, message));
         };
         let (own, effect) = self.effect(from, to, true)?;
-        let held = self.hold(Some(bytes.source()), (edge, effect), &range).await?;
+        let want = self.want(Some(bytes.source()), (edge, effect), &range);
+        let held = self.hold_watched(want, bytes).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);
         let (call, evidence) = (self.call(&request, edge), Evidence::Watched(bytes));
         let claim = Some((evidence, self.shield(from, to, &range)));
@@ -411,7 +429,7 @@ impl Actor {
         self.check_range(edge, OpKind::Write, &range)?;
         let own = edge.own.as_ref().filter(|_| may_change(edge));
         let own = own.ok_or_else(|| not_permitted(edge, "write"))?;
-        let held = self.hold(None, (edge, &own.changed), &range).await?;
+        let held = self.hold(self.want(None, (edge, &own.changed), &range)).await?;
         let request = self.request.cause_under(held.op(), None);
         let call = self.call(&request, edge);
         self.write_held(&held, (own, &own.changed), None, call, offset, bytes).await
@@ -498,7 +516,8 @@ impl Actor {
         while at < piece.end {
             // A guard is issued once: each run of bytes has its own.
             let rest = at..piece.end;
-            let held = self.hold(Some(source), (target, effect), &rest).await?;
+            let want = self.want(Some(source), (target, effect), &rest);
+            let held = self.hold(want).await?;
             let request = self.request.cause_under(held.op(), effect.unchanged);
             let call = self.call(&request, target);
             let run = match how.only_unallocated {
@@ -539,7 +558,7 @@ impl Actor {
         self.check_range(edge, OpKind::Zero, &range)?;
         let (own, effect) = self.effect(from, to, true)?;
         self.check_zero_view(from, to)?;
-        let held = self.hold(Some(source), (edge, effect), &range).await?;
+        let held = self.hold(self.want(Some(source), (edge, effect), &range)).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);
         let shown = self.call(&request, self.edge(from)?);
         if !Box::pin(is_zero(shown, range.clone())).await? {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::acting::{Effect, Own};
-use super::super::guard::{Guards, Held};
+use super::super::guard::{AtOnce, By, Full, Guards, Held, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::buffer::ProvenBuf;
 use super::outcome::OutcomeCounters;
@@ -15,6 +15,21 @@ pub(super) enum Evidence<'e> {
     UnderGuard,
     /// The host has read them before, and has watched them since.
     Watched(&'e ProvenBuf),
+}
+
+/// Takes the guard of what was read before and announces its write, in one step, if it need not wait:
+/// whether the bytes are fresh is asked while nothing can touch what they were read from.
+///
+/// # Errors
+/// [`Full`].
+pub(super) fn issue_watched<'g>(
+    guards: &'g Guards,
+    worker: usize,
+    want: Want,
+    by: By<'_>,
+    bytes: &ProvenBuf,
+) -> std::result::Result<AtOnce<Held<'g>>, Full> {
+    guards.issue_at_once(worker, want, by, || bytes.is_fresh())
 }
 
 /// These bytes are what A shows at R, and stay so until this write has settled.
@@ -34,8 +49,8 @@ pub(super) struct ViewProof<'h> {
 impl<'h> ViewProof<'h> {
     /// Makes the proof, announces the write and marks what it affects: the write is to be issued next.
     ///
-    /// `around` is what a write of `range` may touch; `effect` is what the present snapshot says of a write that is proven for the view which `held`
-    /// guards; that the view is at or above the node written is why there is one.
+    /// `around` is what a write of `range` may touch; `effect` is what the present snapshot says of a write
+    /// that is proven for the view which `held` guards; that the view is at or above the node written is why there is one.
     ///
     /// # Errors
     /// `ESTALE` when the view may have changed since its bytes were read: nothing may be written.
@@ -48,6 +63,8 @@ impl<'h> ViewProof<'h> {
     ) -> Result<Self> {
         let was_fresh = match evidence {
             Evidence::UnderGuard => true,
+            // By `issue_watched`, which has looked.
+            Evidence::Watched(_) if held.is_issued() => true,
             Evidence::Watched(bytes) => bytes.is_fresh() && bytes.range() == range,
         };
         if !was_fresh && mutated(Mutation::DowngradesClaims) && held.issue_part(&around) {
@@ -55,7 +72,7 @@ impl<'h> ViewProof<'h> {
             return Ok(Self { held, guards, own, effect, outcomes, around, is_settled: false });
         }
         // From here on no change enters the range before the write has settled.
-        if !was_fresh || !held.issue_part(&around) {
+        if !was_fresh || !(held.is_issued() || held.issue_part(&around)) {
             outcomes.stale();
             let message = "the view has changed since its bytes were read: read them again";
             return Err(Error::new(ErrorKind::Stale, message));

@@ -65,8 +65,8 @@ pub(crate) enum Acquire {
 pub(crate) enum AtOnce<T> {
     /// Granted and issued.
     Issued(T),
-    /// What it has read is stale: nothing may be written.
-    Stale,
+    /// What it has read is stale: nothing may be written. With what it wants.
+    Stale(Want),
     /// It must wait, with what it wants.
     MustWait(Want),
 }
@@ -190,7 +190,7 @@ impl Guards {
             return Ok(AtOnce::MustWait(want));
         }
         if !is_fresh() {
-            return Ok(AtOnce::Stale);
+            return Ok(AtOnce::Stale(want));
         }
         let op = queue.new_op();
         if !want.shared.is_empty() {

@@ -65,7 +65,7 @@ impl Guards {
             AtOnce::Issued(op) => {
                 AtOnce::Issued(Held { guards: self, op, phase: Cell::new(Phase::Issued) })
             }
-            AtOnce::Stale => AtOnce::Stale,
+            AtOnce::Stale(want) => AtOnce::Stale(want),
             AtOnce::MustWait(want) => AtOnce::MustWait(want),
         })
     }

@@ -237,7 +237,7 @@ fn what_need_not_wait_is_issued_at_once() {
     let guards = Guards::new(2);
     let flag = guards.flag(&place(2, 0..10));
     let want_of_1 = || want(1, 0..10, &[2]);
-    assert_eq!(guards.try_issue(0, want_of_1(), TOP, || false), Ok(AtOnce::Stale));
+    assert_eq!(guards.try_issue(0, want_of_1(), TOP, || false), Ok(AtOnce::Stale(want_of_1())));
     assert!(!is_set(&flag), "nothing is written");
     let Ok(AtOnce::Issued(op)) = guards.try_issue(0, want_of_1(), TOP, || true) else {
         panic!("nothing is in its way");
