@@ -9,11 +9,15 @@
 //!
 //! The relation is found by following what requests can do, node by node, and not by what lies below
 //! what: an overlay only reads its backing, so two overlays on one base need nothing of each other, while
-//! two filters side by side on one node do, if both copy: what one of them writes enters the other's view.
-//! It is a little too large, never too small: every driver is taken to do all that its edges allow.
+//! a guest's write through one of two filters side by side on one node enters the other's view. A proven
+//! write, on its way through filters, does not enter the views that its proof leaves alone.
+//! The relation is a little too large, never too small: every driver is taken to do all that its edges
+//! allow, and of proofs nothing is known behind a container or a target.
 //!
 //! What passes an opaque node comes to other offsets. So there the holder of a source can also come to
 //! need another range *of the same source*, which another such holder has: a cycle of one.
+
+use std::collections::HashSet;
 
 use super::acting::Effect;
 use super::guard::SourceId;
@@ -53,11 +57,13 @@ fn needs(graph: &Graph) -> Needs {
 
 /// A driver at work, and what for.
 #[derive(Clone, Copy)]
-struct Call {
+struct Call<'g> {
     node: usize,
     is_change: bool,
     /// Offsets need no longer be those of the source that is held.
     is_elsewhere: bool,
+    /// Of a proven write: what it leaves alone.
+    proven: Option<&'g Effect>,
 }
 
 /// What a node may do of its own accord, at once: rely on what one edge shows, write through another.
@@ -73,16 +79,15 @@ struct Walk<'g> {
     /// Index of the source.
     held: usize,
     needs: Vec<Option<Need>>,
-    /// By node, what for, and where: see [`Call`].
-    seen: Vec<[[bool; 2]; 2]>,
-    pending: Vec<Call>,
+    /// See [`Call`]; proofs by address.
+    seen: HashSet<(usize, bool, bool, Option<*const Effect>)>,
+    pending: Vec<Call<'g>>,
 }
 
 impl<'g> Walk<'g> {
     fn of(graph: &'g Graph, held: usize) -> Self {
-        let (sources, nodes) = (graph.sources.len(), graph.nodes.len());
-        let seen = vec![[[false; 2]; 2]; nodes];
-        let mut walk = Self { graph, held, needs: vec![None; sources], seen, pending: Vec::new() };
+        let needs = vec![None; graph.sources.len()];
+        let mut walk = Self { graph, held, needs, seen: HashSet::new(), pending: Vec::new() };
         walk.begin();
         while let Some(call) = walk.pending.pop() {
             walk.go_on(call);
@@ -96,8 +101,13 @@ impl<'g> Walk<'g> {
         let id = graph.sources[self.held].id;
         let roots = graph.drives.iter().filter_map(|drive| drive.root.as_ref());
         for edge in roots.chain(graph.nodes.iter().flat_map(|node| &*node.edges)) {
-            if carries_changes(edge) && crosses_into(edge, id) {
-                self.call(edge.child, true, false);
+            if carries_changes(edge, None) && crosses_into(edge, id) {
+                self.call(Call {
+                    node: edge.child,
+                    is_change: true,
+                    is_elsewhere: false,
+                    proven: None,
+                });
             }
         }
         for (at, node) in graph.nodes.iter().enumerate() {
@@ -115,18 +125,25 @@ impl<'g> Walk<'g> {
     }
 
     /// What a driver may do for a request, and for it what its children may, in turn.
-    fn go_on(&mut self, call: Call) {
+    fn go_on(&mut self, call: Call<'g>) {
         let graph = self.graph;
         let node = &graph.nodes[call.node];
         for (at, edge) in node.edges.iter().enumerate() {
             let is_elsewhere = call.is_elsewhere || edge.role == Role::Storage;
-            self.call(edge.child, false, is_elsewhere);
+            let read = Call { node: edge.child, is_change: false, is_elsewhere, proven: None };
+            self.call(read);
             // Its container and its targets a driver may change at any time.
-            if carries_changes(edge) && (call.is_change || edge.role.is_entry()) {
+            let is_own = edge.role.is_entry();
+            let proven = call.proven.filter(|_| !is_own);
+            if (call.is_change || is_own) && carries_changes(edge, proven) {
                 let need = Need { parent: call.node, edge: at };
+                let is_left_alone = |source: &SourceId| {
+                    proven.is_some_and(|effect| effect.exempt.ids().any(|exempt| exempt == *source))
+                };
                 let crossed = edge.crossing.iter().flat_map(|sources| sources.ids());
-                crossed.for_each(|source| self.need(source, need, is_elsewhere));
-                self.call(edge.child, true, is_elsewhere);
+                let entered = crossed.filter(|source| !is_left_alone(source));
+                entered.for_each(|source| self.need(source, need, is_elsewhere));
+                self.call(Call { is_change: true, proven, ..read });
             }
         }
         for operation in operations(&node.edges) {
@@ -144,11 +161,16 @@ impl<'g> Walk<'g> {
     }
 
     /// The requests of which an operation consists.
-    fn calls_of(&mut self, node: usize, operation: &Operation<'_>, is_elsewhere: bool) {
+    fn calls_of(&mut self, node: usize, operation: &Operation<'g>, is_elsewhere: bool) {
         let edges = &self.graph.nodes[node].edges;
+        let call = |edge: usize, is_change, proven| {
+            let node = edges[edge].child;
+            Call { node, is_change, is_elsewhere, proven }
+        };
         let read = operation.from.into_iter().chain([operation.to]);
-        read.for_each(|edge| self.call(edges[edge].child, false, is_elsewhere));
-        self.call(edges[operation.to].child, true, is_elsewhere);
+        read.for_each(|edge| self.call(call(edge, false, None)));
+        let proven = operation.effect.unchanged.map(|_| operation.effect);
+        self.call(call(operation.to, true, proven));
     }
 
     fn need(&mut self, source: SourceId, need: Need, is_elsewhere: bool) {
@@ -160,18 +182,22 @@ impl<'g> Walk<'g> {
         }
     }
 
-    fn call(&mut self, node: usize, is_change: bool, is_elsewhere: bool) {
-        let seen = &mut self.seen[node][usize::from(is_change)][usize::from(is_elsewhere)];
-        if !std::mem::replace(seen, true) {
-            self.pending.push(Call { node, is_change, is_elsewhere });
+    fn call(&mut self, call: Call<'g>) {
+        let proven = call.proven.map(std::ptr::from_ref);
+        if self.seen.insert((call.node, call.is_change, call.is_elsewhere, proven)) {
+            self.pending.push(call);
         }
     }
 }
 
 /// Whether a change can come by an edge. Without the permission it ends before it enters anything.
-fn carries_changes(edge: &Edge) -> bool {
+fn carries_changes(edge: &Edge, proven: Option<&Effect>) -> bool {
+    let needed = match proven {
+        Some(_) => PermissionSet::CHANGES,
+        None => PermissionSet::WRITE,
+    };
     (edge.role.forwards_changes() || edge.role.is_entry())
-        && !edge.uses.intersection(PermissionSet::CHANGES).is_empty()
+        && !edge.uses.intersection(needed).is_empty()
 }
 
 fn crosses_into(edge: &Edge, source: SourceId) -> bool {

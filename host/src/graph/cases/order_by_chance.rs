@@ -8,6 +8,7 @@ use super::order::AnyOrder;
 use super::schedule::{Random, boxed, shuffled};
 use super::stage::*;
 use crate::error::ErrorKind;
+use crate::graph::class::Cut;
 use crate::graph::snapshot::Graph;
 use crate::graph::{ChildDecl, PermissionSet, Role};
 use crate::io::{Buf, BufMut, LocalFuture};
@@ -63,7 +64,9 @@ fn scene_of(seed: u64) -> Scene {
                 scene.node(&name, filter, children)
             }
             Kind::Overlay => scene.overlay(&name, &child),
-            Kind::Stored => scene.stored(&name, &child),
+            Kind::Stored => {
+                scene.node(&name, TestFilter::pausing(4, seed + 2), vec![ChildDecl::storage(child)])
+            }
             Kind::Job { is_proven: true } => scene.proven_job(&name, &child, &other),
             Kind::Job { is_proven: false } => scene.job(&name, &child, &other),
         };
@@ -92,6 +95,8 @@ struct Way {
     held: BTreeSet<usize>,
     /// Held before an opaque node was passed.
     elsewhere: BTreeSet<usize>,
+    /// Of a proven write, as long as it passes filters: sources that it leaves alone.
+    left_alone: Option<BTreeSet<usize>>,
 }
 
 impl<'g> Naive<'g> {
@@ -119,13 +124,14 @@ impl<'g> Naive<'g> {
     fn walk_all(&mut self) {
         for node in 0..self.graph.nodes.len() {
             let (held, elsewhere) = (BTreeSet::new(), BTreeSet::new());
-            self.walk(&Way { node, is_change: false, held, elsewhere });
+            self.walk(&Way { node, is_change: false, held, elsewhere, left_alone: None });
         }
         let graph = self.graph;
         for root in graph.drives.iter().filter_map(|drive| drive.root.as_ref()) {
             if root.uses.contains(PermissionSet::WRITE) {
                 let (node, held) = (root.child, self.entered(root.child, None));
-                self.walk(&Way { node, is_change: true, held, elsewhere: BTreeSet::new() });
+                let elsewhere = BTreeSet::new();
+                self.walk(&Way { node, is_change: true, held, elsewhere, left_alone: None });
             }
         }
     }
@@ -149,7 +155,8 @@ impl<'g> Naive<'g> {
     fn walk(&mut self, way: &Way) {
         let graph = self.graph;
         for edge in &graph.nodes[way.node].edges {
-            let mut next = Way { node: edge.child, is_change: false, ..way.clone() };
+            let mut next =
+                Way { node: edge.child, is_change: false, left_alone: None, ..way.clone() };
             if edge.role == Role::Storage {
                 next.elsewhere.clone_from(&next.held);
             }
@@ -159,8 +166,16 @@ impl<'g> Naive<'g> {
                 Role::Storage | Role::Target => true,
                 Role::Root | Role::Backing | Role::Source => false,
             };
-            if goes_on && !edge.uses.intersection(PermissionSet::CHANGES).is_empty() {
-                let entered = self.entered(edge.child, Some(way.node));
+            if edge.role.forwards_changes() {
+                next.left_alone.clone_from(&way.left_alone);
+            }
+            let needed = match next.left_alone {
+                Some(_) => PermissionSet::CHANGES,
+                None => PermissionSet::WRITE,
+            };
+            if goes_on && !edge.uses.intersection(needed).is_empty() {
+                let mut entered = self.entered(edge.child, Some(way.node));
+                entered.retain(|it| next.left_alone.as_ref().is_none_or(|left| !left.contains(it)));
                 self.need(&next, &entered);
                 next.held.extend(entered);
                 next.is_change = true;
@@ -195,22 +210,40 @@ impl<'g> Naive<'g> {
 
     fn operate(&mut self, way: &Way, from: usize, to: usize, proven: Option<usize>) {
         let graph = self.graph;
-        let is_exempt = |source: &usize| {
-            proven.is_some_and(|view| {
-                graph.views.is_at_or_above(graph.nodes[*source].class(), graph.nodes[view].class())
-            })
+        let class = proven.map(|view| graph.nodes[view].class());
+        let reached = graph.views.reached(graph.nodes[to].class(), Cut { class, edge: None });
+        let is_altered = |source: &usize| {
+            let class = graph.nodes[*source].class();
+            reached.ranged.contains(&class) || reached.whole.contains(&class)
         };
-        let entered = self.entered(to, None);
-        let mut needed: BTreeSet<usize> =
-            entered.iter().filter(|source| !is_exempt(source)).copied().collect();
+        let altered: BTreeSet<usize> =
+            self.entered(to, None).into_iter().filter(is_altered).collect();
+        // What filters below pass the write on to is written, too.
+        let mut written = vec![to];
+        while let Some(edge) = graph.nodes[written[written.len() - 1]]
+            .edges
+            .iter()
+            .find(|edge| edge.role.forwards_changes())
+        {
+            written.push(edge.child);
+        }
+        let left_alone = proven.map(|_| {
+            let shows = |source: &&usize| {
+                written.iter().any(|node| self.below[**source].contains(node))
+                    && !is_altered(source)
+            };
+            self.sources.iter().filter(shows).copied().collect::<BTreeSet<usize>>()
+        });
+        let mut needed = altered;
         needed.insert(from);
         self.need(way, &needed);
-        let mut next = way.clone();
-        next.held.extend(entered);
-        next.held.insert(from);
-        for (node, is_change) in [(from, false), (to, false), (to, true)] {
-            self.walk(&Way { node, is_change, ..next.clone() });
+        let mut next = Way { left_alone: None, ..way.clone() };
+        next.held.extend(needed);
+        next.held.extend(left_alone.iter().flatten());
+        for node in [from, to] {
+            self.walk(&Way { node, is_change: false, ..next.clone() });
         }
+        self.walk(&Way { node: to, is_change: true, left_alone, ..next });
     }
 
     fn has_cycle(&self) -> bool {

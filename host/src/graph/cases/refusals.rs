@@ -172,11 +172,7 @@ fn removals_of_what_is_used() {
             "remove node `filter`: node `filter`: it is in use by drive `vda`: remove \
              them or point them elsewhere first",
         ),
-        (
-            node("none"),
-            ErrorKind::NotFound,
-            "remove node `none`: there is no node `none`",
-        ),
+        (node("none"), ErrorKind::NotFound, "remove node `none`: there is no node `none`"),
         (
             node("store"),
             ErrorKind::InUse,
