@@ -36,6 +36,13 @@
 //! `Plan` of `changes.rs` with the shape after it. What runs must choose by its own `Random`, wait by
 //! the worker's timers, and walk no hash table: `a_seed_is_the_same_run_every_time` tells if not.
 //!
+//! # What is left out
+//!
+//! Media are not ejected, no view is smaller than the others, and no drive's change of root is claimed to
+//! keep its view: the model has all that. Crashes come without changes of the graph. A commit does not read
+//! through two filters that copy on read, one above the other
+//! (`copies_that_cause_copies_wait_in_no_circle`).
+//!
 //! # Broken rules
 //!
 //! `mutation.rs` breaks one rule at a time; `broken_rules_are_noticed` needs a few seeds for each:
