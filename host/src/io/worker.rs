@@ -535,6 +535,7 @@ pub fn run_on_thread<T: 'static>(
     engine: EngineChoice,
     future: impl Future<Output = T> + 'static,
 ) -> io::Result<T> {
+    assert!(current().is_none(), "the thread is a worker already");
     run_until(&Local::new(0, engine.resolve()?)?, POLL_DEFAULT, future)
 }
 
@@ -544,6 +545,7 @@ pub(super) fn run_simulated<T: 'static>(
     engine: Rc<dyn Io>,
     future: impl Future<Output = T> + 'static,
 ) -> io::Result<T> {
+    assert!(current().is_none(), "the thread is a worker already");
     let waker = Arc::new(reactor::Waker::new()?);
     run_until(&Local::on(0, engine, waker), Duration::ZERO, future)
 }
@@ -553,7 +555,6 @@ fn run_until<T: 'static>(
     poll: Duration,
     future: impl Future<Output = T> + 'static,
 ) -> io::Result<T> {
-    assert!(current().is_none(), "the thread is a worker already");
     CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(local)));
     let output = Rc::new(RefCell::new(None));
     let (slot, inbox) = (Rc::clone(&output), Arc::clone(&local.inbox));

@@ -45,16 +45,14 @@ pub(super) fn run(seed: u64) -> Outcome {
         live(world, random).await;
         Ok(())
     });
-    let mut counts = super::Counts::default();
     let verdict = match (ran, super::world::current()) {
         (Err(Stop::Crashed), Some(world)) => {
-            counts = world.counts.get();
             world.verdict().and_then(|()| look(&simulation, &world, after))
         }
         (Err(stop), _) => Err(stop.to_string()),
         (Ok(ended), _) => ended,
     };
-    Outcome { verdict, trace: simulation.trace(), counts }
+    Outcome::of(verdict, &simulation)
 }
 
 /// Opens what is left, and checks every drive.

@@ -36,6 +36,13 @@
 //! `Plan` of `changes.rs` with the shape after it. What runs must choose by its own `Random`, wait by
 //! the worker's timers, and walk no hash table: `a_seed_is_the_same_run_every_time` tells if not.
 //!
+//! # What is left out
+//!
+//! Media are not ejected, no view is smaller than the others, and no drive's change of root is claimed to
+//! keep its view: the model has all that. Crashes come without changes of the graph. A commit does not read
+//! through two filters that copy on read, one above the other
+//! (`copies_that_cause_copies_wait_in_no_circle`).
+//!
 //! # Broken rules
 //!
 //! `mutation.rs` breaks one rule at a time; `broken_rules_are_noticed` needs a few seeds for each:
@@ -77,6 +84,16 @@ struct Outcome {
     verdict: Verdict,
     trace: Trace,
     counts: Counts,
+    scene: String,
+}
+
+impl Outcome {
+    fn of(verdict: Verdict, simulation: &Simulation) -> Self {
+        let (counts, scene) = world::current()
+            .map(|world| (world.counts.get(), world.scene.to_string()))
+            .unwrap_or_default();
+        Self { verdict, trace: simulation.trace(), counts, scene }
+    }
 }
 
 /// Runs one seed of everything at once.
@@ -99,16 +116,13 @@ fn run_scene(
     let simulation = Simulation::new(seed);
     let mut random = simulation.random();
     let _end = EndOfWorld;
-    let counts = Rc::new(std::cell::Cell::new(Counts::default()));
-    let (told, inner) = (Rc::clone(&counts), simulation.clone());
+    let inner = simulation.clone();
     let ran = simulation.run(async move {
         let world = World::of(&inner, scene(&mut random))?;
-        let verdict = live(Rc::clone(&world), random).await;
-        told.set(world.counts.get());
-        verdict
+        live(world, random).await
     });
     let verdict = ran.unwrap_or_else(|stop| Err(stop.to_string()));
-    Outcome { verdict, trace: simulation.trace(), counts: counts.get() }
+    Outcome::of(verdict, &simulation)
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -134,8 +148,9 @@ fn run_all(name: &str, run: impl Fn(u64) -> Outcome) -> Counts {
             let shown = if seeds.end - seeds.start == 1 { usize::MAX } else { 60 };
             let (count, events) = (outcome.trace.len(), outcome.trace.tail(shown));
             panic!(
-                "seed {seed}: {wrong}\nthe last of {count} events:\n{events}\
-                 again, with all events: BLOCKLOOM_SIM_SEED={seed} cargo test -p blockloom --lib {name}"
+                "seed {seed}: {wrong}\n{}\nthe last of {count} events:\n{events}\
+                 again, with all events: BLOCKLOOM_SIM_SEED={seed} cargo test -p blockloom --lib {name}",
+                outcome.scene,
             );
         }
     }
@@ -152,6 +167,20 @@ fn everything_at_once_keeps_bytes_and_bitmaps() {
         let all = [writes, reads, failed, copies, claims, stale, counts.bitmap_changes];
         assert!(all.iter().all(|count| *count > 1000), "{counts:?}");
         assert!(counts.kinds.iter().all(|count| *count > 50), "{counts:?}");
+    }
+}
+
+/// A commit holds what its write enters (the source below the lower of two copy-on-read filters) while its
+/// read comes to need the source below the upper one; a guest's read holds that, and comes to need the
+/// lower one. Sources have no order that would refuse such a graph, so both wait until the time for a guard
+/// is over.
+#[test]
+#[ignore = "a defect of the core: copies wait for each other until their time is over"]
+fn copies_that_cause_copies_wait_in_no_circle() {
+    for seed in seeds(3000) {
+        let outcome =
+            run_scene(seed, Scene::with_circles, |world, random| Box::pin(world.live(random)));
+        assert_eq!(outcome.verdict, Ok(()), "seed {seed}\n{}", outcome.scene);
     }
 }
 

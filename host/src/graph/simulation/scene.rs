@@ -1,5 +1,6 @@
 //! Scenes by chance: several drives on a shared base, with overlays, filters and copiers.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -74,6 +75,20 @@ pub(super) struct Scene {
     granularity: u64,
 }
 
+/// For who replays a seed: a line a node, then one a drive.
+impl fmt::Display for Scene {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Place { name, kind } in &self.places {
+            writeln!(f, "node {name}: {kind:?}")?;
+        }
+        for Drive { id, root, is_writable } in &self.drives {
+            let how = if *is_writable { "writes" } else { "shows" };
+            writeln!(f, "drive {id} {how} {root}")?;
+        }
+        write!(f, "granules of {} sectors", self.granularity)
+    }
+}
+
 pub(super) fn probe_name(store: &str) -> String {
     format!("probe-{store}")
 }
@@ -137,6 +152,15 @@ impl Scene {
     }
 
     pub(super) fn by_chance(random: &mut Random) -> Self {
+        Self::with(random, false)
+    }
+
+    /// The same, also with copies that may wait for each other in a circle.
+    pub(super) fn with_circles(random: &mut Random) -> Self {
+        Self::with(random, true)
+    }
+
+    fn with(random: &mut Random, allows_circles: bool) -> Self {
         let granularity = 1 << random.below(3);
         let mut scene = Self { granularity, ..Self::default() };
         let kind = if random.one_in(3) { Kind::Memory } else { Kind::File };
@@ -160,8 +184,11 @@ impl Scene {
             let kind = if random.one_in(4) { Kind::Mapped(child) } else { Kind::Overlay(child) };
             let top = scene.add(format!("top{at}"), kind);
             let mut root = scene.filters(random, &top);
+            // What is committed through two filters that copy on read holds the lower one's source
+            // while it comes to need the upper one's, and a read the other way round.
+            let is_circle = mode == 2 && at == 0 && scene.has("cor-middle") && !allows_circles;
             match random.below(3) {
-                0 => root = scene.add(format!("cor{at}"), Kind::CopyOnRead(root)),
+                0 if !is_circle => root = scene.add(format!("cor{at}"), Kind::CopyOnRead(root)),
                 1 => root = scene.add(format!("acts{at}"), Kind::Acts(root)),
                 _ => {}
             }
@@ -196,6 +223,10 @@ impl Scene {
             scene.add("backup", Kind::Copies { from, to, is_proven: false });
         }
         scene
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.places.iter().any(|place| place.name == name)
     }
 
     /// Up to two filters on a node.
