@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 
 use super::build::BitmapDecl;
 use super::guard::Guards;
+use super::mutation::{Mutation, mutated};
 use super::origin::Origin;
 use super::snapshot::{BitmapScope, Graph};
 use super::transaction::{Draft, apply, close};
@@ -60,6 +61,7 @@ impl GraphCell {
         let (scope, name) = (decl.scope.clone(), decl.name.clone());
         let add = |_: &Graph, draft: &mut Draft, _: &mut Prepared| {
             draft.add_bitmap(decl);
+            draft.skips_drain = mutated(Mutation::AddsUndrained);
             Ok(())
         };
         apply(self, add, DRAIN_TIME).await?;
@@ -92,7 +94,13 @@ impl GraphCell {
         bitmap: &Arc<Bitmap>,
         changes: &[Change],
     ) -> Result<()> {
-        let change = |graph: &Graph, _: &mut Draft, prepared: &mut Prepared| {
+        let change = |graph: &Graph, draft: &mut Draft, prepared: &mut Prepared| {
+            draft.skips_drain = changes.iter().any(|change| match change {
+                Change::Clear => mutated(Mutation::ClearsUndrained),
+                Change::Enable => mutated(Mutation::EnablesUndrained),
+                Change::Freeze => mutated(Mutation::FreezesUndrained),
+                _ => false,
+            });
             check_new_names(graph, scope_of(graph, bitmap)?, bitmap, changes)?;
             changes.iter().try_for_each(|change| prepared.add(bitmap, change))?;
             Ok(())

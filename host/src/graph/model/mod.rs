@@ -31,8 +31,11 @@
 //! | rollback by replacement | soundness by bytes after a merge back |
 //!
 mod bitmaps;
+mod changes;
 mod disk;
 mod flights;
+mod load;
+mod parts;
 mod random;
 mod run;
 mod scene;
@@ -113,17 +116,18 @@ impl Case {
 
 async fn step(run: &mut Run, random: &mut Random) -> run::Verdict {
     let has_jobs = !run.scene.jobs.is_empty();
-    match random.below(if has_jobs { 26 } else { 14 }) {
+    match random.below(if has_jobs { 31 } else { 19 }) {
         0..=5 => run.guest_change(random).await,
         6..=8 => run.guest_read(random).await,
         9..=11 => run.bitmap_change(random).await,
         12 | 13 => run.during_a_write(random).await,
+        14..=18 => run.graph_change(random).await,
         20 | 21 => run.during_a_read(random).await,
         22 | 23 => run.during_a_copy(random).await,
-        14 | 24 => run.job_copy(random).await,
-        15 | 16 => run.job_read(random).await,
-        17 | 25 => run.job_claim(random).await,
-        18 => run.job_zero(random).await,
+        19 | 24 => run.job_copy(random).await,
+        26 | 27 => run.job_read(random).await,
+        25 | 29 => run.job_claim(random).await,
+        28 => run.job_zero(random).await,
         _ => run.job_write(random).await,
     }
 }

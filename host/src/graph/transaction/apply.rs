@@ -68,7 +68,7 @@ impl Plan {
         let steps = work::steps(&draft, before, &after)?;
         let changes = bitmaps::size_changes(before, &after);
         let touched = touched(before, &after, &claims, &steps);
-        let origins = match mutated(Mutation::DrainsNothing) {
+        let origins = match draft.skips_drain || mutated(Mutation::DrainsNothing) {
             true => Vec::new(),
             false => touched.origins(before),
         };
@@ -127,13 +127,22 @@ pub(in crate::graph) async fn apply(
 
     let began = clock();
     let deadline = turn_now() + within;
-    let still = Still::of(&before, plan.origins.clone(), within).await?;
-    let drained = clock();
-    let Plan { after, claims, steps, prepared, changes, shapes, actions, .. } = plan;
+    let Plan { after, claims, steps, prepared, changes, shapes, actions, origins } = plan;
     let after = Rc::new(Snapshot::new(Arc::new(after)));
+    let mut early = None;
+    if mutated(Mutation::ChecksBeforeTheDrain) {
+        let nobody = Still::of(&before, Vec::new(), within).await?;
+        let section = Drained::new(&before, &after, &nobody);
+        early = Some(verify(&section, &claims, &steps, &actions).await);
+    }
+    let still = Still::of(&before, origins, within).await?;
+    let drained = clock();
     {
         let section = Drained::new(&before, &after, &still);
-        let verified = until(deadline, verify(&section, &claims, &steps, &actions)).await;
+        let verified = match early {
+            Some(verified) => Some(verified),
+            None => until(deadline, verify(&section, &claims, &steps, &actions)).await,
+        };
         let late = || {
             let message = "what the nodes hold was not found out in time: nothing was changed";
             Err(Error::new(ErrorKind::TimedOut, message))
@@ -151,7 +160,9 @@ pub(in crate::graph) async fn apply(
             events.extend(bitmaps::mark_whole(&after, &claim.marks, &claim.what));
         }
     }
-    end_watches(&before, shapes);
+    if !mutated(Mutation::GraphChangesStaleNothing) {
+        end_watches(&before, shapes);
+    }
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());

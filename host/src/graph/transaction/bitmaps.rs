@@ -11,6 +11,7 @@ use super::event::Event;
 use super::touched::Known;
 use crate::graph::class::{Class, Cut};
 use crate::graph::generation::NodeGeneration;
+use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::{BitmapScope, Graph, ScopedBitmap};
 
 /// The bitmaps with this scope, by index.
@@ -69,6 +70,9 @@ pub(super) fn size_changes(before: &Graph, after: &Graph) -> Vec<Change> {
     for old in &before.nodes {
         let Some(new) = known.node(old.generation).map(|at| &after.nodes[at]) else { continue };
         let (from, to) = (old.info.size_bytes, new.info.size_bytes);
+        if mutated(Mutation::ShrinksUnmarked) && from > to {
+            continue;
+        }
         if from != to && seen.insert((new.class, from, to)) {
             let why = format!("node `{}` has {to} bytes instead of {from}", new.name);
             let range = from.min(to)..from.max(to);

@@ -38,6 +38,8 @@ pub(in crate::graph) struct Draft {
     pub(super) guards: Option<Arc<Guards>>,
     /// The actions in words, for messages.
     pub(super) actions: Vec<String>,
+    /// It breaks a rule: nobody waits for requests. Only tests do so.
+    pub(in crate::graph) skips_drain: bool,
     /// The action that is being applied.
     pub(super) by: By,
 }

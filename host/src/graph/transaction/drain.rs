@@ -10,6 +10,7 @@ use crate::graph::counters::Counters;
 use crate::graph::edge::EdgeRef;
 use crate::graph::gate::Closed;
 use crate::graph::generation::NodeGeneration;
+use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::origin::{Origin, Request};
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{Cx, Edge, Graph, GraphNode};
@@ -111,6 +112,9 @@ impl<'s> Drained<'s> {
 
     /// Whether no request can come to a node: it is new, or whoever reaches it stands still.
     pub(in crate::graph) fn is_still(&self, generation: NodeGeneration) -> bool {
+        if mutated(Mutation::ChecksBeforeTheDrain) {
+            return true;
+        }
         let before: &Graph = self.before;
         let places = before.nodes.iter().map(|node| node.generation == generation).collect();
         before.origins_reaching(places).iter().all(|origin| self.still.origins.contains(origin))
