@@ -73,7 +73,7 @@ thread_local! {
 
 /// Breaks a rule on this thread, or none.
 #[cfg(test)]
-pub(super) fn set(mutation: Option<Mutation>) {
+pub(in crate::graph) fn set(mutation: Option<Mutation>) {
     BROKEN.set(mutation);
 }
 

@@ -175,12 +175,22 @@ impl Run {
         self.control.reads.let_others_pass();
         let watch = told(self.world.register_watch(from, span))?;
         told(self.world.capture(watch))?;
-        let writing = self.begin_write(random, drive, written)?;
-        self.end_write(&writing).await?;
+        if random.one_in(3) {
+            self.step.push_str(" (a discard)");
+            let (range, real) = (bytes_of(written), self.drive(&drive.id.to_string()));
+            let result = real.discard(range.start, range.end - range.start).await;
+            self.follow_change((drive.root, written), &Payload::Discard, 0, &result)?;
+        } else {
+            let writing = self.begin_write(random, drive, written)?;
+            self.end_write(&writing).await?;
+        }
         self.control.reads.open();
         let bytes = real.end().await?.map_err(|error| error.to_string())?;
         self.control.take_log();
         self.keep(Kept { bytes, watch, node: from });
+        if random.one_in(2) {
+            return self.claim(random, at, self.kept.len() - 1).await;
+        }
         Ok(())
     }
 

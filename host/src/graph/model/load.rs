@@ -53,6 +53,9 @@ impl Run {
         quiet().await;
         let early = real.take();
         let is_early = early.is_some();
+        if !is_early {
+            self.changes.count("wait");
+        }
         if let Some(result) = early {
             self.follow_plan(&plan, unproven, &result)?;
         }
@@ -197,6 +200,7 @@ impl Run {
             Ok(applied) => applied,
             Err(error) => {
                 self.changes.refused += 1;
+                self.changes.count(&format!("{}: {:?}", plan.kind(), error.kind()));
                 return match error.kind() {
                     ErrorKind::NotPermitted
                         if unproven == Unproven::Refuse && self.is_doubtful(&plan.steps) =>
@@ -220,7 +224,7 @@ impl Run {
                 return wrong("nothing proves it, and it was to be refused then");
             }
         }
-        *self.changes.applied.entry(plan.kind()).or_default() += 1;
+        self.changes.count(&plan.kind());
         self.scene = plan.scene.clone();
         self.forget_lost_sources();
         Ok(())
@@ -340,6 +344,7 @@ impl Run {
             }
         };
         if kind == expect {
+            self.changes.count("write while");
             return Ok(());
         }
         Err(format!("a write while the graph changed ended with {result:?}, not {expect:?}"))

@@ -49,6 +49,20 @@ pub(super) struct Changes {
     pub(super) refused: usize,
 }
 
+impl Changes {
+    pub(super) fn add(&mut self, other: Self) {
+        for (kind, count) in other.applied {
+            *self.applied.entry(kind).or_default() += count;
+        }
+        self.refused += other.refused;
+    }
+
+    /// One more that was done.
+    pub(super) fn count(&mut self, kind: &str) {
+        *self.applied.entry(kind.to_owned()).or_default() += 1;
+    }
+}
+
 /// Lets every other ready task run once.
 pub(super) async fn turn() {
     let mut yielded = false;

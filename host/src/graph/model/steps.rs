@@ -300,6 +300,12 @@ impl Run {
             return self.job_read(random).await;
         }
         let (at, kept) = (random.below(self.scene.jobs.len()), random.below(self.kept.len()));
+        self.step = "what was read before".to_owned();
+        self.claim(random, at, kept).await
+    }
+
+    /// A job claims what was kept.
+    pub(super) async fn claim(&mut self, random: &mut Random, at: usize, kept: usize) -> Verdict {
         let (job, kept) = (self.scene.jobs[at], &self.kept[kept]);
         let (node, watch, mut bytes) = (kept.node, kept.watch, kept.bytes.clone());
         if random.one_in(3) {
@@ -313,7 +319,7 @@ impl Run {
         if span.end > self.len(job.to) {
             return Ok(());
         }
-        self.step = format!("job {at} claims {span} of {node} for {}", job.to);
+        self.step = format!("{}; job {at} claims {span} of {node} for {}", self.step, job.to);
         self.arm(random);
         let result = self.job(at).write_proven(2, &bytes).await;
         self.control.set_fail(None);
