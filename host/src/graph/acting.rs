@@ -201,7 +201,8 @@ fn entered(
     let (mut ranged, mut whole) = (Vec::new(), Vec::new());
     for (source, down) in graph.sources.iter().zip(downs) {
         let was_inside = parent.is_some_and(|parent| down[parent] != Below::No);
-        if was_inside || only.is_some_and(|only| !only(source)) {
+        let is_forgotten = mutated(Mutation::ForgetsChangesBelow) && child != source.node;
+        if was_inside || is_forgotten || only.is_some_and(|only| !only(source)) {
             continue;
         }
         match down[child] {

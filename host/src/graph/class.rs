@@ -171,6 +171,14 @@ fn steps(nodes: &[Box<Edges>], class_of: &[Class], classes: usize) -> Box<[Box<[
                 // One class; or not shown at all.
                 Role::Root | Role::Filtered | Role::Data | Role::Source | Role::Target => continue,
             };
+            let is_shown_by_another = |edges: &Edges| {
+                edges.iter().any(|(role, below)| role.is_same_view() && below == child)
+            };
+            if mutated(Mutation::ForgetsTheIdentityChild)
+                && nodes.iter().any(|edges| is_shown_by_another(edges))
+            {
+                continue;
+            }
             let (edge, to) = ((parent, position), class_of[parent]);
             steps[class_of[*child].index()].push(Step { edge, to, is_whole });
         }

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::mutation::{Mutation, mutated};
 use crate::error::Result;
 use crate::io::{LocalFuture, is_on_worker, spawn_boxed};
 
@@ -42,6 +43,7 @@ impl<T: 'static> Drop for ToTheEnd<T> {
         // A worker that has ended has dropped its tasks: the host is gone then.
         if let Some(rest) = self.rest.take()
             && self.begun
+            && !mutated(Mutation::GuardsEndWithFutures)
             && is_on_worker()
         {
             let rest: LocalFuture = Box::pin(async move { drop(rest.await) });

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use super::admit::{check, mark};
 use super::align;
 use super::guard::{FlightKey, Guards};
+use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use super::origin::Request;
 use super::snapshot::{Cx, Edge, Graph, GraphNode};
@@ -250,7 +251,8 @@ impl<'g> EdgeRef<'g> {
 
     /// Enters the sources that lie beyond this edge, as soon as no guard holds the change off.
     pub(super) async fn cross(&self, op: &Op) -> Option<Flight<'g>> {
-        if !op.kind.is_change() || op.len == 0 {
+        let is_forgotten = mutated(Mutation::DiscardsStaleNothing) && op.kind == OpKind::Discard;
+        if !op.kind.is_change() || op.len == 0 || is_forgotten {
             return None;
         }
         let sources = self.edge.crossing.as_ref()?;

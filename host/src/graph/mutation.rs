@@ -36,6 +36,38 @@ pub(crate) enum Mutation {
     RollsBackByReplacement,
     /// What a mapping leads to is durable after the mapping.
     MapsBeforeData,
+    /// What stands on a filter's child, beside the filter, is not marked.
+    ForgetsTheIdentityChild,
+    /// A watch does not see what was in flight when it began.
+    ForgetsChangesInFlight,
+    /// A change that enters below the node watched and guarded is not seen there.
+    ForgetsChangesBelow,
+    /// Discards end no watches and wait for no guards.
+    DiscardsStaleNothing,
+    /// Graph changes end no watches.
+    GraphChangesStaleNothing,
+    /// A failed proven write ends no watches.
+    FailedWritesStaleNothing,
+    /// A guard ends before its write does, as if its time were up.
+    GuardsEndWithTime,
+    /// A guard ends with the future that asked for the copy.
+    GuardsEndWithFutures,
+    /// A bitmap is added while changes are in flight.
+    AddsUndrained,
+    /// A bitmap is cleared while changes are in flight.
+    ClearsUndrained,
+    /// A bitmap is enabled while changes are in flight.
+    EnablesUndrained,
+    /// A bitmap is frozen while changes are in flight.
+    FreezesUndrained,
+    /// What a graph change claims is looked at before requests have ended.
+    ChecksBeforeTheDrain,
+    /// A node that gets smaller marks nothing.
+    ShrinksUnmarked,
+    /// An overlay that gets another backing marks nothing.
+    ReopensUnmarked,
+    /// Zeros are proven without a guard.
+    ZeroesUnguarded,
 }
 
 #[cfg(test)]
@@ -45,7 +77,7 @@ thread_local! {
 
 /// Breaks a rule on this thread, or none.
 #[cfg(test)]
-pub(super) fn set(mutation: Option<Mutation>) {
+pub(in crate::graph) fn set(mutation: Option<Mutation>) {
     BROKEN.set(mutation);
 }
 

@@ -452,6 +452,10 @@ impl Actor {
             let (ranges, outcomes) = ((range, around), self.outcomes()?);
             let proof = ViewProof::check(guarded, (own, effect), ranges, &evidence, outcomes)?;
             call.request.set_shield(shield);
+            #[cfg(test)]
+            if mutated(Mutation::GuardsEndWithTime) {
+                held.expire();
+            }
             let write = call.write_admitted(offset, bytes, WriteFlags::NONE);
             return proof.settle(call.settle(write.await));
         }
@@ -558,7 +562,8 @@ impl Actor {
         self.check_range(edge, OpKind::Zero, &range)?;
         let (own, effect) = self.effect(from, to, true)?;
         self.check_zero_view(from, to)?;
-        let held = self.hold(self.want(Some(source), (edge, effect), &range)).await?;
+        let guarded = (!mutated(Mutation::ZeroesUnguarded)).then_some(source);
+        let held = self.hold(self.want(guarded, (edge, effect), &range)).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);
         let shown = self.call(&request, self.edge(from)?);
         if !Box::pin(is_zero(shown, range.clone())).await? {

@@ -99,6 +99,9 @@ impl<'h> ViewProof<'h> {
             return;
         }
         self.own.changed.marks.mark(self.around.start, self.around.end - self.around.start);
+        if mutated(Mutation::FailedWritesStaleNothing) {
+            return;
+        }
         self.guards.stale(&self.own.changed.enters, &self.around);
         self.guards.stale(&self.effect.exempt, &self.around);
     }

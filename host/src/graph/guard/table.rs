@@ -11,6 +11,7 @@ use super::queue::{Queue, Wanted};
 use super::shard::{Guard, Operation, Shard, Watch};
 use super::sync::{Mutex, MutexGuard};
 use super::{By, FlightKey, OpId, SourceRange, SourceSet, Stale, Want, WatchKey};
+use crate::graph::mutation::{Mutation, mutated};
 use crate::limits::{GUARDS_MAX, WATCHES_MAX};
 
 /// Who does not wait in the queue is behind all that do.
@@ -340,7 +341,7 @@ impl Guards {
         if shards.iter().any(|shard| shard.watches.len() >= WATCHES_MAX) {
             return Err(Full);
         }
-        for shard in shards.iter() {
+        for shard in shards.iter().filter(|_| !mutated(Mutation::ForgetsChangesInFlight)) {
             for (_, flight) in &shard.flights {
                 if flight.sources.touch(&flight.range, place) {
                     stale.touched(place, &flight.sources, &flight.range);

@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use super::table::{Acquire, AtOnce, Full, Guards, Ticket};
 use super::{By, FlightKey, OpId, SourceSet, Want};
+use crate::graph::mutation::{Mutation, mutated};
 
 /// What an operation holds: its guard and its shared part. Released when dropped, unless its write was
 /// issued and not settled.
@@ -140,9 +141,20 @@ impl Held<'_> {
         is_fresh
     }
 
+    /// Breaks a rule: others pass while the write is under way.
+    #[cfg(test)]
+    pub(crate) fn expire(&self) {
+        self.guards.release(self.op);
+        self.phase.set(Phase::Released);
+    }
+
     /// The write has completed; see [`Guards::settle`] for one that succeeded.
     #[must_use = "a void proof must be marked"]
     pub(crate) fn settle(&self, succeeded: bool, intact: impl FnOnce()) -> bool {
+        if self.phase.get() == Phase::Released {
+            // A broken rule has released it before its time.
+            return succeeded;
+        }
         let is_intact = succeeded && self.guards.settle(self.op, intact);
         self.phase.set(if is_intact { Phase::Released } else { Phase::Settled });
         is_intact
@@ -154,6 +166,9 @@ impl Drop for Held<'_> {
         match self.phase.get() {
             Phase::Granted | Phase::Settled => self.guards.release(self.op),
             Phase::Released => {}
+            Phase::Issued if mutated(Mutation::GuardsEndWithFutures) => {
+                self.guards.release(self.op);
+            }
             // The write may still land, so nothing may rely on this place again.
             Phase::Issued => tracing::warn!(
                 operation = ?self.op,

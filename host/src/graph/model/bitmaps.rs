@@ -7,9 +7,12 @@ use crate::bitmap::Change;
 
 impl Run {
     /// A change of some bitmap, for both worlds.
-    pub(super) fn any_bitmap_change(&self, random: &mut Random) -> (BitmapId, Change, Action) {
+    pub(super) fn any_bitmap_change(
+        &self,
+        random: &mut Random,
+    ) -> Option<(BitmapId, Change, Action)> {
         let ids: Vec<BitmapId> = self.world.bitmaps().map(|(id, _)| id).collect();
-        let id = ids[random.below(ids.len())];
+        let id = random.pick(&ids)?;
         let bitmap = self.world.bitmap(id).expect("a bitmap of the world");
         let is_frozen = bitmap.frozen.is_some();
         let (change, action) = match (is_frozen, bitmap.enabled, random.below(8)) {
@@ -20,11 +23,12 @@ impl Run {
             (false, false, 2..=5) => (Change::Enable, BitmapAction::Enable(id)),
             _ => (Change::Clear, BitmapAction::Clear(id)),
         };
-        (id, change, Action::Bitmap(action))
+        Some((id, change, Action::Bitmap(action)))
     }
 
     pub(super) async fn bitmap_change(&mut self, random: &mut Random) -> Verdict {
-        let (id, change, action) = self.any_bitmap_change(random);
+        let Some(chosen) = self.any_bitmap_change(random) else { return Ok(()) };
+        let (id, change, action) = chosen;
         self.step = format!("{change:?} of {id}");
         let real = self.bitmap(id);
         let result = self.graph.cell().change_bitmap(&real, &[change]).await;

@@ -8,6 +8,7 @@ use super::SECTOR;
 use super::run::turn;
 use super::world::{NodeId, Span};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::PassNode;
 use crate::io::{Buf, BufMut};
 use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
 
@@ -32,6 +33,8 @@ pub(super) struct Control {
     /// The next change fails after so many quarters of its blocks have landed.
     fail: Mutex<Option<usize>>,
     pub(super) writes: Switch,
+    /// Changes wait in filters.
+    pub(super) filters: Switch,
     /// Reads wait with their bytes in hand.
     pub(super) reads: Switch,
     /// Requests that wait.
@@ -197,6 +200,14 @@ impl Node for TestDisk {
         self.memory.flush(cx)
     }
 
+    fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {
+        self.memory.resize(cx, size_bytes)
+    }
+
+    fn deallocate<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        self.memory.deallocate(cx, offset, len)
+    }
+
     fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
         self.memory.block_status(cx, at, len)
     }
@@ -204,6 +215,58 @@ impl Node for TestDisk {
 
 fn cannot<'a, T>() -> NodeFuture<'a, T> {
     Box::pin(async { Err(Error::new(ErrorKind::NotSupported, "a job serves nobody")) })
+}
+
+/// A filter that does nothing but hold changes on their way.
+pub(super) struct Stop {
+    pub(super) control: Arc<Control>,
+}
+
+impl Node for Stop {
+    fn driver(&self) -> &'static str {
+        "stop"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        PassNode.info(children)
+    }
+
+    fn is_transparent(&self) -> bool {
+        true
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        PassNode.read(cx, offset, buf)
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.control.hold(&self.control.filters).await;
+            PassNode.write(cx, offset, buf, flags).await
+        })
+    }
+
+    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        PassNode.zero(cx, at, len, flags)
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.discard(cx, offset, len)
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        PassNode.flush(cx)
+    }
+
+    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
+        PassNode.block_status(cx, at, len)
+    }
 }
 
 /// Shows nothing, serves nobody: only acts.

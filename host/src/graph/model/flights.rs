@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::super::CopyHow;
 use super::random::Random;
-use super::run::{Kept, Run, Started, Verdict, bytes_of, kind_of, quiet, start};
+use super::run::{Kept, Run, Started, Verdict, bytes_of, kind_of, quiet, start, start_for_a_user};
 use super::scene::Drive;
 use super::steps::fill;
 use super::world::{Answer, Buffer, FlightId, NodeId, Outcome, Payload, Refusal, Span, Unproven};
@@ -12,24 +12,23 @@ use crate::bitmap::BitmapState;
 use crate::error::{ErrorKind, Result as HostResult};
 use crate::node::WriteFlags;
 
-fn told<T>(result: Result<T, Refusal>) -> Result<T, String> {
+pub(super) fn told<T>(result: Result<T, Refusal>) -> Result<T, String> {
     result.map_err(|refusal| refusal.to_string())
 }
 
 /// A guest's write in both worlds, begun and not ended.
-struct Writing {
-    real: Started<HostResult<()>>,
-    flight: FlightId,
-    node: NodeId,
-    span: Span,
+pub(super) struct Writing {
+    pub(super) real: Started<HostResult<()>>,
+    pub(super) flight: FlightId,
+    pub(super) node: NodeId,
+    pub(super) span: Span,
 }
 
 impl Run {
-    fn writable_drive(&self, random: &mut Random) -> Option<Drive> {
+    pub(super) fn writable_drive(&self, random: &mut Random) -> Option<Drive> {
         // A write that fills a cluster reads, and so may copy.
-        let copies =
-            |drive: &Drive| self.scene.is_coarse && self.scene.place(drive.root).copies_on_read;
-        let drives = self.scene.drives.iter().copied();
+        let copies = |drive: &Drive| self.scene.is_coarse && self.copies_on_read(drive.root);
+        let drives = self.drives().into_iter();
         let drives = drives.filter(|drive| drive.is_writable && !copies(drive));
         random.pick(&drives.collect::<Vec<_>>())
     }
@@ -40,21 +39,32 @@ impl Run {
         if random.one_in(3) || near.start >= len { span } else { Span::at(near.start, 1) }
     }
 
-    fn begin_write(
+    pub(super) fn begin_write(
         &mut self,
         random: &mut Random,
         drive: Drive,
         span: Span,
     ) -> Result<Writing, String> {
+        let (real, bytes) = self.write_in_task(random, drive, span);
+        let flight = told(self.world.admit(drive.root, span, &bytes))?;
+        Ok(Writing { real, flight, node: drive.root, span })
+    }
+
+    /// A guest's write in the real world alone.
+    pub(super) fn write_in_task(
+        &self,
+        random: &mut Random,
+        drive: Drive,
+        span: Span,
+    ) -> (Started<HostResult<()>>, Payload) {
         let bytes: Vec<u8> = (0..span.len()).map(|_| random.next() as u8).collect();
         let (real, buf) = (self.drive(&drive.id.to_string()), fill(&bytes));
         let offset = bytes_of(span).start;
         let real = start(async move { real.write(offset, buf, WriteFlags::NONE).await });
-        let flight = told(self.world.admit(drive.root, span, &Payload::Bytes(bytes)))?;
-        Ok(Writing { real, flight, node: drive.root, span })
+        (real, Payload::Bytes(bytes))
     }
 
-    async fn end_write(&mut self, writing: &Writing) -> Verdict {
+    pub(super) async fn end_write(&mut self, writing: &Writing) -> Verdict {
         let result = writing.real.end().await?;
         if result.is_err() {
             let (span, node) = (writing.span, writing.node);
@@ -67,7 +77,7 @@ impl Run {
         if hold { self.control.writes.close() } else { self.control.writes.open() }
     }
 
-    fn held(&self) -> usize {
+    pub(super) fn held(&self) -> usize {
         self.control.held.load(Ordering::Relaxed)
     }
 
@@ -93,7 +103,11 @@ impl Run {
     }
 
     async fn bitmap_during(&mut self, random: &mut Random, writing: &Writing) -> Verdict {
-        let (id, change, action) = self.any_bitmap_change(random);
+        let Some(chosen) = self.any_bitmap_change(random) else {
+            self.hold_writes(false);
+            return self.end_write(writing).await;
+        };
+        let (id, change, action) = chosen;
         self.step = format!("{}; {change:?} of {id}", self.step);
         let (bitmap, cell) = (self.bitmap(id), std::sync::Arc::clone(self.graph.cell()));
         // What no change marks needs no drain, nor does the end of a freeze that drops what was frozen.
@@ -146,7 +160,7 @@ impl Run {
         let Some(drive) = self.writable_drive(random) else { return Ok(()) };
         let at = random.below(self.scene.jobs.len());
         let from = self.scene.jobs[at].from;
-        if self.scene.place(from).copies_on_read {
+        if self.copies_on_read(from) {
             return Ok(());
         }
         let span = self.span(random, self.len(from));
@@ -161,12 +175,22 @@ impl Run {
         self.control.reads.let_others_pass();
         let watch = told(self.world.register_watch(from, span))?;
         told(self.world.capture(watch))?;
-        let writing = self.begin_write(random, drive, written)?;
-        self.end_write(&writing).await?;
+        if random.one_in(3) {
+            self.step.push_str(" (a discard)");
+            let (range, real) = (bytes_of(written), self.drive(&drive.id.to_string()));
+            let result = real.discard(range.start, range.end - range.start).await;
+            self.follow_change((drive.root, written), &Payload::Discard, 0, &result)?;
+        } else {
+            let writing = self.begin_write(random, drive, written)?;
+            self.end_write(&writing).await?;
+        }
         self.control.reads.open();
         let bytes = real.end().await?.map_err(|error| error.to_string())?;
         self.control.take_log();
         self.keep(Kept { bytes, watch, node: from });
+        if random.one_in(2) {
+            return self.claim(random, at, self.kept.len() - 1).await;
+        }
         Ok(())
     }
 
@@ -175,7 +199,7 @@ impl Run {
         let Some(drive) = self.writable_drive(random) else { return Ok(()) };
         let at = random.below(self.scene.jobs.len());
         let job = self.scene.jobs[at];
-        if self.scene.place(job.from).copies_on_read {
+        if self.copies_on_read(job.from) {
             return Ok(());
         }
         let span = self.span(random, self.len(job.from).min(self.len(job.to)));
@@ -188,7 +212,8 @@ impl Run {
         self.hold_writes(true);
         let own = self.job(at);
         let how = CopyHow { unchanged: true, only_unallocated: false };
-        let copy = start(async move { own.copy(0, 2, bytes_of(span), how).await.map(drop) });
+        let copy = async move { own.copy(0, 2, bytes_of(span), how).await.map(drop) };
+        let (copy, user) = start_for_a_user(copy);
         quiet().await;
         if self.held() == 0 {
             self.hold_writes(false);
@@ -205,6 +230,12 @@ impl Run {
         let copying = told(self.world.admit_claim(job.to, span, &buffer))?;
         told(self.world.issue(copying))?;
         let blockers = told(self.world.blockers(drive.root, written, None))?;
+        let is_dropped = random.one_in(3);
+        if is_dropped {
+            self.step = format!("{}; nobody waits for the copy", self.step);
+            user.set(false);
+            quiet().await;
+        }
         let writing = self.begin_write(random, drive, written)?;
         quiet().await;
         let is_held_off = self.held() == 1;
@@ -216,9 +247,13 @@ impl Run {
         }
         self.check_bitmaps()?;
         self.hold_writes(false);
-        let result = copy.end().await?;
-        if result.is_err() {
-            return Err(format!("a copy ended with {result:?}"));
+        if is_dropped {
+            quiet().await;
+        } else {
+            let result = copy.end().await?;
+            if result.is_err() {
+                return Err(format!("a copy ended with {result:?}"));
+            }
         }
         told(self.world.settle(copying, &Outcome::Done))?;
         self.end_write(&writing).await?;

@@ -1,19 +1,20 @@
 //! One case: the real core and the model, side by side, and the comparison after each step.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::super::{BitmapScope, LocalDrive, LocalGraph, OwnAccord, ProvenBuf};
+use super::super::{LocalDrive, LocalGraph, OwnAccord, ProvenBuf};
 use super::SECTOR;
 use super::disk::{Control, Landed, sectors};
+use super::parts::{bitmap_name, job_name, probe_name};
 use super::random::Random;
-use super::scene::{DRIVE_BITMAPS, Scene, job_name, node_name, probe_name};
+use super::scene::{Drive, Scene};
 use super::world::{
-    BitmapId, GranuleSet, NodeId, Outcome, Part, Refusal, Span, View, WatchId, World,
+    BitmapId, GranuleSet, Node, NodeId, Outcome, Part, Refusal, Span, View, WatchId, World,
 };
 use crate::bitmap::{Bitmap, BitmapState};
 use crate::error::{Error, ErrorKind, Result as HostResult};
@@ -37,6 +38,29 @@ pub(super) struct Run {
     pub(super) kept: Vec<Kept>,
     /// What the last step was, for the message.
     pub(super) step: String,
+    pub(super) changes: Changes,
+}
+
+/// What graph changes came to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Changes {
+    /// Applied, by kind.
+    pub(super) applied: BTreeMap<String, usize>,
+    pub(super) refused: usize,
+}
+
+impl Changes {
+    pub(super) fn add(&mut self, other: Self) {
+        for (kind, count) in other.applied {
+            *self.applied.entry(kind).or_default() += count;
+        }
+        self.refused += other.refused;
+    }
+
+    /// One more that was done.
+    pub(super) fn count(&mut self, kind: &str) {
+        *self.applied.entry(kind.to_owned()).or_default() += 1;
+    }
 }
 
 /// Lets every other ready task run once.
@@ -67,6 +91,25 @@ pub(super) fn start<T: 'static>(task: impl Future<Output = T> + 'static) -> Star
     let filled = Rc::clone(&slot);
     spawn(async move { filled.set(Some(task.await)) });
     Started(slot)
+}
+
+/// The same for somebody who may go away: the future is dropped then.
+pub(super) fn start_for_a_user<T: 'static>(
+    task: impl Future<Output = T> + 'static,
+) -> (Started<T>, Rc<Cell<bool>>) {
+    let slot = Rc::new(Cell::new(None));
+    let (filled, user) = (Rc::clone(&slot), Rc::new(Cell::new(true)));
+    let is_there = Rc::clone(&user);
+    let mut task = Box::pin(task);
+    spawn(async move {
+        // What is held comes back at each turn.
+        let ended = poll_fn(move |cx| match is_there.get() {
+            true => task.as_mut().poll(cx).map(Some),
+            false => Poll::Ready(None),
+        });
+        filled.set(ended.await);
+    });
+    (Started(slot), user)
 }
 
 impl<T> Started<T> {
@@ -100,7 +143,15 @@ impl Run {
         let mut random = Random::new(scene_seed);
         let (scene, cell, world) = Scene::build(&mut random, &control);
         let graph = Rc::new(LocalGraph::new(Arc::new(cell), 0));
-        Self { graph, world, scene, control, kept: Vec::new(), step: String::new() }
+        Self {
+            graph,
+            world,
+            scene,
+            control,
+            kept: Vec::new(),
+            step: String::new(),
+            changes: Changes::default(),
+        }
     }
 
     pub(super) fn drive(&self, id: &str) -> LocalDrive {
@@ -112,7 +163,32 @@ impl Run {
     }
 
     pub(super) fn len(&self, node: NodeId) -> usize {
-        self.scene.place(node).len
+        self.world.graph().len(node)
+    }
+
+    /// Whether reading it may copy.
+    pub(super) fn copies_on_read(&self, node: NodeId) -> bool {
+        let path = self.world.graph().path(node);
+        path.iter().any(|node| self.scene.copiers.contains(node))
+    }
+
+    /// Where the bytes of a node are stored: the disk, and at which offset there its own begin.
+    pub(super) fn disk_of(&self, node: NodeId) -> (NodeId, usize) {
+        match self.world.graph().node(node) {
+            Some(Node::Filter { child }) => self.disk_of(*child),
+            Some(Node::Opaque { child, window, .. }) => {
+                let (disk, start) = self.disk_of(*child);
+                (disk, start + window.start)
+            }
+            _ => (node, 0),
+        }
+    }
+
+    /// Drives that have a medium.
+    pub(super) fn drives(&self) -> Vec<Drive> {
+        let root = |drive: &Drive| self.world.graph().top(View::Drive(drive.id));
+        let drives = self.scene.drives.iter();
+        drives.filter_map(|drive| Some(Drive { root: root(drive)?, ..*drive })).collect()
     }
 
     /// A part of a view.
@@ -125,12 +201,10 @@ impl Run {
 
     /// The real bitmap with an id of the model.
     pub(super) fn bitmap(&self, id: BitmapId) -> Arc<Bitmap> {
-        let scope = match id.0.checked_sub(DRIVE_BITMAPS) {
-            Some(drive) => BitmapScope::Drive(format!("d{drive}").into()),
-            None => BitmapScope::Node(node_name(NodeId(id.0)).into()),
-        };
-        let graph = self.graph.current();
-        Arc::clone(graph.find_bitmap(&scope, "b").expect("a bitmap of the scene"))
+        let (graph, name) = (self.graph.current(), bitmap_name(id.0));
+        let mut all = graph.bitmaps().map(|(_, bitmap)| bitmap);
+        let found = all.find(|bitmap| bitmap.name().as_str() == name);
+        Arc::clone(found.expect("a bitmap of the scene"))
     }
 
     /// What the core has dirty.
@@ -164,7 +238,7 @@ impl Run {
         self.check_bitmaps()?;
         let nodes: Vec<NodeId> = self.world.graph().nodes().map(|(node, _)| node).collect();
         for node in nodes {
-            if !self.scene.place(node).copies_on_read {
+            if !self.copies_on_read(node) {
                 self.check_view(node).await?;
             }
         }
@@ -232,7 +306,7 @@ impl Run {
         depth: usize,
         has_failed: bool,
     ) -> Result<Outcome, String> {
-        let (disk, shift) = self.scene.disk_of(node);
+        let (disk, shift) = self.disk_of(node);
         let own: Vec<&Landed> = log.iter().filter(|landed| landed.depth == depth).collect();
         if let Some(stray) = own.iter().find(|landed| landed.disk != disk) {
             return Err(format!("a change of {node} was written to {}", stray.disk));
@@ -258,7 +332,6 @@ impl Run {
     }
 
     fn is_allocated(&self, disk: NodeId, at: usize) -> bool {
-        use super::world::Node;
         match self.world.graph().node(disk) {
             Some(Node::Memory(memory)) => memory.is_allocated(at),
             _ => false,

@@ -1,21 +1,18 @@
 //! Scenes by chance: one graph, built for the real core and for the model.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::super::{
-    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, GraphCell, GraphDecl, NodeDecl, PermissionSet,
-    Role,
-};
+use super::super::{ChildDecl, DriveDecl, GraphCell, GraphDecl, NodeDecl, PermissionSet, Role};
 use super::SECTOR;
-use super::disk::{Control, JobNode, TestDisk};
+use super::disk::{Control, JobNode};
+use super::parts::{self, DRIVE_BITMAPS, JOB_EDGES, job_name, node_name};
 use super::random::Random;
 use super::world::{
     Action, BitmapAction, BitmapId, DriveId, Memory, Node, NodeId, Span, Unproven, View, World,
 };
-use crate::bitmap::{BitmapName, Granularity};
 use crate::error::Result;
-use crate::filter::{CopyOnReadNode, PassNode};
-use crate::node::{MemoryNode, RawNode};
+use crate::node::RawNode;
 
 /// Nodes on one path at most.
 const DEPTH_MAX: usize = 8;
@@ -28,15 +25,15 @@ enum Kind {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+struct Place {
     id: NodeId,
     kind: Kind,
-    pub(super) len: usize,
+    len: usize,
     depth: usize,
     /// What its class stands on is a disk with a backing: a filter can copy into it.
     is_on_overlay: bool,
     /// Reading it may copy.
-    pub(super) copies_on_read: bool,
+    copies_on_read: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +41,7 @@ pub(super) struct Drive {
     pub(super) id: DriveId,
     pub(super) root: NodeId,
     pub(super) is_writable: bool,
-    only_shows: bool,
+    pub(super) only_shows: bool,
 }
 
 /// A node that copies from the first to the last of these. What it writes is proven for the first,
@@ -57,32 +54,25 @@ pub(super) struct Job {
     pub(super) is_proven: bool,
 }
 
-/// A graph, before it is built.
+/// A graph before it is built, and what the model does not know of it afterwards.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scene {
-    pub(super) nodes: Vec<Place>,
+    /// As they are at the beginning.
+    nodes: Vec<Place>,
+    /// Filters that copy on read.
+    pub(super) copiers: BTreeSet<NodeId>,
+    /// Numbers given out, which are not given again.
+    pub(super) last_node: u32,
+    pub(super) last_drive: u32,
     pub(super) drives: Vec<Drive>,
     pub(super) jobs: Vec<Job>,
-    granularity: usize,
+    pub(super) granularity: usize,
     /// There are clusters to fill.
     pub(super) is_coarse: bool,
 }
 
-pub(super) fn node_name(node: NodeId) -> String {
-    node.to_string()
-}
-
-/// A drive that shows any node to the case alone.
-pub(super) fn probe_name(node: NodeId) -> String {
-    format!("probe-{node}")
-}
-
-pub(super) fn job_name(job: usize) -> String {
-    format!("job-{job}")
-}
-
 impl Scene {
-    pub(super) fn place(&self, node: NodeId) -> Place {
+    fn place(&self, node: NodeId) -> Place {
         self.nodes[node.0 as usize - 1]
     }
 
@@ -94,6 +84,7 @@ impl Scene {
             match scene.real(control) {
                 Ok(cell) => {
                     let world = scene.model();
+                    scene.note();
                     return (scene, cell, world);
                 }
                 Err(error) => refused = Some(error),
@@ -127,6 +118,14 @@ impl Scene {
             scene.jobs.push(Job { from, beside, to, is_proven });
         }
         scene
+    }
+
+    fn note(&mut self) {
+        let copies =
+            |place: &&Place| matches!(place.kind, Kind::Filter { copies_on_read: true, .. });
+        self.copiers = self.nodes.iter().filter(copies).map(|place| place.id).collect();
+        self.last_node = self.nodes.len() as u32;
+        self.last_drive = self.drives.len() as u32;
     }
 
     fn any_node(&self, random: &mut Random) -> NodeId {
@@ -249,38 +248,22 @@ impl Scene {
     fn real(&self, control: &Arc<Control>) -> Result<GraphCell> {
         let mut decl = GraphDecl::default();
         for node in &self.nodes {
-            let (driver, children): (Arc<dyn crate::node::Node>, Vec<ChildDecl>) = match node.kind {
+            decl.nodes.push(match node.kind {
                 Kind::Disk { len, cluster, backing, is_overlay } => {
-                    let (size_bytes, block_bytes) = (len as u64 * SECTOR, cluster as u64 * SECTOR);
-                    let memory = match is_overlay {
-                        true => MemoryNode::overlay(size_bytes, block_bytes as u32)?,
-                        false => MemoryNode::new(size_bytes, block_bytes as u32)?,
-                    };
-                    let (id, control) = (node.id, Arc::clone(control));
-                    let backing = backing.map(|backing| ChildDecl {
-                        name: "backing".into(),
-                        role: Role::Backing,
-                        ..ChildDecl::filtered(node_name(backing))
-                    });
-                    let disk = TestDisk { id, memory, block_bytes, control };
-                    (Arc::new(disk), backing.into_iter().collect())
+                    parts::disk(node.id, (len, cluster, is_overlay), backing, control)?
                 }
-                Kind::Filter { child, copies_on_read: true } => {
-                    (Arc::new(CopyOnReadNode), vec![CopyOnReadNode::child(node_name(child))])
-                }
-                Kind::Filter { child, .. } => {
-                    (Arc::new(PassNode), vec![ChildDecl::filtered(node_name(child))])
+                Kind::Filter { child, copies_on_read } => {
+                    parts::filter(node.id, child, copies_on_read, control)
                 }
                 Kind::Opaque { child, window } => {
                     let size_bytes = Some(window.len() as u64 * SECTOR);
                     let raw = RawNode::new(window.start as u64 * SECTOR, size_bytes);
-                    (Arc::new(raw), vec![ChildDecl::storage(node_name(child))])
+                    let children = vec![ChildDecl::storage(node_name(child))];
+                    NodeDecl { name: node_name(node.id), driver: Arc::new(raw), children }
                 }
-            };
-            decl.nodes.push(NodeDecl { name: node_name(node.id), driver, children });
-            let (id, root) = (probe_name(node.id), Some(node_name(node.id)));
-            decl.drives.push(DriveDecl { id, root, writable: false, only_shows: true });
-            decl.bitmaps.push(self.bitmap(BitmapScope::Node(node_name(node.id).into()))?);
+            });
+            decl.drives.push(parts::probe(node.id));
+            decl.bitmaps.push(parts::bitmap(View::Node(node.id), self.granularity));
         }
         for (at, job) in self.jobs.iter().enumerate() {
             let edge = |name: &str, node, role, grants, proven_for| {
@@ -289,26 +272,21 @@ impl Scene {
             };
             let read = PermissionSet::CONSISTENT_READ;
             let proven_for = job.is_proven.then(|| "from".into());
+            let [from, beside, to] = JOB_EDGES;
             let children = vec![
-                edge("from", job.from, Role::Source, read, None),
-                edge("beside", job.beside, Role::Source, read, None),
-                edge("to", job.to, Role::Target, PermissionSet::WRITE, proven_for),
+                edge(from, job.from, Role::Source, read, None),
+                edge(beside, job.beside, Role::Source, read, None),
+                edge(to, job.to, Role::Target, PermissionSet::WRITE, proven_for),
             ];
             decl.nodes.push(NodeDecl { name: job_name(at), driver: Arc::new(JobNode), children });
         }
         for drive in &self.drives {
             let (id, root) = (drive.id.to_string(), Some(node_name(drive.root)));
             let (writable, only_shows) = (drive.is_writable, drive.only_shows);
-            decl.drives.push(DriveDecl { id: id.clone(), root, writable, only_shows });
-            decl.bitmaps.push(self.bitmap(BitmapScope::Drive(id.into()))?);
+            decl.drives.push(DriveDecl { id, root, writable, only_shows });
+            decl.bitmaps.push(parts::bitmap(View::Drive(drive.id), self.granularity));
         }
         decl.build().map(GraphCell::new)
-    }
-
-    fn bitmap(&self, scope: BitmapScope) -> Result<BitmapDecl> {
-        let granularity = Granularity::from_bytes(self.granularity as u64 * SECTOR);
-        let (name, granularity) = (BitmapName::new("b"), granularity.expect("a power of two"));
-        Ok(BitmapDecl { scope, name: name.expect("a name"), granularity, enabled: true })
     }
 
     fn model(&self) -> World {
@@ -341,19 +319,4 @@ impl Scene {
         world.transact(&actions, Unproven::Refuse).expect("a graph that the core has built");
         world
     }
-
-    /// Where the bytes of a node are stored: the disk, and at which offset there its own begin.
-    pub(super) fn disk_of(&self, node: NodeId) -> (NodeId, usize) {
-        match self.place(node).kind {
-            Kind::Disk { .. } => (node, 0),
-            Kind::Filter { child, .. } => self.disk_of(child),
-            Kind::Opaque { child, window } => {
-                let (disk, start) = self.disk_of(child);
-                (disk, start + window.start)
-            }
-        }
-    }
 }
-
-/// Bitmaps of nodes have the node's number; those of drives follow.
-pub(super) const DRIVE_BITMAPS: u32 = 1000;

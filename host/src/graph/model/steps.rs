@@ -32,8 +32,8 @@ fn answer(kind: Option<ErrorKind>) -> Result<Option<Answer>, String> {
 }
 
 impl Run {
-    pub(super) fn any_drive(&self, random: &mut Random) -> Drive {
-        self.scene.drives[random.below(self.scene.drives.len())]
+    pub(super) fn any_drive(&self, random: &mut Random) -> Option<Drive> {
+        random.pick(&self.drives())
     }
 
     fn arm(&self, random: &mut Random) {
@@ -43,7 +43,7 @@ impl Run {
 
     /// A guest reads.
     pub(super) async fn guest_read(&mut self, random: &mut Random) -> Verdict {
-        let drive = self.any_drive(random);
+        let Some(drive) = self.any_drive(random) else { return Ok(()) };
         let span = self.span(random, self.len(drive.root));
         self.step = format!("read {span} of {}", drive.id);
         self.arm(random);
@@ -54,7 +54,7 @@ impl Run {
 
     /// A guest writes, zeroes or discards.
     pub(super) async fn guest_change(&mut self, random: &mut Random) -> Verdict {
-        let drive = self.any_drive(random);
+        let Some(drive) = self.any_drive(random) else { return Ok(()) };
         let span = self.span(random, self.len(drive.root));
         let payload = match random.below(6) {
             0 => Payload::Discard,
@@ -139,7 +139,7 @@ impl Run {
         result: &HostResult<()>,
     ) -> Verdict {
         let log = self.control.take_log();
-        let (disk, shift) = self.scene.disk_of(to);
+        let (disk, shift) = self.disk_of(to);
         for landed in &log {
             if landed.depth > 1 {
                 self.follow_copies(std::slice::from_ref(landed), 1)?;
@@ -300,6 +300,12 @@ impl Run {
             return self.job_read(random).await;
         }
         let (at, kept) = (random.below(self.scene.jobs.len()), random.below(self.kept.len()));
+        self.step = "what was read before".to_owned();
+        self.claim(random, at, kept).await
+    }
+
+    /// A job claims what was kept.
+    pub(super) async fn claim(&mut self, random: &mut Random, at: usize, kept: usize) -> Verdict {
         let (job, kept) = (self.scene.jobs[at], &self.kept[kept]);
         let (node, watch, mut bytes) = (kept.node, kept.watch, kept.bytes.clone());
         if random.one_in(3) {
@@ -313,7 +319,7 @@ impl Run {
         if span.end > self.len(job.to) {
             return Ok(());
         }
-        self.step = format!("job {at} claims {span} of {node} for {}", job.to);
+        self.step = format!("{}; job {at} claims {span} of {node} for {}", self.step, job.to);
         self.arm(random);
         let result = self.job(at).write_proven(2, &bytes).await;
         self.control.set_fail(None);

@@ -1,9 +1,11 @@
 //! A transaction from its writer's lock to the next snapshot: see the module's picture.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::action::{Action, Applied, Transaction, Unproven};
+use super::bitmap_action::BitmapAction;
 use super::bitmap_steps::position;
 use super::bitmaps::{self, Change, Marked};
 use super::claims::{Claim, claims};
@@ -54,6 +56,8 @@ struct Plan {
     gone: Vec<ScopedBitmap>,
     /// Of the last action that alters a view, among the changes of bitmaps.
     last_shape: usize,
+    /// What was verified before anybody paused. No rule of the core does so.
+    early: Option<Marking>,
     /// The actions, for messages.
     actions: Vec<String>,
     /// What has happened by the end.
@@ -63,6 +67,7 @@ struct Plan {
 impl Plan {
     fn of(before: &Graph, actions: Vec<(Action, Unproven)>) -> Result<Self> {
         let (mut draft, mut prepared) = (Draft::of(before), Prepared::default());
+        let is_undrained = actions.iter().any(|(action, _)| is_undrained(action));
         draft.act_all(actions)?;
         let mut after = draft.assemble(Some(before), &mut prepared)?;
         let claims = claims(&draft, before, &after)
@@ -70,7 +75,7 @@ impl Plan {
         let steps = work::steps(&draft, before, &after)?;
         let changes = bitmaps::size_changes(&draft, before, &after);
         let touched = touched(before, &after, &claims, &steps);
-        let origins = match mutated(Mutation::DrainsNothing) {
+        let origins = match is_undrained || mutated(Mutation::DrainsNothing) {
             true => Vec::new(),
             false => touched.origins(before),
         };
@@ -95,6 +100,7 @@ impl Plan {
             added,
             gone,
             last_shape: draft.last_shape,
+            early: None,
             actions: draft.actions,
             events,
         })
@@ -112,7 +118,10 @@ impl Plan {
     ) -> Result<()> {
         let Self { claims, steps, prepared, changes, gone, actions, events, .. } = self;
         let (before, after) = (section.graph(Side::Before), section.graph(Side::After));
-        let verified = until(deadline, verify(section, claims, steps, actions)).await;
+        let verified = match self.early.take() {
+            Some(early) => Some(Ok(early)),
+            None => until(deadline, verify(section, claims, steps, actions)).await,
+        };
         let late = || {
             let message = "what the nodes hold was not found out in time: nothing was changed";
             Err(Error::new(ErrorKind::TimedOut, message))
@@ -133,12 +142,28 @@ impl Plan {
         for change in &*changes {
             events.extend(marked.range(prepared, change));
         }
-        for Claim { marks, position, what, .. } in unproven.claims {
+        for at in unproven.claims {
+            let Claim { marks, position, what, .. } = &claims[at];
             events.extend(marked.whole(prepared, marks, *position, what));
         }
         marked.views_gone(prepared, self.last_shape);
         std::mem::take(prepared).commit();
         Ok(())
+    }
+}
+
+/// Whether a broken rule has an action done while requests are in flight.
+fn is_undrained(action: &Action) -> bool {
+    match action {
+        Action::AddBitmap(_) => mutated(Mutation::AddsUndrained),
+        Action::Checkpoint { .. } => mutated(Mutation::FreezesUndrained),
+        Action::Bitmap { action, .. } => match action {
+            BitmapAction::Clear => mutated(Mutation::ClearsUndrained),
+            BitmapAction::Enable => mutated(Mutation::EnablesUndrained),
+            BitmapAction::Freeze => mutated(Mutation::FreezesUndrained),
+            _ => false,
+        },
+        _ => false,
     }
 }
 
@@ -183,11 +208,18 @@ async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
 
     let began = clock();
     let deadline = turn_now() + within;
+    if mutated(Mutation::ChecksBeforeTheDrain) {
+        let nobody = Still::of(&before, Vec::new(), HashSet::new(), within).await?;
+        let section = Drained::new(&before, &after, &nobody);
+        plan.early = Some(verify(&section, &plan.claims, &plan.steps, &plan.actions).await?);
+    }
     let still = Still::of(&before, std::mem::take(&mut plan.origins), moving, within).await?;
     let drained = clock();
     plan.make(cell, &Drained::new(&before, &after, &still), deadline).await?;
     let Plan { shapes, mut events, added, .. } = plan;
-    end_watches(&before, shapes);
+    if !mutated(Mutation::GraphChangesStaleNothing) {
+        end_watches(&before, shapes);
+    }
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());
@@ -202,8 +234,9 @@ async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
 }
 
 /// What has no evidence, and is to be marked.
-struct Marking<'p> {
-    claims: Vec<&'p Claim>,
+struct Marking {
+    /// By index.
+    claims: Vec<usize>,
     changes: Vec<Change>,
 }
 
@@ -211,18 +244,18 @@ struct Marking<'p> {
 ///
 /// # Errors
 /// `EPERM` for the first thing that cannot be proven and is to be refused then; of block status.
-async fn verify<'p>(
+async fn verify(
     section: &Drained<'_>,
-    claims: &'p [Claim],
+    claims: &[Claim],
     steps: &[Step],
     actions: &[String],
-) -> Result<Marking<'p>> {
+) -> Result<Marking> {
     let mut marking = Marking { claims: Vec::new(), changes: Vec::new() };
-    for claim in claims {
+    for (at, claim) in claims.iter().enumerate() {
         let evidence: Option<Vec<SameView<'_>>> = claim.verify(section).await?;
         match (evidence, claim.by.unproven) {
             (Some(_), _) => {}
-            (None, Unproven::MarkWhole) => marking.claims.push(claim),
+            (None, Unproven::MarkWhole) => marking.claims.push(at),
             (None, Unproven::Refuse) => {
                 return Err(at_action(actions, claim.by.action, &claim.refused()));
             }

@@ -14,6 +14,7 @@ use super::touched::Known;
 use crate::bitmap::{Bitmap, Prepared};
 use crate::graph::class::{Class, Cut};
 use crate::graph::generation::NodeGeneration;
+use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::{BitmapScope, Graph, ScopedBitmap};
 
 /// The bitmaps with this scope, by index.
@@ -134,6 +135,9 @@ pub(super) fn size_changes(draft: &Draft, before: &Graph, after: &Graph) -> Vec<
     for old in &before.nodes {
         let Some(new) = known.node(old.generation).map(|at| &after.nodes[at]) else { continue };
         let (from, to) = (old.info.size_bytes, new.info.size_bytes);
+        if mutated(Mutation::ShrinksUnmarked) && from > to {
+            continue;
+        }
         if from != to && seen.insert((new.class, from, to)) {
             let why = format!("node `{}` has {to} bytes instead of {from}", new.name);
             let (range, position) = (from.min(to)..from.max(to), draft.last_shape);

@@ -16,6 +16,7 @@ use super::touched::{Known, same_drive};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::evidence::SameView;
 use crate::graph::generation::NodeGeneration;
+use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::permission::Role;
 use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode};
 
@@ -104,6 +105,9 @@ impl Comparison<'_> {
                 claims.push(Claim { what, by, position, marks, proofs });
             };
             for was in old.edges.iter().filter(|edge| shows(edge)) {
+                if mutated(Mutation::ReopensUnmarked) && was.role == Role::Backing {
+                    continue;
+                }
                 let what = format!("node `{}` (edge `{}`)", old.name, was.name);
                 match find(new, &was.name) {
                     Some(edge) if self.is_same(was, edge) => {}

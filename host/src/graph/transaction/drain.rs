@@ -11,6 +11,7 @@ use crate::graph::counters::Counters;
 use crate::graph::edge::EdgeRef;
 use crate::graph::gate::Closed;
 use crate::graph::generation::NodeGeneration;
+use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::origin::{Origin, Request};
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{Cx, Edge, Graph, GraphNode};
@@ -117,7 +118,7 @@ impl<'s> Drained<'s> {
 
     /// Whether no request can come to a node: it is new, or whoever reaches it stands still.
     pub(in crate::graph) fn is_still(&self, generation: NodeGeneration) -> bool {
-        !self.still.moving.contains(&generation)
+        mutated(Mutation::ChecksBeforeTheDrain) || !self.still.moving.contains(&generation)
     }
 
     fn request(&self, side: Side) -> Request {

@@ -80,7 +80,11 @@ impl World {
             if bitmap.enabled && affected(bitmap.scope, &movers.unproven) {
                 bitmap.record.require(Span::whole(usize::MAX), bitmap.granularity);
                 marked.push(*id);
-            } else if bitmap.enabled && affected(bitmap.scope, &movers.within_class) {
+            } else if bitmap.enabled
+                && (affected(bitmap.scope, &movers.within_class)
+                    || is_above_class_of(after, bitmap.scope, &movers.unproven)
+                    || is_above_class_of(&before, bitmap.scope, &movers.unproven))
+            {
                 bitmap.record.allow(Span::whole(usize::MAX), bitmap.granularity);
             }
         }
@@ -134,6 +138,16 @@ fn is_same(after: &Graph, user: View, before: &Before, to: Option<NodeId>, same:
 
 fn is_within_class(graph: &Graph, used: Option<NodeId>, to: Option<NodeId>) -> bool {
     used.map(|node| graph.class(node)) == to.map(|node| graph.class(node))
+}
+
+/// Whether a view is of a class at or above that of one of these users: design §3 lets the host mark by
+/// classes, and a node leaves one and joins one when its edge moves.
+fn is_above_class_of(graph: &Graph, view: View, users: &BTreeSet<View>) -> bool {
+    let stops = graph.top(view).map(|top| graph.stops(top)).unwrap_or_default();
+    users.iter().any(|user| match user {
+        View::Node(node) => stops.iter().any(|stop| stop.class == graph.class(*node)),
+        View::Drive(_) => false,
+    })
 }
 
 /// Whether a view is seen through the edge of one of these users.

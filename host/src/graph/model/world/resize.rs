@@ -28,6 +28,7 @@ impl World {
             self.graph.own_leg(class, Span { start: len.min(old_len), end: len.max(old_len) });
         self.touch(&legs, None, Touch::Required);
         self.worsen(&legs, None, Freshness::Stale);
+        self.unsettle(class);
         Ok(())
     }
 
@@ -48,13 +49,25 @@ impl World {
         let span = span.clipped(memory.len()).rounded_in(memory.cluster_bytes(), memory.len());
         memory.deallocate(span);
         let legs = self.graph.own_leg(class, span);
+        self.unsettle(class);
         if same.is_some() && self.graph.bytes(node) == before {
-            self.worsen(&legs, None, Freshness::Unsettled);
-        } else if !span.is_empty() {
+            return Ok(());
+        }
+        if !span.is_empty() {
             self.touch(&legs, None, Touch::Required);
             self.worsen(&legs, None, Freshness::Stale);
         }
         Ok(())
+    }
+
+    /// Watches on views in which a class can be seen: the host may end them whole, as it does for any
+    /// change of the graph.
+    fn unsettle(&mut self, class: NodeId) {
+        for watch in self.watches.values_mut() {
+            if self.graph.stops(watch.node).iter().any(|stop| stop.class == class) {
+                watch.worsen(Freshness::Unsettled);
+            }
+        }
     }
 
     /// What must have settled before a node is resized or gives up clusters: all that affects its
