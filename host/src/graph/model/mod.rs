@@ -29,8 +29,8 @@
 //!
 //! # Broken rules
 //!
-//! `mutation.rs` breaks one rule at a time; here is what notices it first, and in which case, counted
-//! from 0:
+//! `mutation.rs` breaks one rule at a time; here is what notices it first, and in which case (its
+//! seed):
 //!
 //! | rule | noticed by | case |
 //! |---|---|---|
@@ -54,6 +54,7 @@
 //! | `WatchesNothing`, `DowngradesClaims` | a stale claim succeeds | 5 |
 //! | `ProvenWritesStaleNothing` | a stale claim succeeds: copied from another view | 197 |
 //! | `TakesNoGuards` | a copy succeeds that a failed copy on its way has overtaken | 46 |
+//! | `ForgetsFills` | a torn cluster is clean beside what was copied | 21 |
 //! | `ForgetsTheBacking` | zeros are proven of a view that shows others | 272 |
 //! | `ForgetsChangesInFlight` | a stale claim succeeds: read during a write | 102 |
 //! | `ForgetsChangesBelow` | a stale claim succeeds: changed below | 40 |
@@ -304,6 +305,7 @@ fn rules_of_evidence_and_guards_are_noticed_if_broken() {
         Mutation::DowngradesClaims,
         Mutation::ProvenWritesStaleNothing,
         Mutation::TakesNoGuards,
+        Mutation::ForgetsFills,
         Mutation::ForgetsTheBacking,
         Mutation::ForgetsChangesInFlight,
         Mutation::ForgetsChangesBelow,
