@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use super::mutation::{Mutation, mutated};
 use super::permission::Role;
 use super::snapshot::{Edge, GraphNode};
 use crate::node::{Node, NodeInfo};
@@ -65,6 +66,9 @@ impl Fill {
     /// What a change of `range` may touch.
     #[inline]
     pub(super) fn around(&self, range: &Range<u64>) -> Range<u64> {
+        if mutated(Mutation::ForgetsFills) {
+            return range.clone();
+        }
         let start = range.start & !(self.unit - 1);
         let end = range.end.checked_next_multiple_of(self.unit).unwrap_or(u64::MAX);
         start.saturating_sub(self.slack)..end.saturating_add(self.slack).min(self.size_bytes)

@@ -66,6 +66,8 @@ pub(crate) enum Mutation {
     ShrinksUnmarked,
     /// An overlay that gets another backing marks nothing.
     ReopensUnmarked,
+    /// Guards and watches are told what a change writes, and not what a driver fills around it.
+    ForgetsFills,
     /// Zeros are proven without a guard.
     ZeroesUnguarded,
 }
