@@ -350,6 +350,10 @@ impl Run {
 
     fn remove_node(&mut self, random: &mut Random) -> Option<Plan> {
         let graph = self.world.graph();
+        // One is left, for others to stand on.
+        if graph.nodes().count() < 2 {
+            return None;
+        }
         let node = self.any_of(random, |id, _| graph.users(id).is_empty())?;
         let bitmap = self.world.bitmaps().find(|(_, bitmap)| bitmap.scope == View::Node(node));
         if let Some((id, _)) = bitmap {
