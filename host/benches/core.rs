@@ -269,7 +269,19 @@ fn criterion_figures(c: &mut criterion::Criterion) {
     group.finish();
 }
 
+/// Claims alone, for a profiler: `--profile COUNT`.
+async fn profile(count: u64) {
+    let cell = graph(Shape { copied_from: true, ..Shape::default() });
+    let own = OwnAccord::open(&Rc::new(LocalGraph::new(cell, 0)), "claims").expect("a node");
+    println!("a claimed write: {:.0} ns", claims(&own, count).await);
+}
+
 fn main() {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--profile");
+    if arguments.next().is_some() {
+        let count = arguments.next().and_then(|count| count.parse().ok());
+        return on_worker(profile(count.expect("--profile COUNT")));
+    }
     if !std::env::args().any(|argument| argument == "--table") {
         let mut criterion = criterion::Criterion::default().configure_from_args();
         criterion_figures(&mut criterion);
