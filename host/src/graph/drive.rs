@@ -107,12 +107,13 @@ impl LocalDrive {
             };
             let graph = request.graph();
             let edge = EdgeRef { graph, request: &request, edge: graph.drives[index].medium()? };
-            let _flight = match edge.try_cross(&op) {
+            let flight = match edge.try_cross(&op) {
                 Some(key) => key.map(|key| edge.flight(key)),
                 None => Box::pin(edge.cross(&op)).await,
             };
             edge.begin_admitted(&op);
-            let result = edge.settle(edge.mark_if_torn(&op, call(edge).await));
+            let result = call(edge).await;
+            let result = edge.settle(edge.end(flight, &op, result));
             if mutated(Mutation::MarksAfterCompletion) {
                 mark(edge.edge, &op);
             }

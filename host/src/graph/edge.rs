@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use super::admit::{check, mark};
 use super::align;
-use super::guard::{FlightKey, Guards};
+use super::guard::FlightKey;
 use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use super::origin::Request;
@@ -53,25 +53,42 @@ impl<T> Future for EdgeCall<'_, T> {
 impl<T> Drop for EdgeCall<'_, T> {
     fn drop(&mut self) {
         if self.flight.is_some() {
-            // The change may still be under way: nothing may rely on its range again.
-            tracing::warn!(
-                "node `{}`: a change was abandoned by its user; copies of its range will wait",
-                self.edge.node().name
-            );
+            self.edge.abandoned();
         }
     }
 }
 
-/// A change that has entered sources by an edge; leaves when dropped, which is at its end.
+/// A change that has entered sources by an edge; leaves them at its end, and only then.
+#[must_use = "a change that has entered must leave"]
 pub(super) struct Flight<'g> {
-    guards: &'g Guards,
-    worker: usize,
-    key: FlightKey,
+    edge: EdgeRef<'g>,
+    /// Until it has left.
+    key: Option<FlightKey>,
+}
+
+impl Flight<'_> {
+    /// The change has ended, whatever its result.
+    #[inline]
+    pub(super) fn end(mut self) {
+        self.leave();
+    }
+
+    #[inline]
+    fn leave(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.edge.graph.guards.leave(self.edge.request.worker(), key);
+        }
+    }
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        self.guards.leave(self.worker, self.key);
+        if mutated(Mutation::GuardsEndWithFutures) {
+            self.leave();
+        }
+        if self.key.is_some() {
+            self.edge.abandoned();
+        }
     }
 }
 
@@ -115,9 +132,9 @@ impl<'g> EdgeRef<'g> {
             return EdgeCall { edge: self, flight, call: self.write_admitted(offset, buf, flags) };
         }
         let call = Box::pin(async move {
-            let _flight = self.begin(&op).await?;
+            let flight = self.begin(&op).await?;
             let result = self.write_with_fua(offset, buf, flags).await;
-            self.mark_if_torn(&op, result)
+            self.end(flight, &op, result)
         });
         EdgeCall { edge: self, flight: None, call }
     }
@@ -166,9 +183,9 @@ impl<'g> EdgeRef<'g> {
     /// As [`EdgeRef::write`]; `ENOTSUP` when `flags.fast` and only writing data would do.
     pub async fn zero(self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
         let op = Op { kind: OpKind::Zero, offset, len };
-        let _flight = self.begin(&op).await?;
+        let flight = self.begin(&op).await?;
         let result = self.zero_with_fua(offset, len, flags).await;
-        self.settle(self.mark_if_torn(&op, result))
+        self.settle(self.end(flight, &op, result))
     }
 
     /// Tells that a range is not needed: advisory.
@@ -177,9 +194,9 @@ impl<'g> EdgeRef<'g> {
     /// As [`EdgeRef::write`].
     pub async fn discard(self, offset: u64, len: u64) -> Result<()> {
         let op = Op { kind: OpKind::Discard, offset, len };
-        let _flight = self.begin(&op).await?;
+        let flight = self.begin(&op).await?;
         let result = self.discard_child(offset, len).await;
-        self.settle(self.mark_if_torn(&op, result))
+        self.settle(self.end(flight, &op, result))
     }
 
     /// Makes completed writes durable.
@@ -275,7 +292,16 @@ impl<'g> EdgeRef<'g> {
 
     /// What has been entered by this edge, until its end.
     pub(super) fn flight(&self, key: FlightKey) -> Flight<'g> {
-        Flight { guards: &self.graph.guards, worker: self.request.worker(), key }
+        Flight { edge: *self, key: Some(key) }
+    }
+
+    /// A change was dropped before its end. It may still be under way: nothing may rely on its range again.
+    #[cold]
+    fn abandoned(&self) {
+        tracing::warn!(
+            "node `{}`: a change was abandoned by its user; copies of its range will wait",
+            self.node().name
+        );
     }
 
     /// What comes before every call: range and permission, the guards beyond the edge, marks where changes
@@ -299,12 +325,21 @@ impl<'g> EdgeRef<'g> {
         Ok(flight)
     }
 
-    /// A change that fails may have torn more than it was to write: that is marked where it has entered,
-    /// before anybody learns of it.
-    pub(super) fn mark_if_torn<T>(&self, op: &Op, result: Result<T>) -> Result<T> {
+    /// The end of a call. A change that fails may have torn more than it was to write: that is marked where
+    /// it has entered, before anybody learns of it.
+    #[inline]
+    pub(super) fn end<T>(
+        &self,
+        flight: Option<Flight<'_>>,
+        op: &Op,
+        result: Result<T>,
+    ) -> Result<T> {
         if result.is_err() && op.kind.is_change() {
             let around = self.node().fill.around(&(op.offset..op.offset.saturating_add(op.len)));
             mark(self.edge, &Op { offset: around.start, len: around.end - around.start, ..*op });
+        }
+        if let Some(flight) = flight {
+            flight.end();
         }
         result
     }

@@ -5,14 +5,15 @@
 //!   driver → Cx::child ─────────────┤
 //!                                   ▼
 //!        admit      where a change enters: range, permission, pause, marks      (admit.rs)
-//!          → EdgeRef::submit   bounds, alignment, emulation, counters           (edge.rs, align.rs)
+//!          → EdgeRef  bounds, guards, alignment, emulation, counters   (edge.rs, align.rs)
 //!             → Node driver
 //! ```
 //!
 //! A request begins at a drive, whose `origin` has a gate: behind it stands the request with all that it
-//! causes. A change enters at a drive's root edge or at a storage edge (a driver changing its container).
-//! There, and only there, it marks every dirty bitmap of every view it affects, before it is issued. What
-//! it affects is one closure over the classes of the snapshot (`class`, `affected`).
+//! causes. A change enters at a drive's root edge, at a storage or target edge (a driver changing its
+//! container or its target), or where a node writes of its own accord (`evidence`). There, and only there,
+//! it marks every dirty bitmap of every view it affects, before it is issued. What it affects is one
+//! closure over the classes of the snapshot (`class`, `affected`).
 //!
 //! **Invariant**: nothing but [`EdgeRef`] calls a driver, and, with nothing in flight, a graph change that
 //! resizes or deallocates.

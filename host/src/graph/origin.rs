@@ -59,12 +59,14 @@ pub(super) struct Shield {
     pub(super) to: usize,
     /// Its edge to the view for which that is proven.
     pub(super) from: usize,
+    /// What it touches.
     pub(super) start: u64,
     pub(super) end: u64,
 }
 
 impl Shield {
-    /// What of `sources` a change enters that is a part of the write, or that is none; `None` for nothing.
+    /// What of `sources` a change of `range` enters: without those left alone, if it is a part of the write.
+    /// `None` for nothing.
     pub(super) fn left_of(
         &self,
         graph: &Graph,

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filter::PassNode;
 use crate::graph::Cx;
 use crate::io::{Buf, BufMut};
-use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{Extent, Limits, Node, NodeFuture, NodeInfo, WriteFlags};
 
 /// Shows its first child; does to requests what its parts say.
 #[derive(Default)]
@@ -20,6 +20,8 @@ pub(super) struct TestFilter {
     pub(super) before_write: Option<BeforeWrite>,
     /// It is one that nobody may change.
     pub(super) is_read_only: bool,
+    /// It takes whole blocks of this size alone.
+    pub(super) block_bytes: Option<u32>,
 }
 
 /// Keeps each request for some turns by chance, before it goes on and before it ends.
@@ -125,7 +127,9 @@ impl Node for TestFilter {
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
         let info = NodeInfo::of_filter(children)?;
-        Ok(NodeInfo { read_only: info.read_only || self.is_read_only, ..info })
+        let request_alignment = self.block_bytes.unwrap_or(info.limits.request_alignment);
+        let limits = Limits { request_alignment, ..info.limits };
+        Ok(NodeInfo { limits, read_only: info.read_only || self.is_read_only, ..info })
     }
 
     fn is_transparent(&self) -> bool {

@@ -220,3 +220,29 @@ fn copying_filters_side_by_side_end() {
         });
     }
 }
+
+/// The same for parts of blocks: whole ones pass the view of the other.
+#[test]
+fn copies_of_parts_of_blocks_side_by_side_end() {
+    for seed in 0..64 {
+        let mut scene = side_by_side();
+        for node in &mut scene.0.nodes {
+            if matches!(&*node.name, "left" | "right") {
+                let filter = TestFilter::pausing(8, seed + node.name.len() as u64);
+                let block_bytes = Some(BLOCK as u32);
+                node.driver = Arc::new(TestFilter { block_bytes, ..filter });
+            }
+        }
+        scene.run(move |stage| async move {
+            let copy = |node| {
+                let own = stage.own(node);
+                boxed(async move {
+                    own.copy(0, 0, 100..300, UNCHANGED).await.expect("a copy");
+                })
+            };
+            let tasks = vec![copy("copy-left"), copy("copy-right")];
+            shuffled(seed, tasks).await.unwrap_or_else(|left| panic!("seed {seed}: {left} stuck"));
+            assert!(stage.dirty().is_empty(), "seed {seed}: {:?}", stage.dirty());
+        });
+    }
+}

@@ -418,7 +418,7 @@ impl Actor {
         let held = self.hold_watched(want, bytes).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);
         let (call, evidence) = (self.call(&request, edge), Evidence::Watched(bytes));
-        let claim = Some((evidence, self.shield(from, to, &range)));
+        let claim = Some((evidence, self.shield(from, to, &self.around(edge, &range))));
         let (offset, buf) = (range.start, bytes.clone().into_plain());
         self.write_held(&held, (own, effect), claim, call, offset, buf).await
     }
@@ -469,9 +469,10 @@ impl Actor {
         result
     }
 
-    /// Where the snapshot has what a write of `range` leaves alone that is proven by edge `from`.
-    fn shield(&self, from: usize, to: usize, range: &Range<u64>) -> Shield {
-        Shield { node: self.node, to, from, start: range.start, end: range.end }
+    /// Where the snapshot has what a write leaves alone that is proven by edge `from`, and touches `around`:
+    /// a block of which a part is written goes down whole, the rest as it was.
+    fn shield(&self, from: usize, to: usize, around: &Range<u64>) -> Shield {
+        Shield { node: self.node, to, from, start: around.start, end: around.end }
     }
 
     /// Announces and marks a write that is a change: it is to be issued next.
@@ -531,7 +532,7 @@ impl Actor {
             let Some(run) = run else { break };
             at = run.end;
             let bytes = self.read_bytes(&request, source_edge, &run).await?;
-            let shield = self.shield(from, to, &run);
+            let shield = self.shield(from, to, &self.around(target, &run));
             let claim = how.unchanged.then_some((Evidence::UnderGuard, shield));
             self.write_held(&held, (own, effect), claim, call, run.start, bytes).await?;
             written += run.end - run.start;
@@ -572,7 +573,8 @@ impl Actor {
             return Err(Error::new(ErrorKind::NotPermitted, message));
         }
         let (offset, len) = (range.start, range.end - range.start);
-        let (around, shield) = (self.around(edge, &range), self.shield(from, to, &range));
+        let around = self.around(edge, &range);
+        let shield = self.shield(from, to, &around);
         let proof = ViewProof::check(
             (&held, &self.graph().guards),
             (own, effect),

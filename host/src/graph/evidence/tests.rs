@@ -659,3 +659,83 @@ fn without_grants_a_node_does_nothing_of_its_own_accord() {
         assert_eq!(unknown, Some(ErrorKind::NotFound));
     });
 }
+
+/// Shows its child. One begins zeros there, and does not wait for them; the other never ends them.
+enum Zeroing {
+    Hasty,
+    Endless,
+}
+
+impl Node for Zeroing {
+    fn driver(&self) -> &'static str {
+        "zeroing"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        NodeInfo::of_filter(children)
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        PassNode.read(cx, offset, buf)
+    }
+
+    fn write<'a>(&'a self, cx: Cx<'a>, at: u64, buf: Buf, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        PassNode.write(cx, at, buf, flags)
+    }
+
+    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            if let Self::Endless = self {
+                std::future::pending::<()>().await;
+            }
+            let mut zero = Box::pin(cx.child(0)?.zero(at, len, flags));
+            let polled = poll_fn(|cx| Poll::Ready(zero.as_mut().poll(cx))).await;
+            assert!(polled.is_pending());
+            Err(Error::new(ErrorKind::TimedOut, "it did not wait"))
+        })
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.discard(cx, at, len)
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        PassNode.flush(cx)
+    }
+
+    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
+        PassNode.block_status(cx, at, len)
+    }
+}
+
+/// Whether a claim of what is read during zeros that nobody waits for any more comes to its end.
+fn abandoned_zeros_and_a_claim() -> bool {
+    let has_ended = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&has_ended);
+    let scene = Scene::default()
+        .base("base")
+        .node("endless", Zeroing::Endless, vec![ChildDecl::filtered("base")])
+        .node("hasty", Zeroing::Hasty, vec![ChildDecl::filtered("endless")])
+        .node("copier", CopyOnReadNode, vec![CopyOnReadNode::child("endless")])
+        .drive("vda", "hasty");
+    scene.run(|stage| async move {
+        let failed = stage.drive("vda").zero(2 * BLOCK, BLOCK, WriteFlags::NONE).await;
+        assert_eq!(failed.expect_err("it did not wait").kind(), ErrorKind::TimedOut);
+        let own = stage.own("copier");
+        let bytes = own.read_proven(0, at(2)).await.expect("a read");
+        let ended = start(async move { drop(own.write_proven(0, &bytes).await) });
+        quiet().await;
+        told.store(ended.get(), Ordering::Relaxed);
+    });
+    has_ended.load(Ordering::Relaxed)
+}
+
+/// A driver may still be at it, whoever has stopped waiting.
+#[test]
+fn a_change_that_was_abandoned_is_waited_for() {
+    assert!(!abandoned_zeros_and_a_claim());
+    set(Some(Mutation::GuardsEndWithFutures));
+    let has_ended = abandoned_zeros_and_a_claim();
+    set(None);
+    assert!(has_ended, "the broken rule is noticed");
+}

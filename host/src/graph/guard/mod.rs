@@ -19,7 +19,7 @@
 //! Lineage is directed: what an operation has *caused* passes its guard and its shared part; what has
 //! caused the operation does not (a held guest write, let go while the copy runs on its behalf, would be
 //! overwritten with old bytes). What passes spoils the guard: before the operation's write is issued,
-//! `issue` fails; after it, `settle` says that the proof is void, and from that moment what the proof
+//! `issue_part` fails; after it, `settle` says that the proof is void, and from that moment what the proof
 //! exempted counts as shared. An operation whose write is issued spoils the granted guards that it
 //! touches in the same way, however it came to be granted beside them.
 //!

@@ -116,7 +116,7 @@ impl Plan {
         section: &Drained<'_>,
         deadline: Time,
     ) -> Result<()> {
-        let Self { claims, steps, prepared, changes, gone, actions, events, .. } = self;
+        let Self { claims, steps, prepared, changes, shapes, gone, actions, events, .. } = self;
         let (before, after) = (section.graph(Side::Before), section.graph(Side::After));
         let verified = match self.early.take() {
             Some(early) => Some(Ok(early)),
@@ -133,6 +133,8 @@ impl Plan {
             let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
             let if_failed: Vec<Event> = marked.collect();
             if let Err(error) = work::run(section, steps).await {
+                // Not all that was read may still be shown.
+                end_watches(before, std::mem::take(shapes));
                 cell.events.publish(before.generation, &if_failed);
                 return Err(error);
             }
@@ -217,9 +219,7 @@ async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
     let drained = clock();
     plan.make(cell, &Drained::new(&before, &after, &still), deadline).await?;
     let Plan { shapes, mut events, added, .. } = plan;
-    if !mutated(Mutation::GraphChangesStaleNothing) {
-        end_watches(&before, shapes);
-    }
+    end_watches(&before, shapes);
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use crate::graph::acting::Own;
 use crate::graph::generation::NodeGeneration;
 use crate::graph::guard::{SourceId, SourceSet};
+use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
 
 /// Indices in `after` by identity.
@@ -128,6 +129,9 @@ impl Touched {
 /// Ends the watches of all sources that could see a shape that differs: what was read before proves
 /// nothing any more. What bitmaps record alters no bytes, and ends none.
 pub(super) fn end_watches(before: &Graph, shapes: Vec<bool>) {
+    if mutated(Mutation::GraphChangesStaleNothing) {
+        return;
+    }
     let reaching = before.reaching(shapes);
     let sources = before.sources.iter().filter(|source| reaching[source.node]);
     let ids: Vec<SourceId> = sources.map(|source| source.id).collect();
