@@ -116,7 +116,7 @@ impl Plan {
         section: &Drained<'_>,
         deadline: Time,
     ) -> Result<()> {
-        let Self { claims, steps, prepared, changes, gone, actions, events, .. } = self;
+        let Self { claims, steps, prepared, changes, shapes, gone, actions, events, .. } = self;
         let (before, after) = (section.graph(Side::Before), section.graph(Side::After));
         let verified = match self.early.take() {
             Some(early) => Some(Ok(early)),
@@ -133,6 +133,8 @@ impl Plan {
             let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
             let if_failed: Vec<Event> = marked.collect();
             if let Err(error) = work::run(section, steps).await {
+                // What was read before may have gone, too.
+                end_watches(before, std::mem::take(shapes));
                 cell.events.publish(before.generation, &if_failed);
                 return Err(error);
             }

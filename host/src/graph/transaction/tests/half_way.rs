@@ -3,7 +3,7 @@
 use super::scene::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::transaction::{Action, BitmapAction, BitmapRef, Event, Transaction, Unproven};
-use crate::graph::{ChildDecl, Cx};
+use crate::graph::{ChildDecl, Cx, LocalGraph, NodeDecl, OwnAccord, PermissionSet};
 use crate::io::{Buf, BufMut};
 use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
 
@@ -157,4 +157,31 @@ fn a_clear_in_the_same_transaction_hides_nothing() {
     let clear = || BitmapAction::Clear.of(BitmapRef::of_drive("d", "b"));
     check(vec![clear(), give_up()], 10..20);
     check(vec![give_up(), clear()], 10..20);
+}
+
+/// Bytes that were read before are not what is there now: to write them back would be a change.
+#[test]
+fn what_was_read_before_proves_nothing() {
+    run(async {
+        let driver = HalfWay(MemoryNode::overlay(SIZE, 512).expect("a size"));
+        let grants = PermissionSet::HARMLESS;
+        let child = ChildDecl { grants, ..ChildDecl::filtered("n") };
+        let nodes = vec![
+            memory("base"),
+            node("n", driver, vec![ChildDecl::backing("base")]),
+            NodeDecl { children: vec![child], ..pass("f", "n") },
+        ];
+        let scene = Scene::new(nodes, vec![drive("d", "f")], vec![bitmap(of_drive("d"), "b")]);
+        scene.write("d", 10, 7).await;
+        let own = OwnAccord::open(&LocalGraph::of(&scene.cell), "f").expect("a node that acts");
+        let range = 10 * BLOCK as u64..11 * BLOCK as u64;
+        let read = own.read_proven(0, range).await.expect("a read");
+        let fails = Transaction::new().with_unproven(give_up(), Unproven::MarkWhole);
+        scene.cell.transact(fails).await.expect_err("the medium fails");
+        assert_eq!(scene.read("d", 10).await, 0, "the block has gone");
+        scene.clear(&of_drive("d"), "b").await;
+        let refused = own.write_proven(0, &read).await.expect_err("it shows something else now");
+        assert_eq!(refused.kind(), ErrorKind::Stale);
+        assert_eq!(scene.read("d", 10).await, 0);
+    });
 }
