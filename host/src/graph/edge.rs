@@ -108,7 +108,7 @@ impl<'g> EdgeRef<'g> {
     /// `EINVAL` past the end; the driver's.
     pub fn read(self, offset: u64, buf: BufMut) -> EdgeCall<'g, BufMut> {
         let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
-        if self.is_plain(&op) {
+        if self.is_in_range(&op) {
             self.edge.counters.begin(self.request.worker(), &op);
             return EdgeCall { edge: self, flight: None, call: self.read_admitted(offset, buf) };
         }
@@ -125,7 +125,8 @@ impl<'g> EdgeRef<'g> {
     /// `ENOSPC` past the end, `EROFS`, `EPERM`; the driver's.
     pub fn write(self, offset: u64, buf: Buf, flags: WriteFlags) -> EdgeCall<'g, ()> {
         let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
-        if self.is_plain(&op)
+        if self.edge.role.forwards_changes()
+            && self.is_in_range(&op)
             && let Some(flight) = self.try_cross(&op)
         {
             self.edge.counters.begin(self.request.worker(), &op);
@@ -169,11 +170,10 @@ impl<'g> EdgeRef<'g> {
         Box::pin(async move { self.write_with_fua(offset, buf, flags).await })
     }
 
-    /// Whether a request goes on as it is, as far as edge and range are concerned.
+    /// Whether there is something to do, all of it within the child.
     #[inline]
-    fn is_plain(&self, op: &Op) -> bool {
-        self.edge.role.forwards_changes()
-            && op.len > 0
+    fn is_in_range(&self, op: &Op) -> bool {
+        op.len > 0
             && op.offset.checked_add(op.len).is_some_and(|end| end <= self.node().info.size_bytes)
     }
 

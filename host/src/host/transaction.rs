@@ -75,7 +75,8 @@ impl Host {
     /// # Errors
     /// Whatever stands against an action, naming both ends and who uses them; `EPERM` when a change is to
     /// keep what is seen and that cannot be proven; `ETIMEDOUT` when requests do not end in time. Nothing
-    /// was changed then.
+    /// was changed then, but what a driver has spoiled that failed to resize or deallocate: that range is
+    /// marked, and an event says so.
     pub async fn transact(&self, transaction: Transaction) -> Result<Applied> {
         self.inner.transact(transaction).await
     }

@@ -313,7 +313,8 @@ fn changes_that_permissions_forbid() {
 
 #[test]
 fn requests_without_permission() {
-    let scene = chain().showing("vda", "top").actor("job", vec![source("top"), source("base")]);
+    let base = ChildDecl { name: "to".into(), ..source("base") };
+    let scene = chain().showing("vda", "top").actor("job", vec![source("top"), base]);
     scene.run(|stage| async move {
         let written = stage.drive("vda").write(0, Buf::copy_of(&[1; 512]), WriteFlags::NONE).await;
         let error = written.expect_err("it only shows");
@@ -327,7 +328,7 @@ fn requests_without_permission() {
         let error = stage.own("job").copy(0, 1, at(0), CHANGED).await.expect_err("it only reads");
         assert_eq!(
             (error.kind(), &*error.to_string()),
-            (ErrorKind::NotPermitted, "its edge `from` lacks the grant `write`")
+            (ErrorKind::NotPermitted, "its edge `to` lacks the grant `write`")
         );
         let graph = crate::graph::LocalGraph::of(&stage.cell);
         let error = OwnAccord::open(&graph, "mid").err().expect("it does not act");

@@ -226,6 +226,8 @@ impl Guards {
         if let Wanted::Operation { want, .. } = waiting.what {
             shard.operations.push(Operation { op, want, issued: None });
         }
+        // The waker that is left of it goes without the locks.
+        drop((shards, queue));
         Some(op)
     }
 

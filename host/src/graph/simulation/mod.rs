@@ -39,9 +39,9 @@
 //! # What is left out
 //!
 //! Media are not ejected, no view is smaller than the others, and no drive's change of root is claimed to
-//! keep its view: the model has all that. Crashes come without changes of the graph. A commit does not read
-//! through two filters that copy on read, one above the other
-//! (`copies_that_cause_copies_wait_in_no_circle`).
+//! keep its view: the model has all that. Crashes come without changes of the graph.
+//! That graphs are refused in which copies could wait in a circle is shown by `cases/order.rs`: here such a
+//! scene is weakened until it is not one, and the seeds would hardly find the circle.
 //!
 //! # Broken rules
 //!
@@ -167,20 +167,6 @@ fn everything_at_once_keeps_bytes_and_bitmaps() {
         let all = [writes, reads, failed, copies, claims, stale, counts.bitmap_changes];
         assert!(all.iter().all(|count| *count > 1000), "{counts:?}");
         assert!(counts.kinds.iter().all(|count| *count > 50), "{counts:?}");
-    }
-}
-
-/// A commit holds what its write enters (the source below the lower of two copy-on-read filters) while its
-/// read comes to need the source below the upper one; a guest's read holds that, and comes to need the
-/// lower one. Sources have no order that would refuse such a graph, so both wait until the time for a guard
-/// is over.
-#[test]
-#[ignore = "a defect of the core: copies wait for each other until their time is over"]
-fn copies_that_cause_copies_wait_in_no_circle() {
-    for seed in seeds(3000) {
-        let outcome =
-            run_scene(seed, Scene::with_circles, |world, random| Box::pin(world.live(random)));
-        assert_eq!(outcome.verdict, Ok(()), "seed {seed}\n{}", outcome.scene);
     }
 }
 

@@ -54,6 +54,8 @@ struct Plan {
     added: Vec<Arc<Bitmap>>,
     /// Bitmaps that it takes out.
     gone: Vec<ScopedBitmap>,
+    /// Those of them whose views go, too.
+    of_gone_views: Vec<Arc<Bitmap>>,
     /// Of the last action that alters a view, among the changes of bitmaps.
     last_shape: usize,
     /// What was verified before anybody paused. No rule of the core does so.
@@ -86,7 +88,7 @@ impl Plan {
         });
         let mut events: Vec<Event> = moved.collect();
         events.extend(bitmaps::resized(&draft, &after));
-        let added = bitmaps::added(&draft);
+        let (added, of_gone_views) = (bitmaps::added(&draft), bitmaps::of_gone_views(&draft));
         // Claims count them.
         let gone = after.bitmaps.split_off(draft.bitmaps.len());
         Ok(Self {
@@ -99,6 +101,7 @@ impl Plan {
             origins,
             added,
             gone,
+            of_gone_views,
             last_shape: draft.last_shape,
             early: None,
             actions: draft.actions,
@@ -148,7 +151,7 @@ impl Plan {
             let Claim { marks, position, what, .. } = &claims[at];
             events.extend(marked.whole(prepared, marks, *position, what));
         }
-        marked.views_gone(prepared, self.last_shape);
+        bitmaps::mark_of_gone_views(prepared, &self.of_gone_views, self.last_shape);
         std::mem::take(prepared).commit();
         Ok(())
     }

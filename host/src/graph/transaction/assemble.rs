@@ -167,6 +167,16 @@ fn assemble_edge(edge: &DraftEdge, child: usize) -> Edge {
     }
 }
 
+/// Edges are compared by name: of two one would be taken for the other.
+fn check_edge_names(node: &DraftNode) -> Result<()> {
+    let edges = node.edges.iter().enumerate();
+    let mut again =
+        edges.filter(|(at, edge)| node.edges[..*at].iter().any(|other| other.name == edge.name));
+    let Some((_, edge)) = again.next() else { return Ok(()) };
+    let message = format!("it has two edges `{}`: give one of them another name", edge.name);
+    Err(invalid(message).at_node(&node.name))
+}
+
 /// The edge called `view`, for which writes through `edge` are to be proven.
 fn view_edge(node: &DraftNode, edge: &DraftEdge, view: &str) -> Result<usize> {
     let known = node.edges.iter().position(|other| *other.name == *view);
@@ -186,6 +196,7 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         let proven_for = proven_for.map(|view| view_edge(node, edge, view)).transpose()?;
         Ok(Edge { proven_for, ..assemble_edge(edge, child) })
     };
+    check_edge_names(node)?;
     let edges: Box<[Edge]> = node.edges.iter().map(edge).collect::<Result<_>>()?;
     let infos: Vec<NodeInfo> = edges.iter().map(|edge| below[edge.child].info).collect();
     let mut info = node.driver.info(&infos).map_err(|error| error.at_node(&node.name))?;

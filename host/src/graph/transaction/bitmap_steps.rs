@@ -59,7 +59,8 @@ impl Draft {
         if enabled {
             self.step(Target::Bitmap(Arc::clone(&bitmap)), What::Change(Change::Enable));
         }
-        self.bitmaps.push(DraftBitmap { scope, name, bitmap, moved: None, is_new: true });
+        let (moved, view_is_gone) = (None, false);
+        self.bitmaps.push(DraftBitmap { scope, name, bitmap, moved, is_new: true, view_is_gone });
         Ok(())
     }
 
@@ -210,7 +211,7 @@ impl Draft {
     ) -> Result<()> {
         // Also those that go: they can be merged before that.
         for entry in self.bitmaps.iter().chain(&self.removed).filter(|entry| !entry.is_new) {
-            let Some(size_bytes) = view_size(graph, &entry.scope) else { continue };
+            let Some(size_bytes) = view_size(graph, entry) else { continue };
             if size_bytes == entry.bitmap.size_bytes() {
                 continue;
             }
@@ -226,9 +227,9 @@ impl Draft {
                 .map_err(|error| at_action(&self.actions, step.action, &error))?;
         }
         // What goes is marked until then: it may have been merged.
-        for DraftBitmap { scope, bitmap, .. } in self.bitmaps.iter().chain(&self.removed) {
-            let node = graph.scope_node(scope);
-            let (scope, bitmap) = (scope.clone(), Arc::clone(bitmap));
+        for entry in self.bitmaps.iter().chain(&self.removed) {
+            let node = entry.node(graph);
+            let (scope, bitmap) = (entry.scope.clone(), Arc::clone(&entry.bitmap));
             let recording = prepared.recording_after(&bitmap);
             graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
         }
@@ -258,14 +259,14 @@ impl Draft {
     fn new_size(&self, bitmap: &Arc<Bitmap>, graph: &Graph) -> Result<Option<u64>> {
         let is_it = |entry: &&DraftBitmap| Arc::ptr_eq(&entry.bitmap, bitmap);
         if let Some(entry) = self.bitmaps.iter().find(is_it) {
-            let size_bytes = view_size(graph, &entry.scope);
+            let size_bytes = view_size(graph, entry);
             return size_bytes.map(Some).ok_or_else(|| {
                 let message = format!("{} has no medium: insert one first", entry.scope);
                 Error::new(ErrorKind::NoMedium, format!("bitmap `{}`: {message}", entry.name))
             });
         }
         let gone = self.removed.iter().find(is_it);
-        Ok(gone.and_then(|entry| view_size(graph, &entry.scope)))
+        Ok(gone.and_then(|entry| view_size(graph, entry)))
     }
 }
 
@@ -281,6 +282,6 @@ pub(super) fn position(action: usize) -> usize {
     action.saturating_add(1)
 }
 
-fn view_size(graph: &Graph, scope: &BitmapScope) -> Option<u64> {
-    graph.scope_node(scope).map(|node| graph.nodes[node].info.size_bytes)
+fn view_size(graph: &Graph, entry: &DraftBitmap) -> Option<u64> {
+    entry.node(graph).map(|node| graph.nodes[node].info.size_bytes)
 }

@@ -100,16 +100,22 @@ impl Marked<'_> {
         }
         events
     }
+}
 
-    /// Marks what goes together with its view: what that showed meanwhile is not looked at.
-    pub(super) fn views_gone(self, prepared: &mut Prepared, last_shape: usize) {
-        let is_there = |scope: &BitmapScope| match scope {
-            BitmapScope::Node(name) => self.after.find_node(name).is_some(),
-            BitmapScope::Drive(id) => self.after.find_drive(id).is_some(),
-        };
-        for entry in self.gone.iter().filter(|entry| last_shape > 0 && !is_there(&entry.scope)) {
-            prepared.mark_at(last_shape, &entry.bitmap, 0..u64::MAX);
-        }
+/// The bitmaps that go together with their views.
+pub(super) fn of_gone_views(draft: &Draft) -> Vec<Arc<Bitmap>> {
+    let gone = draft.removed.iter().filter(|entry| entry.view_is_gone);
+    gone.map(|entry| Arc::clone(&entry.bitmap)).collect()
+}
+
+/// Marks what goes together with its view: what that showed meanwhile is not looked at.
+pub(super) fn mark_of_gone_views(
+    prepared: &mut Prepared,
+    bitmaps: &[Arc<Bitmap>],
+    last_shape: usize,
+) {
+    for bitmap in bitmaps.iter().filter(|_| last_shape > 0) {
+        prepared.mark_at(last_shape, bitmap, 0..u64::MAX);
     }
 }
 

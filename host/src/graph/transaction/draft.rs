@@ -100,6 +100,8 @@ pub(super) struct DraftBitmap {
     pub(super) is_new: bool,
     /// Set when it goes to another node.
     pub(super) moved: Option<(BitmapScope, By)>,
+    /// It was taken out, and then what it is of: another may have that name by now.
+    pub(super) view_is_gone: bool,
 }
 
 /// An edge, by its place in the draft.
@@ -131,6 +133,13 @@ pub(super) fn not_found(message: String) -> Error {
 
 pub(super) fn in_use(message: String) -> Error {
     Error::new(ErrorKind::InUse, message)
+}
+
+impl DraftBitmap {
+    /// The node whose view it records.
+    pub(super) fn node(&self, graph: &Graph) -> Option<usize> {
+        if self.view_is_gone { None } else { graph.scope_node(&self.scope) }
+    }
 }
 
 impl DraftEdge {
@@ -187,6 +196,7 @@ impl Draft {
             bitmap: Arc::clone(&entry.bitmap),
             is_new: false,
             moved: None,
+            view_is_gone: false,
         });
         Self {
             nodes: nodes.collect(),

@@ -71,7 +71,15 @@ impl Draft {
         self.check_no_bitmaps(&BitmapScope::Node(name.into()))?;
         self.check_no_work(name)?;
         self.nodes.remove(at);
+        self.view_goes(&BitmapScope::Node(name.into()));
         Ok(())
+    }
+
+    /// Bitmaps of it that were taken out before are of nothing any more, whatever has its name later.
+    fn view_goes(&mut self, scope: &BitmapScope) {
+        for entry in self.removed.iter_mut().filter(|entry| entry.scope == *scope) {
+            entry.view_is_gone = true;
+        }
     }
 
     fn check_no_bitmaps(&self, scope: &BitmapScope) -> Result<()> {
@@ -97,6 +105,7 @@ impl Draft {
         let at = self.expect_drive(id)?;
         self.check_no_bitmaps(&BitmapScope::Drive(id.into()))?;
         self.drives.remove(at);
+        self.view_goes(&BitmapScope::Drive(id.into()));
         Ok(())
     }
 
@@ -142,6 +151,7 @@ impl Draft {
         }
         self.move_bitmaps(name, &child)?;
         self.nodes.remove(at);
+        self.view_goes(&BitmapScope::Node(name.into()));
         Ok(())
     }
 

@@ -384,6 +384,14 @@ fn marks_reach_what_was_merged_from_a_bitmap_that_goes() {
         };
         check(take(pivot(Transaction::new())), &whole).await;
         check(gone(take(pivot(Transaction::new()))), &whole).await;
+        // Another drive of that name is another view.
+        let another = |all: Transaction| all.with(Action::AddDrive(drive("d", "other")));
+        check(another(gone(take(pivot(Transaction::new())))), &whole).await;
+        let large = crate::node::MemoryNode::new(2 * SIZE, 512).expect("a size");
+        let larger = gone(take(Transaction::new()))
+            .with(Action::AddNode(node("large", large, vec![])))
+            .with(Action::AddDrive(drive("d", "large")));
+        check(larger, &[3]).await;
         check(pivot(take(Transaction::new())), &[3]).await;
         check(gone(take(Transaction::new())), &[3]).await;
         let resize = Action::Resize { node: "disk".into(), size_bytes: SIZE / 2 };

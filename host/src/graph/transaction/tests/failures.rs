@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::load::Load;
 use super::scene::*;
+use crate::filter::PassNode;
 use crate::graph::transaction::{Action, Transaction, User, Which};
-use crate::graph::{ChildDecl, DriveDecl};
+use crate::graph::{ChildDecl, DriveDecl, Role};
 use crate::io::{spawn, turn_now};
 
 fn scene() -> Scene {
@@ -103,6 +104,24 @@ fn users_that_cannot_live_together_are_named() {
         assert!(message.contains("node `top` (edge `file`) does not share"), "{message}");
         let reader = DriveDecl { writable: false, only_shows: true, ..drive("second", "disk") };
         scene.act(Action::AddDrive(reader)).await;
+    });
+}
+
+/// An edge is known by its name: of two one would be taken for the other.
+#[test]
+fn two_edges_of_a_node_have_two_names() {
+    run(async {
+        let scene = scene();
+        let edge = |role| ChildDecl { name: "x".into(), role, ..ChildDecl::filtered("disk") };
+        let children = vec![edge(Role::Filtered), edge(Role::Source)];
+        let twice = Action::AddNode(node("twice", PassNode, children));
+        check(&scene, twice, &["node `twice`", "two edges `x`", "another name"]).await;
+        // One that an action makes, too.
+        let backing = ChildDecl { name: "backing".into(), ..edge(Role::Source) };
+        scene.act(Action::AddNode(node("reads", PassNode, vec![backing]))).await;
+        let (node, edge, child) = ("reads".into(), "backing".into(), Some("disk".into()));
+        let rebase = Action::SetChild { node, edge, child };
+        check(&scene, rebase, &["node `reads`", "two edges `backing`"]).await;
     });
 }
 
