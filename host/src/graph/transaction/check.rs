@@ -43,8 +43,11 @@ pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
     for (node, users) in graph.nodes.iter().zip(users(graph)) {
         for (at, (name, edge)) in users.iter().enumerate() {
             if !edge.uses.intersection(PermissionSet::CHANGES).is_empty() && node.info.read_only {
-                let message =
-                    format!("it is read-only, and {name} (edge `{}`) changes it", edge.name);
+                let message = format!(
+                    "it is read-only, and {name} (edge `{}`) changes it: make that one read-only too, \
+                     or let it use a node that can be written",
+                    edge.name
+                );
                 return Err(Error::new(ErrorKind::ReadOnly, message).at_node(&node.name));
             }
             let others = users.iter().enumerate().filter(|(other, _)| *other != at);
