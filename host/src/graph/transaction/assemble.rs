@@ -85,7 +85,7 @@ impl Draft {
                         let (id, root) = (&drive.id, &root.child);
                         not_found(format!("drive `{id}` has the unknown root `{root}`"))
                     })?;
-                    let Users { uses, shares } = Role::root(drive.writable, drive.only_shows);
+                    let Users { uses, shares, .. } = Role::root(drive.writable, drive.only_shows);
                     Some(Edge { uses, shares, ..assemble_edge(root, child) })
                 }
             };

@@ -9,13 +9,16 @@ use crate::graph::snapshot::{Edge, Graph};
 pub(super) fn resolve_permissions(graph: &mut Graph) {
     let mut users = vec![Users::NONE; graph.nodes.len()];
     for root in graph.drives.iter().filter_map(|drive| drive.root.as_ref()) {
-        users[root.child] = users[root.child].with(root.uses, root.shares);
+        let Edge { uses, shares, .. } = *root;
+        let user = Users { uses, shares, shares_below: shares };
+        users[root.child] = users[root.child].with(user);
     }
     for at in (0..graph.nodes.len()).rev() {
         for edge in &mut graph.nodes[at].edges {
             let passed = edge.role.pass(users[at]);
-            (edge.uses, edge.shares) = (edge.grants.union(passed.uses), passed.shares);
-            users[edge.child] = users[edge.child].with(edge.uses, edge.shares);
+            let user = Users { uses: edge.grants.union(passed.uses), ..passed };
+            (edge.uses, edge.shares) = (user.uses, user.shares);
+            users[edge.child] = users[edge.child].with(user);
         }
     }
 }
