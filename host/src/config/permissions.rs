@@ -85,7 +85,9 @@ pub(super) fn edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
     let mut edges = top_edges(spec);
     edges.retain(|edge| match indices.get(edge.child.as_str()) {
         Some(node) => {
-            add_user(&mut used[*node], edge);
+            let EdgeSpec { uses, shares, .. } = *edge;
+            let user = Users { uses, shares, shares_below: shares };
+            used[*node] = used[*node].with(user);
             true
         }
         None => false,
@@ -96,8 +98,8 @@ pub(super) fn edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
         let node = &spec.nodes[index];
         for child in &node.children {
             let Some(target) = indices.get(child.node.value.as_str()) else { continue };
-            let edge = edge_of(node, child, used[index]);
-            add_user(&mut used[*target], &edge);
+            let (edge, user) = edge_of(node, child, used[index]);
+            used[*target] = used[*target].with(user);
             below[index].push(edge);
         }
     }
@@ -105,14 +107,10 @@ pub(super) fn edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
     edges
 }
 
-fn add_user(used: &mut Users, edge: &EdgeSpec) {
-    *used = used.with(edge.uses, edge.shares);
-}
-
 fn top_edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
     let of_drive = spec.drives.iter().filter_map(|drive| {
         let root = drive.root.as_ref()?;
-        let Users { uses, shares } = Role::root(drive.is_writable(spec), false);
+        let Users { uses, shares, .. } = Role::root(drive.is_writable(spec), false);
         Some(EdgeSpec {
             parent: EdgeParent::Drive(drive.id.value.clone()),
             child: root.value.clone(),
@@ -126,7 +124,7 @@ fn top_edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
     let of_export = spec.exports.iter().filter_map(|export| {
         let Scope::Node(node) = &export.scope else { return None };
         // Read-only, it serves whatever the node shows, as QEMU's exports do.
-        let Users { uses, shares } = Role::root(export.writable.value, true);
+        let Users { uses, shares, .. } = Role::root(export.writable.value, true);
         Some(EdgeSpec {
             parent: EdgeParent::Export(export.id.value.clone()),
             child: node.value.clone(),
@@ -145,21 +143,24 @@ fn writable_export<'a>(spec: &'a GraphSpec, drive: &str) -> Option<&'a ExportSpe
     spec.exports.iter().find(|export| export.writable.value && serves(&export.scope))
 }
 
-fn edge_of(node: &NodeSpec, child: &ChildSpec, above: Users) -> EdgeSpec {
+/// The edge, and what it is to the users above its child.
+fn edge_of(node: &NodeSpec, child: &ChildSpec, above: Users) -> (EdgeSpec, Users) {
     let role = role_of(node, &child.name.value);
     let uses = above.uses;
     let uses = if node.read_only.value { uses.without(PermissionSet::CHANGES) } else { uses };
     let passed = role.pass(Users { uses, ..above });
     let granted = grants_of(node, &child.name.value);
-    EdgeSpec {
+    let user = Users { uses: passed.uses.union(granted), ..passed };
+    let edge = EdgeSpec {
         parent: EdgeParent::Node(node.name.value.clone()),
         child: child.node.value.clone(),
         name: child.name.value.clone(),
         role,
-        uses: passed.uses.union(granted),
-        shares: passed.shares,
+        uses: user.uses,
+        shares: user.shares,
         span: child.node.span,
-    }
+    };
+    (edge, user)
 }
 
 fn grants_of(node: &NodeSpec, child: &str) -> PermissionSet {

@@ -6,7 +6,7 @@ use super::cell::Snapshot;
 use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use super::origin::Request;
-use super::permission::PermissionSet;
+use super::permission::{PermissionSet, Role};
 use super::snapshot::{Edge, Graph, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -38,7 +38,7 @@ pub(super) fn admit(
     is_current: impl FnOnce(&Graph) -> bool,
 ) -> Result<Request, NotAdmitted> {
     let edge = graph.drives[drive].medium()?;
-    check(edge, &graph.nodes[edge.child], op)?;
+    check(&graph, edge, op)?;
     let request = Request::try_begin(graph, drive, worker).map_err(NotAdmitted::Closed)?;
     let graph = request.graph();
     if !is_current(graph) {
@@ -52,9 +52,10 @@ pub(super) fn admit(
 
 /// Range and permission.
 #[inline]
-pub(super) fn check(edge: &Edge, child: &GraphNode, op: &Op) -> Result<()> {
+pub(super) fn check(graph: &Graph, edge: &Edge, op: &Op) -> Result<()> {
+    let child = &graph.nodes[edge.child];
     op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
-    if op.kind.is_change() { check_change(edge, child) } else { Ok(()) }
+    if op.kind.is_change() { check_change(graph, edge, child) } else { Ok(()) }
 }
 
 /// Marks what a change affects: the last step before it is issued, with nothing to wait for in between.
@@ -72,12 +73,18 @@ pub(super) fn mark(edge: &Edge, op: &Op) {
     }
 }
 
-fn check_change(edge: &Edge, child: &GraphNode) -> Result<()> {
+fn check_change(graph: &Graph, edge: &Edge, child: &GraphNode) -> Result<()> {
     if child.info.read_only {
         return Err(Error::new(ErrorKind::ReadOnly, "it is read-only").at_node(&child.name));
     }
     if !edge.uses.contains(PermissionSet::WRITE) {
-        let message = format!("its user's edge `{}` does not hold `w` (write)", edge.name);
+        let fix = match edge.role {
+            Role::Root => "make the drive writable",
+            Role::Target => "grant `write` to that edge",
+            _ => "give that node a user that may write",
+        };
+        let user = graph.user_of(edge);
+        let message = format!("{user} does not hold `w` (write): {fix}");
         return Err(Error::new(ErrorKind::NotPermitted, message).at_node(&child.name));
     }
     Ok(())

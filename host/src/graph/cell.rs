@@ -16,7 +16,7 @@ use super::origin::Origin;
 use super::snapshot::Graph;
 #[cfg(test)]
 use super::transaction::BitmapAction;
-use super::transaction::{Action, EventBus, Events, Transaction, close};
+use super::transaction::{Action, Event, EventBus, Events, Transaction, close};
 use crate::bitmap::Bitmap;
 #[cfg(test)]
 use crate::bitmap::Change;
@@ -83,6 +83,11 @@ impl GraphCell {
     /// What graph changes do beside what is asked for, from now on.
     pub fn events(&self) -> Events {
         self.events.subscribe()
+    }
+
+    /// Tells subscribers of what has come of graph changes, seen with the snapshot `graph`.
+    pub(super) fn tell(&self, graph: &Graph, event: Event) {
+        self.events.publish(graph.generation, &[event]);
     }
 
     /// Tells subscribers that there will be no more events.

@@ -13,6 +13,7 @@ use super::generation::DriveGeneration;
 use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use super::snapshot::{Graph, GraphDrive};
+use super::transaction::Event;
 use crate::bitmap::Bitmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
@@ -80,6 +81,16 @@ impl LocalDrive {
         let class = |node: usize| graph.nodes[node].class;
         let (shown, recorded) = (root.map(|root| root.child), entry.and_then(|entry| entry.node));
         shown.zip(recorded).is_some_and(|(shown, recorded)| class(shown) == class(recorded))
+    }
+
+    /// Tells that a client saw a bitmap of what the drive showed, and that the drive shows something else.
+    pub(crate) fn tell_bitmap_left(&self, bitmap: &Bitmap) {
+        let graph = self.graph.current();
+        let mut all = graph.bitmaps.iter();
+        let entry = all.find(|entry| std::ptr::eq(&*entry.bitmap, bitmap));
+        let scope = entry.map(|entry| entry.scope.clone());
+        let (name, drive) = (bitmap.name().to_string(), (&*self.id).into());
+        self.graph.cell().tell(&graph, Event::BitmapLeft { scope, name, drive });
     }
 
     /// Admits `op` in the current snapshot and runs it there. What the future owns is moved into it once.

@@ -310,13 +310,17 @@ impl<'g> EdgeRef<'g> {
         let child = self.node();
         let flight;
         if self.edge.entry.is_some() {
-            check(self.edge, child, op)?;
+            check(self.graph, self.edge, op)?;
             flight = self.cross(op).await;
             mark(self.edge, op);
         } else {
             op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
             if op.kind.is_change() && !self.edge.role.forwards_changes() {
-                let message = format!("its user's edge `{}` only reads", self.edge.name);
+                let (user, role) = (self.graph.user_of(self.edge), self.edge.role);
+                let message = format!(
+                    "{user} only reads it, as its `{role}`: changes go by an edge that is `filtered`, \
+                     `data`, `storage` or `target`"
+                );
                 return Err(Error::new(ErrorKind::NotPermitted, message).at_node(&child.name));
             }
             flight = self.cross(op).await;

@@ -53,6 +53,7 @@ mod permission;
 mod simulation;
 mod snapshot;
 mod transaction;
+mod user;
 
 pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
 pub use cell::{GraphCell, LocalGraph, Snapshot};

@@ -120,16 +120,29 @@ pub struct Users {
     pub uses: PermissionSet,
     /// The intersection of what they share.
     pub shares: PermissionSet,
+    /// The same of what may be done to nodes of which the node shows bytes that are not its own. Whoever
+    /// only writes a node does not mind: so the target of copies that come before writes can be an
+    /// overlay of what is written.
+    pub shares_below: PermissionSet,
 }
 
 impl Users {
     /// Nobody.
-    pub const NONE: Self = Self { uses: PermissionSet::NONE, shares: PermissionSet::ALL };
+    pub const NONE: Self = Self::all_sharing(PermissionSet::NONE, PermissionSet::ALL);
 
-    /// These and one more.
+    /// Those who mind changes of a node's backing as they mind changes of the node.
+    const fn all_sharing(uses: PermissionSet, shares: PermissionSet) -> Self {
+        Self { uses, shares, shares_below: shares }
+    }
+
+    /// These and others.
     #[must_use]
-    pub const fn with(self, uses: PermissionSet, shares: PermissionSet) -> Self {
-        Self { uses: self.uses.union(uses), shares: self.shares.intersection(shares) }
+    pub const fn with(self, others: Self) -> Self {
+        Self {
+            uses: self.uses.union(others.uses),
+            shares: self.shares.intersection(others.shares),
+            shares_below: self.shares_below.intersection(others.shares_below),
+        }
     }
 }
 
@@ -140,26 +153,30 @@ impl Role {
         match self {
             Self::Root | Self::Filtered => above,
             Self::Data => {
-                Users { shares: above.shares.intersection(PermissionSet::HARMLESS), ..above }
+                Users::all_sharing(above.uses, above.shares.intersection(PermissionSet::HARMLESS))
             }
             // Who can live with foreign changes of the overlay can live with them in its base.
-            Self::Backing => Users {
-                uses: above.uses.intersection(PermissionSet::CONSISTENT_READ),
-                shares: PermissionSet::HARMLESS.union(above.shares),
-            },
+            Self::Backing => Users::all_sharing(
+                above.uses.intersection(PermissionSet::CONSISTENT_READ),
+                PermissionSet::HARMLESS.union(above.shares_below),
+            ),
             // What leaves the parent's view as it is still writes its container.
-            Self::Storage => Users {
-                uses: match above.uses.contains(PermissionSet::WRITE_UNCHANGED) {
+            Self::Storage => Users::all_sharing(
+                match above.uses.contains(PermissionSet::WRITE_UNCHANGED) {
                     true => above.uses.union(PermissionSet::WRITE),
                     false => above.uses,
                 }
                 .without(PermissionSet::RESIZE),
-                shares: above.shares.intersection(PermissionSet::HARMLESS),
+                above.shares.intersection(PermissionSet::HARMLESS),
+            ),
+            Self::Source => Users::all_sharing(PermissionSet::CONSISTENT_READ, PermissionSet::ALL),
+            // What it writes is to stay. It does not look at what shows beside that, but others may: they
+            // share by themselves.
+            Self::Target => Users {
+                uses: PermissionSet::NONE,
+                shares: PermissionSet::HARMLESS,
+                shares_below: PermissionSet::HARMLESS.union(PermissionSet::WRITE),
             },
-            Self::Source => {
-                Users { uses: PermissionSet::CONSISTENT_READ, shares: PermissionSet::ALL }
-            }
-            Self::Target => Users { uses: PermissionSet::NONE, shares: PermissionSet::HARMLESS },
         }
     }
 
@@ -173,7 +190,7 @@ impl Role {
             (false, true) => PermissionSet::ALL,
             _ => PermissionSet::HARMLESS,
         };
-        Users { uses, shares }
+        Users::all_sharing(uses, shares)
     }
 
     /// Whether parent and child show one view.

@@ -336,3 +336,70 @@ listen = "unix:b"
         &expect!["ok"],
     );
 }
+
+/// The target of copies that come before writes, shown beside the writer of what it stands on.
+#[test]
+fn writer_of_the_backing_of_a_target() {
+    let fleecing = r#"
+[node.disk]
+driver = "memory"
+size = "1MiB"
+[node.fleece]
+driver = "memory"
+child.backing = "disk"
+[node.before]
+driver = "plugin"
+plugin = "x"
+child.file = "disk"
+child.target = "fleece"
+grant.file = ["read"]
+grant.target = ["write"]
+[drive.vda]
+root = "before"
+[export.vda]
+type = "nbd"
+drive = "vda"
+listen = "unix:a"
+writable = true
+[export.fleece]
+type = "nbd"
+node = "fleece"
+listen = "unix:b"
+"#;
+    check(fleecing, &expect!["ok"]);
+    // Who writes the target itself minds what its backing does.
+    check(
+        &format!("{fleecing}writable = true\n"),
+        &expect![[r#"
+        error: node `fleece` (edge `backing`) cannot share node `disk` with node `before` (edge `file`), which writes it
+           --> graph.toml:11:14
+            |
+          7 | child.backing = "disk"
+            |                 ------ node `fleece` uses it here
+           ...
+         11 | child.file = "disk"
+            |              ^^^^^^
+           ...
+         21 | writable = true
+            |            ---- export `vda` is writable
+            = help: give node `before` a child of its own, or make export `vda` `writable = false`
+
+        error: export `fleece` (edge `node`) and node `before` (edge `target`) both write node `fleece`
+           --> graph.toml:24:8
+            |
+         12 | child.target = "fleece"
+            |                -------- node `before` uses it here
+           ...
+         14 | grant.target = ["write"]
+            |                 ------- node `before` is granted `write`
+           ...
+         24 | node = "fleece"
+            |        ^^^^^^^^
+           ...
+         26 | writable = true
+            |            ---- export `fleece` is writable
+            = help: give export `fleece` a node of its own, or make export `fleece` `writable = false`
+
+        2 errors in graph.toml"#]],
+    );
+}

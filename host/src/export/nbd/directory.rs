@@ -60,11 +60,7 @@ impl Shown {
         // Asked first: who has an answer from before a pivot asked before it.
         if !self.has_left.get() && !drive.shows_view_of(&self.bitmap) {
             self.has_left.set(true);
-            tracing::warn!(
-                "bitmap `{}` no longer records what drive `{}` shows: a client sees all of it dirty",
-                self.bitmap.name(),
-                drive.id(),
-            );
+            drive.tell_bitmap_left(&self.bitmap);
         }
         let is_known = !self.has_left.get();
         let known = is_known.then(|| self.bitmap.ranges(within.clone()));
@@ -156,8 +152,8 @@ mod tests {
     use super::*;
     use crate::bitmap::{BitmapName, Granularity};
     use crate::graph::{
-        Action, BitmapAction, BitmapDecl, ChildDecl, DriveDecl, GraphDecl, LocalGraph, NodeDecl,
-        Transaction, Unproven,
+        Action, BitmapAction, BitmapDecl, ChildDecl, DriveDecl, Event, GraphDecl, LocalGraph,
+        NodeDecl, Notice, Transaction, Unproven,
     };
     use crate::io::{Buf, EngineChoice, EngineKind, run_on_thread};
     use crate::node::{MemoryNode, WriteFlags};
@@ -168,6 +164,7 @@ mod tests {
     struct Stage {
         graph: Rc<LocalGraph>,
         drive: LocalDrive,
+        export: Export,
         contexts: Vec<(String, Context)>,
     }
 
@@ -214,11 +211,16 @@ mod tests {
                 writable: true,
                 bitmaps: vec![shown(scope, "node"), shown(own, "drive")],
             };
-            let directory = Directory { cell: Arc::clone(&cell), exports: vec![] };
-            let contexts = directory.contexts(&export);
             let graph = LocalGraph::of(&cell);
             let drive = LocalDrive::open(&graph, "vda").expect("a drive");
-            Self { graph, drive, contexts }
+            let stage = Self { graph, drive, export, contexts: vec![] };
+            Self { contexts: stage.connect(), ..stage }
+        }
+
+        /// The contexts of another connection.
+        fn connect(&self) -> Vec<(String, Context)> {
+            let cell = Arc::clone(self.graph.cell());
+            Directory { cell, exports: vec![] }.contexts(&self.export)
         }
 
         async fn write(&self, block: u64) {
@@ -268,6 +270,39 @@ mod tests {
             let error = stage.graph.cell().transact(Transaction::new().with(remove)).await;
             let message = error.expect_err("a client reads it").to_string();
             assert!(message.contains("export `vda`"), "{message}");
+        });
+    }
+
+    /// Once for each bitmap and connection, with the graph that is by then.
+    #[test]
+    fn a_bitmap_that_the_drive_has_left_is_an_event() {
+        run(async {
+            let mut stage = Stage::new("top");
+            let again = stage.connect();
+            let (first, cell) = (std::mem::take(&mut stage.contexts), stage.graph.cell());
+            stage.pivot("copy").await;
+            let (mut events, generation) = (cell.events(), cell.load().generation());
+            let expect = Notice {
+                generation,
+                event: Event::BitmapLeft {
+                    scope: Some(BitmapScope::Node("top".into())),
+                    name: "node".into(),
+                    drive: "vda".into(),
+                },
+                lost: 0,
+            };
+            for contexts in [first, again] {
+                stage.contexts = contexts;
+                for _ in 0..2 {
+                    stage.dirty("node");
+                    stage.dirty("drive");
+                }
+                assert_eq!(events.try_next().as_ref(), Some(&expect));
+                assert_eq!(events.try_next(), None);
+            }
+            let words = "bitmap `node` of node `top` no longer records what drive `vda` shows: a client \
+                         sees all of it dirty";
+            assert_eq!(expect.event.to_string(), words);
         });
     }
 

@@ -7,6 +7,7 @@
 //! | `views.rs` | streams and copy-on-read dirty nothing, through any filters (E1, E17, E18) |
 //! | `pivots.rs` | a drive's bitmap goes on after commit, snapshot and mirror (E2 to E5) |
 //! | `refusals.rs` | what is refused, word for word |
+//! | `fleecing.rs` | copies before writes into an overlay of what is written |
 //! | `endless.rs` | what must never wait for ever: writes that copy first, copies over copies, full filters |
 //!
 //! `stage.rs` builds graphs, `filter.rs` has the filters that do what tests need, `schedule.rs` runs
@@ -14,6 +15,7 @@
 
 mod endless;
 mod filter;
+mod fleecing;
 mod order;
 mod order_by_chance;
 mod pivots;

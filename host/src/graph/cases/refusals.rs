@@ -79,7 +79,8 @@ fn writes_that_alter_what_others_show() {
             .node("iso", iso, vec![ChildDecl::filtered("disk")])
             .drive("cd", "iso"),
         ErrorKind::ReadOnly,
-        "node `iso`: it is read-only, and drive `cd` (edge `root`) changes it",
+        "node `iso`: it is read-only, and drive `cd` (edge `root`) changes it: make that one \
+         read-only too, or let it use a node that can be written",
     );
 }
 
@@ -114,7 +115,7 @@ fn graphs_that_make_no_sense() {
     );
     let mut unknown = Scene::default().disk("disk").disk("other");
     unknown.0.nodes.pop();
-    check(unknown, ErrorKind::NotFound, "bitmap `b`: there is no node `other`");
+    check(unknown, ErrorKind::NotFound, "bitmap `b`: there is no node `other`; there is: `disk`");
 }
 
 fn filter(name: &str, on: &str) -> NodeDecl {
@@ -172,7 +173,12 @@ fn removals_of_what_is_used() {
             "remove node `filter`: node `filter`: it is in use by drive `vda`: remove \
              them or point them elsewhere first",
         ),
-        (node("none"), ErrorKind::NotFound, "remove node `none`: there is no node `none`"),
+        (
+            node("none"),
+            ErrorKind::NotFound,
+            "remove node `none`: there is no node `none`; \
+             there is: `base`, `top`, `filter`, `other`, `store`",
+        ),
         (
             node("store"),
             ErrorKind::InUse,
@@ -272,7 +278,7 @@ fn what_nothing_proves() {
             ErrorKind::NotPermitted,
             "set root of drive `vda` to `store`: drive `vda` shows node `store` instead \
              of `filter`, and nothing proves that they show the same: ask for it with \
-             `Unproven::MarkWhole` (1 bitmaps would be marked whole)",
+             `Unproven::MarkWhole` (1 bitmap would be marked whole)",
         ),
         (
             backing,
@@ -322,13 +328,17 @@ fn requests_without_permission() {
             (error.kind(), &*error.to_string()),
             (
                 ErrorKind::NotPermitted,
-                "node `top`: its user's edge `root` does not hold `w` (write)"
+                "node `top`: drive `vda` (edge `root`) does not hold `w` (write): make the drive writable"
             )
         );
         let error = stage.own("job").copy(0, 1, at(0), CHANGED).await.expect_err("it only reads");
         assert_eq!(
             (error.kind(), &*error.to_string()),
-            (ErrorKind::NotPermitted, "its edge `to` lacks the grant `write`")
+            (
+                ErrorKind::NotPermitted,
+                "node `job`: its edge `to` to node `base` lacks the grant `write`: add it to that \
+                 edge's grants"
+            )
         );
         let graph = crate::graph::LocalGraph::of(&stage.cell);
         let error = OwnAccord::open(&graph, "mid").err().expect("it does not act");
@@ -337,6 +347,69 @@ fn requests_without_permission() {
             (
                 ErrorKind::NotPermitted,
                 "node `mid`: it has no grants: it may do nothing of its own accord"
+            )
+        );
+    });
+}
+
+/// Drivers that write where they may not: the error names them, though it is the child's.
+#[test]
+fn writes_by_the_wrong_edge() {
+    let check = |child: ChildDecl, expect: &'static str| {
+        let scene = Scene::default().disk("disk").node("odd", PassNode, vec![child]);
+        scene.drive("vda", "odd").run(move |stage| async move {
+            let data = Buf::copy_of(&[1; 512]);
+            let written = stage.drive("vda").write(0, data, WriteFlags::NONE).await;
+            let error = written.expect_err(expect);
+            assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::NotPermitted, expect));
+        });
+    };
+    check(
+        ChildDecl::backing("disk"),
+        "node `disk`: node `odd` (edge `backing`) only reads it, as its `backing`: changes go by an \
+         edge that is `filtered`, `data`, `storage` or `target`",
+    );
+    check(
+        target("disk", PermissionSet::NONE),
+        "node `disk`: node `odd` (edge `to`) does not hold `w` (write): grant `write` to that edge",
+    );
+}
+
+#[test]
+fn copies_that_are_not_what_is_proven() {
+    chain().proven_job("commit", "top", "base").run(|stage| async move {
+        let copied = stage.own("commit").copy(0, 1, at(0), CHANGED).await;
+        let error = copied.expect_err("only what is proven");
+        assert_eq!(
+            (error.kind(), &*error.to_string()),
+            (
+                ErrorKind::NotPermitted,
+                "node `commit`: its edge `to` to node `base` may write only what is proven for its \
+                 edge `from`"
+            )
+        );
+    });
+}
+
+/// What is wrong with all actions together is not put on one of them.
+#[test]
+fn a_graph_that_several_actions_make() {
+    stage().run(|stage| async move {
+        let drive = |id: &str, root: &str| {
+            let (id, root) = (id.into(), Some(root.into()));
+            Action::AddDrive(DriveDecl { id, root, writable: true, only_shows: false })
+        };
+        let transaction = Transaction::new()
+            .with(Action::AddNode(overlay("extra", "top")))
+            .with(drive("vdb", "extra"));
+        let error = stage.cell.transact(transaction).await.expect_err("vda writes it");
+        assert_eq!(
+            (error.kind(), &*error.to_string()),
+            (
+                ErrorKind::InUse,
+                "after these 2 actions: node `top`: node `filter` (edge `file`) uses w, which node \
+                 `extra` (edge `backing`) does not share: give one of them a node of its own, or \
+                 make it read-only"
             )
         );
     });

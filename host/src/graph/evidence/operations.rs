@@ -231,11 +231,6 @@ fn too_many(_: Full) -> Error {
     Error::new(ErrorKind::Busy, message)
 }
 
-fn not_permitted(edge: &Edge, what: &str) -> Error {
-    let message = format!("its edge `{}` lacks the grant `{what}`", edge.name);
-    Error::new(ErrorKind::NotPermitted, message)
-}
-
 /// Whether the node may write to a child what alters everything that shows it.
 fn may_change(edge: &Edge) -> bool {
     edge.grants.contains(PermissionSet::WRITE) && edge.proven_for.is_none()
@@ -252,6 +247,23 @@ impl Actor {
             let message = format!("it has no child number {index}");
             Error::new(ErrorKind::NotFound, message).at_node(&node.name)
         })
+    }
+
+    /// What edge `edge` would have to be granted.
+    #[cold]
+    fn not_permitted(&self, edge: &Edge, grant: &str) -> Error {
+        let (node, graph) = (&self.graph().nodes[self.node], self.graph());
+        let (name, child) = (&edge.name, &graph.nodes[edge.child].name);
+        let message = match edge.proven_for.map(|view| &node.edges[view].name) {
+            Some(view) if edge.grants.contains(PermissionSet::WRITE) => format!(
+                "its edge `{name}` to node `{child}` may write only what is proven for its edge `{view}`"
+            ),
+            _ => format!(
+                "its edge `{name}` to node `{child}` lacks the grant `{grant}`: add it to that edge's \
+                 grants"
+            ),
+        };
+        Error::new(ErrorKind::NotPermitted, message).at_node(&node.name)
     }
 
     fn outcomes(&self) -> Result<&OutcomeCounters> {
@@ -277,19 +289,19 @@ impl Actor {
         let edge = self.edge(from)?;
         let source = self.graph().sources.iter().find(|source| source.node == edge.child);
         let source = source.filter(|_| edge.grants.contains(PermissionSet::CONSISTENT_READ));
-        source.map(|source| source.id).ok_or_else(|| not_permitted(edge, "read"))
+        source.map(|source| source.id).ok_or_else(|| self.not_permitted(edge, "read"))
     }
 
     /// What a write through edge `to` does, if it is proven for what edge `from` shows or else as a
     /// change; with the grant that it needs.
     fn effect(&self, from: usize, to: usize, unchanged: bool) -> Result<(&Own, &Effect)> {
         let edge = self.edge(to)?;
-        let own = edge.own.as_ref().ok_or_else(|| not_permitted(edge, "write"))?;
+        let own = edge.own.as_ref().ok_or_else(|| self.not_permitted(edge, "write"))?;
         if !unchanged {
             return if may_change(edge) {
                 Ok((own, &own.changed))
             } else {
-                Err(not_permitted(edge, "write"))
+                Err(self.not_permitted(edge, "write"))
             };
         }
         let is_its_view = edge.proven_for.is_none_or(|view| view == from);
@@ -311,7 +323,7 @@ impl Actor {
             (PermissionSet::WRITE, "write")
         };
         let may = edge.grants.contains(needed) || edge.grants.contains(PermissionSet::WRITE);
-        if may { Ok((own, effect)) } else { Err(not_permitted(edge, name)) }
+        if may { Ok((own, effect)) } else { Err(self.not_permitted(edge, name)) }
     }
 
     /// What an operation needs: the view of `source`, if there is one to rely on, still at `range`, and
@@ -428,7 +440,7 @@ impl Actor {
         let range = offset..offset.saturating_add(bytes.len() as u64);
         self.check_range(edge, OpKind::Write, &range)?;
         let own = edge.own.as_ref().filter(|_| may_change(edge));
-        let own = own.ok_or_else(|| not_permitted(edge, "write"))?;
+        let own = own.ok_or_else(|| self.not_permitted(edge, "write"))?;
         let held = self.hold(self.want(None, (edge, &own.changed), &range)).await?;
         let request = self.request.cause_under(held.op(), None);
         let call = self.call(&request, edge);

@@ -55,6 +55,8 @@ pub(super) struct Counts {
     pub(super) bitmap_changes: u64,
     pub(super) graph_changes: u64,
     pub(super) settled: u64,
+    /// Scenes that are refused: copies could wait for each other in a circle.
+    pub(super) circles: u64,
     /// By kind of graph change.
     pub(super) kinds: [u64; KINDS],
 }
@@ -70,6 +72,7 @@ impl Counts {
         self.bitmap_changes += other.bitmap_changes;
         self.graph_changes += other.graph_changes;
         self.settled += other.settled;
+        self.circles += other.circles;
         self.kinds.iter_mut().zip(other.kinds).for_each(|(count, more)| *count += more);
     }
 }
@@ -165,6 +168,7 @@ impl World {
             Some(Tracked::new(&oracle, view, bitmap))
         });
         let bitmaps = RefCell::new(tracked.collect());
+        let counts = Counts { circles: scene.circles, ..Counts::default() };
         let graphs = (0..WORKERS).map(|worker| Rc::new(LocalGraph::new(Arc::clone(&cell), worker)));
         let world = Rc::new(Self {
             simulation: simulation.clone(),
@@ -179,7 +183,7 @@ impl World {
             wrong: RefCell::default(),
             tasks: Cell::new(0),
             waiting: RefCell::default(),
-            counts: Cell::default(),
+            counts: Cell::new(counts),
         });
         WORLD.with_borrow_mut(|current| *current = Some(Rc::clone(&world)));
         simulation.observe(|landed_bytes| {

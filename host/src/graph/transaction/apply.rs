@@ -183,6 +183,14 @@ pub(super) fn at_action(actions: &[String], number: usize, error: &Error) -> Err
     }
 }
 
+/// An error of the graph that the actions make together: none of them need be to blame alone.
+pub(super) fn after_all(actions: &[String], error: Error) -> Error {
+    match actions.len() {
+        0 | 1 => error,
+        count => Error::new(error.kind(), format!("after these {count} actions: {error}")),
+    }
+}
+
 /// What must stand still: what differs, and what is asked whether it shows the same.
 fn touched(before: &Graph, after: &Graph, claims: &[Claim], steps: &[Step]) -> Touched {
     let mut touched = Touched::of(before, after);

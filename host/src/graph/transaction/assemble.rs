@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::apply::after_all;
 use super::check::{check_permissions, check_proven, resolve_permissions};
 use super::draft::{Draft, DraftEdge, DraftNode, invalid, not_found};
 use crate::bitmap::Prepared;
@@ -36,6 +37,17 @@ impl Draft {
         former: Option<&Graph>,
         prepared: &mut Prepared,
     ) -> Result<Graph> {
+        let of_all = |error| after_all(&self.actions, error);
+        let mut graph = self.assemble_edges().map_err(of_all)?;
+        self.assemble_bitmaps(&mut graph, prepared)?;
+        set_entries(&mut graph);
+        acting::resolve(&mut graph, former);
+        order::check(&graph).map_err(of_all)?;
+        Ok(graph)
+    }
+
+    /// Nodes and drives with what they may do, without bitmaps and what follows from them.
+    fn assemble_edges(&self) -> Result<Graph> {
         let order = children_first(&self.nodes)?;
         let named = order.iter().map(|at| &*self.nodes[*at].name);
         let index: Index<'_> = named.zip(0..).collect();
@@ -60,10 +72,6 @@ impl Draft {
         resolve_permissions(&mut graph);
         check_permissions(&graph)?;
         check_proven(&graph)?;
-        self.assemble_bitmaps(&mut graph, prepared)?;
-        set_entries(&mut graph);
-        acting::resolve(&mut graph, former);
-        order::check(&graph)?;
         Ok(graph)
     }
 
@@ -77,7 +85,7 @@ impl Draft {
                         let (id, root) = (&drive.id, &root.child);
                         not_found(format!("drive `{id}` has the unknown root `{root}`"))
                     })?;
-                    let Users { uses, shares } = Role::root(drive.writable, drive.only_shows);
+                    let Users { uses, shares, .. } = Role::root(drive.writable, drive.only_shows);
                     Some(Edge { uses, shares, ..assemble_edge(root, child) })
                 }
             };

@@ -68,7 +68,7 @@ impl EventBus {
     }
 
     /// Logs events, and gives them to all subscribers.
-    pub(super) fn publish(&self, generation: u64, events: &[Event]) {
+    pub(in crate::graph) fn publish(&self, generation: u64, events: &[Event]) {
         events.iter().for_each(|event| event.log(generation));
         if events.is_empty() {
             return;

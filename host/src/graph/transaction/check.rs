@@ -9,13 +9,16 @@ use crate::graph::snapshot::{Edge, Graph};
 pub(super) fn resolve_permissions(graph: &mut Graph) {
     let mut users = vec![Users::NONE; graph.nodes.len()];
     for root in graph.drives.iter().filter_map(|drive| drive.root.as_ref()) {
-        users[root.child] = users[root.child].with(root.uses, root.shares);
+        let Edge { uses, shares, .. } = *root;
+        let user = Users { uses, shares, shares_below: shares };
+        users[root.child] = users[root.child].with(user);
     }
     for at in (0..graph.nodes.len()).rev() {
         for edge in &mut graph.nodes[at].edges {
             let passed = edge.role.pass(users[at]);
-            (edge.uses, edge.shares) = (edge.grants.union(passed.uses), passed.shares);
-            users[edge.child] = users[edge.child].with(edge.uses, edge.shares);
+            let user = Users { uses: edge.grants.union(passed.uses), ..passed };
+            (edge.uses, edge.shares) = (user.uses, user.shares);
+            users[edge.child] = users[edge.child].with(user);
         }
     }
 }
@@ -43,8 +46,11 @@ pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
     for (node, users) in graph.nodes.iter().zip(users(graph)) {
         for (at, (name, edge)) in users.iter().enumerate() {
             if !edge.uses.intersection(PermissionSet::CHANGES).is_empty() && node.info.read_only {
-                let message =
-                    format!("it is read-only, and {name} (edge `{}`) changes it", edge.name);
+                let message = format!(
+                    "it is read-only, and {name} (edge `{}`) changes it: make that one read-only too, \
+                     or let it use a node that can be written",
+                    edge.name
+                );
                 return Err(Error::new(ErrorKind::ReadOnly, message).at_node(&node.name));
             }
             let others = users.iter().enumerate().filter(|(other, _)| *other != at);

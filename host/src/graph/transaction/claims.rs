@@ -281,6 +281,7 @@ impl Claim {
     pub(super) fn refused(&self) -> Error {
         let marked = match self.marks.len() {
             0 => "no bitmap sees it".to_owned(),
+            1 => "1 bitmap would be marked whole".to_owned(),
             count => format!("{count} bitmaps would be marked whole"),
         };
         let message = format!(

@@ -142,6 +142,16 @@ impl DraftBitmap {
     }
 }
 
+/// Some of the names that there are, for messages.
+fn known<'a>(mut names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let shown: Vec<String> = names.by_ref().take(5).map(|name| format!("`{name}`")).collect();
+    match (shown.is_empty(), names.len()) {
+        (true, _) => "there is none at all".to_owned(),
+        (false, 0) => format!("there is: {}", shown.join(", ")),
+        (false, more) => format!("there is: {} and {more} more", shown.join(", ")),
+    }
+}
+
 impl DraftEdge {
     fn of(decl: ChildDecl) -> Self {
         let ChildDecl { name, node, role, grants, proven_for } = decl;
@@ -265,12 +275,18 @@ impl Draft {
 
     pub(super) fn expect_node(&self, name: &str) -> Result<usize> {
         let found = self.nodes.iter().position(|node| *node.name == *name);
-        found.ok_or_else(|| not_found(format!("there is no node `{name}`")))
+        found.ok_or_else(|| {
+            let known = known(self.nodes.iter().map(|node| &*node.name));
+            not_found(format!("there is no node `{name}`; {known}"))
+        })
     }
 
     pub(super) fn expect_drive(&self, id: &str) -> Result<usize> {
         let found = self.drives.iter().position(|drive| *drive.id == *id);
-        found.ok_or_else(|| not_found(format!("there is no drive `{id}`")))
+        found.ok_or_else(|| {
+            let known = known(self.drives.iter().map(|drive| &*drive.id));
+            not_found(format!("there is no drive `{id}`; {known}"))
+        })
     }
 
     pub(super) fn expect_edge(&self, node: usize, name: &str) -> Result<usize> {

@@ -1,4 +1,4 @@
-//! What a graph change did beside what was asked for.
+//! What a graph change did beside what was asked for, and what came of it.
 
 use std::fmt;
 use std::ops::Range;
@@ -51,6 +51,16 @@ pub enum Event {
         /// Its name.
         name: String,
     },
+    /// A client of an export sees all of a bitmap dirty from now on: the bitmap no longer records what the
+    /// drive shows. Told once for each connection, by whoever asks it next.
+    BitmapLeft {
+        /// What it records; `None` once it is gone.
+        scope: Option<BitmapScope>,
+        /// Its name.
+        name: String,
+        /// The drive that shows something else.
+        drive: Arc<str>,
+    },
     /// Drives had to pause.
     Paused {
         /// Their ids.
@@ -65,7 +75,7 @@ pub enum Event {
 impl Event {
     /// Whether somebody should look: a backup will be larger than it need be.
     fn is_warning(&self) -> bool {
-        matches!(self, Self::BitmapMarkedWhole { .. })
+        matches!(self, Self::BitmapMarkedWhole { .. } | Self::BitmapLeft { .. })
     }
 
     /// Writes it to the log.
@@ -96,6 +106,14 @@ impl fmt::Display for Event {
             }
             Self::BitmapMoved { from, to, name } => {
                 write!(f, "bitmap `{name}` of {from} went to {to}")
+            }
+            Self::BitmapLeft { scope, name, drive } => {
+                write!(f, "bitmap `{name}`")?;
+                scope.iter().try_for_each(|scope| write!(f, " of {scope}"))?;
+                write!(
+                    f,
+                    " no longer records what drive `{drive}` shows: a client sees all of it dirty"
+                )
             }
             Self::Paused { drives, drain, still } => {
                 let drives: Vec<String> = drives.iter().map(|id| format!("`{id}`")).collect();

@@ -154,7 +154,7 @@ fn a_replacement_with_other_bytes_is_refused_or_marks_all_that_see_it() {
         let replace = || Action::Replace { node: "disk".into(), by: "other".into() };
         let message = scene.fails(Transaction::new().with(replace())).await;
         assert!(message.contains("node `slow` (edge `file`) shows node `other`"), "{message}");
-        assert!(message.contains("1 bitmaps would be marked whole"), "{message}");
+        assert!(message.contains("1 bitmap would be marked whole"), "{message}");
         scene.all(Transaction::new().with_unproven(replace(), Unproven::MarkWhole)).await;
         assert_eq!(scene.dirty("d").len() as u64, BLOCKS);
         assert_eq!(scene.bitmap(&of_node("disk"), "n").count(), 0);
