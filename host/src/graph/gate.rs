@@ -9,13 +9,13 @@
 //! releases the writer's work to whoever then enters.
 
 use std::future::poll_fn;
-use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use crossbeam::utils::CachePadded;
 
+use super::sync::{AtomicU64, AtomicUsize, Mutex};
 use crate::limits::WORKERS_MAX;
 
 /// See the module.

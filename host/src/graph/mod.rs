@@ -38,6 +38,8 @@ mod edge;
 mod evidence;
 mod fill;
 mod gate;
+#[cfg(test)]
+mod gate_explored;
 mod generation;
 mod guard;
 #[doc(hidden)]
@@ -52,6 +54,7 @@ mod permission;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
+mod sync;
 mod transaction;
 mod user;
 
