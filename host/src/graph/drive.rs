@@ -76,19 +76,16 @@ impl LocalDrive {
     pub(crate) fn shows_view_of(&self, bitmap: &Bitmap) -> bool {
         let graph = self.graph.current();
         let root = self.index(&graph).ok().and_then(|index| graph.drives[index].root.as_ref());
-        let mut all = graph.bitmaps.iter();
-        let entry = all.find(|entry| std::ptr::eq(&*entry.bitmap, bitmap));
         let class = |node: usize| graph.nodes[node].class;
-        let (shown, recorded) = (root.map(|root| root.child), entry.and_then(|entry| entry.node));
+        let (shown, entry) = (root.map(|root| root.child), graph.entry_of(bitmap));
+        let recorded = entry.and_then(|entry| entry.node);
         shown.zip(recorded).is_some_and(|(shown, recorded)| class(shown) == class(recorded))
     }
 
     /// Tells that a client saw a bitmap of what the drive showed, and that the drive shows something else.
     pub(crate) fn tell_bitmap_left(&self, bitmap: &Bitmap) {
         let graph = self.graph.current();
-        let mut all = graph.bitmaps.iter();
-        let entry = all.find(|entry| std::ptr::eq(&*entry.bitmap, bitmap));
-        let scope = entry.map(|entry| entry.scope.clone());
+        let scope = graph.entry_of(bitmap).map(|entry| entry.scope.clone());
         let (name, drive) = (bitmap.name().to_string(), (&*self.id).into());
         self.graph.cell().tell(&graph, Event::BitmapLeft { scope, name, drive });
     }

@@ -3,6 +3,7 @@
 //! [`EdgeRef`] checks the range, fits requests to the driver's limits ([`super::align`]), emulates what
 //! the driver lacks, and counts. A driver sees valid, aligned requests only.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
@@ -10,7 +11,7 @@ use std::task::{Context, Poll};
 
 use super::admit::{check, mark};
 use super::align;
-use super::guard::FlightKey;
+use super::guard::{FlightKey, SourceSet};
 use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use super::origin::Request;
@@ -237,55 +238,42 @@ impl<'g> EdgeRef<'g> {
         Ok(None)
     }
 
+    /// The sources beyond this edge that a change enters, and at which range: what its driver may touch
+    /// around it. `None` for what enters none.
+    #[inline]
+    fn entered(&self, op: &Op) -> Option<(Cow<'g, SourceSet>, Range<u64>)> {
+        let sources = self.edge.crossing.as_ref()?;
+        let is_forgotten = mutated(Mutation::DiscardsStaleNothing) && op.kind == OpKind::Discard;
+        if !op.kind.is_change() || op.len == 0 || is_forgotten {
+            return None;
+        }
+        let range = op.offset..op.offset.saturating_add(op.len);
+        let sources = match self.request.shield() {
+            None => Cow::Borrowed(sources),
+            Some(shield) => Cow::Owned(shield.left_of(self.graph, sources, &range)?),
+        };
+        Some((sources, self.node().fill.around(&range)))
+    }
+
     /// Enters the sources that lie beyond this edge, if that can be done at once; `None` if a guard holds
     /// the change off.
     #[inline]
     #[allow(clippy::option_option, reason = "whether, and what there is to leave")]
     pub(super) fn try_cross(&self, op: &Op) -> Option<Option<FlightKey>> {
-        let Some(sources) = &self.edge.crossing else { return Some(None) };
-        if !op.kind.is_change() || op.len == 0 {
-            return Some(None);
-        }
-        let range = op.offset..op.offset + op.len;
-        let left;
-        let sources = match self.request.shield() {
-            None => sources,
-            Some(shield) => match shield.left_of(self.graph, sources, &range) {
-                Some(some) => {
-                    left = some;
-                    &left
-                }
-                None => return Some(None),
-            },
-        };
+        let Some((sources, range)) = self.entered(op) else { return Some(None) };
         let operations = self.request.operations();
-        let range = self.node().fill.around(&range);
         let (worker, by) = (self.request.worker(), self.request.by(&operations));
-        let flight = self.graph.guards.try_enter(worker, sources, &range, by)?;
+        let flight = self.graph.guards.try_enter(worker, &sources, &range, by)?;
         self.request.set_holds();
         Some(Some(flight))
     }
 
     /// Enters the sources that lie beyond this edge, as soon as no guard holds the change off.
     pub(super) async fn cross(&self, op: &Op) -> Option<Flight<'g>> {
-        let is_forgotten = mutated(Mutation::DiscardsStaleNothing) && op.kind == OpKind::Discard;
-        if !op.kind.is_change() || op.len == 0 || is_forgotten {
-            return None;
-        }
-        let sources = self.edge.crossing.as_ref()?;
-        let range = op.offset..op.offset.saturating_add(op.len);
-        let left;
-        let sources = match self.request.shield() {
-            None => sources,
-            Some(shield) => {
-                left = shield.left_of(self.graph, sources, &range)?;
-                &left
-            }
-        };
+        let (sources, range) = self.entered(op)?;
         let operations = self.request.operations();
-        let range = self.node().fill.around(&range);
         let (worker, by) = (self.request.worker(), self.request.by(&operations));
-        let key = self.graph.guards.enter(worker, sources, &range, by).await;
+        let key = self.graph.guards.enter(worker, &sources, &range, by).await;
         self.request.set_holds();
         Some(self.flight(key))
     }

@@ -55,6 +55,8 @@ mod permission;
 mod simulation;
 mod snapshot;
 mod sync;
+#[cfg(test)]
+mod testing;
 mod transaction;
 mod user;
 

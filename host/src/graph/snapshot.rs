@@ -260,6 +260,11 @@ impl Graph {
             .map(|(_, bitmap)| bitmap)
     }
 
+    /// Where `bitmap` is in this snapshot.
+    pub(super) fn entry_of(&self, bitmap: &Bitmap) -> Option<&ScopedBitmap> {
+        self.bitmaps.iter().find(|entry| std::ptr::eq(&*entry.bitmap, bitmap))
+    }
+
     /// By node: whether it is, or reaches, one of the nodes for which `places` holds.
     pub(super) fn reaching(&self, places: Vec<bool>) -> Vec<bool> {
         let mut comes = places;

@@ -12,11 +12,12 @@ use std::time::Duration;
 use crossbeam::channel;
 
 use super::filter::{BeforeWrite, TestFilter};
-use super::schedule::{Random, boxed, shuffled};
+use super::schedule::{boxed, shuffled};
 use super::stage::*;
 use crate::filter::CopyOnReadNode;
 use crate::graph::mutation::{Mutation, set};
 use crate::graph::{Action, ChildDecl, CopyHow, NodeDecl, PermissionSet, Which};
+use crate::io::sim::Random;
 use crate::io::{LocalFuture, WorkerOptions, Workers, spawn};
 
 /// Orders on one worker.
@@ -74,7 +75,7 @@ impl Case {
             let children = vec![readable("disk"), target("target", PermissionSet::WRITE)];
             scene = scene.shared_node("copying", Arc::clone(filter) as _, children);
         }
-        let scripts = Arc::new(self.scripts(&mut Random(seed)));
+        let scripts = Arc::new(self.scripts(&mut Random::new(seed)));
         Run { stage: scene.stage(), copying, scripts }
     }
 

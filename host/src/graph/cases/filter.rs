@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::schedule::{Random, turn};
 use super::stage::{BLOCK, CHANGED};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::filter::PassNode;
 use crate::graph::Cx;
+use crate::graph::testing::turn;
+use crate::io::sim::Random;
 use crate::io::{Buf, BufMut};
 use crate::node::{Extent, Limits, Node, NodeFuture, NodeInfo, WriteFlags};
 
@@ -53,7 +54,7 @@ impl Drop for Slot<'_> {
 
 impl TestFilter {
     pub(super) fn pausing(turns: u64, seed: u64) -> Self {
-        let random = Mutex::new(Random(seed));
+        let random = Mutex::new(Random::new(seed));
         Self { pause: Some(Pause { turns, random }), ..Self::default() }
     }
 
@@ -177,46 +178,5 @@ impl Node for TestFilter {
 
     fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
         PassNode.block_status(cx, at, len)
-    }
-}
-
-/// Shows nothing, serves nobody: it only acts.
-pub(super) struct JobNode;
-
-fn cannot<'a, T>() -> NodeFuture<'a, T> {
-    Box::pin(async { Err(Error::new(ErrorKind::NotSupported, "a job serves nobody")) })
-}
-
-impl Node for JobNode {
-    fn driver(&self) -> &'static str {
-        "job"
-    }
-
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
-    }
-
-    fn read<'a>(&'a self, _: Cx<'a>, _: u64, _: BufMut) -> NodeFuture<'a, BufMut> {
-        cannot()
-    }
-
-    fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn block_status<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, Vec<Extent>> {
-        cannot()
     }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::filter::{JobNode, TestFilter};
+use super::filter::TestFilter;
 use super::schedule::{boxed, shuffled};
 use super::stage::*;
 use crate::error::ErrorKind;
 use crate::graph::mutation::{Mutation, set};
+use crate::graph::testing::JobNode;
 use crate::graph::{Action, ChildDecl, NodeDecl, PermissionSet};
 use crate::io::LocalFuture;
 

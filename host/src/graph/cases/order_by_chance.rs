@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 
 use super::filter::{BeforeWrite, TestFilter};
 use super::order::AnyOrder;
-use super::schedule::{Random, boxed, shuffled};
+use super::schedule::{boxed, shuffled};
 use super::stage::*;
 use crate::error::ErrorKind;
 use crate::graph::class::Cut;
 use crate::graph::snapshot::Graph;
 use crate::graph::{ChildDecl, PermissionSet, Role};
+use crate::io::sim::Random;
 use crate::io::{Buf, BufMut, LocalFuture};
 use crate::node::WriteFlags;
 
@@ -39,7 +40,7 @@ const KINDS: [Kind; 8] = [
 
 /// A graph by chance; permissions may refuse it.
 fn scene_of(seed: u64) -> Scene {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut scene = Scene::default();
     let mut shown: Vec<String> = Vec::new();
     for at in 0..4 + random.below(6) {
@@ -327,7 +328,7 @@ fn what_is_not_refused_ends() {
         }
         for order in 0..if is_allowed { 2 } else { 20 } {
             let stage = Stage::of(scene_of(seed).0.build().expect("the same graph"));
-            let mut random = Random(seed * 100 + order);
+            let mut random = Random::new(seed * 100 + order);
             let done = on_a_worker(async move {
                 let tasks = traffic(&stage, &mut random);
                 shuffled(order, tasks).await

@@ -7,30 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use crate::io::LocalFuture;
+use crate::io::sim::Random;
 
 /// Polls without a task to poll after which all are said to wait for each other. Nothing that the tests
 /// wait for comes from outside of the worker.
 const IDLE_MAX: usize = 2_000;
 /// Polls of all tasks together.
 const POLLS_MAX: usize = 500_000;
-
-/// Numbers by chance (`splitmix64`): any seed is a good one.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Below `limit`, which is at least 1.
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 /// Whether a task has been woken, and who polls it.
 #[derive(Default)]
@@ -57,7 +40,7 @@ struct Task {
 /// # Errors
 /// How many have not ended, if they wait for each other.
 pub(super) async fn shuffled(seed: u64, futures: Vec<LocalFuture>) -> Result<(), usize> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let task = |future| {
         let woken = Arc::new(Woken::default());
         woken.is_woken.store(true, Ordering::SeqCst);
@@ -91,19 +74,6 @@ pub(super) async fn shuffled(seed: u64, futures: Vec<LocalFuture>) -> Result<(),
         }
     })
     .await
-}
-
-/// Lets every other ready task run once.
-pub(super) async fn turn() {
-    let mut is_first = true;
-    poll_fn(|cx| {
-        if std::mem::take(&mut is_first) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Poll::Ready(())
-    })
-    .await;
 }
 
 pub(super) fn boxed(

@@ -5,10 +5,10 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::filter::JobNode;
 use crate::bitmap::{Bitmap, BitmapName, Change, Granularity};
 use crate::error::{Error, Result};
 use crate::filter::{CopyOnReadNode, PassNode};
+use crate::graph::testing::JobNode;
 use crate::graph::{
     Action, Applied, BitmapDecl, BitmapScope, ChildDecl, CopyHow, DriveDecl, Graph, GraphCell,
     GraphDecl, GraphNode, LocalDrive, LocalGraph, NodeDecl, OwnAccord, PermissionSet, Role,

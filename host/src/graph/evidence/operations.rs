@@ -429,8 +429,8 @@ impl Actor {
         let want = self.want(Some(bytes.source()), (edge, effect), &range);
         let held = self.hold_watched(want, bytes).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);
-        let (call, evidence) = (self.call(&request, edge), Evidence::Watched(bytes));
-        let claim = Some((evidence, self.shield(from, to, &self.around(edge, &range))));
+        let (call, claim) =
+            (self.call(&request, edge), Some((Evidence::Watched(bytes), (from, to))));
         let (offset, buf) = (range.start, bytes.clone().into_plain());
         self.write_held(&held, (own, effect), claim, call, offset, buf).await
     }
@@ -447,19 +447,21 @@ impl Actor {
         self.write_held(&held, (own, &own.changed), None, call, offset, bytes).await
     }
 
-    /// Writes what the guard held is for: proven by `claim`, or as a change.
+    /// Writes what the guard held is for: proven by a claim, for what its first edge shows and written
+    /// through its second; or as a change.
     async fn write_held(
         &self,
         held: &Held<'_>,
         (own, effect): (&Own, &Effect),
-        claim: Option<(Evidence<'_>, Shield)>,
+        claim: Option<(Evidence<'_>, (usize, usize))>,
         call: EdgeRef<'_>,
         offset: u64,
         bytes: Buf,
     ) -> Result<()> {
         let range = offset..offset + bytes.len() as u64;
         let around = self.around(call.edge, &range);
-        if let Some((evidence, shield)) = claim {
+        if let Some((evidence, (from, to))) = claim {
+            let shield = self.shield(from, to, &around);
             let guarded = (held, &*self.graph().guards);
             let (ranges, outcomes) = ((range, around), self.outcomes()?);
             let proof = ViewProof::check(guarded, (own, effect), ranges, &evidence, outcomes)?;
@@ -544,8 +546,7 @@ impl Actor {
             let Some(run) = run else { break };
             at = run.end;
             let bytes = self.read_bytes(&request, source_edge, &run).await?;
-            let shield = self.shield(from, to, &self.around(target, &run));
-            let claim = how.unchanged.then_some((Evidence::UnderGuard, shield));
+            let claim = how.unchanged.then_some((Evidence::UnderGuard, (from, to)));
             self.write_held(&held, (own, effect), claim, call, run.start, bytes).await?;
             written += run.end - run.start;
         }

@@ -50,7 +50,8 @@ impl<'h> ViewProof<'h> {
     /// Makes the proof, announces the write and marks what it affects: the write is to be issued next.
     ///
     /// `around` is what a write of `range` may touch; `effect` is what the present snapshot says of a write
-    /// that is proven for the view which `held` guards; that the view is at or above the node written is why there is one.
+    /// that is proven for the view which `held` guards; that the view is at or above the node written is why
+    /// there is one.
     ///
     /// # Errors
     /// `ESTALE` when the view may have changed since its bytes were read: nothing may be written.

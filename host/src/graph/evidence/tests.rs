@@ -18,6 +18,7 @@ use super::{CopyHow, Outcomes, OwnAccord};
 use crate::bitmap::{BitmapName, Change, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{CopyOnReadNode, PassNode};
+use crate::graph::testing::{JobNode, turn};
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
 use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
 
@@ -155,47 +156,6 @@ fn at(block: u64) -> std::ops::Range<u64> {
     block * BLOCK..(block + 1) * BLOCK
 }
 
-fn cannot<'a, T>() -> NodeFuture<'a, T> {
-    Box::pin(async { Err(Error::new(ErrorKind::NotSupported, "a job serves nobody")) })
-}
-
-/// Shows nothing, serves nobody.
-struct JobNode;
-
-impl Node for JobNode {
-    fn driver(&self) -> &'static str {
-        "job"
-    }
-
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
-    }
-
-    fn read<'a>(&'a self, _: Cx<'a>, _: u64, _: BufMut) -> NodeFuture<'a, BufMut> {
-        cannot()
-    }
-
-    fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn block_status<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, Vec<Extent>> {
-        cannot()
-    }
-}
-
 /// What a test does to the requests that pass a [`Turnstile`].
 #[derive(Default)]
 struct Control {
@@ -267,19 +227,6 @@ impl Node for Turnstile {
             extents
         })
     }
-}
-
-/// Lets every other ready task run once.
-async fn turn() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Lets every task run as far as it can.

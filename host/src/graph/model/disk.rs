@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::Cx;
 use super::SECTOR;
-use super::run::turn;
 use super::world::{NodeId, Span};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::PassNode;
+use crate::graph::testing::turn;
 use crate::io::{Buf, BufMut};
 use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
 
@@ -213,10 +213,6 @@ impl Node for TestDisk {
     }
 }
 
-fn cannot<'a, T>() -> NodeFuture<'a, T> {
-    Box::pin(async { Err(Error::new(ErrorKind::NotSupported, "a job serves nobody")) })
-}
-
 /// A filter that does nothing but hold changes on their way.
 pub(super) struct Stop {
     pub(super) control: Arc<Control>,
@@ -266,42 +262,5 @@ impl Node for Stop {
 
     fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
         PassNode.block_status(cx, at, len)
-    }
-}
-
-/// Shows nothing, serves nobody: only acts.
-pub(super) struct JobNode;
-
-impl Node for JobNode {
-    fn driver(&self) -> &'static str {
-        "job"
-    }
-
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
-    }
-
-    fn read<'a>(&'a self, _: Cx<'a>, _: u64, _: BufMut) -> NodeFuture<'a, BufMut> {
-        cannot()
-    }
-
-    fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
-        cannot()
-    }
-
-    fn block_status<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, Vec<Extent>> {
-        cannot()
     }
 }

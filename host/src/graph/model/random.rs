@@ -1,25 +1,22 @@
-//! Numbers by chance that are the same for the same seed, everywhere and forever.
+//! Numbers by chance, in the model's terms: counts and indices.
 
-/// `splitmix64`: any seed is a good one, zero too.
+use crate::io::sim;
+
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Random(u64);
+pub(super) struct Random(sim::Random);
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(sim::Random::new(seed))
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        self.0.next()
     }
 
     /// Below `limit`, which is at least 1.
     pub(super) fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
+        self.0.below(limit as u64) as usize
     }
 
     /// From `least` to `most`, both included.

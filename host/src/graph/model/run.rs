@@ -18,6 +18,7 @@ use super::world::{
 };
 use crate::bitmap::{Bitmap, BitmapState};
 use crate::error::{Error, ErrorKind, Result as HostResult};
+use crate::graph::testing::turn;
 use crate::io::{BufMut, spawn};
 
 /// What is wrong, in words.
@@ -61,19 +62,6 @@ impl Changes {
     pub(super) fn count(&mut self, kind: &str) {
         *self.applied.entry(kind.to_owned()).or_default() += 1;
     }
-}
-
-/// Lets every other ready task run once.
-pub(super) async fn turn() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Lets every task run as far as it can.

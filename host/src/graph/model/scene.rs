@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::super::{ChildDecl, DriveDecl, GraphCell, GraphDecl, NodeDecl, PermissionSet, Role};
 use super::SECTOR;
-use super::disk::{Control, JobNode};
+use super::disk::Control;
 use super::parts::{self, DRIVE_BITMAPS, JOB_EDGES, job_name, node_name};
 use super::random::Random;
 use super::world::{
     Action, BitmapAction, BitmapId, DriveId, Memory, Node, NodeId, Span, Unproven, View, World,
 };
 use crate::error::Result;
+use crate::graph::testing::JobNode;
 use crate::node::RawNode;
 
 /// Nodes on one path at most.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::scene::*;
 use crate::bitmap::{Bitmap, BitmapState, Use};
 use crate::error::ErrorKind;
+use crate::graph::testing::turn;
 use crate::graph::transaction::{Action, BitmapAction, BitmapRef, Event, Transaction};
 use crate::graph::{BitmapDecl, DriveDecl, LocalDrive, LocalGraph, NodeDecl};
 use crate::io::{Buf, WorkerHandle, WorkerOptions, Workers, spawn};

@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use super::scene::{BLOCK, Scene, Stop, turn};
+use super::scene::{BLOCK, Scene, Stop};
 use crate::graph::LocalDrive;
+use crate::graph::testing::turn;
 use crate::io::{Buf, BufMut, spawn};
 use crate::node::WriteFlags;
 

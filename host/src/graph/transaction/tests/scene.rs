@@ -2,15 +2,15 @@
 
 use std::cell::Cell;
 use std::fmt::Write;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use crate::bitmap::{Bitmap, BitmapName, Change, Granularity};
 use crate::error::Result;
 use crate::filter::PassNode;
+use crate::graph::testing::turn;
 use crate::graph::transaction::{Action, Applied, Event, Transaction};
 use crate::graph::{
     BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Edge, Graph, GraphCell, GraphDecl,
@@ -26,19 +26,6 @@ pub(super) const SIZE: u64 = 64 << 10;
 
 pub(super) fn run<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     run_on_thread(EngineChoice::Exactly(EngineKind::Threads), future).expect("a worker")
-}
-
-/// Lets every other task have a turn.
-pub(super) async fn turn() {
-    let mut is_first = true;
-    poll_fn(|cx| {
-        if std::mem::take(&mut is_first) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Poll::Ready(())
-    })
-    .await;
 }
 
 pub(super) async fn turns(count: usize) {

@@ -1,0 +1,63 @@
+//! What tests of several modules stand on.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use super::Cx;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buf, BufMut};
+use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+
+/// Lets every other ready task run once.
+pub(super) async fn turn() {
+    let mut is_first = true;
+    poll_fn(|cx| {
+        if std::mem::take(&mut is_first) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// Shows nothing, serves nobody: it only acts.
+pub(super) struct JobNode;
+
+fn cannot<'a, T>() -> NodeFuture<'a, T> {
+    Box::pin(async { Err(Error::new(ErrorKind::NotSupported, "a job serves nobody")) })
+}
+
+impl Node for JobNode {
+    fn driver(&self) -> &'static str {
+        "job"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        NodeInfo::of_filter(children)
+    }
+
+    fn read<'a>(&'a self, _: Cx<'a>, _: u64, _: BufMut) -> NodeFuture<'a, BufMut> {
+        cannot()
+    }
+
+    fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
+        cannot()
+    }
+
+    fn block_status<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, Vec<Extent>> {
+        cannot()
+    }
+}
