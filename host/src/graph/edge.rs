@@ -260,6 +260,12 @@ impl<'g> EdgeRef<'g> {
     #[inline]
     #[allow(clippy::option_option, reason = "whether, and what there is to leave")]
     pub(super) fn try_cross(&self, op: &Op) -> Option<Option<FlightKey>> {
+        // Looked at here, so that where nothing copies there is nothing else to do.
+        if self.edge.crossing.is_none() { Some(None) } else { self.try_enter(op) }
+    }
+
+    #[allow(clippy::option_option, reason = "whether, and what there is to leave")]
+    fn try_enter(&self, op: &Op) -> Option<Option<FlightKey>> {
         let Some((sources, range)) = self.entered(op) else { return Some(None) };
         let operations = self.request.operations();
         let (worker, by) = (self.request.worker(), self.request.by(&operations));
