@@ -1,0 +1,24 @@
+//! The qcow2 image format (QEMU project, `docs/interop/qcow2.txt`), as far as it is metadata.
+//!
+//! An [`Image`](image::Image) says where the bytes of a guest range are, finds room for what is written
+//! and keeps the image consistent. It never touches guest data: its user reads and writes that once,
+//! straight from and to its own buffers, between *prepare* and *commit*. Metadata goes through
+//! [`Storage`], a few asynchronous operations on the container, so that the same code serves a block
+//! graph, a plain file and a simulation that loses power.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`format`] | the format to the bit, parsed and encoded; no I/O, nothing allocated on trust |
+//! | [`storage`] | what an image needs of its container |
+//!
+//! **Invariant**: nothing that an image contains makes this crate panic, loop without end, recurse, or
+//! allocate more than a bound that has a name in [`limits`].
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod format;
+pub mod limits;
+pub mod storage;
+
+pub use error::{Error, ErrorKind, Result};
+pub use storage::Storage;

@@ -1,0 +1,20 @@
+//! Bounds of everything that an image can ask for, in one place.
+
+/// Most bytes of an active L1 table: 4 Mi entries, as in QEMU. With 64 KiB clusters that is 2 EiB.
+pub const L1_MAX_BYTES: u64 = 32 << 20;
+/// Most bytes of a refcount table: 1 Mi entries, as in QEMU.
+pub const REFCOUNT_TABLE_MAX_BYTES: u64 = 8 << 20;
+/// Most internal snapshots, as in QEMU.
+pub const SNAPSHOTS_MAX: u32 = 65_536;
+/// Most bytes of the snapshot table: 1024 a snapshot, as in QEMU.
+pub const SNAPSHOT_TABLE_MAX_BYTES: u64 = 1024 * SNAPSHOTS_MAX as u64;
+/// Most persistent bitmaps of an image, as in QEMU.
+pub const BITMAPS_MAX: u32 = 65_535;
+/// Most bytes of the bitmap directory: 1024 a bitmap, as in QEMU.
+pub const BITMAP_DIRECTORY_MAX_BYTES: u64 = 1024 * BITMAPS_MAX as u64;
+/// Most bytes of one bitmap's bits, as in QEMU: 512 MiB, 256 TiB at 64 KiB.
+pub const BITMAP_MAX_BYTES: u64 = 0x2000_0000;
+/// Longest backing file name, bytes (specification, header, `backing_file_size`).
+pub const BACKING_NAME_MAX_BYTES: u32 = 1023;
+/// Most bytes of all header extensions together: the header with them has to fit the first cluster.
+pub const HEADER_MAX_BYTES: u64 = 2 << 20;

@@ -1,0 +1,34 @@
+//! What an image needs of its container.
+
+use std::future::Future;
+
+use crate::error::Result;
+
+/// The container of an image: a file, a node of a graph, memory.
+///
+/// Offsets may lie past the end: such bytes read as zeros, and a write there makes the container longer
+/// (`ENOSPC` if it cannot be). Completed writes are durable after the next [`Storage::flush`] only;
+/// until then each may be lost, or torn at 512-byte sectors, and in any order.
+pub trait Storage {
+    /// Fills `buf` from `offset`.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> impl Future<Output = Result<()>>;
+
+    /// Writes `bytes` at `offset`.
+    fn write(&self, offset: u64, bytes: &[u8]) -> impl Future<Output = Result<()>>;
+
+    /// Makes a range read as zeros.
+    fn zero(&self, offset: u64, len: u64) -> impl Future<Output = Result<()>>;
+
+    /// Tells that a range is not needed: advisory; what it reads afterwards is not known.
+    fn discard(&self, offset: u64, len: u64) -> impl Future<Output = Result<()>>;
+
+    /// Makes completed writes durable.
+    fn flush(&self) -> impl Future<Output = Result<()>>;
+
+    /// The length now, bytes.
+    fn len_bytes(&self) -> impl Future<Output = Result<u64>>;
+
+    /// Makes the container this long, bytes: cuts it, or adds zeros. A container that cannot be cut
+    /// (a block device) succeeds without effect.
+    fn set_len(&self, len_bytes: u64) -> impl Future<Output = Result<()>>;
+}
