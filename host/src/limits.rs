@@ -54,6 +54,9 @@ pub const NBD_HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Extents in one answer of `block_status`; a caller asks again from where the answer ends.
 pub const EXTENTS_MAX: usize = 1024;
 
+/// Where a view that grows ends at the latest, bytes: no sum of an offset and a transfer overflows.
+pub const GROWN_MAX_BYTES: u64 = 1 << 62;
+
 /// Chunk in which an edge emulates zeroing by writing, bytes.
 pub const ZERO_CHUNK_BYTES: usize = 1 << 20;
 

@@ -247,7 +247,7 @@ fn own(graph: &Graph, downs: &[Vec<Below>], at: usize, position: usize) -> Own {
             }
         }
         Effect {
-            marks: Marks::of(graph, target, cut),
+            marks: Marks::of(graph, target, cut, false),
             enters: match mutated(Mutation::ProvenWritesStaleNothing) && unchanged.is_some() {
                 true => SourceSet::default(),
                 false => enters,

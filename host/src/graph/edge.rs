@@ -171,11 +171,16 @@ impl<'g> EdgeRef<'g> {
         Box::pin(async move { self.write_with_fua(offset, buf, flags).await })
     }
 
+    /// Where requests by this edge must end.
+    #[inline]
+    pub(super) fn end_bytes(&self) -> u64 {
+        self.edge.end_bytes(self.node())
+    }
+
     /// Whether there is something to do, all of it within the child.
     #[inline]
     fn is_in_range(&self, op: &Op) -> bool {
-        op.len > 0
-            && op.offset.checked_add(op.len).is_some_and(|end| end <= self.node().info.size_bytes)
+        op.len > 0 && op.offset.checked_add(op.len).is_some_and(|end| end <= self.end_bytes())
     }
 
     /// Makes a range read as zeros.
@@ -221,6 +226,42 @@ impl<'g> EdgeRef<'g> {
             return Ok(Vec::new());
         }
         self.settle(align::block_status(self, offset, len).await)
+    }
+
+    /// The child's length now, bytes: of one that grows, at least what has been written. Its size in the
+    /// graph is what it had before somebody kept bytes in it.
+    pub fn len_bytes(&self) -> u64 {
+        let node = self.node();
+        if !node.info.growable {
+            return node.info.size_bytes;
+        }
+        if let Some(len) = node.driver.len_bytes() {
+            return len;
+        }
+        let Some(below) = node.edges.first().filter(|edge| edge.grows) else {
+            return node.info.size_bytes;
+        };
+        let len = EdgeRef { edge: below, ..*self }.len_bytes();
+        len.saturating_sub(node.driver.offset_in_child().unwrap_or(0))
+    }
+
+    /// Makes the child this long, rounded up to the alignment of its driver: cuts it off, or adds zeros. For
+    /// who keeps its bytes there, and filters that pass that on.
+    ///
+    /// # Errors
+    /// `ENOTSUP` for a child that does not grow, or whose driver cannot; `EROFS`, `EPERM`; the driver's.
+    pub async fn set_len(self, len: u64) -> Result<()> {
+        let node = self.node();
+        if !self.edge.grows {
+            let message = "only a container that can grow has a length to set";
+            return Err(Error::new(ErrorKind::NotSupported, message).at_node(&node.name));
+        }
+        // All behind the new end shows zeros from now on.
+        let end = self.len_bytes().max(node.info.size_bytes).max(len);
+        let op = Op { kind: OpKind::Zero, offset: len, len: end - len };
+        let flight = self.begin(&op).await?;
+        let result = node.driver.set_len(self.cx(), len).await;
+        self.settle(self.end(flight, &op, result))
     }
 
     /// The first part of `range` where the child has no bytes of its own.
@@ -308,7 +349,8 @@ impl<'g> EdgeRef<'g> {
             flight = self.cross(op).await;
             mark(self.edge, op);
         } else {
-            op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
+            op.check_range(self.edge.end_bytes(child))
+                .map_err(|error| error.at_node(&child.name))?;
             if op.kind.is_change() && !self.edge.role.forwards_changes() {
                 let (user, role) = (self.graph.user_of(self.edge), self.edge.role);
                 let message = format!(

@@ -26,7 +26,7 @@ pub(super) struct Fill {
     /// Then so many bytes more at either end: an opaque node may show what is below it at other offsets,
     /// where the blocks do not begin at multiples of their size.
     slack: u64,
-    /// Where the node ends, and what it touches.
+    /// Where the node ends, and what it touches; nowhere if it grows.
     size_bytes: u64,
 }
 
@@ -41,7 +41,7 @@ impl Fill {
         let mut fill = Self {
             unit: u64::from(info.limits.request_alignment),
             slack: 0,
-            size_bytes: info.size_bytes,
+            size_bytes: if info.growable { u64::MAX } else { info.size_bytes },
         };
         for edge in edges {
             let child = below[edge.child].fill;

@@ -14,8 +14,9 @@ use super::generation::{DriveGeneration, Generations, NodeGeneration};
 use super::guard::{Guards, SourceSet};
 use super::origin::{Origin, Request};
 use super::permission::{PermissionSet, Role};
-use crate::bitmap::{Bitmap, Granules};
+use crate::bitmap::{Bitmap, Granularity, Granules, MAX_GRANULES};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::GROWN_MAX_BYTES;
 use crate::node::{Node, NodeInfo};
 
 /// A parent's (or drive's) use of a node.
@@ -26,6 +27,9 @@ pub struct Edge {
     pub(super) uses: PermissionSet,
     pub(super) shares: PermissionSet,
     pub(super) counters: Arc<Counters>,
+    /// Changes may go behind the child's end: it is growable, and who keeps its bytes there has announced
+    /// them, here or above.
+    pub(super) grows: bool,
     /// Present where changes enter: at drives, storage and target edges.
     pub(super) entry: Option<Marks>,
     /// What the parent may do of its own accord; part of what it uses.
@@ -57,6 +61,12 @@ impl Edge {
     /// What the parent uses.
     pub fn uses(&self) -> PermissionSet {
         self.uses
+    }
+
+    /// Where requests that come by it must end.
+    #[inline]
+    pub(super) fn end_bytes(&self, child: &GraphNode) -> u64 {
+        if self.grows { GROWN_MAX_BYTES } else { child.info.size_bytes }
     }
 
     /// What it uses as far as every other user is concerned: writes proven for a view concern those
@@ -93,9 +103,21 @@ pub struct GraphNode {
     pub(super) serializer: Option<Arc<Serializer>>,
     /// Index of its origin, if it acts of its own accord.
     pub(super) origin: Option<usize>,
+    /// Somebody keeps its bytes in it, or in a node that shows it.
+    pub(super) is_container: bool,
+    /// Size of its view as its driver had it when the snapshot was built: it may have grown since it
+    /// became a container.
+    pub(super) grown_bytes: u64,
 }
 
 impl GraphNode {
+    /// Bytes of its view that bitmaps of it have granules for: as it was when the snapshot was built, with
+    /// what it has grown by, as far as a bitmap can go.
+    pub(super) fn bitmap_bytes(&self, granularity: Granularity) -> u64 {
+        let most = MAX_GRANULES.saturating_mul(granularity.bytes());
+        self.info.size_bytes.max(self.grown_bytes.min(most))
+    }
+
     /// Its unique name.
     pub fn name(&self) -> &str {
         &self.name

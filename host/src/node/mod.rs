@@ -89,6 +89,9 @@ pub struct NodeInfo {
     pub caps: Caps,
     /// Refuses changes.
     pub read_only: bool,
+    /// Whoever keeps its bytes in it may write behind its end, and the driver makes it longer; from there
+    /// on it reads as zeros. Its size stays what it was to everybody else, for as long as it is a container.
+    pub growable: bool,
 }
 
 impl NodeInfo {
@@ -148,7 +151,8 @@ pub struct Extent {
     pub host_offset: Option<u64>,
 }
 
-/// A driver. All ranges are within the node's size, aligned to its limits and not empty.
+/// A driver. All ranges are within the node's size (or, if it is growable, below
+/// [`GROWN_MAX_BYTES`](crate::limits::GROWN_MAX_BYTES)), aligned to its limits and not empty.
 ///
 /// Futures run on the worker that called; the driver itself is shared by all workers. A call that has
 /// been made runs to its end or fails; a driver must not rely on its future being dropped.
@@ -174,7 +178,8 @@ pub struct Extent {
 ///
 ///     fn info(&self, _children: &[NodeInfo]) -> blockloom::Result<NodeInfo> {
 ///         let (limits, caps) = (Limits::NONE, Caps::FILTER);
-///         Ok(NodeInfo { size_bytes: 1 << 20, limits, caps, read_only: true })
+///         let size_bytes = 1 << 20;
+///         Ok(NodeInfo { size_bytes, limits, caps, read_only: true, growable: false })
 ///     }
 ///
 ///     fn read<'a>(&'a self, _: Cx<'a>, offset: u64, mut buf: BufMut) -> NodeFuture<'a, BufMut> {
@@ -271,6 +276,21 @@ pub trait Node: Send + Sync + 'static {
     /// out without a doubt about the view.
     fn is_transparent(&self) -> bool {
         false
+    }
+
+    /// The length of a growable node without children, now: at least what has been written, bytes.
+    fn len_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Makes a growable node this long, on behalf of whoever keeps its bytes in it; rounded up to the
+    /// alignment of requests. A filter passes it on.
+    fn set_len<'a>(&'a self, _cx: Cx<'a>, _len: u64) -> NodeFuture<'a, ()> {
+        let driver = self.driver();
+        Box::pin(async move {
+            let message = format!("driver `{driver}` cannot set its length");
+            Err(Error::new(ErrorKind::NotSupported, message))
+        })
     }
 
     /// Changes the size of the node's own bytes. No request is in flight.

@@ -283,5 +283,6 @@ pub(super) fn position(action: usize) -> usize {
 }
 
 fn view_size(graph: &Graph, entry: &DraftBitmap) -> Option<u64> {
-    entry.node(graph).map(|node| graph.nodes[node].info.size_bytes)
+    let granularity = entry.bitmap.granularity();
+    entry.node(graph).map(|node| graph.nodes[node].bitmap_bytes(granularity))
 }

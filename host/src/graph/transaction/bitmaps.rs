@@ -36,7 +36,7 @@ pub(super) fn affected(graph: &Graph, class: Class) -> impl Iterator<Item = usiz
 /// before they have it.
 pub(super) fn resized(draft: &Draft, after: &Graph) -> Vec<Event> {
     let event = |(entry, made): (&ScopedBitmap, &DraftBitmap)| {
-        let to_bytes = after.nodes[entry.node?].info.size_bytes;
+        let to_bytes = after.nodes[entry.node?].bitmap_bytes(entry.bitmap.granularity());
         let (from_bytes, name) = (entry.bitmap.size_bytes(), made.name.to_string());
         let scope = entry.scope.clone();
         let event = Event::BitmapResized { scope, name, from_bytes, to_bytes };

@@ -191,6 +191,7 @@ fn own_edge(child: usize) -> Edge {
         uses: PermissionSet::CONSISTENT_READ,
         shares: PermissionSet::ALL,
         counters: Arc::new(Counters::new()),
+        grows: false,
         entry: None,
         proven_for: None,
         crossing: None,
