@@ -40,6 +40,7 @@ impl Draft {
         let of_all = |error| after_all(&self.actions, error);
         let mut graph = self.assemble_edges().map_err(of_all)?;
         self.assemble_bitmaps(&mut graph, prepared)?;
+        graph.find_shown(former);
         set_entries(&mut graph);
         acting::resolve(&mut graph, former);
         order::check(&graph).map_err(of_all)?;
