@@ -74,11 +74,18 @@ pub const GUARDS_MAX: usize = 4096;
 /// changes scan; above this what is read carries no provenance.
 pub const WATCHES_MAX: usize = 4096;
 
+/// Those that one acting node may keep: a sixteenth of all, so that no node takes them from the others.
+pub const WATCHES_OF_NODE_MAX: usize = WATCHES_MAX / 16;
+
 /// Time that a copy waits for the guard of its range before it fails, with nothing written.
 pub const GUARD_WAIT: Duration = Duration::from_secs(30);
 
 /// Bytes that a copy moves under one guard.
 pub const COPY_MAX_BYTES: usize = 1 << 20;
+
+/// Bytes that are zeroed under one guard, because they show zeros already: more than a copy moves, as
+/// most drivers keep zeros without data.
+pub const ZERO_PROVEN_MAX_BYTES: u64 = 16 << 20;
 
 /// Events that wait for one subscriber; the oldest are lost first, and counted. A few hundred bytes each.
 pub const EVENTS_MAX: usize = 1024;

@@ -35,6 +35,8 @@ pub struct EdgeCall<'g, T> {
     edge: EdgeRef<'g>,
     /// A change that has entered a source by this edge.
     flight: Option<FlightKey>,
+    /// The driver has been asked for a change, and has not answered.
+    changes: bool,
     call: NodeFuture<'g, T>,
 }
 
@@ -44,6 +46,7 @@ impl<T> Future for EdgeCall<'_, T> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         let result = std::task::ready!(self.call.as_mut().poll(cx));
+        self.changes = false;
         if let Some(flight) = self.flight.take() {
             self.edge.graph.guards.leave(self.edge.request.worker(), flight);
         }
@@ -53,18 +56,20 @@ impl<T> Future for EdgeCall<'_, T> {
 
 impl<T> Drop for EdgeCall<'_, T> {
     fn drop(&mut self) {
-        if self.flight.is_some() {
+        if self.changes {
             self.edge.abandoned();
         }
     }
 }
 
-/// A change that has entered sources by an edge; leaves them at its end, and only then.
+/// A change under way beyond an edge. The sources that it has entered by it, it leaves at its end, and only
+/// then.
 #[must_use = "a change that has entered must leave"]
 pub(super) struct Flight<'g> {
     edge: EdgeRef<'g>,
     /// Until it has left.
     key: Option<FlightKey>,
+    has_ended: bool,
 }
 
 impl Flight<'_> {
@@ -76,6 +81,7 @@ impl Flight<'_> {
 
     #[inline]
     fn leave(&mut self) {
+        self.has_ended = true;
         if let Some(key) = self.key.take() {
             self.edge.graph.guards.leave(self.edge.request.worker(), key);
         }
@@ -87,7 +93,7 @@ impl Drop for Flight<'_> {
         if mutated(Mutation::GuardsEndWithFutures) {
             self.leave();
         }
-        if self.key.is_some() {
+        if !self.has_ended {
             self.edge.abandoned();
         }
     }
@@ -111,13 +117,14 @@ impl<'g> EdgeRef<'g> {
         let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
         if self.is_in_range(&op) {
             self.edge.counters.begin(self.request.worker(), &op);
-            return EdgeCall { edge: self, flight: None, call: self.read_admitted(offset, buf) };
+            let call = self.read_admitted(offset, buf);
+            return EdgeCall { edge: self, flight: None, changes: false, call };
         }
         let call = Box::pin(async move {
             self.begin(&op).await?;
             align::read(self, offset, buf).await
         });
-        EdgeCall { edge: self, flight: None, call }
+        EdgeCall { edge: self, flight: None, changes: false, call }
     }
 
     /// Writes `buf` at `offset`.
@@ -131,14 +138,15 @@ impl<'g> EdgeRef<'g> {
             && let Some(flight) = self.try_cross(&op)
         {
             self.edge.counters.begin(self.request.worker(), &op);
-            return EdgeCall { edge: self, flight, call: self.write_admitted(offset, buf, flags) };
+            let call = self.write_admitted(offset, buf, flags);
+            return EdgeCall { edge: self, flight, changes: true, call };
         }
         let call = Box::pin(async move {
             let flight = self.begin(&op).await?;
             let result = self.write_with_fua(offset, buf, flags).await;
             self.end(flight, &op, result)
         });
-        EdgeCall { edge: self, flight: None, call }
+        EdgeCall { edge: self, flight: None, changes: false, call }
     }
 
     /// A read that has been admitted and counted. What fits the driver goes to it without a future in
@@ -327,14 +335,20 @@ impl<'g> EdgeRef<'g> {
 
     /// What has been entered by this edge, until its end.
     pub(super) fn flight(&self, key: FlightKey) -> Flight<'g> {
-        Flight { edge: *self, key: Some(key) }
+        Flight { edge: *self, key: Some(key), has_ended: false }
     }
 
-    /// A change was dropped before its end. It may still be under way: nothing may rely on its range again.
+    /// A change was dropped before its end. It may still be under way, for as long as the host runs: nothing
+    /// may rely on its range again, and its origin never stands still.
     #[cold]
     fn abandoned(&self) {
+        if mutated(Mutation::GuardsEndWithFutures) {
+            return;
+        }
+        self.request.abandon();
         tracing::warn!(
-            "node `{}`: a change was abandoned by its user; copies of its range will wait",
+            "node `{}`: a change was abandoned by its user; copies of its range, and changes of the graph \
+             above it, will wait",
             self.node().name
         );
     }
@@ -362,7 +376,8 @@ impl<'g> EdgeRef<'g> {
             flight = self.cross(op).await;
         }
         self.edge.counters.begin(self.request.worker(), op);
-        Ok(flight)
+        let under_way = || Flight { edge: *self, key: None, has_ended: false };
+        Ok(flight.or_else(|| op.kind.is_change().then(under_way)))
     }
 
     /// The end of a call. A change that fails may have torn more than it was to write: that is marked where

@@ -8,6 +8,7 @@ use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Context;
 
 use super::cell::Snapshot;
@@ -24,11 +25,17 @@ pub(super) struct Origin {
     pub(super) gate: Gate,
     /// Of what it writes of its own accord.
     pub(super) outcomes: OutcomeCounters,
+    /// Ranges that it watches: at most [`WATCHES_OF_NODE_MAX`](crate::limits::WATCHES_OF_NODE_MAX).
+    pub(super) watches: AtomicUsize,
+    /// Changes that their users gave up before a driver had answered: they stay behind the gate.
+    pub(super) abandoned: AtomicUsize,
 }
 
 impl Origin {
     pub(super) fn new(name: Arc<str>) -> Self {
-        Self { name, gate: Gate::new(), outcomes: OutcomeCounters::default() }
+        let outcomes = OutcomeCounters::default();
+        let (watches, abandoned) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { name, gate: Gate::new(), outcomes, watches, abandoned }
     }
 }
 
@@ -203,6 +210,16 @@ impl Request {
     #[inline]
     fn gate(&self) -> &Gate {
         &self.graph.origins[self.origin as usize].gate
+    }
+
+    /// A change that it has caused was given up before its driver had answered. Nobody will learn of its
+    /// end, so it stays behind the gate.
+    #[cold]
+    pub(super) fn abandon(&self) {
+        if self.is_counted {
+            self.gate().join(self.worker());
+            self.graph.origins[self.origin as usize].abandoned.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Whether whoever holds it back is to let it go; if not, the task is woken when that begins.

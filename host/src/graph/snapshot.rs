@@ -214,6 +214,9 @@ pub(super) struct ScopedBitmap {
     pub(super) bitmap: Arc<Bitmap>,
     /// What changes mark in this snapshot.
     pub(super) recording: Option<Arc<Granules>>,
+    /// The drives that show its view, each with the first snapshot since which it has done so without a
+    /// break.
+    pub(super) shown_by: Vec<(DriveGeneration, u64)>,
 }
 
 /// See the module.
@@ -285,6 +288,35 @@ impl Graph {
     /// Where `bitmap` is in this snapshot.
     pub(super) fn entry_of(&self, bitmap: &Bitmap) -> Option<&ScopedBitmap> {
         self.bitmaps.iter().find(|entry| std::ptr::eq(&*entry.bitmap, bitmap))
+    }
+
+    /// The first snapshot since which a drive has shown, without a break, the view that `bitmap` records;
+    /// `None` if it does not show it. The drive's own bitmaps go along with it: they miss nothing.
+    pub(crate) fn shown_since(&self, drive: &GraphDrive, bitmap: &Bitmap) -> Option<u64> {
+        let entry = self.entry_of(bitmap)?;
+        let mut shown_by = entry.shown_by.iter();
+        let (_, since) = shown_by.find(|(generation, _)| *generation == drive.generation)?;
+        let is_own = entry.scope == BitmapScope::Drive(Arc::clone(&drive.id));
+        Some(if is_own { 0 } else { *since })
+    }
+
+    /// Finds out which drives show the views of bitmaps, and since when.
+    pub(super) fn find_shown(&mut self, former: Option<&Self>) {
+        for at in 0..self.bitmaps.len() {
+            let entry = &self.bitmaps[at];
+            let Some(node) = entry.node else { continue };
+            let known = former.and_then(|former| former.entry_of(&entry.bitmap));
+            let since = |drive: &GraphDrive| {
+                let root = drive.root.as_ref()?;
+                let shows = self.nodes[root.child].class == self.nodes[node].class;
+                let mut known = known.iter().flat_map(|known| &known.shown_by);
+                let since = known.find(|(generation, _)| *generation == drive.generation);
+                let since = since.map_or(self.generation, |(_, since)| *since);
+                shows.then_some((drive.generation, since))
+            };
+            let shown_by = self.drives.iter().filter_map(since).collect();
+            self.bitmaps[at].shown_by = shown_by;
+        }
     }
 
     /// By node: whether it is, or reaches, one of the nodes for which `places` holds.

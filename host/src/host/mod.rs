@@ -185,10 +185,11 @@ impl Host {
         }
     }
 
-    /// Serves exports over NBD; returns where (a TCP port 0 is replaced).
+    /// Serves exports over NBD; returns where (a TCP port 0 is replaced). As long as an export is there its
+    /// bitmaps are neither removed nor renamed, and as long as a client reads them they are not cleared.
     ///
     /// # Errors
-    /// When the address is taken.
+    /// When the address is taken, or a bitmap that is to be shown is not there.
     pub fn serve_nbd(
         &self,
         address: &ListenAddress,

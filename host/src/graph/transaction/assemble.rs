@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::apply::after_all;
-use super::check::{check_permissions, check_proven, resolve_permissions};
+use super::check::{check_drivers, check_permissions, check_proven, resolve_permissions};
 use super::draft::{Draft, DraftEdge, DraftNode, invalid, not_found};
 use crate::bitmap::Prepared;
 use crate::error::Result;
@@ -40,6 +40,7 @@ impl Draft {
         let of_all = |error| after_all(&self.actions, error);
         let mut graph = self.assemble_edges().map_err(of_all)?;
         self.assemble_bitmaps(&mut graph, prepared)?;
+        graph.find_shown(former);
         set_entries(&mut graph);
         acting::resolve(&mut graph, former);
         order::check(&graph).map_err(of_all)?;
@@ -48,6 +49,7 @@ impl Draft {
 
     /// Nodes and drives with what they may do, without bitmaps and what follows from them.
     fn assemble_edges(&self) -> Result<Graph> {
+        check_drivers(&self.nodes)?;
         let order = children_first(&self.nodes)?;
         let named = order.iter().map(|at| &*self.nodes[*at].name);
         let index: Index<'_> = named.zip(0..).collect();

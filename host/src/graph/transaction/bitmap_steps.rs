@@ -231,7 +231,8 @@ impl Draft {
             let node = entry.node(graph);
             let (scope, bitmap) = (entry.scope.clone(), Arc::clone(&entry.bitmap));
             let recording = prepared.recording_after(&bitmap);
-            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
+            let shown_by = Vec::new();
+            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording, shown_by });
         }
         Ok(())
     }

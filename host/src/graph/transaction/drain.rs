@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -30,8 +31,12 @@ pub(in crate::graph) async fn close<'g>(
     let closed: Vec<Closed<'g>> = origins.iter().map(|origin| origin.gate.close()).collect();
     for origin in origins {
         if until(deadline, origin.gate.drained()).await.is_none() {
+            let abandoned = match origin.abandoned.load(Ordering::Relaxed) {
+                0 => String::new(),
+                count => format!(" ({count} of them a driver gave up before they had ended)"),
+            };
             let message = format!(
-                "{} requests of `{}` have not ended in {within:?}: nothing was changed",
+                "{} requests of `{}` have not ended in {within:?}{abandoned}: nothing was changed",
                 origin.gate.in_flight(),
                 origin.name,
             );

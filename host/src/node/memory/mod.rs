@@ -8,10 +8,12 @@
 //! | `chunks` | the table of chunks |
 //! | `plain` | bytes of a node without backing |
 //! | `overlay`, `map` | bytes of a node over a backing, and which they are |
+//! | `hidden` | where such a node hides its backing without bytes |
 //! | `extents` | lists of extents |
 
 mod chunks;
 mod extents;
+mod hidden;
 mod map;
 mod overlay;
 mod plain;
@@ -120,7 +122,9 @@ impl MemoryNode {
         match (&self.bytes, size_bytes.checked_sub(old_bytes)) {
             (Bytes::Plain(_), Some(_)) => {}
             (Bytes::Plain(plain), None) => plain.unmap(size_bytes, old_bytes - size_bytes),
-            (Bytes::Overlay(overlay), Some(_)) => overlay.hide_backing(cx, old_bytes..size_bytes),
+            (Bytes::Overlay(overlay), Some(_)) => {
+                overlay.hide_backing(cx, old_bytes..size_bytes);
+            }
             (Bytes::Overlay(overlay), None) => {
                 overlay.deallocate(size_bytes, old_bytes - size_bytes);
             }
