@@ -21,6 +21,7 @@
 //!   permissions.
 //! - No contents of a file make this module panic, or print a control character.
 
+mod bitmaps;
 mod convert;
 mod diagnostic;
 mod dot;
@@ -29,11 +30,13 @@ mod listen;
 mod names;
 mod permissions;
 mod plugin_options;
+mod qcow2_checks;
+mod qcow2_options;
 mod read_filters;
 mod read_nodes;
+mod read_qcow2;
 mod read_root;
 mod references;
-
 mod render;
 mod sizes;
 mod spec;
@@ -52,6 +55,10 @@ pub use draw::tree;
 pub use listen::{ListenAddr, ListenAddrError};
 pub use permissions::{EdgeParent, EdgeSpec};
 pub use plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
+pub use qcow2_options::{
+    BackingFormat, BackingReference, BackingSpec, Compression, DataFileSpec, ImageFacts, ImageSpec,
+    Preallocation, Qcow2Compat, Qcow2CreateSpec, Qcow2Spec,
+};
 pub use spec::{
     BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,
     FilterSpec, GraphSpec, HostSettings, Locking, MemorySpec, NodeSpec, NullSpec, Persist,
@@ -93,6 +100,7 @@ pub fn parse_tolerant(file_name: &str, text: &str) -> (GraphSpec, Diagnostics) {
 fn check(spec: &mut GraphSpec, declared: &Declared, problems: &Problems) {
     spec.is_graph = references::check(&*spec, declared, problems);
     if spec.is_graph {
+        qcow2_checks::fill_in(spec);
         sizes::fill_in(spec, problems);
         spec.edges = permissions::edges(spec);
         permissions::check(spec, problems);

@@ -95,7 +95,10 @@ pub fn check_surroundings(
                 let wrong = surroundings.filter_config(filter.kind, &filter.config.json);
                 check.config(node, wrong);
             }
-            DriverSpec::Memory(_) | DriverSpec::Null(_) | DriverSpec::Raw(_) => {}
+            DriverSpec::Memory(_)
+            | DriverSpec::Null(_)
+            | DriverSpec::Raw(_)
+            | DriverSpec::Qcow2(_) => {}
         }
     }
     check.same_files();

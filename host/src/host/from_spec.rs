@@ -232,6 +232,10 @@ impl Builder<'_> {
                 let offset = value(&raw.offset_bytes).unwrap_or(0);
                 Ok(Arc::new(RawNode::new(offset, value(&raw.size_bytes))))
             }
+            DriverSpec::Qcow2(_) => {
+                let message = "driver `qcow2` cannot be opened yet";
+                Err(self.at(node.name.span, &Error::new(ErrorKind::NotSupported, message)))
+            }
             DriverSpec::Plugin(plugin) => Ok(Arc::new(self.plugin(node, plugin)?)),
             DriverSpec::Filter(filter) => self.filter(node, filter),
         }

@@ -6,6 +6,7 @@ mod filters;
 mod graph;
 mod hostile;
 mod nodes;
+mod qcow2;
 mod sharing;
 mod top_level;
 mod values;
