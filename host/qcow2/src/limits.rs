@@ -8,6 +8,8 @@ pub const REFCOUNT_TABLE_MAX_BYTES: u64 = 8 << 20;
 pub const SNAPSHOTS_MAX: u32 = 65_536;
 /// Most bytes of the snapshot table: 1024 a snapshot, as in QEMU.
 pub const SNAPSHOT_TABLE_MAX_BYTES: u64 = 1024 * SNAPSHOTS_MAX as u64;
+/// Most bytes of extra data of one snapshot, as in QEMU.
+pub const SNAPSHOT_EXTRA_MAX_BYTES: u32 = 1024;
 /// Most persistent bitmaps of an image, as in QEMU.
 pub const BITMAPS_MAX: u32 = 65_535;
 /// Most bytes of the bitmap directory: 1024 a bitmap, as in QEMU.
@@ -18,3 +20,5 @@ pub const BITMAP_MAX_BYTES: u64 = 0x2000_0000;
 pub const BACKING_NAME_MAX_BYTES: u32 = 1023;
 /// Most bytes of all header extensions together: the header with them has to fit the first cluster.
 pub const HEADER_MAX_BYTES: u64 = 2 << 20;
+/// Largest window of a zstd frame, as bits: 8 MiB, what the compressor's highest ordinary levels use.
+pub const ZSTD_WINDOW_MAX_BITS: u32 = 23;

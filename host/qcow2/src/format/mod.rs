@@ -2,6 +2,9 @@
 //!
 //! All numbers are big-endian on disk, native here.
 
+pub mod bitmap;
+pub mod compressed;
+pub mod snapshot;
 mod types;
 
 pub use types::{ClusterSize, GuestOffset, HostOffset};
