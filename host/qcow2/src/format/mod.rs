@@ -2,6 +2,13 @@
 //!
 //! All numbers are big-endian on disk, native here.
 
+pub mod extension;
+pub mod header;
+pub mod l2;
+mod refcount;
 mod types;
 
+pub use header::{CompressionType, Header, Version};
+pub use l2::{Cluster, CompressedData, L1Entry, L2Entry, L2Format, StandardCluster};
+pub use refcount::{RefcountTableEntry, RefcountWidth};
 pub use types::{ClusterSize, GuestOffset, HostOffset};
