@@ -63,3 +63,11 @@ pub(super) fn file_of<'a>(
         _ => None,
     }
 }
+
+/// The image whose file is `node`.
+pub(super) fn image_in<'a>(spec: &'a GraphSpec, node: &NodeSpec) -> Option<&'a NodeSpec> {
+    spec.nodes.iter().find(|parent| {
+        matches!(parent.driver, DriverSpec::Qcow2(_))
+            && parent.children.iter().any(|it| it.name.value == "file" && it.node == node.name)
+    })
+}

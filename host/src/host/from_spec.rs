@@ -84,13 +84,19 @@ fn read(path: &Path) -> Result<(GraphSpec, Diagnostics, PathBuf), StartError> {
     Ok((spec, found, path.parent().unwrap_or_else(|| Path::new("")).to_owned()))
 }
 
-/// Reads a file and checks what can be without looking at this machine.
+/// Reads a file and checks what can be without looking at this machine. Images that can be read add the nodes
+/// that they name.
 ///
 /// # Errors
 /// Everything that is wrong with it.
 pub fn read_spec(path: &Path) -> Result<GraphSpec, StartError> {
-    let (spec, found, _) = read(path)?;
-    if found.has_errors() { Err(StartError::Config(Box::new(found))) } else { Ok(spec) }
+    let (mut spec, found, base) = read(path)?;
+    if found.has_errors() {
+        return Err(StartError::Config(Box::new(found)));
+    }
+    // What is wrong with an image concerns those who open it.
+    let _ = config::read_images(&mut spec, &Machine::default(), &base);
+    Ok(spec)
 }
 
 /// Checks a file against this machine, without side effects.
@@ -98,14 +104,14 @@ pub fn read_spec(path: &Path) -> Result<GraphSpec, StartError> {
 /// # Errors
 /// Everything that is wrong with it.
 pub fn check(path: &Path) -> Result<GraphSpec, StartError> {
-    let (spec, found, base) = read(path)?;
+    let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
-    check_on(&spec, found, &base, &machine)?;
+    check_on(&mut spec, found, &base, &machine)?;
     Ok(spec)
 }
 
 fn check_on(
-    spec: &GraphSpec,
+    spec: &mut GraphSpec,
     mut found: Diagnostics,
     base: &Path,
     machine: &Machine,
@@ -122,9 +128,9 @@ fn check_on(
 /// # Errors
 /// Everything that is wrong with the file, or what failed.
 pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExport>), StartError> {
-    let (spec, found, base) = read(path)?;
+    let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
-    check_on(&spec, found, &base, &machine)?;
+    check_on(&mut spec, found, &base, &machine)?;
     let mut builder = Builder {
         spec: &spec,
         base: &base,

@@ -8,6 +8,7 @@ mod call;
 mod drive;
 mod events;
 mod from_spec;
+mod image_facts;
 mod report;
 mod surroundings;
 mod transaction;

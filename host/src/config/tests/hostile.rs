@@ -69,9 +69,9 @@ fn mutate(text: &str, random: &mut Random) -> String {
 
 fn try_out(text: &str) {
     match parse("graph.toml", text) {
-        Ok(spec) => {
+        Ok(mut spec) => {
             assert!(!tree(&spec).contains('\u{1b}') && dot(&spec).ends_with("}\n"));
-            let found = check_surroundings(&spec, &World, Path::new("/base")).to_string();
+            let found = check_surroundings(&mut spec, &World, Path::new("/base")).to_string();
             assert!(found.ends_with("graph.toml"));
             assert_eq!(spec.build_order().len(), spec.nodes.len());
             assert!(spec.edges.iter().all(|edge| spec.node(&edge.child).is_some()));

@@ -25,6 +25,14 @@ impl Surroundings for World {
         })
     }
 
+    fn real_path(&self, path: &Path) -> Result<PathBuf, String> {
+        Ok(path.components().collect())
+    }
+
+    fn image(&self, _: &Path) -> Result<Option<ImageFacts>, String> {
+        Ok(None)
+    }
+
     fn listen_in_use(&self, addr: &ListenAddr) -> Option<String> {
         let text = addr.to_string();
         text.ends_with("busy").then(|| format!("another server listens on {text}"))
@@ -63,7 +71,7 @@ impl Surroundings for World {
 }
 
 fn check(text: &str, expected: &Expect) {
-    let found = check_surroundings(&good(text), &World, Path::new("/base"));
+    let found = check_surroundings(&mut good(text), &World, Path::new("/base"));
     expected.assert_eq(&found.to_string());
 }
 
