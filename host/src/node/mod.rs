@@ -9,6 +9,7 @@
 mod file;
 mod memory;
 mod null;
+mod qcow2;
 mod raw;
 
 use std::future::Future;
@@ -17,6 +18,7 @@ use std::pin::Pin;
 pub use file::{FileNode, FileOptions, ImageLocking};
 pub use memory::MemoryNode;
 pub use null::NullNode;
+pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 
 use crate::error::{Error, ErrorKind, Result};
