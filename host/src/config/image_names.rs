@@ -128,7 +128,7 @@ fn parse_json(json: &str, format: Format) -> Result<Named, String> {
     if other.is_some() {
         return Err("has two file names in `json:`".to_owned());
     }
-    let path = path.ok_or("has no file name".to_owned())?;
+    let path = path.ok_or_else(|| "has no file name".to_owned())?;
     absolute_path("json:", &path)?;
     Ok(Named { path: checked_path(&path)?, format, has_no_backing })
 }

@@ -120,12 +120,14 @@ impl Reader<'_> {
             }
         };
         contradictions(self.node, image, &facts).into_iter().for_each(|it| found.push(it));
-        let mut added = Added::default();
         let below = Below { file, image, span: self.span() };
-        if let Err(problem) = self.follow(&facts, &below, &mut added) {
-            found.push(*problem);
+        match self.follow(&facts, &below) {
+            Ok(added) => (Some(ImageSpec::There(facts)), added),
+            Err(problem) => {
+                found.push(*problem);
+                (None, none)
+            }
         }
-        (Some(ImageSpec::There(facts)), added)
     }
 
     /// The key `file` of the node, where messages of what its image says are shown.
@@ -178,13 +180,10 @@ impl Reader<'_> {
         Ok(Some(ImageSpec::There(facts)))
     }
 
-    /// Adds what the images of the chain name, from the node's own image downwards.
-    fn follow(
-        &mut self,
-        top: &ImageFacts,
-        below: &Below<'_>,
-        added: &mut Added,
-    ) -> Result<(), Box<Diagnostic>> {
+    /// What the images of the chain name, from the node's own image downwards: all, as a chain that is cut short
+    /// would show zeroes in place of bytes.
+    fn follow(&mut self, top: &ImageFacts, below: &Below<'_>) -> Result<Added, Box<Diagnostic>> {
+        let mut added = Added::default();
         let has = |name: &str| self.node.children.iter().any(|child| child.name.value == name);
         let name = self.node.name.value.as_str();
         if !has("data-file") {
@@ -196,11 +195,10 @@ impl Reader<'_> {
             added.nodes.extend(data);
         }
         if below.image.backing.value != BackingSpec::AsImage {
-            return Ok(());
+            return Ok(added);
         }
         let mut unnamed = names::unnamed(name, self.node.is_unnamed, "backing");
         let mut reference = top.backing.clone();
-        // All or nothing: a chain that is cut short would show zeroes in place of bytes.
         let mut nodes: Vec<NodeSpec> = Vec::new();
         while let Some(named) = reference {
             let named = self.understand("backing", &named.name, named.format.as_deref())?;
@@ -227,7 +225,7 @@ impl Reader<'_> {
         let first = nodes.first().map(|node| below.child("backing", &node.name));
         added.children.extend(first);
         added.nodes.extend(nodes);
-        Ok(())
+        Ok(added)
     }
 
     /// The node of the data file that the last image of the chain names.

@@ -22,7 +22,7 @@ impl GraphSpec {
             (None, None) => return None,
         };
         let said = create.backing_format.as_ref().map(|format| format.value);
-        let format = said.or(found.map(|(_, format)| format));
+        let format = said.or_else(|| found.map(|(_, format)| format));
         Some(BackingReference { name, format: format.map(|format| format.name().to_owned()) })
     }
 

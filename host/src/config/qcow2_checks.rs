@@ -45,7 +45,7 @@ pub(super) fn fill_in(spec: &mut GraphSpec) {
         let names: Vec<String> = children.map(|child| child.node.value.clone()).collect();
         for child in spec.nodes.iter_mut().filter(|node| names.contains(&node.name.value)) {
             if let DriverSpec::File(file) = &mut child.driver {
-                file.create_bytes.get_or_insert(Spanned::new(0, span));
+                file.create_bytes.get_or_insert_with(|| Spanned::new(0, span));
             }
         }
     }

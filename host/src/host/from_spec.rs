@@ -14,7 +14,8 @@ use super::surroundings::Machine;
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
     self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
-    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, PluginSpec, Scope, Span,
+    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, Persist, PluginSpec, Scope,
+    Span,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
@@ -317,6 +318,10 @@ fn instance_key(node: &NodeSpec, shared: Option<&str>) -> String {
 
 fn bitmap_decl(spec: &BitmapSpec) -> Result<BitmapDecl> {
     let invalid = |error: &dyn fmt::Display| Error::new(ErrorKind::Invalid, error.to_string());
+    if spec.persist.value != Persist::None {
+        let message = format!("bitmap `{}` cannot be kept yet", spec.id.value);
+        return Err(Error::new(ErrorKind::NotSupported, message));
+    }
     Ok(BitmapDecl {
         scope: bitmap_scope(&spec.scope),
         name: BitmapName::new(&spec.name.value).map_err(|error| invalid(&error))?,

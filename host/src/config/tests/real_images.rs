@@ -281,3 +281,23 @@ fn names_in_new_images_lead_back() {
             └── file: #a.backing/file (file DIR/images.qcow2, read-only) [storage, uses -, shares cr+wu]
     "#]]);
 }
+
+/// Drawing shows what the images lead to, and says so where they lead nowhere.
+#[test]
+fn drawn_without_a_check() {
+    if !has_qemu_img() {
+        return;
+    }
+    let place = Place::new();
+    let drawn = || {
+        let spec = crate::host::read_spec(&place.path().join("graph.toml"));
+        tree(&spec.expect("a good configuration")).lines().next().unwrap_or_default().to_owned()
+    };
+    place.qemu_img("create -q -f qcow2 base.qcow2 1M");
+    place.qemu_img("create -q -f qcow2 -b base.qcow2 -F qcow2 a.qcow2");
+    assert!(place.checked("").is_ok());
+    assert_eq!(drawn(), "a (qcow2 1MiB), not used");
+    std::fs::remove_file(place.path().join("base.qcow2")).expect("remove it");
+    assert!(place.checked("").is_err());
+    assert_eq!(drawn(), "a (qcow2, backing as its image says), not used");
+}
