@@ -2,7 +2,8 @@
 //! its container.
 //!
 //! ```text
-//!   container:  words of 8 bytes, one a guest cluster (its place, 0 for none) | clusters as they came
+//!   container:  words of 8 bytes, one a guest cluster (its place, 0 for none), and from byte 512 on a note
+//!               that it was closed | clusters as they came
 //! ```
 //!
 //! Its first child is the container (`file`). The second, if there is one, is its backing, an external data
@@ -11,17 +12,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Cx, EdgeRef, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
 use crate::node::{
-    Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags,
+    Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep, WriteFlags,
 };
 
 /// Bytes of a cluster.
 pub(super) const CLUSTER: u64 = 4096;
+/// Where its container says that it was closed.
+pub(super) const CLOSED_AT: u64 = 512;
 /// Bytes of an entry.
 const WORD: u64 = 8;
 
@@ -31,6 +34,8 @@ pub(super) struct LogFormat {
     /// Role of the second child.
     second: Option<Role>,
     state: Mutex<State>,
+    /// Who has closed, in turn: its name, when it has.
+    closed: Arc<Mutex<Vec<String>>>,
 }
 
 struct State {
@@ -48,7 +53,12 @@ impl LogFormat {
             _ => (size_bytes / CLUSTER * WORD).next_multiple_of(CLUSTER),
         };
         let state = Mutex::new(State { places: BTreeMap::new(), next });
-        Self { size_bytes: AtomicU64::new(size_bytes), second, state }
+        Self { size_bytes: AtomicU64::new(size_bytes), second, state, closed: Arc::default() }
+    }
+
+    /// One that adds its name there when it closes.
+    pub(super) fn telling(self, closed: &Arc<Mutex<Vec<String>>>) -> Self {
+        Self { closed: Arc::clone(closed), ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -218,6 +228,20 @@ impl Node for LogFormat {
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move { cx.child(0)?.flush().await })
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::Writes
+    }
+
+    fn close<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let note = Buf::copy_of(b"closed");
+            cx.child(0)?.write(CLOSED_AT, note, WriteFlags::FUA).await?;
+            let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+            closed.push(cx.node_name().to_owned());
+            Ok(())
+        })
     }
 
     fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {

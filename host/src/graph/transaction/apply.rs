@@ -9,6 +9,7 @@ use super::bitmap_action::BitmapAction;
 use super::bitmap_steps::position;
 use super::bitmaps::{self, Change, Marked};
 use super::claims::{Claim, claims};
+use super::close;
 use super::draft::Draft;
 use super::drain::{Drained, Place, Side, Still};
 use super::event::Event;
@@ -143,6 +144,7 @@ impl Plan {
             }
         }
         // From here on nothing can fail.
+        events.extend(close::removed(section).await);
         let marked = Marked { after, gone };
         for change in &*changes {
             events.extend(marked.range(prepared, change));

@@ -16,6 +16,7 @@ use crate::graph::origin::{Origin, Request};
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::io::{current, turn_now, until};
+use crate::limits::CLOSE_TIME;
 use crate::node::Extent;
 
 /// Closes the gates of `origins`, all at once, and waits until nothing is behind them.
@@ -63,6 +64,22 @@ impl<'g> Still<'g> {
         let gates: Vec<&Origin> = origins.iter().map(|at| &*graph.origins[*at]).collect();
         let closed = close(&gates, within).await?;
         Ok(Self { origins, moving, _closed: closed })
+    }
+
+    /// Of those whose requests end within that time; with the origins whose requests do not.
+    pub(super) async fn of_those_who_end(graph: &'g Graph, within: Duration) -> (Self, Vec<usize>) {
+        let all = 0..graph.origins.len();
+        let gate = |at: &usize| &graph.origins[*at].gate;
+        let closed = all.clone().map(|at| gate(&at).close()).collect();
+        let (deadline, mut busy) = (turn_now() + within, Vec::new());
+        for at in all.clone() {
+            if until(deadline, gate(&at).drained()).await.is_none() {
+                busy.push(at);
+            }
+        }
+        let origins: Vec<usize> = all.filter(|at| !busy.contains(at)).collect();
+        let moving = graph.reached_by_others(&origins);
+        (Self { origins, moving, _closed: closed }, busy)
     }
 
     /// The names of those who pause: drives, and nodes that act of their own accord.
@@ -154,6 +171,22 @@ impl<'s> Drained<'s> {
         let edge = own_edge(place.node);
         let edge = EdgeRef { graph: request.graph(), request: &request, edge: &edge };
         edge.flush().await
+    }
+
+    /// Closes a node of the graph that is.
+    ///
+    /// # Errors
+    /// The driver's; `ETIMEDOUT`.
+    pub(super) async fn close(&self, node: usize) -> Result<()> {
+        let request = self.request(Side::Before);
+        let cx = Cx { graph: request.graph(), request: &request, node };
+        let node = &cx.graph.nodes[node];
+        let done = until(turn_now() + CLOSE_TIME, node.driver.close(cx)).await;
+        let late = || {
+            let message = format!("it did not close within {} s", CLOSE_TIME.as_secs());
+            Err(Error::new(ErrorKind::TimedOut, message))
+        };
+        done.unwrap_or_else(late).map_err(|error| error.at_node(&node.name))
     }
 
     /// Changes the size of a node of the graph that is to be.

@@ -61,6 +61,13 @@ pub enum Event {
         /// The drive that shows something else.
         drive: Arc<str>,
     },
+    /// A node that was removed could not store what is to be found when it is opened again.
+    NodeNotClosed {
+        /// Its name.
+        node: Arc<str>,
+        /// The error.
+        why: String,
+    },
     /// Drives had to pause.
     Paused {
         /// Their ids.
@@ -73,9 +80,12 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whether somebody should look: a backup will be larger than it need be.
+    /// Whether somebody should look: a backup will be larger than it need be, or an image is to be checked.
     fn is_warning(&self) -> bool {
-        matches!(self, Self::BitmapMarkedWhole { .. } | Self::BitmapLeft { .. })
+        matches!(
+            self,
+            Self::BitmapMarkedWhole { .. } | Self::BitmapLeft { .. } | Self::NodeNotClosed { .. }
+        )
     }
 
     /// Writes it to the log.
@@ -114,6 +124,9 @@ impl fmt::Display for Event {
                     f,
                     " no longer records what drive `{drive}` shows: a client sees all of it dirty"
                 )
+            }
+            Self::NodeNotClosed { node, why } => {
+                write!(f, "node `{node}` was removed, and did not close: {why}")
             }
             Self::Paused { drives, drain, still } => {
                 let drives: Vec<String> = drives.iter().map(|id| format!("`{id}`")).collect();

@@ -10,6 +10,7 @@
 //!     → drain: those origins' gates close; nothing of theirs is in flight
 //!     → claims are verified here, where nothing can change what they say
 //!     → marks, then work that cannot be undone: resize, deallocate
+//!     → nodes that leave the graph close
 //!     → bitmaps are committed and the snapshot is published, which cannot fail; the gates open; who waited
 //!       begins again in the new snapshot
 //! ```
@@ -32,6 +33,7 @@ mod bitmaps;
 mod bus;
 mod check;
 mod claims;
+mod close;
 mod draft;
 mod drain;
 mod event;
