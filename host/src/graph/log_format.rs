@@ -2,8 +2,8 @@
 //! its container.
 //!
 //! ```text
-//!   container:  words of 8 bytes, one a guest cluster (its place, 0 for none), and from byte 512 on a note
-//!               that it was closed | clusters as they came
+//!   container:  words of 8 bytes, one a guest cluster (its place, 0 for none); at byte 512 a note that it
+//!               was closed; at 4088 the size of the view, once it has changed | clusters as they came
 //! ```
 //!
 //! Its first child is the container (`file`). The second, if there is one, is its backing, an external data
@@ -23,6 +23,10 @@ use crate::node::{
 
 /// Bytes of a cluster.
 pub(super) const CLUSTER: u64 = 4096;
+/// Most clusters of a view.
+pub(super) const CLUSTERS_MAX: u64 = CLOSED_AT / WORD;
+/// Where its container has the size of the view.
+const SIZE_AT: u64 = CLUSTER - WORD;
 /// Where its container says that it was closed.
 pub(super) const CLOSED_AT: u64 = 512;
 /// Bytes of an entry.
@@ -228,6 +232,30 @@ impl Node for LogFormat {
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move { cx.child(0)?.flush().await })
+    }
+
+    /// More than [`CLUSTERS_MAX`] fail when the new size has been noted.
+    fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let note = Buf::copy_of(&size_bytes.to_le_bytes());
+            cx.child(0)?.write(SIZE_AT, note, WriteFlags::NONE).await?;
+            if size_bytes > CLUSTERS_MAX * CLUSTER {
+                return Err(Error::new(ErrorKind::NoSpace, "it has no more entries"));
+            }
+            self.size_bytes.store(size_bytes, Relaxed);
+            self.state().places.retain(|cluster, _| cluster * CLUSTER < size_bytes);
+            Ok(())
+        })
+    }
+
+    fn deallocate<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            for cluster in offset.div_ceil(CLUSTER)..(offset + len) / CLUSTER {
+                self.note(cx, cluster, 0).await?;
+                self.state().places.remove(&cluster);
+            }
+            Ok(())
+        })
     }
 
     fn upkeep(&self) -> Upkeep {

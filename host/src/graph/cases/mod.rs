@@ -9,6 +9,7 @@
 //! | `refusals.rs` | what is refused, word for word |
 //! | `growing.rs` | containers that grow under a format, bitmaps of them; clusters that are filled |
 //! | `closing.rs` | drivers that close, and what they do beside requests |
+//! | `section.rs` | formats that write while everything stands still |
 //! | `fleecing.rs` | copies before writes into an overlay of what is written |
 //! | `endless.rs` | what must never wait for ever: writes that copy first, copies over copies, full filters |
 //!
@@ -25,5 +26,6 @@ mod order_by_chance;
 mod pivots;
 mod refusals;
 mod schedule;
+mod section;
 mod stage;
 mod views;

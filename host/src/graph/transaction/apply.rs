@@ -154,6 +154,7 @@ impl Plan {
             events.extend(marked.whole(prepared, marks, *position, what));
         }
         bitmaps::mark_of_gone_views(prepared, &self.of_gone_views, self.last_shape);
+        section.marks().add_to(prepared);
         std::mem::take(prepared).commit();
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::section_marks::SectionMarks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::Snapshot;
 use crate::graph::counters::Counters;
@@ -109,6 +110,8 @@ pub(in crate::graph) struct Drained<'s> {
     before: &'s Rc<Snapshot>,
     after: &'s Rc<Snapshot>,
     still: &'s Still<'s>,
+    /// Of what drivers write in it.
+    marks: Rc<SectionMarks>,
     worker: usize,
 }
 
@@ -119,7 +122,8 @@ impl<'s> Drained<'s> {
         still: &'s Still<'_>,
     ) -> Self {
         let worker = current().map_or(0, |worker| worker.index());
-        Self { before, after, still, worker }
+        let marks = Rc::new(SectionMarks::of(before, after));
+        Self { before, after, still, marks, worker }
     }
 
     pub(in crate::graph) fn graph(&self, side: Side) -> &Graph {
@@ -144,6 +148,11 @@ impl<'s> Drained<'s> {
             Side::After => self.after,
         };
         Request::inside(self, Rc::clone(graph), self.worker)
+    }
+
+    /// What drivers have written in it, on the bitmaps that see it.
+    pub(in crate::graph) fn marks(&self) -> &Rc<SectionMarks> {
+        &self.marks
     }
 
     /// The extents of a node, as [`EdgeRef::block_status`].

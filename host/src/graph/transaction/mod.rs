@@ -37,6 +37,7 @@ mod close;
 mod draft;
 mod drain;
 mod event;
+mod section_marks;
 mod structure;
 #[cfg(test)]
 mod tests;
@@ -50,3 +51,4 @@ pub use bus::{Events, Notice};
 pub(in crate::graph) use draft::Draft;
 pub(in crate::graph) use drain::{Drained, Place, close};
 pub use event::Event;
+pub(in crate::graph) use section_marks::SectionMarks;
