@@ -242,6 +242,9 @@ impl Node for LogFormat {
             if size_bytes > CLUSTERS_MAX * CLUSTER {
                 return Err(Error::new(ErrorKind::NoSpace, "it has no more entries"));
             }
+            if self.second == Some(Role::Data) {
+                cx.child(1)?.set_len(size_bytes).await?;
+            }
             self.size_bytes.store(size_bytes, Relaxed);
             self.state().places.retain(|cluster, _| cluster * CLUSTER < size_bytes);
             Ok(())
