@@ -73,6 +73,9 @@ pub const BACKING_CHAIN_MAX: usize = 200;
 /// Time that a drain may take before what waits for it fails and says so.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
 
+/// Time that a node has to close before whoever removes it, or ends the host, goes on without.
+pub const CLOSE_TIME: Duration = Duration::from_secs(30);
+
 /// Operations that hold or await a range guard. Each has an entry in every worker's table, which
 /// changes scan; above this a copy fails with `EAGAIN`.
 pub const GUARDS_MAX: usize = 4096;
