@@ -18,3 +18,11 @@ pub const BITMAP_MAX_BYTES: u64 = 0x2000_0000;
 pub const BACKING_NAME_MAX_BYTES: u32 = 1023;
 /// Most bytes of all header extensions together: the header with them has to fit the first cluster.
 pub const HEADER_MAX_BYTES: u64 = 2 << 20;
+/// Bytes of refcount blocks in memory, or four blocks if these are larger.
+pub const REFCOUNT_CACHE_BYTES: u64 = 4 << 20;
+/// Host offsets have 56 bits (specification, "Cluster mapping").
+pub const HOST_BYTES_MAX: u64 = 1 << 56;
+/// Most runs of clusters that wait until what freed them is durable: then metadata is written.
+pub const PENDING_FREES_MAX: usize = 1 << 16;
+/// Largest cluster, as in QEMU.
+pub const CLUSTER_MAX_BYTES: u64 = 2 << 20;
