@@ -9,6 +9,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`format`] | the format to the bit, parsed and encoded; no I/O, nothing allocated on trust |
+//! | [`image`] | an image in use: lookups, allocation, the order in which metadata is written |
 //! | [`storage`] | what an image needs of its container |
 //!
 //! **Invariant**: nothing that an image contains makes this crate panic, loop without end, recurse, or
@@ -17,8 +18,12 @@
 
 pub mod error;
 pub mod format;
+pub mod image;
 pub mod limits;
 pub mod storage;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use error::{Error, ErrorKind, Result};
+pub use image::Image;
 pub use storage::Storage;
