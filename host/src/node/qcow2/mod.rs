@@ -41,6 +41,7 @@ pub struct Qcow2Node {
     image: Image,
     /// As it was opened: what never changes is taken from here.
     info: ImageInfo,
+    write: bool,
     /// Position of an external data file.
     data: Option<usize>,
     /// Position of the backing.
@@ -93,7 +94,7 @@ impl Node for Qcow2Node {
             size_bytes: self.image.size_bytes(),
             limits: Limits { fill_bytes, ..Limits::NONE },
             caps,
-            read_only: !self.image.is_writable() || self.image.is_corrupt(),
+            read_only: !self.write || self.image.is_corrupt(),
             growable: false,
         })
     }
@@ -121,14 +122,12 @@ impl Node for Qcow2Node {
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.image.flush(&self.container(cx)?).await.map_err(from_engine)
-        })
+        Box::pin(async move { self.image.flush(&self.container(cx)?).await.map_err(from_engine) })
     }
 
     fn close<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            match self.image.is_writable() {
+            match self.write {
                 true => self.image.close(&self.container(cx)?).await.map_err(from_engine),
                 false => Ok(()),
             }
@@ -136,7 +135,7 @@ impl Node for Qcow2Node {
     }
 
     fn upkeep(&self) -> Upkeep {
-        if self.image.is_writable() { Upkeep::Writes } else { Upkeep::Reads }
+        if self.write { Upkeep::Writes } else { Upkeep::Reads }
     }
 
     fn block_status<'a>(

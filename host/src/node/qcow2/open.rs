@@ -62,6 +62,6 @@ impl Qcow2Node {
         }
         let data = options.data_file.then_some(FILE + 1);
         let backing = options.backing.then_some(1 + data.unwrap_or(FILE));
-        Ok(Self { image, info, data, backing })
+        Ok(Self { image, info, write: options.write, data, backing })
     }
 }

@@ -115,7 +115,8 @@ impl Qcow2Node {
         container.read(data.host.0, &mut packed).await.map_err(from_engine)?;
         let cluster_bytes = self.info.cluster_bytes;
         let mut cluster = vec![0; to_usize(cluster_bytes)];
-        compressed::decompress(self.info.compression, &packed, &mut cluster).map_err(from_engine)?;
+        compressed::decompress(self.info.compression, &packed, &mut cluster)
+            .map_err(from_engine)?;
         let start = to_usize(offset % cluster_bytes);
         buf.copy_from_slice(&cluster[start..start + buf.len()]);
         Ok(())

@@ -12,12 +12,7 @@ use crate::node::{Extent, ExtentKind};
 impl Qcow2Node {
     /// `Data` and `Zero` where clusters are allocated or zeros are noted; `Unallocated` where the backing
     /// shows; `Hole` where nothing does.
-    pub(super) async fn extents(
-        &self,
-        cx: Cx<'_>,
-        offset: u64,
-        len: u64,
-    ) -> Result<Vec<Extent>> {
+    pub(super) async fn extents(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<Vec<Extent>> {
         let container = self.container(cx)?;
         let shown_bytes = self.shown_bytes(cx)?;
         let turn = self.image.enter();
@@ -33,7 +28,11 @@ impl Qcow2Node {
                 MappingKind::Zero(_) => (ExtentKind::Zero, None),
                 MappingKind::Unallocated => (ExtentKind::Unallocated, None),
             };
-            let shown = if kind == ExtentKind::Unallocated { shown_bytes.clamp(at, run_end) } else { run_end };
+            let shown = if kind == ExtentKind::Unallocated {
+                shown_bytes.clamp(at, run_end)
+            } else {
+                run_end
+            };
             push(&mut extents, at, shown, kind, host_offset);
             push(&mut extents, shown, run_end, ExtentKind::Hole, None);
             at = run_end;

@@ -96,7 +96,8 @@ impl Qcow2Node {
         bytes: Buf,
         allocation: &Allocation<'_>,
     ) -> Result<()> {
-        let is_needed = |fill: &&Fill| !(fill.source == FillSource::Zero && allocation.reads_zero());
+        let is_needed =
+            |fill: &&Fill| !(fill.source == FillSource::Zero && allocation.reads_zero());
         let fills: Vec<Fill> = allocation.fills().iter().filter(is_needed).copied().collect();
         let host = allocation.host().0;
         if fills.is_empty() {

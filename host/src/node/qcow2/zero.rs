@@ -5,8 +5,8 @@
 
 use std::ops::Range;
 
-use blockloom_qcow2::image::{MappingKind, Turn};
 use blockloom_qcow2::ErrorKind as EngineErrorKind;
+use blockloom_qcow2::image::{MappingKind, Turn};
 
 use super::storage::{Container, from_engine};
 use super::{Qcow2Node, to_usize};
@@ -32,7 +32,7 @@ impl Qcow2Node {
             true => Ok(()),
             false => {
                 let len = whole.end - whole.start;
-                self.image.zero(&turn, &container, whole.start, len, flags.no_unmap).await
+                self.image.zero(&container, whole.start, len, flags.no_unmap).await
             }
         };
         let ends = match by_metadata {
@@ -112,21 +112,22 @@ impl Qcow2Node {
         if whole.is_empty() {
             return Ok(());
         }
-        let (turn, container) = (self.image.enter(), self.container(cx)?);
+        let (_turn, container) = (self.image.enter(), self.container(cx)?);
         let len = whole.end - whole.start;
         self.zero_raw_data(cx, whole.start, len, WriteFlags::NONE).await?;
-        let discarded = self.image.discard(&turn, &container, whole.start, len).await;
+        let discarded = self.image.discard(&container, whole.start, len).await;
         discarded.map_err(from_engine)
     }
 
-    /// Another size. What a backing has behind the old end stays hidden.
+    /// Another size. What is added shows zeros, whatever a backing has there, or the last cluster had.
     pub(super) async fn set_size(&self, cx: Cx<'_>, size_bytes: u64) -> Result<()> {
         let container = self.container(cx)?;
         let before = self.image.size_bytes();
         self.image.resize(&container, size_bytes).await.map_err(from_engine)?;
-        let shown = self.shown_bytes(cx)?.min(size_bytes);
-        if shown > before {
-            self.zero_range(cx, before, shown - before, WriteFlags::NONE).await?;
+        let cluster_end = before.next_multiple_of(self.info.cluster_bytes);
+        let end = self.shown_bytes(cx)?.max(cluster_end).min(size_bytes);
+        if end > before {
+            self.zero_range(cx, before, end - before, WriteFlags::NONE).await?;
         }
         self.image.flush(&container).await.map_err(from_engine)
     }
