@@ -12,6 +12,16 @@ const DEFLATE_WINDOW_BITS: u8 = 12;
 /// Bits of the window that is accepted: all that deflate has.
 const DEFLATE_WINDOW_READ_BITS: u8 = 15;
 
+impl CompressionType {
+    /// The name that `qemu-img` has for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deflate => "zlib",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
 /// Compresses one cluster; `None` if that would not make it smaller.
 ///
 /// # Errors
