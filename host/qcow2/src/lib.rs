@@ -11,6 +11,7 @@
 //! | [`create`] | fresh images |
 //! | [`check`] | what is wrong with an image, and its repair |
 //! | [`format`] | the format to the bit, parsed and encoded; no I/O, nothing allocated on trust |
+//! | [`image`] | an image in use: lookups, allocation, the order in which metadata is written |
 //! | [`storage`] | what an image needs of its container |
 //!
 //! **Invariant**: nothing that an image contains makes this crate panic, loop without end, recurse, or
@@ -30,6 +31,7 @@ pub mod create;
 pub mod error;
 pub mod format;
 mod header_io;
+pub mod image;
 pub mod limits;
 pub mod snapshot_table;
 pub mod storage;
@@ -39,4 +41,5 @@ mod words;
 
 pub use error::{Error, ErrorKind, Result};
 pub use header_io::read_header;
+pub use image::Image;
 pub use storage::Storage;

@@ -2,14 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use futures_executor::block_on;
-
 use super::{CheckOptions, CheckReport, Repair, check};
 use crate::format::header::fields;
 use crate::format::{Header, HostOffset};
 use crate::read_header;
 use crate::storage::Storage;
-use crate::testing::{FileStorage, MemoryStorage, tools};
+use crate::testing::{FileStorage, MemoryStorage, block_on, tools};
 use crate::words::word_at;
 
 fn repair(path: &Path, repair: Repair) -> CheckReport {
@@ -114,7 +112,7 @@ struct Victim {
 impl Victim {
     fn new(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap();
-        let header = block_on(read_header(&MemoryStorage::from_bytes(bytes.clone()))).unwrap();
+        let header = block_on(read_header(&MemoryStorage::new(bytes.clone()))).unwrap();
         Self { bytes, header }
     }
 

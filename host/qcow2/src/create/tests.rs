@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
-use futures_executor::block_on;
-
 use super::{Backing, CreateOptions, DataFile, Preallocation, create};
 use crate::check::{CheckOptions, check};
 use crate::format::{ClusterSize, CompressionType, RefcountWidth, Version};
-use crate::testing::{FileStorage, MemoryStorage, tools};
+use crate::testing::{FileStorage, MemoryStorage, block_on, tools};
 
 const MIB: u64 = 1 << 20;
 
@@ -176,11 +174,11 @@ fn qemu_writes_to_it_and_it_stays_clean() {
 fn what_does_not_go_together_is_refused() {
     #[track_caller]
     fn refuse(options: CreateOptions, message: &str) {
-        let storage = MemoryStorage::from_bytes(vec![5; 10]);
+        let storage = MemoryStorage::new(vec![5; 10]);
         let error = block_on(create(&storage, &options)).unwrap_err();
         assert_eq!(error.errno(), 22);
         assert!(error.to_string().contains(message), "{error}");
-        assert_eq!(storage.to_bytes(), [5; 10], "nothing is written");
+        assert_eq!(storage.content(), [5; 10], "nothing is written");
     }
     let new = || CreateOptions::new(MIB);
     let second = || CreateOptions { version: Version::V2, ..new() };

@@ -102,6 +102,7 @@ fn failed(what: &str, error: &dyn std::fmt::Display) -> Error {
 mod tests {
     use super::*;
     use crate::format::ClusterSize;
+    use crate::testing::Random;
 
     /// Text-like bytes: they repeat at distances up to the whole cluster.
     fn compressible(len: usize) -> Vec<u8> {
@@ -109,8 +110,8 @@ mod tests {
     }
 
     fn noise(len: usize) -> Vec<u8> {
-        let mut rng = fastrand::Rng::with_seed(4);
-        (0..len).map(|_| rng.u8(..)).collect()
+        let mut random = Random::new(4);
+        (0..len).map(|_| random.next() as u8).collect()
     }
 
     #[test]
