@@ -4,7 +4,14 @@
 
 pub mod bitmap;
 pub mod compressed;
+pub mod extension;
+pub mod header;
+pub mod l2;
+mod refcount;
 pub mod snapshot;
 mod types;
 
+pub use header::{CompressionType, Header, Version};
+pub use l2::{Cluster, CompressedData, L1Entry, L2Entry, L2Format, StandardCluster};
+pub use refcount::{RefcountTableEntry, RefcountWidth};
 pub use types::{ClusterSize, GuestOffset, HostOffset};

@@ -22,6 +22,9 @@ impl ClusterSize {
     /// Smallest and largest number of bits of an offset within a cluster (specification; QEMU's upper bound).
     pub const BITS: std::ops::RangeInclusive<u32> = 9..=21;
 
+    /// The usual size.
+    pub const SIXTY_FOUR_KIB: Self = Self { bits: 16 };
+
     /// Of clusters of `1 << bits` bytes.
     ///
     /// # Errors
