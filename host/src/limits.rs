@@ -54,6 +54,9 @@ pub const NBD_HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Extents in one answer of `block_status`; a caller asks again from where the answer ends.
 pub const EXTENTS_MAX: usize = 1024;
 
+/// Largest unit in which a driver fills what a change touches, bytes: 16 of the largest qcow2 clusters.
+pub const FILL_MAX_BYTES: u32 = 32 << 20;
+
 /// Where a view that grows ends at the latest, bytes: no sum of an offset and a transfer overflows.
 pub const GROWN_MAX_BYTES: u64 = 1 << 62;
 

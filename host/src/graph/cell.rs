@@ -16,7 +16,7 @@ use super::origin::Origin;
 use super::snapshot::Graph;
 #[cfg(test)]
 use super::transaction::BitmapAction;
-use super::transaction::{Action, Event, EventBus, Events, Transaction, close};
+use super::transaction::{Action, Event, EventBus, Events, LateWork, Transaction, close};
 use crate::bitmap::Bitmap;
 #[cfg(test)]
 use crate::bitmap::Change;
@@ -31,6 +31,7 @@ pub struct GraphCell {
     generation: AtomicU64,
     pub(super) writer: WriterLock,
     pub(super) events: EventBus,
+    pub(super) late: LateWork,
 }
 
 impl GraphCell {
@@ -38,7 +39,8 @@ impl GraphCell {
     pub fn new(graph: Graph) -> Self {
         let generation = AtomicU64::new(graph.generation);
         let current = ArcSwap::from_pointee(graph);
-        Self { current, generation, writer: WriterLock::default(), events: EventBus::default() }
+        let (writer, events) = (WriterLock::default(), EventBus::default());
+        Self { current, generation, writer, events, late: LateWork::default() }
     }
 
     /// The same, for a host of so many workers: guards keep a table for each.

@@ -169,7 +169,8 @@ impl Node for LogFormat {
         };
         let caps = Caps { zero: Support::Emulated, fua: Support::Emulated, ..Caps::FILTER };
         let size_bytes = self.size_bytes.load(Relaxed);
-        let (limits, read_only) = (Limits::NONE, file.read_only);
+        let limits = Limits { fill_bytes: CLUSTER as u32, ..Limits::NONE };
+        let read_only = file.read_only;
         Ok(NodeInfo { size_bytes, limits, caps, read_only, growable: false })
     }
 

@@ -70,12 +70,21 @@ pub struct Limits {
     pub memory_alignment: u32,
     /// Longest read or write, bytes.
     pub transfer_max_bytes: u32,
+    /// What a change may touch beside what it writes: whole units of this power of two, bytes (a cluster that
+    /// is filled from below when a part of it is written). Any request is taken all the same. If it is more
+    /// than one byte, each unit lies in one piece in the driver's container, at a multiple of its size; units
+    /// may lie in any order. At most [`FILL_MAX_BYTES`](crate::limits::FILL_MAX_BYTES).
+    pub fill_bytes: u32,
 }
 
 impl Limits {
     /// Any request up to [`TRANSFER_MAX_BYTES`].
-    pub const NONE: Self =
-        Self { request_alignment: 1, memory_alignment: 1, transfer_max_bytes: TRANSFER_MAX_BYTES };
+    pub const NONE: Self = Self {
+        request_alignment: 1,
+        memory_alignment: 1,
+        transfer_max_bytes: TRANSFER_MAX_BYTES,
+        fill_bytes: 1,
+    };
 }
 
 /// What a node is, computed with each graph snapshot from the driver and its children.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::stage::*;
+use crate::bitmap::Granularity;
 use crate::error::ErrorKind;
 use crate::graph::log_format::{CLUSTER, LogFormat};
 use crate::graph::{
@@ -178,4 +179,39 @@ fn a_file_grows_in_whole_sectors() {
         assert_eq!(len, Some(6 * CLUSTER), "seed {seed}");
         assert_eq!(simulation.bytes("image").len() as u64, 6 * CLUSTER, "seed {seed}");
     }
+}
+
+/// What a driver fills in units of its own counts as touched: by who failed to write it, and by who relies on
+/// what was read beside it.
+#[test]
+fn a_cluster_is_filled_whole() {
+    let image = |file_bytes| {
+        let file = MemoryNode::new(2 * CLUSTER, 512).expect("a size");
+        let scene = Scene::default().node("file", file, vec![]);
+        let raw = RawNode::new(0, Some(file_bytes));
+        let scene = scene.node("raw", raw, vec![ChildDecl::storage("file")]);
+        let format = LogFormat::new(SIZE, None);
+        let mut scene = scene.node("image", format, vec![ChildDecl::storage("raw")]);
+        scene.0.bitmaps.iter_mut().for_each(|bitmap| bitmap.granularity = Granularity::MIN);
+        scene.pass("filter", "image").drive("vda", "filter").stream("stream", "image")
+    };
+    let write = async |stage: &Stage, offset| {
+        stage.drive("vda").write(offset, Buf::copy_of(&[7; 512]), WriteFlags::NONE).await
+    };
+    image(2 * CLUSTER).run(async move |stage| {
+        let read = async |at| stage.own("stream").read_proven(0, at..at + 512).await;
+        let (near, far) = (read(CLUSTER).await, read(2 * CLUSTER).await);
+        write(&stage, 2 * CLUSTER - 512).await.expect("a write");
+        assert_eq!(stage.bitmap(&of_node("image")).dirty_bytes(), 512);
+        let put = async |bytes| stage.own("stream").write_proven(0, &bytes).await;
+        let near = put(near.expect("a read")).await.map_err(|error| error.kind());
+        assert_eq!(near, Err(ErrorKind::Stale));
+        let far = put(far.expect("a read")).await.map_err(|error| error.kind());
+        assert_eq!(far, Err(ErrorKind::NoSpace), "a cluster of its own");
+    });
+    image(CLUSTER).run(async move |stage| {
+        let written = write(&stage, 2 * CLUSTER - 512).await.map_err(|error| error.kind());
+        assert_eq!(written, Err(ErrorKind::NoSpace));
+        assert_eq!(stage.bitmap(&of_node("image")).next_dirty(0), Some(CLUSTER..2 * CLUSTER));
+    });
 }

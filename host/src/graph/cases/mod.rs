@@ -7,7 +7,7 @@
 //! | `views.rs` | streams and copy-on-read dirty nothing, through any filters (E1, E17, E18) |
 //! | `pivots.rs` | a drive's bitmap goes on after commit, snapshot and mirror (E2 to E5) |
 //! | `refusals.rs` | what is refused, word for word |
-//! | `growing.rs` | containers that grow under a format; bitmaps of them |
+//! | `growing.rs` | containers that grow under a format, bitmaps of them; clusters that are filled |
 //! | `fleecing.rs` | copies before writes into an overlay of what is written |
 //! | `endless.rs` | what must never wait for ever: writes that copy first, copies over copies, full filters |
 //!

@@ -20,7 +20,7 @@ use crate::graph::guard::Guards;
 use crate::graph::order;
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
-use crate::limits::{GRAPH_DEPTH_MAX, WORKERS_MAX};
+use crate::limits::{FILL_MAX_BYTES, GRAPH_DEPTH_MAX, WORKERS_MAX};
 use crate::node::NodeInfo;
 
 type Index<'a> = HashMap<&'a str, usize>;
@@ -231,6 +231,8 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         && info.limits.memory_alignment.is_power_of_two()
         && info.limits.memory_alignment <= 4096
         && info.limits.transfer_max_bytes >= alignment
+        && info.limits.fill_bytes.is_power_of_two()
+        && info.limits.fill_bytes <= FILL_MAX_BYTES
         && info.size_bytes.is_multiple_of(u64::from(alignment))
         && i64::try_from(info.size_bytes).is_ok();
     if !sound {

@@ -182,16 +182,15 @@ fn marked(entry: &ScopedBitmap, range: Option<Range<u64>>, why: &str) -> Event {
     Event::BitmapMarked { scope, name, range, why: why.to_owned() }
 }
 
-/// Marks a change, in the graph that is, before a driver makes it: as always, and as the driver may fail.
-/// The events are for that case.
+/// Marks a change, in the graph that is, before a driver makes it: as always, and as the driver may fail or
+/// be late. The events are for those cases.
 pub(super) fn mark_before(before: &Graph, change: &Change) -> Vec<Event> {
-    let why = format!("{}, and its driver has failed half-way", change.why);
     let mut events = Vec::new();
     for (entry, range) in seen(before, &before.bitmaps, change) {
         let Some(recording) = entry.bitmap.recording() else { continue };
         let Range { start, end } = range.clone().unwrap_or(0..u64::MAX);
         recording.mark(start, end - start);
-        events.push(marked(entry, range, &why));
+        events.push(marked(entry, range, &change.why));
     }
     events
 }

@@ -70,6 +70,11 @@ impl<'g> Still<'g> {
         Ok(Self { origins, moving, _closed: closed })
     }
 
+    /// Those who pause.
+    pub(super) fn origins(&self, graph: &Graph) -> Vec<Arc<Origin>> {
+        self.origins.iter().map(|at| Arc::clone(&graph.origins[*at])).collect()
+    }
+
     /// The names of those who pause: drives, and nodes that act of their own accord.
     pub(super) fn ids(&self, graph: &Graph) -> Vec<Arc<str>> {
         self.origins.iter().map(|at| Arc::clone(&graph.origins[*at].name)).collect()

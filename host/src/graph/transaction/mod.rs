@@ -9,7 +9,7 @@
 //!   ── until here an error costs nobody anything ──
 //!     → drain: those origins' gates close; nothing of theirs is in flight
 //!     → claims are verified here, where nothing can change what they say
-//!     → marks, then work that cannot be undone: resize, deallocate
+//!     → marks, then work that cannot be undone: resize, deallocate (late: a driver that does not answer)
 //!     → bitmaps are committed and the snapshot is published, which cannot fail; the gates open; who waited
 //!       begins again in the new snapshot
 //! ```
@@ -35,6 +35,7 @@ mod claims;
 mod draft;
 mod drain;
 mod event;
+mod late;
 mod structure;
 #[cfg(test)]
 mod tests;
@@ -48,3 +49,4 @@ pub use bus::{Events, Notice};
 pub(in crate::graph) use draft::Draft;
 pub(in crate::graph) use drain::{Drained, Place, close};
 pub use event::Event;
+pub(in crate::graph) use late::LateWork;

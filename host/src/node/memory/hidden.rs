@@ -40,7 +40,7 @@ impl Hidden {
         let joined = &ranges[from..to];
         let start = joined.first().map_or(range.start, |first| first.start.min(range.start));
         let end = joined.last().map_or(range.end, |last| last.end.max(range.end));
-        ranges.splice(from..to, [start..end]);
+        ranges.splice(from..to, std::iter::once(start..end));
         self.has_any.store(true, Ordering::Relaxed);
     }
 
