@@ -8,6 +8,7 @@
 //!
 //! | module | idea |
 //! |---|---|
+//! | [`bitmaps`] | persistent bitmaps: directory, bits, and the switch to new ones |
 //! | [`format`] | the format to the bit, parsed and encoded; no I/O, nothing allocated on trust |
 //! | [`storage`] | what an image needs of its container |
 //!
@@ -15,6 +16,7 @@
 //! allocate more than a bound that has a name in [`limits`].
 #![forbid(unsafe_code)]
 
+pub mod bitmaps;
 pub mod error;
 pub mod format;
 pub mod limits;
