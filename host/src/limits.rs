@@ -66,8 +66,15 @@ pub const ZERO_CHUNK_BYTES: usize = 1 << 20;
 /// Nodes along any path of a graph. A request's futures nest this deep.
 pub const GRAPH_DEPTH_MAX: usize = 64;
 
+/// Images that one image leads to as its backing, each by the header of the one above. Each is looked into
+/// at the start.
+pub const BACKING_CHAIN_MAX: usize = 200;
+
 /// Time that a drain may take before what waits for it fails and says so.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
+
+/// Time that a node has to close before whoever removes it, or ends the host, goes on without.
+pub const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 /// Operations that hold or await a range guard. Each has an entry in every worker's table, which
 /// changes scan; above this a copy fails with `EAGAIN`.

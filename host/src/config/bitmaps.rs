@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::diagnostic::{Diagnostic, Problems, Spanned};
+use super::diagnostic::{Diagnostic, Diagnostics, Problems, Spanned};
 use super::references::unknown;
 use super::render::clip;
 use super::spec::{BitmapSpec, Declared, DriverSpec, GraphSpec, NodeSpec, Persist, Scope};
@@ -232,4 +232,25 @@ fn keeping_drive_problem(
         );
     }
     read_only_problem(image, &user, span)
+}
+
+/// Reports bitmaps of policy `meta` whose image shows no raw data file, as far as images are known.
+pub(super) fn check_meta(spec: &GraphSpec, found: &mut Diagnostics) {
+    for bitmap in spec.bitmaps.iter().filter(|it| it.persist.value == Persist::Meta) {
+        let Some(node) = keeper_of(spec, bitmap) else { continue };
+        let DriverSpec::Qcow2(image) = &node.driver else { continue };
+        let has_data_file = node.children.iter().any(|child| child.name.value == "data-file");
+        if image.image.is_none() || !has_data_file || image.data_file_is_raw() {
+            continue;
+        }
+        let message = format!(
+            "`persist = \"meta\"` of bitmap `{}`: the data file of node `{}` is not raw",
+            clip(&bitmap.id.value),
+            node.name
+        );
+        let help =
+            "make the image with `create.data-file-raw = true`, or write `persist = \"root\"`";
+        let problem = Diagnostic::error(bitmap.persist.span, message);
+        found.push(problem.note(node.name.span, "the image").help(help));
+    }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::EdgeSpec;
+use super::qcow2_options::BackingSpec;
 use super::render::printable;
 use super::spec::{BitmapSpec, DriverSpec, ExportSpec, GraphSpec, NodeSpec, Persist, Scope};
 use super::units::format_size;
@@ -168,6 +169,9 @@ pub(super) fn node_text(node: &NodeSpec) -> String {
         }
         DriverSpec::Qcow2(image) => match image.size_bytes() {
             Some(bytes) => format!(" {}", format_size(bytes)),
+            None if image.backing.value == BackingSpec::AsImage && image.image.is_none() => {
+                ", backing as its image says".to_owned()
+            }
             None => String::new(),
         },
         DriverSpec::Plugin(plugin) => format!(" {}", plugin.plugin.value),

@@ -45,7 +45,7 @@ pub(super) fn fill_in(spec: &mut GraphSpec) {
         let names: Vec<String> = children.map(|child| child.node.value.clone()).collect();
         for child in spec.nodes.iter_mut().filter(|node| names.contains(&node.name.value)) {
             if let DriverSpec::File(file) = &mut child.driver {
-                file.create_bytes.get_or_insert(Spanned::new(0, span));
+                file.create_bytes.get_or_insert_with(|| Spanned::new(0, span));
             }
         }
     }
@@ -62,4 +62,12 @@ pub(super) fn file_of<'a>(
         DriverSpec::File(file) => Some(file),
         _ => None,
     }
+}
+
+/// The image whose file is `node`.
+pub(super) fn image_in<'a>(spec: &'a GraphSpec, node: &NodeSpec) -> Option<&'a NodeSpec> {
+    spec.nodes.iter().find(|parent| {
+        matches!(parent.driver, DriverSpec::Qcow2(_))
+            && parent.children.iter().any(|it| it.name.value == "file" && it.node == node.name)
+    })
 }

@@ -15,7 +15,7 @@ pub struct Qcow2Spec {
     /// What shows where the image has no bytes of its own.
     pub backing: Spanned<BackingSpec>,
     /// How to make the image if its file is new or empty; absent: such a file is an error.
-    pub create: Option<Qcow2CreateSpec>,
+    pub create: Option<Box<Qcow2CreateSpec>>,
     /// Most bytes of L2 tables in memory; 32 MiB by default.
     pub l2_cache_bytes: Spanned<u64>,
     /// Directories, as written, of which files may be opened because an image names them, beside that of
@@ -30,7 +30,7 @@ impl Qcow2Spec {
     /// Whether the external data file, if there is one, shows the node's bytes at the same offsets; what the
     /// driver finds when it opens an image that could not be looked into must agree.
     pub fn data_file_is_raw(&self) -> bool {
-        let create = self.create.as_ref();
+        let create = self.create.as_deref();
         let as_made = || create.is_some_and(|create| create.data_file_raw.value);
         match &self.image {
             Some(ImageSpec::There(image)) => image.data_file == DataFileSpec::Raw,

@@ -48,7 +48,8 @@ pub(super) fn read_node(
     let read_only = table.take("read-only").unwrap_or_else(|| table.default(false));
     table.finish(&format!("driver `{driver_name}`"));
     let Partial { name, is_unnamed, children, nested } = node;
-    nodes.push(NodeSpec { name, is_unnamed, read_only, driver, children });
+    let is_implicit = false;
+    nodes.push(NodeSpec { name, is_unnamed, is_implicit, read_only, driver, children });
     nodes.extend(nested);
 }
 
@@ -71,9 +72,7 @@ impl Partial {
                 node
             }
             DeValue::Table(inline) => {
-                let sign = if self.is_unnamed { "" } else { "#" };
-                let dot = if self.is_unnamed { '/' } else { '.' };
-                let unnamed = format!("{sign}{}{dot}{}", self.name, entry.key);
+                let unnamed = names::unnamed(&self.name.value, self.is_unnamed, entry.key);
                 let what = format!("node `{unnamed}`");
                 let inline = Table::new(what, entry.key_span, inline, table.problems());
                 let unnamed = Spanned::new(unnamed, entry.key_span);

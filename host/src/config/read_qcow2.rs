@@ -119,7 +119,7 @@ fn read_dirs(table: &mut Table<'_>) -> Vec<Spanned<String>> {
     dirs
 }
 
-fn read_create(table: &mut Table<'_>, children: &Children<'_>) -> Option<Qcow2CreateSpec> {
+fn read_create(table: &mut Table<'_>, children: &Children<'_>) -> Option<Box<Qcow2CreateSpec>> {
     let what = format!("`create` of {}", table.what);
     let mut table = table.table("create", what)?;
     let rule = "must be a multiple of 512";
@@ -157,7 +157,7 @@ fn read_create(table: &mut Table<'_>, children: &Children<'_>) -> Option<Qcow2Cr
     check_layout(&create, &table);
     check_children(&create, children, &table);
     table.finish("`create`");
-    Some(create)
+    Some(Box::new(create))
 }
 
 fn read_backing_file(table: &mut Table<'_>) -> Option<Spanned<String>> {

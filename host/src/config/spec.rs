@@ -176,8 +176,11 @@ pub enum Engine {
 pub struct NodeSpec {
     /// Its name; an unnamed node is called `#PARENT.CHILD`, one within it `#PARENT.CHILD/CHILD`.
     pub name: Spanned<String>,
-    /// Whether the file gives it inline, without a name.
+    /// Whether it has no name of its own: the file gives it inline, or an image names it.
     pub is_unnamed: bool,
+    /// Whether an image names it: the file says nothing of it, and its spans are those of the node whose image
+    /// leads to it.
+    pub is_implicit: bool,
     /// Whether it refuses every change; false by default.
     pub read_only: Spanned<bool>,
     /// The driver and its options.

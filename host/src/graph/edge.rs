@@ -361,7 +361,7 @@ impl<'g> EdgeRef<'g> {
         if self.edge.entry.is_some() {
             check(self.graph, self.edge, op)?;
             flight = self.cross(op).await;
-            mark(self.edge, op);
+            self.mark(op);
         } else {
             op.check_range(self.edge.end_bytes(child))
                 .map_err(|error| error.at_node(&child.name))?;
@@ -380,6 +380,16 @@ impl<'g> EdgeRef<'g> {
         Ok(flight.or_else(|| op.kind.is_change().then(under_way)))
     }
 
+    /// Marks what a change affects, where it enters.
+    #[inline]
+    fn mark(&self, op: &Op) {
+        match self.request.section() {
+            None => mark(self.edge, op),
+            Some(section) if op.kind.is_change() => section.mark(self.graph, self.edge, op),
+            Some(_) => {}
+        }
+    }
+
     /// The end of a call. A change that fails may have torn more than it was to write: that is marked where
     /// it has entered, before anybody learns of it.
     #[inline]
@@ -391,7 +401,7 @@ impl<'g> EdgeRef<'g> {
     ) -> Result<T> {
         if result.is_err() && op.kind.is_change() {
             let around = self.node().fill.around(&(op.offset..op.offset.saturating_add(op.len)));
-            mark(self.edge, &Op { offset: around.start, len: around.end - around.start, ..*op });
+            self.mark(&Op { offset: around.start, len: around.end - around.start, ..*op });
         }
         if let Some(flight) = flight {
             flight.end();

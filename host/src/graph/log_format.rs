@@ -2,7 +2,8 @@
 //! its container.
 //!
 //! ```text
-//!   container:  words of 8 bytes, one a guest cluster (its place, 0 for none) | clusters as they came
+//!   container:  words of 8 bytes, one a guest cluster (its place, 0 for none); at byte 512 a note that it
+//!               was closed; at 4088 the size of the view, once it has changed | clusters as they came
 //! ```
 //!
 //! Its first child is the container (`file`). The second, if there is one, is its backing, an external data
@@ -11,17 +12,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Cx, EdgeRef, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
 use crate::node::{
-    Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags,
+    Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep, WriteFlags,
 };
 
 /// Bytes of a cluster.
 pub(super) const CLUSTER: u64 = 4096;
+/// Most clusters of a view.
+pub(super) const CLUSTERS_MAX: u64 = CLOSED_AT / WORD;
+/// Where its container has the size of the view.
+const SIZE_AT: u64 = CLUSTER - WORD;
+/// Where its container says that it was closed.
+pub(super) const CLOSED_AT: u64 = 512;
 /// Bytes of an entry.
 const WORD: u64 = 8;
 
@@ -31,6 +38,8 @@ pub(super) struct LogFormat {
     /// Role of the second child.
     second: Option<Role>,
     state: Mutex<State>,
+    /// Who has closed, in turn: its name, when it has.
+    closed: Arc<Mutex<Vec<String>>>,
 }
 
 struct State {
@@ -48,7 +57,12 @@ impl LogFormat {
             _ => (size_bytes / CLUSTER * WORD).next_multiple_of(CLUSTER),
         };
         let state = Mutex::new(State { places: BTreeMap::new(), next });
-        Self { size_bytes: AtomicU64::new(size_bytes), second, state }
+        Self { size_bytes: AtomicU64::new(size_bytes), second, state, closed: Arc::default() }
+    }
+
+    /// One that adds its name there when it closes.
+    pub(super) fn telling(self, closed: &Arc<Mutex<Vec<String>>>) -> Self {
+        Self { closed: Arc::clone(closed), ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -218,6 +232,47 @@ impl Node for LogFormat {
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move { cx.child(0)?.flush().await })
+    }
+
+    /// More than [`CLUSTERS_MAX`] fail when the new size has been noted.
+    fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let note = Buf::copy_of(&size_bytes.to_le_bytes());
+            cx.child(0)?.write(SIZE_AT, note, WriteFlags::NONE).await?;
+            if size_bytes > CLUSTERS_MAX * CLUSTER {
+                return Err(Error::new(ErrorKind::NoSpace, "it has no more entries"));
+            }
+            if self.second == Some(Role::Data) {
+                cx.child(1)?.set_len(size_bytes).await?;
+            }
+            self.size_bytes.store(size_bytes, Relaxed);
+            self.state().places.retain(|cluster, _| cluster * CLUSTER < size_bytes);
+            Ok(())
+        })
+    }
+
+    fn deallocate<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            for cluster in offset.div_ceil(CLUSTER)..(offset + len) / CLUSTER {
+                self.note(cx, cluster, 0).await?;
+                self.state().places.remove(&cluster);
+            }
+            Ok(())
+        })
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::Writes
+    }
+
+    fn close<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let note = Buf::copy_of(b"closed");
+            cx.child(0)?.write(CLOSED_AT, note, WriteFlags::FUA).await?;
+            let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+            closed.push(cx.node_name().to_owned());
+            Ok(())
+        })
     }
 
     fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {

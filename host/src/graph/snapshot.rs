@@ -101,7 +101,7 @@ pub struct GraphNode {
     pub(super) class: Class,
     /// Keeps read-modify-write cycles apart, where alignment can call for them.
     pub(super) serializer: Option<Arc<Serializer>>,
-    /// Index of its origin, if it acts of its own accord.
+    /// Index of its origin, if it acts of its own accord, or its driver has work of its own.
     pub(super) origin: Option<usize>,
     /// Somebody keeps its bytes in it, or in a node that shows it.
     pub(super) is_container: bool,
@@ -116,6 +116,11 @@ impl GraphNode {
     pub(super) fn bitmap_bytes(&self, granularity: Granularity) -> u64 {
         let most = MAX_GRANULES.saturating_mul(granularity.bytes());
         self.info.size_bytes.max(self.grown_bytes.min(most))
+    }
+
+    /// Whether it may act of its own accord.
+    pub(super) fn has_grants(&self) -> bool {
+        self.edges.iter().any(|edge| !edge.grants.is_empty())
     }
 
     /// Its unique name.
@@ -259,6 +264,21 @@ impl Graph {
     /// Index of a node.
     pub fn find_node(&self, name: &str) -> Option<usize> {
         self.nodes.iter().position(|node| &*node.name == name)
+    }
+
+    /// A node that has requests of its own, and their origin.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EPERM`.
+    pub(super) fn own_origin(&self, name: &str) -> Result<(usize, usize)> {
+        let node = self
+            .find_node(name)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node `{name}`")))?;
+        let origin = self.nodes[node].origin.ok_or_else(|| {
+            let message = "its driver does nothing of its own accord";
+            Error::new(ErrorKind::NotPermitted, message).at_node(name)
+        })?;
+        Ok((node, origin))
     }
 
     /// Index of a drive.

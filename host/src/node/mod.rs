@@ -116,6 +116,20 @@ impl NodeInfo {
     }
 }
 
+/// What a driver does with its containers beside what requests ask for: see
+/// [`LocalGraph::call_node`](crate::graph::LocalGraph::call_node).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Upkeep {
+    /// Nothing.
+    #[default]
+    None,
+    /// Reads them.
+    Reads,
+    /// Writes them: what it stores beside the view, and marks of use. Its storage edges use `w` whether
+    /// or not somebody above may write.
+    Writes,
+}
+
 /// How a write or zero is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteFlags {
@@ -275,6 +289,18 @@ pub trait Node: Send + Sync + 'static {
     /// [`EXTENTS_MAX`](crate::limits::EXTENTS_MAX), possibly fewer than cover `len`.
     fn block_status<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64)
     -> NodeFuture<'a, Vec<Extent>>;
+
+    /// Called once when the node leaves the graph, or the host ends, after the last request and before its
+    /// children are closed: what is to be found when it is opened again is written now. It must not alter
+    /// what any node shows. A failure is told and changes nothing else.
+    fn close<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// What it does with its containers of its own accord. Always the same.
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::None
+    }
 
     /// From which byte of its storage child on the node shows that child's bytes, if it does just that.
     fn offset_in_child(&self) -> Option<u64> {

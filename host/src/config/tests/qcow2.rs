@@ -69,14 +69,15 @@ fn chain() {
         ├── export vda: nbd on unix:a, writable, bitmaps daily, below, of-the-image
         ├── bitmap daily: granularity 64KiB, kept in the metadata image
         ├── bitmap weekly: granularity 64KiB, kept at the root
-        └── root: meta (qcow2) [root, uses cr+w, shares cr+wu]
+        └── root: meta (qcow2, backing as its image says) [root, uses cr+w, shares cr+wu]
             ├── file: #meta.file (file meta.qcow2) [storage, uses cr+w, shares cr+wu]
             └── data-file: overlay (qcow2) [data, uses cr+w, shares cr+wu]
                 ├── bitmap below: granularity 64KiB, kept in overlay
                 ├── file: #overlay.file (file overlay.qcow2) [storage, uses cr+w, shares cr+wu]
                 └── backing: base (qcow2, read-only) [backing, uses cr, shares cr+wu]
                     └── file: #base.file (file base.qcow2) [storage, uses cr, shares cr+wu]
-    "#]].assert_eq(&tree(&spec));
+    "#]]
+    .assert_eq(&tree(&spec));
     assert_eq!(image(&spec, "base").backing.value, BackingSpec::None);
     assert_eq!(image(&spec, "overlay").backing.value, BackingSpec::Node);
     assert_eq!(image(&spec, "overlay").l2_cache_bytes.value, 1 << 20);

@@ -7,7 +7,7 @@ use crate::bitmap::Granularity;
 use crate::error::ErrorKind;
 use crate::graph::log_format::{CLUSTER, LogFormat};
 use crate::graph::{
-    Action, BitmapScope, ChildDecl, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph,
+    Action, BitmapScope, ChildDecl, Cx, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph,
     NodeDecl,
 };
 use crate::io::sim::{Faults, Simulation};
@@ -214,4 +214,57 @@ fn a_cluster_is_filled_whole() {
         assert_eq!(written, Err(ErrorKind::NoSpace));
         assert_eq!(stage.bitmap(&of_node("image")).next_dirty(0), Some(CLUSTER..2 * CLUSTER));
     });
+}
+
+/// Zeros behind the end of a file make it longer, whatever the file system can do, and cut nothing off.
+#[test]
+fn zeros_make_a_file_longer() {
+    let check = |discard, direct, flags: WriteFlags| {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("image");
+        let options = FileOptions {
+            path: path.clone(),
+            create_bytes: Some(CLUSTER),
+            direct,
+            write: true,
+            discard,
+            ..FileOptions::default()
+        };
+        let file = match FileNode::open(&options) {
+            Ok(file) => file,
+            Err(error) if direct => return eprintln!("skipped: {error}"),
+            Err(error) => panic!("{error}"),
+        };
+        let scene = Scene::default().node("file", file, vec![]).pass("filter", "file");
+        let image = LogFormat::new(SIZE, None);
+        scene.node("image", image, vec![ChildDecl::storage("filter")]).run(async move |stage| {
+            let work = async move |cx: Cx<'_>| {
+                let file = cx.child(0)?;
+                let old = Buf::copy_of(&[9; CLUSTER as usize]);
+                file.write(0, old, WriteFlags::NONE).await?;
+                file.zero(CLUSTER - 100, 200, flags).await?;
+                assert!((CLUSTER + 100..=2 * CLUSTER).contains(&file.len_bytes()));
+                file.write(4 * CLUSTER, Buf::copy_of(&[8; 512]), WriteFlags::NONE).await?;
+                file.zero(3 * CLUSTER, 2 * CLUSTER + 1, flags).await?;
+                file.zero(10 * CLUSTER, CLUSTER, flags).await?;
+                assert_eq!(file.len_bytes(), 11 * CLUSTER);
+                let extents = file.block_status(0, 20 * CLUSTER).await?;
+                assert_eq!(extents.iter().map(|extent| extent.len).sum::<u64>(), 20 * CLUSTER);
+                file.set_len(12 * CLUSTER).await?;
+                let past = file.read(11 * CLUSTER + 5, BufMut::new(2 * CLUSTER as usize)).await?;
+                assert!(crate::io::is_zero(&past));
+                file.set_len(11 * CLUSTER).await
+            };
+            LocalGraph::of(&stage.cell).call_node("image", work).await.expect("some work");
+        });
+        let mut expect = vec![0; 11 * CLUSTER as usize];
+        expect[..CLUSTER as usize - 100].fill(9);
+        let shown = crate::io::read_file(&path, 1 << 20).expect("a file");
+        assert!(shown == expect, "discard {discard}, direct {direct}, {flags:?}");
+    };
+    let kept = WriteFlags { no_unmap: true, ..WriteFlags::NONE };
+    for (discard, direct) in [(false, false), (true, false), (false, true), (true, true)] {
+        check(discard, direct, WriteFlags::NONE);
+        check(discard, direct, kept);
+    }
 }

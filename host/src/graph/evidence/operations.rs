@@ -72,7 +72,8 @@ impl OwnAccord {
     fn find(&self, graph: &Graph) -> Result<(usize, usize)> {
         let at = graph.nodes.iter().position(|node| node.generation == self.node);
         let node = at.ok_or_else(|| unknown(&self.name))?;
-        let origin = graph.nodes[node].origin.ok_or_else(|| {
+        let origin = graph.nodes[node].origin.filter(|_| graph.nodes[node].has_grants());
+        let origin = origin.ok_or_else(|| {
             let message = "it has no grants: it may do nothing of its own accord";
             Error::new(ErrorKind::NotPermitted, message).at_node(&self.name)
         })?;

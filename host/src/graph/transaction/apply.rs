@@ -14,6 +14,7 @@ use super::bitmap_action::BitmapAction;
 use super::bitmap_steps::position;
 use super::bitmaps::{self, Change, Marked};
 use super::claims::{Claim, claims};
+use super::close;
 use super::draft::Draft;
 use super::drain::{Drained, Place, Side, Still};
 use super::event::Event;
@@ -164,6 +165,7 @@ impl Plan {
             work_within(section, (steps, shapes), (marked, prepared), within, parting).await?;
         }
         // From here on nothing can fail.
+        events.extend(close::removed(section).await);
         let marked = Marked { after, gone };
         for change in &*changes {
             events.extend(marked.range(prepared, change));
@@ -173,6 +175,7 @@ impl Plan {
             events.extend(marked.whole(prepared, marks, *position, what));
         }
         bitmaps::mark_of_gone_views(prepared, &self.of_gone_views, self.last_shape);
+        section.marks().add_to(prepared);
         std::mem::take(prepared).commit();
         Ok(())
     }

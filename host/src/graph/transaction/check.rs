@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::draft::{DraftNode, invalid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::class::{Cut, Reached};
-use crate::graph::permission::{PermissionSet, Users};
+use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph};
+use crate::node::Upkeep;
 
 /// Refuses a driver that is two nodes: they would share bytes that the graph takes for two views, and a
 /// change of one would mark nothing of the other.
@@ -36,9 +37,15 @@ pub(super) fn resolve_permissions(graph: &mut Graph) {
         users[root.child] = users[root.child].with(user);
     }
     for at in (0..graph.nodes.len()).rev() {
+        let upkeep = graph.nodes[at].driver.upkeep();
         for edge in &mut graph.nodes[at].edges {
             let passed = edge.role.pass(users[at]);
-            let user = Users { uses: edge.grants.union(passed.uses), ..passed };
+            let own = match (edge.role, upkeep) {
+                (Role::Storage, Upkeep::Reads) => PermissionSet::CONSISTENT_READ,
+                (Role::Storage, Upkeep::Writes) => PermissionSet::READ_WRITE,
+                _ => PermissionSet::NONE,
+            };
+            let user = Users { uses: edge.grants.union(passed.uses).union(own), ..passed };
             (edge.uses, edge.shares) = (user.uses, user.shares);
             users[edge.child] = users[edge.child].with(user);
         }

@@ -72,6 +72,8 @@ pub(super) struct DraftNode {
     pub(super) resized: Option<u64>,
     /// The size that it has had since it became a container.
     pub(super) kept: Option<u64>,
+    /// Its driver makes it longer when whoever uses it does so.
+    pub(super) is_growable: bool,
 }
 
 #[derive(Clone)]
@@ -196,6 +198,7 @@ impl Draft {
             // What it stands on itself may be another node by now; then its driver knows.
             kept: (node.is_container && node.info.growable && node.edges.is_empty())
                 .then_some(node.info.size_bytes),
+            is_growable: node.info.growable,
         });
         let drives = graph.drives.iter().zip(&graph.origins).map(|(drive, origin)| DraftDrive {
             generation: drive.generation,
@@ -240,6 +243,7 @@ impl Draft {
             serializer: None,
             resized: None,
             kept: None,
+            is_growable: false,
         });
         Ok(())
     }

@@ -75,6 +75,13 @@ pub enum Event {
         /// The drives that go on.
         drives: Vec<Arc<str>>,
     },
+    /// A node that was removed could not store what is to be found when it is opened again.
+    NodeNotClosed {
+        /// Its name.
+        node: Arc<str>,
+        /// The error.
+        why: String,
+    },
     /// Drives had to pause.
     Paused {
         /// Their ids.
@@ -87,11 +94,15 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whether somebody should look: a backup will be larger than it need be, a drive waits.
+    /// Whether somebody should look: a backup will be larger than it need be, a drive waits,
+    /// an image is to be checked.
     fn is_warning(&self) -> bool {
         matches!(
             self,
-            Self::BitmapMarkedWhole { .. } | Self::BitmapLeft { .. } | Self::DriverLate { .. }
+            Self::BitmapMarkedWhole { .. }
+                | Self::BitmapLeft { .. }
+                | Self::DriverLate { .. }
+                | Self::NodeNotClosed { .. }
         )
     }
 
@@ -150,6 +161,9 @@ impl fmt::Display for Event {
             Self::DriverAnswered { node, drives } => {
                 let drives = names(drives);
                 write!(f, "node `{node}`: its driver has answered at last; these go on: {drives}")
+            }
+            Self::NodeNotClosed { node, why } => {
+                write!(f, "node `{node}` was removed, and did not close: {why}")
             }
             Self::Paused { drives, drain, still } => {
                 write!(f, "paused {}: {drain:?} to drain, {still:?} still", names(drives))

@@ -10,6 +10,7 @@
 //!     → drain: those origins' gates close; nothing of theirs is in flight
 //!     → claims are verified here, where nothing can change what they say
 //!     → marks, then work that cannot be undone: resize, deallocate (late: a driver that does not answer)
+//!     → nodes that leave the graph close
 //!     → bitmaps are committed and the snapshot is published, which cannot fail; the gates open; who waited
 //!       begins again in the new snapshot
 //! ```
@@ -32,10 +33,12 @@ mod bitmaps;
 mod bus;
 mod check;
 mod claims;
+mod close;
 mod draft;
 mod drain;
 mod event;
 mod late;
+mod section_marks;
 mod structure;
 #[cfg(test)]
 mod tests;
@@ -50,3 +53,4 @@ pub(in crate::graph) use draft::Draft;
 pub(in crate::graph) use drain::{Drained, Place, close};
 pub use event::Event;
 pub(in crate::graph) use late::LateWork;
+pub(in crate::graph) use section_marks::SectionMarks;
