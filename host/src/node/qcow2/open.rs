@@ -1,11 +1,16 @@
-//! Opening an image.
+//! Opening an image over nodes that stand already.
 
-use blockloom_qcow2::Storage;
+use std::sync::Arc;
+
 use blockloom_qcow2::image::{Image, OpenOptions};
+use blockloom_qcow2::{self as qcow2, Storage};
 
-use super::storage::from_engine;
-use super::{FILE, Qcow2Node};
+use super::storage::{from_engine, to_engine};
+use super::{FILE, Qcow2Node, to_usize};
 use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Children, NodeReader, OpenDriver};
+use crate::io::BufMut;
+use crate::node::{Node, NodeFuture};
 
 /// How an image is opened, and which children its node will have beside `file`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,5 +68,59 @@ impl Qcow2Node {
         let data = options.data_file.then_some(FILE + 1);
         let backing = options.backing.then_some(1 + data.unwrap_or(FILE));
         Ok(Self { image, info, write: options.write, data, backing })
+    }
+}
+
+impl OpenDriver for Qcow2Options {
+    fn open<'a>(self: Box<Self>, children: &'a Children) -> NodeFuture<'a, Arc<dyn Node>> {
+        Box::pin(async move {
+            let node = Qcow2Node::open(&Unopened(children.get(FILE)?), &self).await?;
+            Ok(Arc::new(node) as Arc<dyn Node>)
+        })
+    }
+}
+
+/// The container of an image that is being opened: read only.
+struct Unopened<'c>(&'c NodeReader);
+
+fn read_only<T>() -> qcow2::Result<T> {
+    let message = "an image is not changed while it is being opened";
+    Err(qcow2::Error::new(qcow2::ErrorKind::ReadOnly, message))
+}
+
+impl Storage for Unopened<'_> {
+    async fn read(&self, offset: u64, buf: &mut [u8]) -> qcow2::Result<()> {
+        let rest = to_usize(self.len_bytes().await?.saturating_sub(offset));
+        let (there, behind) = buf.split_at_mut(rest.min(buf.len()));
+        behind.fill(0);
+        if !there.is_empty() {
+            let read = self.0.read(offset, BufMut::new(there.len())).await;
+            there.copy_from_slice(&read.map_err(|error| to_engine(&error))?);
+        }
+        Ok(())
+    }
+
+    async fn write(&self, _: u64, _: &[u8]) -> qcow2::Result<()> {
+        read_only()
+    }
+
+    async fn zero(&self, _: u64, _: u64) -> qcow2::Result<()> {
+        read_only()
+    }
+
+    async fn discard(&self, _: u64, _: u64) -> qcow2::Result<()> {
+        read_only()
+    }
+
+    async fn flush(&self) -> qcow2::Result<()> {
+        Ok(())
+    }
+
+    async fn len_bytes(&self) -> qcow2::Result<u64> {
+        self.0.len_bytes().map_err(|error| to_engine(&error))
+    }
+
+    async fn set_len(&self, _: u64) -> qcow2::Result<()> {
+        read_only()
     }
 }

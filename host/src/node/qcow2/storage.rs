@@ -28,7 +28,7 @@ pub(super) fn from_engine(error: qcow2::Error) -> Error {
 }
 
 /// An error of a child as one that the engine hands back.
-fn to_engine(error: &Error) -> qcow2::Error {
+pub(super) fn to_engine(error: &Error) -> qcow2::Error {
     qcow2::Error::new(qcow2::ErrorKind::Storage(error.errno()), error.to_string())
 }
 
