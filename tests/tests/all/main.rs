@@ -16,6 +16,7 @@ mod lifecycle;
 mod load;
 mod locks;
 mod own_node;
+mod qcow2;
 mod requests;
 mod stack;
 mod throttle;

@@ -35,8 +35,8 @@ use storage::{Container, from_engine};
 /// Position of child `file`, which holds the image.
 const FILE: usize = 0;
 
-/// The `qcow2` driver. Its children are `file` (role `storage`), then those that it was opened with:
-/// `data-file` (role `data` if it is raw, else `storage`), `backing` (role `backing`).
+/// The `qcow2` driver. Its first child is `file` (role `storage`); others stand where it was opened with
+/// them: `data-file` (role `data` if it is raw, else `storage`), `backing` (role `backing`).
 pub struct Qcow2Node {
     image: Image,
     /// As it was opened: what never changes is taken from here.

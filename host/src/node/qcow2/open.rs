@@ -17,11 +17,11 @@ use crate::node::{Node, NodeFuture};
 pub struct Qcow2Options {
     /// To be changed.
     pub write: bool,
-    /// There is a child `backing`: it shows where the image has no bytes of its own. Without one, zeros do,
-    /// whatever the image names.
-    pub backing: bool,
-    /// There is a child `data-file`.
-    pub data_file: bool,
+    /// Position of a child `backing`: it shows where the image has no bytes of its own. Without one, zeros
+    /// do, whatever the image names.
+    pub backing: Option<usize>,
+    /// Position of a child `data-file`.
+    pub data_file: Option<usize>,
     /// Most bytes of L2 tables in memory.
     pub l2_cache_bytes: u64,
 }
@@ -29,7 +29,7 @@ pub struct Qcow2Options {
 impl Default for Qcow2Options {
     fn default() -> Self {
         let l2_cache_bytes = OpenOptions::default().l2_cache_bytes;
-        Self { write: false, backing: false, data_file: false, l2_cache_bytes }
+        Self { write: false, backing: None, data_file: None, l2_cache_bytes }
     }
 }
 
@@ -43,12 +43,12 @@ impl Qcow2Node {
         let open = OpenOptions {
             writable: options.write,
             l2_cache_bytes: options.l2_cache_bytes,
-            has_backing: Some(options.backing),
+            has_backing: Some(options.backing.is_some()),
             ..OpenOptions::default()
         };
         let image = Image::open(storage, &open).await.map_err(from_engine)?;
         let info = image.info();
-        if info.external_data != options.data_file {
+        if info.external_data != options.data_file.is_some() {
             let message = match info.external_data {
                 true => "the image keeps its data in another file: give it a child `data-file`",
                 false => "the image keeps its data itself: take its child `data-file` away",
@@ -65,9 +65,8 @@ impl Qcow2Node {
                 "an image is marked as corrupt: it can only be read until it has been repaired"
             );
         }
-        let data = options.data_file.then_some(FILE + 1);
-        let backing = options.backing.then_some(1 + data.unwrap_or(FILE));
-        Ok(Self { image, info, write: options.write, data, backing })
+        let Qcow2Options { write, backing, data_file: data, .. } = *options;
+        Ok(Self { image, info, write, data, backing })
     }
 }
 
