@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockloom_tests::pattern::Random;
+use blockloom_tests::Random;
 use blockloom_tests::tools::{MapRange, nbd_map, succeed};
 use blockloom_tests::{Daemon, Scratch};
 use serde_json::Value;
