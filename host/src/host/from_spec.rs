@@ -10,6 +10,7 @@ use std::time::Duration;
 use blockloom_plugin_throttle::ThrottleConfig;
 
 use super::Host;
+use super::start::{Driver, Failed, Plan, PlannedNode};
 use super::surroundings::Machine;
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
@@ -20,9 +21,7 @@ use crate::config::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
 use crate::filter::{PassNode, ThrottleGroup, ThrottleNode};
-use crate::graph::{
-    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, GraphDecl, NodeDecl, PermissionSet,
-};
+use crate::graph::{BitmapDecl, BitmapScope, ChildDecl, DriveDecl, PermissionSet};
 use crate::io::{EngineChoice, EngineKind, WorkerOptions, read_text_file};
 use crate::node::{FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, RawNode};
 use crate::plugin::{Instance, InstanceError, PluginLimits, PluginNode};
@@ -139,10 +138,24 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
         instances: BTreeMap::new(),
         groups: BTreeMap::new(),
     };
-    let graph = builder.graph()?;
-    let host = Host::start(&worker_options(&spec, overrides), graph)?;
+    let plan = builder.plan()?;
+    let host = Host::start(&worker_options(&spec, overrides), plan)
+        .map_err(|failed| not_started(&spec, failed))?;
     let exports = serve(&host, &spec, &base)?;
     Ok((host, exports))
+}
+
+/// A node that does not open is shown where it is named.
+fn not_started(spec: &GraphSpec, failed: Failed) -> StartError {
+    let is_it = |node: &&NodeSpec| Some(&node.name.value) == failed.node.as_ref();
+    match spec.nodes.iter().find(is_it) {
+        None => StartError::Failed(failed.error),
+        Some(node) => {
+            let mut found = spec.diagnostics();
+            found.push(Diagnostic::error(node.name.span, failed.error.to_string()));
+            StartError::Config(Box::new(found))
+        }
+    }
 }
 
 fn worker_options(spec: &GraphSpec, overrides: Overrides) -> WorkerOptions {
@@ -171,16 +184,16 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn graph(&mut self) -> Result<GraphDecl, StartError> {
-        let mut graph = GraphDecl::default();
+    fn plan(&mut self) -> Result<Plan, StartError> {
+        let mut plan = Plan::default();
         for spec in &self.spec.nodes {
-            let driver = self.driver(spec)?;
+            let driver = Driver::Ready(self.driver(spec)?);
             let name = spec.name.value.clone();
             let children = self.children(&name);
-            graph.nodes.push(NodeDecl { name, driver, children });
+            plan.nodes.push(PlannedNode { name, driver, children });
         }
         for drive in &self.spec.drives {
-            graph.drives.push(DriveDecl {
+            plan.drives.push(DriveDecl {
                 id: drive.id.value.clone(),
                 root: drive.root.as_ref().map(|root| root.value.clone()),
                 writable: drive.is_writable(self.spec),
@@ -189,7 +202,7 @@ impl Builder<'_> {
         }
         for export in &self.spec.exports {
             if let Scope::Node(node) = &export.scope {
-                graph.drives.push(DriveDecl {
+                plan.drives.push(DriveDecl {
                     id: drive_of(export),
                     root: Some(node.value.clone()),
                     writable: export.writable.value,
@@ -198,9 +211,9 @@ impl Builder<'_> {
             }
         }
         for bitmap in &self.spec.bitmaps {
-            graph.bitmaps.push(bitmap_decl(bitmap)?);
+            plan.bitmaps.push(bitmap_decl(bitmap)?);
         }
-        Ok(graph)
+        Ok(plan)
     }
 
     fn children(&self, parent: &str) -> Vec<ChildDecl> {

@@ -10,6 +10,7 @@ mod events;
 mod from_spec;
 mod image_facts;
 mod report;
+mod start;
 mod surroundings;
 mod transaction;
 
@@ -27,19 +28,20 @@ use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ListenAddress, NbdServer};
 use crate::graph::{
-    Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, GraphDecl,
-    LocalDrive, LocalGraph, NodeDecl, Transaction,
+    Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, LocalDrive,
+    LocalGraph, OpenDriver, Transaction,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
+use start::{Driver, Plan, PlannedNode};
 
 /// Collects what makes a [`Host`].
 #[derive(Default)]
 pub struct HostBuilder {
     options: WorkerOptions,
-    graph: GraphDecl,
+    plan: Plan,
 }
 
 impl HostBuilder {
@@ -53,7 +55,21 @@ impl HostBuilder {
     /// Adds a node: a driver of this crate or of your own, and its children in the driver's order.
     #[must_use]
     pub fn node(mut self, name: &str, driver: impl Node, children: Vec<ChildDecl>) -> Self {
-        self.graph.nodes.push(NodeDecl { name: name.into(), driver: Arc::new(driver), children });
+        let driver = Driver::Ready(Arc::new(driver));
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
+        self
+    }
+
+    /// Adds a node whose driver is opened when its children stand: see [`Host::open_node`].
+    #[must_use]
+    pub fn open_node(
+        mut self,
+        name: &str,
+        driver: impl OpenDriver,
+        children: Vec<ChildDecl>,
+    ) -> Self {
+        let driver = Driver::Open(Box::new(driver));
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
         self
     }
 
@@ -61,7 +77,7 @@ impl HostBuilder {
     #[must_use]
     pub fn drive(mut self, id: &str, root: &str, writable: bool) -> Self {
         let root = Some(root.into());
-        self.graph.drives.push(DriveDecl { id: id.into(), root, writable, only_shows: false });
+        self.plan.drives.push(DriveDecl { id: id.into(), root, writable, only_shows: false });
         self
     }
 
@@ -73,17 +89,17 @@ impl HostBuilder {
         name: BitmapName,
         granularity: Granularity,
     ) -> Self {
-        self.graph.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
+        self.plan.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
         self
     }
 
     /// Starts the workers and the graph.
     ///
     /// # Errors
-    /// When a name is wrong, nodes do not fit each other, permissions conflict, or the engine asked for
-    /// does not work here.
+    /// When a name is wrong, nodes do not fit each other or do not open, permissions conflict, or the engine
+    /// asked for does not work here.
     pub fn start(self) -> Result<Host> {
-        Host::start(&self.options, self.graph)
+        Host::start(&self.options, self.plan).map_err(|failed| failed.error)
     }
 }
 
@@ -127,23 +143,6 @@ impl Host {
     /// ```
     pub fn builder() -> HostBuilder {
         HostBuilder::default()
-    }
-
-    fn start(options: &WorkerOptions, graph: GraphDecl) -> Result<Self> {
-        let graph = graph.build()?;
-        graph.start_drivers(None)?;
-        let workers = Workers::start(options)
-            .map_err(|error| Error::new(ErrorKind::NotSupported, format!("workers: {error}")))?;
-        let cell = Arc::new(GraphCell::with_workers(graph, workers.handles().len()));
-        let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
-        let inner = Inner {
-            ended: Arc::default(),
-            workers,
-            cell,
-            server,
-            next_worker: AtomicUsize::new(0),
-        };
-        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The engine that the workers run on.
