@@ -16,7 +16,7 @@
 //! closure over the classes of the snapshot (`class`, `affected`).
 //!
 //! **Invariant**: nothing but [`EdgeRef`] calls a driver, and, with nothing in flight, a graph change that
-//! resizes or deallocates.
+//! resizes, deallocates or closes; and, as a request of its own, [`LocalGraph::call_node`].
 //!
 //! **Invariant**: a snapshot never changes. One writer builds the next one (`transaction`), closes the
 //! gates of those who reach what it touches, waits until nothing is in flight there, publishes it, and

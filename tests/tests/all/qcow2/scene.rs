@@ -1,9 +1,10 @@
 //! One image, a raw file that holds what it should show, and a random workload for both.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use blockloom_tests::Random;
-use blockloom_tests::tools::{MapRange, nbd_map, succeed};
+use blockloom_tests::tools::{nbd_map, succeed};
 use blockloom_tests::{Daemon, Scratch};
 use serde_json::Value;
 
@@ -109,33 +110,38 @@ impl Scene {
         assert!(compared.contains("identical"), "{shape:?}: {compared}");
     }
 
-    /// `qemu-img map`: what is zero, and what is data.
-    pub(super) fn map(&self) -> Vec<MapRange> {
-        let json = succeed(
-            "qemu-img",
-            ["map", "--output=json", "-f", "qcow2", &self.path("disk.qcow2")],
-        );
+    /// `qemu-img map`: what is known to be zero.
+    pub(super) fn zeros(&self) -> Vec<Range<u64>> {
+        let disk = self.path("disk.qcow2");
+        let json = succeed("qemu-img", ["map", "--output=json", "-f", "qcow2", &disk]);
         let list: Value = serde_json::from_str(&json).expect("JSON");
-        let ranges = list.as_array().expect("a list").iter().map(|range| {
+        let is_zero = |range: &&Value| range["zero"].as_bool().expect("a bool");
+        joined(list.as_array().expect("a list").iter().filter(is_zero).map(|range| {
             let field = |name: &str| range[name].as_u64().expect("a number");
-            (field("start"), field("length"), u64::from(range["zero"].as_bool().expect("a bool")))
-        });
-        joined(ranges)
+            field("start")..field("start") + field("length")
+        }))
     }
 }
 
-/// What an export says about zeros, in the form of [`Scene::map`].
-pub(super) fn zeros_of(uri: &str) -> Vec<MapRange> {
-    let is_zero = |kind: u64| u64::from(kind & 2 != 0);
-    let map = nbd_map(uri, "base:allocation");
-    joined(map.into_iter().map(|(offset, len, kind)| (offset, len, is_zero(kind))))
+/// What an export says is zero.
+pub(super) fn zeros_of(uri: &str) -> Vec<Range<u64>> {
+    let map = nbd_map(uri, "base:allocation").into_iter();
+    joined(map.filter(|(.., kind)| kind & 2 != 0).map(|(offset, len, _)| offset..offset + len))
 }
 
-fn joined(ranges: impl Iterator<Item = MapRange>) -> Vec<MapRange> {
-    let mut joined: Vec<MapRange> = Vec::new();
+/// Whether all bytes of the first list of ranges are in the second.
+pub(super) fn is_within(inner: &[Range<u64>], outer: &[Range<u64>]) -> bool {
+    let holds = |range: &Range<u64>, outer: &Range<u64>| {
+        outer.start <= range.start && range.end <= outer.end
+    };
+    inner.iter().all(|range| outer.iter().any(|outer| holds(range, outer)))
+}
+
+fn joined(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::new();
     for range in ranges {
         match joined.last_mut() {
-            Some(last) if last.2 == range.2 => last.1 += range.1,
+            Some(last) if last.end == range.start => last.end = range.end,
             _ => joined.push(range),
         }
     }
