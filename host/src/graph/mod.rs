@@ -54,6 +54,7 @@ mod opening;
 mod order;
 mod origin;
 mod permission;
+mod shown;
 #[cfg(test)]
 mod simulation;
 mod snapshot;

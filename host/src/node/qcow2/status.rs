@@ -31,7 +31,9 @@ impl Qcow2Node {
                     at = self.data_extents(cx, at..run_end, host, &mut extents).await?;
                     continue;
                 }
-                MappingKind::Compressed(_) => push(&mut extents, at, run_end, ExtentKind::Data, None),
+                MappingKind::Compressed(_) => {
+                    push(&mut extents, at, run_end, ExtentKind::Data, None)
+                }
                 MappingKind::Zero(_) => push(&mut extents, at, run_end, ExtentKind::Zero, None),
                 MappingKind::Unallocated => {
                     let shown = shown_bytes.clamp(at, run_end);
