@@ -1,6 +1,6 @@
 //! Bounds of everything that an image can ask for, in one place.
 
-/// Most bytes of an active L1 table: 4 Mi entries, as in QEMU. With 64 KiB clusters that is 2 EiB.
+/// Most bytes of an active L1 table: 4 Mi entries, as in QEMU. With 64 KiB clusters that is 2 PiB.
 pub const L1_MAX_BYTES: u64 = 32 << 20;
 /// Most bytes of a refcount table: 1 Mi entries, as in QEMU.
 pub const REFCOUNT_TABLE_MAX_BYTES: u64 = 8 << 20;

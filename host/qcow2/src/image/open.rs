@@ -16,6 +16,7 @@ use super::{Image, OpenOptions};
 use crate::error::{Error, Result};
 use crate::format::header::features;
 use crate::format::{Header, HostOffset, L1Entry, RefcountTableEntry};
+use crate::header_io::read_header;
 use crate::limits;
 use crate::storage::Storage;
 
@@ -30,7 +31,6 @@ impl Image {
     /// for tables that contradict themselves, if it is to be written.
     pub async fn open<S: Storage>(s: &S, options: &OpenOptions) -> Result<Self> {
         let header = read_header(s).await?;
-        header.check_supported()?;
         let format = header.l2_format();
         let len_bytes = s.len_bytes().await?;
         let l1 = read_table(s, header.l1_offset.0, u64::from(header.l1_entries) * 8, len_bytes);
@@ -62,16 +62,6 @@ impl Image {
             generation: AtomicU64::new(0),
         })
     }
-}
-
-/// Reads the header, from a container of any length.
-pub(crate) async fn read_header<S: Storage>(s: &S) -> Result<Header> {
-    let mut prefix = [0; Header::PREFIX_BYTES];
-    s.read(0, &mut prefix).await?;
-    let cluster_size = Header::cluster_size_in(&prefix)?;
-    let mut cluster = vec![0; cluster_size.bytes() as usize];
-    s.read(0, &mut cluster).await?;
-    Header::parse(&cluster)
 }
 
 /// Reads a table that has to lie in the container, but for its last cluster's end; its length has been

@@ -1,10 +1,15 @@
 //! For tests: containers in memory that lose power and fail, an executor with a seed, images to start
-//! from.
+//! from; files, and `qemu-img` to look at them.
+
+#![allow(clippy::disallowed_types, reason = "foreign tools look at files, and are programs")]
 
 mod executor;
+mod file;
 mod image;
 mod storage;
+pub mod tools;
 
 pub use executor::{Random, block_on, run_all};
+pub use file::FileStorage;
 pub use image::{Geometry, blank_image};
 pub use storage::{MemoryStorage, Operation};
