@@ -11,6 +11,7 @@ mod executor;
 mod exports;
 mod footprint;
 mod hostile;
+mod image_cli;
 mod images;
 mod lifecycle;
 mod load;
