@@ -101,7 +101,7 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 pub fn replace_file(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)?;
     let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
-    std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    std::fs::File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
 /// Reads a whole text file of at most `max_bytes`.

@@ -49,7 +49,7 @@ pub(super) async fn map(
     let mut lines = Lines::new();
     match output {
         OutputFormat::Human => {
-            lines.put(&format!("{}\n", human_line("Offset", "Length", "Mapped to", "File")))
+            lines.put(&format!("{}\n", human_line("Offset", "Length", "Mapped to", "File")));
         }
         OutputFormat::Json => lines.put("["),
     }

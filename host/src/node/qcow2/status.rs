@@ -32,7 +32,7 @@ impl Qcow2Node {
                     continue;
                 }
                 MappingKind::Compressed(_) => {
-                    push(&mut extents, at, run_end, ExtentKind::Data, None)
+                    push(&mut extents, at, run_end, ExtentKind::Data, None);
                 }
                 MappingKind::Zero(_) => push(&mut extents, at, run_end, ExtentKind::Zero, None),
                 MappingKind::Unallocated => {
