@@ -10,6 +10,7 @@ use std::time::Duration;
 use blockloom_plugin_throttle::ThrottleConfig;
 
 use super::Host;
+use super::new_images;
 use super::start::{Driver, Failed, Plan, PlannedNode};
 use super::surroundings::Machine;
 use crate::bitmap::{BitmapName, Granularity};
@@ -133,6 +134,12 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
     let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
     check_on(&mut spec, found, &base, &machine)?;
+    new_images::make_all(&spec, &base).map_err(|failed| {
+        not_started(
+            &spec,
+            Failed { node: Some(failed.node.name.value.clone()), error: failed.error },
+        )
+    })?;
     let mut builder = Builder {
         spec: &spec,
         base: &base,

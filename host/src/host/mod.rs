@@ -9,6 +9,7 @@ mod drive;
 mod events;
 mod from_spec;
 mod image_facts;
+mod new_images;
 mod report;
 mod start;
 mod surroundings;

@@ -18,6 +18,7 @@ use std::pin::Pin;
 pub use file::{FileNode, FileOptions, ImageLocking};
 pub use memory::MemoryNode;
 pub use null::NullNode;
+pub(crate) use qcow2::{Access, FileStorage};
 pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 

@@ -12,8 +12,8 @@ use blockloom_qcow2::create::{CreateOptions, Preallocation, create};
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, beside};
 use super::options::Wanted;
-use super::storage::{Access, FileStorage};
 use crate::io::{path_facts, remove_file, replace_file};
+use crate::node::{Access, FileStorage};
 
 /// Makes an image.
 pub(super) async fn create_image(path: PathBuf, wanted: Wanted, force: bool) -> Result<()> {

@@ -13,7 +13,7 @@ use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, open_chain, sectors};
 use super::output::{Lines, OutputFormat, rounded_size};
 use super::snapshot::human_table;
-use super::storage::{Access, FileStorage};
+use crate::node::{Access, FileStorage};
 
 /// Prints what an image, or each of a chain, says of itself.
 pub(super) async fn info(

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `open` | opening an image over a node that stands already |
 //! | `storage` | the image's container: child `file`, by the edges of a request |
+//! | `plain_file` | a container without a graph |
 //! | `read`, `write`, `zero`, `status` | the node's operations |
 //!
 //! **Invariant**: a request holds an image's `Turn` from before it looks where its bytes lie until they
@@ -16,6 +17,7 @@
 //! image maps it after it has been written, and keeps that mapping back until it is durable.
 
 mod open;
+mod plain_file;
 mod read;
 mod status;
 mod storage;
@@ -23,6 +25,7 @@ mod write;
 mod zero;
 
 pub use open::Qcow2Options;
+pub(crate) use plain_file::{Access, FileStorage};
 
 use blockloom_qcow2::image::{Image, ImageInfo};
 
