@@ -295,7 +295,7 @@ pub trait Node: Send + Sync + 'static {
 
     /// Called once when the node leaves the graph, or the host ends, after the last request and before its
     /// children are closed: what is to be found when it is opened again is written now. It must not alter
-    /// what any node shows. A failure is told and changes nothing else.
+    /// what the node shows. A failure is told and changes nothing else.
     fn close<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async { Ok(()) })
     }
