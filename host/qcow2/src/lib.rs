@@ -12,6 +12,7 @@
 //! | [`check`] | what is wrong with an image, and its repair |
 //! | [`format`] | the format to the bit, parsed and encoded; no I/O, nothing allocated on trust |
 //! | [`image`] | an image in use: lookups, allocation, the order in which metadata is written |
+//! | [`info`] | what an image says of itself |
 //! | [`storage`] | what an image needs of its container |
 //!
 //! **Invariant**: nothing that an image contains makes this crate panic, loop without end, recurse, or
@@ -32,6 +33,7 @@ pub mod error;
 pub mod format;
 mod header_io;
 pub mod image;
+pub mod info;
 pub mod limits;
 pub mod snapshot_table;
 pub mod storage;
