@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`create`] | fresh images |
 //! | [`check`] | what is wrong with an image, and its repair |
+//! | [`bitmaps`] | persistent bitmaps: directory, bits, and the switch to new ones |
 //! | [`format`] | the format to the bit, parsed and encoded; no I/O, nothing allocated on trust |
 //! | [`image`] | an image in use: lookups, allocation, the order in which metadata is written |
 //! | [`info`] | what an image says of itself |
@@ -27,6 +28,7 @@
     )
 )]
 
+pub mod bitmaps;
 pub mod check;
 pub mod create;
 pub mod error;

@@ -12,6 +12,7 @@ use super::edge::EdgeRef;
 use super::generation::DriveGeneration;
 use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
+use super::shown::shown;
 use super::snapshot::{Graph, GraphDrive};
 use super::transaction::Event;
 use crate::bitmap::Bitmap;
@@ -71,15 +72,12 @@ impl LocalDrive {
         Ok(snapshot.nodes[snapshot.drives[self.index(&snapshot)?].medium()?.child].info)
     }
 
-    /// Whether `bitmap` records the view that the drive shows now: its own do, a node's as long as the
-    /// drive stands on the node's class.
-    pub(crate) fn shows_view_of(&self, bitmap: &Bitmap) -> bool {
+    /// The first snapshot since which the drive has shown, without a break, the view that `bitmap` records;
+    /// `None` if it does not show it.
+    pub(crate) fn shown_since(&self, bitmap: &Bitmap) -> Option<u64> {
         let graph = self.graph.current();
-        let root = self.index(&graph).ok().and_then(|index| graph.drives[index].root.as_ref());
-        let class = |node: usize| graph.nodes[node].class;
-        let (shown, entry) = (root.map(|root| root.child), graph.entry_of(bitmap));
-        let recorded = entry.and_then(|entry| entry.node);
-        shown.zip(recorded).is_some_and(|(shown, recorded)| class(shown) == class(recorded))
+        let index = self.index(&graph).ok()?;
+        graph.shown_since(&graph.drives[index], bitmap)
     }
 
     /// Tells that a client saw a bitmap of what the drive showed, and that the drive shows something else.
@@ -209,6 +207,24 @@ impl LocalDrive {
             return Ok(Vec::new());
         }
         self.run(op, |edge| Box::pin(align::block_status(edge, offset, len))).await
+    }
+
+    /// The extents from `offset` on as a reader sees them: where the root has no bytes of its own, what its
+    /// backing is there. May end before `offset + len`.
+    ///
+    /// # Errors
+    /// As [`LocalDrive::block_status`].
+    pub async fn block_status_shown(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let op = Op { kind: OpKind::Status, offset, len };
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        self.run(op, |edge| {
+            Box::pin(
+                async move { shown(edge, align::block_status(edge, offset, len).await?).await },
+            )
+        })
+        .await
     }
 }
 

@@ -10,20 +10,22 @@ use std::time::Duration;
 use blockloom_plugin_throttle::ThrottleConfig;
 
 use super::Host;
+use super::start::{Driver, Failed, Plan, PlannedNode};
 use super::surroundings::Machine;
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
     self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
-    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, PluginSpec, Scope, Span,
+    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, Persist, PluginSpec,
+    Qcow2Spec, Scope, Span,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
 use crate::filter::{PassNode, ThrottleGroup, ThrottleNode};
-use crate::graph::{
-    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, GraphDecl, NodeDecl, PermissionSet,
-};
+use crate::graph::{BitmapDecl, BitmapScope, ChildDecl, DriveDecl, PermissionSet};
 use crate::io::{EngineChoice, EngineKind, WorkerOptions, read_text_file};
-use crate::node::{FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, RawNode};
+use crate::node::{
+    FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, Qcow2Options, RawNode,
+};
 use crate::plugin::{Instance, InstanceError, PluginLimits, PluginNode};
 
 /// Longest graph file, bytes.
@@ -84,13 +86,19 @@ fn read(path: &Path) -> Result<(GraphSpec, Diagnostics, PathBuf), StartError> {
     Ok((spec, found, path.parent().unwrap_or_else(|| Path::new("")).to_owned()))
 }
 
-/// Reads a file and checks what can be without looking at this machine.
+/// Reads a file and checks what can be without looking at this machine. Images that can be read add the nodes
+/// that they name.
 ///
 /// # Errors
 /// Everything that is wrong with it.
 pub fn read_spec(path: &Path) -> Result<GraphSpec, StartError> {
-    let (spec, found, _) = read(path)?;
-    if found.has_errors() { Err(StartError::Config(Box::new(found))) } else { Ok(spec) }
+    let (mut spec, found, base) = read(path)?;
+    if found.has_errors() {
+        return Err(StartError::Config(Box::new(found)));
+    }
+    // What is wrong with an image concerns those who open it.
+    let _ = config::read_images(&mut spec, &Machine::default(), &base);
+    Ok(spec)
 }
 
 /// Checks a file against this machine, without side effects.
@@ -98,14 +106,14 @@ pub fn read_spec(path: &Path) -> Result<GraphSpec, StartError> {
 /// # Errors
 /// Everything that is wrong with it.
 pub fn check(path: &Path) -> Result<GraphSpec, StartError> {
-    let (spec, found, base) = read(path)?;
+    let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
-    check_on(&spec, found, &base, &machine)?;
+    check_on(&mut spec, found, &base, &machine)?;
     Ok(spec)
 }
 
 fn check_on(
-    spec: &GraphSpec,
+    spec: &mut GraphSpec,
     mut found: Diagnostics,
     base: &Path,
     machine: &Machine,
@@ -122,9 +130,9 @@ fn check_on(
 /// # Errors
 /// Everything that is wrong with the file, or what failed.
 pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExport>), StartError> {
-    let (spec, found, base) = read(path)?;
+    let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
-    check_on(&spec, found, &base, &machine)?;
+    check_on(&mut spec, found, &base, &machine)?;
     let mut builder = Builder {
         spec: &spec,
         base: &base,
@@ -132,10 +140,24 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
         instances: BTreeMap::new(),
         groups: BTreeMap::new(),
     };
-    let graph = builder.graph()?;
-    let host = Host::start(&worker_options(&spec, overrides), graph)?;
+    let plan = builder.plan()?;
+    let host = Host::start(&worker_options(&spec, overrides), plan)
+        .map_err(|failed| not_started(&spec, failed))?;
     let exports = serve(&host, &spec, &base)?;
     Ok((host, exports))
+}
+
+/// A node that does not open is shown where it is named.
+fn not_started(spec: &GraphSpec, failed: Failed) -> StartError {
+    let is_it = |node: &&NodeSpec| Some(&node.name.value) == failed.node.as_ref();
+    match spec.nodes.iter().find(is_it) {
+        None => StartError::Failed(failed.error),
+        Some(node) => {
+            let mut found = spec.diagnostics();
+            found.push(Diagnostic::error(node.name.span, failed.error.to_string()));
+            StartError::Config(Box::new(found))
+        }
+    }
 }
 
 fn worker_options(spec: &GraphSpec, overrides: Overrides) -> WorkerOptions {
@@ -164,16 +186,19 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn graph(&mut self) -> Result<GraphDecl, StartError> {
-        let mut graph = GraphDecl::default();
+    fn plan(&mut self) -> Result<Plan, StartError> {
+        let mut plan = Plan::default();
         for spec in &self.spec.nodes {
-            let driver = self.driver(spec)?;
+            let driver = match &spec.driver {
+                DriverSpec::Qcow2(image) => Driver::Open(Box::new(self.qcow2_options(spec, image))),
+                _ => Driver::Ready(self.driver(spec)?),
+            };
             let name = spec.name.value.clone();
             let children = self.children(&name);
-            graph.nodes.push(NodeDecl { name, driver, children });
+            plan.nodes.push(PlannedNode { name, driver, children });
         }
         for drive in &self.spec.drives {
-            graph.drives.push(DriveDecl {
+            plan.drives.push(DriveDecl {
                 id: drive.id.value.clone(),
                 root: drive.root.as_ref().map(|root| root.value.clone()),
                 writable: drive.is_writable(self.spec),
@@ -182,7 +207,7 @@ impl Builder<'_> {
         }
         for export in &self.spec.exports {
             if let Scope::Node(node) = &export.scope {
-                graph.drives.push(DriveDecl {
+                plan.drives.push(DriveDecl {
                     id: drive_of(export),
                     root: Some(node.value.clone()),
                     writable: export.writable.value,
@@ -191,9 +216,9 @@ impl Builder<'_> {
             }
         }
         for bitmap in &self.spec.bitmaps {
-            graph.bitmaps.push(bitmap_decl(bitmap)?);
+            plan.bitmaps.push(bitmap_decl(bitmap)?);
         }
-        Ok(graph)
+        Ok(plan)
     }
 
     fn children(&self, parent: &str) -> Vec<ChildDecl> {
@@ -232,18 +257,38 @@ impl Builder<'_> {
                 let offset = value(&raw.offset_bytes).unwrap_or(0);
                 Ok(Arc::new(RawNode::new(offset, value(&raw.size_bytes))))
             }
+            DriverSpec::Qcow2(_) => {
+                let message = "an image is opened when the node that holds it stands";
+                Err(self.at(node.name.span, &Error::new(ErrorKind::NotSupported, message)))
+            }
             DriverSpec::Plugin(plugin) => Ok(Arc::new(self.plugin(node, plugin)?)),
             DriverSpec::Filter(filter) => self.filter(node, filter),
         }
     }
 
-    fn file_options(&self, node: &NodeSpec, file: &FileSpec) -> FileOptions {
+    fn qcow2_options(&self, node: &NodeSpec, image: &Qcow2Spec) -> Qcow2Options {
+        let place =
+            |name: &str| self.spec.edges_from(&node.name.value).position(|edge| edge.name == name);
+        Qcow2Options {
+            write: self.is_written(node),
+            backing: place("backing"),
+            data_file: place("data-file"),
+            l2_cache_bytes: image.l2_cache_bytes.value,
+        }
+    }
+
+    /// Whether a user of a node may change it.
+    fn is_written(&self, node: &NodeSpec) -> bool {
         let mut users = self.spec.edges_to(&node.name.value);
+        users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty())
+    }
+
+    fn file_options(&self, node: &NodeSpec, file: &FileSpec) -> FileOptions {
         FileOptions {
             path: file.path_in(self.base),
             create_bytes: file.create_bytes.as_ref().map(|it| it.value),
             direct: file.direct.value,
-            write: users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty()),
+            write: self.is_written(node),
             discard: file.discard.value,
             locking: match file.locking.value {
                 Locking::Auto => ImageLocking::Auto,
@@ -307,6 +352,10 @@ fn instance_key(node: &NodeSpec, shared: Option<&str>) -> String {
 
 fn bitmap_decl(spec: &BitmapSpec) -> Result<BitmapDecl> {
     let invalid = |error: &dyn fmt::Display| Error::new(ErrorKind::Invalid, error.to_string());
+    if spec.persist.value != Persist::None {
+        let message = format!("bitmap `{}` cannot be kept yet", spec.id.value);
+        return Err(Error::new(ErrorKind::NotSupported, message));
+    }
     Ok(BitmapDecl {
         scope: bitmap_scope(&spec.scope),
         name: BitmapName::new(&spec.name.value).map_err(|error| invalid(&error))?,

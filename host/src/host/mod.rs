@@ -8,7 +8,9 @@ mod call;
 mod drive;
 mod events;
 mod from_spec;
+mod image_facts;
 mod report;
+mod start;
 mod surroundings;
 mod transaction;
 
@@ -26,19 +28,20 @@ use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ListenAddress, NbdServer};
 use crate::graph::{
-    Action, BitmapDecl, BitmapScope, ChildDecl, DriveDecl, Graph, GraphCell, GraphDecl, LocalDrive,
-    LocalGraph, NodeDecl, Transaction,
+    Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, LocalDrive,
+    LocalGraph, OpenDriver, Transaction,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
+use start::{Driver, Plan, PlannedNode};
 
 /// Collects what makes a [`Host`].
 #[derive(Default)]
 pub struct HostBuilder {
     options: WorkerOptions,
-    graph: GraphDecl,
+    plan: Plan,
 }
 
 impl HostBuilder {
@@ -52,7 +55,21 @@ impl HostBuilder {
     /// Adds a node: a driver of this crate or of your own, and its children in the driver's order.
     #[must_use]
     pub fn node(mut self, name: &str, driver: impl Node, children: Vec<ChildDecl>) -> Self {
-        self.graph.nodes.push(NodeDecl { name: name.into(), driver: Arc::new(driver), children });
+        let driver = Driver::Ready(Arc::new(driver));
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
+        self
+    }
+
+    /// Adds a node whose driver is opened when its children stand: see [`Host::open_node`].
+    #[must_use]
+    pub fn open_node(
+        mut self,
+        name: &str,
+        driver: impl OpenDriver,
+        children: Vec<ChildDecl>,
+    ) -> Self {
+        let driver = Driver::Open(Box::new(driver));
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
         self
     }
 
@@ -60,7 +77,7 @@ impl HostBuilder {
     #[must_use]
     pub fn drive(mut self, id: &str, root: &str, writable: bool) -> Self {
         let root = Some(root.into());
-        self.graph.drives.push(DriveDecl { id: id.into(), root, writable, only_shows: false });
+        self.plan.drives.push(DriveDecl { id: id.into(), root, writable, only_shows: false });
         self
     }
 
@@ -72,17 +89,17 @@ impl HostBuilder {
         name: BitmapName,
         granularity: Granularity,
     ) -> Self {
-        self.graph.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
+        self.plan.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
         self
     }
 
     /// Starts the workers and the graph.
     ///
     /// # Errors
-    /// When a name is wrong, nodes do not fit each other, permissions conflict, or the engine asked for
-    /// does not work here.
+    /// When a name is wrong, nodes do not fit each other or do not open, permissions conflict, or the engine
+    /// asked for does not work here.
     pub fn start(self) -> Result<Host> {
-        Host::start(&self.options, self.graph)
+        Host::start(&self.options, self.plan).map_err(|failed| failed.error)
     }
 }
 
@@ -128,23 +145,6 @@ impl Host {
         HostBuilder::default()
     }
 
-    fn start(options: &WorkerOptions, graph: GraphDecl) -> Result<Self> {
-        let graph = graph.build()?;
-        graph.start_drivers(None)?;
-        let workers = Workers::start(options)
-            .map_err(|error| Error::new(ErrorKind::NotSupported, format!("workers: {error}")))?;
-        let cell = Arc::new(GraphCell::with_workers(graph, workers.handles().len()));
-        let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
-        let inner = Inner {
-            ended: Arc::default(),
-            workers,
-            cell,
-            server,
-            next_worker: AtomicUsize::new(0),
-        };
-        Ok(Self { inner: Arc::new(inner) })
-    }
-
     /// The engine that the workers run on.
     pub fn engine(&self) -> EngineKind {
         self.inner.workers.engine()
@@ -185,10 +185,11 @@ impl Host {
         }
     }
 
-    /// Serves exports over NBD; returns where (a TCP port 0 is replaced).
+    /// Serves exports over NBD; returns where (a TCP port 0 is replaced). As long as an export is there its
+    /// bitmaps are neither removed nor renamed, and as long as a client reads them they are not cleared.
     ///
     /// # Errors
-    /// When the address is taken.
+    /// When the address is taken, or a bitmap that is to be shown is not there.
     pub fn serve_nbd(
         &self,
         address: &ListenAddress,
@@ -207,10 +208,11 @@ impl Host {
         report::report(&self.graph())
     }
 
-    /// Ends in order: no new requests, those in progress finish, writable drives are flushed.
+    /// Ends in order: no new requests, those in progress finish, writable drives are flushed, nodes close.
     ///
     /// # Errors
-    /// When requests do not end in time, or a flush fails; everything has ended then all the same.
+    /// When requests do not end in time, a flush fails, or a node does not close; everything has ended then
+    /// all the same.
     pub fn shutdown(self) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         let worker = inner.first().clone();
@@ -234,12 +236,32 @@ impl Host {
                 }
             }
             let flushed = flush_all(&cell).await;
+            let rest = if settled { DRAIN_TIME } else { Duration::ZERO };
+            let ended = flushed.and(cell.close_nodes(rest).await);
             if !settled {
                 let message = format!("requests did not end within {} s", DRAIN_TIME.as_secs());
                 return Err(Error::new(ErrorKind::TimedOut, message));
             }
-            flushed
+            ended
         }))
+    }
+
+    /// Calls `f` on a worker as [`LocalGraph::call_node`]: what a driver does beside requests.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn call_node<T, F>(&self, node: &str, f: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce(Cx<'_>) -> Result<T> + Send + 'static,
+    {
+        let (cell, ended, node) =
+            (Arc::clone(&self.inner.cell), Arc::clone(&self.inner.ended), node.to_owned());
+        on_worker(&self.inner.next(), move || async move {
+            check_running(&ended)?;
+            LocalGraph::of(&cell).call_node(&node, f).await
+        })
+        .await
     }
 }
 

@@ -37,7 +37,7 @@ impl Image {
         let l1 = L1::new(header.l1_offset, words_of(&l1.await?));
         let allocator = open_allocator(s, &header, &l1, options.writable, len_bytes).await?;
         let corrupt = header.incompatible & features::CORRUPT != 0;
-        let has_backing = options.has_backing.unwrap_or(header.backing_name.is_some());
+        let has_backing = options.has_backing.unwrap_or_else(|| header.backing_name.is_some());
         Ok(Self {
             format,
             size: AtomicU64::new(header.size_bytes),

@@ -16,19 +16,6 @@ use crate::storage::Storage;
 const SECTOR: u64 = 512;
 const PAGE: u64 = 4096;
 
-/// An operation, as told to a hook.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// Offset and length, bytes.
-    Read(u64, u64),
-    /// Offset and length, bytes.
-    Write(u64, u64),
-    /// Durable from here on.
-    Flush,
-    /// Length, bytes.
-    SetLen(u64),
-}
-
 /// Bytes, sparse.
 #[derive(Clone, Default)]
 struct Bytes {

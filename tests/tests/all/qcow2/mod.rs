@@ -1,0 +1,4 @@
+//! qcow2 images, with QEMU's tools as the other reader and writer.
+
+mod matrix;
+mod scene;
