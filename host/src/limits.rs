@@ -54,14 +54,27 @@ pub const NBD_HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Extents in one answer of `block_status`; a caller asks again from where the answer ends.
 pub const EXTENTS_MAX: usize = 1024;
 
+/// Largest unit in which a driver fills what a change touches, bytes: 16 of the largest qcow2 clusters.
+pub const FILL_MAX_BYTES: u32 = 32 << 20;
+
+/// Where a view that grows ends at the latest, bytes: no sum of an offset and a transfer overflows.
+pub const GROWN_MAX_BYTES: u64 = 1 << 62;
+
 /// Chunk in which an edge emulates zeroing by writing, bytes.
 pub const ZERO_CHUNK_BYTES: usize = 1 << 20;
 
 /// Nodes along any path of a graph. A request's futures nest this deep.
 pub const GRAPH_DEPTH_MAX: usize = 64;
 
+/// Images that one image leads to as its backing, each by the header of the one above. Each is looked into
+/// at the start.
+pub const BACKING_CHAIN_MAX: usize = 200;
+
 /// Time that a drain may take before what waits for it fails and says so.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
+
+/// Time that a node has to close before whoever removes it, or ends the host, goes on without.
+pub const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 /// Operations that hold or await a range guard. Each has an entry in every worker's table, which
 /// changes scan; above this a copy fails with `EAGAIN`.
@@ -71,11 +84,18 @@ pub const GUARDS_MAX: usize = 4096;
 /// changes scan; above this what is read carries no provenance.
 pub const WATCHES_MAX: usize = 4096;
 
+/// Those that one acting node may keep: a sixteenth of all, so that no node takes them from the others.
+pub const WATCHES_OF_NODE_MAX: usize = WATCHES_MAX / 16;
+
 /// Time that a copy waits for the guard of its range before it fails, with nothing written.
 pub const GUARD_WAIT: Duration = Duration::from_secs(30);
 
 /// Bytes that a copy moves under one guard.
 pub const COPY_MAX_BYTES: usize = 1 << 20;
+
+/// Bytes that are zeroed under one guard, because they show zeros already: more than a copy moves, as
+/// most drivers keep zeros without data.
+pub const ZERO_PROVEN_MAX_BYTES: u64 = 16 << 20;
 
 /// Events that wait for one subscriber; the oldest are lost first, and counted. A few hundred bytes each.
 pub const EVENTS_MAX: usize = 1024;

@@ -1,6 +1,6 @@
 //! Bounds of everything that an image can ask for, in one place.
 
-/// Most bytes of an active L1 table: 4 Mi entries, as in QEMU. With 64 KiB clusters that is 2 EiB.
+/// Most bytes of an active L1 table: 4 Mi entries, as in QEMU. With 64 KiB clusters that is 2 PiB.
 pub const L1_MAX_BYTES: u64 = 32 << 20;
 /// Most bytes of a refcount table: 1 Mi entries, as in QEMU.
 pub const REFCOUNT_TABLE_MAX_BYTES: u64 = 8 << 20;
@@ -8,6 +8,8 @@ pub const REFCOUNT_TABLE_MAX_BYTES: u64 = 8 << 20;
 pub const SNAPSHOTS_MAX: u32 = 65_536;
 /// Most bytes of the snapshot table: 1024 a snapshot, as in QEMU.
 pub const SNAPSHOT_TABLE_MAX_BYTES: u64 = 1024 * SNAPSHOTS_MAX as u64;
+/// Most bytes of extra data of one snapshot, as in QEMU.
+pub const SNAPSHOT_EXTRA_MAX_BYTES: u32 = 1024;
 /// Most persistent bitmaps of an image, as in QEMU.
 pub const BITMAPS_MAX: u32 = 65_535;
 /// Most bytes of the bitmap directory: 1024 a bitmap, as in QEMU.
@@ -18,6 +20,8 @@ pub const BITMAP_MAX_BYTES: u64 = 0x2000_0000;
 pub const BACKING_NAME_MAX_BYTES: u32 = 1023;
 /// Most bytes of all header extensions together: the header with them has to fit the first cluster.
 pub const HEADER_MAX_BYTES: u64 = 2 << 20;
+/// Largest window of a zstd frame, as bits: 8 MiB, what the compressor's highest ordinary levels use.
+pub const ZSTD_WINDOW_MAX_BITS: u32 = 23;
 /// Bytes of refcount blocks in memory, or four blocks if these are larger.
 pub const REFCOUNT_CACHE_BYTES: u64 = 4 << 20;
 /// Host offsets have 56 bits (specification, "Cluster mapping").

@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::content::Content;
-use super::users::Changing;
+use super::users::{Changing, Gone};
 use super::{Bitmap, BitmapError, BitmapName, BitmapState, BitmapUse, Extension, Granules};
 use crate::graph::{Mutation, mutated};
 
@@ -57,12 +57,13 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    /// Whether something is gone afterwards that its readers rely on.
-    fn hides(&self) -> bool {
-        matches!(
-            self,
-            Self::Clear | Self::Abdicate | Self::CopyOf(_) | Self::Rename(_) | Self::Remove
-        )
+    /// What is gone afterwards of what its users rely on.
+    fn gone(&self) -> Gone {
+        match self {
+            Self::Rename(_) | Self::Remove => Gone::Bitmap,
+            Self::Clear | Self::Abdicate | Self::CopyOf(_) => Gone::Content,
+            _ => Gone::Nothing,
+        }
     }
 
     /// Whether its own users and state can stand in the way: not if the graph changes underneath.
@@ -145,7 +146,7 @@ impl Prepared {
         let at = self.target(bitmap)?;
         let old = self.targets[at].next.clone();
         if change.can_be_refused() {
-            self.targets[at].changing.admit(own, change.hides())?;
+            self.targets[at].changing.admit(own, change.gone())?;
             check_state(change, &old)?;
         }
         let next = self.next(at, old, change)?;

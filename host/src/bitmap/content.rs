@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::read::Words;
+use super::read::{Words, count_runs};
 use super::{BitmapName, BitmapState, Granularity, Granules, Ranges};
 
 /// Everything of a bitmap that a change can alter. Replaced whole, never altered; only the bits of
@@ -83,9 +83,16 @@ impl BitmapReader {
         self.content.recording.is_some()
     }
 
-    /// Size of the view, bytes.
+    /// Size of the view, bytes, with what has been added to it since the reader was made.
     pub fn size_bytes(&self) -> u64 {
-        self.content.size_bytes
+        self.grown_end().max(self.content.size_bytes)
+    }
+
+    /// Where what has changed behind the view's end ends; 0 for nothing.
+    fn grown_end(&self) -> u64 {
+        let (first, second) = self.sets();
+        let end = |set: Option<&Granules>| set.and_then(Granules::grown).map_or(0, |it| it.end);
+        end(first).max(end(second))
     }
 
     /// Bytes that one granule stands for.
@@ -120,12 +127,18 @@ impl BitmapReader {
     /// Number of dirty granules.
     pub fn count(&self) -> u64 {
         let (first, second) = self.sets();
+        if self.grown_end() > 0 {
+            return count_runs(self).0;
+        }
         first.map_or(0, |first| first.count_with(second))
     }
 
     /// Number of bytes in dirty granules, within the view.
     pub fn dirty_bytes(&self) -> u64 {
         let (first, second) = self.sets();
+        if self.grown_end() > 0 {
+            return count_runs(self).1;
+        }
         first.map_or(0, |first| first.dirty_bytes_with(second))
     }
 
@@ -141,7 +154,11 @@ impl BitmapReader {
 }
 
 impl Words for BitmapReader {
-    fn size_bytes(&self) -> u64 {
+    fn end_bytes(&self) -> u64 {
+        self.size_bytes()
+    }
+
+    fn solid_from(&self) -> u64 {
         self.content.size_bytes
     }
 
@@ -151,15 +168,19 @@ impl Words for BitmapReader {
 
     #[inline]
     fn word(&self, index: usize) -> u64 {
-        let word_of = |set: Option<&Granules>| set.map_or(0, |set| set.word(index));
+        let word_of = |set: Option<&Granules>| set.map_or(0, |set| Words::word(&set, index));
         let (first, second) = self.sets();
         word_of(first) | word_of(second)
     }
 }
 
 impl Words for &BitmapReader {
-    fn size_bytes(&self) -> u64 {
-        BitmapReader::size_bytes(self)
+    fn end_bytes(&self) -> u64 {
+        self.size_bytes()
+    }
+
+    fn solid_from(&self) -> u64 {
+        self.content.size_bytes
     }
 
     fn granularity(&self) -> Granularity {

@@ -1,6 +1,7 @@
 //! The flat set of granules: geometry, allocation, copies.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bitvec::order::Lsb0;
@@ -25,6 +26,9 @@ pub struct Granules {
     /// memory.
     words: Box<[AtomicU64]>,
     size_bytes: u64,
+    /// End of what has changed behind the view's end, in views that grow; 0 for nothing. All from the
+    /// view's end to there counts as dirty, until another set is made of this one.
+    grown_end: AtomicU64,
     granularity: Granularity,
 }
 
@@ -51,10 +55,10 @@ impl Granules {
         let len_words = granules.div_ceil(64);
         let words = bytemuck::allocation::try_zeroed_slice_box(len_words as usize)
             .map_err(|()| BitmapError::OutOfMemory { len_bytes: len_words * 8 })?;
-        Ok(Self { words, size_bytes, granularity })
+        Ok(Self { words, size_bytes, grown_end: AtomicU64::new(0), granularity })
     }
 
-    /// Size of the view.
+    /// Size of the view, as it was when the set was made: see [`Self::end_bytes`].
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
@@ -104,6 +108,41 @@ impl Granules {
         if extension == Extension::Dirty {
             self.mark(old.size_bytes, self.size_bytes.saturating_sub(old.size_bytes));
         }
+        self.take_grown(old);
+    }
+
+    /// Takes over what has changed behind the end of `old`: as granules, as far as the view goes here.
+    pub(super) fn take_grown(&self, old: &Self) {
+        if let Some(grown) = old.grown() {
+            self.mark(grown.start, grown.end - grown.start);
+            self.mark_grown(grown.end);
+        }
+    }
+
+    /// What has changed behind the view's end.
+    #[inline]
+    pub(super) fn grown(&self) -> Option<Range<u64>> {
+        let end = self.grown_end.load(Relaxed);
+        (end > self.size_bytes).then_some(self.size_bytes..end)
+    }
+
+    /// Counts what lies between the view's end and `end` as changed, if that is behind it.
+    ///
+    /// To be called before the change is issued, on the thread that issues it.
+    pub fn mark_grown(&self, end: u64) {
+        if end > self.size_bytes && self.grown_end.load(Relaxed) < end {
+            self.grown_end.fetch_max(end, Relaxed);
+        }
+    }
+
+    /// Forgets what has changed behind the view's end.
+    pub(super) fn clear_grown(&self) {
+        self.grown_end.store(0, Relaxed);
+    }
+
+    /// Where what it shows ends: the view's end, or that of what has changed behind it.
+    pub fn end_bytes(&self) -> u64 {
+        self.size_bytes.max(self.grown_end.load(Relaxed))
     }
 
     /// The set as bits, one a granule; past the last granule they are zero up to a whole word.
@@ -145,6 +184,7 @@ impl fmt::Debug for Granules {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of one run are meant")]
 mod tests {
     use super::*;
 
@@ -188,5 +228,46 @@ mod tests {
         assert!(!granules.test(0));
         assert_eq!(granules.resized(1, Extension::Dirty).unwrap().count(), 1);
         assert_eq!(granules.resized(1, Extension::Clean).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_has_grown_is_dirty_until_it_is_cleared() {
+        let check = |set: &Granules, runs: &[Range<u64>], granules: u64| {
+            assert_eq!(set.ranges(0..u64::MAX).collect::<Vec<_>>(), runs);
+            let bytes = runs.iter().map(|run| run.end - run.start).sum();
+            assert_eq!((set.count(), set.dirty_bytes()), (granules, bytes), "{runs:?}");
+            let ends = runs.iter().flat_map(|run| [(run.end - 1, true), (run.end, false)]);
+            ends.for_each(|(at, expect)| assert_eq!(set.test(at), expect, "byte {at}"));
+            assert_eq!(set.next_dirty(0).as_ref(), runs.first());
+        };
+        for size_bytes in [0, 512, 700, 64 * 512, 65 * 512 + 1] {
+            let set = Granules::new(size_bytes, Granularity::MIN).unwrap();
+            set.mark_grown(size_bytes);
+            check(&set, &[], 0);
+            let whole = size_bytes / 512 * 512;
+            set.mark_grown(size_bytes + 1);
+            check(&set, &[whole..size_bytes + 1], 1);
+            let end = whole + 200 * 512;
+            set.mark_grown(end);
+            set.mark_grown(end - 512);
+            check(&set, &[whole..end], 200);
+            assert_eq!(set.ranges(end - 1..end).next(), Some(end - 1..end));
+            // Far away: nobody counts to there.
+            let far = Granules::new(size_bytes, Granularity::MIN).unwrap();
+            far.mark_grown(1 << 60);
+            check(&far, &[whole..1 << 60], (1 << 51) - whole / 512);
+
+            let other = Granules::new(size_bytes, Granularity::DEFAULT).unwrap();
+            other.merge_from(&set).unwrap();
+            check(&other, &[whole / 65536 * 65536..end], end.div_ceil(65536) - whole / 65536);
+            let copy = set.copy().unwrap();
+            check(&copy, &[whole..end], 200);
+            check(&set.resized(end + 512, Extension::Clean).unwrap(), &[whole..end], 200);
+            let part = set.resized(end - 512, Extension::Clean).unwrap();
+            check(&part, &[whole..end], 200);
+            set.clear_range(0, u64::MAX);
+            part.clear_all();
+            [&set, &part].into_iter().for_each(|set| check(set, &[], 0));
+        }
     }
 }

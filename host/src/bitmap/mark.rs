@@ -69,6 +69,9 @@ impl Granules {
     /// the range.
     pub fn clear_range(&self, offset: u64, len_bytes: u64) {
         let end = offset.saturating_add(len_bytes);
+        if self.grown().is_some_and(|grown| offset <= grown.start && grown.end <= end) {
+            self.clear_grown();
+        }
         let first = offset.div_ceil(self.granularity().bytes());
         let end_granule = match end >= self.size_bytes() {
             true => self.len_granules(),
@@ -95,6 +98,7 @@ impl Granules {
                 word.store(0, Relaxed);
             }
         }
+        self.clear_grown();
     }
 
     /// Makes the granules `first..=last` dirty, which exist.

@@ -20,6 +20,14 @@ impl MarkList {
         }
     }
 
+    /// In every set, counts what lies between its end and `end` as changed: [`Granules::mark_grown`].
+    #[cold]
+    pub fn mark_grown(&self, end: u64) {
+        for set in &self.0 {
+            set.mark_grown(end);
+        }
+    }
+
     /// The sets, in the order given.
     pub fn iter(&self) -> std::slice::Iter<'_, Arc<Granules>> {
         self.0.iter()

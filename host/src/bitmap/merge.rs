@@ -46,6 +46,7 @@ impl Granules {
                 source_size_bytes: source.size_bytes(),
             });
         }
+        self.take_grown(source);
         if self.granularity() != source.granularity() {
             self.merge_ranges_from(source);
             return Ok(());

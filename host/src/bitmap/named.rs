@@ -66,7 +66,8 @@ impl Bitmap {
         self.content.load().state
     }
 
-    /// Size of the view it describes, bytes.
+    /// Size of the view it describes, bytes: as it was when its content was last decided about, if the view
+    /// grows by itself.
     pub fn size_bytes(&self) -> u64 {
         self.content.load().size_bytes
     }

@@ -11,18 +11,25 @@ use super::{Granularity, Granules};
 
 /// What can be listed: granules by the word, the same geometry as long as it is held.
 pub trait Words {
-    /// Size of the view, bytes.
-    fn size_bytes(&self) -> u64;
+    /// Where what it shows ends, bytes.
+    fn end_bytes(&self) -> u64;
+    /// From where on all is dirty up to there.
+    fn solid_from(&self) -> u64;
     /// Bytes that one granule stands for.
     fn granularity(&self) -> Granularity;
-    /// The granules `64 * index..64 * index + 64`, the first in the lowest bit; zero past the view.
+    /// The granules `64 * index..64 * index + 64`, the first in the lowest bit; zero past the end.
     fn word(&self, index: usize) -> u64;
 }
 
 impl Words for &Granules {
     #[inline]
-    fn size_bytes(&self) -> u64 {
-        Granules::size_bytes(self)
+    fn end_bytes(&self) -> u64 {
+        Granules::end_bytes(self)
+    }
+
+    #[inline]
+    fn solid_from(&self) -> u64 {
+        self.size_bytes()
     }
 
     #[inline]
@@ -32,34 +39,72 @@ impl Words for &Granules {
 
     #[inline]
     fn word(&self, index: usize) -> u64 {
-        self.words().get(index).map_or(0, |word| word.load(Relaxed))
+        let word = self.words().get(index).map_or(0, |word| word.load(Relaxed));
+        match self.grown() {
+            None => word,
+            Some(grown) => word | self.grown_word(&grown, index),
+        }
     }
 }
 
+/// The granules and bytes of a set that has grown: what no words stand for is counted run by run.
+pub(super) fn count_runs<S: Words>(source: S) -> (u64, u64) {
+    let granularity_bytes = source.granularity().bytes();
+    Ranges::of(source, 0..u64::MAX).fold((0, 0), |(granules, bytes), run| {
+        let more = run.end.div_ceil(granularity_bytes) - run.start / granularity_bytes;
+        (granules + more, bytes + (run.end - run.start))
+    })
+}
+
 impl Granules {
-    /// Whether the granule that holds the byte at `offset` is dirty; false past the view's end.
+    /// Whether the granule that holds the byte at `offset` is dirty; false past the end.
     #[inline]
     pub fn test(&self, offset: u64) -> bool {
-        offset < self.size_bytes() && self.bits()[self.granule_at(offset)]
+        if offset < self.size_bytes() && self.bits()[self.granule_at(offset)] {
+            return true;
+        }
+        let granule = self.granule_at(offset);
+        self.grown().is_some_and(|it| offset < it.end && granule >= self.granule_at(it.start))
     }
 
     /// Number of dirty granules.
     pub fn count(&self) -> u64 {
-        count_ones(self.words(), &[])
+        match self.grown() {
+            None => self.count_with(None),
+            Some(_) => count_runs(self).0,
+        }
     }
 
     /// Number of bytes in dirty granules; the last granule counts only as far as the view goes.
     pub fn dirty_bytes(&self) -> u64 {
-        self.dirty_bytes_with(None)
+        match self.grown() {
+            None => self.dirty_bytes_with(None),
+            Some(_) => count_runs(self).1,
+        }
     }
 
-    /// Number of granules that are dirty here or in `also`, which has the same geometry.
+    /// What of the granules `64 * index..64 * index + 64` holds a byte of `grown`.
+    #[cold]
+    fn grown_word(&self, grown: &Range<u64>, index: usize) -> u64 {
+        let first = self.granule_at(grown.start).saturating_sub(index.saturating_mul(64));
+        let Some(last) = self.granule_at(grown.end - 1).checked_sub(index.saturating_mul(64))
+        else {
+            return 0;
+        };
+        match first {
+            0..64 => (u64::MAX << first) & (u64::MAX >> (63 - last.min(63))),
+            _ => 0,
+        }
+    }
+
+    /// Number of granules that are dirty here or in `also`, which has the same geometry, but for what has
+    /// grown.
     pub(super) fn count_with(&self, also: Option<&Self>) -> u64 {
         count_ones(self.words(), also.map_or(&[], |also| also.words()))
     }
 
     /// As [`Self::dirty_bytes`], of granules that are dirty here or in `also`, which has the same
-    /// geometry.
+    /// geometry, but for what has grown.
     pub(super) fn dirty_bytes_with(&self, also: Option<&Self>) -> u64 {
         let Some((last_word, full_words)) = self.words().split_last() else { return 0 };
         let (also_last, also_full) = match also.and_then(|also| also.words().split_last()) {
@@ -79,7 +124,7 @@ impl Granules {
 
     /// The first run of dirty bytes at or after `from`; it starts at `from` if that byte is dirty.
     pub fn next_dirty(&self, from: u64) -> Option<Range<u64>> {
-        self.ranges(from..self.size_bytes()).next()
+        self.ranges(from..u64::MAX).next()
     }
 
     /// The runs of dirty bytes in `within`, clipped to it and to the view, ascending, with clean
@@ -96,6 +141,8 @@ pub struct Ranges<S> {
     source: S,
     /// Index after the word that holds the end of `within`.
     end_index: usize,
+    /// From this word on all are full, and need not be looked at.
+    solid_index: usize,
     /// Index of the word that is being taken apart.
     index: usize,
     /// What of that word has not been given out.
@@ -107,16 +154,20 @@ pub struct Ranges<S> {
 impl<S: Words> Ranges<S> {
     /// The runs of `source` in `within`.
     pub(super) fn of(source: S, within: Range<u64>) -> Self {
-        let within = within.start..within.end.min(source.size_bytes());
+        let within = within.start..within.end.min(source.end_bytes());
         let granularity = source.granularity();
         if within.is_empty() {
-            return Self { source, end_index: 0, index: 0, word: 0, granularity, within };
+            let (end_index, solid_index) = (0, 0);
+            return Self { source, end_index, solid_index, index: 0, word: 0, granularity, within };
         }
         let granule_at = |offset: u64| (offset >> granularity.shift()) as usize;
         let (first, last) = (granule_at(within.start), granule_at(within.end - 1));
         let index = first / 64;
         let word = source.word(index) & (u64::MAX << (first % 64));
-        Self { source, end_index: last / 64 + 1, index, word, granularity, within }
+        let (end_index, solid_index) =
+            (last / 64 + 1, granule_at(source.solid_from()).div_ceil(64));
+        // The last word of a view that has not grown is not full, and nothing follows it.
+        Self { source, end_index, solid_index, index, word, granularity, within }
     }
 
     /// Goes on to the next word and gives its bits, or `None` after the last.
@@ -131,7 +182,11 @@ impl<S: Words> Ranges<S> {
     fn end_of_long_run(&mut self) -> usize {
         loop {
             match self.load_next() {
-                Some(u64::MAX) => {}
+                Some(u64::MAX) if self.index < self.solid_index => {}
+                Some(u64::MAX) => {
+                    (self.word, self.index) = (0, self.end_index);
+                    return self.end_index * 64;
+                }
                 Some(word) => {
                     // Adding one carries through the low ones; what survives the `&` lies above
                     // them.

@@ -8,10 +8,34 @@ use super::{Bitmap, BitmapError, BitmapName};
 /// How somebody uses a bitmap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
+    /// Counts on it under its name, and reads it now and then. Nobody may take it away meanwhile; what it
+    /// says may change.
+    Keep,
     /// Shows or copies what it says. Others may do so beside it; nothing may be hidden from it.
     Read,
     /// Decides what becomes of it (a job that freezes it). Nobody may use or change it beside.
     Exclusive,
+}
+
+/// What is gone of a bitmap after a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Gone {
+    Nothing,
+    /// Something that it said.
+    Content,
+    /// It, or its name.
+    Bitmap,
+}
+
+impl Use {
+    /// Whether it stands in the way of a change.
+    fn is_against(self, gone: Gone) -> bool {
+        match self {
+            Self::Keep => gone >= Gone::Bitmap,
+            Self::Read => gone >= Gone::Content,
+            Self::Exclusive => true,
+        }
+    }
 }
 
 /// Users shown in one message; the rest is counted.
@@ -25,8 +49,8 @@ pub(super) struct Users(Mutex<List>);
 struct List {
     next_number: u64,
     entries: Vec<Entry>,
-    /// A change is prepared; whether it hides something.
-    changing: Option<bool>,
+    /// A change is prepared; what is gone after it.
+    changing: Option<Gone>,
 }
 
 #[derive(Debug)]
@@ -91,9 +115,10 @@ impl BitmapUse {
     pub(super) fn begin(bitmap: &Arc<Bitmap>, user: String, how: Use) -> Result<Self, BitmapError> {
         let name = bitmap.name();
         let mut list = bitmap.users.lock();
-        list.check(&name, |other| how == Use::Exclusive || other.how == Use::Exclusive)?;
+        let excludes = |how: Use, other: Use| how == Use::Exclusive && other != Use::Keep;
+        list.check(&name, |other| excludes(how, other.how) || excludes(other.how, how))?;
         // A reader that began now could see one half before the change and one after it.
-        if list.changing == Some(true) || (list.changing.is_some() && how == Use::Exclusive) {
+        if list.changing.is_some_and(|gone| how.is_against(gone)) {
             return Err(BitmapError::Changing { name });
         }
         let number = list.next_number;
@@ -163,24 +188,21 @@ impl Changing {
         if list.changing.is_some() {
             return Err(BitmapError::Changing { name });
         }
-        list.changing = Some(false);
+        list.changing = Some(Gone::Nothing);
         drop(list);
         Ok(Self { bitmap: Arc::clone(bitmap) })
     }
 
-    /// Asks for one more change; `hides`: something that readers rely on would be gone. The use
-    /// `own` is no hindrance: its holder asks.
+    /// Asks for one more change, after which `gone` is so. The use `own` is no hindrance: its holder asks.
     ///
     /// # Errors
     /// [`BitmapError::InUse`].
-    pub(super) fn admit(&self, own: Option<&BitmapUse>, hides: bool) -> Result<(), BitmapError> {
+    pub(super) fn admit(&self, own: Option<&BitmapUse>, gone: Gone) -> Result<(), BitmapError> {
         let name = self.bitmap.name();
         let mut list = self.bitmap.users.lock();
         let own = own.map(|own| own.number);
-        list.check(&name, |other| {
-            Some(other.number) != own && (hides || other.how == Use::Exclusive)
-        })?;
-        list.changing = Some(list.changing == Some(true) || hides);
+        list.check(&name, |other| Some(other.number) != own && other.how.is_against(gone))?;
+        list.changing = list.changing.max(Some(gone));
         Ok(())
     }
 }

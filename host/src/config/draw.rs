@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 
 use super::EdgeSpec;
+use super::qcow2_options::BackingSpec;
 use super::render::printable;
-use super::spec::{BitmapSpec, DriverSpec, ExportSpec, GraphSpec, NodeSpec, Scope};
+use super::spec::{BitmapSpec, DriverSpec, ExportSpec, GraphSpec, NodeSpec, Persist, Scope};
 use super::units::format_size;
 
 /// Draws `spec` as a tree, one line for each drive, export, bitmap and edge.
@@ -142,6 +143,12 @@ pub(super) fn bitmap_text(bitmap: &BitmapSpec) -> String {
     }
     let granularity = format_size(u64::from(bitmap.granularity_bytes.value));
     text.push_str(&format!("granularity {granularity}"));
+    match &bitmap.persist.value {
+        Persist::None => {}
+        Persist::Root => text.push_str(", kept at the root"),
+        Persist::Node(node) => text.push_str(&format!(", kept in {node}")),
+        Persist::Meta => text.push_str(", kept in the metadata image"),
+    }
     if !bitmap.enabled.value {
         text.push_str(", disabled");
     }
@@ -160,6 +167,13 @@ pub(super) fn node_text(node: &NodeSpec) -> String {
             let parts = [offset, size].into_iter().flatten();
             parts.map(|(what, bytes)| format!("{what}{}", format_size(bytes))).collect()
         }
+        DriverSpec::Qcow2(image) => match image.size_bytes() {
+            Some(bytes) => format!(" {}", format_size(bytes)),
+            None if image.backing.value == BackingSpec::AsImage && image.image.is_none() => {
+                ", backing as its image says".to_owned()
+            }
+            None => String::new(),
+        },
         DriverSpec::Plugin(plugin) => format!(" {}", plugin.plugin.value),
         DriverSpec::Filter(_) => String::new(),
     };

@@ -2,7 +2,8 @@
 //!
 //! Called by the `serve`, `check` and `graph` commands and by embedders. [`parse`] reads the text
 //! alone, so it behaves the same on every machine; [`check_surroundings`] then asks a
-//! [`Surroundings`] about files, sockets and plugins. Neither opens, creates or changes anything.
+//! [`Surroundings`] about files, sockets, plugins and the headers of images, and adds the nodes that images
+//! name. Neither creates or changes anything.
 //! The graph builder turns the [`GraphSpec`] into live nodes and may report what goes wrong at the
 //! same places of the file ([`GraphSpec::diagnostics`]).
 //!
@@ -11,6 +12,7 @@
 //! ```text
 //! text → toml (syntax) → Table (one table's keys, typed) → read_* (drivers, exports …) → GraphSpec
 //!      → references → permissions → Ok(GraphSpec) or every Diagnostic, by position
+//!      → surroundings: images (headers, names, gate) → more nodes, or more diagnostics
 //! ```
 //!
 //! Invariants:
@@ -19,21 +21,29 @@
 //!   be mended.
 //! - A `GraphSpec` that `parse` returned has no dangling reference, no cycle and no conflict of
 //!   permissions.
+//! - A file that an image names becomes a node only if the gate (`image_gate`) lets it through.
 //! - No contents of a file make this module panic, or print a control character.
 
+mod bitmaps;
 mod convert;
 mod diagnostic;
 mod dot;
 mod draw;
+mod image_gate;
+mod image_names;
+mod images;
 mod listen;
 mod names;
+mod new_image;
 mod permissions;
 mod plugin_options;
+mod qcow2_checks;
+mod qcow2_options;
 mod read_filters;
 mod read_nodes;
+mod read_qcow2;
 mod read_root;
 mod references;
-
 mod render;
 mod sizes;
 mod spec;
@@ -49,9 +59,14 @@ pub use crate::graph::{PermissionSet, Role};
 pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity, Span, Spanned};
 pub use dot::dot;
 pub use draw::tree;
+pub use images::read as read_images;
 pub use listen::{ListenAddr, ListenAddrError};
 pub use permissions::{EdgeParent, EdgeSpec};
 pub use plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
+pub use qcow2_options::{
+    BackingFormat, BackingReference, BackingSpec, Compression, DataFileSpec, ImageFacts, ImageSpec,
+    Preallocation, Qcow2Compat, Qcow2CreateSpec, Qcow2Spec,
+};
 pub use spec::{
     BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,
     FilterSpec, GraphSpec, HostSettings, Locking, MemorySpec, NodeSpec, NullSpec, Persist,
@@ -93,6 +108,7 @@ pub fn parse_tolerant(file_name: &str, text: &str) -> (GraphSpec, Diagnostics) {
 fn check(spec: &mut GraphSpec, declared: &Declared, problems: &Problems) {
     spec.is_graph = references::check(&*spec, declared, problems);
     if spec.is_graph {
+        qcow2_checks::fill_in(spec);
         sizes::fill_in(spec, problems);
         spec.edges = permissions::edges(spec);
         permissions::check(spec, problems);

@@ -40,6 +40,14 @@ pub(super) fn check_child_name(name: &Spanned<String>, table: &Table<'_>) -> boo
     is_right
 }
 
+/// The name of an unnamed node: the child called `child` of `parent`.
+pub(super) fn unnamed(parent: &str, parent_is_unnamed: bool, child: &str) -> String {
+    match parent_is_unnamed {
+        true => format!("{parent}/{child}"),
+        false => format!("#{parent}.{child}"),
+    }
+}
+
 /// Checks the name of a bitmap.
 pub(super) fn check_bitmap_name(name: &Spanned<String>, table: &Table<'_>) -> bool {
     let rule = format!("a bitmap's name has 1 to {LONGEST_BITMAP_NAME_BYTES} bytes");

@@ -61,6 +61,9 @@ pub(super) fn role_of(node: &NodeSpec, child: &str) -> Role {
     match &node.driver {
         DriverSpec::Raw(raw) if raw.is_section() => Role::Storage,
         DriverSpec::Memory(_) => Role::Backing,
+        DriverSpec::Qcow2(_) if child == "backing" => Role::Backing,
+        DriverSpec::Qcow2(image) if child == "data-file" && image.data_file_is_raw() => Role::Data,
+        DriverSpec::Qcow2(_) => Role::Storage,
         DriverSpec::Plugin(plugin) if child != "file" => {
             let grants = plugin.grants.iter().filter(|grant| grant.child.value == child);
             let changes =

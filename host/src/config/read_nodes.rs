@@ -10,12 +10,12 @@ use super::render::clip;
 use super::spec::{ChildSpec, DriverSpec, FileSpec, FilterKind, Locking, MemorySpec, NodeSpec};
 use super::spec::{NullSpec, RawSpec};
 use super::table::{Entry, Table};
-use super::{names, read_filters, suggest};
+use super::{names, read_filters, read_qcow2, suggest};
 
 /// Drivers of this release.
-const DRIVERS: [&str; 7] = ["file", "memory", "null", "raw", "plugin", "pass", "throttle"];
+const DRIVERS: [&str; 8] = ["file", "memory", "null", "raw", "qcow2", "plugin", "pass", "throttle"];
 /// Drivers that later releases have.
-const LATER_DRIVERS: [&str; 5] = ["qcow2", "nbd", "plugin-view", "copy-on-read", "backup"];
+const LATER_DRIVERS: [&str; 4] = ["nbd", "plugin-view", "copy-on-read", "backup"];
 
 const MAX_BLOCK_SIZE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
@@ -40,6 +40,7 @@ pub(super) fn read_node(
         "memory" => read_memory(&mut table, &mut node),
         "null" => read_null(&mut table),
         "raw" => read_raw(&mut table, &mut node),
+        "qcow2" => read_qcow2::read_qcow2(&mut table, &mut node),
         "plugin" => read_filters::read_plugin(&mut table, &mut node),
         "pass" => read_filters::read_filter(FilterKind::Pass, &mut table, &mut node),
         _ => read_filters::read_filter(FilterKind::Throttle, &mut table, &mut node),
@@ -47,7 +48,8 @@ pub(super) fn read_node(
     let read_only = table.take("read-only").unwrap_or_else(|| table.default(false));
     table.finish(&format!("driver `{driver_name}`"));
     let Partial { name, is_unnamed, children, nested } = node;
-    nodes.push(NodeSpec { name, is_unnamed, read_only, driver, children });
+    let is_implicit = false;
+    nodes.push(NodeSpec { name, is_unnamed, is_implicit, read_only, driver, children });
     nodes.extend(nested);
 }
 
@@ -70,9 +72,7 @@ impl Partial {
                 node
             }
             DeValue::Table(inline) => {
-                let sign = if self.is_unnamed { "" } else { "#" };
-                let dot = if self.is_unnamed { '/' } else { '.' };
-                let unnamed = format!("{sign}{}{dot}{}", self.name, entry.key);
+                let unnamed = names::unnamed(&self.name.value, self.is_unnamed, entry.key);
                 let what = format!("node `{unnamed}`");
                 let inline = Table::new(what, entry.key_span, inline, table.problems());
                 let unnamed = Spanned::new(unnamed, entry.key_span);

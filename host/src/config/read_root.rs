@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::convert::{Choice, Size};
+use super::convert::{Choice, Size, type_of};
 use super::diagnostic::{Diagnostic, Problems, Span, Spanned};
 use super::render::clip;
 use super::spec::{BitmapSpec, Declared, DriveSpec, Engine, ExportSpec, GraphSpec, HostSettings};
@@ -144,17 +144,28 @@ fn read_bitmap(id: Spanned<String>, mut table: Table<'_>) -> Option<BitmapSpec> 
 
 fn read_persist(table: &mut Table<'_>) -> Spanned<Persist> {
     let Some(entry) = table.entry("persist") else { return table.default(Persist::None) };
-    let (policy, is_later) = match entry.value.get_ref() {
-        DeValue::String(text) if text == "none" => {
-            return Spanned::new(Persist::None, entry.value_span());
+    let policy = match entry.value.get_ref() {
+        DeValue::Table(_) => {
+            let what = format!("`persist` of {}", table.what);
+            let node = table.as_table(entry, what).and_then(|mut target| {
+                let node = target.need::<String>("node", "\"NODE\"");
+                target.finish("`persist`");
+                node
+            });
+            let Some(node) = node else { return Spanned::new(Persist::None, entry.value_span()) };
+            names::check_reference(&node, table);
+            return Spanned::new(Persist::Node(node), entry.value_span());
         }
-        DeValue::String(text) => (format!("\"{}\"", clip(text)), text == "root" || text == "meta"),
-        DeValue::Table(target) => ("{ node = … }".to_owned(), target.contains_key("node")),
-        _ => (String::from("…"), false),
+        DeValue::String(text) => match text.as_ref() {
+            "none" => return Spanned::new(Persist::None, entry.value_span()),
+            "root" => return Spanned::new(Persist::Root, entry.value_span()),
+            "meta" => return Spanned::new(Persist::Meta, entry.value_span()),
+            _ => format!("\"{}\"", clip(text)),
+        },
+        other => type_of(other).to_owned(),
     };
-    let why = if is_later { "is not in this release" } else { "is no way to keep a bitmap" };
-    let message = format!("`persist = {policy}` of {} {why}", table.what);
-    let help = "this release has `persist = \"none\"` alone, which is the default";
+    let message = format!("`persist` of {} cannot be {policy}", table.what);
+    let help = "write \"none\", \"root\", \"meta\" or `{ node = \"NODE\" }`";
     table.problem(Diagnostic::error(entry.value_span(), message).help(help));
     Spanned::new(Persist::None, entry.value_span())
 }

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 
 use super::diagnostic::{Diagnostic, Problems, Span, Spanned};
 use super::render::clip;
-use super::spec::{BitmapSpec, ChildSpec, Declared, DriverSpec, ExportSpec, GraphSpec};
-use super::spec::{MOST_OF_EACH, Scope};
-use super::{EdgeParent, Role, permissions, read_root, sizes, suggest};
+use super::spec::{Declared, DriverSpec, ExportSpec, GraphSpec, MOST_OF_EACH, Scope};
+use super::{EdgeParent, bitmaps, qcow2_checks, read_root, sizes, suggest};
 
 /// Reports what does not lead anywhere. Gives whether the graph is small enough and free of cycles:
 /// only then may it be walked.
@@ -23,10 +22,12 @@ pub(super) fn check(spec: &GraphSpec, declared: &Declared, problems: &Problems) 
     check_targets(spec, declared, problems);
     check_instances(spec, problems);
     check_export_names(spec, problems);
-    check_bitmap_names(spec, problems);
+    bitmaps::check_names(spec, problems);
     let is_acyclic = check_cycles(spec, problems);
     if is_acyclic {
-        check_exported_bitmaps(spec, declared, problems);
+        bitmaps::check_exported(spec, declared, problems);
+        bitmaps::check_persist(spec, declared, problems);
+        qcow2_checks::check(spec, problems);
         sizes::check_sections(spec, &|_| None, |problem| problems.push(problem));
     }
     is_acyclic
@@ -45,7 +46,8 @@ fn check_shared_names(declared: &Declared, problems: &Problems) {
     }
 }
 
-fn unknown(
+/// The error of a name that is none of `known`, if it is not; `user` refers to it.
+pub(super) fn unknown(
     kind: &str,
     name: &Spanned<String>,
     user: &str,
@@ -163,24 +165,6 @@ fn check_export_names(spec: &GraphSpec, problems: &Problems) {
     }
 }
 
-fn check_bitmap_names(spec: &GraphSpec, problems: &Problems) {
-    let mut seen: BTreeMap<(String, &str), &BitmapSpec> = BTreeMap::new();
-    for bitmap in &spec.bitmaps {
-        let key = (bitmap.scope.describe(), bitmap.name.value.as_str());
-        let first = *seen.entry(key).or_insert(bitmap);
-        if std::ptr::eq(first, bitmap) {
-            continue;
-        }
-        let scope = bitmap.scope.describe();
-        let message = format!("{scope} has two bitmaps called `{}`", clip(&bitmap.name.value));
-        problems.push(
-            Diagnostic::error(bitmap.name.span, message)
-                .note(first.name.span, "first used here")
-                .help("give one of them another `name`"),
-        );
-    }
-}
-
 fn check_cycles(spec: &GraphSpec, problems: &Problems) -> bool {
     let (_, left) = spec.parents_first();
     let indices = spec.indices();
@@ -234,59 +218,6 @@ fn report_cycle(
     problems.push(edges.fold(problem, |problem, ((parent, span), child)| {
         problem.note(span, format!("`{}` → `{}`", name(parent), name(child)))
     }));
-}
-
-/// The nodes that show what a client of `scope` sees, from the top.
-fn shown_by<'a>(spec: &'a GraphSpec, scope: &Scope) -> Vec<&'a str> {
-    let mut names = Vec::new();
-    let mut below = spec.root_of(scope);
-    while let Some(node) = below {
-        names.push(node.name.value.as_str());
-        let is_shown =
-            |child: &&ChildSpec| permissions::role_of(node, &child.name.value) == Role::Filtered;
-        let shown = node.children.iter().find(is_shown);
-        below = shown.and_then(|child| spec.node(&child.node.value));
-    }
-    names
-}
-
-fn check_exported_bitmaps(spec: &GraphSpec, declared: &Declared, problems: &Problems) {
-    for export in &spec.exports {
-        let user = format!("export `{}`", clip(&export.id.value));
-        let mut names: BTreeMap<&str, &Spanned<String>> = BTreeMap::new();
-        let shown = match export.bitmaps.is_empty() {
-            true => continue,
-            false => shown_by(spec, &export.scope),
-        };
-        for id in &export.bitmaps {
-            if let Some(problem) = unknown("bitmap", id, &user, &declared.bitmaps) {
-                problems.push(problem);
-            }
-            let Some(bitmap) = spec.bitmap(&id.value) else { continue };
-            let is_shown = match &bitmap.scope {
-                Scope::Node(node) => shown.contains(&node.value.as_str()),
-                Scope::Drive(_) => false,
-            };
-            if !is_shown && bitmap.scope != export.scope {
-                let (theirs, ours) = (bitmap.scope.describe(), export.scope.describe());
-                let message = format!(
-                    "bitmap `{}` records {theirs}, but {user} serves {ours}",
-                    clip(&id.value)
-                );
-                problems.push(
-                    Diagnostic::error(id.span, message)
-                        .note(bitmap.scope.name().span, "the bitmap's")
-                        .note(export.scope_span(), "the export's")
-                        .help(format!("export a bitmap of {ours}")),
-                );
-            }
-            if let Some(first) = names.insert(&bitmap.name.value, id) {
-                let name = clip(&bitmap.name.value);
-                let message = format!("{user} has two bitmaps that clients see as `{name}`");
-                problems.push(Diagnostic::error(id.span, message).note(first.span, "first here"));
-            }
-        }
-    }
 }
 
 /// The edge's user, for messages: "drive `a`", "export `x`", "node `f`".

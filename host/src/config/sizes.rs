@@ -18,6 +18,7 @@ fn known_bytes(
         DriverSpec::Memory(memory) if memory.lacks_size => below(),
         DriverSpec::Memory(memory) => Some(memory.size_bytes.value),
         DriverSpec::Null(null) => Some(null.size_bytes.value),
+        DriverSpec::Qcow2(image) => image.size_bytes(),
         DriverSpec::Raw(raw) => match (&raw.size_bytes, &raw.offset_bytes) {
             (Some(size), _) => Some(size.value),
             (None, Some(offset)) => below().map(|bytes| bytes.saturating_sub(offset.value)),
@@ -34,11 +35,11 @@ fn sized_by<'a>(spec: &'a GraphSpec, node: &NodeSpec) -> Option<&'a NodeSpec> {
     spec.node(&child.node.value)
 }
 
-/// Whether the size of `node` follows from a file's; if not and it is not known, a name below is wrong.
+/// Whether the size of `node` follows from a file's, or an image's; if not and it is not known, a name below is wrong.
 fn is_sized_by_file(spec: &GraphSpec, node: &NodeSpec) -> bool {
     let mut below = sized_by(spec, node);
     while let Some(node) = below {
-        if matches!(node.driver, DriverSpec::File(_)) {
+        if matches!(node.driver, DriverSpec::File(_) | DriverSpec::Qcow2(_)) {
             return true;
         }
         below = sized_by(spec, node);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::PluginSource;
+use super::Qcow2Spec;
 use super::diagnostic::{Diagnostics, Source, Span, Spanned};
 use super::{ConfigSpec, EdgeParent, EdgeSpec, GrantSpec, ListenAddr, OnFault, PluginLimits};
 
@@ -175,8 +176,11 @@ pub enum Engine {
 pub struct NodeSpec {
     /// Its name; an unnamed node is called `#PARENT.CHILD`, one within it `#PARENT.CHILD/CHILD`.
     pub name: Spanned<String>,
-    /// Whether the file gives it inline, without a name.
+    /// Whether it has no name of its own: the file gives it inline, or an image names it.
     pub is_unnamed: bool,
+    /// Whether an image names it: the file says nothing of it, and its spans are those of the node whose image
+    /// leads to it.
+    pub is_implicit: bool,
     /// Whether it refuses every change; false by default.
     pub read_only: Spanned<bool>,
     /// The driver and its options.
@@ -205,6 +209,8 @@ pub enum DriverSpec {
     Null(NullSpec),
     /// The child's bytes, or a section of them.
     Raw(RawSpec),
+    /// An image.
+    Qcow2(Qcow2Spec),
     /// A filter in a sandbox.
     Plugin(PluginSpec),
     /// A filter of the host's own.
@@ -219,6 +225,7 @@ impl DriverSpec {
             Self::Memory(_) => "memory",
             Self::Null(_) => "null",
             Self::Raw(_) => "raw",
+            Self::Qcow2(_) => "qcow2",
             Self::Plugin(_) => "plugin",
             Self::Filter(filter) => filter.kind.name(),
         }
@@ -404,11 +411,18 @@ pub struct BitmapSpec {
 }
 
 /// Where a bitmap is kept when the host is down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Persist {
     /// Nowhere.
     #[default]
     None,
+    /// In the first image, from its root, of the drive that it belongs to, whichever that is.
+    Root,
+    /// In the image that is this node.
+    Node(Spanned<String>),
+    /// In the image that shows an external raw data file at the top of the drive that it belongs to, and stays
+    /// there whatever is below.
+    Meta,
 }
 
 /// What a bitmap or an export belongs to.
@@ -450,7 +464,7 @@ pub struct ExportSpec {
     pub listen: Spanned<ListenAddr>,
     /// Whether clients may change it; false by default.
     pub writable: Spanned<bool>,
-    /// Ids of the bitmaps that clients can read.
+    /// The bitmaps that clients can read: ids, or names of bitmaps that an image below holds.
     pub bitmaps: Vec<Spanned<String>>,
     /// A text for people, sent to clients that ask.
     pub description: Option<Spanned<String>>,

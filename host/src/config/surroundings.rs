@@ -11,7 +11,9 @@ use serde_json::Value;
 use super::diagnostic::{Diagnostic, Diagnostics, Spanned};
 use super::render::clip;
 use super::spec::{DriverSpec, FileSpec, FilterKind, GraphSpec, Locking, NodeSpec};
-use super::{ListenAddr, PluginSource, listen, permissions, sizes, suggest};
+use super::{
+    ImageFacts, ListenAddr, PluginSource, images, listen, permissions, qcow2_checks, sizes, suggest,
+};
 
 /// What is known of a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct FileFacts {
     pub writable: bool,
     /// Whether it is a directory.
     pub is_dir: bool,
+    /// Whether it is neither a file nor a directory nor a block device: a pipe, for example.
+    pub is_special: bool,
 }
 
 /// One thing that a plugin finds wrong with its configuration.
@@ -49,6 +53,21 @@ pub trait Surroundings {
     /// Why it cannot be known: for example a directory on the way is not accessible.
     fn file(&self, path: &Path) -> Result<FileFacts, String>;
 
+    /// `path` without symbolic links, absolute.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none: for example there is nothing.
+    fn real_path(&self, path: &Path) -> Result<PathBuf, String>;
+
+    /// What the header of the qcow2 image in the file or block device at `path` says; `None`: it is no qcow2
+    /// image.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be read, or what is wrong with the header.
+    fn image(&self, path: &Path) -> Result<Option<ImageFacts>, String>;
+
     /// Who already uses `addr`, if anyone does; a socket that nobody listens on is free.
     fn listen_in_use(&self, addr: &ListenAddr) -> Option<String>;
 
@@ -69,18 +88,19 @@ pub trait Surroundings {
     fn filter_config(&self, filter: FilterKind, config: &Value) -> Vec<ConfigError>;
 }
 
-/// Checks `spec` against `surroundings`. Relative paths are taken from `base_dir`, the directory of
-/// the file. A specification with cycles has nothing more checked.
+/// Checks `spec` against `surroundings`, and adds the nodes that images name to it. Relative paths are taken
+/// from `base_dir`, the directory of the file. A specification with cycles has nothing more checked.
 pub fn check_surroundings(
-    spec: &GraphSpec,
+    spec: &mut GraphSpec,
     surroundings: &dyn Surroundings,
     base_dir: &Path,
 ) -> Diagnostics {
     if !spec.is_graph {
         return spec.diagnostics();
     }
-    let mut check =
-        Check { spec, surroundings, base_dir, found: spec.diagnostics(), sizes: BTreeMap::new() };
+    let found = images::read(spec, surroundings, base_dir);
+    let spec = &*spec;
+    let mut check = Check { spec, surroundings, base_dir, found, sizes: BTreeMap::new() };
     for node in &spec.nodes {
         match &node.driver {
             DriverSpec::File(file) => check.file(node, file),
@@ -95,7 +115,10 @@ pub fn check_surroundings(
                 let wrong = surroundings.filter_config(filter.kind, &filter.config.json);
                 check.config(node, wrong);
             }
-            DriverSpec::Memory(_) | DriverSpec::Null(_) | DriverSpec::Raw(_) => {}
+            DriverSpec::Memory(_)
+            | DriverSpec::Null(_)
+            | DriverSpec::Raw(_)
+            | DriverSpec::Qcow2(_) => {}
         }
     }
     check.same_files();
@@ -132,10 +155,18 @@ impl Check<'_> {
         };
         if !facts.exists {
             let Some(create) = &file.create_bytes else {
-                return self.found.push(
-                    Diagnostic::error(file.path.span, format!("file `{shown}` does not exist"))
-                        .help("to have it made, sparse, add its size: `create = \"10GiB\"`"),
-                );
+                let help = match qcow2_checks::image_in(self.spec, node) {
+                    Some(image) => format!(
+                        "to have an image made, add `create = {{ size = \"10GiB\" }}` to node `{}`",
+                        image.name
+                    ),
+                    None => {
+                        "to have it made, sparse, add its size: `create = \"10GiB\"`".to_owned()
+                    }
+                };
+                let message = format!("file `{shown}` does not exist");
+                let problem = Diagnostic::error(file.path.span, message);
+                return self.found.push(problem.help(help));
             };
             self.sizes.insert(path.clone(), create.value);
             return self.directory(&path, file);
@@ -211,6 +242,8 @@ impl Check<'_> {
         for node in &self.spec.nodes {
             let DriverSpec::File(file) = &node.driver else { continue };
             let path = file.path_in(self.base_dir);
+            // What is not there yet has the path that it is made at.
+            let path = self.surroundings.real_path(&path).unwrap_or(path);
             let (first, first_file) = *seen.entry(path).or_insert((node, file));
             let is_unlocked = [first_file, file].iter().any(|it| it.locking.value == Locking::Off);
             if std::ptr::eq(first, node) || is_unlocked {
@@ -226,11 +259,15 @@ impl Check<'_> {
                 "nodes `{}` and `{}` are the same file, and `{}` writes it",
                 first.name, node.name, writer.name
             );
+            let help = match first.is_implicit || node.is_implicit {
+                true => "use one node for both: write `backing = …` where an image names it",
+                false => "use one node for both",
+            };
             self.found.push(
                 Diagnostic::error(file.path.span, message)
                     .note(first_file.path.span, "the same file")
                     .note(span, label)
-                    .help("use one node for both"),
+                    .help(help),
             );
         }
     }

@@ -73,6 +73,10 @@ impl Node for CopyOnReadNode {
         PassNode.discard(cx, offset, len)
     }
 
+    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.set_len(cx, len)
+    }
+
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         PassNode.flush(cx)
     }

@@ -50,6 +50,10 @@ impl Node for PassNode {
         Box::pin(async move { cx.child(0)?.discard(offset, len).await })
     }
 
+    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move { cx.child(0)?.set_len(len).await })
+    }
+
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move { cx.child(0)?.flush().await })
     }

@@ -101,6 +101,10 @@ impl Node for ThrottleNode {
         })
     }
 
+    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.set_len(cx, len)
+    }
+
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         PassNode.flush(cx)
     }

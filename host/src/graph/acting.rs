@@ -17,6 +17,7 @@ use super::mutation::{Mutation, mutated};
 use super::origin::Origin;
 use super::permission::{PermissionSet, Role};
 use super::snapshot::{Edge, Graph};
+use crate::node::Upkeep;
 
 /// A node of whose view copies are made.
 #[derive(Clone)]
@@ -173,7 +174,7 @@ fn find_origins(graph: &mut Graph, former: Option<&Graph>) {
     graph.origins.truncate(graph.drives.len());
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
-        let acts = node.edges.iter().any(|edge| !edge.grants.is_empty());
+        let acts = node.has_grants() || node.driver.upkeep() != Upkeep::None;
         let known = former.and_then(|former| {
             let then = (0..former.nodes.len()).find(|then| is_same_node(graph, at, former, *then));
             former.nodes[then?].origin.map(|origin| Arc::clone(&former.origins[origin]))
@@ -247,7 +248,7 @@ fn own(graph: &Graph, downs: &[Vec<Below>], at: usize, position: usize) -> Own {
             }
         }
         Effect {
-            marks: Marks::of(graph, target, cut),
+            marks: Marks::of(graph, target, cut, false),
             enters: match mutated(Mutation::ProvenWritesStaleNothing) && unchanged.is_some() {
                 true => SourceSet::default(),
                 false => enters,

@@ -54,7 +54,7 @@ pub(super) fn admit(
 #[inline]
 pub(super) fn check(graph: &Graph, edge: &Edge, op: &Op) -> Result<()> {
     let child = &graph.nodes[edge.child];
-    op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
+    op.check_range(edge.end_bytes(child)).map_err(|error| error.at_node(&child.name))?;
     if op.kind.is_change() { check_change(graph, edge, child) } else { Ok(()) }
 }
 

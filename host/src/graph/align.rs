@@ -177,7 +177,7 @@ pub(super) async fn block_status(edge: EdgeRef<'_>, offset: u64, len: u64) -> Re
     let node = edge.node();
     let end = offset + len;
     let asked = outer(offset, len, node.info.limits.request_alignment);
-    let asked = asked.start..asked.end.min(node.info.size_bytes);
+    let asked = asked.start..asked.end.min(edge.end_bytes());
     let extents = node.driver.block_status(edge.cx(), asked.start, asked.end - asked.start).await?;
     let mut clipped = Vec::with_capacity(extents.len());
     let mut at = asked.start;

@@ -11,12 +11,13 @@ use std::task::{Poll, Waker};
 use arc_swap::ArcSwap;
 
 use super::build::BitmapDecl;
+use super::detach::ToTheEnd;
 use super::guard::Guards;
-use super::origin::Origin;
-use super::snapshot::Graph;
+use super::origin::{Origin, Request};
+use super::snapshot::{Cx, Graph};
 #[cfg(test)]
 use super::transaction::BitmapAction;
-use super::transaction::{Action, Event, EventBus, Events, Transaction, close};
+use super::transaction::{Action, Event, EventBus, Events, LateWork, Transaction, close};
 use crate::bitmap::Bitmap;
 #[cfg(test)]
 use crate::bitmap::Change;
@@ -31,6 +32,7 @@ pub struct GraphCell {
     generation: AtomicU64,
     pub(super) writer: WriterLock,
     pub(super) events: EventBus,
+    pub(super) late: LateWork,
 }
 
 impl GraphCell {
@@ -38,7 +40,8 @@ impl GraphCell {
     pub fn new(graph: Graph) -> Self {
         let generation = AtomicU64::new(graph.generation);
         let current = ArcSwap::from_pointee(graph);
-        Self { current, generation, writer: WriterLock::default(), events: EventBus::default() }
+        let (writer, events) = (WriterLock::default(), EventBus::default());
+        Self { current, generation, writer, events, late: LateWork::default() }
     }
 
     /// The same, for a host of so many workers: guards keep a table for each.
@@ -211,6 +214,32 @@ impl LocalGraph {
         let fresh = Rc::new(Snapshot(self.cell.load()));
         *self.cached.borrow_mut() = Rc::clone(&fresh);
         fresh
+    }
+
+    /// Calls `f` with what the driver of a node may reach during a call, as a request of the node: a graph
+    /// change waits for its end, and what it writes to the node's containers is marked. For what a driver
+    /// does beside requests ([`Node::upkeep`](crate::node::Node::upkeep)); it must not alter what the node
+    /// shows. It runs to its end, also if the future is dropped.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EPERM` for a node whose driver has no work of its own, and no grants; those of `f`.
+    pub async fn call_node<T: 'static>(
+        self: &Rc<Self>,
+        name: &str,
+        f: impl AsyncFnOnce(Cx<'_>) -> Result<T> + 'static,
+    ) -> Result<T> {
+        let (graph, name) = (Rc::clone(self), name.to_owned());
+        ToTheEnd::new(async move {
+            loop {
+                let current = graph.current();
+                let (node, origin) = current.own_origin(&name)?;
+                let request = Request::begin(current, origin, graph.worker).await;
+                if graph.is_current(request.graph()) {
+                    return f(Cx { graph: request.graph(), request: &request, node }).await;
+                }
+            }
+        })
+        .await
     }
 
     /// Whether no newer snapshot has been published.

@@ -71,15 +71,12 @@ impl LocalDrive {
         Ok(snapshot.nodes[snapshot.drives[self.index(&snapshot)?].medium()?.child].info)
     }
 
-    /// Whether `bitmap` records the view that the drive shows now: its own do, a node's as long as the
-    /// drive stands on the node's class.
-    pub(crate) fn shows_view_of(&self, bitmap: &Bitmap) -> bool {
+    /// The first snapshot since which the drive has shown, without a break, the view that `bitmap` records;
+    /// `None` if it does not show it.
+    pub(crate) fn shown_since(&self, bitmap: &Bitmap) -> Option<u64> {
         let graph = self.graph.current();
-        let root = self.index(&graph).ok().and_then(|index| graph.drives[index].root.as_ref());
-        let class = |node: usize| graph.nodes[node].class;
-        let (shown, entry) = (root.map(|root| root.child), graph.entry_of(bitmap));
-        let recorded = entry.and_then(|entry| entry.node);
-        shown.zip(recorded).is_some_and(|(shown, recorded)| class(shown) == class(recorded))
+        let index = self.index(&graph).ok()?;
+        graph.shown_since(&graph.drives[index], bitmap)
     }
 
     /// Tells that a client saw a bitmap of what the drive showed, and that the drive shows something else.

@@ -35,6 +35,8 @@ pub struct EdgeCall<'g, T> {
     edge: EdgeRef<'g>,
     /// A change that has entered a source by this edge.
     flight: Option<FlightKey>,
+    /// The driver has been asked for a change, and has not answered.
+    changes: bool,
     call: NodeFuture<'g, T>,
 }
 
@@ -44,6 +46,7 @@ impl<T> Future for EdgeCall<'_, T> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         let result = std::task::ready!(self.call.as_mut().poll(cx));
+        self.changes = false;
         if let Some(flight) = self.flight.take() {
             self.edge.graph.guards.leave(self.edge.request.worker(), flight);
         }
@@ -53,18 +56,20 @@ impl<T> Future for EdgeCall<'_, T> {
 
 impl<T> Drop for EdgeCall<'_, T> {
     fn drop(&mut self) {
-        if self.flight.is_some() {
+        if self.changes {
             self.edge.abandoned();
         }
     }
 }
 
-/// A change that has entered sources by an edge; leaves them at its end, and only then.
+/// A change under way beyond an edge. The sources that it has entered by it, it leaves at its end, and only
+/// then.
 #[must_use = "a change that has entered must leave"]
 pub(super) struct Flight<'g> {
     edge: EdgeRef<'g>,
     /// Until it has left.
     key: Option<FlightKey>,
+    has_ended: bool,
 }
 
 impl Flight<'_> {
@@ -76,6 +81,7 @@ impl Flight<'_> {
 
     #[inline]
     fn leave(&mut self) {
+        self.has_ended = true;
         if let Some(key) = self.key.take() {
             self.edge.graph.guards.leave(self.edge.request.worker(), key);
         }
@@ -87,7 +93,7 @@ impl Drop for Flight<'_> {
         if mutated(Mutation::GuardsEndWithFutures) {
             self.leave();
         }
-        if self.key.is_some() {
+        if !self.has_ended {
             self.edge.abandoned();
         }
     }
@@ -111,13 +117,14 @@ impl<'g> EdgeRef<'g> {
         let op = Op { kind: OpKind::Read, offset, len: buf.len() as u64 };
         if self.is_in_range(&op) {
             self.edge.counters.begin(self.request.worker(), &op);
-            return EdgeCall { edge: self, flight: None, call: self.read_admitted(offset, buf) };
+            let call = self.read_admitted(offset, buf);
+            return EdgeCall { edge: self, flight: None, changes: false, call };
         }
         let call = Box::pin(async move {
             self.begin(&op).await?;
             align::read(self, offset, buf).await
         });
-        EdgeCall { edge: self, flight: None, call }
+        EdgeCall { edge: self, flight: None, changes: false, call }
     }
 
     /// Writes `buf` at `offset`.
@@ -131,14 +138,15 @@ impl<'g> EdgeRef<'g> {
             && let Some(flight) = self.try_cross(&op)
         {
             self.edge.counters.begin(self.request.worker(), &op);
-            return EdgeCall { edge: self, flight, call: self.write_admitted(offset, buf, flags) };
+            let call = self.write_admitted(offset, buf, flags);
+            return EdgeCall { edge: self, flight, changes: true, call };
         }
         let call = Box::pin(async move {
             let flight = self.begin(&op).await?;
             let result = self.write_with_fua(offset, buf, flags).await;
             self.end(flight, &op, result)
         });
-        EdgeCall { edge: self, flight: None, call }
+        EdgeCall { edge: self, flight: None, changes: false, call }
     }
 
     /// A read that has been admitted and counted. What fits the driver goes to it without a future in
@@ -171,11 +179,16 @@ impl<'g> EdgeRef<'g> {
         Box::pin(async move { self.write_with_fua(offset, buf, flags).await })
     }
 
+    /// Where requests by this edge must end.
+    #[inline]
+    pub(super) fn end_bytes(&self) -> u64 {
+        self.edge.end_bytes(self.node())
+    }
+
     /// Whether there is something to do, all of it within the child.
     #[inline]
     fn is_in_range(&self, op: &Op) -> bool {
-        op.len > 0
-            && op.offset.checked_add(op.len).is_some_and(|end| end <= self.node().info.size_bytes)
+        op.len > 0 && op.offset.checked_add(op.len).is_some_and(|end| end <= self.end_bytes())
     }
 
     /// Makes a range read as zeros.
@@ -221,6 +234,42 @@ impl<'g> EdgeRef<'g> {
             return Ok(Vec::new());
         }
         self.settle(align::block_status(self, offset, len).await)
+    }
+
+    /// The child's length now, bytes: of one that grows, at least what has been written. Its size in the
+    /// graph is what it had before somebody kept bytes in it.
+    pub fn len_bytes(&self) -> u64 {
+        let node = self.node();
+        if !node.info.growable {
+            return node.info.size_bytes;
+        }
+        if let Some(len) = node.driver.len_bytes() {
+            return len;
+        }
+        let Some(below) = node.edges.first().filter(|edge| edge.grows) else {
+            return node.info.size_bytes;
+        };
+        let len = EdgeRef { edge: below, ..*self }.len_bytes();
+        len.saturating_sub(node.driver.offset_in_child().unwrap_or(0))
+    }
+
+    /// Makes the child this long, rounded up to the alignment of its driver: cuts it off, or adds zeros. For
+    /// who keeps its bytes there, and filters that pass that on.
+    ///
+    /// # Errors
+    /// `ENOTSUP` for a child that does not grow, or whose driver cannot; `EROFS`, `EPERM`; the driver's.
+    pub async fn set_len(self, len: u64) -> Result<()> {
+        let node = self.node();
+        if !self.edge.grows {
+            let message = "only a container that can grow has a length to set";
+            return Err(Error::new(ErrorKind::NotSupported, message).at_node(&node.name));
+        }
+        // All behind the new end shows zeros from now on.
+        let end = self.len_bytes().max(node.info.size_bytes).max(len);
+        let op = Op { kind: OpKind::Zero, offset: len, len: end - len };
+        let flight = self.begin(&op).await?;
+        let result = node.driver.set_len(self.cx(), len).await;
+        self.settle(self.end(flight, &op, result))
     }
 
     /// The first part of `range` where the child has no bytes of its own.
@@ -286,14 +335,20 @@ impl<'g> EdgeRef<'g> {
 
     /// What has been entered by this edge, until its end.
     pub(super) fn flight(&self, key: FlightKey) -> Flight<'g> {
-        Flight { edge: *self, key: Some(key) }
+        Flight { edge: *self, key: Some(key), has_ended: false }
     }
 
-    /// A change was dropped before its end. It may still be under way: nothing may rely on its range again.
+    /// A change was dropped before its end. It may still be under way, for as long as the host runs: nothing
+    /// may rely on its range again, and its origin never stands still.
     #[cold]
     fn abandoned(&self) {
+        if mutated(Mutation::GuardsEndWithFutures) {
+            return;
+        }
+        self.request.abandon();
         tracing::warn!(
-            "node `{}`: a change was abandoned by its user; copies of its range will wait",
+            "node `{}`: a change was abandoned by its user; copies of its range, and changes of the graph \
+             above it, will wait",
             self.node().name
         );
     }
@@ -306,9 +361,10 @@ impl<'g> EdgeRef<'g> {
         if self.edge.entry.is_some() {
             check(self.graph, self.edge, op)?;
             flight = self.cross(op).await;
-            mark(self.edge, op);
+            self.mark(op);
         } else {
-            op.check_range(child.info.size_bytes).map_err(|error| error.at_node(&child.name))?;
+            op.check_range(self.edge.end_bytes(child))
+                .map_err(|error| error.at_node(&child.name))?;
             if op.kind.is_change() && !self.edge.role.forwards_changes() {
                 let (user, role) = (self.graph.user_of(self.edge), self.edge.role);
                 let message = format!(
@@ -320,7 +376,18 @@ impl<'g> EdgeRef<'g> {
             flight = self.cross(op).await;
         }
         self.edge.counters.begin(self.request.worker(), op);
-        Ok(flight)
+        let under_way = || Flight { edge: *self, key: None, has_ended: false };
+        Ok(flight.or_else(|| op.kind.is_change().then(under_way)))
+    }
+
+    /// Marks what a change affects, where it enters.
+    #[inline]
+    fn mark(&self, op: &Op) {
+        match self.request.section() {
+            None => mark(self.edge, op),
+            Some(section) if op.kind.is_change() => section.mark(self.graph, self.edge, op),
+            Some(_) => {}
+        }
     }
 
     /// The end of a call. A change that fails may have torn more than it was to write: that is marked where
@@ -334,7 +401,7 @@ impl<'g> EdgeRef<'g> {
     ) -> Result<T> {
         if result.is_err() && op.kind.is_change() {
             let around = self.node().fill.around(&(op.offset..op.offset.saturating_add(op.len)));
-            mark(self.edge, &Op { offset: around.start, len: around.end - around.start, ..*op });
+            self.mark(&Op { offset: around.start, len: around.end - around.start, ..*op });
         }
         if let Some(flight) = flight {
             flight.end();

@@ -42,6 +42,8 @@ mod gate;
 mod gate_explored;
 mod generation;
 mod guard;
+#[cfg(test)]
+mod log_format;
 #[doc(hidden)]
 pub mod measure;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Context;
 
 use super::cell::Snapshot;
@@ -16,7 +17,7 @@ use super::evidence::OutcomeCounters;
 use super::gate::Gate;
 use super::guard::{By, OpId, SourceSet};
 use super::snapshot::Graph;
-use super::transaction::Drained;
+use super::transaction::{Drained, SectionMarks};
 
 /// A drive, or a node that acts of its own accord, as the beginning of requests. Snapshots share it.
 pub(super) struct Origin {
@@ -24,11 +25,17 @@ pub(super) struct Origin {
     pub(super) gate: Gate,
     /// Of what it writes of its own accord.
     pub(super) outcomes: OutcomeCounters,
+    /// Ranges that it watches: at most [`WATCHES_OF_NODE_MAX`](crate::limits::WATCHES_OF_NODE_MAX).
+    pub(super) watches: AtomicUsize,
+    /// Changes that their users gave up before a driver had answered: they stay behind the gate.
+    pub(super) abandoned: AtomicUsize,
 }
 
 impl Origin {
     pub(super) fn new(name: Arc<str>) -> Self {
-        Self { name, gate: Gate::new(), outcomes: OutcomeCounters::default() }
+        let outcomes = OutcomeCounters::default();
+        let (watches, abandoned) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { name, gate: Gate::new(), outcomes, watches, abandoned }
     }
 }
 
@@ -38,8 +45,8 @@ pub(super) struct Request {
     graph: Rc<Snapshot>,
     /// The guarded operations that caused it, the innermost first.
     lineage: Option<Rc<Lineage>>,
-    /// The proof under which it is issued.
-    shield: OnceCell<Rc<Shield>>,
+    /// What it stands on beside its origin.
+    ground: OnceCell<Rc<Ground>>,
     /// Index in the snapshot's origins. Small, like all that is here: every request moves it about.
     origin: u32,
     worker: u32,
@@ -49,6 +56,14 @@ pub(super) struct Request {
     is_counted: bool,
     /// Others may wait for it: it has entered a source, or what caused it has.
     holds: Cell<bool>,
+}
+
+/// What a request may stand on beside its origin.
+enum Ground {
+    /// The proof under which it is issued.
+    Proof(Shield),
+    /// The drained section in which it is made.
+    Section(Rc<SectionMarks>),
 }
 
 /// A proven write on its way: where the snapshot has what its proof leaves alone.
@@ -113,8 +128,10 @@ impl Request {
 
     /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
     /// that the section holds closed.
-    pub(super) fn inside(_section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
-        Self::new(graph, usize::MAX, worker, false)
+    pub(super) fn inside(section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
+        let mut request = Self::new(graph, usize::MAX, worker, false);
+        request.ground = Rc::new(Ground::Section(Rc::clone(section.marks()))).into();
+        request
     }
 
     #[inline(always)]
@@ -125,8 +142,8 @@ impl Request {
     fn new(graph: Rc<Snapshot>, origin: usize, worker: usize, is_counted: bool) -> Self {
         let (origin, worker) = (origin as u32, worker as u32);
         let (lineage, unchanged) = (None, None);
-        let (holds, shield) = (Cell::new(false), OnceCell::new());
-        Self { graph, lineage, shield, origin, worker, unchanged, is_counted, holds }
+        let (holds, ground) = (Cell::new(false), OnceCell::new());
+        Self { graph, lineage, ground, origin, worker, unchanged, is_counted, holds }
     }
 
     /// A request that this one causes: it passes the gate, and holds up a drain by itself.
@@ -138,7 +155,7 @@ impl Request {
             graph: Rc::clone(&self.graph),
             lineage: self.lineage.clone(),
             holds: self.holds.clone(),
-            shield: self.shield.clone(),
+            ground: self.ground.clone(),
             ..*self
         }
     }
@@ -148,7 +165,7 @@ impl Request {
         let mut request = self.cause();
         request.lineage = Some(Rc::new(Lineage { operation, up: request.lineage.take() }));
         request.unchanged = unchanged;
-        request.shield = OnceCell::new();
+        request.ground = OnceCell::new();
         request
     }
 
@@ -177,14 +194,26 @@ impl Request {
 
     /// From now on it is a proven write: it does not enter what the proof leaves alone.
     pub(super) fn set_shield(&self, shield: Shield) {
-        let fresh = self.shield.set(Rc::new(shield)).is_ok();
+        let fresh = self.ground.set(Rc::new(Ground::Proof(shield))).is_ok();
         debug_assert!(fresh, "a request is issued under one proof");
     }
 
     /// The proof under which it is issued.
     #[inline]
     pub(super) fn shield(&self) -> Option<&Shield> {
-        self.shield.get().map(|shield| &**shield)
+        match &**self.ground.get()? {
+            Ground::Proof(shield) => Some(shield),
+            Ground::Section(_) => None,
+        }
+    }
+
+    /// Where its changes are marked, if it is made in a drained section.
+    #[inline]
+    pub(super) fn section(&self) -> Option<&SectionMarks> {
+        match &**self.ground.get()? {
+            Ground::Section(marks) => Some(marks),
+            Ground::Proof(_) => None,
+        }
     }
 
     /// The view that it is proven not to alter.
@@ -203,6 +232,16 @@ impl Request {
     #[inline]
     fn gate(&self) -> &Gate {
         &self.graph.origins[self.origin as usize].gate
+    }
+
+    /// A change that it has caused was given up before its driver had answered. Nobody will learn of its
+    /// end, so it stays behind the gate.
+    #[cold]
+    pub(super) fn abandon(&self) {
+        if self.is_counted {
+            self.gate().join(self.worker());
+            self.graph.origins[self.origin as usize].abandoned.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Whether whoever holds it back is to let it go; if not, the task is woken when that begins.

@@ -14,8 +14,9 @@ use super::generation::{DriveGeneration, Generations, NodeGeneration};
 use super::guard::{Guards, SourceSet};
 use super::origin::{Origin, Request};
 use super::permission::{PermissionSet, Role};
-use crate::bitmap::{Bitmap, Granules};
+use crate::bitmap::{Bitmap, Granularity, Granules, MAX_GRANULES};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::GROWN_MAX_BYTES;
 use crate::node::{Node, NodeInfo};
 
 /// A parent's (or drive's) use of a node.
@@ -26,6 +27,9 @@ pub struct Edge {
     pub(super) uses: PermissionSet,
     pub(super) shares: PermissionSet,
     pub(super) counters: Arc<Counters>,
+    /// Changes may go behind the child's end: it is growable, and who keeps its bytes there has announced
+    /// them, here or above.
+    pub(super) grows: bool,
     /// Present where changes enter: at drives, storage and target edges.
     pub(super) entry: Option<Marks>,
     /// What the parent may do of its own accord; part of what it uses.
@@ -57,6 +61,12 @@ impl Edge {
     /// What the parent uses.
     pub fn uses(&self) -> PermissionSet {
         self.uses
+    }
+
+    /// Where requests that come by it must end.
+    #[inline]
+    pub(super) fn end_bytes(&self, child: &GraphNode) -> u64 {
+        if self.grows { GROWN_MAX_BYTES } else { child.info.size_bytes }
     }
 
     /// What it uses as far as every other user is concerned: writes proven for a view concern those
@@ -91,11 +101,28 @@ pub struct GraphNode {
     pub(super) class: Class,
     /// Keeps read-modify-write cycles apart, where alignment can call for them.
     pub(super) serializer: Option<Arc<Serializer>>,
-    /// Index of its origin, if it acts of its own accord.
+    /// Index of its origin, if it acts of its own accord, or its driver has work of its own.
     pub(super) origin: Option<usize>,
+    /// Somebody keeps its bytes in it, or in a node that shows it.
+    pub(super) is_container: bool,
+    /// Size of its view as its driver had it when the snapshot was built: it may have grown since it
+    /// became a container.
+    pub(super) grown_bytes: u64,
 }
 
 impl GraphNode {
+    /// Bytes of its view that bitmaps of it have granules for: as it was when the snapshot was built, with
+    /// what it has grown by, as far as a bitmap can go.
+    pub(super) fn bitmap_bytes(&self, granularity: Granularity) -> u64 {
+        let most = MAX_GRANULES.saturating_mul(granularity.bytes());
+        self.info.size_bytes.max(self.grown_bytes.min(most))
+    }
+
+    /// Whether it may act of its own accord.
+    pub(super) fn has_grants(&self) -> bool {
+        self.edges.iter().any(|edge| !edge.grants.is_empty())
+    }
+
     /// Its unique name.
     pub fn name(&self) -> &str {
         &self.name
@@ -192,6 +219,9 @@ pub(super) struct ScopedBitmap {
     pub(super) bitmap: Arc<Bitmap>,
     /// What changes mark in this snapshot.
     pub(super) recording: Option<Arc<Granules>>,
+    /// The drives that show its view, each with the first snapshot since which it has done so without a
+    /// break.
+    pub(super) shown_by: Vec<(DriveGeneration, u64)>,
 }
 
 /// See the module.
@@ -236,6 +266,21 @@ impl Graph {
         self.nodes.iter().position(|node| &*node.name == name)
     }
 
+    /// A node that has requests of its own, and their origin.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EPERM`.
+    pub(super) fn own_origin(&self, name: &str) -> Result<(usize, usize)> {
+        let node = self
+            .find_node(name)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node `{name}`")))?;
+        let origin = self.nodes[node].origin.ok_or_else(|| {
+            let message = "its driver does nothing of its own accord";
+            Error::new(ErrorKind::NotPermitted, message).at_node(name)
+        })?;
+        Ok((node, origin))
+    }
+
     /// Index of a drive.
     pub fn find_drive(&self, id: &str) -> Option<usize> {
         self.drives.iter().position(|drive| &*drive.id == id)
@@ -263,6 +308,35 @@ impl Graph {
     /// Where `bitmap` is in this snapshot.
     pub(super) fn entry_of(&self, bitmap: &Bitmap) -> Option<&ScopedBitmap> {
         self.bitmaps.iter().find(|entry| std::ptr::eq(&*entry.bitmap, bitmap))
+    }
+
+    /// The first snapshot since which a drive has shown, without a break, the view that `bitmap` records;
+    /// `None` if it does not show it. The drive's own bitmaps go along with it: they miss nothing.
+    pub(crate) fn shown_since(&self, drive: &GraphDrive, bitmap: &Bitmap) -> Option<u64> {
+        let entry = self.entry_of(bitmap)?;
+        let mut shown_by = entry.shown_by.iter();
+        let (_, since) = shown_by.find(|(generation, _)| *generation == drive.generation)?;
+        let is_own = entry.scope == BitmapScope::Drive(Arc::clone(&drive.id));
+        Some(if is_own { 0 } else { *since })
+    }
+
+    /// Finds out which drives show the views of bitmaps, and since when.
+    pub(super) fn find_shown(&mut self, former: Option<&Self>) {
+        for at in 0..self.bitmaps.len() {
+            let entry = &self.bitmaps[at];
+            let Some(node) = entry.node else { continue };
+            let known = former.and_then(|former| former.entry_of(&entry.bitmap));
+            let since = |drive: &GraphDrive| {
+                let root = drive.root.as_ref()?;
+                let shows = self.nodes[root.child].class == self.nodes[node].class;
+                let mut known = known.iter().flat_map(|known| &known.shown_by);
+                let since = known.find(|(generation, _)| *generation == drive.generation);
+                let since = since.map_or(self.generation, |(_, since)| *since);
+                shows.then_some((drive.generation, since))
+            };
+            let shown_by = self.drives.iter().filter_map(since).collect();
+            self.bitmaps[at].shown_by = shown_by;
+        }
     }
 
     /// By node: whether it is, or reaches, one of the nodes for which `places` holds.

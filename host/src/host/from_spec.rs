@@ -14,7 +14,8 @@ use super::surroundings::Machine;
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
     self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
-    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, PluginSpec, Scope, Span,
+    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, Persist, PluginSpec, Scope,
+    Span,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
@@ -84,13 +85,19 @@ fn read(path: &Path) -> Result<(GraphSpec, Diagnostics, PathBuf), StartError> {
     Ok((spec, found, path.parent().unwrap_or_else(|| Path::new("")).to_owned()))
 }
 
-/// Reads a file and checks what can be without looking at this machine.
+/// Reads a file and checks what can be without looking at this machine. Images that can be read add the nodes
+/// that they name.
 ///
 /// # Errors
 /// Everything that is wrong with it.
 pub fn read_spec(path: &Path) -> Result<GraphSpec, StartError> {
-    let (spec, found, _) = read(path)?;
-    if found.has_errors() { Err(StartError::Config(Box::new(found))) } else { Ok(spec) }
+    let (mut spec, found, base) = read(path)?;
+    if found.has_errors() {
+        return Err(StartError::Config(Box::new(found)));
+    }
+    // What is wrong with an image concerns those who open it.
+    let _ = config::read_images(&mut spec, &Machine::default(), &base);
+    Ok(spec)
 }
 
 /// Checks a file against this machine, without side effects.
@@ -98,14 +105,14 @@ pub fn read_spec(path: &Path) -> Result<GraphSpec, StartError> {
 /// # Errors
 /// Everything that is wrong with it.
 pub fn check(path: &Path) -> Result<GraphSpec, StartError> {
-    let (spec, found, base) = read(path)?;
+    let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
-    check_on(&spec, found, &base, &machine)?;
+    check_on(&mut spec, found, &base, &machine)?;
     Ok(spec)
 }
 
 fn check_on(
-    spec: &GraphSpec,
+    spec: &mut GraphSpec,
     mut found: Diagnostics,
     base: &Path,
     machine: &Machine,
@@ -122,9 +129,9 @@ fn check_on(
 /// # Errors
 /// Everything that is wrong with the file, or what failed.
 pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExport>), StartError> {
-    let (spec, found, base) = read(path)?;
+    let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
-    check_on(&spec, found, &base, &machine)?;
+    check_on(&mut spec, found, &base, &machine)?;
     let mut builder = Builder {
         spec: &spec,
         base: &base,
@@ -232,6 +239,10 @@ impl Builder<'_> {
                 let offset = value(&raw.offset_bytes).unwrap_or(0);
                 Ok(Arc::new(RawNode::new(offset, value(&raw.size_bytes))))
             }
+            DriverSpec::Qcow2(_) => {
+                let message = "driver `qcow2` cannot be opened yet";
+                Err(self.at(node.name.span, &Error::new(ErrorKind::NotSupported, message)))
+            }
             DriverSpec::Plugin(plugin) => Ok(Arc::new(self.plugin(node, plugin)?)),
             DriverSpec::Filter(filter) => self.filter(node, filter),
         }
@@ -307,6 +318,10 @@ fn instance_key(node: &NodeSpec, shared: Option<&str>) -> String {
 
 fn bitmap_decl(spec: &BitmapSpec) -> Result<BitmapDecl> {
     let invalid = |error: &dyn fmt::Display| Error::new(ErrorKind::Invalid, error.to_string());
+    if spec.persist.value != Persist::None {
+        let message = format!("bitmap `{}` cannot be kept yet", spec.id.value);
+        return Err(Error::new(ErrorKind::NotSupported, message));
+    }
     Ok(BitmapDecl {
         scope: bitmap_scope(&spec.scope),
         name: BitmapName::new(&spec.name.value).map_err(|error| invalid(&error))?,

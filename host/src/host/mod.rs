@@ -8,6 +8,7 @@ mod call;
 mod drive;
 mod events;
 mod from_spec;
+mod image_facts;
 mod report;
 mod surroundings;
 mod transaction;
@@ -26,8 +27,8 @@ use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ListenAddress, NbdServer};
 use crate::graph::{
-    Action, BitmapDecl, BitmapScope, ChildDecl, DriveDecl, Graph, GraphCell, GraphDecl, LocalDrive,
-    LocalGraph, NodeDecl, Transaction,
+    Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, GraphDecl,
+    LocalDrive, LocalGraph, NodeDecl, Transaction,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
 use crate::limits::DRAIN_TIME;
@@ -185,10 +186,11 @@ impl Host {
         }
     }
 
-    /// Serves exports over NBD; returns where (a TCP port 0 is replaced).
+    /// Serves exports over NBD; returns where (a TCP port 0 is replaced). As long as an export is there its
+    /// bitmaps are neither removed nor renamed, and as long as a client reads them they are not cleared.
     ///
     /// # Errors
-    /// When the address is taken.
+    /// When the address is taken, or a bitmap that is to be shown is not there.
     pub fn serve_nbd(
         &self,
         address: &ListenAddress,
@@ -207,10 +209,11 @@ impl Host {
         report::report(&self.graph())
     }
 
-    /// Ends in order: no new requests, those in progress finish, writable drives are flushed.
+    /// Ends in order: no new requests, those in progress finish, writable drives are flushed, nodes close.
     ///
     /// # Errors
-    /// When requests do not end in time, or a flush fails; everything has ended then all the same.
+    /// When requests do not end in time, a flush fails, or a node does not close; everything has ended then
+    /// all the same.
     pub fn shutdown(self) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         let worker = inner.first().clone();
@@ -234,12 +237,32 @@ impl Host {
                 }
             }
             let flushed = flush_all(&cell).await;
+            let rest = if settled { DRAIN_TIME } else { Duration::ZERO };
+            let ended = flushed.and(cell.close_nodes(rest).await);
             if !settled {
                 let message = format!("requests did not end within {} s", DRAIN_TIME.as_secs());
                 return Err(Error::new(ErrorKind::TimedOut, message));
             }
-            flushed
+            ended
         }))
+    }
+
+    /// Calls `f` on a worker as [`LocalGraph::call_node`]: what a driver does beside requests.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn call_node<T, F>(&self, node: &str, f: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce(Cx<'_>) -> Result<T> + Send + 'static,
+    {
+        let (cell, ended, node) =
+            (Arc::clone(&self.inner.cell), Arc::clone(&self.inner.ended), node.to_owned());
+        on_worker(&self.inner.next(), move || async move {
+            check_running(&ended)?;
+            LocalGraph::of(&cell).call_node(&node, f).await
+        })
+        .await
     }
 }
 

@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::net::ToSocketAddrs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use blockloom_plugin_throttle::ThrottleConfig;
 use serde_json::Value;
 
+use super::image_facts::image_facts;
 use crate::config::{
-    ConfigError, DriverSpec, FileFacts, FilterKind, GraphSpec, ListenAddr, PluginSource,
-    Surroundings,
+    ConfigError, DriverSpec, FileFacts, FilterKind, GraphSpec, ImageFacts, ListenAddr,
+    PluginSource, Surroundings,
 };
 use crate::error::{Error, Result};
-use crate::io::{Listener, in_parallel, path_facts, socket_in_use};
+use crate::io::{Listener, in_parallel, path_facts, real_path, socket_in_use};
 use crate::plugin::{PluginLimits, PluginModule, PluginRuntime, bundled_names};
 
 type Loaded = Result<Arc<PluginModule>>;
@@ -72,7 +73,16 @@ impl Surroundings for Machine {
             is_block_device: facts.is_block_device,
             writable: facts.is_writable,
             is_dir: facts.is_directory,
+            is_special: facts.is_special,
         })
+    }
+
+    fn real_path(&self, path: &Path) -> Result<PathBuf, String> {
+        real_path(path).map_err(|error| error.to_string())
+    }
+
+    fn image(&self, path: &Path) -> Result<Option<ImageFacts>, String> {
+        image_facts(path)
     }
 
     fn listen_in_use(&self, addr: &ListenAddr) -> Option<String> {

@@ -29,6 +29,8 @@ pub enum AllocateMode {
     PunchHole,
     /// The range reads as zeros and stays allocated.
     ZeroRange,
+    /// The same, and a file that ends before the range's end ends with it.
+    ZeroAndGrow,
 }
 
 impl AllocateMode {
@@ -36,6 +38,7 @@ impl AllocateMode {
         match self {
             Self::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             Self::ZeroRange => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+            Self::ZeroAndGrow => FallocateFlags::ZERO_RANGE,
         }
     }
 

@@ -53,7 +53,9 @@ pub use file::{AllocateMode, File, OpenOptions, SeekTarget};
 pub use lock::{ImageLock, LockMode};
 pub use net::{AttachedListener, Listener, Stream, socket_in_use};
 pub use ops::{FileOp, OpFuture, OpOutput};
-pub use paths::{PathFacts, create_parent_missing, path_facts, read_file, read_text_file};
+pub use paths::{
+    PathFacts, create_parent_missing, path_facts, read_file, read_head, read_text_file, real_path,
+};
 pub use signal::{Signal, Signals};
 pub use task::LocalFuture;
 pub use ticker::Ticker;

@@ -1,7 +1,7 @@
 //! Facts about paths, for the control path: all of these may block.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, FileType, SeekFrom};
 
@@ -16,6 +16,8 @@ pub struct PathFacts {
     pub is_directory: bool,
     /// It is a block device.
     pub is_block_device: bool,
+    /// It is neither a file, nor a directory, nor a block device.
+    pub is_special: bool,
     /// This process may write it.
     pub is_writable: bool,
 }
@@ -43,8 +45,39 @@ pub fn path_facts(path: &Path) -> io::Result<PathFacts> {
         size_bytes,
         is_directory: kind == FileType::Directory,
         is_block_device,
+        is_special: !is_block_device
+            && kind != FileType::RegularFile
+            && kind != FileType::Directory,
         is_writable: rustix::fs::access(path, Access::WRITE_OK).is_ok(),
     })
+}
+
+/// `path` without symbolic links, absolute.
+///
+/// # Errors
+/// The operating system's: of a missing file, too.
+pub fn real_path(path: &Path) -> io::Result<PathBuf> {
+    std::fs::canonicalize(path)
+}
+
+/// The first bytes of the file or block device at `path`, at most `max_bytes`. Does not wait for a pipe.
+///
+/// # Errors
+/// The operating system's; `InvalidInput` for what is neither a file nor a block device.
+pub fn read_head(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::File::options();
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = options.read(true).custom_flags(nonblocking).open(path)?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+    if kind != FileType::RegularFile && kind != FileType::BlockDevice {
+        let message = "it is neither a file nor a block device";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let mut bytes = Vec::new();
+    file.take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Whether the directory in which `path` would be created is missing.

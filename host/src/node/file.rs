@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags};
 use crate::error::{Error, ErrorKind, Result};
@@ -56,7 +56,11 @@ pub struct FileOptions {
 #[derive(Debug)]
 pub struct FileNode {
     file: Arc<File>,
-    size_bytes: u64,
+    /// Its length when it was opened, with all that was to be written since. A length set by anybody else
+    /// is not seen.
+    len_bytes: AtomicU64,
+    /// What it is not to end before: what was there when it was opened.
+    kept_bytes: AtomicU64,
     limits: Limits,
     write: bool,
     discard: bool,
@@ -93,7 +97,85 @@ impl FileNode {
         })?;
         let (write, discard) = (options.write, options.discard);
         let sync_failed = AtomicBool::new(false);
-        Ok(Self { file, size_bytes, limits, write, discard, sync_failed, _lock: lock })
+        let (len_bytes, kept_bytes) = (AtomicU64::new(size_bytes), AtomicU64::new(size_bytes));
+        Ok(Self { file, len_bytes, kept_bytes, limits, write, discard, sync_failed, _lock: lock })
+    }
+
+    fn len(&self) -> u64 {
+        // Bytes are ordered by the requests that write them; this is only how many there are.
+        self.len_bytes.load(Ordering::Relaxed)
+    }
+
+    fn is_growable(&self) -> bool {
+        self.write && !self.file.is_block_device()
+    }
+
+    /// A change up to `end` begins: whatever becomes of it, the file may be so long from now on.
+    fn grow_to(&self, end: u64) {
+        if end > self.len() {
+            self.len_bytes.fetch_max(end, Ordering::Relaxed);
+        }
+    }
+
+    async fn truncate(&self, len: u64) -> Result<()> {
+        if !self.is_growable() {
+            let message = "only a regular file that is open for writing can have another length";
+            return Err(Error::new(ErrorKind::NotSupported, message));
+        }
+        let before = self.len_bytes.swap(len, Ordering::Relaxed);
+        self.kept_bytes.fetch_min(len, Ordering::Relaxed);
+        let done = self.file.run_op(FileOp::SetLen { len }).await;
+        done.map(drop).map_err(|error| {
+            self.grow_to(before);
+            self.failed("set length", len, &error)
+        })
+    }
+
+    async fn read_all(&self, offset: u64, buf: BufMut) -> Result<BufMut> {
+        let (result, mut buf) = self.file.read_at(offset, buf).await;
+        let count = result.map_err(|error| self.failed("read", offset, &error))?;
+        let end = offset.saturating_add(count as u64);
+        let kept = self.kept_bytes.load(Ordering::Relaxed);
+        if count < buf.len() && end < kept {
+            let path = self.file.path().display();
+            let message = format!(
+                "`{path}` ends at {end}: it has become shorter than the {kept} bytes it had"
+            );
+            return Err(Error::new(ErrorKind::Io, message));
+        }
+        buf[count..].fill(0);
+        Ok(buf)
+    }
+
+    /// Zeroes a range that ends behind the end of the file.
+    async fn zero_and_grow(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
+        let end = offset.saturating_add(len);
+        let inside = self.len().saturating_sub(offset);
+        self.grow_to(end);
+        if flags.no_unmap || !self.discard {
+            return self.zero_by(&[AllocateMode::ZeroAndGrow], offset, len).await;
+        }
+        if inside > 0 {
+            self.zero_by(&[AllocateMode::PunchHole, AllocateMode::ZeroRange], offset, inside)
+                .await?;
+        }
+        // Another change may make the file longer meanwhile: to set its length could cut that off.
+        let last = u64::from(self.limits.request_alignment).min(len);
+        let zeros = Buf::zeros(usize::try_from(last).unwrap_or_default());
+        let written = self.file.write_at(end - last, zeros).await;
+        written.map_err(|error| self.failed("zero", offset, &error))
+    }
+
+    /// Zeroes a range in the first of these ways that the file system has.
+    async fn zero_by(&self, modes: &[AllocateMode], offset: u64, len: u64) -> Result<()> {
+        for mode in modes {
+            match self.allocate(*mode, offset, len).await {
+                Ok(()) => return Ok(()),
+                Err(error) if is_unsupported(&error) => {}
+                Err(error) => return Err(self.failed("zero", offset, &error)),
+            }
+        }
+        Err(Error::new(ErrorKind::NotSupported, "the file system cannot zero a range"))
     }
 
     fn failed(&self, what: &str, offset: u64, error: &std::io::Error) -> Error {
@@ -127,18 +209,17 @@ impl FileNode {
         Err(Error::new(ErrorKind::Io, message))
     }
 
-    /// Where the next data (or hole) begins; the end of the view when there is none.
+    /// Where the next data (or hole) begins; `u64::MAX` when there is none.
     async fn seek(&self, offset: u64, target: SeekTarget) -> std::io::Result<u64> {
         match self.file.run_op(FileOp::Seek { offset, target }).await {
-            Ok(found) => Ok(found.min(self.size_bytes)),
-            Err(error) if error.raw_os_error() == Some(ENXIO) => Ok(self.size_bytes),
-            Err(error) => Err(error),
+            Err(error) if error.raw_os_error() == Some(ENXIO) => Ok(u64::MAX),
+            found => found,
         }
     }
 
     async fn extents(&self, offset: u64, len: u64) -> std::io::Result<Vec<Extent>> {
         let mut extents = Vec::new();
-        let (mut at, end) = (offset, offset + len);
+        let (mut at, end) = (offset, offset.saturating_add(len));
         while at < end && extents.len() + 2 <= EXTENTS_MAX {
             let data = self.seek(at, SeekTarget::Data).await?.min(end);
             if data > at {
@@ -199,32 +280,21 @@ impl Node for FileNode {
             flush: Support::Native,
         };
         Ok(NodeInfo {
-            size_bytes: self.size_bytes,
+            size_bytes: self.len(),
             limits: self.limits,
             caps,
             read_only: !self.write,
+            growable: self.is_growable(),
         })
     }
 
     fn read<'a>(&'a self, _cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            let (result, buf) = self.file.read_at(offset, buf).await;
-            let count = result.map_err(|error| self.failed("read", offset, &error))?;
-            if count < buf.len() {
-                let message = format!(
-                    "`{}` ends at {}: it has become shorter than the {} bytes it had",
-                    self.file.path().display(),
-                    offset + count as u64,
-                    self.size_bytes
-                );
-                return Err(Error::new(ErrorKind::Io, message));
-            }
-            Ok(buf)
-        })
+        Box::pin(self.read_all(offset, buf))
     }
 
     fn write<'a>(&'a self, _: Cx<'a>, offset: u64, buf: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
         Box::pin(async move {
+            self.grow_to(offset.saturating_add(buf.len() as u64));
             let result = self.file.write_at(offset, buf).await;
             result.map_err(|error| self.failed("write", offset, &error))
         })
@@ -238,16 +308,12 @@ impl Node for FileNode {
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
         Box::pin(async move {
+            if offset.saturating_add(len) > self.len() {
+                return self.zero_and_grow(offset, len, flags).await;
+            }
             let punch = self.discard && !flags.no_unmap;
             let modes = [AllocateMode::PunchHole, AllocateMode::ZeroRange];
-            for mode in &modes[usize::from(!punch)..] {
-                match self.allocate(*mode, offset, len).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) if is_unsupported(&error) => {}
-                    Err(error) => return Err(self.failed("zero", offset, &error)),
-                }
-            }
-            Err(Error::new(ErrorKind::NotSupported, "the file system cannot zero a range"))
+            self.zero_by(&modes[usize::from(!punch)..], offset, len).await
         })
     }
 
@@ -264,6 +330,20 @@ impl Node for FileNode {
 
     fn flush<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(self.sync())
+    }
+
+    fn len_bytes(&self) -> Option<u64> {
+        Some(self.len())
+    }
+
+    fn set_len<'a>(&'a self, _: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
+        let alignment = u64::from(self.limits.request_alignment);
+        let len = len.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
+        Box::pin(self.truncate(len))
+    }
+
+    fn resize<'a>(&'a self, _: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {
+        Box::pin(self.truncate(size_bytes))
     }
 
     fn block_status<'a>(&'a self, _: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {

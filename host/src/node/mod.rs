@@ -70,12 +70,21 @@ pub struct Limits {
     pub memory_alignment: u32,
     /// Longest read or write, bytes.
     pub transfer_max_bytes: u32,
+    /// What a change may touch beside what it writes: whole units of this power of two, bytes (a cluster that
+    /// is filled from below when a part of it is written). Any request is taken all the same. If it is more
+    /// than one byte, each unit lies in one piece in the driver's container, at a multiple of its size; units
+    /// may lie in any order. At most [`FILL_MAX_BYTES`](crate::limits::FILL_MAX_BYTES).
+    pub fill_bytes: u32,
 }
 
 impl Limits {
     /// Any request up to [`TRANSFER_MAX_BYTES`].
-    pub const NONE: Self =
-        Self { request_alignment: 1, memory_alignment: 1, transfer_max_bytes: TRANSFER_MAX_BYTES };
+    pub const NONE: Self = Self {
+        request_alignment: 1,
+        memory_alignment: 1,
+        transfer_max_bytes: TRANSFER_MAX_BYTES,
+        fill_bytes: 1,
+    };
 }
 
 /// What a node is, computed with each graph snapshot from the driver and its children.
@@ -89,6 +98,9 @@ pub struct NodeInfo {
     pub caps: Caps,
     /// Refuses changes.
     pub read_only: bool,
+    /// Whoever keeps its bytes in it may write behind its end, and the driver makes it longer; from there
+    /// on it reads as zeros. Its size stays what it was to everybody else, for as long as it is a container.
+    pub growable: bool,
 }
 
 impl NodeInfo {
@@ -102,6 +114,20 @@ impl NodeInfo {
         let child = children.first().ok_or_else(missing)?;
         Ok(Self { limits: Limits::NONE, caps: Caps::FILTER, ..*child })
     }
+}
+
+/// What a driver does with its containers beside what requests ask for: see
+/// [`LocalGraph::call_node`](crate::graph::LocalGraph::call_node).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Upkeep {
+    /// Nothing.
+    #[default]
+    None,
+    /// Reads them.
+    Reads,
+    /// Writes them: what it stores beside the view, and marks of use. Its storage edges use `w` whether
+    /// or not somebody above may write.
+    Writes,
 }
 
 /// How a write or zero is to be done.
@@ -148,7 +174,8 @@ pub struct Extent {
     pub host_offset: Option<u64>,
 }
 
-/// A driver. All ranges are within the node's size, aligned to its limits and not empty.
+/// A driver. All ranges are within the node's size (or, if it is growable, below
+/// [`GROWN_MAX_BYTES`](crate::limits::GROWN_MAX_BYTES)), aligned to its limits and not empty.
 ///
 /// Futures run on the worker that called; the driver itself is shared by all workers. A call that has
 /// been made runs to its end or fails; a driver must not rely on its future being dropped.
@@ -174,7 +201,8 @@ pub struct Extent {
 ///
 ///     fn info(&self, _children: &[NodeInfo]) -> blockloom::Result<NodeInfo> {
 ///         let (limits, caps) = (Limits::NONE, Caps::FILTER);
-///         Ok(NodeInfo { size_bytes: 1 << 20, limits, caps, read_only: true })
+///         let size_bytes = 1 << 20;
+///         Ok(NodeInfo { size_bytes, limits, caps, read_only: true, growable: false })
 ///     }
 ///
 ///     fn read<'a>(&'a self, _: Cx<'a>, offset: u64, mut buf: BufMut) -> NodeFuture<'a, BufMut> {
@@ -262,6 +290,18 @@ pub trait Node: Send + Sync + 'static {
     fn block_status<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64)
     -> NodeFuture<'a, Vec<Extent>>;
 
+    /// Called once when the node leaves the graph, or the host ends, after the last request and before its
+    /// children are closed: what is to be found when it is opened again is written now. It must not alter
+    /// what any node shows. A failure is told and changes nothing else.
+    fn close<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// What it does with its containers of its own accord. Always the same.
+    fn upkeep(&self) -> Upkeep {
+        Upkeep::None
+    }
+
     /// From which byte of its storage child on the node shows that child's bytes, if it does just that.
     fn offset_in_child(&self) -> Option<u64> {
         None
@@ -271,6 +311,21 @@ pub trait Node: Send + Sync + 'static {
     /// out without a doubt about the view.
     fn is_transparent(&self) -> bool {
         false
+    }
+
+    /// The length of a growable node without children, now: at least what has been written, bytes.
+    fn len_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Makes a growable node this long, on behalf of whoever keeps its bytes in it; rounded up to the
+    /// alignment of requests. A filter passes it on.
+    fn set_len<'a>(&'a self, _cx: Cx<'a>, _len: u64) -> NodeFuture<'a, ()> {
+        let driver = self.driver();
+        Box::pin(async move {
+            let message = format!("driver `{driver}` cannot set its length");
+            Err(Error::new(ErrorKind::NotSupported, message))
+        })
     }
 
     /// Changes the size of the node's own bytes. No request is in flight.

@@ -43,7 +43,13 @@ impl Node for NullNode {
 
     fn info(&self, _children: &[NodeInfo]) -> Result<NodeInfo> {
         let caps = Caps { discard: Support::None, ..Caps::FILTER };
-        Ok(NodeInfo { size_bytes: self.size_bytes, limits: Limits::NONE, caps, read_only: false })
+        Ok(NodeInfo {
+            size_bytes: self.size_bytes,
+            limits: Limits::NONE,
+            caps,
+            read_only: false,
+            growable: false,
+        })
     }
 
     fn read<'a>(&'a self, _cx: Cx<'a>, _offset: u64, mut buf: BufMut) -> NodeFuture<'a, BufMut> {

@@ -51,7 +51,12 @@ impl Node for RawNode {
                 return Err(Error::new(ErrorKind::Invalid, message));
             }
         };
-        Ok(NodeInfo { size_bytes, limits: Limits::NONE, caps: Caps::FILTER, ..*child })
+        let growable = child.growable && self.size_bytes.is_none();
+        Ok(NodeInfo { size_bytes, growable, limits: Limits::NONE, caps: Caps::FILTER, ..*child })
+    }
+
+    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move { cx.child(0)?.set_len(self.offset.saturating_add(len)).await })
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {

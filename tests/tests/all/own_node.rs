@@ -86,7 +86,7 @@ impl Node for OwnNode {
         let limits = Limits { request_alignment: BLOCK_BYTES, ..Limits::NONE };
         let none = Support::None;
         let caps = Caps { zero: none, discard: none, fua: none, flush: Support::Native };
-        Ok(NodeInfo { size_bytes, limits, caps, read_only: false })
+        Ok(NodeInfo { size_bytes, limits, caps, read_only: false, growable: false })
     }
 
     fn read<'a>(&'a self, _cx: Cx<'a>, offset: u64, mut buf: BufMut) -> NodeFuture<'a, BufMut> {

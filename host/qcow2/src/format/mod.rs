@@ -2,10 +2,13 @@
 //!
 //! All numbers are big-endian on disk, native here.
 
+pub mod bitmap;
+pub mod compressed;
 pub mod extension;
 pub mod header;
 pub mod l2;
 mod refcount;
+pub mod snapshot;
 mod types;
 
 pub use header::{CompressionType, Header, Version};

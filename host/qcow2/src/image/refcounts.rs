@@ -24,7 +24,7 @@ impl Reserved<'_> {
 
     /// They have a mapping, or somebody else gives them back.
     pub(super) fn keep(mut self) -> Run {
-        self.run.take().unwrap_or(Run::new(0, 0))
+        self.run.take().unwrap_or_else(|| Run::new(0, 0))
     }
 }
 

@@ -43,6 +43,33 @@ fn readers_share_and_an_exclusive_user_does_not() {
     assert!(bitmap.users().is_empty());
 }
 
+/// It may be cleared, taken by a job, and read beside, but neither removed nor renamed.
+#[test]
+fn who_keeps_a_bitmap_minds_that_it_goes_and_nothing_else() {
+    let bitmap = bitmap();
+    let keeper = bitmap.use_by("export `a`".into(), Use::Keep).unwrap();
+    let check = |change: Change, is_allowed: bool| {
+        let prepared = prepare(&bitmap, std::slice::from_ref(&change));
+        assert_eq!(prepared.is_ok(), is_allowed, "{change:?}: {prepared:?}");
+    };
+    check(Change::Clear, true);
+    check(Change::Disable, true);
+    check(Change::Remove, false);
+    check(Change::Rename(BitmapName::new("weekly").unwrap()), false);
+    let job = bitmap.use_by("job `j`".into(), Use::Exclusive).unwrap();
+    let other = bitmap.use_by("export `b`".into(), Use::Keep).unwrap();
+    bitmap.use_by("export `a`".into(), Use::Read).unwrap_err();
+    drop((job, other));
+    let clearing = prepare(&bitmap, &[Change::Clear]).unwrap();
+    bitmap.use_by("export `a`".into(), Use::Read).unwrap_err();
+    let other = bitmap.use_by("export `b`".into(), Use::Keep).unwrap();
+    drop((clearing, keeper));
+    let error = prepare(&bitmap, &[Change::Remove]).unwrap_err();
+    assert_eq!(error.to_string(), "bitmap `daily` is in use by export `b`: end that first");
+    drop(other);
+    check(Change::Remove, true);
+}
+
 #[test]
 fn a_message_names_a_few_users_and_counts_the_rest() {
     let bitmap = bitmap();

@@ -105,33 +105,37 @@ enabled = "yes"
              19 | granularity = "4GiB"
                 |               ^^^^^^
 
-            error: `persist = "root"` of bitmap `root` is not in this release
+            error: `persist = "root"` of bitmap `root` needs a drive, and it has a node
                --> graph.toml:22:11
                 |
+             21 | node = "m"
+                |        --- the node
              22 | persist = "root"
                 |           ^^^^^^
-                = help: this release has `persist = "none"` alone, which is the default
+                = help: write `persist = { node = "NODE" }`, or give the bitmap a drive
 
-            error: `persist = "meta"` of bitmap `meta` is not in this release
+            error: `persist = "meta"` of bitmap `meta` needs a drive, and it has a node
                --> graph.toml:25:11
                 |
+             24 | node = "m"
+                |        --- the node
              25 | persist = "meta"
                 |           ^^^^^^
-                = help: this release has `persist = "none"` alone, which is the default
+                = help: write `persist = { node = "NODE" }`, or give the bitmap a drive
 
-            error: `persist = { node = … }` of bitmap `of-node` is not in this release
-               --> graph.toml:28:11
+            error: node `m` cannot keep bitmap `of-node`: its driver is `memory`, and only `qcow2` keeps bitmaps
+               --> graph.toml:28:20
                 |
              28 | persist = { node = "m" }
-                |           ^^^^^^^^^^^^^^
-                = help: this release has `persist = "none"` alone, which is the default
+                |                    ^^^
+                = help: write `persist = "none"`
 
-            error: `persist = "never"` of bitmap `never` is no way to keep a bitmap
+            error: `persist` of bitmap `never` cannot be "never"
                --> graph.toml:31:11
                 |
              31 | persist = "never"
                 |           ^^^^^^^
-                = help: this release has `persist = "none"` alone, which is the default
+                = help: write "none", "root", "meta" or `{ node = "NODE" }`
 
             error: `enabled` of bitmap `never` must be true or false, not a string
                --> graph.toml:32:11

@@ -4,6 +4,7 @@ use std::panic::catch_unwind;
 use std::path::Path;
 
 use super::super::{check_surroundings, dot, parse, tree};
+use super::qcow2::CHAIN;
 use super::world::World;
 use super::{EXAMPLE, KITCHEN_SINK};
 
@@ -19,7 +20,7 @@ impl Random {
     }
 }
 
-const FRAGMENTS: [&str; 24] = [
+const FRAGMENTS: [&str; 28] = [
     "\"",
     "=",
     "\n",
@@ -44,6 +45,10 @@ const FRAGMENTS: [&str; 24] = [
     "99999999999999999999",
     "read-only = true\n",
     "writable = true\n",
+    "driver = \"qcow2\"\n",
+    "backing = \"part\"\n",
+    "create = { size = 512 }\n",
+    "persist = \"root\"\n",
 ];
 
 fn mutate(text: &str, random: &mut Random) -> String {
@@ -53,8 +58,8 @@ fn mutate(text: &str, random: &mut Random) -> String {
         let until = (at + random.below(12)).min(bytes.len());
         match random.below(5) {
             0 => drop(bytes.drain(at..until)),
-            1 => drop(bytes.splice(at..at, FRAGMENTS[random.below(24)].bytes())),
-            2 => drop(bytes.splice(at..until, FRAGMENTS[random.below(24)].bytes())),
+            1 => drop(bytes.splice(at..at, FRAGMENTS[random.below(FRAGMENTS.len())].bytes())),
+            2 => drop(bytes.splice(at..until, FRAGMENTS[random.below(FRAGMENTS.len())].bytes())),
             3 => drop(bytes.splice(at..until, [random.below(256) as u8])),
             _ => {
                 let from = random.below(bytes.len() + 1);
@@ -69,9 +74,9 @@ fn mutate(text: &str, random: &mut Random) -> String {
 
 fn try_out(text: &str) {
     match parse("graph.toml", text) {
-        Ok(spec) => {
+        Ok(mut spec) => {
             assert!(!tree(&spec).contains('\u{1b}') && dot(&spec).ends_with("}\n"));
-            let found = check_surroundings(&spec, &World, Path::new("/base")).to_string();
+            let found = check_surroundings(&mut spec, &World, Path::new("/base")).to_string();
             assert!(found.ends_with("graph.toml"));
             assert_eq!(spec.build_order().len(), spec.nodes.len());
             assert!(spec.edges.iter().all(|edge| spec.node(&edge.child).is_some()));
@@ -92,7 +97,7 @@ fn try_out(text: &str) {
 fn mutated_files() {
     for seed in 1..=20_000_u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let text = mutate([EXAMPLE, KITCHEN_SINK][seed as usize % 2], &mut random);
+        let text = mutate([EXAMPLE, KITCHEN_SINK, CHAIN][seed as usize % 3], &mut random);
         if catch_unwind(|| try_out(&text)).is_err() {
             panic!("seed {seed} of `mutated_files` fails, on:\n{text}");
         }

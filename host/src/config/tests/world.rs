@@ -18,10 +18,33 @@ impl Surroundings for World {
             "/base" | "/run/blockloom" => FileFacts { is_dir: true, ..facts },
             "/base/full.img" => FileFacts { size_bytes: 1 << 20, ..facts },
             "/base/empty.img" => facts,
+            "/base/overlay.qcow2" | "/base/meta.qcow2" => {
+                FileFacts { size_bytes: 196_608, ..facts }
+            }
             "/base/fixed.img" => FileFacts { writable: false, size_bytes: 512, ..facts },
             "/dev/sda" => FileFacts { writable: false, is_block_device: true, ..facts },
             "/secret/x" => return Err("permission denied".to_owned()),
             _ => FileFacts::default(),
+        })
+    }
+
+    fn real_path(&self, path: &Path) -> Result<PathBuf, String> {
+        Ok(path.components().collect())
+    }
+
+    fn image(&self, path: &Path) -> Result<Option<ImageFacts>, String> {
+        let backing = BackingReference { name: "full.img".to_owned(), format: Some("raw".into()) };
+        let image = ImageFacts {
+            size_bytes: 1 << 20,
+            backing: Some(backing),
+            data_file: DataFileSpec::None,
+            data_file_name: None,
+        };
+        let raw = ImageFacts { backing: None, data_file: DataFileSpec::Raw, ..image.clone() };
+        Ok(match path.to_str().unwrap_or("") {
+            "/base/overlay.qcow2" => Some(image),
+            "/base/meta.qcow2" => Some(raw),
+            _ => None,
         })
     }
 
@@ -63,7 +86,7 @@ impl Surroundings for World {
 }
 
 fn check(text: &str, expected: &Expect) {
-    let found = check_surroundings(&good(text), &World, Path::new("/base"));
+    let found = check_surroundings(&mut good(text), &World, Path::new("/base"));
     expected.assert_eq(&found.to_string());
 }
 

@@ -92,7 +92,7 @@ fn open(
         crate::error::Error::new(crate::error::ErrorKind::NotFound, message)
     };
     let export = directory.find(&session.info.name).ok_or_else(not_found)?;
-    let drive = LocalDrive::open(graph, &export.drive)?;
+    let drive = LocalDrive::open(graph, export.drive())?;
     let mut available = directory.contexts(export);
     let mut contexts = Vec::with_capacity(session.contexts.len());
     for selected in &session.contexts {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::proto::{BlockSizes, ExportDirectory, ExportInfo, ExportSummary, Features};
 use crate::bitmap::{BitmapUse, Use};
+use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{BitmapScope, GraphCell, LocalDrive};
 use crate::limits::TRANSFER_MAX_BYTES;
 
@@ -40,9 +41,19 @@ pub(super) enum Context {
     Dirty(Shown),
 }
 
+/// An export with the bitmaps that it shows. Until it ends nobody may take them away: a client that came
+/// later would lack a context without a word. Between clients they may be cleared.
+pub(super) struct Served {
+    export: Export,
+    /// As the context calls it.
+    bitmaps: Vec<(String, BitmapUse)>,
+}
+
 /// A bitmap as a connection shows it: for as long as it is about what the export's drive shows.
 pub(super) struct Shown {
     bitmap: BitmapUse,
+    /// When the client came: the first snapshot since which the drive had shown what it records.
+    since: Option<u64>,
     has_left: Cell<bool>,
 }
 
@@ -57,8 +68,10 @@ impl Shown {
         drive: &LocalDrive,
         within: Range<u64>,
     ) -> impl Iterator<Item = Range<u64>> {
-        // Asked first: who has an answer from before a pivot asked before it.
-        if !self.has_left.get() && !drive.shows_view_of(&self.bitmap) {
+        // Asked first: who has an answer from before a pivot asked before it. A drive that went and came
+        // back since has broken off.
+        let since = drive.shown_since(&self.bitmap);
+        if !self.has_left.get() && (since.is_none() || since != self.since) {
             self.has_left.set(true);
             drive.tell_bitmap_left(&self.bitmap);
         }
@@ -76,51 +89,98 @@ const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
 
 /// What a listener serves.
 pub(super) struct Directory {
-    pub(super) cell: Arc<GraphCell>,
-    pub(super) exports: Vec<Export>,
+    cell: Arc<GraphCell>,
+    served: Vec<Served>,
 }
 
 impl Directory {
+    /// Of `exports`, with their bitmaps.
+    ///
+    /// # Errors
+    /// `ENOENT` for a bitmap that is not there, `EAGAIN` for one that is being removed.
+    pub(super) fn new(cell: Arc<GraphCell>, exports: Vec<Export>) -> Result<Self> {
+        let serve = |export: Export| {
+            let keep = |shown: &ExportBitmap| {
+                let kept = keep(&cell, &export, shown)?;
+                Ok((shown.name.clone(), kept))
+            };
+            let bitmaps = export.bitmaps.iter().map(keep).collect::<Result<_>>()?;
+            Ok(Served { export, bitmaps })
+        };
+        let served = exports.into_iter().map(serve).collect::<Result<_>>()?;
+        Ok(Self { cell, served })
+    }
+
     /// The export for a name; a listener with one export serves it under the empty name too.
-    pub(super) fn find(&self, name: &str) -> Option<&Export> {
-        let by_name = self.exports.iter().find(|export| export.name == name);
-        by_name.or(match self.exports.as_slice() {
+    pub(super) fn find(&self, name: &str) -> Option<&Served> {
+        let by_name = self.served.iter().find(|served| served.export.name == name);
+        by_name.or(match self.served.as_slice() {
             [only] if name.is_empty() => Some(only),
             _ => None,
         })
     }
 
-    /// The contexts of an export, with their full names; a bitmap that is gone, or that cannot be read
-    /// now, is left out.
-    pub(super) fn contexts(&self, export: &Export) -> Vec<(String, Context)> {
+    /// The contexts of an export, with their full names; a bitmap that cannot be read now, as a job has
+    /// taken it, is left out.
+    pub(super) fn contexts(&self, served: &Served) -> Vec<(String, Context)> {
         let graph = self.cell.load();
+        let drive = graph.find_drive(&served.export.drive).map(|at| &graph.drives()[at]);
         let mut contexts = vec![(ALLOCATION.to_owned(), Context::Allocation)];
-        for bitmap in &export.bitmaps {
-            let Some(found) = graph.find_bitmap(&bitmap.scope, &bitmap.name) else { continue };
-            match found.use_by(format!("export `{}`", export.name), Use::Read) {
-                Ok(found) => {
-                    let name = format!("{DIRTY_BITMAP}{}", bitmap.name);
-                    let shown = Shown { bitmap: found, has_left: Cell::new(false) };
-                    contexts.push((name, Context::Dirty(shown)));
+        for (name, kept) in &served.bitmaps {
+            match kept.bitmap().use_by(served.user(), Use::Read) {
+                Ok(bitmap) => {
+                    let since = drive.and_then(|drive| graph.shown_since(drive, &bitmap));
+                    let shown = Shown { bitmap, since, has_left: Cell::new(false) };
+                    contexts.push((format!("{DIRTY_BITMAP}{name}"), Context::Dirty(shown)));
                 }
-                Err(error) => tracing::info!("export `{}` shows less: {error}", export.name),
+                Err(error) => tracing::info!("{} shows less: {error}", served.user()),
             }
         }
         contexts
     }
 }
 
+impl Served {
+    /// The drive's id.
+    pub(super) fn drive(&self) -> &str {
+        &self.export.drive
+    }
+
+    fn user(&self) -> String {
+        user(&self.export)
+    }
+}
+
+fn user(export: &Export) -> String {
+    format!("export `{}`", export.name)
+}
+
+/// A bitmap, kept for an export.
+fn keep(cell: &GraphCell, export: &Export, shown: &ExportBitmap) -> Result<BitmapUse> {
+    let find = || cell.load().find_bitmap(&shown.scope, &shown.name).map(Arc::clone);
+    let not_found = || {
+        let (user, scope, name) = (user(export), &shown.scope, &shown.name);
+        let message = format!("{user} is to show bitmap `{name}` of {scope}, which is not there");
+        Error::new(ErrorKind::NotFound, message)
+    };
+    let kept = find().ok_or_else(not_found)?.use_by(user(export), Use::Keep)?;
+    // It may have gone before it was kept.
+    let is_there = find().is_some_and(|found| Arc::ptr_eq(&found, kept.bitmap()));
+    if is_there { Ok(kept) } else { Err(not_found()) }
+}
+
 impl ExportDirectory for Directory {
     fn names(&self) -> Vec<ExportSummary> {
-        let summary = |export: &Export| ExportSummary {
-            name: export.name.clone(),
-            description: export.description.clone(),
+        let summary = |served: &Served| ExportSummary {
+            name: served.export.name.clone(),
+            description: served.export.description.clone(),
         };
-        self.exports.iter().map(summary).collect()
+        self.served.iter().map(summary).collect()
     }
 
     fn lookup(&self, name: &str) -> Option<ExportInfo> {
-        let export = self.find(name)?;
+        let served = self.find(name)?;
+        let export = &served.export;
         let graph = self.cell.load();
         let drive = &graph.drives()[graph.find_drive(&export.drive)?];
         let info = graph.nodes()[drive.root()?.child()].info();
@@ -140,7 +200,7 @@ impl ExportDirectory for Directory {
                 dont_fragment: true,
             },
             block_sizes: BlockSizes::new(1, 4096, TRANSFER_MAX_BYTES).unwrap_or_default(),
-            contexts: self.contexts(export).into_iter().map(|(name, _)| name).collect(),
+            contexts: self.contexts(served).into_iter().map(|(name, _)| name).collect(),
         })
     }
 }
@@ -164,7 +224,7 @@ mod tests {
     struct Stage {
         graph: Rc<LocalGraph>,
         drive: LocalDrive,
-        export: Export,
+        directory: Directory,
         contexts: Vec<(String, Context)>,
     }
 
@@ -213,14 +273,14 @@ mod tests {
             };
             let graph = LocalGraph::of(&cell);
             let drive = LocalDrive::open(&graph, "vda").expect("a drive");
-            let stage = Self { graph, drive, export, contexts: vec![] };
+            let directory = Directory::new(cell, vec![export]).expect("the bitmaps are there");
+            let stage = Self { graph, drive, directory, contexts: vec![] };
             Self { contexts: stage.connect(), ..stage }
         }
 
         /// The contexts of another connection.
         fn connect(&self) -> Vec<(String, Context)> {
-            let cell = Arc::clone(self.graph.cell());
-            Directory { cell, exports: vec![] }.contexts(&self.export)
+            self.directory.contexts(self.directory.find("vda").expect("the export"))
         }
 
         async fn write(&self, block: u64) {
@@ -270,6 +330,65 @@ mod tests {
             let error = stage.graph.cell().transact(Transaction::new().with(remove)).await;
             let message = error.expect_err("a client reads it").to_string();
             assert!(message.contains("export `vda`"), "{message}");
+        });
+    }
+
+    /// The node's bitmap has missed what the drive showed in between, and the client cannot know: it asks
+    /// before and after.
+    #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "lists of one run are meant")]
+    fn a_drive_that_goes_and_comes_back_between_two_questions_has_left() {
+        run(async {
+            let mut stage = Stage::new("top");
+            stage.write(1).await;
+            assert_eq!(stage.dirty("node"), [1..2]);
+            stage.pivot("copy").await;
+            stage.pivot("top").await;
+            assert_eq!(stage.dirty("node"), [0..16]);
+            // A client that comes now has seen nothing else.
+            stage.contexts = stage.connect();
+            stage.write(2).await;
+            let other = Action::AddNode(NodeDecl {
+                name: "other".into(),
+                driver: Arc::new(MemoryNode::new(SIZE, 512).expect("a disk")),
+                children: vec![],
+            });
+            stage.graph.cell().transact(Transaction::new().with(other)).await.expect("a node");
+            assert_eq!(stage.dirty("node"), [1..3], "other changes of the graph are no matter");
+        });
+    }
+
+    /// The export holds its bitmaps whether a client is there or not.
+    #[test]
+    fn an_export_keeps_its_bitmaps_between_clients() {
+        run(async {
+            let mut stage = Stage::new("top");
+            stage.contexts.clear();
+            let cell = Arc::clone(stage.graph.cell());
+            let rename = BitmapAction::Rename(BitmapName::new("x").expect("a name"));
+            for action in [BitmapAction::Remove, rename] {
+                let action = action.of(&bitmap(&stage, "drive"));
+                let error = cell.transact(Transaction::new().with(action)).await;
+                let message = error.expect_err("the export shows it").to_string();
+                let expect = "bitmap `drive` is in use by export `vda`: end that first";
+                assert!(message.ends_with(expect), "{message}");
+            }
+            // Nobody reads what would be hidden.
+            stage.write(1).await;
+            let clear = BitmapAction::Clear.of(&bitmap(&stage, "drive"));
+            cell.transact(Transaction::new().with(clear)).await.expect("a clear");
+            stage.contexts = stage.connect();
+            assert_eq!(stage.dirty("drive"), []);
+            stage.contexts.clear();
+            let removed = bitmap(&stage, "drive");
+            let export = stage.directory.served[0].export.clone();
+            drop(stage);
+            let remove = Transaction::new().with(BitmapAction::Remove.of(&removed));
+            cell.transact(remove).await.expect("the export has ended");
+            let error = Directory::new(cell, vec![export]).err().expect("it is not there");
+            let expect =
+                "export `vda` is to show bitmap `drive` of drive `vda`, which is not there";
+            assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::NotFound, expect));
         });
     }
 

@@ -102,8 +102,11 @@ impl NbdServer {
     /// Begins to serve `exports` at `address`; returns where it listens (a port 0 is replaced).
     ///
     /// # Errors
-    /// When the address is taken or cannot be used.
+    /// When the address is taken or cannot be used, or a bitmap that is to be shown is not there.
     pub fn listen(&self, address: &ListenAddress, exports: Vec<Export>) -> Result<ListenAddress> {
+        let names = exports.iter().map(|export| (export.drive.clone(), export.name.clone()));
+        let names: Vec<_> = names.collect();
+        let directory = Arc::new(Directory::new(Arc::clone(&self.shared.cell), exports)?);
         let listener = match address {
             ListenAddress::Unix(path) => Listener::unix(path),
             ListenAddress::Tcp(address) => Listener::tcp(*address),
@@ -111,9 +114,6 @@ impl NbdServer {
         let listener =
             listener.map_err(|error| Error::os(format!("cannot listen on {address}"), &error))?;
         let bound = listener.tcp_address().map_or_else(|| address.clone(), ListenAddress::Tcp);
-        let names = exports.iter().map(|export| (export.drive.clone(), export.name.clone()));
-        let names: Vec<_> = names.collect();
-        let directory = Arc::new(Directory { cell: Arc::clone(&self.shared.cell), exports });
         let shared = Arc::clone(&self.shared);
         let Some(worker) = self.shared.workers.first() else {
             return Err(Error::new(ErrorKind::ShuttingDown, "the host has no workers"));

@@ -7,19 +7,27 @@
 //! | `views.rs` | streams and copy-on-read dirty nothing, through any filters (E1, E17, E18) |
 //! | `pivots.rs` | a drive's bitmap goes on after commit, snapshot and mirror (E2 to E5) |
 //! | `refusals.rs` | what is refused, word for word |
+//! | `growing.rs` | containers that grow under a format, bitmaps of them; clusters that are filled |
+//! | `closing.rs` | drivers that close, and what they do beside requests |
+//! | `data_file.rs` | formats with a container for data beside that for entries |
+//! | `section.rs` | formats that write while everything stands still |
 //! | `fleecing.rs` | copies before writes into an overlay of what is written |
 //! | `endless.rs` | what must never wait for ever: writes that copy first, copies over copies, full filters |
 //!
 //! `stage.rs` builds graphs, `filter.rs` has the filters that do what tests need, `schedule.rs` runs
 //! tasks in an order by chance that is the same for the same seed.
 
+mod closing;
+mod data_file;
 mod endless;
 mod filter;
 mod fleecing;
+mod growing;
 mod order;
 mod order_by_chance;
 mod pivots;
 mod refusals;
 mod schedule;
+mod section;
 mod stage;
 mod views;

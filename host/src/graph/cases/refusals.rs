@@ -113,6 +113,13 @@ fn graphs_that_make_no_sense() {
         "node `both`: it has more than one child of which it shows the bytes: it can have one \
          `filtered`, `data` or `backing` edge",
     );
+    let mut twice = Scene::default().disk("disk").disk("other");
+    twice.0.nodes[1].driver = Arc::clone(&twice.0.nodes[0].driver);
+    check(
+        twice,
+        ErrorKind::Invalid,
+        "node `other`: its driver is that of node `disk`, too: make one for each node",
+    );
     let mut unknown = Scene::default().disk("disk").disk("other");
     unknown.0.nodes.pop();
     check(unknown, ErrorKind::NotFound, "bitmap `b`: there is no node `other`; there is: `disk`");

@@ -7,22 +7,48 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::guard::{Guards, SourceId, SourceRange, Stale, WatchKey};
 use super::super::mutation::{Mutation, mutated};
+use super::super::origin::Origin;
 use crate::io::Buf;
+use crate::limits::WATCHES_OF_NODE_MAX;
 
 /// Whether anything that affects a view has touched a range since the watch began.
 pub(super) struct Watch {
     guards: Arc<Guards>,
     key: WatchKey,
     is_stale: Arc<AtomicBool>,
+    _counted: Counted,
+}
+
+/// A watch among those of the node that keeps it.
+struct Counted(Arc<Origin>);
+
+impl Counted {
+    /// `None` when the node keeps too many.
+    fn one_of(owner: &Arc<Origin>) -> Option<Self> {
+        let next = |kept: usize| (kept < WATCHES_OF_NODE_MAX).then_some(kept + 1);
+        owner.watches.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        Some(Self(Arc::clone(owner)))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.watches.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Watch {
-    /// Begins to watch. To be called before the read is issued. `None` when too many are kept: what is
-    /// read then proves nothing.
-    pub(super) fn begin(guards: &Arc<Guards>, place: &SourceRange) -> Option<Self> {
+    /// Begins to watch for `owner`. To be called before the read is issued. `None` when too many are kept,
+    /// by it or by all: what is read then proves nothing.
+    pub(super) fn begin(
+        guards: &Arc<Guards>,
+        place: &SourceRange,
+        owner: &Arc<Origin>,
+    ) -> Option<Self> {
+        let counted = Counted::one_of(owner)?;
         let is_stale = Arc::new(AtomicBool::new(false));
         let key = guards.watch(place, Stale::Flag(Arc::clone(&is_stale))).ok()?;
-        Some(Self { guards: Arc::clone(guards), key, is_stale })
+        Some(Self { guards: Arc::clone(guards), key, is_stale, _counted: counted })
     }
 
     /// Nothing has touched the range so far. Stays true only under a guard of the range.

@@ -16,15 +16,15 @@ use super::super::generation::NodeGeneration;
 use super::super::guard::{AtOnce, Full, Held, SourceId, SourceRange, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
-use super::super::origin::{Request, Shield};
+use super::super::origin::{Origin, Request, Shield};
 use super::super::permission::{PermissionSet, Role};
 use super::super::snapshot::{Cx, Edge, Graph};
 use super::buffer::{ProvenBuf, Watch};
 use super::outcome::{OutcomeCounters, Outcomes};
-use super::proof::{Evidence, ViewProof, issue_watched};
+use super::proof::{Evidence, ViewProof, issue_watched, stale};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, turn_now, until};
-use crate::limits::{COPY_MAX_BYTES, GUARD_WAIT};
+use crate::limits::{COPY_MAX_BYTES, GUARD_WAIT, ZERO_PROVEN_MAX_BYTES};
 use crate::node::{ExtentKind, WriteFlags};
 
 /// How a copy is to be done.
@@ -72,7 +72,8 @@ impl OwnAccord {
     fn find(&self, graph: &Graph) -> Result<(usize, usize)> {
         let at = graph.nodes.iter().position(|node| node.generation == self.node);
         let node = at.ok_or_else(|| unknown(&self.name))?;
-        let origin = graph.nodes[node].origin.ok_or_else(|| {
+        let origin = graph.nodes[node].origin.filter(|_| graph.nodes[node].has_grants());
+        let origin = origin.ok_or_else(|| {
             let message = "it has no grants: it may do nothing of its own accord";
             Error::new(ErrorKind::NotPermitted, message).at_node(&self.name)
         })?;
@@ -210,10 +211,10 @@ impl Cx<'_> {
     }
 
     /// Zeroes a range of child `to`, with the claim that child `from`, which shows the same view, shows
-    /// zeros there by its block status. The zeros are allocated.
+    /// zeros there by its block status. The zeros are allocated. Done in pieces.
     ///
     /// # Errors
-    /// As [`Cx::write_proven`].
+    /// As [`Cx::write_proven`]; pieces done before stay done.
     pub async fn zero_proven(&self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
         let actor = self.actor();
         ToTheEnd::new(async move { actor.zero_proven(from, to, range).await }).await
@@ -267,12 +268,17 @@ impl Actor {
     }
 
     fn outcomes(&self) -> Result<&OutcomeCounters> {
+        self.origin().map(|origin| &origin.outcomes)
+    }
+
+    /// The node, as who acts.
+    fn origin(&self) -> Result<&Arc<Origin>> {
         let node = &self.graph().nodes[self.node];
         let origin = node.origin.ok_or_else(|| {
             let message = "it has no grants: it may do nothing of its own accord";
             Error::new(ErrorKind::NotPermitted, message).at_node(&node.name)
         })?;
-        Ok(&self.graph().origins[origin].outcomes)
+        Ok(&self.graph().origins[origin])
     }
 
     /// What a write of `range` to the child of `edge` may touch.
@@ -371,7 +377,11 @@ impl Actor {
         let (guards, worker) = (&*self.graph().guards, self.request.worker());
         match issue_watched(guards, worker, want, by, bytes).map_err(too_many)? {
             AtOnce::Issued(held) => Ok(held),
-            // One that is stale is to be refused with its reason.
+            // What is stale stays so: it need not wait to be refused.
+            AtOnce::Stale(_) if !mutated(Mutation::DowngradesClaims) => {
+                self.outcomes()?.stale();
+                Err(stale())
+            }
             AtOnce::Stale(want) | AtOnce::MustWait(want) => Box::pin(self.hold(want)).await,
         }
     }
@@ -395,10 +405,11 @@ impl Actor {
         let (source, edge) = (self.source(from)?, self.edge(from)?);
         self.check_range(edge, OpKind::Read, &range)?;
         let place = SourceRange { source, range: range.clone() };
-        let mut watch = Watch::begin(&self.graph().guards, &place);
+        let owner = self.origin()?;
+        let mut watch = Watch::begin(&self.graph().guards, &place, owner);
         let buf = self.read_bytes(&self.request, edge, &range).await?;
         if mutated(Mutation::WatchesAfterReading) {
-            watch = Watch::begin(&self.graph().guards, &place);
+            watch = Watch::begin(&self.graph().guards, &place, owner);
         }
         Ok(ProvenBuf::new(buf, range.start, source, watch))
     }
@@ -574,8 +585,25 @@ impl Actor {
         let (source, edge) = (self.source(from)?, self.edge(to)?);
         self.check_range(self.edge(from)?, OpKind::Status, &range)?;
         self.check_range(edge, OpKind::Zero, &range)?;
-        let (own, effect) = self.effect(from, to, true)?;
+        self.effect(from, to, true)?;
         self.check_zero_view(from, to)?;
+        let mut at = range.start;
+        while at < range.end {
+            let piece = at..range.end.min(at.saturating_add(ZERO_PROVEN_MAX_BYTES));
+            at = piece.end;
+            self.zero_piece((source, edge), (from, to), piece).await?;
+        }
+        Ok(())
+    }
+
+    /// Zeroes under one guard what shows zeros.
+    async fn zero_piece(
+        &self,
+        (source, edge): (SourceId, &Edge),
+        (from, to): (usize, usize),
+        range: Range<u64>,
+    ) -> Result<()> {
+        let (own, effect) = self.effect(from, to, true)?;
         let guarded = (!mutated(Mutation::ZeroesUnguarded)).then_some(source);
         let held = self.hold(self.want(guarded, (edge, effect), &range)).await?;
         let request = self.request.cause_under(held.op(), effect.unchanged);

@@ -32,6 +32,12 @@ pub(super) fn issue_watched<'g>(
     guards.issue_at_once(worker, want, by, || bytes.is_fresh())
 }
 
+/// A claim of what was read before is refused.
+pub(super) fn stale() -> Error {
+    let message = "the view has changed since its bytes were read: read them again";
+    Error::new(ErrorKind::Stale, message)
+}
+
 /// These bytes are what A shows at R, and stay so until this write has settled.
 ///
 /// It borrows the guard of (A, R). Dropped before its write has settled, it is void.
@@ -75,8 +81,7 @@ impl<'h> ViewProof<'h> {
         // From here on no change enters the range before the write has settled.
         if !was_fresh || !(held.is_issued() || held.issue_part(&around)) {
             outcomes.stale();
-            let message = "the view has changed since its bytes were read: read them again";
-            return Err(Error::new(ErrorKind::Stale, message));
+            return Err(stale());
         }
         effect.marks.mark(range.start, range.end - range.start);
         Ok(Self { held, guards, own, effect, outcomes, around, is_settled: false })

@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use super::super::mutation::{Mutation, set};
 use super::super::{
-    BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, GraphCell, GraphDecl, LocalDrive,
-    LocalGraph, NodeDecl, PermissionSet, Role,
+    BitmapAction, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, GraphCell, GraphDecl,
+    LocalDrive, LocalGraph, NodeDecl, PermissionSet, Role, Transaction,
 };
 use super::{CopyHow, Outcomes, OwnAccord};
 use crate::bitmap::{BitmapName, Change, Granularity};
@@ -20,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{CopyOnReadNode, PassNode};
 use crate::graph::testing::{JobNode, turn};
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
+use crate::limits::{WATCHES_MAX, WATCHES_OF_NODE_MAX, ZERO_PROVEN_MAX_BYTES};
 use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
 
 const SIZE: u64 = 64 << 10;
@@ -379,6 +381,9 @@ fn a_change_in_flight_at_the_read_makes_it_stale() {
         assert!(!ended.get() && control.writes.load(Ordering::Relaxed) == 1);
         let own = stage.own("commit");
         let bytes = own.read_proven(0, at(2)).await.expect("a read");
+        let refused = own.write_proven(1, &bytes).await.expect_err("stale");
+        assert_eq!(refused.kind(), ErrorKind::Stale);
+        assert!(!ended.get(), "what is stale does not wait for a guard to be refused");
         control.holds_writes.store(false, Ordering::Relaxed);
         quiet().await;
         assert!(ended.get());
@@ -439,6 +444,49 @@ fn zeros_by_block_status_are_proven_and_data_is_not() {
         let refused = own.zero_proven(0, 1, at(1)).await.expect_err("written zeros are data");
         assert_eq!(refused.kind(), ErrorKind::NotPermitted);
         assert_eq!(stage.dirty(), dirty(&[]), "what shows zeros still does");
+    });
+}
+
+/// A guard for each piece, however long the range: others wait for one of them, not for all.
+#[test]
+fn a_long_range_is_zeroed_in_pieces() {
+    const PIECE: u64 = ZERO_PROVEN_MAX_BYTES;
+    let disk = |overlay: fn(u64, u32) -> Result<MemoryNode>| overlay(3 * PIECE, 512);
+    let scene = Scene::default()
+        .node("base", disk(MemoryNode::new).expect("a disk"), vec![])
+        .node("mid", disk(MemoryNode::overlay).expect("a disk"), vec![below("base")])
+        .actor("fill", "mid", "mid", None);
+    scene.run(|stage| async move {
+        let own = stage.own("fill");
+        own.write_changed(1, 3 * PIECE - BLOCK, Buf::zeros(BLOCK as usize)).await.expect("a write");
+        let refused = own.zero_proven(0, 1, 0..3 * PIECE).await.expect_err("data at the end");
+        assert_eq!(refused.kind(), ErrorKind::NotPermitted);
+        assert_eq!(stage.outcomes("fill").proven, 2);
+        own.zero_proven(0, 1, 0..0).await.expect("nothing to do");
+    });
+}
+
+/// However much one node keeps of what it has read, others can prove what they read.
+#[test]
+fn a_node_that_keeps_what_it_reads_leaves_watches_to_others() {
+    let scene = Scene::default().base("base").overlay("top", "base");
+    let scene = scene.job("greedy", "top", "base").job("commit", "top", "base");
+    scene.run(|stage| async move {
+        let (greedy, commit) = (stage.own("greedy"), stage.own("commit"));
+        let mut kept = Vec::new();
+        for _ in 0..WATCHES_MAX + 1 {
+            kept.push(greedy.read_proven(0, at(0)).await.expect("a read"));
+        }
+        let is_watched = |bytes: &&super::ProvenBuf| bytes.is_watched();
+        assert_eq!(kept.iter().filter(is_watched).count(), WATCHES_OF_NODE_MAX);
+        let bytes = commit.read_proven(0, at(1)).await.expect("a read");
+        commit.write_proven(1, &bytes).await.expect("a proof");
+        let last = kept.pop().expect("one");
+        let refused = greedy.write_proven(1, &last).await.expect_err("nobody watched it");
+        assert_eq!(refused.kind(), ErrorKind::NotPermitted);
+        drop(kept);
+        let again = greedy.read_proven(0, at(0)).await.expect("a read");
+        greedy.write_proven(1, &again).await.expect("a proof");
     });
 }
 
@@ -655,8 +703,46 @@ impl Node for Zeroing {
     }
 }
 
-/// Whether a claim of what is read during zeros that nobody waits for any more comes to its end.
-fn abandoned_zeros_and_a_claim() -> bool {
+/// What a transaction that needs a moment with nothing in flight says, while zeros are under way that
+/// nobody waits for any more.
+fn abandoned_zeros_and_a_drain() -> Result<String> {
+    let scene = Scene::default()
+        .base("base")
+        .node("endless", Zeroing::Endless, vec![ChildDecl::filtered("base")])
+        .node("hasty", Zeroing::Hasty, vec![ChildDecl::filtered("endless")])
+        .drive("vda", "hasty");
+    let (tell, told) = std::sync::mpsc::channel();
+    scene.run(|stage| async move {
+        stage
+            .drive("vda")
+            .zero(2 * BLOCK, BLOCK, WriteFlags::NONE)
+            .await
+            .expect_err("not waited for");
+        let graph = stage.graph.current();
+        let scope = BitmapScope::Drive("vda".into());
+        let clear = BitmapAction::Clear.of(graph.find_bitmap(&scope, "b").expect("a bitmap"));
+        let clear = Transaction::new().with(clear).within(Duration::from_millis(20));
+        let applied = stage.graph.cell().transact(clear).await;
+        tell.send(applied.map(|_| stage.dirty().len().to_string())).expect("a test");
+    });
+    told.recv().expect("an end")
+}
+
+/// Cleared before the zeros land, a bitmap would never learn of them.
+#[test]
+fn a_change_that_was_abandoned_holds_up_a_drain() {
+    let error = abandoned_zeros_and_a_drain().expect_err("it may still be under way");
+    let expect = "1 requests of `vda` have not ended in 20ms (1 of them a driver gave up before they had \
+                  ended): nothing was changed";
+    assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::TimedOut, expect));
+    set(Some(Mutation::GuardsEndWithFutures));
+    let drained = abandoned_zeros_and_a_drain();
+    set(None);
+    drained.expect("the broken rule is noticed");
+}
+
+/// Whether a copy of where zeros are under way that nobody waits for any more comes to its end.
+fn abandoned_zeros_and_a_copy() -> bool {
     let has_ended = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&has_ended);
     let scene = Scene::default()
@@ -669,8 +755,7 @@ fn abandoned_zeros_and_a_claim() -> bool {
         let failed = stage.drive("vda").zero(2 * BLOCK, BLOCK, WriteFlags::NONE).await;
         assert_eq!(failed.expect_err("it did not wait").kind(), ErrorKind::TimedOut);
         let own = stage.own("copier");
-        let bytes = own.read_proven(0, at(2)).await.expect("a read");
-        let ended = start(async move { drop(own.write_proven(0, &bytes).await) });
+        let ended = start(async move { drop(own.copy(0, 0, at(2), UNCHANGED).await) });
         quiet().await;
         told.store(ended.get(), Ordering::Relaxed);
     });
@@ -680,9 +765,9 @@ fn abandoned_zeros_and_a_claim() -> bool {
 /// A driver may still be at it, whoever has stopped waiting.
 #[test]
 fn a_change_that_was_abandoned_is_waited_for() {
-    assert!(!abandoned_zeros_and_a_claim());
+    assert!(!abandoned_zeros_and_a_copy());
     set(Some(Mutation::GuardsEndWithFutures));
-    let has_ended = abandoned_zeros_and_a_claim();
+    let has_ended = abandoned_zeros_and_a_copy();
     set(None);
     assert!(has_ended, "the broken rule is noticed");
 }

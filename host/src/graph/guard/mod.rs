@@ -56,8 +56,9 @@
 //!
 //! # Bounds
 //!
-//! Operations: `GUARDS_MAX`; watches: `WATCHES_MAX`. Parked changes need no bound of their own: each is
-//! a request in progress. A change scans its shard's guards and watches, an operation also all flights.
+//! Operations: `GUARDS_MAX`; watches: `WATCHES_MAX`, of one node `WATCHES_OF_NODE_MAX`. Parked changes need
+//! no bound of their own: each is a request in progress. A change scans its shard's guards and watches, an
+//! operation also all flights.
 
 mod queue;
 mod set;

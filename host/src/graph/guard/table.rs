@@ -187,11 +187,11 @@ impl Guards {
     ) -> Result<AtOnce<OpId>, Full> {
         let mut queue = self.queue();
         let mut shards = self.all_shards();
-        if must_wait(&queue, &shards, &want, by)? {
-            return Ok(AtOnce::MustWait(want));
-        }
         if !is_fresh() {
             return Ok(AtOnce::Stale(want));
+        }
+        if must_wait(&queue, &shards, &want, by)? {
+            return Ok(AtOnce::MustWait(want));
         }
         let op = queue.new_op();
         if !want.shared.is_empty() {

@@ -137,7 +137,13 @@ impl Node for MappedOverlay {
             fua: Support::Emulated,
             flush: Support::Native,
         };
-        Ok(NodeInfo { size_bytes: SECTORS * SECTOR as u64, limits, caps, read_only: false })
+        Ok(NodeInfo {
+            size_bytes: SECTORS * SECTOR as u64,
+            limits,
+            caps,
+            read_only: false,
+            growable: false,
+        })
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, mut buf: BufMut) -> NodeFuture<'a, BufMut> {

@@ -245,7 +245,7 @@ impl Default for Transaction {
 }
 
 impl Transaction {
-    /// Without actions; requests in flight have [`DRAIN_TIME`] to end.
+    /// Without actions; requests in flight have [`DRAIN_TIME`] to end, and drivers to do their work.
     pub fn new() -> Self {
         Self::default()
     }
@@ -263,7 +263,7 @@ impl Transaction {
         self
     }
 
-    /// Time for the requests that it must wait for.
+    /// Time for the requests that it must wait for, and then for drivers to resize or deallocate.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;
         self

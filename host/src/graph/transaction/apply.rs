@@ -1,17 +1,24 @@
 //! A transaction from its writer's lock to the next snapshot: see the module's picture.
 
+use std::cell::Cell;
 use std::collections::HashSet;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use super::action::{Action, Applied, Transaction, Unproven};
 use super::bitmap_action::BitmapAction;
 use super::bitmap_steps::position;
 use super::bitmaps::{self, Change, Marked};
 use super::claims::{Claim, claims};
+use super::close;
 use super::draft::Draft;
 use super::drain::{Drained, Place, Side, Still};
 use super::event::Event;
+use super::late::{Answer, Parting, Waiting};
 use super::touched::{Touched, end_watches};
 use super::work::{self, Step, StepKind};
 use crate::bitmap::{Bitmap, Prepared};
@@ -21,20 +28,38 @@ use crate::graph::detach::ToTheEnd;
 use crate::graph::evidence::SameView;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::{Graph, ScopedBitmap};
-use crate::io::{Time, current, turn_now, until};
+use crate::io::{LocalFuture, Time, current, spawn_boxed, turn_now, until};
 
 impl GraphCell {
     /// Applies a transaction, on a worker. Once begun it runs to its end, also if its future is dropped.
     ///
     /// # Errors
-    /// Whatever stands against an action; `ETIMEDOUT` when requests do not end. The graph and its bitmaps
-    /// are as before then; if a driver failed to resize or deallocate, that range is marked, and an event
-    /// says so.
+    /// Whatever stands against an action; `ETIMEDOUT` when requests do not end, or a driver does not answer
+    /// a resize or deallocation. The graph and its bitmaps are as before then; if a driver failed to resize
+    /// or deallocate, that range is marked, and an event says so. After one that is late, the drives that
+    /// come to its node wait until it has answered; an event says that, too.
     pub async fn transact(self: &Arc<Self>, transaction: Transaction) -> Result<Applied> {
-        let cell = Arc::clone(self);
-        let change = async move { apply(&cell, transaction).await };
-        ToTheEnd::new(change).await
+        ToTheEnd::new(apply(Arc::clone(self), transaction)).await
     }
+}
+
+/// Applies a transaction. What is left to wait for when it has been answered goes on by itself.
+async fn apply(cell: Arc<GraphCell>, transaction: Transaction) -> Result<Applied> {
+    let answer = Rc::new(Answer::default());
+    let given = Rc::clone(&answer);
+    let mut whole: LocalFuture = Box::pin(async move {
+        let result = carry_out(&cell, transaction, &given).await;
+        given.give(result);
+    });
+    let (result, has_ended) = poll_fn(|cx| {
+        let has_ended = whole.as_mut().poll(cx).is_ready();
+        answer.take().map_or(Poll::Pending, |result| Poll::Ready((result, has_ended)))
+    })
+    .await;
+    if !has_ended {
+        spawn_boxed(whole);
+    }
+    result
 }
 
 /// Everything that is known before anybody pauses.
@@ -67,7 +92,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(before: &Graph, actions: Vec<(Action, Unproven)>) -> Result<Self> {
+    fn of(cell: &GraphCell, before: &Graph, actions: Vec<(Action, Unproven)>) -> Result<Self> {
         let (mut draft, mut prepared) = (Draft::of(before), Prepared::default());
         let is_undrained = actions.iter().any(|(action, _)| is_undrained(action));
         draft.act_all(actions)?;
@@ -81,6 +106,7 @@ impl Plan {
             true => Vec::new(),
             false => touched.origins(before),
         };
+        cell.late.check((before, &after), &touched.nodes, &origins)?;
         let moved = draft.bitmaps.iter().filter_map(|entry| {
             let (from, _) = entry.moved.clone()?;
             let (to, name) = (entry.scope.clone(), entry.name.to_string());
@@ -112,12 +138,13 @@ impl Plan {
     /// Makes the changes, but for the snapshot, with everything still that they touch.
     ///
     /// # Errors
-    /// Nothing has changed then, but that bitmaps are marked where a driver has failed.
+    /// Nothing has changed then, but that bitmaps are marked where a driver has failed or is late. For the
+    /// latter it has been answered before.
     async fn make(
         &mut self,
-        cell: &GraphCell,
         section: &Drained<'_>,
-        deadline: Time,
+        (within, deadline): (Duration, Time),
+        parting: &mut Parting<'_, '_>,
     ) -> Result<()> {
         let Self { claims, steps, prepared, changes, shapes, gone, actions, events, .. } = self;
         let (before, after) = (section.graph(Side::Before), section.graph(Side::After));
@@ -134,15 +161,11 @@ impl Plan {
         if !steps.is_empty() {
             // The graph that is keeps its bitmaps if the work fails.
             let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
-            let if_failed: Vec<Event> = marked.collect();
-            if let Err(error) = work::run(section, steps).await {
-                // Not all that was read may still be shown.
-                end_watches(before, std::mem::take(shapes));
-                cell.events.publish(before.generation, &if_failed);
-                return Err(error);
-            }
+            let marked: Vec<Event> = marked.collect();
+            work_within(section, (steps, shapes), (marked, prepared), within, parting).await?;
         }
         // From here on nothing can fail.
+        events.extend(close::removed(section).await);
         let marked = Marked { after, gone };
         for change in &*changes {
             events.extend(marked.range(prepared, change));
@@ -152,9 +175,62 @@ impl Plan {
             events.extend(marked.whole(prepared, marks, *position, what));
         }
         bitmaps::mark_of_gone_views(prepared, &self.of_gone_views, self.last_shape);
+        section.marks().add_to(prepared);
         std::mem::take(prepared).commit();
         Ok(())
     }
+}
+
+/// Has drivers do their work; `marked` has been in case that they fail. What was prepared is given up when
+/// one is late.
+///
+/// # Errors
+/// The driver's; `ETIMEDOUT` after one that was late, which has been answered to whoever asked before.
+async fn work_within(
+    section: &Drained<'_>,
+    (steps, shapes): (&[Step], &[bool]),
+    (marked, prepared): (Vec<Event>, &mut Prepared),
+    within: Duration,
+    parting: &mut Parting<'_, '_>,
+) -> Result<()> {
+    let (before, cell) = (section.graph(Side::Before), parting.cell);
+    let at = Cell::new(0);
+    let mut working = pin!(work::run(section, steps, &at));
+    let done = until(turn_now() + within, working.as_mut()).await;
+    let tell = |marked: Vec<Event>, driver_has: &str| {
+        // Not all that was read may still be shown.
+        end_watches(before, shapes.to_vec());
+        let marked = marked.into_iter().map(|event| event.and_its_driver(driver_has));
+        cell.events.publish(before.generation, &marked.collect::<Vec<Event>>());
+    };
+    match done {
+        Some(Ok(())) => return Ok(()),
+        Some(Err(error)) => {
+            tell(marked, "failed half-way");
+            return Err(error);
+        }
+        None => tell(marked, "not answered in time"),
+    }
+    let node = &before.nodes[steps[at.get()].old];
+    let (name, drives) = (Arc::clone(&node.name), parting.still.ids(before));
+    let waiting = Waiting::of(cell, before, node.generation, parting.still);
+    let late = Event::DriverLate { node: Arc::clone(&name), drives: drives.clone() };
+    cell.events.publish(before.generation, &[late]);
+    let message = format!(
+        "its driver has not answered in {within:?} and may still do what it was asked: that is marked, \
+         and until it has answered no request comes to the node"
+    );
+    let error = Error::new(ErrorKind::TimedOut, message).at_node(&name);
+    drop(std::mem::take(prepared));
+    parting.answer.give(Err(error.clone()));
+    parting.writer = None;
+    if working.await.is_ok() {
+        work::take_back(section, steps).await;
+    }
+    end_watches(before, shapes.to_vec());
+    drop(waiting);
+    cell.events.publish(cell.load().generation, &[Event::DriverAnswered { node: name, drives }]);
+    Err(error)
 }
 
 /// Whether a broken rule has an action done while requests are in flight.
@@ -210,11 +286,11 @@ fn clock() -> Time {
 }
 
 /// Changes a copy of the graph, checks it, and puts it in the graph's place.
-async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
+async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) -> Result<Applied> {
     let Transaction { actions, within } = transaction;
-    let _writer = cell.writer.lock().await;
+    let writer = Some(cell.writer.lock().await);
     let before = Rc::new(Snapshot::new(cell.load()));
-    let mut plan = Plan::of(&before, actions)?;
+    let mut plan = Plan::of(cell, &before, actions)?;
     plan.after.start_drivers(Some(&before))?;
     let after = Rc::clone(&plan.after);
     let moving = before.reached_by_others(&plan.origins);
@@ -228,7 +304,10 @@ async fn apply(cell: &GraphCell, transaction: Transaction) -> Result<Applied> {
     }
     let still = Still::of(&before, std::mem::take(&mut plan.origins), moving, within).await?;
     let drained = clock();
-    plan.make(cell, &Drained::new(&before, &after, &still), deadline).await?;
+    let mut parting = Parting { cell, answer, writer, still: &still };
+    plan.make(&Drained::new(&before, &after, &still), (within, deadline), &mut parting).await?;
+    // Nobody else writes before this one is published.
+    let Parting { writer: _writer, .. } = parting;
     let Plan { shapes, mut events, added, .. } = plan;
     end_watches(&before, shapes);
     let generation = after.generation;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::apply::after_all;
-use super::check::{check_permissions, check_proven, resolve_permissions};
+use super::check::{check_drivers, check_permissions, check_proven, resolve_permissions};
 use super::draft::{Draft, DraftEdge, DraftNode, invalid, not_found};
 use crate::bitmap::Prepared;
 use crate::error::Result;
@@ -20,7 +20,7 @@ use crate::graph::guard::Guards;
 use crate::graph::order;
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
-use crate::limits::{GRAPH_DEPTH_MAX, WORKERS_MAX};
+use crate::limits::{FILL_MAX_BYTES, GRAPH_DEPTH_MAX, WORKERS_MAX};
 use crate::node::NodeInfo;
 
 type Index<'a> = HashMap<&'a str, usize>;
@@ -40,6 +40,7 @@ impl Draft {
         let of_all = |error| after_all(&self.actions, error);
         let mut graph = self.assemble_edges().map_err(of_all)?;
         self.assemble_bitmaps(&mut graph, prepared)?;
+        graph.find_shown(former);
         set_entries(&mut graph);
         acting::resolve(&mut graph, former);
         order::check(&graph).map_err(of_all)?;
@@ -48,6 +49,7 @@ impl Draft {
 
     /// Nodes and drives with what they may do, without bitmaps and what follows from them.
     fn assemble_edges(&self) -> Result<Graph> {
+        check_drivers(&self.nodes)?;
         let order = children_first(&self.nodes)?;
         let named = order.iter().map(|at| &*self.nodes[*at].name);
         let index: Index<'_> = named.zip(0..).collect();
@@ -56,6 +58,7 @@ impl Draft {
             let node = assemble_node(&self.nodes[at], &index, &nodes)?;
             nodes.push(node);
         }
+        find_containers(&mut nodes);
         let views = assign_classes(&mut nodes)?;
         let mut graph = Graph {
             generation: self.generation + 1,
@@ -168,6 +171,7 @@ fn assemble_edge(edge: &DraftEdge, child: usize) -> Edge {
         uses: edge.grants,
         shares: PermissionSet::NONE,
         counters: Arc::clone(&edge.counters),
+        grows: false,
         entry: None,
         proven_for: None,
         crossing: None,
@@ -202,19 +206,33 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         let child = index.get(&*edge.child).copied().unwrap_or(usize::MAX);
         let proven_for = edge.proven_for.as_ref();
         let proven_for = proven_for.map(|view| view_edge(node, edge, view)).transpose()?;
-        Ok(Edge { proven_for, ..assemble_edge(edge, child) })
+        let passes_on = edge.role == Role::Storage || edge.role.forwards_changes();
+        let grows = passes_on && below.get(child).is_some_and(|child| child.info.growable);
+        Ok(Edge { proven_for, grows, ..assemble_edge(edge, child) })
     };
     check_edge_names(node)?;
     let edges: Box<[Edge]> = node.edges.iter().map(edge).collect::<Result<_>>()?;
-    let infos: Vec<NodeInfo> = edges.iter().map(|edge| below[edge.child].info).collect();
+    let mut infos: Vec<NodeInfo> = edges.iter().map(|edge| below[edge.child].info).collect();
     let mut info = node.driver.info(&infos).map_err(|error| error.at_node(&node.name))?;
     info.size_bytes = node.resized.unwrap_or(info.size_bytes);
+    let grown_bytes = match info.growable {
+        false => info.size_bytes,
+        true if edges.is_empty() => info.size_bytes,
+        true => {
+            let grown = infos.iter_mut().zip(&edges);
+            grown.for_each(|(info, edge)| info.size_bytes = below[edge.child].grown_bytes);
+            node.driver.info(&infos).map_or(info.size_bytes, |info| info.size_bytes)
+        }
+    };
+    info.size_bytes = node.resized.or(node.kept).unwrap_or(info.size_bytes);
     let alignment = info.limits.request_alignment;
     let sound = alignment.is_power_of_two()
         && alignment <= 4096
         && info.limits.memory_alignment.is_power_of_two()
         && info.limits.memory_alignment <= 4096
         && info.limits.transfer_max_bytes >= alignment
+        && info.limits.fill_bytes.is_power_of_two()
+        && info.limits.fill_bytes <= FILL_MAX_BYTES
         && info.size_bytes.is_multiple_of(u64::from(alignment))
         && i64::try_from(info.size_bytes).is_ok();
     if !sound {
@@ -237,7 +255,22 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         class: Class::default(),
         serializer: serializer.or_else(|| (alignment > 1).then(Arc::default)),
         origin: None,
+        is_container: false,
+        grown_bytes,
     })
+}
+
+/// Finds the nodes that can grow under others: what bytes are kept in, and what that goes on to.
+fn find_containers(nodes: &mut [GraphNode]) {
+    // Parents come after their children.
+    for at in (0..nodes.len()).rev() {
+        let (below, node) = nodes.split_at_mut(at);
+        let Some(node) = node.first() else { continue };
+        for edge in &node.edges {
+            let goes_on = node.is_container && edge.role.forwards_changes();
+            below[edge.child].is_container |= goes_on || edge.role == Role::Storage;
+        }
+    }
 }
 
 /// Joins nodes to classes.
@@ -255,16 +288,16 @@ fn assign_classes(nodes: &mut [GraphNode]) -> Result<Views> {
 
 /// Computes where changes enter and what they mark.
 fn set_entries(graph: &mut Graph) {
-    let at = |node: usize, cut| Marks::of(graph, graph.nodes[node].class, cut);
+    let at = |node: usize, cut, grows| Marks::of(graph, graph.nodes[node].class, cut, grows);
     let of_drive =
-        |drive: &GraphDrive| drive.root.as_ref().map(|root| at(root.child, Cut::default()));
+        |drive: &GraphDrive| drive.root.as_ref().map(|root| at(root.child, Cut::default(), false));
     let drives: Vec<Option<Marks>> = graph.drives.iter().map(of_drive).collect();
     let mut edges = Vec::new();
     for (parent, node) in graph.nodes.iter().enumerate() {
         for (position, edge) in node.edges.iter().enumerate() {
             if edge.role.is_entry() {
                 let own = Cut { edge: Some((parent, position)), ..Cut::default() };
-                edges.push(((parent, position), at(edge.child, own)));
+                edges.push(((parent, position), at(edge.child, own, edge.grows)));
             }
         }
     }

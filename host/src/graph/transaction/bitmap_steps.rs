@@ -231,7 +231,8 @@ impl Draft {
             let node = entry.node(graph);
             let (scope, bitmap) = (entry.scope.clone(), Arc::clone(&entry.bitmap));
             let recording = prepared.recording_after(&bitmap);
-            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording });
+            let shown_by = Vec::new();
+            graph.bitmaps.push(ScopedBitmap { scope, node, bitmap, recording, shown_by });
         }
         Ok(())
     }
@@ -283,5 +284,6 @@ pub(super) fn position(action: usize) -> usize {
 }
 
 fn view_size(graph: &Graph, entry: &DraftBitmap) -> Option<u64> {
-    entry.node(graph).map(|node| graph.nodes[node].info.size_bytes)
+    let granularity = entry.bitmap.granularity();
+    entry.node(graph).map(|node| graph.nodes[node].bitmap_bytes(granularity))
 }

@@ -36,7 +36,7 @@ pub(super) fn affected(graph: &Graph, class: Class) -> impl Iterator<Item = usiz
 /// before they have it.
 pub(super) fn resized(draft: &Draft, after: &Graph) -> Vec<Event> {
     let event = |(entry, made): (&ScopedBitmap, &DraftBitmap)| {
-        let to_bytes = after.nodes[entry.node?].info.size_bytes;
+        let to_bytes = after.nodes[entry.node?].bitmap_bytes(entry.bitmap.granularity());
         let (from_bytes, name) = (entry.bitmap.size_bytes(), made.name.to_string());
         let scope = entry.scope.clone();
         let event = Event::BitmapResized { scope, name, from_bytes, to_bytes };
@@ -182,16 +182,15 @@ fn marked(entry: &ScopedBitmap, range: Option<Range<u64>>, why: &str) -> Event {
     Event::BitmapMarked { scope, name, range, why: why.to_owned() }
 }
 
-/// Marks a change, in the graph that is, before a driver makes it: as always, and as the driver may fail.
-/// The events are for that case.
+/// Marks a change, in the graph that is, before a driver makes it: as always, and as the driver may fail or
+/// be late. The events are for those cases.
 pub(super) fn mark_before(before: &Graph, change: &Change) -> Vec<Event> {
-    let why = format!("{}, and its driver has failed half-way", change.why);
     let mut events = Vec::new();
     for (entry, range) in seen(before, &before.bitmaps, change) {
         let Some(recording) = entry.bitmap.recording() else { continue };
         let Range { start, end } = range.clone().unwrap_or(0..u64::MAX);
         recording.mark(start, end - start);
-        events.push(marked(entry, range, &why));
+        events.push(marked(entry, range, &change.why));
     }
     events
 }

@@ -1,9 +1,32 @@
-//! Permissions of a whole graph: what passes down its edges, and whether users can live together.
+//! Checks of a whole graph: a driver for each node, permissions that pass down its edges, and whether users
+//! can live together.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::draft::{DraftNode, invalid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::class::{Cut, Reached};
-use crate::graph::permission::{PermissionSet, Users};
+use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph};
+use crate::node::Upkeep;
+
+/// Refuses a driver that is two nodes: they would share bytes that the graph takes for two views, and a
+/// change of one would mark nothing of the other.
+///
+/// # Errors
+/// `EINVAL`, with both nodes.
+pub(super) fn check_drivers(nodes: &[DraftNode]) -> Result<()> {
+    let mut known: HashMap<*const (), &str> = HashMap::with_capacity(nodes.len());
+    for node in nodes {
+        let Some(other) = known.insert(Arc::as_ptr(&node.driver).cast(), &node.name) else {
+            continue;
+        };
+        let message = format!("its driver is that of node `{other}`, too: make one for each node");
+        return Err(invalid(message).at_node(&node.name));
+    }
+    Ok(())
+}
 
 /// Passes what drives use and share down the edges.
 pub(super) fn resolve_permissions(graph: &mut Graph) {
@@ -14,9 +37,15 @@ pub(super) fn resolve_permissions(graph: &mut Graph) {
         users[root.child] = users[root.child].with(user);
     }
     for at in (0..graph.nodes.len()).rev() {
+        let upkeep = graph.nodes[at].driver.upkeep();
         for edge in &mut graph.nodes[at].edges {
             let passed = edge.role.pass(users[at]);
-            let user = Users { uses: edge.grants.union(passed.uses), ..passed };
+            let own = match (edge.role, upkeep) {
+                (Role::Storage, Upkeep::Reads) => PermissionSet::CONSISTENT_READ,
+                (Role::Storage, Upkeep::Writes) => PermissionSet::READ_WRITE,
+                _ => PermissionSet::NONE,
+            };
+            let user = Users { uses: edge.grants.union(passed.uses).union(own), ..passed };
             (edge.uses, edge.shares) = (user.uses, user.shares);
             users[edge.child] = users[edge.child].with(user);
         }

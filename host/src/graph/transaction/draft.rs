@@ -70,6 +70,10 @@ pub(super) struct DraftNode {
     pub(super) serializer: Option<Arc<Serializer>>,
     /// The size that it is to have once its driver has done so.
     pub(super) resized: Option<u64>,
+    /// The size that it has had since it became a container.
+    pub(super) kept: Option<u64>,
+    /// Its driver makes it longer when whoever uses it does so.
+    pub(super) is_growable: bool,
 }
 
 #[derive(Clone)]
@@ -191,6 +195,10 @@ impl Draft {
                 .collect(),
             serializer: node.serializer.clone(),
             resized: None,
+            // What it stands on itself may be another node by now; then its driver knows.
+            kept: (node.is_container && node.info.growable && node.edges.is_empty())
+                .then_some(node.info.size_bytes),
+            is_growable: node.info.growable,
         });
         let drives = graph.drives.iter().zip(&graph.origins).map(|(drive, origin)| DraftDrive {
             generation: drive.generation,
@@ -234,6 +242,8 @@ impl Draft {
             edges: children.into_iter().map(DraftEdge::of).collect(),
             serializer: None,
             resized: None,
+            kept: None,
+            is_growable: false,
         });
         Ok(())
     }

@@ -3,8 +3,10 @@
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::section_marks::SectionMarks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::Snapshot;
 use crate::graph::counters::Counters;
@@ -16,6 +18,7 @@ use crate::graph::origin::{Origin, Request};
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::io::{current, turn_now, until};
+use crate::limits::CLOSE_TIME;
 use crate::node::Extent;
 
 /// Closes the gates of `origins`, all at once, and waits until nothing is behind them.
@@ -30,8 +33,12 @@ pub(in crate::graph) async fn close<'g>(
     let closed: Vec<Closed<'g>> = origins.iter().map(|origin| origin.gate.close()).collect();
     for origin in origins {
         if until(deadline, origin.gate.drained()).await.is_none() {
+            let abandoned = match origin.abandoned.load(Ordering::Relaxed) {
+                0 => String::new(),
+                count => format!(" ({count} of them a driver gave up before they had ended)"),
+            };
             let message = format!(
-                "{} requests of `{}` have not ended in {within:?}: nothing was changed",
+                "{} requests of `{}` have not ended in {within:?}{abandoned}: nothing was changed",
                 origin.gate.in_flight(),
                 origin.name,
             );
@@ -65,6 +72,27 @@ impl<'g> Still<'g> {
         Ok(Self { origins, moving, _closed: closed })
     }
 
+    /// Those who pause.
+    pub(super) fn origins(&self, graph: &Graph) -> Vec<Arc<Origin>> {
+        self.origins.iter().map(|at| Arc::clone(&graph.origins[*at])).collect()
+    }
+
+    /// Of those whose requests end within that time; with the origins whose requests do not.
+    pub(super) async fn of_those_who_end(graph: &'g Graph, within: Duration) -> (Self, Vec<usize>) {
+        let all = 0..graph.origins.len();
+        let gate = |at: &usize| &graph.origins[*at].gate;
+        let closed = all.clone().map(|at| gate(&at).close()).collect();
+        let (deadline, mut busy) = (turn_now() + within, Vec::new());
+        for at in all.clone() {
+            if until(deadline, gate(&at).drained()).await.is_none() {
+                busy.push(at);
+            }
+        }
+        let origins: Vec<usize> = all.filter(|at| !busy.contains(at)).collect();
+        let moving = graph.reached_by_others(&origins);
+        (Self { origins, moving, _closed: closed }, busy)
+    }
+
     /// The names of those who pause: drives, and nodes that act of their own accord.
     pub(super) fn ids(&self, graph: &Graph) -> Vec<Arc<str>> {
         self.origins.iter().map(|at| Arc::clone(&graph.origins[*at].name)).collect()
@@ -92,6 +120,8 @@ pub(in crate::graph) struct Drained<'s> {
     before: &'s Rc<Snapshot>,
     after: &'s Rc<Snapshot>,
     still: &'s Still<'s>,
+    /// Of what drivers write in it.
+    marks: Rc<SectionMarks>,
     worker: usize,
 }
 
@@ -102,7 +132,8 @@ impl<'s> Drained<'s> {
         still: &'s Still<'_>,
     ) -> Self {
         let worker = current().map_or(0, |worker| worker.index());
-        Self { before, after, still, worker }
+        let marks = Rc::new(SectionMarks::of(before, after));
+        Self { before, after, still, marks, worker }
     }
 
     pub(in crate::graph) fn graph(&self, side: Side) -> &Graph {
@@ -127,6 +158,11 @@ impl<'s> Drained<'s> {
             Side::After => self.after,
         };
         Request::inside(self, Rc::clone(graph), self.worker)
+    }
+
+    /// What drivers have written in it, on the bitmaps that see it.
+    pub(in crate::graph) fn marks(&self) -> &Rc<SectionMarks> {
+        &self.marks
     }
 
     /// The extents of a node, as [`EdgeRef::block_status`].
@@ -154,6 +190,22 @@ impl<'s> Drained<'s> {
         let edge = own_edge(place.node);
         let edge = EdgeRef { graph: request.graph(), request: &request, edge: &edge };
         edge.flush().await
+    }
+
+    /// Closes a node of the graph that is.
+    ///
+    /// # Errors
+    /// The driver's; `ETIMEDOUT`.
+    pub(super) async fn close(&self, node: usize) -> Result<()> {
+        let request = self.request(Side::Before);
+        let cx = Cx { graph: request.graph(), request: &request, node };
+        let node = &cx.graph.nodes[node];
+        let done = until(turn_now() + CLOSE_TIME, node.driver.close(cx)).await;
+        let late = || {
+            let message = format!("it did not close within {} s", CLOSE_TIME.as_secs());
+            Err(Error::new(ErrorKind::TimedOut, message))
+        };
+        done.unwrap_or_else(late).map_err(|error| error.at_node(&node.name))
     }
 
     /// Changes the size of a node of the graph that is to be.
@@ -191,6 +243,7 @@ fn own_edge(child: usize) -> Edge {
         uses: PermissionSet::CONSISTENT_READ,
         shares: PermissionSet::ALL,
         counters: Arc::new(Counters::new()),
+        grows: false,
         entry: None,
         proven_for: None,
         crossing: None,

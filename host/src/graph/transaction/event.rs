@@ -61,6 +61,27 @@ pub enum Event {
         /// The drive that shows something else.
         drive: Arc<str>,
     },
+    /// A driver has not answered in time a resize or deallocation, and may still do it.
+    DriverLate {
+        /// Its node.
+        node: Arc<str>,
+        /// The drives that wait until it has answered.
+        drives: Vec<Arc<str>>,
+    },
+    /// A driver that was late has answered. What it may have changed has been marked.
+    DriverAnswered {
+        /// Its node.
+        node: Arc<str>,
+        /// The drives that go on.
+        drives: Vec<Arc<str>>,
+    },
+    /// A node that was removed could not store what is to be found when it is opened again.
+    NodeNotClosed {
+        /// Its name.
+        node: Arc<str>,
+        /// The error.
+        why: String,
+    },
     /// Drives had to pause.
     Paused {
         /// Their ids.
@@ -73,9 +94,24 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whether somebody should look: a backup will be larger than it need be.
+    /// Whether somebody should look: a backup will be larger than it need be, a drive waits,
+    /// an image is to be checked.
     fn is_warning(&self) -> bool {
-        matches!(self, Self::BitmapMarkedWhole { .. } | Self::BitmapLeft { .. })
+        matches!(
+            self,
+            Self::BitmapMarkedWhole { .. }
+                | Self::BitmapLeft { .. }
+                | Self::DriverLate { .. }
+                | Self::NodeNotClosed { .. }
+        )
+    }
+
+    /// With what the driver that was to make the change has come to.
+    pub(super) fn and_its_driver(mut self, has: &str) -> Self {
+        if let Self::BitmapMarkedWhole { why, .. } | Self::BitmapMarked { why, .. } = &mut self {
+            *why += &format!(", and its driver has {has}");
+        }
+        self
     }
 
     /// Writes it to the log.
@@ -115,10 +151,32 @@ impl fmt::Display for Event {
                     " no longer records what drive `{drive}` shows: a client sees all of it dirty"
                 )
             }
+            Self::DriverLate { node, drives } => {
+                let drives = names(drives);
+                write!(
+                    f,
+                    "node `{node}`: its driver is late; until it answers these wait: {drives}"
+                )
+            }
+            Self::DriverAnswered { node, drives } => {
+                let drives = names(drives);
+                write!(f, "node `{node}`: its driver has answered at last; these go on: {drives}")
+            }
+            Self::NodeNotClosed { node, why } => {
+                write!(f, "node `{node}` was removed, and did not close: {why}")
+            }
             Self::Paused { drives, drain, still } => {
-                let drives: Vec<String> = drives.iter().map(|id| format!("`{id}`")).collect();
-                write!(f, "paused {}: {drain:?} to drain, {still:?} still", drives.join(", "))
+                write!(f, "paused {}: {drain:?} to drain, {still:?} still", names(drives))
             }
         }
     }
+}
+
+/// `-` for nobody.
+fn names(drives: &[Arc<str>]) -> String {
+    if drives.is_empty() {
+        return "-".into();
+    }
+    let drives: Vec<String> = drives.iter().map(|id| format!("`{id}`")).collect();
+    drives.join(", ")
 }

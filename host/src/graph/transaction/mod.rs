@@ -9,7 +9,8 @@
 //!   ── until here an error costs nobody anything ──
 //!     → drain: those origins' gates close; nothing of theirs is in flight
 //!     → claims are verified here, where nothing can change what they say
-//!     → marks, then work that cannot be undone: resize, deallocate
+//!     → marks, then work that cannot be undone: resize, deallocate (late: a driver that does not answer)
+//!     → nodes that leave the graph close
 //!     → bitmaps are committed and the snapshot is published, which cannot fail; the gates open; who waited
 //!       begins again in the new snapshot
 //! ```
@@ -32,9 +33,12 @@ mod bitmaps;
 mod bus;
 mod check;
 mod claims;
+mod close;
 mod draft;
 mod drain;
 mod event;
+mod late;
+mod section_marks;
 mod structure;
 #[cfg(test)]
 mod tests;
@@ -48,3 +52,5 @@ pub use bus::{Events, Notice};
 pub(in crate::graph) use draft::Draft;
 pub(in crate::graph) use drain::{Drained, Place, close};
 pub use event::Event;
+pub(in crate::graph) use late::LateWork;
+pub(in crate::graph) use section_marks::SectionMarks;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::action::{Action, Unproven, User, Which};
 use super::apply::at_action;
-use super::draft::{By, Draft, DraftEdge, Link, in_use, invalid};
+use super::draft::{By, Draft, DraftEdge, DraftNode, Link, in_use, invalid};
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::build::NodeDecl;
@@ -313,9 +313,28 @@ impl Draft {
     fn resize(&mut self, name: &str, size_bytes: u64) -> Result<()> {
         let at = self.expect_old(name)?;
         self.nodes[at].resized = Some(size_bytes);
+        self.resize_data(at, size_bytes);
         self.note_shape();
         self.works.push(Work::Resize { node: name.into(), size_bytes });
         Ok(())
+    }
+
+    /// A data file goes with the node that shows it: its driver sees to that by itself.
+    fn resize_data(&mut self, at: usize, size_bytes: u64) {
+        let child = |node: &DraftNode, role: Role| {
+            let edge = node.edges.iter().find(|edge| edge.role == role)?;
+            self.nodes.iter().position(|node| *node.name == *edge.child)
+        };
+        let mut below = child(&self.nodes[at], Role::Data);
+        // Through filters to what has a size of its own. A graph that is circular is refused later.
+        for _ in 0..self.nodes.len() {
+            let Some(data) = below else { return };
+            below = child(&self.nodes[data], Role::Filtered);
+            if below.is_none() && self.nodes[data].is_growable {
+                self.nodes[data].resized = Some(size_bytes);
+                return;
+            }
+        }
     }
 
     fn deallocate(&mut self, name: &str, range: Range<u64>) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What drivers do to nodes with nothing in flight, and what cannot be undone.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::draft::{By, Draft, invalid};
@@ -109,12 +110,18 @@ fn check_range(graph: &Graph, node: usize, range: &Range<u64>) -> Result<()> {
     Ok(())
 }
 
-/// Does the work. If a piece fails, the growths before it are taken back.
+/// Does the work; `current` is the piece that is under way. If one fails, the growths before it are taken
+/// back.
 ///
 /// # Errors
 /// The driver's.
-pub(super) async fn run(section: &Drained<'_>, steps: &[Step]) -> Result<()> {
+pub(super) async fn run(
+    section: &Drained<'_>,
+    steps: &[Step],
+    current: &Cell<usize>,
+) -> Result<()> {
     for (at, step) in steps.iter().enumerate() {
+        current.set(at);
         let done = match &step.kind {
             StepKind::Resize { to_bytes, .. } => section.resize(step.node, *to_bytes).await,
             StepKind::Deallocate { range, .. } => {
@@ -129,13 +136,14 @@ pub(super) async fn run(section: &Drained<'_>, steps: &[Step]) -> Result<()> {
     Ok(())
 }
 
-async fn take_back(section: &Drained<'_>, steps: &[Step]) {
+/// Puts sizes back. What a shrink has cut off is lost.
+pub(super) async fn take_back(section: &Drained<'_>, steps: &[Step]) {
     for step in steps.iter().rev() {
         if let StepKind::Resize { from_bytes, .. } = step.kind
             && let Err(error) = section.resize(step.node, from_bytes).await
         {
-            // Its view keeps the old size: what lies behind it is not reached.
-            tracing::warn!("a growth could not be taken back: {error}");
+            // Its view keeps the old size: what lies behind it is not reached, or fails.
+            tracing::warn!("a resize could not be taken back: {error}");
         }
     }
 }

@@ -134,7 +134,10 @@ impl SimEngine {
                     fate => fate,
                 };
                 let mut media = file.media();
-                let end = offset.saturating_add(*len).min(media.len());
+                let end = match mode {
+                    AllocateMode::ZeroAndGrow => offset.saturating_add(*len),
+                    _ => offset.saturating_add(*len).min(media.len()),
+                };
                 let zeros = vec![0; to_usize(end.saturating_sub(*offset))];
                 media.begin(op, *offset, &zeros);
                 let sectors = sectors(*offset, zeros.len()).collect();

@@ -75,7 +75,7 @@ impl Media {
     /// An operation that is to write `bytes` begins: from now on a crash may leave them.
     pub(crate) fn begin(&mut self, op: u64, offset: u64, bytes: &[u8]) {
         let end = to_usize(offset) + bytes.len();
-        if end > self.cache.len() {
+        if !bytes.is_empty() && end > self.cache.len() {
             self.set_len(end as u64);
         }
         for sector in sectors(offset, bytes.len()) {

@@ -8,10 +8,12 @@
 //! | `chunks` | the table of chunks |
 //! | `plain` | bytes of a node without backing |
 //! | `overlay`, `map` | bytes of a node over a backing, and which they are |
+//! | `hidden` | where such a node hides its backing without bytes |
 //! | `extents` | lists of extents |
 
 mod chunks;
 mod extents;
+mod hidden;
 mod map;
 mod overlay;
 mod plain;
@@ -110,7 +112,7 @@ impl MemoryNode {
     }
 
     fn size_bytes(&self) -> u64 {
-        // It changes when no request is in flight, and a new snapshot tells the others.
+        // To others it changes when no request is in flight, and a new snapshot tells them.
         self.size_bytes.load(Ordering::Relaxed)
     }
 
@@ -120,12 +122,28 @@ impl MemoryNode {
         match (&self.bytes, size_bytes.checked_sub(old_bytes)) {
             (Bytes::Plain(_), Some(_)) => {}
             (Bytes::Plain(plain), None) => plain.unmap(size_bytes, old_bytes - size_bytes),
-            (Bytes::Overlay(overlay), Some(_)) => overlay.hide_backing(cx, old_bytes..size_bytes),
+            (Bytes::Overlay(overlay), Some(_)) => {
+                overlay.hide_backing(cx, old_bytes..size_bytes);
+            }
             (Bytes::Overlay(overlay), None) => {
                 overlay.deallocate(size_bytes, old_bytes - size_bytes);
             }
         }
         self.size_bytes.store(size_bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes room for a change that may go behind the end of a node without backing.
+    fn grow_to(&self, offset: u64, len: u64) -> Result<()> {
+        let end = offset.saturating_add(len);
+        if end > SIZE_MAX_BYTES {
+            let message =
+                format!("it cannot grow to {end} bytes: it holds {SIZE_MAX_BYTES} at most");
+            return Err(Error::new(ErrorKind::NoSpace, message));
+        }
+        if end > self.size_bytes() {
+            self.size_bytes.fetch_max(end, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -164,8 +182,8 @@ impl Node for MemoryNode {
             }
         }
         let limits = Limits { request_alignment: self.block_size, ..Limits::NONE };
-        let size_bytes = self.size_bytes();
-        Ok(NodeInfo { size_bytes, limits, caps: Caps::FILTER, read_only: false })
+        let (size_bytes, growable) = (self.size_bytes(), matches!(self.bytes, Bytes::Plain(_)));
+        Ok(NodeInfo { size_bytes, limits, caps: Caps::FILTER, read_only: false, growable })
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, mut buf: BufMut) -> NodeFuture<'a, BufMut> {
@@ -181,7 +199,10 @@ impl Node for MemoryNode {
     fn write<'a>(&'a self, _: Cx<'a>, offset: u64, buf: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
         Box::pin(async move {
             match &self.bytes {
-                Bytes::Plain(plain) => plain.copy_in(offset, &buf),
+                Bytes::Plain(plain) => {
+                    self.grow_to(offset, buf.len() as u64)?;
+                    plain.copy_in(offset, &buf);
+                }
                 Bytes::Overlay(overlay) => overlay.write(offset, &buf),
             }
             Ok(())
@@ -196,6 +217,9 @@ impl Node for MemoryNode {
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
         Box::pin(async move {
+            if let Bytes::Plain(_) = &self.bytes {
+                self.grow_to(offset, len)?;
+            }
             match &self.bytes {
                 Bytes::Plain(plain) if flags.no_unmap => plain.zero(offset, len),
                 Bytes::Plain(plain) => plain.unmap(offset, len),
@@ -232,6 +256,15 @@ impl Node for MemoryNode {
                 Bytes::Overlay(overlay) => overlay.extents(cx, offset, len),
             })
         })
+    }
+
+    fn len_bytes(&self) -> Option<u64> {
+        matches!(self.bytes, Bytes::Plain(_)).then(|| self.size_bytes())
+    }
+
+    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
+        let len = len.checked_next_multiple_of(self.block_size.into()).unwrap_or(u64::MAX);
+        Box::pin(async move { self.set_size(cx, len) })
     }
 
     fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::chunks::{CHUNK_BYTES, ChunkPart, Chunks, new_chunk, to_usize};
 use super::extents::Extents;
+use super::hidden::Hidden;
 use super::map::Map;
 use crate::error::Result;
 use crate::graph::{Cx, EdgeRef};
@@ -38,6 +39,8 @@ pub(super) struct Overlay {
     /// Bytes of a block: a power of two up to 4096.
     block_bytes: usize,
     chunks: Chunks<Chunk>,
+    /// Zeros where no block is allocated.
+    hidden: Hidden,
 }
 
 /// The backing, as a request sees it.
@@ -56,7 +59,8 @@ impl<'g> Backing<'g> {
 
 impl Overlay {
     pub(super) fn new(block_bytes: u32) -> Self {
-        Self { block_bytes: block_bytes as usize, chunks: Chunks::new() }
+        let (chunks, hidden) = (Chunks::new(), Hidden::default());
+        Self { block_bytes: block_bytes as usize, chunks, hidden }
     }
 
     fn blocks(&self) -> usize {
@@ -127,6 +131,7 @@ impl Overlay {
                 chunk.data = None;
             }
         }
+        self.hidden.remove(&(offset..offset.saturating_add(len)));
     }
 
     /// Hides what of the backing lies in a range, which the view has had no bytes at.
@@ -134,9 +139,7 @@ impl Overlay {
         let end = Backing::of(cx).map_or(0, |backing| backing.size_bytes);
         // The range ends with a block, and so does the rounded end of the backing.
         let end = end.next_multiple_of(self.block_bytes as u64).min(range.end);
-        if let Some(len) = end.checked_sub(range.start) {
-            self.zero(range.start, len);
-        }
+        self.hidden.insert(range.start..end);
     }
 
     /// Fills `buf` from `offset`, from here and from the backing.
@@ -159,8 +162,11 @@ impl Overlay {
         Ok(buf)
     }
 
-    /// Whether a block of the range is allocated.
+    /// Whether some of the range is not the backing's.
     fn has_any(&self, offset: u64, len: u64) -> bool {
+        if self.hidden.first_in(offset..offset.saturating_add(len)).is_some() {
+            return true;
+        }
         let mut parts = self.chunks.spans(offset, len).filter_map(|span| span.chunk);
         parts.any(|part| self.runs(&part.read(), &part).any(|(_, own)| own))
     }
@@ -179,8 +185,9 @@ impl Overlay {
         for span in self.chunks.spans(first, pass.len() as u64) {
             let at = to_usize(span.offset - offset);
             let Some(part) = span.chunk else {
-                if !note(missing, at..at + to_usize(span.len)) {
-                    return at;
+                let run = at..at + to_usize(span.len);
+                if let Err(full_at) = self.copy_missing(offset, buf, run, missing) {
+                    return full_at;
                 }
                 continue;
             };
@@ -190,12 +197,49 @@ impl Overlay {
                 match (own, &chunk.data) {
                     (true, Some(data)) => buf[to].copy_from_slice(&data[run]),
                     (true, None) => buf[to].fill(0),
-                    (false, _) if note(missing, to.clone()) => {}
-                    (false, _) => return to.start,
+                    (false, _) => {
+                        if let Err(full_at) = self.copy_missing(offset, buf, to, missing) {
+                            return full_at;
+                        }
+                    }
                 }
             }
         }
         pass.end
+    }
+
+    /// Zeros what of `run`, a range of `buf` without blocks, hides the backing, and notes the rest in
+    /// `missing`.
+    ///
+    /// # Errors
+    /// How far it came when the list was full.
+    fn copy_missing(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        run: Range<usize>,
+        missing: &mut Vec<Range<usize>>,
+    ) -> std::result::Result<(), usize> {
+        let mut at = run.start;
+        while at < run.end {
+            let rest = offset + at as u64..offset + run.end as u64;
+            let zeros = self.hidden.first_in(rest);
+            let zeros = zeros.map_or(run.end..run.end, |zeros| {
+                to_usize(zeros.start - offset)..to_usize(zeros.end - offset)
+            });
+            if at < zeros.start && !note(missing, at..zeros.start) {
+                return Err(at);
+            }
+            at = zeros.end;
+            buf[zeros].fill(0);
+        }
+        Ok(())
+    }
+
+    /// Parts in which the table has a range: few, where nothing was written.
+    #[cfg(test)]
+    pub(super) fn parts(&self, offset: u64, len: u64) -> usize {
+        self.chunks.spans(offset, len).count()
     }
 
     #[cfg(test)]
@@ -204,13 +248,29 @@ impl Overlay {
         parts.any(|part| part.read().data.is_some())
     }
 
-    /// `Data` or `Zero` where blocks are allocated, `Unallocated` where the backing shows, else `Hole`.
+    /// Adds a range without blocks; false when the list is full.
+    fn push_missing(&self, extents: &mut Extents, offset: u64, len: u64, shown_bytes: u64) -> bool {
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let zeros = self.hidden.first_in(at..end).unwrap_or(end..end);
+            let is_kept = push_missing(extents, at, zeros.start - at, shown_bytes)
+                && (zeros.is_empty()
+                    || extents.push(zeros.start, zeros.end - zeros.start, ExtentKind::Zero));
+            if !is_kept {
+                return false;
+            }
+            at = zeros.end;
+        }
+        true
+    }
+
+    /// `Data` or `Zero` where blocks are allocated or the backing is hidden, `Unallocated` where the backing shows, else `Hole`.
     pub(super) fn extents(&self, cx: Cx<'_>, offset: u64, len: u64) -> Vec<Extent> {
         let shown_bytes = Backing::of(cx).map_or(0, |backing| backing.size_bytes);
         let mut extents = Extents::default();
         for span in self.chunks.spans(offset, len) {
             let is_full = match span.chunk {
-                None => !push_missing(&mut extents, span.offset, span.len, shown_bytes),
+                None => !self.push_missing(&mut extents, span.offset, span.len, shown_bytes),
                 Some(part) => {
                     let chunk = part.read();
                     let kind =
@@ -220,7 +280,7 @@ impl Overlay {
                         let len = run.len() as u64;
                         match own {
                             true => extents.push(at, len, kind),
-                            false => push_missing(&mut extents, at, len, shown_bytes),
+                            false => self.push_missing(&mut extents, at, len, shown_bytes),
                         }
                     })
                 }
@@ -233,7 +293,7 @@ impl Overlay {
     }
 }
 
-/// Adds a range without blocks of its own; false when the list is full.
+/// Adds a range that is the backing's, or behind its end; false when the list is full.
 fn push_missing(extents: &mut Extents, offset: u64, len: u64, shown_bytes: u64) -> bool {
     let shown = shown_bytes.saturating_sub(offset).min(len);
     (shown == 0 || extents.push(offset, shown, ExtentKind::Unallocated))

@@ -481,6 +481,44 @@ fn zeros_of_whole_chunks_hide_the_backing_and_take_no_memory() {
     });
 }
 
+/// A place in the table for each 64 KiB of a PiB would be a terabyte.
+#[test]
+fn growing_over_a_huge_backing_takes_no_memory() {
+    const HUGE: u64 = 1 << 50;
+    let base = Arc::new(MemoryNode::new(HUGE, 512).expect("a node"));
+    let overlay = Arc::new(MemoryNode::overlay(512, 512).expect("a node"));
+    on_worker(async move {
+        let below = drives(&[(&base, None, DriveUse::Writes)], None);
+        for at in [0, MIB, HUGE - 512] {
+            write(&below[0], at, &[7; 512]).await;
+        }
+        let declared = [(&base, None, DriveUse::None), (&overlay, Some(0), DriveUse::Writes)];
+        let grow = Some(Order::Resize(HUGE));
+        drives(&declared, grow)[1].as_ref().expect("a drive").flush().await.expect("a new size");
+        let Bytes::Overlay(bytes) = &overlay.bytes else { panic!("an overlay") };
+        assert!(bytes.parts(0, HUGE) < 64, "no chunk was made");
+
+        let grown = drives(&declared, None);
+        let drive = grown[1].as_ref().expect("a drive");
+        assert_eq!(read(&grown[1], 0, 512).await, [7; 512]);
+        assert_eq!(read(&grown[1], MIB, 512).await, [0; 512]);
+        write(&grown[1], MIB + 512, &[9; 512]).await;
+        let mut expect = [0; 1536];
+        expect[512..1024].fill(9);
+        assert_eq!(read(&grown[1], MIB, 1536).await, expect);
+        let first = drive.block_status(0, HUGE).await.expect("a status");
+        let kinds = [ExtentKind::Unallocated, ExtentKind::Zero, ExtentKind::Data, ExtentKind::Zero];
+        assert_eq!(first[..4].iter().map(|extent| extent.kind).collect::<Vec<_>>(), kinds);
+        let last = drive.block_status(HUGE - 512, 512).await.expect("a status");
+        assert_eq!(last[0].kind, ExtentKind::Zero);
+
+        let give_up = Some(Order::Deallocate(HUGE - 512, 512));
+        drives(&declared, give_up)[1].as_ref().expect("a drive").flush().await.expect("given up");
+        assert_eq!(read(&grown[1], HUGE - 512, 512).await, [7; 512], "its backing shows");
+        assert_eq!(read(&grown[1], MIB, 512).await, [0; 512]);
+    });
+}
+
 #[test]
 fn what_cannot_be_is_refused() {
     let kind = |made: Result<MemoryNode>| made.err().map(|error| error.kind());

@@ -105,7 +105,7 @@ fn unknown_drivers() {
 driver = "flie"
 path = "full.img"
 [node.image]
-driver = "qcow2"
+driver = "nbd"
 file = "disk"
 [node.nothing]
 size = 512
@@ -116,21 +116,21 @@ size = 512
                |
              3 | driver = "flie"
                |          ^^^^^^
-               = help: did you mean `file`? this release has: file, memory, null, raw, plugin, pass, throttle
+               = help: did you mean `file`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
 
-            error: driver `qcow2` is not in this release
+            error: driver `nbd` is not in this release
               --> DIR/graph.toml:6:10
                |
-             6 | driver = "qcow2"
-               |          ^^^^^^^
-               = help: this release has: file, memory, null, raw, plugin, pass, throttle
+             6 | driver = "nbd"
+               |          ^^^^^
+               = help: this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
 
             error: node `nothing` has no `driver`
               --> DIR/graph.toml:8:7
                |
              8 | [node.nothing]
                |       ^^^^^^^
-               = help: add `driver = "file"`; this release has: file, memory, null, raw, plugin, pass, throttle
+               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
 
             3 errors in DIR/graph.toml"#]],
     );

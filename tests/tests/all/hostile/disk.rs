@@ -101,7 +101,13 @@ impl Node for DiskNode {
 
     fn info(&self, _: &[NodeInfo]) -> Result<NodeInfo> {
         let size_bytes = DISK_BYTES as u64;
-        Ok(NodeInfo { size_bytes, limits: Limits::NONE, caps: Caps::FILTER, read_only: false })
+        Ok(NodeInfo {
+            size_bytes,
+            limits: Limits::NONE,
+            caps: Caps::FILTER,
+            read_only: false,
+            growable: false,
+        })
     }
 
     fn read<'a>(&'a self, _: Cx<'a>, offset: u64, mut buf: BufMut) -> NodeFuture<'a, BufMut> {

@@ -8,6 +8,7 @@ mod chains;
 mod checkpoint;
 mod failures;
 mod half_way;
+mod late;
 mod load;
 mod pause;
 mod random;

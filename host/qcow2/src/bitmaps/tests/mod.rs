@@ -1,0 +1,4 @@
+mod cases;
+mod crash;
+mod image;
+mod interop;

@@ -1,0 +1,72 @@
+//! Closing nodes: those that a transaction removes, and all of them when the host ends.
+//!
+//! A node closes in a drained section, so that what it writes is marked in sets that the transaction then
+//! goes on with, and after those that stand on it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::drain::{Drained, Side, Still};
+use super::event::Event;
+use super::touched::Known;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::cell::{GraphCell, Snapshot};
+use crate::io::{turn_now, until};
+use crate::limits::CLOSE_TIME;
+
+/// Closes the nodes that are not in the graph that is to be.
+pub(super) async fn removed(section: &Drained<'_>) -> Vec<Event> {
+    let (before, known) = (section.graph(Side::Before), Known::of(section.graph(Side::After)));
+    let mut events = Vec::new();
+    // Children come before their parents.
+    for (at, node) in before.nodes.iter().enumerate().rev() {
+        if known.node(node.generation).is_none()
+            && let Err(error) = section.close(at).await
+        {
+            events.push(Event::NodeNotClosed {
+                node: Arc::clone(&node.name),
+                why: error.to_string(),
+            });
+        }
+    }
+    events
+}
+
+impl GraphCell {
+    /// Closes all nodes but those that requests are still on their way to after `within`. For the end of a
+    /// host, once: nothing may be asked of the nodes afterwards.
+    ///
+    /// # Errors
+    /// The first node's that was not closed; all have been logged.
+    pub(crate) async fn close_nodes(&self, within: Duration) -> Result<()> {
+        let writer = until(turn_now() + CLOSE_TIME, self.writer.lock()).await;
+        let _writer = writer.ok_or_else(|| {
+            let message = "a change of the graph does not end: no node was closed";
+            Error::new(ErrorKind::TimedOut, message)
+        })?;
+        let graph = Rc::new(Snapshot::new(self.load()));
+        let (still, busy) = Still::of_those_who_end(&graph, within).await;
+        let section = Drained::new(&graph, &graph, &still);
+        let mut result = Ok(());
+        for (at, node) in graph.nodes.iter().enumerate().rev() {
+            let closed = match section.is_still(node.generation) {
+                true => section.close(at).await,
+                false => {
+                    let names = busy.iter().map(|at| format!("`{}`", graph.origins[*at].name));
+                    let names: Vec<String> = names.collect();
+                    let message = format!(
+                        "it was not closed: requests of {} have not ended",
+                        names.join(", ")
+                    );
+                    Err(Error::new(ErrorKind::TimedOut, message).at_node(&node.name))
+                }
+            };
+            if let Err(error) = closed {
+                tracing::error!("{error}");
+                result = result.and(Err(error));
+            }
+        }
+        result
+    }
+}
