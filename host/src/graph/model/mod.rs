@@ -47,6 +47,7 @@
 //! | `RollsBackByReplacement` | bytes, after a merge back | 1 |
 //! | `ChecksBeforeTheDrain` | another backing is called the same view | 94 |
 //! | `ShrinksUnmarked` (of a base, too) | a granule that must be dirty is clean | 5 |
+//! | `FailedWorkUnmarked` | bytes: clean, and shows others: its driver had failed | 0 |
 //! | `ReopensUnmarked` | another backing, where that was to be refused | 0 |
 //! | `GuardsEndWithTime` | a write is not held off by a copy | 53 |
 //! | `GuardsEndWithFutures` | a copy whose future is gone is given up: its proof is void | 11 |
@@ -67,7 +68,7 @@
 //!
 //! # What is left out
 //!
-//! A driver that fails to resize or deallocate. Bitmaps that graph changes of one transaction add or
+//! A driver that fails to grow, which changes nothing that is seen. Bitmaps that graph changes of one transaction add or
 //! freeze: they change alone, in `bitmaps` and `changes`. Several graph changes in one transaction, but
 //! for one that makes no sense beside one that does.
 
@@ -188,11 +189,12 @@ const STEPS: usize = 200;
 const CASES: u64 = 2000;
 
 /// What graph changes there are, by [`changes::Plan::kind`]: each is applied, and often.
-const CHANGES: [&str; 18] = [
+const CHANGES: [&str; 19] = [
     "add bitmap",
     "add drive",
     "add node",
     "deallocate",
+    "driver fails",
     "eject",
     "insert above",
     "insert below",
@@ -292,6 +294,7 @@ fn rules_of_marks_and_bitmaps_are_noticed_if_broken() {
         Mutation::ChecksBeforeTheDrain,
         Mutation::ShrinksUnmarked,
         Mutation::ReopensUnmarked,
+        Mutation::FailedWorkUnmarked,
         Mutation::GuardsEndWithTime,
         Mutation::GuardsEndWithFutures,
     ]);
