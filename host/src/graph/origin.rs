@@ -5,7 +5,8 @@
 //! the whole tree of a request, and never stops a part of it half-way.
 
 use std::cell::{Cell, OnceCell};
-use std::ops::Range;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,17 +46,48 @@ pub(super) struct Request {
     graph: Rc<Snapshot>,
     /// The guarded operations that caused it, the innermost first.
     lineage: Option<Rc<Lineage>>,
-    /// The proof under which it is issued.
-    shield: OnceCell<Rc<Shield>>,
     /// Index in the snapshot's origins. Small, like all that is here: every request moves it about.
     origin: u32,
     worker: u32,
-    /// The view that it is proven not to alter.
-    unchanged: Option<Class>,
-    /// It is behind the gate, and leaves it. Not so inside a drained section.
-    is_counted: bool,
-    /// Others may wait for it: it has entered a source, or what caused it has.
-    holds: Cell<bool>,
+    presence: Presence,
+    holds: Cell<Holds>,
+}
+
+/// Whether others may wait for a request. As wide as what stands beside it, like [`Presence`], so that a
+/// request is moved by whole words.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Holds {
+    Nobody,
+    /// It has entered a source, or what caused it has.
+    Others,
+}
+
+/// How a request is behind its gate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Presence {
+    /// It has entered, and leaves.
+    Own,
+    /// By the request of which it is a part.
+    Shared,
+    /// Not at all: it is inside a drained section.
+    None,
+}
+
+/// A request as a part of another one, which outlives it: it need not enter the gate again.
+pub(super) struct Part<'r> {
+    request: Request,
+    whole: PhantomData<&'r Request>,
+}
+
+impl Deref for Part<'_> {
+    type Target = Request;
+
+    #[inline]
+    fn deref(&self) -> &Request {
+        &self.request
+    }
 }
 
 /// A proven write on its way: where the snapshot has what its proof leaves alone.
@@ -89,6 +121,10 @@ impl Shield {
 
 struct Lineage {
     operation: OpId,
+    /// The view that it is proven not to alter.
+    unchanged: Option<Class>,
+    /// The proof under which it is issued.
+    shield: OnceCell<Shield>,
     up: Option<Rc<Lineage>>,
 }
 
@@ -102,7 +138,7 @@ impl Request {
             // Boxed, so that the path through an open gate keeps a small future.
             Box::pin(gate.enter(worker)).await;
         }
-        Self::new(graph, origin, worker, true)
+        Self::new(graph, origin, worker, Presence::Own)
     }
 
     /// Enters the gate of `origin` on `worker` if it is open; gives the snapshot back if it is closed.
@@ -113,7 +149,7 @@ impl Request {
         worker: usize,
     ) -> Result<Self, Rc<Snapshot>> {
         if graph.origins[origin].gate.try_enter(worker) {
-            return Ok(Self::new(graph, origin, worker, true));
+            return Ok(Self::new(graph, origin, worker, Presence::Own));
         }
         Err(graph)
     }
@@ -121,7 +157,7 @@ impl Request {
     /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
     /// that the section holds closed.
     pub(super) fn inside(_section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
-        Self::new(graph, usize::MAX, worker, false)
+        Self::new(graph, usize::MAX, worker, Presence::None)
     }
 
     #[inline(always)]
@@ -129,34 +165,38 @@ impl Request {
         clippy::cast_possible_truncation,
         reason = "a graph has few origins, a host few workers"
     )]
-    fn new(graph: Rc<Snapshot>, origin: usize, worker: usize, is_counted: bool) -> Self {
+    fn new(graph: Rc<Snapshot>, origin: usize, worker: usize, presence: Presence) -> Self {
         let (origin, worker) = (origin as u32, worker as u32);
-        let (lineage, unchanged) = (None, None);
-        let (holds, shield) = (Cell::new(false), OnceCell::new());
-        Self { graph, lineage, shield, origin, worker, unchanged, is_counted, holds }
+        Self { graph, lineage: None, origin, worker, presence, holds: Cell::new(Holds::Nobody) }
     }
 
     /// A request that this one causes: it passes the gate, and holds up a drain by itself.
     pub(super) fn cause(&self) -> Self {
-        if self.is_counted {
-            self.gate().join(self.worker());
-        }
-        Self {
-            graph: Rc::clone(&self.graph),
-            lineage: self.lineage.clone(),
-            holds: self.holds.clone(),
-            shield: self.shield.clone(),
-            ..*self
-        }
+        let presence = match self.presence {
+            Presence::None => Presence::None,
+            Presence::Own | Presence::Shared => {
+                self.gate().join(self.worker());
+                Presence::Own
+            }
+        };
+        self.again(self.lineage.clone(), presence)
     }
 
-    /// The same, as a part of a guarded operation.
-    pub(super) fn cause_under(&self, operation: OpId, unchanged: Option<Class>) -> Self {
-        let mut request = self.cause();
-        request.lineage = Some(Rc::new(Lineage { operation, up: request.lineage.take() }));
-        request.unchanged = unchanged;
-        request.shield = OnceCell::new();
-        request
+    /// What it issues as a part of itself, under a guarded operation.
+    pub(super) fn part(&self, operation: OpId, unchanged: Option<Class>) -> Part<'_> {
+        let (shield, up) = (OnceCell::new(), self.lineage.clone());
+        let lineage = Some(Rc::new(Lineage { operation, unchanged, shield, up }));
+        let presence = match self.presence {
+            Presence::None => Presence::None,
+            Presence::Own | Presence::Shared => Presence::Shared,
+        };
+        Part { request: self.again(lineage, presence), whole: PhantomData }
+    }
+
+    #[inline]
+    fn again(&self, lineage: Option<Rc<Lineage>>, presence: Presence) -> Self {
+        let (graph, holds) = (Rc::clone(&self.graph), self.holds.clone());
+        Self { graph, lineage, origin: self.origin, worker: self.worker, presence, holds }
     }
 
     /// The operations that caused it.
@@ -173,31 +213,32 @@ impl Request {
     /// Who asks the guards.
     #[inline]
     pub(super) fn by<'a>(&self, operations: &'a [OpId]) -> By<'a> {
-        By { holds: self.holds.get(), ops: operations }
+        By { holds: self.holds.get() == Holds::Others, ops: operations }
     }
 
     /// From now on others may wait for it.
     #[inline]
     pub(super) fn set_holds(&self) {
-        self.holds.set(true);
+        self.holds.set(Holds::Others);
     }
 
     /// From now on it is a proven write: it does not enter what the proof leaves alone.
     pub(super) fn set_shield(&self, shield: Shield) {
-        let fresh = self.shield.set(Rc::new(shield)).is_ok();
-        debug_assert!(fresh, "a request is issued under one proof");
+        let lineage = self.lineage.as_ref();
+        let fresh = lineage.is_some_and(|lineage| lineage.shield.set(shield).is_ok());
+        debug_assert!(fresh, "a part of an operation is issued under one proof");
     }
 
     /// The proof under which it is issued.
     #[inline]
     pub(super) fn shield(&self) -> Option<&Shield> {
-        self.shield.get().map(|shield| &**shield)
+        self.lineage.as_ref()?.shield.get()
     }
 
     /// The view that it is proven not to alter.
     #[inline]
     pub(super) fn unchanged(&self) -> Option<Class> {
-        self.unchanged
+        self.lineage.as_ref()?.unchanged
     }
 
     /// The snapshot in which it runs.
@@ -216,7 +257,7 @@ impl Request {
     /// end, so it stays behind the gate.
     #[cold]
     pub(super) fn abandon(&self) {
-        if self.is_counted {
+        if self.presence != Presence::None {
             self.gate().join(self.worker());
             self.graph.origins[self.origin as usize].abandoned.fetch_add(1, Ordering::Relaxed);
         }
@@ -224,7 +265,7 @@ impl Request {
 
     /// Whether whoever holds it back is to let it go; if not, the task is woken when that begins.
     pub(super) fn poll_drained(&self, cx: &Context<'_>) -> bool {
-        !self.is_counted || self.gate().poll_closed(cx)
+        self.presence == Presence::None || self.gate().poll_closed(cx)
     }
 
     /// Number of the worker that runs it.
@@ -237,7 +278,7 @@ impl Request {
 impl Drop for Request {
     #[inline]
     fn drop(&mut self) {
-        if self.is_counted {
+        if self.presence == Presence::Own {
             self.gate().leave(self.worker());
         }
     }

@@ -13,13 +13,13 @@ use super::super::cell::LocalGraph;
 use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
 use super::super::generation::NodeGeneration;
-use super::super::guard::{AtOnce, Full, Held, SourceId, SourceRange, Want};
+use super::super::guard::{AtOnce, Full, Held, OpId, SourceId, SourceRange, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
 use super::super::origin::{Origin, Request, Shield};
 use super::super::permission::{PermissionSet, Role};
 use super::super::snapshot::{Cx, Edge, Graph};
-use super::buffer::{ProvenBuf, Watch};
+use super::buffer::{ProvenBuf, Provenance, Watch};
 use super::outcome::{OutcomeCounters, Outcomes};
 use super::proof::{Evidence, ViewProof, issue_watched, stale};
 use crate::error::{Error, ErrorKind, Result};
@@ -48,7 +48,7 @@ pub struct Copied {
 pub struct OwnAccord {
     graph: Rc<LocalGraph>,
     node: NodeGeneration,
-    name: Arc<str>,
+    name: Rc<str>,
 }
 
 impl OwnAccord {
@@ -62,7 +62,7 @@ impl OwnAccord {
         let this = Self {
             graph: Rc::clone(graph),
             node: snapshot.nodes[at].generation,
-            name: Arc::clone(&snapshot.nodes[at].name),
+            name: (&*snapshot.nodes[at].name).into(),
         };
         this.find(&snapshot)?;
         Ok(this)
@@ -77,6 +77,19 @@ impl OwnAccord {
             Error::new(ErrorKind::NotPermitted, message).at_node(&self.name)
         })?;
         Ok((node, origin))
+    }
+
+    /// Begins a request of the node, if its gate is open; `None` if it is to wait.
+    #[inline(always)]
+    fn try_begin(&self) -> Result<Option<Actor>> {
+        let graph = self.graph.current();
+        let (node, origin) = self.find(&graph)?;
+        match Request::try_begin(graph, origin, self.graph.worker()) {
+            Ok(request) if self.graph.is_current(request.graph()) => {
+                Ok(Some(Actor { request, node }))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Begins a request of the node.
@@ -119,8 +132,12 @@ impl OwnAccord {
     /// # Errors
     /// As there.
     pub async fn write_proven(&self, to: usize, bytes: &ProvenBuf) -> Result<()> {
-        let (this, bytes) = (self.clone(), bytes.clone());
-        ToTheEnd::new(async move { this.begin().await?.write_proven(to, &bytes).await }).await
+        let bytes = bytes.clone();
+        if let Some(actor) = self.try_begin()? {
+            return ToTheEnd::new(actor.write_proven(to, bytes)).await;
+        }
+        let this = self.clone();
+        ToTheEnd::new(async move { this.begin().await?.write_proven(to, bytes).await }).await
     }
 
     /// See [`Cx::write_changed`].
@@ -197,7 +214,7 @@ impl Cx<'_> {
     /// then. The nodes': what was exempted is marked then.
     pub async fn write_proven(&self, to: usize, bytes: &ProvenBuf) -> Result<()> {
         let (actor, bytes) = (self.actor(), bytes.clone());
-        ToTheEnd::new(async move { actor.write_proven(to, &bytes).await }).await
+        ToTheEnd::new(async move { actor.write_proven(to, bytes).await }).await
     }
 
     /// Writes other bytes to child `to`: a change.
@@ -369,19 +386,21 @@ impl Actor {
         }
     }
 
-    /// The same for a write of what was read before: granted and announced at once, if it can be.
-    async fn hold_watched(&self, want: Want, bytes: &ProvenBuf) -> Result<Held<'_>> {
+    /// The same for a write of what was read before: granted and announced at once, and to be held by the
+    /// caller ([`Held::of_issued`]); `None` if it must wait.
+    #[inline]
+    fn hold_watched(&self, want: &mut Want, bytes: &Provenance) -> Result<Option<OpId>> {
         let operations = self.request.operations();
         let by = self.request.by(&operations);
         let (guards, worker) = (&*self.graph().guards, self.request.worker());
         match issue_watched(guards, worker, want, by, bytes).map_err(too_many)? {
-            AtOnce::Issued(held) => Ok(held),
+            AtOnce::Issued(op) => Ok(Some(op)),
             // What is stale stays so: it need not wait to be refused.
-            AtOnce::Stale(_) if !mutated(Mutation::DowngradesClaims) => {
+            AtOnce::Stale if !mutated(Mutation::DowngradesClaims) => {
                 self.outcomes()?.stale();
                 Err(stale())
             }
-            AtOnce::Stale(want) | AtOnce::MustWait(want) => Box::pin(self.hold(want)).await,
+            AtOnce::Stale | AtOnce::MustWait => Ok(None),
         }
     }
 
@@ -423,8 +442,9 @@ impl Actor {
         Ok(call.settle(call.read_admitted(range.start, BufMut::new(len)).await)?.freeze())
     }
 
-    async fn write_proven(self, to: usize, bytes: &ProvenBuf) -> Result<()> {
+    async fn write_proven(self, to: usize, bytes: ProvenBuf) -> Result<()> {
         let edge = self.edge(to)?;
+        let (bytes, buf) = bytes.apart();
         let range = bytes.range();
         self.check_range(edge, OpKind::Write, &range)?;
         let edges = &self.graph().nodes[self.node].edges;
@@ -436,13 +456,27 @@ impl Actor {
             return Err(Error::new(ErrorKind::NotPermitted, message));
         };
         let (own, effect) = self.effect(from, to, true)?;
-        let want = self.want(Some(bytes.source()), (edge, effect), &range);
-        let held = self.hold_watched(want, bytes).await?;
-        let request = self.request.cause_under(held.op(), effect.unchanged);
-        let (call, claim) =
-            (self.call(&request, edge), Some((Evidence::Watched(bytes), (from, to))));
-        let (offset, buf) = (range.start, bytes.clone().into_plain());
-        self.write_held(&held, (own, effect), claim, call, offset, buf).await
+        let mut want = self.want(Some(bytes.source()), (edge, effect), &range);
+        // Made in its place: what is moved about is what a claim costs.
+        let held = match self.hold_watched(&mut want, &bytes)? {
+            Some(op) => Held::of_issued(&self.graph().guards, op),
+            None => Box::pin(self.hold(want)).await?,
+        };
+        let request = self.request.part(held.op(), effect.unchanged);
+        let call = self.call(&request, edge);
+        let around = self.around(edge, &range);
+        let (offset, shield) = (range.start, self.shield(from, to, &around));
+        let guarded = (&held, &*self.graph().guards);
+        let (ranges, evidence) = ((range, around), Evidence::Watched(&bytes));
+        let outcomes = self.outcomes()?;
+        let proof = ViewProof::check(guarded, (own, effect), ranges, &evidence, outcomes)?;
+        request.set_shield(shield);
+        #[cfg(test)]
+        if mutated(Mutation::GuardsEndWithTime) {
+            held.expire();
+        }
+        let write = call.write_admitted(offset, buf, WriteFlags::NONE);
+        proof.settle(call.settle(write.await))
     }
 
     async fn write_changed(self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
@@ -452,7 +486,7 @@ impl Actor {
         let own = edge.own.as_ref().filter(|_| may_change(edge));
         let own = own.ok_or_else(|| self.not_permitted(edge, "write"))?;
         let held = self.hold(self.want(None, (edge, &own.changed), &range)).await?;
-        let request = self.request.cause_under(held.op(), None);
+        let request = self.request.part(held.op(), None);
         let call = self.call(&request, edge);
         self.write_held(&held, (own, &own.changed), None, call, offset, bytes).await
     }
@@ -547,7 +581,7 @@ impl Actor {
             let rest = at..piece.end;
             let want = self.want(Some(source), (target, effect), &rest);
             let held = self.hold(want).await?;
-            let request = self.request.cause_under(held.op(), effect.unchanged);
+            let request = self.request.part(held.op(), effect.unchanged);
             let call = self.call(&request, target);
             let run = match how.only_unallocated {
                 true => call.first_unallocated(rest).await?,
@@ -605,7 +639,7 @@ impl Actor {
         let (own, effect) = self.effect(from, to, true)?;
         let guarded = (!mutated(Mutation::ZeroesUnguarded)).then_some(source);
         let held = self.hold(self.want(guarded, (edge, effect), &range)).await?;
-        let request = self.request.cause_under(held.op(), effect.unchanged);
+        let request = self.request.part(held.op(), effect.unchanged);
         let shown = self.call(&request, self.edge(from)?);
         if !Box::pin(is_zero(shown, range.clone())).await? {
             self.outcomes()?.not_proven();
