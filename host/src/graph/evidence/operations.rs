@@ -13,15 +13,15 @@ use super::super::cell::LocalGraph;
 use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
 use super::super::generation::NodeGeneration;
-use super::super::guard::{AtOnce, Full, Held, OpId, SourceId, SourceRange, Want};
+use super::super::guard::{Full, Held, SourceId, SourceRange, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
 use super::super::origin::{Origin, Request, Shield};
 use super::super::permission::{PermissionSet, Role};
 use super::super::snapshot::{Cx, Edge, Graph};
-use super::buffer::{ProvenBuf, Provenance, Watch};
+use super::buffer::{ProvenBuf, Watch};
 use super::outcome::{OutcomeCounters, Outcomes};
-use super::proof::{Evidence, ViewProof, issue_watched, stale};
+use super::proof::{Evidence, ViewProof};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, GUARD_WAIT, ZERO_PROVEN_MAX_BYTES};
@@ -238,12 +238,12 @@ impl Cx<'_> {
 }
 
 /// A node that acts, on the ground of a request.
-struct Actor {
-    request: Request,
-    node: usize,
+pub(super) struct Actor {
+    pub(super) request: Request,
+    pub(super) node: usize,
 }
 
-fn too_many(_: Full) -> Error {
+pub(super) fn too_many(_: Full) -> Error {
     let message = "too many copies are under way: try again when some have ended";
     Error::new(ErrorKind::Busy, message)
 }
@@ -254,11 +254,11 @@ fn may_change(edge: &Edge) -> bool {
 }
 
 impl Actor {
-    fn graph(&self) -> &Graph {
+    pub(super) fn graph(&self) -> &Graph {
         self.request.graph()
     }
 
-    fn edge(&self, index: usize) -> Result<&Edge> {
+    pub(super) fn edge(&self, index: usize) -> Result<&Edge> {
         let node = &self.graph().nodes[self.node];
         node.edges.get(index).ok_or_else(|| {
             let message = format!("it has no child number {index}");
@@ -283,7 +283,7 @@ impl Actor {
         Error::new(ErrorKind::NotPermitted, message).at_node(&node.name)
     }
 
-    fn outcomes(&self) -> Result<&OutcomeCounters> {
+    pub(super) fn outcomes(&self) -> Result<&OutcomeCounters> {
         self.origin().map(|origin| &origin.outcomes)
     }
 
@@ -298,7 +298,7 @@ impl Actor {
     }
 
     /// What a write of `range` to the child of `edge` may touch.
-    fn around(&self, edge: &Edge, range: &Range<u64>) -> Range<u64> {
+    pub(super) fn around(&self, edge: &Edge, range: &Range<u64>) -> Range<u64> {
         self.graph().nodes[edge.child].fill.around(range)
     }
 
@@ -307,7 +307,7 @@ impl Actor {
     }
 
     /// The source that edge `from` reads.
-    fn source(&self, from: usize) -> Result<SourceId> {
+    pub(super) fn source(&self, from: usize) -> Result<SourceId> {
         let edge = self.edge(from)?;
         let source = self.graph().sources.iter().find(|source| source.node == edge.child);
         let source = source.filter(|_| edge.grants.contains(PermissionSet::CONSISTENT_READ));
@@ -316,7 +316,12 @@ impl Actor {
 
     /// What a write through edge `to` does, if it is proven for what edge `from` shows or else as a
     /// change; with the grant that it needs.
-    fn effect(&self, from: usize, to: usize, unchanged: bool) -> Result<(&Own, &Effect)> {
+    pub(super) fn effect(
+        &self,
+        from: usize,
+        to: usize,
+        unchanged: bool,
+    ) -> Result<(&Own, &Effect)> {
         let edge = self.edge(to)?;
         let own = edge.own.as_ref().ok_or_else(|| self.not_permitted(edge, "write"))?;
         if !unchanged {
@@ -350,7 +355,7 @@ impl Actor {
 
     /// What an operation needs: the view of `source`, if there is one to rely on, still at `range`, and
     /// the way free for a write with `effect`.
-    fn want(
+    pub(super) fn want(
         &self,
         source: Option<SourceId>,
         (target, effect): (&Edge, &Effect),
@@ -367,7 +372,7 @@ impl Actor {
     }
 
     /// Holds all of that, once it is granted.
-    async fn hold(&self, want: Want) -> Result<Held<'_>> {
+    pub(super) async fn hold(&self, want: Want) -> Result<Held<'_>> {
         let operations = self.request.operations();
         let by = self.request.by(&operations);
         let range = want.range.clone();
@@ -386,30 +391,12 @@ impl Actor {
         }
     }
 
-    /// The same for a write of what was read before: granted and announced at once, and to be held by the
-    /// caller ([`Held::of_issued`]); `None` if it must wait.
-    #[inline]
-    fn hold_watched(&self, want: &mut Want, bytes: &Provenance) -> Result<Option<OpId>> {
-        let operations = self.request.operations();
-        let by = self.request.by(&operations);
-        let (guards, worker) = (&*self.graph().guards, self.request.worker());
-        match issue_watched(guards, worker, want, by, bytes).map_err(too_many)? {
-            AtOnce::Issued(op) => Ok(Some(op)),
-            // What is stale stays so: it need not wait to be refused.
-            AtOnce::Stale if !mutated(Mutation::DowngradesClaims) => {
-                self.outcomes()?.stale();
-                Err(stale())
-            }
-            AtOnce::Stale | AtOnce::MustWait => Ok(None),
-        }
-    }
-
     /// The edge, for a request that is part of the operation.
-    fn call<'a>(&'a self, request: &'a Request, edge: &'a Edge) -> EdgeRef<'a> {
+    pub(super) fn call<'a>(&'a self, request: &'a Request, edge: &'a Edge) -> EdgeRef<'a> {
         EdgeRef { graph: self.graph(), request, edge }
     }
 
-    fn check_range(&self, edge: &Edge, kind: OpKind, range: &Range<u64>) -> Result<()> {
+    pub(super) fn check_range(&self, edge: &Edge, kind: OpKind, range: &Range<u64>) -> Result<()> {
         let len = range
             .end
             .checked_sub(range.start)
@@ -440,43 +427,6 @@ impl Actor {
         }
         let call = self.call(request, edge);
         Ok(call.settle(call.read_admitted(range.start, BufMut::new(len)).await)?.freeze())
-    }
-
-    async fn write_proven(self, to: usize, bytes: ProvenBuf) -> Result<()> {
-        let edge = self.edge(to)?;
-        let (bytes, buf) = bytes.apart();
-        let range = bytes.range();
-        self.check_range(edge, OpKind::Write, &range)?;
-        let edges = &self.graph().nodes[self.node].edges;
-        let is_origin = |from: usize| self.source(from).is_ok_and(|id| id == bytes.source());
-        let from = (0..edges.len()).find(|from| is_origin(*from)).filter(|_| bytes.is_watched());
-        let Some(from) = from else {
-            self.outcomes()?.not_proven();
-            let message = "nothing is known of these bytes that could prove the claim";
-            return Err(Error::new(ErrorKind::NotPermitted, message));
-        };
-        let (own, effect) = self.effect(from, to, true)?;
-        let mut want = self.want(Some(bytes.source()), (edge, effect), &range);
-        // Made in its place: what is moved about is what a claim costs.
-        let held = match self.hold_watched(&mut want, &bytes)? {
-            Some(op) => Held::of_issued(&self.graph().guards, op),
-            None => Box::pin(self.hold(want)).await?,
-        };
-        let request = self.request.part(held.op(), effect.unchanged);
-        let call = self.call(&request, edge);
-        let around = self.around(edge, &range);
-        let (offset, shield) = (range.start, self.shield(from, to, &around));
-        let guarded = (&held, &*self.graph().guards);
-        let (ranges, evidence) = ((range, around), Evidence::Watched(&bytes));
-        let outcomes = self.outcomes()?;
-        let proof = ViewProof::check(guarded, (own, effect), ranges, &evidence, outcomes)?;
-        request.set_shield(shield);
-        #[cfg(test)]
-        if mutated(Mutation::GuardsEndWithTime) {
-            held.expire();
-        }
-        let write = call.write_admitted(offset, buf, WriteFlags::NONE);
-        proof.settle(call.settle(write.await))
     }
 
     async fn write_changed(self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
@@ -529,7 +479,7 @@ impl Actor {
 
     /// Where the snapshot has what a write leaves alone that is proven by edge `from`, and touches `around`:
     /// a block of which a part is written goes down whole, the rest as it was.
-    fn shield(&self, from: usize, to: usize, around: &Range<u64>) -> Shield {
+    pub(super) fn shield(&self, from: usize, to: usize, around: &Range<u64>) -> Shield {
         Shield { node: self.node, to, from, start: around.start, end: around.end }
     }
 
