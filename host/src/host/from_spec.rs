@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use blockloom_plugin_throttle::ThrottleConfig;
 
-use super::Host;
+use super::persist::{NotKept, Wanted, first_stored};
 use super::surroundings::Machine;
+use super::{Host, Keep};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
     self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
@@ -140,7 +141,12 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
         groups: BTreeMap::new(),
     };
     let graph = builder.graph()?;
-    let host = Host::start(&worker_options(&spec, overrides), graph)?;
+    let host = Host::start(&worker_options(&spec, overrides), graph, builder.kept()?);
+    let host = host.map_err(|NotKept { wanted, error }| {
+        let kept = spec.bitmaps.iter().filter(|bitmap| bitmap.persist.value != Persist::None);
+        let bitmap = wanted.and_then(|at| kept.clone().nth(at));
+        bitmap.map_or(StartError::Failed(error.clone()), |it| builder.at(it.persist.span, &error))
+    })?;
     let exports = serve(&host, &spec, &base)?;
     Ok((host, exports))
 }
@@ -201,6 +207,22 @@ impl Builder<'_> {
             graph.bitmaps.push(bitmap_decl(bitmap)?);
         }
         Ok(graph)
+    }
+
+    /// The bitmaps that images keep, in the order of the file.
+    fn kept(&self) -> Result<Vec<Wanted>> {
+        let mut kept = Vec::new();
+        for bitmap in &self.spec.bitmaps {
+            let keep = match &bitmap.persist.value {
+                Persist::None => continue,
+                Persist::Root => Keep::Root,
+                Persist::Meta => Keep::Meta,
+                Persist::Node(node) => Keep::Node(node.value.clone()),
+            };
+            let BitmapDecl { scope, name, .. } = bitmap_decl(bitmap)?;
+            kept.push(Wanted { scope, name, keep });
+        }
+        Ok(kept)
     }
 
     fn children(&self, parent: &str) -> Vec<ChildDecl> {
@@ -318,10 +340,6 @@ fn instance_key(node: &NodeSpec, shared: Option<&str>) -> String {
 
 fn bitmap_decl(spec: &BitmapSpec) -> Result<BitmapDecl> {
     let invalid = |error: &dyn fmt::Display| Error::new(ErrorKind::Invalid, error.to_string());
-    if spec.persist.value != Persist::None {
-        let message = format!("bitmap `{}` cannot be kept yet", spec.id.value);
-        return Err(Error::new(ErrorKind::NotSupported, message));
-    }
     Ok(BitmapDecl {
         scope: bitmap_scope(&spec.scope),
         name: BitmapName::new(&spec.name.value).map_err(|error| invalid(&error))?,
@@ -357,7 +375,8 @@ fn serve(host: &Host, spec: &GraphSpec, base: &Path) -> Result<Vec<StartedExport
     }
     let mut started = BTreeMap::new();
     for (address, exports) in listeners {
-        let served = exports.iter().map(|export| nbd_export(spec, export)).collect();
+        let served = exports.iter().map(|export| nbd_export(host, spec, export));
+        let served = served.collect::<Result<_, _>>()?;
         let bound = host.serve_nbd(&resolve(&address)?, served).map_err(|error| {
             let mut found = spec.diagnostics();
             found.push(Diagnostic::error(exports[0].listen.span, error.to_string()));
@@ -387,20 +406,45 @@ fn resolve(address: &ListenAddr) -> Result<ListenAddress> {
     }
 }
 
-fn nbd_export(spec: &GraphSpec, export: &ExportSpec) -> Export {
-    let bitmap = |id: &config::Spanned<String>| {
-        let bitmap = spec.bitmap(&id.value)?;
-        Some(ExportBitmap { name: bitmap.name.value.clone(), scope: bitmap_scope(&bitmap.scope) })
-    };
+/// # Errors
+/// A bitmap that neither the file nor an image has.
+fn nbd_export(host: &Host, spec: &GraphSpec, export: &ExportSpec) -> Result<Export, StartError> {
+    let drive = drive_of(export);
     let mut seen = BTreeSet::new();
-    let bitmaps = export.bitmaps.iter().filter(|id| seen.insert(&id.value)).filter_map(bitmap);
-    Export {
+    let mut bitmaps = Vec::new();
+    for id in export.bitmaps.iter().filter(|id| seen.insert(&id.value)) {
+        bitmaps.push(match spec.bitmap(&id.value) {
+            Some(bitmap) => {
+                let name = bitmap.name.value.clone();
+                ExportBitmap { name, scope: bitmap_scope(&bitmap.scope) }
+            }
+            None => ExportBitmap {
+                name: id.value.clone(),
+                scope: stored_bitmap(host, &drive, &id.value).ok_or_else(|| {
+                    let message = format!(
+                        "no image below export `{}` holds a bitmap `{}`, and the file declares none",
+                        export.id.value, id.value
+                    );
+                    let mut found = spec.diagnostics();
+                    found.push(Diagnostic::error(id.span, message));
+                    StartError::Config(Box::new(found))
+                })?,
+            },
+        });
+    }
+    Ok(Export {
         name: export.name.value.clone(),
         description: export.description.as_ref().map(|it| it.value.clone()).unwrap_or_default(),
-        drive: drive_of(export),
+        drive,
         writable: export.writable.value,
-        bitmaps: bitmaps.collect(),
-    }
+        bitmaps,
+    })
+}
+
+/// What records the first stored bitmap of this name from the top of a drive.
+fn stored_bitmap(host: &Host, drive: &str, name: &str) -> Option<BitmapScope> {
+    let name = BitmapName::new(name).ok()?;
+    first_stored(&host.graph(), &BitmapScope::Drive(drive.into()), &name)
 }
 
 /// An NBD URI (NBD project, `doc/uri.md`).

@@ -9,6 +9,7 @@ mod drive;
 mod events;
 mod from_spec;
 mod image_facts;
+mod persist;
 mod report;
 mod surroundings;
 mod transaction;
@@ -21,6 +22,7 @@ pub use bitmaps::DirtyBitmap;
 pub use call::block_on;
 pub use drive::Drive;
 pub use from_spec::{Overrides, StartError, StartedExport, check, read_spec, start};
+pub use persist::Keep;
 pub use report::report as report_of;
 
 use crate::bitmap::{BitmapName, Granularity};
@@ -34,12 +36,14 @@ use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, unti
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
+use persist::{NotKept, Persistence, Wanted};
 
 /// Collects what makes a [`Host`].
 #[derive(Default)]
 pub struct HostBuilder {
     options: WorkerOptions,
     graph: GraphDecl,
+    kept: Vec<Wanted>,
 }
 
 impl HostBuilder {
@@ -77,13 +81,27 @@ impl HostBuilder {
         self
     }
 
-    /// Starts the workers and the graph.
+    /// Adds a dirty bitmap that an image keeps while the host is down. If the image has it already, it goes on
+    /// from there: recording, or disabled, as it was stored.
+    #[must_use]
+    pub fn kept_bitmap(
+        mut self,
+        scope: BitmapScope,
+        name: BitmapName,
+        granularity: Granularity,
+        keep: Keep,
+    ) -> Self {
+        self.kept.push(Wanted { scope: scope.clone(), name: name.clone(), keep });
+        self.bitmap(scope, name, granularity)
+    }
+
+    /// Starts the workers and the graph. Bitmaps that images hold are loaded, and go on recording.
     ///
     /// # Errors
     /// When a name is wrong, nodes do not fit each other, permissions conflict, or the engine asked for
-    /// does not work here.
+    /// does not work here; when a bitmap cannot be kept where it is to be.
     pub fn start(self) -> Result<Host> {
-        Host::start(&self.options, self.graph)
+        Host::start(&self.options, self.graph, self.kept).map_err(|not_kept| not_kept.error)
     }
 }
 
@@ -98,6 +116,7 @@ struct Inner {
     workers: Workers,
     cell: Arc<GraphCell>,
     server: NbdServer,
+    persistence: Arc<Persistence>,
     next_worker: AtomicUsize,
 }
 
@@ -129,7 +148,11 @@ impl Host {
         HostBuilder::default()
     }
 
-    fn start(options: &WorkerOptions, graph: GraphDecl) -> Result<Self> {
+    fn start(
+        options: &WorkerOptions,
+        graph: GraphDecl,
+        kept: Vec<Wanted>,
+    ) -> Result<Self, NotKept> {
         let graph = graph.build()?;
         graph.start_drivers(None)?;
         let workers = Workers::start(options)
@@ -141,9 +164,17 @@ impl Host {
             workers,
             cell,
             server,
+            persistence: Arc::default(),
             next_worker: AtomicUsize::new(0),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let host = Self { inner: Arc::new(inner) };
+        let (cell, persistence) =
+            (Arc::clone(&host.inner.cell), Arc::clone(&host.inner.persistence));
+        let loaded = on_worker(host.inner.first(), move || async move {
+            Ok(persistence.load(&cell, &kept).await)
+        });
+        block_on(loaded)??;
+        Ok(host)
     }
 
     /// The engine that the workers run on.
@@ -184,6 +215,16 @@ impl Host {
             Some(bitmap) => Ok(DirtyBitmap::new(&self.inner, &scope, bitmap)),
             None => DirtyBitmap::find(&self.inner, &scope, name.as_str()),
         }
+    }
+
+    /// Stores all bitmaps that images keep, as they stand. They stay marked as in use: what is stored counts
+    /// when it is stored in the end, by [`Host::shutdown`] or when the image's node is removed. So this shows
+    /// whether they can be.
+    ///
+    /// # Errors
+    /// The first that is not stored; the others are.
+    pub async fn store_bitmaps(&self) -> Result<()> {
+        self.inner.persist(async |persistence, cell| persistence.store(cell).await).await
     }
 
     /// Serves exports over NBD; returns where (a TCP port 0 is replaced). As long as an export is there its
@@ -285,6 +326,20 @@ impl Drop for Host {
 impl Inner {
     fn first(&self) -> &WorkerHandle {
         &self.workers.handles()[0]
+    }
+
+    /// Does something about kept bitmaps, on a worker.
+    async fn persist<T: Send + 'static>(
+        &self,
+        f: impl AsyncFnOnce(&Persistence, &Arc<GraphCell>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
+        let persistence = Arc::clone(&self.persistence);
+        on_worker(self.first(), move || async move {
+            check_running(&ended)?;
+            f(&persistence, &cell).await
+        })
+        .await
     }
 
     /// Workers in turn, so that drives spread over them.
