@@ -1,6 +1,6 @@
 //! Bounds of everything that an image can ask for, in one place.
 
-/// Most bytes of an active L1 table: 4 Mi entries, as in QEMU. With 64 KiB clusters that is 2 EiB.
+/// Most bytes of an active L1 table: 4 Mi entries, as in QEMU. With 64 KiB clusters that is 2 PiB.
 pub const L1_MAX_BYTES: u64 = 32 << 20;
 /// Most bytes of a refcount table: 1 Mi entries, as in QEMU.
 pub const REFCOUNT_TABLE_MAX_BYTES: u64 = 8 << 20;
@@ -22,3 +22,11 @@ pub const BACKING_NAME_MAX_BYTES: u32 = 1023;
 pub const HEADER_MAX_BYTES: u64 = 2 << 20;
 /// Largest window of a zstd frame, as bits: 8 MiB, what the compressor's highest ordinary levels use.
 pub const ZSTD_WINDOW_MAX_BITS: u32 = 23;
+/// Bytes of refcount blocks in memory, or four blocks if these are larger.
+pub const REFCOUNT_CACHE_BYTES: u64 = 4 << 20;
+/// Host offsets have 56 bits (specification, "Cluster mapping").
+pub const HOST_BYTES_MAX: u64 = 1 << 56;
+/// Most runs of clusters that wait until what freed them is durable: then metadata is written.
+pub const PENDING_FREES_MAX: usize = 1 << 16;
+/// Largest cluster, as in QEMU.
+pub const CLUSTER_MAX_BYTES: u64 = 2 << 20;

@@ -9,6 +9,9 @@ use crate::error::Result;
 /// Offsets may lie past the end: such bytes read as zeros, and a write there makes the container longer
 /// (`ENOSPC` if it cannot be). Completed writes are durable after the next [`Storage::flush`] only;
 /// until then each may be lost, or torn at 512-byte sectors, and in any order.
+///
+/// A future dropped before its end leaves open whether its operation happens, in whole or in part. But
+/// no operation on the same bytes that is issued later is overtaken by it.
 pub trait Storage {
     /// Fills `buf` from `offset`.
     fn read(&self, offset: u64, buf: &mut [u8]) -> impl Future<Output = Result<()>>;
@@ -22,7 +25,7 @@ pub trait Storage {
     /// Tells that a range is not needed: advisory; what it reads afterwards is not known.
     fn discard(&self, offset: u64, len: u64) -> impl Future<Output = Result<()>>;
 
-    /// Makes completed writes durable.
+    /// Makes completed writes durable; with an external data file, also those of guest data in it.
     fn flush(&self) -> impl Future<Output = Result<()>>;
 
     /// The length now, bytes.

@@ -219,7 +219,8 @@ impl LocalGraph {
     /// Calls `f` with what the driver of a node may reach during a call, as a request of the node: a graph
     /// change waits for its end, and what it writes to the node's containers is marked. For what a driver
     /// does beside requests ([`Node::upkeep`](crate::node::Node::upkeep)); it must not alter what the node
-    /// shows. It runs to its end, also if the future is dropped.
+    /// shows. It runs to its end, also if the future is dropped. Not to be waited for by a request, which has
+    /// a [`Cx`] of its own: a drain would wait for that request, and this for the drain's end.
     ///
     /// # Errors
     /// `ENOENT`; `EPERM` for a node whose driver has no work of its own, and no grants; those of `f`.

@@ -9,23 +9,25 @@ use std::time::Duration;
 
 use blockloom_plugin_throttle::ThrottleConfig;
 
-use super::persist::{NotKept, Wanted, first_stored};
+use super::new_images;
+use super::persist::{Wanted, first_stored};
+use super::start::{Driver, Failed, Plan, PlannedNode};
 use super::surroundings::Machine;
 use super::{Host, Keep};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
     self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
-    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, Persist, PluginSpec, Scope,
-    Span,
+    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, Persist, PluginSpec,
+    Qcow2Spec, Scope, Span,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
 use crate::filter::{PassNode, ThrottleGroup, ThrottleNode};
-use crate::graph::{
-    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, GraphDecl, NodeDecl, PermissionSet,
-};
+use crate::graph::{BitmapDecl, BitmapScope, ChildDecl, DriveDecl, PermissionSet};
 use crate::io::{EngineChoice, EngineKind, WorkerOptions, read_text_file};
-use crate::node::{FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, RawNode};
+use crate::node::{
+    FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, Qcow2Options, RawNode,
+};
 use crate::plugin::{Instance, InstanceError, PluginLimits, PluginNode};
 
 /// Longest graph file, bytes.
@@ -133,6 +135,10 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
     let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
     check_on(&mut spec, found, &base, &machine)?;
+    new_images::make_all(&spec, &base).map_err(|failed| {
+        let node = Some(failed.node.name.value.clone());
+        not_started(&spec, Failed { node, kept: None, error: failed.error })
+    })?;
     let mut builder = Builder {
         spec: &spec,
         base: &base,
@@ -140,15 +146,28 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
         instances: BTreeMap::new(),
         groups: BTreeMap::new(),
     };
-    let graph = builder.graph()?;
-    let host = Host::start(&worker_options(&spec, overrides), graph, builder.kept()?);
-    let host = host.map_err(|NotKept { wanted, error }| {
-        let kept = spec.bitmaps.iter().filter(|bitmap| bitmap.persist.value != Persist::None);
-        let bitmap = wanted.and_then(|at| kept.clone().nth(at));
-        bitmap.map_or(StartError::Failed(error.clone()), |it| builder.at(it.persist.span, &error))
-    })?;
+    let plan = builder.plan()?;
+    let host = Host::start(&worker_options(&spec, overrides), plan)
+        .map_err(|failed| not_started(&spec, failed))?;
     let exports = serve(&host, &spec, &base)?;
     Ok((host, exports))
+}
+
+/// A node that does not open is shown where it is named, a bitmap that cannot be kept where it is said that
+/// it is to be.
+fn not_started(spec: &GraphSpec, failed: Failed) -> StartError {
+    let is_it = |node: &&NodeSpec| Some(&node.name.value) == failed.node.as_ref();
+    let node = spec.nodes.iter().find(is_it).map(|node| node.name.span);
+    let mut kept = spec.bitmaps.iter().filter(|bitmap| bitmap.persist.value != Persist::None);
+    let bitmap = failed.kept.and_then(|at| kept.nth(at)).map(|bitmap| bitmap.persist.span);
+    match node.or(bitmap) {
+        None => StartError::Failed(failed.error),
+        Some(span) => {
+            let mut found = spec.diagnostics();
+            found.push(Diagnostic::error(span, failed.error.to_string()));
+            StartError::Config(Box::new(found))
+        }
+    }
 }
 
 fn worker_options(spec: &GraphSpec, overrides: Overrides) -> WorkerOptions {
@@ -177,16 +196,19 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn graph(&mut self) -> Result<GraphDecl, StartError> {
-        let mut graph = GraphDecl::default();
+    fn plan(&mut self) -> Result<Plan, StartError> {
+        let mut plan = Plan::default();
         for spec in &self.spec.nodes {
-            let driver = self.driver(spec)?;
+            let driver = match &spec.driver {
+                DriverSpec::Qcow2(image) => Driver::Open(Box::new(self.qcow2_options(spec, image))),
+                _ => Driver::Ready(self.driver(spec)?),
+            };
             let name = spec.name.value.clone();
             let children = self.children(&name);
-            graph.nodes.push(NodeDecl { name, driver, children });
+            plan.nodes.push(PlannedNode { name, driver, children });
         }
         for drive in &self.spec.drives {
-            graph.drives.push(DriveDecl {
+            plan.drives.push(DriveDecl {
                 id: drive.id.value.clone(),
                 root: drive.root.as_ref().map(|root| root.value.clone()),
                 writable: drive.is_writable(self.spec),
@@ -195,7 +217,7 @@ impl Builder<'_> {
         }
         for export in &self.spec.exports {
             if let Scope::Node(node) = &export.scope {
-                graph.drives.push(DriveDecl {
+                plan.drives.push(DriveDecl {
                     id: drive_of(export),
                     root: Some(node.value.clone()),
                     writable: export.writable.value,
@@ -204,9 +226,10 @@ impl Builder<'_> {
             }
         }
         for bitmap in &self.spec.bitmaps {
-            graph.bitmaps.push(bitmap_decl(bitmap)?);
+            plan.bitmaps.push(bitmap_decl(bitmap)?);
         }
-        Ok(graph)
+        plan.kept = self.kept()?;
+        Ok(plan)
     }
 
     /// The bitmaps that images keep, in the order of the file.
@@ -262,7 +285,7 @@ impl Builder<'_> {
                 Ok(Arc::new(RawNode::new(offset, value(&raw.size_bytes))))
             }
             DriverSpec::Qcow2(_) => {
-                let message = "driver `qcow2` cannot be opened yet";
+                let message = "an image is opened when the node that holds it stands";
                 Err(self.at(node.name.span, &Error::new(ErrorKind::NotSupported, message)))
             }
             DriverSpec::Plugin(plugin) => Ok(Arc::new(self.plugin(node, plugin)?)),
@@ -270,13 +293,29 @@ impl Builder<'_> {
         }
     }
 
-    fn file_options(&self, node: &NodeSpec, file: &FileSpec) -> FileOptions {
+    fn qcow2_options(&self, node: &NodeSpec, image: &Qcow2Spec) -> Qcow2Options {
+        let place =
+            |name: &str| self.spec.edges_from(&node.name.value).position(|edge| edge.name == name);
+        Qcow2Options {
+            write: self.is_written(node),
+            backing: place("backing"),
+            data_file: place("data-file"),
+            l2_cache_bytes: image.l2_cache_bytes.value,
+        }
+    }
+
+    /// Whether a user of a node may change it.
+    fn is_written(&self, node: &NodeSpec) -> bool {
         let mut users = self.spec.edges_to(&node.name.value);
+        users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty())
+    }
+
+    fn file_options(&self, node: &NodeSpec, file: &FileSpec) -> FileOptions {
         FileOptions {
             path: file.path_in(self.base),
             create_bytes: file.create_bytes.as_ref().map(|it| it.value),
             direct: file.direct.value,
-            write: users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty()),
+            write: self.is_written(node),
             discard: file.discard.value,
             locking: match file.locking.value {
                 Locking::Auto => ImageLocking::Auto,

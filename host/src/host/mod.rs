@@ -9,8 +9,10 @@ mod drive;
 mod events;
 mod from_spec;
 mod image_facts;
+mod new_images;
 mod persist;
 mod report;
+mod start;
 mod surroundings;
 mod transaction;
 
@@ -29,21 +31,21 @@ use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ListenAddress, NbdServer};
 use crate::graph::{
-    Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, GraphDecl,
-    LocalDrive, LocalGraph, NodeDecl, Transaction,
+    Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, LocalDrive,
+    LocalGraph, OpenDriver, Transaction,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
-use persist::{NotKept, Persistence, Wanted};
+use persist::{Persistence, Wanted};
+use start::{Driver, Plan, PlannedNode};
 
 /// Collects what makes a [`Host`].
 #[derive(Default)]
 pub struct HostBuilder {
     options: WorkerOptions,
-    graph: GraphDecl,
-    kept: Vec<Wanted>,
+    plan: Plan,
 }
 
 impl HostBuilder {
@@ -57,7 +59,21 @@ impl HostBuilder {
     /// Adds a node: a driver of this crate or of your own, and its children in the driver's order.
     #[must_use]
     pub fn node(mut self, name: &str, driver: impl Node, children: Vec<ChildDecl>) -> Self {
-        self.graph.nodes.push(NodeDecl { name: name.into(), driver: Arc::new(driver), children });
+        let driver = Driver::Ready(Arc::new(driver));
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
+        self
+    }
+
+    /// Adds a node whose driver is opened when its children stand: see [`Host::open_node`].
+    #[must_use]
+    pub fn open_node(
+        mut self,
+        name: &str,
+        driver: impl OpenDriver,
+        children: Vec<ChildDecl>,
+    ) -> Self {
+        let driver = Driver::Open(Box::new(driver));
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
         self
     }
 
@@ -65,7 +81,7 @@ impl HostBuilder {
     #[must_use]
     pub fn drive(mut self, id: &str, root: &str, writable: bool) -> Self {
         let root = Some(root.into());
-        self.graph.drives.push(DriveDecl { id: id.into(), root, writable, only_shows: false });
+        self.plan.drives.push(DriveDecl { id: id.into(), root, writable, only_shows: false });
         self
     }
 
@@ -77,7 +93,7 @@ impl HostBuilder {
         name: BitmapName,
         granularity: Granularity,
     ) -> Self {
-        self.graph.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
+        self.plan.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
         self
     }
 
@@ -91,17 +107,17 @@ impl HostBuilder {
         granularity: Granularity,
         keep: Keep,
     ) -> Self {
-        self.kept.push(Wanted { scope: scope.clone(), name: name.clone(), keep });
+        self.plan.kept.push(Wanted { scope: scope.clone(), name: name.clone(), keep });
         self.bitmap(scope, name, granularity)
     }
 
     /// Starts the workers and the graph. Bitmaps that images hold are loaded, and go on recording.
     ///
     /// # Errors
-    /// When a name is wrong, nodes do not fit each other, permissions conflict, or the engine asked for
-    /// does not work here; when a bitmap cannot be kept where it is to be.
+    /// When a name is wrong, nodes do not fit each other or do not open, permissions conflict, or the engine
+    /// asked for does not work here; when a bitmap cannot be kept where it is to be.
     pub fn start(self) -> Result<Host> {
-        Host::start(&self.options, self.graph, self.kept).map_err(|not_kept| not_kept.error)
+        Host::start(&self.options, self.plan).map_err(|failed| failed.error)
     }
 }
 
@@ -146,35 +162,6 @@ impl Host {
     /// ```
     pub fn builder() -> HostBuilder {
         HostBuilder::default()
-    }
-
-    fn start(
-        options: &WorkerOptions,
-        graph: GraphDecl,
-        kept: Vec<Wanted>,
-    ) -> Result<Self, NotKept> {
-        let graph = graph.build()?;
-        graph.start_drivers(None)?;
-        let workers = Workers::start(options)
-            .map_err(|error| Error::new(ErrorKind::NotSupported, format!("workers: {error}")))?;
-        let cell = Arc::new(GraphCell::with_workers(graph, workers.handles().len()));
-        let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
-        let inner = Inner {
-            ended: Arc::default(),
-            workers,
-            cell,
-            server,
-            persistence: Arc::default(),
-            next_worker: AtomicUsize::new(0),
-        };
-        let host = Self { inner: Arc::new(inner) };
-        let (cell, persistence) =
-            (Arc::clone(&host.inner.cell), Arc::clone(&host.inner.persistence));
-        let loaded = on_worker(host.inner.first(), move || async move {
-            Ok(persistence.load(&cell, &kept).await)
-        });
-        block_on(loaded)??;
-        Ok(host)
     }
 
     /// The engine that the workers run on.

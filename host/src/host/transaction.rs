@@ -116,7 +116,7 @@ impl Inner {
 
     /// Lets every worker go over to the current snapshot now: one without requests would keep the former,
     /// and with it the files of removed nodes.
-    fn refresh_workers(&self) {
+    pub(super) fn refresh_workers(&self) {
         for worker in self.workers.handles() {
             let cell = Arc::clone(&self.cell);
             // A worker that has ended has let go of everything.

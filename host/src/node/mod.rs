@@ -10,6 +10,7 @@ mod bitmap_store;
 mod file;
 mod memory;
 mod null;
+mod qcow2;
 mod raw;
 
 use std::future::Future;
@@ -22,6 +23,8 @@ pub use bitmap_store::{
 pub use file::{FileNode, FileOptions, ImageLocking};
 pub use memory::MemoryNode;
 pub use null::NullNode;
+pub(crate) use qcow2::{Access, FileStorage};
+pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -297,7 +300,7 @@ pub trait Node: Send + Sync + 'static {
 
     /// Called once when the node leaves the graph, or the host ends, after the last request and before its
     /// children are closed: what is to be found when it is opened again is written now. It must not alter
-    /// what any node shows. A failure is told and changes nothing else.
+    /// what the node shows. A failure is told and changes nothing else.
     fn close<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async { Ok(()) })
     }

@@ -12,6 +12,16 @@ const DEFLATE_WINDOW_BITS: u8 = 12;
 /// Bits of the window that is accepted: all that deflate has.
 const DEFLATE_WINDOW_READ_BITS: u8 = 15;
 
+impl CompressionType {
+    /// The name that `qemu-img` has for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deflate => "zlib",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
 /// Compresses one cluster; `None` if that would not make it smaller.
 ///
 /// # Errors
@@ -92,6 +102,7 @@ fn failed(what: &str, error: &dyn std::fmt::Display) -> Error {
 mod tests {
     use super::*;
     use crate::format::ClusterSize;
+    use crate::testing::Random;
 
     /// Text-like bytes: they repeat at distances up to the whole cluster.
     fn compressible(len: usize) -> Vec<u8> {
@@ -99,8 +110,8 @@ mod tests {
     }
 
     fn noise(len: usize) -> Vec<u8> {
-        let mut rng = fastrand::Rng::with_seed(4);
-        (0..len).map(|_| rng.u8(..)).collect()
+        let mut random = Random::new(4);
+        (0..len).map(|_| random.number() as u8).collect()
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! change itself brings the new image, by a snapshot, that entry is durable before the change takes effect.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::load::{entry_of, make_entry};
 use super::place::home_for;
@@ -69,8 +70,11 @@ impl Persistence {
         Err(Error::new(ErrorKind::ReadOnly, message).at_node(&home.name))
     }
 
-    /// Follows a change of the graph that has been made.
+    /// Follows a change of the graph that has been made, once [`Self::load`] has been called.
     pub(in crate::host) async fn follow(&self, cell: &Arc<GraphCell>, entered: Entered) {
+        if !self.begun.load(Ordering::Acquire) {
+            return;
+        }
         let _turn = self.turn.lock().await;
         for (bitmap, node) in &entered {
             let graph = cell.load();

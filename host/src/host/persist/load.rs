@@ -1,6 +1,7 @@
 //! What images hold comes into the graph, and bitmaps that are to be kept get an entry.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::place::home_for;
 use super::{Entry, Home, Keep, Persistence, scope_of, tell_not_kept};
@@ -54,6 +55,7 @@ impl Persistence {
         wanted: &[Wanted],
     ) -> Result<(), NotKept> {
         let _turn = self.turn.lock().await;
+        self.begun.store(true, Ordering::Release);
         self.load_new(cell, wanted).await
     }
 

@@ -24,6 +24,7 @@ mod place;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(super) use load::{NotKept, Wanted};
@@ -53,6 +54,8 @@ pub(super) struct Persistence {
     /// One at a time loads, or follows a change.
     turn: WriterLock,
     entries: Mutex<Vec<Entry>>,
+    /// Set when a host's graph stands: what comes later is followed.
+    begun: AtomicBool,
     /// Nodes whose bitmaps have been loaded.
     loaded: Mutex<Vec<NodeGeneration>>,
 }

@@ -1,0 +1,222 @@
+//! Checks an image and repairs it, from its header and nothing else.
+//!
+//! A check counts the uses of every cluster and compares them with the refcounts. It reads each table once,
+//! whatever the image claims: a table that overlaps another one is a corruption and is not followed. So its
+//! work is bounded by the length of the container, and its memory by [`CheckOptions::memory_bytes`]: about
+//! 4 bytes a cluster and 48 a table.
+//!
+//! # Repair, and power loss
+//! Every write leaves an image that is no worse: refcounts in place go straight to the number of uses;
+//! new refcounts are durable before the header refers to them; a flag is set only after the refcount that
+//! it repeats is durable. Where some uses could not be counted, nothing is freed and nothing is rebuilt.
+
+mod copied;
+mod counts;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod power;
+mod rebuild;
+mod refcounts;
+mod regions;
+mod report;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::collections::BTreeMap;
+
+pub use report::{CheckReport, FINDINGS_MAX};
+
+use counts::{Budget, Counts};
+use regions::Regions;
+use walk::L2Use;
+
+use crate::error::Result;
+use crate::format::header::{features, fields};
+use crate::format::{ClusterSize, Header, HostOffset, L2Format, RefcountWidth};
+use crate::header_io::read_header;
+use crate::storage::Storage;
+
+/// What a check may change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing.
+    #[default]
+    None,
+    /// Refcounts that are too large.
+    Leaks,
+    /// Everything that can be repaired without a guess.
+    All,
+}
+
+/// How to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// What may be changed.
+    pub repair: Repair,
+    /// Most memory that the check allocates, bytes.
+    pub memory_bytes: u64,
+}
+
+impl Default for CheckOptions {
+    /// Changes nothing; 1 GiB, enough for 16 TiB in clusters of 64 KiB.
+    fn default() -> Self {
+        Self { repair: Repair::None, memory_bytes: 1 << 30 }
+    }
+}
+
+/// Checks the image in `storage`, which nobody else may have open if something is to be repaired. The
+/// report tells what is left after the repair.
+///
+/// # Errors
+/// What opening the image would answer, if the header is not valid; `ENOSPC` if more memory or room is
+/// needed than there is; the container's errors. Everything else is in the report.
+pub async fn check<S: Storage>(storage: &S, options: &CheckOptions) -> Result<CheckReport> {
+    let header = read_header(storage).await?;
+    let mut scan = Scan::new(storage, &header, options).await?;
+    scan.analyse().await?;
+    if options.repair == Repair::None {
+        scan.check_copied(false).await?;
+        return Ok(scan.report);
+    }
+    prepare_to_write(storage, &header).await?;
+    scan.repair(options.repair).await?;
+    let (fixed, mut notes) = (scan.fixed, scan.report.findings);
+
+    // A second look tells what is left.
+    let header = read_header(storage).await?;
+    let mut scan = Scan::new(storage, &header, options).await?;
+    scan.analyse().await?;
+    scan.check_copied(false).await?;
+    let mut report = scan.report;
+    (report.leaks_fixed, report.corruptions_fixed) = (fixed.leaks, fixed.corruptions);
+    notes.append(&mut report.findings);
+    notes.truncate(FINDINGS_MAX);
+    report.findings = notes;
+    if !report.is_damaged() {
+        mark_repaired(storage, &header).await?;
+    }
+    Ok(report)
+}
+
+/// Numbers of what was repaired.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fixed {
+    leaks: u64,
+    corruptions: u64,
+}
+
+/// One look at an image.
+#[derive(Debug)]
+struct Scan<'a, S> {
+    storage: &'a S,
+    header: &'a Header,
+    format: L2Format,
+    width: RefcountWidth,
+    cluster: ClusterSize,
+    /// Clusters of the container, the last one perhaps in part.
+    file_clusters: u64,
+    budget: Budget,
+    report: CheckReport,
+    /// Uses of each cluster.
+    references: Counts,
+    /// Refcount of each cluster.
+    found: Counts,
+    regions: Regions,
+    /// By cluster index.
+    l2_tables: BTreeMap<u64, L2Use>,
+    /// By index in the refcount table.
+    blocks: BTreeMap<u64, HostOffset>,
+    active_l1_walked: bool,
+    /// Whether table and blocks of refcounts are where they can be.
+    refcounts_usable: bool,
+    /// Whether every use of a cluster was counted.
+    complete: bool,
+    /// Whether the refcounts have been made anew, from the uses.
+    rebuilt: bool,
+    fixed: Fixed,
+}
+
+impl<'a, S: Storage> Scan<'a, S> {
+    async fn new(storage: &'a S, header: &'a Header, options: &CheckOptions) -> Result<Self> {
+        let cluster = header.cluster_size;
+        let total_clusters = cluster.clusters_of(header.size_bytes);
+        Ok(Self {
+            storage,
+            header,
+            format: header.l2_format(),
+            width: header.refcount_width,
+            cluster,
+            file_clusters: cluster.clusters_of(storage.len_bytes().await?),
+            budget: Budget::new(options.memory_bytes),
+            report: CheckReport { total_clusters, ..CheckReport::default() },
+            references: Counts::default(),
+            found: Counts::default(),
+            regions: Regions::default(),
+            l2_tables: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            active_l1_walked: false,
+            refcounts_usable: false,
+            complete: true,
+            rebuilt: false,
+            fixed: Fixed::default(),
+        })
+    }
+
+    async fn analyse(&mut self) -> Result<()> {
+        self.walk().await?;
+        self.read_refcounts().await?;
+        self.compare();
+        self.find_overlaps();
+        Ok(())
+    }
+
+    async fn repair(&mut self, repair: Repair) -> Result<()> {
+        if !self.complete {
+            let text = "some uses of clusters are not known: nothing is freed or rebuilt";
+            self.report.note(|| text.to_owned());
+        }
+        if repair == Repair::All && self.complete && self.needs_rebuild() {
+            let (leaks, corruptions) = (self.report.leaks, self.report.corruptions);
+            self.rebuild().await?;
+            self.fixed = Fixed { leaks, corruptions };
+            self.rebuilt = true;
+        } else {
+            self.repair_in_place(repair).await?;
+            self.storage.flush().await?;
+        }
+        if repair == Repair::All {
+            self.check_copied(true).await?;
+            self.storage.flush().await?;
+        }
+        Ok(())
+    }
+}
+
+/// An unknown feature that has to be cleared before a change is cleared. Bitmaps that are out of date lose
+/// their clusters as leaks: everybody ignores what the header still says of them.
+async fn prepare_to_write<S: Storage>(storage: &S, header: &Header) -> Result<()> {
+    let autoclear = header.autoclear & features::AUTOCLEAR_KNOWN;
+    set_features(storage, header, header.incompatible, autoclear).await
+}
+
+/// Takes back the marks that say that something is wrong.
+async fn mark_repaired<S: Storage>(storage: &S, header: &Header) -> Result<()> {
+    let incompatible = header.incompatible & !(features::DIRTY | features::CORRUPT);
+    set_features(storage, header, incompatible, header.autoclear).await
+}
+
+async fn set_features<S: Storage>(
+    storage: &S,
+    header: &Header,
+    incompatible: u64,
+    autoclear: u64,
+) -> Result<()> {
+    if (incompatible, autoclear) == (header.incompatible, header.autoclear) {
+        return Ok(());
+    }
+    let header = Header { incompatible, autoclear, ..header.clone() };
+    storage.write(fields::FEATURES, &header.features_field()).await?;
+    storage.flush().await
+}

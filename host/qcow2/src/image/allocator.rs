@@ -1,0 +1,557 @@
+//! Reference counts in memory, and the search for free clusters.
+//!
+//! Nothing here does I/O. An operation that needs a refcount block which is not in memory says so and
+//! has changed nothing yet; its caller loads the block and asks again. New blocks, and a longer refcount
+//! table, are made in memory: [`super::write_back`] writes them in an order in which the container never
+//! refers to what is not there.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{ClusterSize, HostOffset, RefcountTableEntry, RefcountWidth};
+use crate::limits;
+
+/// A run of host clusters, by index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) first: u64,
+    pub(super) count: u64,
+}
+
+impl Run {
+    pub(super) fn new(first: u64, count: u64) -> Self {
+        Self { first, count }
+    }
+
+    /// The clusters that hold any of these bytes.
+    pub(super) fn of_bytes(cluster_size: ClusterSize, offset: u64, len_bytes: u64) -> Self {
+        let first = cluster_size.index_of(offset);
+        let end = cluster_size.clusters_of(offset.saturating_add(len_bytes));
+        Self { first, count: end.saturating_sub(first) }
+    }
+
+    fn indices(&self) -> Range<u64> {
+        self.first..self.first + self.count
+    }
+}
+
+/// The outcome of an operation that may need I/O first.
+#[derive(Debug)]
+pub(super) enum Outcome<T> {
+    Done(T),
+    /// Needs this refcount block, by its index in the refcount table.
+    NeedsBlock(usize),
+}
+
+/// Clusters that were found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) run: Run,
+    /// Whether they lie past what the container ever held, so that they read as zeros.
+    pub(super) reads_zero: bool,
+}
+
+/// A refcount block in memory, as on disk.
+struct Block {
+    bytes: Vec<u8>,
+    /// Bytes that the container does not have, empty if there are none.
+    dirty: Range<usize>,
+    /// Of the last change.
+    generation: u64,
+    used: bool,
+}
+
+/// Dirty bytes of a block, to be written.
+pub(super) struct DirtyBlock {
+    pub(super) generation: u64,
+    pub(super) offset: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// The refcount table's entries to be written.
+pub(super) struct DirtyTable {
+    /// Where the table is, or will be once the header says so.
+    pub(super) offset: u64,
+    pub(super) clusters: u32,
+    /// Whether the header does not say so yet: all entries are to be written.
+    pub(super) moved: bool,
+    /// Index and value.
+    pub(super) entries: Vec<(usize, u64)>,
+}
+
+/// The refcounts of an image.
+pub(super) struct Allocator {
+    cluster_size: ClusterSize,
+    width: RefcountWidth,
+    table: Vec<u64>,
+    table_offset: u64,
+    table_clusters: u64,
+    table_dirty: BTreeSet<usize>,
+    /// Where the table was: what the header may still name, until it names [`Self::table_offset`].
+    tables_before: Vec<Run>,
+    growing: bool,
+    blocks: HashMap<usize, Block>,
+    blocks_max: usize,
+    generation: u64,
+    /// Where the search goes on.
+    rover: u64,
+    /// The lowest cluster that became free since the search last began anew.
+    lowest_freed: Option<u64>,
+    /// The first cluster that never was in use, as far as is known.
+    end: u64,
+    /// Where the container ended, in clusters, and what was handed out past it since.
+    virgin: u64,
+    /// Clusters with metadata: never handed out, never guest data.
+    metadata: HashSet<u64>,
+}
+
+impl Allocator {
+    /// For a table as read from the container, which is `len_bytes` long.
+    pub(super) fn new(
+        cluster_size: ClusterSize,
+        width: RefcountWidth,
+        table_offset: u64,
+        table: Vec<u64>,
+        len_bytes: u64,
+    ) -> Self {
+        let end = cluster_size.clusters_of(len_bytes).max(1);
+        let table_clusters = cluster_size.clusters_of(table.len() as u64 * 8);
+        let blocks_max = (limits::REFCOUNT_CACHE_BYTES / cluster_size.bytes()).max(4) as usize;
+        Self {
+            cluster_size,
+            width,
+            table,
+            table_offset,
+            table_clusters,
+            table_dirty: BTreeSet::new(),
+            tables_before: Vec::new(),
+            growing: false,
+            blocks: HashMap::new(),
+            blocks_max,
+            generation: 0,
+            rover: 0,
+            lowest_freed: None,
+            end,
+            virgin: end,
+            metadata: HashSet::new(),
+        }
+    }
+
+    /// Says that a run holds metadata.
+    pub(super) fn protect(&mut self, run: &Run) {
+        self.metadata.extend(run.indices());
+    }
+
+    /// Says that a run does not hold metadata any more.
+    pub(super) fn unprotect(&mut self, run: &Run) {
+        for cluster in run.indices() {
+            self.metadata.remove(&cluster);
+        }
+    }
+
+    /// Whether any cluster of a run holds metadata.
+    pub(super) fn is_metadata(&self, run: &Run) -> bool {
+        run.indices().any(|cluster| self.metadata.contains(&cluster))
+    }
+
+    /// Clusters up to the end of the container, or of what was handed out past it.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Where the block of this index is, for [`Self::insert_block`].
+    pub(super) fn block_offset(&self, index: usize) -> Result<Option<HostOffset>> {
+        let entry = self.table.get(index).copied().unwrap_or(0);
+        RefcountTableEntry(entry).block(self.cluster_size)
+    }
+
+    /// Whether the block is in memory.
+    pub(super) fn has_block(&self, index: usize) -> bool {
+        self.blocks.contains_key(&index)
+    }
+
+    /// Adds a block as read from the container; `false` if there is no place because all are dirty.
+    pub(super) fn insert_block(&mut self, index: usize, bytes: Vec<u8>) -> bool {
+        if self.blocks.contains_key(&index) {
+            return true;
+        }
+        while self.blocks.len() >= self.blocks_max {
+            if !self.evict() {
+                return false;
+            }
+        }
+        self.blocks.insert(index, Block { bytes, dirty: 0..0, generation: 0, used: true });
+        true
+    }
+
+    fn evict(&mut self) -> bool {
+        let clean = || self.blocks.iter().filter(|(_, block)| block.dirty.is_empty());
+        let victim = clean().find(|(_, block)| !block.used).or_else(|| clean().next());
+        let Some(victim) = victim.map(|(&index, _)| index) else { return false };
+        self.blocks.remove(&victim);
+        self.blocks.values_mut().for_each(|block| block.used = false);
+        true
+    }
+
+    /// Finds up to `wanted` contiguous clusters and counts one reference for each.
+    ///
+    /// # Errors
+    /// `ENOSPC` at the format's limits; `Corrupt` if free clusters hold metadata.
+    pub(super) fn allocate(&mut self, wanted: u64) -> Result<Outcome<Found>> {
+        loop {
+            if self.rover >= self.end
+                && let Some(lowest) = self.lowest_freed.take()
+            {
+                self.rover = lowest;
+            }
+            let (block_index, index) = self.place(self.rover);
+            if !self.has_block(block_index) {
+                if block_index >= self.table.len() {
+                    if let Outcome::NeedsBlock(needed) = self.grow_table(block_index)? {
+                        return Ok(Outcome::NeedsBlock(needed));
+                    }
+                } else if self.table[block_index] == 0 {
+                    self.create_block(block_index, self.rover)?;
+                } else {
+                    return Ok(Outcome::NeedsBlock(block_index));
+                }
+                continue;
+            }
+            let Some(block) = self.blocks.get_mut(&block_index) else { continue };
+            block.used = true;
+            let Some(free) = self.width.find_zero(&block.bytes, index) else {
+                self.rover += self.width.block_entries(self.cluster_size) - index as u64;
+                continue;
+            };
+            let first = self.rover + (free - index) as u64;
+            let count = self.width.zeros_from(&block.bytes, free, wanted.max(1) as usize) as u64;
+            let mut run = Run::new(first, count);
+            if self.rover < self.end && first >= self.end && self.lowest_freed.is_some() {
+                // Nothing is free up to the end: what was freed behind the search comes first.
+                self.rover = self.end;
+                continue;
+            }
+            if first < self.virgin && run.indices().end > self.virgin {
+                run.count = self.virgin - first;
+            }
+            let reads_zero = first >= self.virgin;
+            self.take(&run)?;
+            self.rover = run.indices().end;
+            return Ok(Outcome::Done(Found { run, reads_zero }));
+        }
+    }
+
+    /// Finds exactly so many contiguous clusters, past the end of all others.
+    ///
+    /// # Errors
+    /// As for [`Self::allocate`].
+    pub(super) fn allocate_contiguous(&mut self, count: u64) -> Result<Outcome<Run>> {
+        loop {
+            let run = Run::new(self.end, count);
+            let blocks = self.place(run.first).0..=self.place(run.first + count - 1).0;
+            let absent = |index: &usize| self.table.get(*index).is_none_or(|&entry| entry == 0);
+            if let Some(index) = blocks.clone().find(absent) {
+                if let Outcome::NeedsBlock(needed) = self.create_block_past_end(index)? {
+                    return Ok(Outcome::NeedsBlock(needed));
+                }
+                continue;
+            }
+            // A block may be displaced by the next one while a very long run is looked at.
+            if let Some(needed) = blocks.clone().find(|index| !self.has_block(*index)) {
+                return Ok(Outcome::NeedsBlock(needed));
+            }
+            if let Some(used) = run.indices().rev().find(|&cluster| self.count_of(cluster) != 0) {
+                self.end = used + 1;
+                continue;
+            }
+            self.take(&run)?;
+            return Ok(Outcome::Done(run));
+        }
+    }
+
+    /// Counts one reference less for each cluster of a run; says which became free.
+    ///
+    /// # Errors
+    /// `Corrupt` if there is no reference to a cluster; nothing has changed then.
+    pub(super) fn decrement(&mut self, run: &Run) -> Result<Outcome<Vec<Run>>> {
+        for cluster in run.indices() {
+            let (block, _) = self.place(cluster);
+            if self.table.get(block).is_none_or(|&entry| entry == 0) {
+                return Err(no_reference(self.cluster_size, cluster));
+            }
+            if !self.has_block(block) {
+                return Ok(Outcome::NeedsBlock(block));
+            }
+            if self.count_of(cluster) == 0 {
+                return Err(no_reference(self.cluster_size, cluster));
+            }
+        }
+        let mut free: Vec<Run> = Vec::new();
+        for cluster in run.indices() {
+            let count = self.count_of(cluster) - 1;
+            self.set_count(cluster, count)?;
+            if count > 0 {
+                continue;
+            }
+            self.lowest_freed = Some(self.lowest_freed.map_or(cluster, |low| low.min(cluster)));
+            match free.last_mut() {
+                Some(last) if last.indices().end == cluster => last.count += 1,
+                _ => free.push(Run::new(cluster, 1)),
+            }
+        }
+        Ok(Outcome::Done(free))
+    }
+
+    /// The references to a cluster; `None` if its block is not in memory.
+    pub(super) fn refcount(&self, cluster: u64) -> Outcome<u64> {
+        let (block, _) = self.place(cluster);
+        if self.table.get(block).is_none_or(|&entry| entry == 0) {
+            return Outcome::Done(0);
+        }
+        if !self.has_block(block) {
+            return Outcome::NeedsBlock(block);
+        }
+        Outcome::Done(self.count_of(cluster))
+    }
+
+    /// The end of the clusters in use, searched backwards from [`Self::end`].
+    pub(super) fn used_end(&self) -> Outcome<u64> {
+        let mut end = self.end;
+        while end > 0 {
+            match self.refcount(end - 1) {
+                Outcome::Done(0) => end -= 1,
+                Outcome::Done(_) => break,
+                Outcome::NeedsBlock(needed) => return Outcome::NeedsBlock(needed),
+            }
+        }
+        Outcome::Done(end)
+    }
+
+    /// The container was cut there.
+    pub(super) fn cut(&mut self, end: u64) {
+        self.end = self.end.min(end);
+        self.rover = self.rover.min(self.end);
+    }
+
+    fn place(&self, cluster: u64) -> (usize, usize) {
+        let entries = self.width.block_entries(self.cluster_size);
+        ((cluster / entries) as usize, (cluster % entries) as usize)
+    }
+
+    /// Of a cluster whose block is in memory; others count as free.
+    fn count_of(&self, cluster: u64) -> u64 {
+        let (block, index) = self.place(cluster);
+        self.blocks.get(&block).map_or(0, |block| self.width.get(&block.bytes, index))
+    }
+
+    fn set_count(&mut self, cluster: u64, count: u64) -> Result<()> {
+        let (block, index) = self.place(cluster);
+        let Some(block) = self.blocks.get_mut(&block) else {
+            return Err(Error::corrupt("a refcount block that is not in memory was to be changed"));
+        };
+        self.width.set(&mut block.bytes, index, count)?;
+        let bit = index << self.width.order();
+        let bytes = bit / 8..(bit + self.width.bits() as usize).div_ceil(8);
+        block.dirty = if block.dirty.is_empty() {
+            bytes
+        } else {
+            block.dirty.start.min(bytes.start)..block.dirty.end.max(bytes.end)
+        };
+        self.generation += 1;
+        block.generation = self.generation;
+        block.used = true;
+        Ok(())
+    }
+
+    /// Takes clusters whose counts are zero and whose blocks are in memory.
+    fn take(&mut self, run: &Run) -> Result<()> {
+        if let Some(cluster) = run.indices().find(|cluster| self.metadata.contains(cluster)) {
+            let offset = cluster << self.cluster_size.bits();
+            let message = format!("the cluster at {offset:#x} holds metadata and counts as free");
+            return Err(Error::corrupt(message));
+        }
+        if run.indices().end > limits::HOST_BYTES_MAX >> self.cluster_size.bits() {
+            return Err(no_space("an image cannot be longer than 2^56 bytes"));
+        }
+        for cluster in run.indices() {
+            self.set_count(cluster, 1)?;
+        }
+        self.end = self.end.max(run.indices().end);
+        self.virgin = self.virgin.max(self.end);
+        Ok(())
+    }
+
+    /// Makes the block of this index, which is not there, in a cluster that is free and whose count is
+    /// in memory or in the new block itself.
+    fn create_block(&mut self, index: usize, cluster: u64) -> Result<()> {
+        let bytes = vec![0; self.cluster_size.bytes() as usize];
+        let dirty = 0..bytes.len();
+        self.generation += 1;
+        let block = Block { bytes, dirty, generation: self.generation, used: true };
+        self.blocks.insert(index, block);
+        if let Err(error) = self.take(&Run::new(cluster, 1)) {
+            self.blocks.remove(&index);
+            return Err(error);
+        }
+        self.metadata.insert(cluster);
+        self.table[index] = cluster << self.cluster_size.bits();
+        self.table_dirty.insert(index);
+        Ok(())
+    }
+
+    /// Makes the block of this index, the lowest that is missing from the end on, at the end: a run that
+    /// needs several new blocks stays in one piece behind them.
+    fn create_block_past_end(&mut self, index: usize) -> Result<Outcome<()>> {
+        if index >= self.table.len() {
+            return self.grow_table(index);
+        }
+        let (counted_by, _) = self.place(self.end);
+        if counted_by != index && !self.has_block(counted_by) {
+            return Ok(Outcome::NeedsBlock(counted_by));
+        }
+        if counted_by != index && self.count_of(self.end) != 0 {
+            self.end += 1;
+        } else {
+            self.create_block(index, self.end)?;
+        }
+        Ok(Outcome::Done(()))
+    }
+
+    /// Makes the table long enough for a block of this index, half as long again, at a new place.
+    fn grow_table(&mut self, index: usize) -> Result<Outcome<()>> {
+        if self.growing {
+            return Err(no_space("there is no place for a longer refcount table"));
+        }
+        let clusters = self.table_clusters_for(index)?;
+        let old_len = self.table.len();
+        let cluster_entries = self.cluster_size.bytes() / 8;
+        self.table.resize((clusters * cluster_entries) as usize, 0);
+        self.growing = true;
+        let outcome = self.allocate_contiguous(clusters);
+        self.growing = false;
+        let run = match outcome {
+            Ok(Outcome::Done(run)) => run,
+            Ok(Outcome::NeedsBlock(needed)) => {
+                self.shrink_table(old_len);
+                return Ok(Outcome::NeedsBlock(needed));
+            }
+            Err(error) => {
+                self.shrink_table(old_len);
+                return Err(error);
+            }
+        };
+        let old = Run::new(self.cluster_size.index_of(self.table_offset), self.table_clusters);
+        self.tables_before.push(old);
+        self.protect(&run);
+        self.table_offset = run.first << self.cluster_size.bits();
+        self.table_clusters = run.count;
+        Ok(Outcome::Done(()))
+    }
+
+    /// Clusters of a table that has a block of this index, and blocks for itself past the end.
+    fn table_clusters_for(&self, index: usize) -> Result<u64> {
+        let cluster_entries = self.cluster_size.bytes() / 8;
+        let max = limits::REFCOUNT_TABLE_MAX_BYTES >> self.cluster_size.bits();
+        let mut clusters = (index as u64 + 1).div_ceil(cluster_entries);
+        for _ in 0..2 {
+            // Its own clusters, and those of the blocks that count them: one in 64 at most.
+            let end = self.end + clusters + clusters / 32 + 8;
+            let needed = (index as u64 + 1).max(self.place(end).0 as u64 + 2);
+            let needed = needed.div_ceil(cluster_entries);
+            clusters = needed + needed / 2 + 1;
+        }
+        let clusters = clusters.min(max);
+        if index as u64 >= clusters * cluster_entries {
+            return Err(no_space("the refcount table cannot grow any more"));
+        }
+        Ok(clusters)
+    }
+
+    /// Takes back a table that found no place, with the blocks made for it.
+    fn shrink_table(&mut self, len: usize) {
+        for index in len..self.table.len() {
+            if self.table[index] != 0 {
+                let cluster = self.cluster_size.index_of(self.table[index]);
+                self.metadata.remove(&cluster);
+                self.blocks.remove(&index);
+                self.table_dirty.remove(&index);
+                let _ = self.set_count(cluster, 0);
+            }
+        }
+        self.table.truncate(len);
+    }
+}
+
+/// What [`super::write_back`] asks for.
+impl Allocator {
+    /// Blocks that the container does not have as they are.
+    pub(super) fn dirty_blocks(&self) -> Vec<usize> {
+        let dirty = self.blocks.iter().filter(|(_, block)| !block.dirty.is_empty());
+        dirty.map(|(&index, _)| index).collect()
+    }
+
+    /// The dirty bytes of a block, rounded to sectors.
+    pub(super) fn copy_dirty(&self, index: usize) -> Option<DirtyBlock> {
+        let block = self.blocks.get(&index).filter(|block| !block.dirty.is_empty())?;
+        let start = block.dirty.start & !511;
+        let end = block.dirty.end.next_multiple_of(512).min(block.bytes.len());
+        Some(DirtyBlock {
+            generation: block.generation,
+            offset: self.table.get(index)? + start as u64,
+            bytes: block.bytes.get(start..end)?.to_vec(),
+        })
+    }
+
+    /// The block has been written as it was in `generation`.
+    pub(super) fn block_written(&mut self, index: usize, generation: u64) {
+        if let Some(block) = self.blocks.get_mut(&index)
+            && block.generation == generation
+        {
+            block.dirty = 0..0;
+        }
+    }
+
+    /// The table's entries and place, if the container does not have them. The blocks that they name have
+    /// to be durable before they are written.
+    pub(super) fn dirty_table(&self) -> Option<DirtyTable> {
+        let moved = !self.tables_before.is_empty();
+        if !moved && self.table_dirty.is_empty() {
+            return None;
+        }
+        let entry = |index: usize| (index, self.table[index]);
+        let entries = if moved {
+            (0..self.table.len()).map(entry).collect()
+        } else {
+            self.table_dirty.iter().copied().map(entry).collect()
+        };
+        let clusters = self.table_clusters as u32;
+        Some(DirtyTable { offset: self.table_offset, clusters, moved, entries })
+    }
+
+    /// Entries have been written, and the header names this place; what earlier places took is free.
+    pub(super) fn table_written(&mut self, table: &DirtyTable) -> Vec<Run> {
+        if table.offset != self.table_offset {
+            return Vec::new();
+        }
+        for &(index, value) in &table.entries {
+            if self.table.get(index) == Some(&value) {
+                self.table_dirty.remove(&index);
+            }
+        }
+        let old = if table.moved { std::mem::take(&mut self.tables_before) } else { Vec::new() };
+        for run in &old {
+            self.unprotect(run);
+        }
+        old
+    }
+}
+
+fn no_reference(cluster_size: ClusterSize, cluster: u64) -> Error {
+    let offset = cluster << cluster_size.bits();
+    Error::corrupt(format!("the cluster at {offset:#x} is in use and counts as free"))
+}
+
+fn no_space(message: &'static str) -> Error {
+    Error::new(ErrorKind::NoSpace, message)
+}

@@ -1,0 +1,123 @@
+//! Whether an image may be changed, and the feature bits that say so to others.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use super::Image;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::{features, fields};
+use crate::format::{Header, Version};
+use crate::storage::Storage;
+
+const UNTOUCHED: u8 = 0;
+const MODIFIED: u8 = 1;
+const CORRUPT: u8 = 2;
+
+/// Whether an image may be changed.
+pub(super) struct Modifying {
+    writable: bool,
+    state: AtomicU8,
+    /// Somebody keeps bitmaps up to date.
+    follows_bitmaps: AtomicBool,
+}
+
+impl Modifying {
+    pub(super) fn new(writable: bool, corrupt: bool) -> Self {
+        let state = if corrupt { CORRUPT } else { UNTOUCHED };
+        Self { writable, state: AtomicU8::new(state), follows_bitmaps: AtomicBool::new(false) }
+    }
+
+    /// Whether changes have begun and are allowed.
+    pub(super) fn has_begun(&self) -> bool {
+        self.state.load(Ordering::Acquire) == MODIFIED
+    }
+
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
+    }
+}
+
+impl Image {
+    /// Whether metadata were found to contradict themselves.
+    pub fn is_corrupt(&self) -> bool {
+        self.modifying.state.load(Ordering::Acquire) == CORRUPT
+    }
+
+    /// Somebody has loaded the image's bitmaps and marks as in use what is going to change, before it
+    /// does. Without this the first change makes all of them inconsistent.
+    pub fn follow_bitmaps(&self) {
+        self.modifying.follows_bitmaps.store(true, Ordering::Release);
+    }
+
+    /// To be called before anything in the container changes: the first time, what is not known here and
+    /// would be wrong after a change is invalidated.
+    pub(super) async fn begin_modifying<S: Storage>(&self, s: &S) -> Result<()> {
+        if self.modifying.has_begun() {
+            return Ok(());
+        }
+        self.check_modifiable()?;
+        let follows = self.modifying.follows_bitmaps.load(Ordering::Acquire);
+        let keep = features::RAW_EXTERNAL_DATA | if follows { features::BITMAPS } else { 0 };
+        let stale = self.header().autoclear & !keep;
+        if stale != 0 {
+            self.update_features(s, |header| header.autoclear &= keep).await?;
+        }
+        let _ = self.modifying.state.compare_exchange(
+            UNTOUCHED,
+            MODIFIED,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        Ok(())
+    }
+
+    /// # Errors
+    /// `EROFS` for an image that is not writable, or corrupt, or dirty.
+    pub(super) fn check_modifiable(&self) -> Result<()> {
+        let refuse = |why| Err(Error::new(ErrorKind::ReadOnly, why));
+        if !self.modifying.writable {
+            return refuse("the image was opened read-only");
+        }
+        if self.is_corrupt() {
+            return refuse("the image is marked as corrupt: check and repair it first");
+        }
+        if self.header().incompatible & features::DIRTY != 0 {
+            return refuse("the image was not closed: its refcounts have to be rebuilt first");
+        }
+        Ok(())
+    }
+
+    /// Marks the image as corrupt, in the container too if that can be, when metadata contradict
+    /// themselves; the error is the one given.
+    pub(super) async fn mark_if_corrupt<S: Storage, T>(
+        &self,
+        s: &S,
+        result: Result<T>,
+    ) -> Result<T> {
+        let is_corrupt = matches!(&result, Err(error) if error.kind() == ErrorKind::Corrupt);
+        if !is_corrupt || !self.modifying.writable {
+            return result;
+        }
+        let before = self.modifying.state.swap(CORRUPT, Ordering::AcqRel);
+        if before != CORRUPT && self.header().version >= Version::V3 {
+            // What matters is that nothing is written any more; to tell others is tried once.
+            let set = |header: &mut Header| header.incompatible |= features::CORRUPT;
+            let _ = self.update_features(s, set).await;
+        }
+        result
+    }
+
+    /// Changes feature bits, durably.
+    pub(super) async fn update_features<S: Storage>(
+        &self,
+        s: &S,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
+        let _changing = self.header_changes.lock(0..1).await;
+        let mut header = self.header().clone();
+        change(&mut header);
+        s.write(fields::FEATURES, &header.features_field()).await?;
+        s.flush().await?;
+        *self.header() = header;
+        Ok(())
+    }
+}

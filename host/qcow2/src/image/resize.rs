@@ -1,0 +1,91 @@
+//! A longer or shorter virtual disk.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Image;
+use super::allocator::Run;
+use super::tables::{L1, bytes_of};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::fields;
+use crate::format::{HostOffset, Version};
+use crate::limits;
+use crate::storage::Storage;
+
+impl Image {
+    /// Makes the virtual disk so many bytes long, durably. No request may be in flight.
+    ///
+    /// What is cut is freed. What is added is unallocated, and the rest of the last cluster as it was:
+    /// a caller that grows a disk writes zeros to the rest of its last cluster if that is mapped, and
+    /// zeroes what a longer backing would show.
+    ///
+    /// # Errors
+    /// `ENOSPC` for a disk that the format cannot describe; `ENOTSUP` with internal snapshots in version
+    /// 2, which does not store their size; others as for [`Self::prepare_write`].
+    pub async fn resize<S: Storage>(&self, s: &S, size_bytes: u64) -> Result<()> {
+        let result = self.resize_disk(s, size_bytes).await;
+        self.mark_if_corrupt(s, result).await
+    }
+
+    async fn resize_disk<S: Storage>(&self, s: &S, size_bytes: u64) -> Result<()> {
+        self.check_modifiable()?;
+        let needed = self.format.l1_entries_of(size_bytes);
+        if size_bytes > i64::MAX as u64 || needed * 8 > limits::L1_MAX_BYTES {
+            let message =
+                format!("a disk of {size_bytes} bytes needs a longer L1 table than can be");
+            return Err(Error::new(ErrorKind::NoSpace, message));
+        }
+        if self.header().snapshots > 0 && self.header().version < Version::V3 {
+            let message = "an image of version 2 with internal snapshots cannot be resized";
+            return Err(Error::new(ErrorKind::NotSupported, message));
+        }
+        self.begin_modifying(s).await?;
+        let old_size = self.size_bytes();
+        let cut_from = size_bytes.next_multiple_of(self.format.cluster_size.bytes());
+        if cut_from < old_size {
+            self.deallocate(s, cut_from, old_size - cut_from).await?;
+        }
+        if needed > self.l1.load().len() {
+            self.move_l1(s, needed).await?;
+        }
+        self.write_back(s).await?;
+        let _changing = self.header_changes.lock(0..1).await;
+        s.write(fields::SIZE, &size_bytes.to_be_bytes()).await?;
+        s.flush().await?;
+        self.header().size_bytes = size_bytes;
+        self.size.store(size_bytes, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes the L1 table longer, at a new place.
+    async fn move_l1<S: Storage>(&self, s: &S, entries: u64) -> Result<()> {
+        self.write_back(s).await?;
+        let cluster_size = self.format.cluster_size;
+        let old = self.l1.load_full();
+        let values = || old.values().chain(std::iter::repeat(0)).take(entries as usize);
+        let reserved = self.allocate_contiguous(s, cluster_size.clusters_of(entries * 8)).await?;
+        let offset = reserved.first() << cluster_size.bits();
+        let mut bytes = bytes_of(values());
+        bytes.resize(bytes.len().next_multiple_of(cluster_size.bytes() as usize), 0);
+        s.write(offset, &bytes).await?;
+        self.write_back(s).await?;
+        let old_run = Run::of_bytes(cluster_size, old.offset.0, old.len() * 8);
+        {
+            let _changing = self.header_changes.lock(0..1).await;
+            let mut header = self.header().clone();
+            header.l1_offset = HostOffset(offset);
+            header.l1_entries = entries as u32;
+            s.write(fields::L1, &header.l1_field()).await?;
+            // From here on the new table may be what the container names, whatever comes of the sync.
+            let run = reserved.keep();
+            *self.header() = header;
+            self.l1.store(Arc::new(L1::new(HostOffset(offset), values())));
+            let mut allocator = self.allocator();
+            allocator.protect(&run);
+            allocator.unprotect(&old_run);
+        }
+        s.flush().await?;
+        self.frees.retire(&self.turns, old_run);
+        Ok(())
+    }
+}
