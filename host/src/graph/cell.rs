@@ -89,7 +89,7 @@ impl GraphCell {
     }
 
     /// Tells subscribers of what has come of graph changes, seen with the snapshot `graph`.
-    pub(super) fn tell(&self, graph: &Graph, event: Event) {
+    pub(crate) fn tell(&self, graph: &Graph, event: Event) {
         self.events.publish(graph.generation, &[event]);
     }
 
@@ -109,14 +109,14 @@ impl GraphCell {
 
 /// Lets one writer in at a time, in the order of asking as far as wakers keep it.
 #[derive(Default)]
-pub(super) struct WriterLock {
+pub(crate) struct WriterLock {
     state: Mutex<(bool, Vec<Waker>)>,
 }
 
-pub(super) struct Writing<'a>(&'a WriterLock);
+pub(crate) struct Writing<'a>(&'a WriterLock);
 
 impl WriterLock {
-    pub(super) async fn lock(&self) -> Writing<'_> {
+    pub(crate) async fn lock(&self) -> Writing<'_> {
         poll_fn(|cx| {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             if state.0 {

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `open` | opening an image over a node that stands already |
 //! | `storage` | the image's container: child `file`, by the edges of a request |
+//! | `bitmaps` | the bitmaps that the image keeps |
 //! | `plain_file` | a container without a graph |
 //! | `read`, `write`, `zero`, `status` | the node's operations |
 //!
@@ -16,6 +17,7 @@
 //! **Invariant**: what is in a new cluster beside the bytes written is what showed there before; the
 //! image maps it after it has been written, and keeps that mapping back until it is durable.
 
+mod bitmaps;
 mod open;
 mod plain_file;
 mod read;
@@ -29,10 +31,13 @@ pub(crate) use plain_file::{Access, FileStorage};
 
 use blockloom_qcow2::image::{Image, ImageInfo};
 
-use super::{Caps, Extent, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep, WriteFlags};
+use super::{
+    BitmapStore, Caps, Extent, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep, WriteFlags,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef};
 use crate::io::{Buf, BufMut};
+use bitmaps::Bitmaps;
 use storage::{Container, from_engine};
 
 /// Position of child `file`, which holds the image.
@@ -49,6 +54,7 @@ pub struct Qcow2Node {
     data: Option<usize>,
     /// Position of the backing.
     backing: Option<usize>,
+    bitmaps: Bitmaps,
 }
 
 fn to_usize(value: u64) -> usize {
@@ -139,10 +145,18 @@ impl Node for Qcow2Node {
     fn close<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move {
             match self.write {
-                true => self.image.close(&self.container(cx)?).await.map_err(from_engine),
+                true => {
+                    let stored = self.bitmaps.keeping.store(self, cx, false).await;
+                    let closed = self.image.close(&self.container(cx)?).await;
+                    stored.and(closed.map_err(from_engine))
+                }
                 false => Ok(()),
             }
         })
+    }
+
+    fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
+        Some(self)
     }
 
     fn upkeep(&self) -> Upkeep {
