@@ -12,6 +12,10 @@
 
 mod copied;
 mod counts;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod power;
 mod rebuild;
 mod refcounts;
 mod regions;

@@ -13,6 +13,7 @@
 //! | [`bitmaps`] | persistent bitmaps: directory, bits, and the switch to new ones |
 //! | [`format`] | the format to the bit, parsed and encoded; no I/O, nothing allocated on trust |
 //! | [`image`] | an image in use: lookups, allocation, the order in which metadata is written |
+//! | [`info`] | what an image says of itself |
 //! | [`storage`] | what an image needs of its container |
 //!
 //! **Invariant**: nothing that an image contains makes this crate panic, loop without end, recurse, or
@@ -34,6 +35,7 @@ pub mod error;
 pub mod format;
 mod header_io;
 pub mod image;
+pub mod info;
 pub mod limits;
 pub mod snapshot_table;
 pub mod storage;

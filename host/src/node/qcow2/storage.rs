@@ -65,6 +65,10 @@ impl Storage for Container<'_> {
     }
 
     async fn set_len(&self, len_bytes: u64) -> qcow2::Result<()> {
-        self.file.set_len(len_bytes).await.map_err(|error| to_engine(&error))
+        match self.file.set_len(len_bytes).await {
+            // What is behind the end costs room, no more.
+            Err(error) if error.kind() == ErrorKind::NotSupported => Ok(()),
+            result => result.map_err(|error| to_engine(&error)),
+        }
     }
 }
