@@ -164,7 +164,7 @@ impl Allocator {
     }
 
     /// Clusters up to the end of the container, or of what was handed out past it.
-    pub(super) fn end(&self) -> u64 {
+    pub(super) fn reached(&self) -> u64 {
         self.virgin
     }
 
