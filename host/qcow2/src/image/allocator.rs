@@ -310,6 +310,8 @@ impl Allocator {
             if count > 0 {
                 continue;
             }
+            // An L2 table may be freed that was flagged as shared and was not.
+            self.metadata.remove(&cluster);
             self.lowest_freed = Some(self.lowest_freed.map_or(cluster, |low| low.min(cluster)));
             match free.last_mut() {
                 Some(last) if last.indices().end == cluster => last.count += 1,

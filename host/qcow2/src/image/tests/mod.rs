@@ -7,6 +7,7 @@
 mod concurrent;
 mod crash;
 mod device;
+mod flags;
 mod interop;
 mod model;
 
