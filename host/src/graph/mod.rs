@@ -65,6 +65,7 @@ mod transaction;
 mod user;
 
 pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
+pub(crate) use cell::WriterLock;
 pub use cell::{GraphCell, LocalGraph, Snapshot};
 pub use class::Class;
 pub use counters::{Counters, CountersSnapshot};

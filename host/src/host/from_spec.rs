@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use blockloom_plugin_throttle::ThrottleConfig;
 
-use super::Host;
+use super::new_images;
+use super::persist::{Wanted, first_stored};
 use super::start::{Driver, Failed, Plan, PlannedNode};
 use super::surroundings::Machine;
+use super::{Host, Keep};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
     self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
@@ -133,6 +135,10 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
     let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
     check_on(&mut spec, found, &base, &machine)?;
+    new_images::make_all(&spec, &base).map_err(|failed| {
+        let node = Some(failed.node.name.value.clone());
+        not_started(&spec, Failed { node, kept: None, error: failed.error })
+    })?;
     let mut builder = Builder {
         spec: &spec,
         base: &base,
@@ -147,14 +153,18 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
     Ok((host, exports))
 }
 
-/// A node that does not open is shown where it is named.
+/// A node that does not open is shown where it is named, a bitmap that cannot be kept where it is said that
+/// it is to be.
 fn not_started(spec: &GraphSpec, failed: Failed) -> StartError {
     let is_it = |node: &&NodeSpec| Some(&node.name.value) == failed.node.as_ref();
-    match spec.nodes.iter().find(is_it) {
+    let node = spec.nodes.iter().find(is_it).map(|node| node.name.span);
+    let mut kept = spec.bitmaps.iter().filter(|bitmap| bitmap.persist.value != Persist::None);
+    let bitmap = failed.kept.and_then(|at| kept.nth(at)).map(|bitmap| bitmap.persist.span);
+    match node.or(bitmap) {
         None => StartError::Failed(failed.error),
-        Some(node) => {
+        Some(span) => {
             let mut found = spec.diagnostics();
-            found.push(Diagnostic::error(node.name.span, failed.error.to_string()));
+            found.push(Diagnostic::error(span, failed.error.to_string()));
             StartError::Config(Box::new(found))
         }
     }
@@ -218,7 +228,24 @@ impl Builder<'_> {
         for bitmap in &self.spec.bitmaps {
             plan.bitmaps.push(bitmap_decl(bitmap)?);
         }
+        plan.kept = self.kept()?;
         Ok(plan)
+    }
+
+    /// The bitmaps that images keep, in the order of the file.
+    fn kept(&self) -> Result<Vec<Wanted>> {
+        let mut kept = Vec::new();
+        for bitmap in &self.spec.bitmaps {
+            let keep = match &bitmap.persist.value {
+                Persist::None => continue,
+                Persist::Root => Keep::Root,
+                Persist::Meta => Keep::Meta,
+                Persist::Node(node) => Keep::Node(node.value.clone()),
+            };
+            let BitmapDecl { scope, name, .. } = bitmap_decl(bitmap)?;
+            kept.push(Wanted { scope, name, keep });
+        }
+        Ok(kept)
     }
 
     fn children(&self, parent: &str) -> Vec<ChildDecl> {
@@ -352,10 +379,6 @@ fn instance_key(node: &NodeSpec, shared: Option<&str>) -> String {
 
 fn bitmap_decl(spec: &BitmapSpec) -> Result<BitmapDecl> {
     let invalid = |error: &dyn fmt::Display| Error::new(ErrorKind::Invalid, error.to_string());
-    if spec.persist.value != Persist::None {
-        let message = format!("bitmap `{}` cannot be kept yet", spec.id.value);
-        return Err(Error::new(ErrorKind::NotSupported, message));
-    }
     Ok(BitmapDecl {
         scope: bitmap_scope(&spec.scope),
         name: BitmapName::new(&spec.name.value).map_err(|error| invalid(&error))?,
@@ -391,7 +414,8 @@ fn serve(host: &Host, spec: &GraphSpec, base: &Path) -> Result<Vec<StartedExport
     }
     let mut started = BTreeMap::new();
     for (address, exports) in listeners {
-        let served = exports.iter().map(|export| nbd_export(spec, export)).collect();
+        let served = exports.iter().map(|export| nbd_export(host, spec, export));
+        let served = served.collect::<Result<_, _>>()?;
         let bound = host.serve_nbd(&resolve(&address)?, served).map_err(|error| {
             let mut found = spec.diagnostics();
             found.push(Diagnostic::error(exports[0].listen.span, error.to_string()));
@@ -421,20 +445,45 @@ fn resolve(address: &ListenAddr) -> Result<ListenAddress> {
     }
 }
 
-fn nbd_export(spec: &GraphSpec, export: &ExportSpec) -> Export {
-    let bitmap = |id: &config::Spanned<String>| {
-        let bitmap = spec.bitmap(&id.value)?;
-        Some(ExportBitmap { name: bitmap.name.value.clone(), scope: bitmap_scope(&bitmap.scope) })
-    };
+/// # Errors
+/// A bitmap that neither the file nor an image has.
+fn nbd_export(host: &Host, spec: &GraphSpec, export: &ExportSpec) -> Result<Export, StartError> {
+    let drive = drive_of(export);
     let mut seen = BTreeSet::new();
-    let bitmaps = export.bitmaps.iter().filter(|id| seen.insert(&id.value)).filter_map(bitmap);
-    Export {
+    let mut bitmaps = Vec::new();
+    for id in export.bitmaps.iter().filter(|id| seen.insert(&id.value)) {
+        bitmaps.push(match spec.bitmap(&id.value) {
+            Some(bitmap) => {
+                let name = bitmap.name.value.clone();
+                ExportBitmap { name, scope: bitmap_scope(&bitmap.scope) }
+            }
+            None => ExportBitmap {
+                name: id.value.clone(),
+                scope: stored_bitmap(host, &drive, &id.value).ok_or_else(|| {
+                    let message = format!(
+                        "no image below export `{}` holds a bitmap `{}`, and the file declares none",
+                        export.id.value, id.value
+                    );
+                    let mut found = spec.diagnostics();
+                    found.push(Diagnostic::error(id.span, message));
+                    StartError::Config(Box::new(found))
+                })?,
+            },
+        });
+    }
+    Ok(Export {
         name: export.name.value.clone(),
         description: export.description.as_ref().map(|it| it.value.clone()).unwrap_or_default(),
-        drive: drive_of(export),
+        drive,
         writable: export.writable.value,
-        bitmaps: bitmaps.collect(),
-    }
+        bitmaps,
+    })
+}
+
+/// What records the first stored bitmap of this name from the top of a drive.
+fn stored_bitmap(host: &Host, drive: &str, name: &str) -> Option<BitmapScope> {
+    let name = BitmapName::new(name).ok()?;
+    first_stored(&host.graph(), &BitmapScope::Drive(drive.into()), &name)
 }
 
 /// An NBD URI (NBD project, `doc/uri.md`).

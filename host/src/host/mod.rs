@@ -9,6 +9,8 @@ mod drive;
 mod events;
 mod from_spec;
 mod image_facts;
+mod new_images;
+mod persist;
 mod report;
 mod start;
 mod surroundings;
@@ -22,6 +24,7 @@ pub use bitmaps::DirtyBitmap;
 pub use call::block_on;
 pub use drive::Drive;
 pub use from_spec::{Overrides, StartError, StartedExport, check, read_spec, start};
+pub use persist::Keep;
 pub use report::report as report_of;
 
 use crate::bitmap::{BitmapName, Granularity};
@@ -35,6 +38,7 @@ use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, unti
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
+use persist::{Persistence, Wanted};
 use start::{Driver, Plan, PlannedNode};
 
 /// Collects what makes a [`Host`].
@@ -93,11 +97,25 @@ impl HostBuilder {
         self
     }
 
-    /// Starts the workers and the graph.
+    /// Adds a dirty bitmap that an image keeps while the host is down. If the image has it already, it goes on
+    /// from there: recording, or disabled, as it was stored.
+    #[must_use]
+    pub fn kept_bitmap(
+        mut self,
+        scope: BitmapScope,
+        name: BitmapName,
+        granularity: Granularity,
+        keep: Keep,
+    ) -> Self {
+        self.plan.kept.push(Wanted { scope: scope.clone(), name: name.clone(), keep });
+        self.bitmap(scope, name, granularity)
+    }
+
+    /// Starts the workers and the graph. Bitmaps that images hold are loaded, and go on recording.
     ///
     /// # Errors
     /// When a name is wrong, nodes do not fit each other or do not open, permissions conflict, or the engine
-    /// asked for does not work here.
+    /// asked for does not work here; when a bitmap cannot be kept where it is to be.
     pub fn start(self) -> Result<Host> {
         Host::start(&self.options, self.plan).map_err(|failed| failed.error)
     }
@@ -114,6 +132,7 @@ struct Inner {
     workers: Workers,
     cell: Arc<GraphCell>,
     server: NbdServer,
+    persistence: Arc<Persistence>,
     next_worker: AtomicUsize,
 }
 
@@ -183,6 +202,16 @@ impl Host {
             Some(bitmap) => Ok(DirtyBitmap::new(&self.inner, &scope, bitmap)),
             None => DirtyBitmap::find(&self.inner, &scope, name.as_str()),
         }
+    }
+
+    /// Stores all bitmaps that images keep, as they stand. They stay marked as in use: what is stored counts
+    /// when it is stored in the end, by [`Host::shutdown`] or when the image's node is removed. So this shows
+    /// whether they can be.
+    ///
+    /// # Errors
+    /// The first that is not stored; the others are.
+    pub async fn store_bitmaps(&self) -> Result<()> {
+        self.inner.persist(async |persistence, cell| persistence.store(cell).await).await
     }
 
     /// Serves exports over NBD; returns where (a TCP port 0 is replaced). As long as an export is there its
@@ -284,6 +313,20 @@ impl Drop for Host {
 impl Inner {
     fn first(&self) -> &WorkerHandle {
         &self.workers.handles()[0]
+    }
+
+    /// Does something about kept bitmaps, on a worker.
+    async fn persist<T: Send + 'static>(
+        &self,
+        f: impl AsyncFnOnce(&Persistence, &Arc<GraphCell>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
+        let persistence = Arc::clone(&self.persistence);
+        on_worker(self.first(), move || async move {
+            check_running(&ended)?;
+            f(&persistence, &cell).await
+        })
+        .await
     }
 
     /// Workers in turn, so that drives spread over them.

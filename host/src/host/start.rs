@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use super::call::{block_on, on_worker};
+use super::persist::{NotKept, Wanted};
 use super::{Host, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::NbdServer;
@@ -38,18 +39,28 @@ pub(super) struct Plan {
     pub(super) drives: Vec<DriveDecl>,
     /// In any order.
     pub(super) bitmaps: Vec<BitmapDecl>,
+    /// Those of them that images keep.
+    pub(super) kept: Vec<Wanted>,
 }
 
 /// Why a host did not start.
 pub(super) struct Failed {
     /// The node that could not be opened.
     pub(super) node: Option<String>,
+    /// The number of the bitmap that cannot be kept.
+    pub(super) kept: Option<usize>,
     pub(super) error: Error,
 }
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self { node: None, error }
+        Self { node: None, kept: None, error }
+    }
+}
+
+impl From<NotKept> for Failed {
+    fn from(NotKept { wanted, error }: NotKept) -> Self {
+        Self { node: None, kept: wanted, error }
     }
 }
 
@@ -62,7 +73,7 @@ impl PlannedNode {
 impl Plan {
     /// The first graph, and the nodes that are to be added to it. All of it, if there is nothing to open.
     fn split(self) -> (GraphDecl, Vec<PlannedNode>, Transaction) {
-        let Self { nodes, drives, bitmaps } = self;
+        let Self { nodes, drives, bitmaps, kept: _ } = self;
         let later = later(&nodes);
         let last = Transaction::new();
         let mut first = GraphDecl::default();
@@ -108,7 +119,8 @@ impl Host {
     ///
     /// # Errors
     /// Whatever stands against it; nothing runs then.
-    pub(super) fn start(options: &WorkerOptions, plan: Plan) -> Result<Self, Failed> {
+    pub(super) fn start(options: &WorkerOptions, mut plan: Plan) -> Result<Self, Failed> {
+        let kept = std::mem::take(&mut plan.kept);
         let (first, rest, last) = plan.split();
         let graph = first.build()?;
         graph.start_drivers(None)?;
@@ -117,14 +129,24 @@ impl Host {
         let cell = Arc::new(GraphCell::with_workers(graph, workers.handles().len()));
         let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
         let next_worker = AtomicUsize::new(0);
-        let inner = Inner { ended: Arc::default(), workers, cell, server, next_worker };
+        let (ended, persistence) = (Arc::default(), Arc::default());
+        let inner = Inner { ended, workers, cell, server, persistence, next_worker };
         let host = Self { inner: Arc::new(inner) };
         if !rest.is_empty() {
             // If something fails, the host is dropped, and all that runs ends.
             host.add_in_turn(rest)?;
             block_on(host.transact(last))?;
         }
+        host.load_bitmaps(kept)?;
         Ok(host)
+    }
+
+    /// Loads what images hold, before anybody can change them.
+    fn load_bitmaps(&self, kept: Vec<Wanted>) -> Result<(), NotKept> {
+        let (cell, persistence) =
+            (Arc::clone(&self.inner.cell), Arc::clone(&self.inner.persistence));
+        let load = move || async move { Ok(persistence.load(&cell, &kept).await) };
+        block_on(on_worker(self.inner.first(), load))?
     }
 
     /// Adds nodes, each as soon as its children are there.
@@ -144,7 +166,7 @@ impl Host {
                     block_on(self.open_node(OpenDecl { name: name.clone(), driver, children }))
                 }
             };
-            added.map_err(|error| Failed { node: Some(name.clone()), error })?;
+            added.map_err(|error| Failed { node: Some(name.clone()), kept: None, error })?;
             known.insert(name);
         }
         nodes.first().map_or(Ok(()), |node| Err(without_child(node, &known)))
@@ -196,9 +218,12 @@ impl Host {
     /// in.
     pub async fn open_node(&self, node: OpenDecl) -> Result<()> {
         let (cell, ended) = (Arc::clone(&self.inner.cell), Arc::clone(&self.inner.ended));
+        let persistence = Arc::clone(&self.inner.persistence);
         let opened = on_worker(self.inner.first(), move || async move {
             super::check_running(&ended)?;
-            cell.open_node(node).await.map(drop)
+            cell.open_node(node).await?;
+            persistence.follow(&cell, Vec::new()).await;
+            Ok(())
         });
         opened.await?;
         self.inner.refresh_workers();
@@ -212,7 +237,7 @@ fn without_child(node: &PlannedNode, known: &BTreeSet<String>) -> Failed {
     let missing = missing.map_or("", |child| &child.node);
     let message = format!("its child `{missing}` is unknown, or stands on it");
     let error = Error::new(ErrorKind::NotFound, message).at_node(&node.name);
-    Failed { node: Some(node.name.clone()), error }
+    Failed { node: Some(node.name.clone()), kept: None, error }
 }
 
 #[cfg(test)]

@@ -87,9 +87,13 @@ impl Inner {
     pub(super) async fn transact(&self, transaction: Transaction) -> Result<Applied> {
         self.check_unexported(&transaction)?;
         let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
+        let persistence = Arc::clone(&self.persistence);
         let applied = on_worker(self.first(), move || async move {
             check_running(&ended)?;
-            cell.transact(transaction).await
+            let (transaction, entered) = persistence.prepare(&cell.load(), transaction)?;
+            let applied = cell.transact(transaction).await?;
+            persistence.follow(&cell, entered).await;
+            Ok(applied)
         });
         let applied = applied.await?;
         self.refresh_workers();

@@ -127,7 +127,8 @@ fn images_of_qemu_img_are_described_as_by_it() {
         bench.same_in_all("disk.qcow2");
         bench.qemu_io("disk.qcow2", &WRITES);
         bench.same_in_all("disk.qcow2");
-        if !options.contains("data_file") {
+        // A snapshot needs a second reference.
+        if !options.contains("data_file") && options != "refcount_bits=1" {
             bench.qemu_img("snapshot -c first @disk.qcow2");
             bench.same_in_all("disk.qcow2");
             bench.qemu_img("convert -c -O qcow2 @disk.qcow2 @compressed.qcow2");
@@ -267,8 +268,13 @@ fn damaged_images_are_repaired() {
     let refcount = |cluster: u64, count: u8| {
         move |bench: &Bench| bench.0.poke("disk.qcow2", 0x20000 + 2 * cluster, &[0, count])
     };
-    check(3, &refcount(5, 2), "leaks");
-    check(3, &refcount(100, 1), "all");
+    let leak = |bench: &Bench| {
+        bench.0.poke("disk.qcow2", (61 << 16) - 1, &[0]);
+        refcount(60, 1)(bench);
+    };
+    check(3, &leak, "leaks");
+    check(3, &leak, "all");
+    check(2, &refcount(5, 2), "all");
     check(2, &refcount(5, 0), "all");
     let bench = Bench::new();
     bench.0.sparse_image("raw.img", 1 << 20);
@@ -326,14 +332,11 @@ fn what_cannot_be_opened_is_named() {
     bench.succeed("info @top.qcow2");
     bench.fail("info --backing-chain @top.qcow2", 1, &["top.qcow2", "base.img"]);
     bench.fail("map @top.qcow2", 1, &["top.qcow2", "base.img"]);
-    fs::hard_link(bench.path("top.qcow2"), bench.path("base.img")).expect("link");
-    bench.0.image_of("loop.qcow2", &fs::read(bench.path("top.qcow2")).expect("read"));
-    fs::remove_file(bench.path("base.img")).expect("remove");
     bench.0.sparse_image("base.img", 1 << 20);
-    bench.succeed("create --backing loop.qcow2 --backing-format qcow2 @other.qcow2 1M");
-    fs::rename(bench.path("other.qcow2"), bench.path("a.qcow2")).expect("rename");
-    bench.succeed("create --backing a.qcow2 --backing-format qcow2 @other.qcow2 1M");
-    fs::rename(bench.path("other.qcow2"), bench.path("loop.qcow2")).expect("rename");
+    bench.succeed("create @loop.qcow2 1M");
+    bench.succeed("create --backing loop.qcow2 --backing-format qcow2 @a.qcow2 1M");
+    bench.succeed("create --backing a.qcow2 --backing-format qcow2 @b.qcow2 1M");
+    fs::rename(bench.path("b.qcow2"), bench.path("loop.qcow2")).expect("rename");
     bench.fail("map @a.qcow2", 1, &["loop.qcow2", "a.qcow2", "comes back to itself"]);
     bench.0.image_of("bad.qcow2", b"QFI\xfb\0\0\0\x09garbage");
     bench.fail("info @bad.qcow2", 1, &["bad.qcow2"]);

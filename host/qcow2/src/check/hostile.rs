@@ -66,9 +66,9 @@ fn damage(bytes: &mut [u8], random: &mut Random) {
         let end = if random.one_in(2) { 128 } else { bytes.len().min(metadata) as u64 };
         let at = (random.below(end) as usize & !3).min(bytes.len() - 8);
         match random.below(5) {
-            0 => bytes[at] = random.next_u64() as u8,
+            0 => bytes[at] = random.number() as u8,
             1 => bytes[at] ^= 1 << random.below(8),
-            2 => bytes[at..at + 4].copy_from_slice(&(random.next_u64() as u32).to_be_bytes()),
+            2 => bytes[at..at + 4].copy_from_slice(&(random.number() as u32).to_be_bytes()),
             3 => bytes[at..at + 8].copy_from_slice(&(random.below(300) << 9).to_be_bytes()),
             _ => bytes[at..at + 8].copy_from_slice(&[u8::MAX; 8]),
         }

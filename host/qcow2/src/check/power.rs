@@ -39,7 +39,7 @@ fn image() -> (MemoryStorage, Header) {
     block_on(create(&storage, &options)).unwrap();
     let len = storage.content().len();
     let mut random = Random::new(11);
-    let noise: Vec<u8> = (0..200 << 10).map(|_| random.next_u64() as u8).collect();
+    let noise: Vec<u8> = (0..200 << 10).map(|_| random.number() as u8).collect();
     storage.write_now((len - noise.len()) as u64, &noise);
     let header = block_on(read_header(&storage)).unwrap();
     (storage, header)

@@ -111,7 +111,7 @@ mod tests {
 
     fn noise(len: usize) -> Vec<u8> {
         let mut random = Random::new(4);
-        (0..len).map(|_| random.next_u64() as u8).collect()
+        (0..len).map(|_| random.number() as u8).collect()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Whether an image may be changed, and the feature bits that say so to others.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::Image;
 use crate::error::{Error, ErrorKind, Result};
@@ -16,12 +16,14 @@ const CORRUPT: u8 = 2;
 pub(super) struct Modifying {
     writable: bool,
     state: AtomicU8,
+    /// Somebody keeps bitmaps up to date.
+    follows_bitmaps: AtomicBool,
 }
 
 impl Modifying {
     pub(super) fn new(writable: bool, corrupt: bool) -> Self {
         let state = if corrupt { CORRUPT } else { UNTOUCHED };
-        Self { writable, state: AtomicU8::new(state) }
+        Self { writable, state: AtomicU8::new(state), follows_bitmaps: AtomicBool::new(false) }
     }
 
     /// Whether changes have begun and are allowed.
@@ -40,6 +42,12 @@ impl Image {
         self.modifying.state.load(Ordering::Acquire) == CORRUPT
     }
 
+    /// Somebody has loaded the image's bitmaps and marks as in use what is going to change, before it
+    /// does. Without this the first change makes all of them inconsistent.
+    pub fn follow_bitmaps(&self) {
+        self.modifying.follows_bitmaps.store(true, Ordering::Release);
+    }
+
     /// To be called before anything in the container changes: the first time, what is not known here and
     /// would be wrong after a change is invalidated.
     pub(super) async fn begin_modifying<S: Storage>(&self, s: &S) -> Result<()> {
@@ -47,8 +55,8 @@ impl Image {
             return Ok(());
         }
         self.check_modifiable()?;
-        // The bitmaps that are to follow changes do not follow these, unless somebody has taken them over.
-        let keep = features::RAW_EXTERNAL_DATA;
+        let follows = self.modifying.follows_bitmaps.load(Ordering::Acquire);
+        let keep = features::RAW_EXTERNAL_DATA | if follows { features::BITMAPS } else { 0 };
         let stale = self.header().autoclear & !keep;
         if stale != 0 {
             self.update_features(s, |header| header.autoclear &= keep).await?;

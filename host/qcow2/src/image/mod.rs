@@ -30,6 +30,7 @@
 //! **Invariant**: a future dropped at any await leaves the image consistent, in memory and on disk.
 
 mod allocator;
+mod bitmaps;
 mod cache;
 mod erase;
 mod features;
@@ -54,6 +55,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 
 use crate::format::{CompressionType, Header, L2Format, Version};
+pub use bitmaps::ImageFile;
 pub use request::{Allocation, Fill, FillSource, Mapping, MappingKind, Step};
 
 use allocator::Allocator;
@@ -75,11 +77,19 @@ pub struct OpenOptions {
     pub has_backing: Option<bool>,
     /// Whether the container is told of clusters that became free.
     pub discard_freed: bool,
+    /// The internal snapshot that is shown instead of the image, by id or name; not to be written.
+    pub snapshot: Option<Vec<u8>>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { writable: false, l2_cache_bytes: 32 << 20, has_backing: None, discard_freed: true }
+        Self {
+            writable: false,
+            l2_cache_bytes: 32 << 20,
+            has_backing: None,
+            discard_freed: true,
+            snapshot: None,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use arc_swap::ArcSwap;
 
-use super::allocator::{Allocator, Run};
+use super::allocator::{Allocator, Outcome, Run};
 use super::cache::Cache;
 use super::features::Modifying;
 use super::frees::Frees;
@@ -13,11 +13,13 @@ use super::range_lock::RangeLock;
 use super::tables::{L1, words_of};
 use super::turn::Turns;
 use super::{Image, OpenOptions};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::features;
-use crate::format::{Header, HostOffset, L1Entry, RefcountTableEntry};
+use crate::format::snapshot::Snapshot;
+use crate::format::{ClusterSize, Header, HostOffset, L1Entry, RefcountTableEntry};
 use crate::header_io::read_header;
 use crate::limits;
+use crate::snapshot_table;
 use crate::storage::Storage;
 
 impl Image {
@@ -33,14 +35,26 @@ impl Image {
         let header = read_header(s).await?;
         let format = header.l2_format();
         let len_bytes = s.len_bytes().await?;
-        let l1 = read_table(s, header.l1_offset.0, u64::from(header.l1_entries) * 8, len_bytes);
-        let l1 = L1::new(header.l1_offset, words_of(&l1.await?));
+        let (l1_offset, l1_entries, size_bytes) = match &options.snapshot {
+            None => (header.l1_offset, header.l1_entries, header.size_bytes),
+            Some(_) if options.writable => {
+                return Err(Error::invalid("a snapshot of an image cannot be written"));
+            }
+            Some(name) => {
+                let snapshot = find_snapshot(s, &header, name).await?;
+                let size_bytes = snapshot.virtual_size.unwrap_or(header.size_bytes);
+                check_snapshot(&snapshot, &header, size_bytes)?;
+                (snapshot.l1_table, snapshot.l1_entries, size_bytes)
+            }
+        };
+        let l1 = read_table(s, l1_offset.0, u64::from(l1_entries) * 8, len_bytes).await?;
+        let l1 = L1::new(l1_offset, words_of(&l1));
         let allocator = open_allocator(s, &header, &l1, options.writable, len_bytes).await?;
         let corrupt = header.incompatible & features::CORRUPT != 0;
         let has_backing = options.has_backing.unwrap_or_else(|| header.backing_name.is_some());
         Ok(Self {
             format,
-            size: AtomicU64::new(header.size_bytes),
+            size: AtomicU64::new(size_bytes),
             has_backing: AtomicBool::new(has_backing),
             discard_freed: options.discard_freed,
             header: Mutex::new(header),
@@ -62,6 +76,31 @@ impl Image {
             generation: AtomicU64::new(0),
         })
     }
+}
+
+/// The snapshot of this id, else of this name.
+async fn find_snapshot<S: Storage>(s: &S, header: &Header, wanted: &[u8]) -> Result<Snapshot> {
+    let mut snapshots = snapshot_table::load(s, header).await?.snapshots;
+    let by_id = snapshots.iter().position(|snapshot| snapshot.id == wanted);
+    let found = by_id.or_else(|| snapshots.iter().position(|snapshot| snapshot.name == wanted));
+    let Some(found) = found else {
+        let wanted = String::from_utf8_lossy(wanted);
+        let message = format!("the image has no snapshot '{wanted}'");
+        return Err(Error::new(ErrorKind::NotFound, message));
+    };
+    Ok(snapshots.swap_remove(found))
+}
+
+fn check_snapshot(snapshot: &Snapshot, header: &Header, size_bytes: u64) -> Result<()> {
+    let fits = size_bytes <= i64::MAX as u64
+        && u64::from(snapshot.l1_entries) * 8 <= limits::L1_MAX_BYTES
+        && header.l2_format().l1_entries_of(size_bytes) <= u64::from(snapshot.l1_entries)
+        && header.cluster_size.is_aligned(snapshot.l1_table.0);
+    if fits {
+        return Ok(());
+    }
+    let name = snapshot.name_lossy();
+    Err(Error::corrupt(format!("snapshot '{name}': its L1 table cannot be right")))
 }
 
 /// Reads a table that has to lie in the container, but for its last cluster's end; its length has been
@@ -112,6 +151,14 @@ async fn open_allocator<S: Storage>(
     if !writable {
         return Ok(allocator);
     }
+    if header.snapshots > 0 {
+        let table = snapshot_table::load(s, header).await?;
+        protect("snapshot table", header.snapshots_offset.0, table.len_bytes)?;
+        for snapshot in &table.snapshots {
+            let len_bytes = u64::from(snapshot.l1_entries) * 8;
+            protect("L1 table of a snapshot", snapshot.l1_table.0, len_bytes)?;
+        }
+    }
     for entry in blocks {
         if let Some(HostOffset(offset)) = RefcountTableEntry(entry).block(cluster_size)? {
             protect("refcount block", offset, 1)?;
@@ -122,5 +169,24 @@ async fn open_allocator<S: Storage>(
             protect("L2 table", offset, 1)?;
         }
     }
+    if let Some(end_bytes) = s.end_bytes() {
+        allocator.limit_to(end_bytes);
+        find_used_end(s, &mut allocator, cluster_size).await?;
+    }
     Ok(allocator)
+}
+
+/// In a container that cannot grow, room for tables is found behind the last cluster in use.
+async fn find_used_end<S: Storage>(
+    s: &S,
+    allocator: &mut Allocator,
+    cluster_size: ClusterSize,
+) -> Result<()> {
+    while let Outcome::NeedsBlock(index) = allocator.used_end() {
+        let Some(offset) = allocator.block_offset(index)? else { break };
+        let mut bytes = vec![0; cluster_size.bytes() as usize];
+        s.read(offset.0, &mut bytes).await?;
+        allocator.insert_block(index, bytes);
+    }
+    Ok(())
 }

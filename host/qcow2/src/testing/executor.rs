@@ -17,7 +17,7 @@ impl Random {
     }
 
     /// Any number.
-    pub fn next_u64(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -26,7 +26,7 @@ impl Random {
 
     /// A number below `end`, which is not zero.
     pub fn below(&mut self, end: u64) -> u64 {
-        (self.next_u64() >> 16) % end
+        (self.number() >> 16) % end
     }
 
     /// True once in `n`, on average.

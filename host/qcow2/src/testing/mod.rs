@@ -1,9 +1,8 @@
 //! For tests: containers in memory that lose power and fail, an executor with a seed, images to start
-//! from, guest I/O, and a check; files, and `qemu-img` to look at them.
+//! from, guest I/O; files, and `qemu-img` to look at them.
 
 #![allow(clippy::disallowed_types, reason = "foreign tools look at files, and are programs")]
 
-mod check;
 mod disk;
 mod executor;
 mod file;
@@ -11,7 +10,6 @@ mod image;
 mod storage;
 pub mod tools;
 
-pub use check::{Findings, check};
 pub use disk::{COMPRESSED, Container, Disk};
 pub use executor::{Random, block_on, run_all};
 pub use file::FileStorage;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer};
 use super::output::{Lines, OutputFormat};
-use super::storage::Access;
+use crate::node::Access;
 
 /// Exit codes of `qemu-img check`.
 pub(super) mod exit {

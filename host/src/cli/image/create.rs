@@ -6,14 +6,14 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use blockloom_qcow2::Storage;
 use blockloom_qcow2::create::{CreateOptions, Preallocation, create};
+use blockloom_qcow2::{ErrorKind, Storage};
 
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, beside};
 use super::options::Wanted;
-use super::storage::{Access, FileStorage};
 use crate::io::{path_facts, remove_file, replace_file};
+use crate::node::{Access, FileStorage};
 
 /// Makes an image.
 pub(super) async fn create_image(path: PathBuf, wanted: Wanted, force: bool) -> Result<()> {
@@ -37,7 +37,11 @@ pub(super) async fn create_image(path: PathBuf, wanted: Wanted, force: bool) -> 
         filled.map_err(|error| Failure::of_file(&data.path, error))?;
     }
     let created = create(&image.storage, &options).await;
-    created.map_err(|error| Failure::of_file(&path, error))?;
+    created.map_err(|error| match error.kind() {
+        // The options do not go together with the size; nothing has been written.
+        ErrorKind::Invalid => Failure::usage(error.to_string()),
+        _ => Failure::of_file(&path, error),
+    })?;
     if let Some(data) = data {
         data.keep()?;
     }

@@ -6,14 +6,15 @@ use blockloom_qcow2::format::bitmap::{BitmapEntry, parse_directory};
 use blockloom_qcow2::format::header::features;
 use blockloom_qcow2::format::snapshot::Snapshot;
 use blockloom_qcow2::format::{CompressionType, Header, Version};
-use blockloom_qcow2::{Storage, snapshot_table};
+use blockloom_qcow2::limits::BITMAP_DIRECTORY_MAX_BYTES;
+use blockloom_qcow2::{Error, Storage, snapshot_table};
 use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, open_chain, sectors};
 use super::output::{Lines, OutputFormat, rounded_size};
 use super::snapshot::human_table;
-use super::storage::{Access, FileStorage};
+use crate::node::{Access, FileStorage};
 
 /// Prints what an image, or each of a chain, says of itself.
 pub(super) async fn info(
@@ -279,7 +280,11 @@ async fn load_bitmaps(
 ) -> blockloom_qcow2::Result<Vec<BitmapEntry>> {
     let is_consistent = header.autoclear & features::BITMAPS != 0;
     let Some(bitmaps) = header.bitmaps().filter(|_| is_consistent) else { return Ok(vec![]) };
-    let mut bytes = vec![0; bitmaps.directory_len_bytes as usize];
+    let len_bytes = bitmaps.directory_len_bytes;
+    if len_bytes > BITMAP_DIRECTORY_MAX_BYTES {
+        return Err(Error::corrupt(format!("bitmap directory: {len_bytes} bytes are too many")));
+    }
+    let mut bytes = vec![0; len_bytes as usize];
     storage.read(bitmaps.directory_offset, &mut bytes).await?;
     parse_directory(&bytes, bitmaps.bitmaps, header.cluster_size)
 }

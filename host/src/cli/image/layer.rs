@@ -10,8 +10,8 @@ use clap::ValueEnum;
 
 use super::failure::{Failure, Result};
 use super::mapper::Mapper;
-use super::storage::{Access, FileStorage};
 use crate::limits::BACKING_CHAIN_MAX;
+use crate::node::{Access, FileStorage};
 
 /// With which every qcow2 image begins (specification, header, `magic`).
 const MAGIC: &[u8] = b"QFI\xfb";

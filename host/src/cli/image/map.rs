@@ -7,7 +7,7 @@ use super::failure::Result;
 use super::layer::{Format, Layer, open_chain};
 use super::mapper::{Mapper, RunKind};
 use super::output::{Lines, OutputFormat};
-use super::storage::Access;
+use crate::node::Access;
 
 /// A part of the disk and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

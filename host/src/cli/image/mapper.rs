@@ -5,7 +5,7 @@ use blockloom_qcow2::format::{
 };
 use blockloom_qcow2::{Result, Storage};
 
-use super::storage::FileStorage;
+use crate::node::FileStorage;
 
 /// How a part of an image is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

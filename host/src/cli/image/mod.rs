@@ -21,7 +21,6 @@ mod options;
 mod output;
 mod resize;
 mod snapshot;
-mod storage;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -31,11 +30,11 @@ use clap::{Args, Subcommand};
 
 use check::RepairChoice;
 
+use crate::node::Access;
 use failure::{Failure, Result};
 use layer::Format;
 use options::Wanted;
 use output::OutputFormat;
-use storage::Access;
 
 use crate::config::parse_size;
 use crate::io::{EngineChoice, run_on_thread};

@@ -9,8 +9,8 @@ use blockloom_qcow2::{Error, Storage};
 
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, sectors};
-use super::storage::{Access, FileStorage};
 use crate::config::parse_size;
+use crate::node::{Access, FileStorage};
 
 /// A new size, or by how much the disk gets longer or shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

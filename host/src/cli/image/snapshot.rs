@@ -8,7 +8,7 @@ use blockloom_qcow2::snapshot_table;
 use super::failure::{Failure, Result};
 use super::layer::Layer;
 use super::output::{Lines, date, rounded_size};
-use super::storage::Access;
+use crate::node::Access;
 
 /// The table that `qemu-img snapshot -l` prints; dates are UTC.
 pub(super) fn human_table(snapshots: &[Snapshot]) -> String {

@@ -7,6 +7,8 @@
 //! |---|---|
 //! | `open` | opening an image over a node that stands already |
 //! | `storage` | the image's container: child `file`, by the edges of a request |
+//! | `bitmaps` | the bitmaps that the image keeps |
+//! | `plain_file` | a container without a graph |
 //! | `read`, `write`, `zero`, `status` | the node's operations |
 //!
 //! **Invariant**: a request holds an image's `Turn` from before it looks where its bytes lie until they
@@ -15,7 +17,9 @@
 //! **Invariant**: what is in a new cluster beside the bytes written is what showed there before; the
 //! image maps it after it has been written, and keeps that mapping back until it is durable.
 
+mod bitmaps;
 mod open;
+mod plain_file;
 mod read;
 mod status;
 mod storage;
@@ -23,13 +27,17 @@ mod write;
 mod zero;
 
 pub use open::Qcow2Options;
+pub(crate) use plain_file::{Access, FileStorage};
 
 use blockloom_qcow2::image::{Image, ImageInfo};
 
-use super::{Caps, Extent, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep, WriteFlags};
+use super::{
+    BitmapStore, Caps, Extent, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep, WriteFlags,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef};
 use crate::io::{Buf, BufMut};
+use bitmaps::Bitmaps;
 use storage::{Container, from_engine};
 
 /// Position of child `file`, which holds the image.
@@ -46,6 +54,7 @@ pub struct Qcow2Node {
     data: Option<usize>,
     /// Position of the backing.
     backing: Option<usize>,
+    bitmaps: Bitmaps,
 }
 
 fn to_usize(value: u64) -> usize {
@@ -60,6 +69,14 @@ impl Qcow2Node {
 
     fn container<'g>(&self, cx: Cx<'g>) -> Result<Container<'g>> {
         Container::new(cx, self.data)
+    }
+
+    /// What a change touches at least, bytes: a whole unit, and as many as lie in one block of who holds them,
+    /// as far as that is one cluster.
+    fn fill_bytes(&self, children: &[NodeInfo]) -> u64 {
+        let holder = children.get(self.data.unwrap_or(FILE));
+        let block = holder.map_or(1, |holder| u64::from(holder.limits.request_alignment));
+        self.info.unit_bytes.max(block.min(self.info.cluster_bytes))
     }
 
     /// How much of the backing there is to show, bytes; 0 without one.
@@ -89,7 +106,7 @@ impl Node for Qcow2Node {
             fua: Support::Emulated,
             flush: Support::Native,
         };
-        let fill_bytes = u32::try_from(self.info.unit_bytes).unwrap_or(u32::MAX);
+        let fill_bytes = u32::try_from(self.fill_bytes(children)).unwrap_or(u32::MAX);
         Ok(NodeInfo {
             size_bytes: self.image.size_bytes(),
             limits: Limits { fill_bytes, ..Limits::NONE },
@@ -128,10 +145,19 @@ impl Node for Qcow2Node {
     fn close<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move {
             match self.write {
-                true => self.image.close(&self.container(cx)?).await.map_err(from_engine),
+                true => {
+                    let stored = self.bitmaps.keeping.store(self, cx, false).await;
+                    let closed = self.image.close(&self.container(cx)?).await.map_err(from_engine);
+                    stored?;
+                    closed
+                }
                 false => Ok(()),
             }
         })
+    }
+
+    fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
+        Some(self)
     }
 
     fn upkeep(&self) -> Upkeep {

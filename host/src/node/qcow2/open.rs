@@ -5,6 +5,7 @@ use std::sync::Arc;
 use blockloom_qcow2::image::{Image, OpenOptions};
 use blockloom_qcow2::{self as qcow2, Storage};
 
+use super::bitmaps::Bitmaps;
 use super::storage::{from_engine, to_engine};
 use super::{FILE, Qcow2Node, to_usize};
 use crate::error::{Error, ErrorKind, Result};
@@ -66,7 +67,8 @@ impl Qcow2Node {
             );
         }
         let Qcow2Options { write, backing, data_file: data, .. } = *options;
-        Ok(Self { image, info, write, data, backing })
+        let bitmaps = Bitmaps::default();
+        Ok(Self { image, info, write, data, backing, bitmaps })
     }
 }
 
@@ -113,6 +115,11 @@ impl Storage for Unopened<'_> {
 
     async fn flush(&self) -> qcow2::Result<()> {
         Ok(())
+    }
+
+    fn end_bytes(&self) -> Option<u64> {
+        let info = self.0.info().ok()?;
+        (!info.growable).then_some(info.size_bytes)
     }
 
     async fn len_bytes(&self) -> qcow2::Result<u64> {

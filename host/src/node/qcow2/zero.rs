@@ -123,6 +123,9 @@ impl Qcow2Node {
     pub(super) async fn set_size(&self, cx: Cx<'_>, size_bytes: u64) -> Result<()> {
         let container = self.container(cx)?;
         let before = self.image.size_bytes();
+        if self.info.raw_external_data {
+            self.data(cx)?.set_len(size_bytes).await?;
+        }
         self.image.resize(&container, size_bytes).await.map_err(from_engine)?;
         let cluster_end = before.next_multiple_of(self.info.cluster_bytes);
         let end = self.shown_bytes(cx)?.max(cluster_end).min(size_bytes);

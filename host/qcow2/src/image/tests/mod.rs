@@ -6,10 +6,13 @@
 
 mod concurrent;
 mod crash;
+mod device;
+mod interop;
 mod model;
 
 use std::collections::BTreeSet;
 
+use crate::check::{CheckOptions, CheckReport};
 use crate::error::Result;
 use crate::format::Version;
 use crate::image::{Image, OpenOptions};
@@ -69,6 +72,12 @@ fn open_disk(container: Container, geometry: &Geometry) -> Result<Disk> {
 
 fn sector_of(value: u32) -> Vec<u8> {
     value.to_be_bytes().repeat(SECTOR as usize / 4)
+}
+
+/// What the crate's checker says, which shares no code with the engine but the format's.
+fn check(storage: &MemoryStorage) -> CheckReport {
+    let options = CheckOptions::default();
+    crate::testing::block_on(crate::check::check(storage, &options)).expect("an image")
 }
 
 /// Values by sector.

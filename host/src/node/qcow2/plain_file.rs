@@ -1,4 +1,4 @@
-//! A plain file as the container of an image.
+//! A plain file as the container of an image, without a graph: for work on images offline.
 
 use std::io;
 use std::path::Path;
@@ -6,15 +6,19 @@ use std::sync::Arc;
 
 use blockloom_qcow2::{Error, ErrorKind, Result, Storage};
 
-use super::failure::{Failure, Result as CommandResult};
+use crate::error::{Error as HostError, Result as HostResult};
 use crate::io::{
     AllocateMode, Buf, BufMut, File, FileOp, ImageLock, LockMode, OpenOptions, SeekTarget,
 };
 use crate::limits::ZERO_CHUNK_BYTES;
 
-/// What a command does with a file, and what it lets others do meanwhile.
+fn of_file(path: &Path, error: &io::Error) -> HostError {
+    HostError::os(format_args!("`{}`", path.display()), error)
+}
+
+/// What somebody does with a file, and what it lets others do meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
+pub(crate) enum Access {
     /// Reads it while nobody writes.
     Read,
     /// Reads it whoever writes: what it finds may contradict itself.
@@ -27,20 +31,20 @@ pub(super) enum Access {
 
 /// An open file with QEMU's image lock, as `qemu-img` takes it.
 #[derive(Debug)]
-pub(super) struct FileStorage {
+pub(crate) struct FileStorage {
     file: Arc<File>,
     _lock: Option<ImageLock>,
 }
 
 impl FileStorage {
     /// Opens, or makes, and locks a file.
-    pub(super) fn open(path: &Path, access: Access) -> CommandResult<Self> {
+    pub(crate) fn open(path: &Path, access: Access) -> HostResult<Self> {
         let options = OpenOptions {
             write: matches!(access, Access::Write | Access::Create),
             create_new: access == Access::Create,
             ..OpenOptions::default()
         };
-        let file = File::open(path, &options).map_err(|error| Failure::of_file(path, error))?;
+        let file = File::open(path, &options).map_err(|error| of_file(path, &error))?;
         let file = Arc::new(file);
         let lock = match access {
             Access::ReadShared => None,
@@ -50,18 +54,18 @@ impl FileStorage {
         Ok(Self { file, _lock: lock })
     }
 
-    pub(super) fn file(&self) -> &Arc<File> {
+    pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
     /// The length now, bytes.
-    pub(super) fn length(&self) -> CommandResult<u64> {
-        self.file.len_bytes().map_err(|error| Failure::of_file(self.file.path(), error))
+    pub(crate) fn length(&self) -> HostResult<u64> {
+        self.file.len_bytes().map_err(|error| of_file(self.file.path(), &error))
     }
 
     /// How the first part of a range is stored: its bytes, and whether it is a hole. What lies past the end
     /// counts as a hole.
-    pub(super) async fn extent(&self, offset: u64, len: u64) -> CommandResult<(u64, bool)> {
+    pub(crate) async fn extent(&self, offset: u64, len: u64) -> HostResult<(u64, bool)> {
         let end = offset.saturating_add(len).min(self.length()?);
         if offset >= end {
             return Ok((len, true));
@@ -90,7 +94,7 @@ impl FileStorage {
     }
 
     /// Writes zeros, so that space is really there.
-    pub(super) async fn write_zeros(&self, offset: u64, len: u64) -> Result<()> {
+    pub(crate) async fn write_zeros(&self, offset: u64, len: u64) -> Result<()> {
         let result = self.write_zeros_from(offset, len).await;
         result.map_err(|error| self.failed("write", offset, &error))
     }
@@ -107,11 +111,11 @@ impl FileStorage {
 }
 
 /// A file system without such locks is used without: so does QEMU, by default.
-fn lock(file: &Arc<File>, mode: LockMode) -> CommandResult<Option<ImageLock>> {
+fn lock(file: &Arc<File>, mode: LockMode) -> HostResult<Option<ImageLock>> {
     match ImageLock::acquire(file, mode) {
         Ok(lock) => Ok(Some(lock)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(Failure::of_file(file.path(), error))
+            Err(of_file(file.path(), &error))
         }
         Err(error) => {
             tracing::warn!("`{}` has no image locks here: {error}", file.path().display());
@@ -155,6 +159,10 @@ impl Storage for FileStorage {
     async fn flush(&self) -> Result<()> {
         let result = self.file.run_op(FileOp::Sync { data_only: true }).await;
         result.map(drop).map_err(|error| self.failed("flush", 0, &error))
+    }
+
+    fn end_bytes(&self) -> Option<u64> {
+        self.file.len_bytes().ok().filter(|_| self.file.is_block_device())
     }
 
     async fn len_bytes(&self) -> Result<u64> {
