@@ -1,7 +1,7 @@
 //! What does it cost to find where a guest range lies, when its L2 slice is in the cache?
 //!
 //! Random 4 KiB of an image whose 8192 clusters of 64 KiB are all allocated: the look itself, and with it
-//! the count of the request in flight. `cargo bench -p blockloom-qcow2 --features testing --bench map` runs
+//! the count of the request in flight; and how that scales with two threads. `cargo bench -p blockloom-qcow2 --features testing --bench map` runs
 //! criterion's benches, then measures the standing targets once more, best of 20, and prints a table of
 //! them. A missed target is printed, not failed: a shared machine proves nothing.
 
@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 use std::hint::black_box;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use blockloom_qcow2::Image;
@@ -109,6 +110,39 @@ fn targets() {
     }
 }
 
+/// Requests that two threads look up in a time over those of one thread.
+fn scaling(images: [&Image; 2]) -> f64 {
+    let offsets = offsets();
+    let look = |image: &Image, offset| {
+        black_box(image.map_cached(&image.enter(), offset, REQUEST_BYTES)).is_some()
+    };
+    let alone = || time_of(LOOKS_PER_SAMPLE, &offsets, |offset| look(images[0], offset));
+    let together = || {
+        let barrier = Barrier::new(2);
+        let run = |image| {
+            barrier.wait();
+            time_of(LOOKS_PER_SAMPLE, &offsets, |offset| look(image, offset))
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| run(images[1]));
+            run(images[0]).max(other.join().expect("a thread"))
+        })
+    };
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..SAMPLES {
+        best = [best[0].min(alone()), best[1].min(together())];
+    }
+    2.0 * best[0].as_secs_f64() / best[1].as_secs_f64()
+}
+
+/// The control shares nothing: what it loses is the machine's.
+fn print_scaling() {
+    let (image, other) = (allocated_image(), allocated_image());
+    let (one, two) = (scaling([&image, &image]), scaling([&image, &other]));
+    println!("two threads over one: {one:.2} on one image, {two:.2} on two images");
+    println!("one image over two: {:.2}", one / two);
+}
+
 criterion_group!(benches, bench_looks);
 
 fn main() {
@@ -119,5 +153,6 @@ fn main() {
     }
     if has("--bench") {
         targets();
+        print_scaling();
     }
 }
