@@ -74,7 +74,9 @@ fn make(spec: &GraphSpec, base: &Path, node: &NodeSpec, wanted: &Qcow2CreateSpec
         }
         create(&image.storage, &options).await?;
         image.keep();
-        data.map(Fresh::keep);
+        if let Some(data) = data {
+            data.keep();
+        }
         Ok(())
     });
     let made = made.map_err(|error| Error::os("cannot make an image", &error))?;

@@ -1,5 +1,6 @@
 //! qcow2 images, with QEMU's tools as the other reader and writer.
 
+mod bitmaps;
 mod creation;
 mod killed;
 mod matrix;

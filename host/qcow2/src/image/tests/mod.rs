@@ -6,6 +6,7 @@
 
 mod concurrent;
 mod crash;
+mod device;
 mod interop;
 mod model;
 
