@@ -12,8 +12,8 @@
 //!     [--program FILE]
 //! ```
 //!
-//! Sections are `requests`, `starts`, `qcow2-tmpfs`, `qcow2-disk`, `qcow2-workers` and `qcow2-open`; the
-//! beginning of a name stands for all that begin so.
+//! Sections are `requests`, `starts`, `qcow2-tmpfs`, `qcow2-disk` and `qcow2-open`; the beginning of a name
+//! stands for all that begin so.
 //!
 //! A missed target is printed, not failed: only an idle machine proves anything.
 

@@ -55,7 +55,7 @@ fn compare_in(
     let start = |index: usize, size_mib| {
         let name = names[index];
         let image = make(&dir.join(format!("{place}-{index}.img")), name, size_mib);
-        serve_image(options, scratch, &ImageServer { name, image: &image, workers: 1 })
+        serve_image(options, scratch, &ImageServer { name, image: &image })
     };
     let mut figures = Figures::default();
     let servers: Vec<Server> =

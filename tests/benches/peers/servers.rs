@@ -46,8 +46,6 @@ pub(crate) struct ImageServer<'a> {
     pub(crate) name: &'static str,
     /// The file: a qcow2 image for [`QCOW2`] and [`QSD_QCOW2`], raw for [`RAW_FILE`].
     pub(crate) image: &'a Path,
-    /// Threads of `blockloom`.
-    pub(crate) workers: usize,
 }
 
 impl Drop for Peer {
@@ -120,7 +118,7 @@ pub(crate) fn serve_image(
     scratch: &Scratch,
     wanted: &ImageServer<'_>,
 ) -> Option<Server> {
-    let ImageServer { name, image, workers } = *wanted;
+    let ImageServer { name, image } = *wanted;
     let path = image.display();
     let stem = image.file_stem().and_then(|stem| stem.to_str()).unwrap_or("image");
     if let Some(index) = QSD_QCOW2.iter().position(|qsd| *qsd == name) {
@@ -137,7 +135,7 @@ pub(crate) fn serve_image(
          drive = \"vda\"\nlisten = \"unix:{stem}.sock\"\nwritable = true\n"
     );
     let graph = scratch.graph(&format!("{stem}.toml"), &text);
-    let daemon = Daemon::start(&options.program, &graph, &["--workers", &workers.to_string()]);
+    let daemon = Daemon::start(&options.program, &graph, &[]);
     Some(Server { name, uri: daemon.uri("vda").to_owned(), process: Process::Daemon(daemon) })
 }
 
