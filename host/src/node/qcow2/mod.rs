@@ -139,8 +139,8 @@ impl Node for Qcow2Node {
             match self.write {
                 true => {
                     let stored = self.bitmaps.keeping.store(self, cx, false).await;
-                    let closed = self.image.close(&self.container(cx)?).await;
-                    stored.and(closed.map_err(from_engine))
+                    let closed = self.image.close(&self.container(cx)?).await.map_err(from_engine);
+                    stored.and(closed)
                 }
                 false => Ok(()),
             }
