@@ -98,10 +98,16 @@ pub(super) struct Allocator {
     rover: u64,
     /// The lowest cluster that became free since the search last began anew.
     lowest_freed: Option<u64>,
-    /// The first cluster that never was in use, as far as is known.
+    /// No cluster from here on is in use, as far as is known.
     end: u64,
+    /// Whether that is exact: a container may be longer than what is used of it.
+    end_is_exact: bool,
+    /// The end of the container, or of what was handed out past it, in clusters.
+    container_end: u64,
     /// Where the container ended, in clusters, and what was handed out past it since.
     virgin: u64,
+    /// Where the bytes end that were last found by [`Self::allocate_bytes`], if their cluster goes on.
+    bytes_end: Option<u64>,
     /// Clusters with metadata: never handed out, never guest data.
     metadata: HashSet<u64>,
 }
@@ -133,7 +139,10 @@ impl Allocator {
             rover: 0,
             lowest_freed: None,
             end,
+            end_is_exact: false,
+            container_end: end,
             virgin: end,
+            bytes_end: None,
             metadata: HashSet::new(),
         }
     }
@@ -156,8 +165,8 @@ impl Allocator {
     }
 
     /// Clusters up to the end of the container, or of what was handed out past it.
-    pub(super) fn end(&self) -> u64 {
-        self.end
+    pub(super) fn container_end(&self) -> u64 {
+        self.container_end
     }
 
     /// Where the block of this index is, for [`Self::insert_block`].
@@ -242,11 +251,53 @@ impl Allocator {
         }
     }
 
+    /// Finds bytes within one cluster and counts a reference for them: after the last bytes found so, if
+    /// they fit there and the reference can be counted.
+    ///
+    /// # Errors
+    /// As for [`Self::allocate`].
+    pub(super) fn allocate_bytes(&mut self, len: u64) -> Result<Outcome<u64>> {
+        let last = self.bytes_end;
+        if let Some(at) = last
+            && self.cluster_size.offset_in(at) + len <= self.cluster_size.bytes()
+        {
+            let cluster = self.cluster_size.index_of(at);
+            match self.refcount(cluster) {
+                Outcome::NeedsBlock(needed) => return Ok(Outcome::NeedsBlock(needed)),
+                Outcome::Done(count) if count > 0 && count < self.width.max() => {
+                    self.set_count(cluster, count + 1)?;
+                    self.leave_rest(at + len);
+                    return Ok(Outcome::Done(at));
+                }
+                Outcome::Done(_) => (),
+            }
+        }
+        match self.allocate(1)? {
+            Outcome::NeedsBlock(needed) => Ok(Outcome::NeedsBlock(needed)),
+            Outcome::Done(found) => {
+                let at = found.run.first << self.cluster_size.bits();
+                self.leave_rest(at + len);
+                Ok(Outcome::Done(at))
+            }
+        }
+    }
+
+    fn leave_rest(&mut self, end: u64) {
+        self.bytes_end = (!self.cluster_size.is_aligned(end)).then_some(end);
+    }
+
     /// Finds exactly so many contiguous clusters, past the end of all others.
     ///
     /// # Errors
     /// As for [`Self::allocate`].
     pub(super) fn allocate_contiguous(&mut self, count: u64) -> Result<Outcome<Run>> {
+        if !self.end_is_exact {
+            match self.used_end() {
+                Outcome::Done(end) => self.end = end,
+                Outcome::NeedsBlock(needed) => return Ok(Outcome::NeedsBlock(needed)),
+            }
+            self.end_is_exact = true;
+        }
         loop {
             let run = Run::new(self.end, count);
             let blocks = self.place(run.first).0..=self.place(run.first + count - 1).0;
@@ -294,6 +345,8 @@ impl Allocator {
             if count > 0 {
                 continue;
             }
+            // Its next user has it for itself.
+            self.bytes_end = self.bytes_end.filter(|at| self.cluster_size.index_of(*at) != cluster);
             self.lowest_freed = Some(self.lowest_freed.map_or(cluster, |low| low.min(cluster)));
             match free.last_mut() {
                 Some(last) if last.indices().end == cluster => last.count += 1,
@@ -315,10 +368,16 @@ impl Allocator {
         Outcome::Done(self.count_of(cluster))
     }
 
-    /// The end of the clusters in use, searched backwards from [`Self::end`].
+    /// The end of the clusters in use, searched backwards.
     pub(super) fn used_end(&self) -> Outcome<u64> {
-        let mut end = self.end;
+        let entries = self.width.block_entries(self.cluster_size);
+        let mut end = self.end.min(self.table.len() as u64 * entries);
         while end > 0 {
+            let (block, _) = self.place(end - 1);
+            if self.table.get(block).is_none_or(|&entry| entry == 0) {
+                end = block as u64 * entries;
+                continue;
+            }
             match self.refcount(end - 1) {
                 Outcome::Done(0) => end -= 1,
                 Outcome::Done(_) => break,
@@ -328,9 +387,10 @@ impl Allocator {
         Outcome::Done(end)
     }
 
-    /// The container was cut there.
+    /// The container was cut there, at the end of what is used.
     pub(super) fn cut(&mut self, end: u64) {
         self.end = self.end.min(end);
+        self.container_end = self.container_end.min(end);
         self.rover = self.rover.min(self.end);
     }
 
@@ -378,6 +438,7 @@ impl Allocator {
             self.set_count(cluster, 1)?;
         }
         self.end = self.end.max(run.indices().end);
+        self.container_end = self.container_end.max(self.end);
         self.virgin = self.virgin.max(self.end);
         Ok(())
     }
