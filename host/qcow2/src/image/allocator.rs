@@ -98,12 +98,16 @@ pub(super) struct Allocator {
     rover: u64,
     /// The lowest cluster that became free since the search last began anew.
     lowest_freed: Option<u64>,
-    /// The first cluster that never was in use, as far as is known.
+    /// No cluster from here on is in use, as far as is known.
     end: u64,
     /// Where the container, or the format, ends.
     limit: u64,
+    /// Whether that is exact: a container may be longer than what is used of it.
+    end_is_exact: bool,
     /// Where the container ended, in clusters, and what was handed out past it since.
     virgin: u64,
+    /// Where the bytes end that were last found by [`Self::allocate_bytes`], if their cluster goes on.
+    bytes_end: Option<u64>,
     /// Clusters with metadata: never handed out, never guest data.
     metadata: HashSet<u64>,
 }
@@ -136,7 +140,9 @@ impl Allocator {
             lowest_freed: None,
             end,
             limit: limits::HOST_BYTES_MAX >> cluster_size.bits(),
+            end_is_exact: false,
             virgin: end,
+            bytes_end: None,
             metadata: HashSet::new(),
         }
     }
@@ -258,11 +264,53 @@ impl Allocator {
         }
     }
 
+    /// Finds bytes within one cluster and counts a reference for them: after the last bytes found so, if
+    /// they fit there and the reference can be counted.
+    ///
+    /// # Errors
+    /// As for [`Self::allocate`].
+    pub(super) fn allocate_bytes(&mut self, len: u64) -> Result<Outcome<u64>> {
+        let last = self.bytes_end;
+        if let Some(at) = last
+            && self.cluster_size.offset_in(at) + len <= self.cluster_size.bytes()
+        {
+            let cluster = self.cluster_size.index_of(at);
+            match self.refcount(cluster) {
+                Outcome::NeedsBlock(needed) => return Ok(Outcome::NeedsBlock(needed)),
+                Outcome::Done(count) if count > 0 && count < self.width.max() => {
+                    self.set_count(cluster, count + 1)?;
+                    self.leave_rest(at + len);
+                    return Ok(Outcome::Done(at));
+                }
+                Outcome::Done(_) => (),
+            }
+        }
+        match self.allocate(1)? {
+            Outcome::NeedsBlock(needed) => Ok(Outcome::NeedsBlock(needed)),
+            Outcome::Done(found) => {
+                let at = found.run.first << self.cluster_size.bits();
+                self.leave_rest(at + len);
+                Ok(Outcome::Done(at))
+            }
+        }
+    }
+
+    fn leave_rest(&mut self, end: u64) {
+        self.bytes_end = (!self.cluster_size.is_aligned(end)).then_some(end);
+    }
+
     /// Finds exactly so many contiguous clusters, past the end of all others.
     ///
     /// # Errors
     /// As for [`Self::allocate`].
     pub(super) fn allocate_contiguous(&mut self, count: u64) -> Result<Outcome<Run>> {
+        if !self.end_is_exact {
+            match self.used_end() {
+                Outcome::Done(_) => {}
+                Outcome::NeedsBlock(needed) => return Ok(Outcome::NeedsBlock(needed)),
+            }
+            self.end_is_exact = true;
+        }
         loop {
             let run = Run::new(self.end, count);
             let blocks = self.place(run.first).0..=self.place(run.first + count - 1).0;
@@ -312,6 +360,8 @@ impl Allocator {
             }
             // An L2 table may be freed that was flagged as shared and was not.
             self.metadata.remove(&cluster);
+            // Its next user has it for itself.
+            self.bytes_end = self.bytes_end.filter(|at| self.cluster_size.index_of(*at) != cluster);
             self.lowest_freed = Some(self.lowest_freed.map_or(cluster, |low| low.min(cluster)));
             match free.last_mut() {
                 Some(last) if last.indices().end == cluster => last.count += 1,

@@ -32,6 +32,7 @@
 mod allocator;
 mod bitmaps;
 mod cache;
+mod compressed;
 mod erase;
 mod features;
 mod frees;

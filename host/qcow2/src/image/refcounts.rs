@@ -13,7 +13,12 @@ pub(super) struct Reserved<'i> {
     pub(super) reads_zero: bool,
 }
 
-impl Reserved<'_> {
+impl<'i> Reserved<'i> {
+    /// Of clusters with one reference for nobody yet.
+    pub(super) fn new(image: &'i Image, run: Run) -> Self {
+        Self { image, run: Some(run), reads_zero: false }
+    }
+
     pub(super) fn first(&self) -> u64 {
         self.run.as_ref().map_or(0, |run| run.first)
     }
@@ -54,7 +59,7 @@ impl Image {
     }
 
     /// Runs an operation, again whenever a block that it needs has been loaded.
-    async fn with_blocks<S: Storage, T>(
+    pub(super) async fn with_blocks<S: Storage, T>(
         &self,
         s: &S,
         mut operation: impl FnMut(&mut Allocator) -> Result<Outcome<T>>,

@@ -7,7 +7,7 @@ use super::Image;
 use super::Turn;
 use super::allocator::Run;
 use super::range_lock::Ticket;
-use crate::format::{CompressedData, HostOffset, StandardCluster};
+use crate::format::{Cluster, CompressedData, HostOffset};
 
 /// The first part of a guest range that is stored in one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,7 @@ pub struct Allocation<'t> {
 pub(super) struct Change {
     /// Guest offset of the first cluster; all of them lie in one slice.
     pub(super) first: u64,
-    pub(super) clusters: Vec<StandardCluster>,
+    pub(super) clusters: Vec<Cluster>,
     pub(super) freed: Vec<Run>,
 }
 

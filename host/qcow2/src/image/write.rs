@@ -135,8 +135,7 @@ impl Image {
 
     async fn commit_change<S: Storage>(&self, s: &S, mut allocation: Allocation<'_>) -> Result<()> {
         let clusters = allocation.change.clusters.iter();
-        let encode = |cluster: &StandardCluster| self.format.encode(&Cluster::Standard(*cluster));
-        let entries = clusters.map(encode).collect::<Result<Vec<_>>>()?;
+        let entries = clusters.map(|new| self.format.encode(new)).collect::<Result<Vec<_>>>()?;
         self.store_entries(s, allocation.change.first, &entries).await?;
         allocation.reserved = None;
         self.frees.push(allocation.change.freed.drain(..));
@@ -310,12 +309,8 @@ impl Image {
                 Cluster::Compressed(_) => (ALL_SUBCLUSTERS, 0),
                 Cluster::Standard(old) => (old.data | touched, old.zero & !touched),
             };
-            plan.change.clusters.push(StandardCluster {
-                host: Some(host),
-                copied: true,
-                data,
-                zero,
-            });
+            let mapped = StandardCluster { host: Some(host), copied: true, data, zero };
+            plan.change.clusters.push(Cluster::Standard(mapped));
             if part != (0..cluster_bytes) {
                 self.add_fills(&mut plan.fills, old, new, guest, host, &part);
             }

@@ -169,6 +169,45 @@ fn compressed_clusters() {
     }
 }
 
+/// Compressed clusters written here, several in a host cluster, some replaced, are read by `qemu-img`.
+#[test]
+fn written_compressed_clusters_are_packed() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    for kind in ["compat=1.1", "refcount_bits=1", "cluster_size=4k", "compression_type=zstd"] {
+        let path = folder.path().join("image.qcow2");
+        succeed("qemu-img", &["create", "-q", "-f", "qcow2", "-o", kind, text(&path), "8M"]);
+        let disk = open(&path, None);
+        let cluster = disk.image.cluster_bytes();
+        let content = vec![crate::testing::COMPRESSED; cluster as usize];
+        let info = disk.image.info();
+        let packed = crate::format::compressed::compress(info.compression, &content);
+        let packed = packed.expect("compresses").expect("gets shorter");
+        let mut random = Random::new(3);
+        for round in 0..60 {
+            let offset = random.below(40) * cluster;
+            if round % 3 == 2 {
+                block_on(disk.write(offset + 7, &[9; 600])).expect("writes");
+                block_on(disk.image.flush(&disk.container)).expect("flushes");
+                continue;
+            }
+            let turn = disk.image.enter();
+            let len = packed.len() as u64;
+            let prepared = disk.image.prepare_compressed_write(&turn, &disk.container, offset, len);
+            let room = block_on(prepared).expect("room");
+            disk.container.file.write_now(room.host().0, &packed);
+            block_on(disk.image.commit(&disk.container, room)).expect("commits");
+        }
+        let expect = contents(&disk);
+        save(&disk, &path);
+        check_seen_by_qemu(&path, &[], &expect);
+        let len = std::fs::metadata(&path).expect("a file").len();
+        assert!(kind == "refcount_bits=1" || len < 48 * cluster + (1 << 20), "{kind}: {len}");
+    }
+}
+
 #[test]
 fn resized_images() {
     if !have(&["qemu-img"]) {

@@ -4,10 +4,12 @@
 //! while writes are in flight, and after a crash. A sector holds its value 128 times, so that a sector
 //! composed of two writes is found.
 
+mod abandoned;
 mod concurrent;
 mod crash;
 mod device;
 mod flags;
+mod hostile;
 mod interop;
 mod model;
 
