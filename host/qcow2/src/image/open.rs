@@ -57,6 +57,7 @@ impl Image {
             size: AtomicU64::new(size_bytes),
             has_backing: AtomicBool::new(has_backing),
             discard_freed: options.discard_freed,
+            opened_bytes: len_bytes,
             header: Mutex::new(header),
             header_changes: RangeLock::default(),
             modifying: Modifying::new(options.writable, corrupt),
