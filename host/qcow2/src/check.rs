@@ -22,6 +22,7 @@ mod regions;
 mod report;
 #[cfg(test)]
 mod tests;
+mod uses;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -109,7 +110,7 @@ struct Fixed {
 
 /// One look at an image.
 #[derive(Debug)]
-struct Scan<'a, S> {
+pub(crate) struct Scan<'a, S> {
     storage: &'a S,
     header: &'a Header,
     format: L2Format,

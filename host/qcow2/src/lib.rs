@@ -14,6 +14,7 @@
 //! | [`format`] | the format to the bit, parsed and encoded; no I/O, nothing allocated on trust |
 //! | [`image`] | an image in use: lookups, allocation, the order in which metadata is written |
 //! | [`info`] | what an image says of itself |
+//! | [`snapshots`] | internal snapshots of an image that nobody has open |
 //! | [`storage`] | what an image needs of its container |
 //!
 //! **Invariant**: nothing that an image contains makes this crate panic, loop without end, recurse, or
@@ -38,6 +39,7 @@ pub mod image;
 pub mod info;
 pub mod limits;
 pub mod snapshot_table;
+pub mod snapshots;
 pub mod storage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

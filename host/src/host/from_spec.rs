@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use blockloom_plugin_throttle::ThrottleConfig;
 
-use super::new_images;
+use super::images::{self, is_written};
 use super::persist::{Wanted, first_stored};
 use super::start::{Driver, Failed, Plan, PlannedNode};
 use super::surroundings::Machine;
@@ -135,7 +135,7 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
     let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
     check_on(&mut spec, found, &base, &machine)?;
-    new_images::make_all(&spec, &base).map_err(|failed| {
+    images::prepare_all(&spec, &base).map_err(|failed| {
         let node = Some(failed.node.name.value.clone());
         not_started(&spec, Failed { node, kept: None, error: failed.error })
     })?;
@@ -297,17 +297,11 @@ impl Builder<'_> {
         let place =
             |name: &str| self.spec.edges_from(&node.name.value).position(|edge| edge.name == name);
         Qcow2Options {
-            write: self.is_written(node),
+            write: is_written(self.spec, node),
             backing: place("backing"),
             data_file: place("data-file"),
             l2_cache_bytes: image.l2_cache_bytes.value,
         }
-    }
-
-    /// Whether a user of a node may change it.
-    fn is_written(&self, node: &NodeSpec) -> bool {
-        let mut users = self.spec.edges_to(&node.name.value);
-        users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty())
     }
 
     fn file_options(&self, node: &NodeSpec, file: &FileSpec) -> FileOptions {
@@ -315,7 +309,7 @@ impl Builder<'_> {
             path: file.path_in(self.base),
             create_bytes: file.create_bytes.as_ref().map(|it| it.value),
             direct: file.direct.value,
-            write: self.is_written(node),
+            write: is_written(self.spec, node),
             discard: file.discard.value,
             locking: match file.locking.value {
                 Locking::Auto => ImageLocking::Auto,

@@ -9,7 +9,7 @@ mod drive;
 mod events;
 mod from_spec;
 mod image_facts;
-mod new_images;
+mod images;
 mod persist;
 mod report;
 mod start;

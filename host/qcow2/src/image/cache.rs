@@ -90,9 +90,10 @@ impl Cache {
     ) -> Option<R> {
         let set = self.set(number);
         for _ in 0..TRIES {
-            let way = set.find(number)?;
+            let place = set.place(number)?;
+            let way = &set.ways[place];
             let before = way.version.load(Ordering::Acquire);
-            if before.is_multiple_of(2) && set.find(number).is_some_and(|w| std::ptr::eq(w, way)) {
+            if before.is_multiple_of(2) && set.holds(place, number) {
                 let Some(words) = way.words.get() else { continue };
                 let result = f(words, way.suspect.load(Ordering::Relaxed));
                 fence(Ordering::Acquire);
@@ -196,8 +197,17 @@ impl Cache {
 
 impl Set {
     fn find(&self, number: u64) -> Option<&Way> {
-        let place = self.tags.iter().position(|tag| tag.load(Ordering::Relaxed) == number + 1)?;
-        Some(&self.ways[place])
+        self.place(number).map(|place| &self.ways[place])
+    }
+
+    #[inline]
+    fn place(&self, number: u64) -> Option<usize> {
+        (0..WAYS).find(|&place| self.holds(place, number))
+    }
+
+    #[inline]
+    fn holds(&self, place: usize, number: u64) -> bool {
+        self.tags[place].load(Ordering::Relaxed) == number + 1
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {

@@ -67,7 +67,6 @@ impl Image {
         let used_bytes = used_end << self.format.cluster_size.bits();
         if used_bytes < s.len_bytes().await? {
             s.set_len(used_bytes).await?;
-            self.allocator().cut(used_end);
         }
         s.flush().await
     }

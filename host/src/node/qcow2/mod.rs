@@ -71,6 +71,14 @@ impl Qcow2Node {
         Container::new(cx, self.data)
     }
 
+    /// What a change touches at least, bytes: a whole unit, and as many as lie in one block of who holds them,
+    /// as far as that is one cluster.
+    fn fill_bytes(&self, children: &[NodeInfo]) -> u64 {
+        let holder = children.get(self.data.unwrap_or(FILE));
+        let block = holder.map_or(1, |holder| u64::from(holder.limits.request_alignment));
+        self.info.unit_bytes.max(block.min(self.info.cluster_bytes))
+    }
+
     /// How much of the backing there is to show, bytes; 0 without one.
     fn shown_bytes(&self, cx: Cx<'_>) -> Result<u64> {
         let Some(backing) = self.backing else { return Ok(0) };
@@ -98,7 +106,7 @@ impl Node for Qcow2Node {
             fua: Support::Emulated,
             flush: Support::Native,
         };
-        let fill_bytes = u32::try_from(self.info.unit_bytes).unwrap_or(u32::MAX);
+        let fill_bytes = u32::try_from(self.fill_bytes(children)).unwrap_or(u32::MAX);
         Ok(NodeInfo {
             size_bytes: self.image.size_bytes(),
             limits: Limits { fill_bytes, ..Limits::NONE },
@@ -140,7 +148,8 @@ impl Node for Qcow2Node {
                 true => {
                     let stored = self.bitmaps.keeping.store(self, cx, false).await;
                     let closed = self.image.close(&self.container(cx)?).await.map_err(from_engine);
-                    stored.and(closed)
+                    stored?;
+                    closed
                 }
                 false => Ok(()),
             }

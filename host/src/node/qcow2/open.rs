@@ -117,6 +117,11 @@ impl Storage for Unopened<'_> {
         Ok(())
     }
 
+    fn end_bytes(&self) -> Option<u64> {
+        let info = self.0.info().ok()?;
+        (!info.growable).then_some(info.size_bytes)
+    }
+
     async fn len_bytes(&self) -> qcow2::Result<u64> {
         self.0.len_bytes().map_err(|error| to_engine(&error))
     }

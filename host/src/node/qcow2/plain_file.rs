@@ -161,6 +161,10 @@ impl Storage for FileStorage {
         result.map(drop).map_err(|error| self.failed("flush", 0, &error))
     }
 
+    fn end_bytes(&self) -> Option<u64> {
+        self.file.len_bytes().ok().filter(|_| self.file.is_block_device())
+    }
+
     async fn len_bytes(&self) -> Result<u64> {
         self.file.len_bytes().map_err(|error| self.failed("length", 0, &error))
     }

@@ -64,7 +64,19 @@ impl Storage for Container<'_> {
         Ok(self.file.len_bytes())
     }
 
+    fn end_bytes(&self) -> Option<u64> {
+        let info = self.file.node().info();
+        (!info.growable).then_some(info.size_bytes)
+    }
+
     async fn set_len(&self, len_bytes: u64) -> qcow2::Result<()> {
-        self.file.set_len(len_bytes).await.map_err(|error| to_engine(&error))
+        if self.end_bytes().is_some() {
+            return Ok(());
+        }
+        match self.file.set_len(len_bytes).await {
+            // What is behind the end costs room, no more.
+            Err(error) if error.kind() == ErrorKind::NotSupported => Ok(()),
+            result => result.map_err(|error| to_engine(&error)),
+        }
     }
 }

@@ -26,7 +26,7 @@ impl Qcow2Node {
     ) -> Result<()> {
         let container = self.container(cx)?;
         let turn = self.image.enter();
-        self.zero_raw_data(cx, offset, len, flags).await?;
+        self.zero_raw_data(cx, &container, offset, len, flags).await?;
         let whole = self.whole_units(offset, len);
         let by_metadata = match whole.is_empty() {
             true => Ok(()),
@@ -53,6 +53,7 @@ impl Qcow2Node {
     async fn zero_raw_data(
         &self,
         cx: Cx<'_>,
+        container: &Container<'_>,
         offset: u64,
         len: u64,
         flags: WriteFlags,
@@ -60,6 +61,7 @@ impl Qcow2Node {
         if !self.info.raw_external_data {
             return Ok(());
         }
+        self.image.begin_modifying(container).await.map_err(from_engine)?;
         self.data(cx)?.zero(offset, len, WriteFlags { fua: false, ..flags }).await
     }
 
@@ -114,7 +116,7 @@ impl Qcow2Node {
         }
         let (_turn, container) = (self.image.enter(), self.container(cx)?);
         let len = whole.end - whole.start;
-        self.zero_raw_data(cx, whole.start, len, WriteFlags::NONE).await?;
+        self.zero_raw_data(cx, &container, whole.start, len, WriteFlags::NONE).await?;
         let discarded = self.image.discard(&container, whole.start, len).await;
         discarded.map_err(from_engine)
     }
@@ -123,6 +125,9 @@ impl Qcow2Node {
     pub(super) async fn set_size(&self, cx: Cx<'_>, size_bytes: u64) -> Result<()> {
         let container = self.container(cx)?;
         let before = self.image.size_bytes();
+        if self.info.raw_external_data {
+            self.data(cx)?.set_len(size_bytes).await?;
+        }
         self.image.resize(&container, size_bytes).await.map_err(from_engine)?;
         let cluster_end = before.next_multiple_of(self.info.cluster_bytes);
         let end = self.shown_bytes(cx)?.max(cluster_end).min(size_bytes);

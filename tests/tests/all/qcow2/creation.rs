@@ -1,6 +1,6 @@
 //! Images that the graph file makes.
 
-use blockloom_tests::tools::{compare, have, qemu_io, succeed};
+use blockloom_tests::tools::{compare, have, qemu_io, run, succeed};
 use serde_json::Value;
 
 use crate::{MIB, scratch, serve, try_serve};
@@ -89,4 +89,31 @@ fn a_file_that_is_no_image_stays_as_it_is() {
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
     assert!(refused.stderr.contains("qcow2"), "{}", refused.stderr);
     assert_eq!(std::fs::read(&path).expect("the file"), [7; 4096]);
+}
+
+/// An image whose writer counted its clusters late and was killed is mended before it is written.
+#[test]
+fn an_image_that_was_not_closed_is_mended() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let scratch = scratch();
+    let path = scratch.image("disk.qcow2").display().to_string();
+    let options = "lazy_refcounts=on,cluster_size=4k";
+    succeed("qemu-img", ["create", "-q", "-f", "qcow2", "-o", options, &path, "16M"]);
+    // Aborts QEMU with the dirty bit set and refcounts not written.
+    let killed = run("qemu-io", ["-f", "qcow2", "-c", "write -P 9 1M 1M", "-c", "abort", &path]);
+    assert!(!killed.status.success());
+    let graph = format!(
+        "[node.disk]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{path}\" }}\n\
+         {EXPORT}"
+    );
+    assert_ne!(scratch.peek("disk.qcow2", 72, 8)[7] & 1, 0, "the dirty bit is set");
+    let daemon = serve(&scratch, &graph, &[]);
+    qemu_io(daemon.uri("vda"), &["read -P 9 1M 1M", "write -P 8 4M 1M"]);
+    let log = daemon.finish();
+    assert!(log.contains("was not closed"), "{log}");
+    let checked = succeed("qemu-img", ["check", "-f", "qcow2", &path]);
+    assert!(checked.contains("No errors were found"), "{checked}");
+    succeed("qemu-io", ["-f", "qcow2", "-c", "read -P 9 1M 1M", "-c", "read -P 8 4M 1M", &path]);
 }

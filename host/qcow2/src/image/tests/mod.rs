@@ -6,6 +6,8 @@
 
 mod concurrent;
 mod crash;
+mod device;
+mod flags;
 mod interop;
 mod model;
 

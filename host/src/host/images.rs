@@ -1,34 +1,76 @@
-//! Images that a configuration file asks for and that are not there yet: they are made in their plain files
-//! before the nodes open those.
+//! Images in plain files, before the nodes open those: what a configuration file asks for and is not there yet
+//! is made, and clusters are counted again in one whose writer counts late and was not closed, as QEMU does.
 
+use std::future::Future;
 use std::path::{Path, PathBuf};
 
-use blockloom_qcow2::Storage;
+use blockloom_qcow2::check::{CheckOptions, Repair, check};
 use blockloom_qcow2::create::{Backing, CreateOptions, DataFile, Preallocation, create};
+use blockloom_qcow2::format::header::features;
 use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Version};
+use blockloom_qcow2::{Storage, read_header};
 
 use crate::config::{
     Compression, DriverSpec, FileSpec, GraphSpec, ImageSpec, NodeSpec, Preallocation as Wanted,
     Qcow2Compat, Qcow2CreateSpec,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::graph::PermissionSet;
 use crate::io::{EngineChoice, EngineKind, path_facts, remove_file, run_on_thread};
 use crate::node::{Access, FileStorage};
 
-/// The first image that could not be made, and why.
-pub(super) struct NotMade<'s> {
+/// The first image that could not be prepared, and why.
+pub(super) struct NotPrepared<'s> {
     pub(super) node: &'s NodeSpec,
     pub(super) error: Error,
 }
 
-/// Makes all images that are to be made.
-pub(super) fn make_all<'s>(spec: &'s GraphSpec, base: &Path) -> Result<(), NotMade<'s>> {
+/// Makes the images that are to be made, and mends those that are to be written and need it.
+pub(super) fn prepare_all<'s>(spec: &'s GraphSpec, base: &Path) -> Result<(), NotPrepared<'s>> {
     // Children first: an overlay names a backing that is there.
     for node in spec.build_order() {
         let DriverSpec::Qcow2(image) = &node.driver else { continue };
-        let (Some(ImageSpec::New), Some(wanted)) = (&image.image, &image.create) else { continue };
-        make(spec, base, node, wanted).map_err(|error| NotMade { node, error })?;
+        let prepared = match (&image.image, &image.create) {
+            (Some(ImageSpec::New), Some(wanted)) => make(spec, base, node, wanted),
+            (Some(ImageSpec::There(_)), _) if is_written(spec, node) => mend(spec, base, node),
+            _ => Ok(()),
+        };
+        prepared.map_err(|error| NotPrepared { node, error })?;
     }
+    Ok(())
+}
+
+/// Whether a user of a node may change it.
+pub(super) fn is_written(spec: &GraphSpec, node: &NodeSpec) -> bool {
+    let mut users = spec.edges_to(&node.name.value);
+    users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty())
+}
+
+/// Works on images without a graph.
+fn run<T: 'static>(work: impl Future<Output = blockloom_qcow2::Result<T>> + 'static) -> Result<T> {
+    let done = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), work);
+    let done = done.map_err(|error| Error::os("cannot work on an image", &error))?;
+    done.map_err(|error| Error::new(ErrorKind::from_errno(error.errno()), error.to_string()))
+}
+
+/// Counts the clusters of an image again that was left with late refcounts.
+fn mend(spec: &GraphSpec, base: &Path, node: &NodeSpec) -> Result<()> {
+    let Some(file) = spec.image_file(node) else { return Ok(()) };
+    let path = file.path_in(base);
+    let storage = FileStorage::open(&path, Access::ReadShared)?;
+    let header = run(async move { read_header(&storage).await })?;
+    if header.incompatible & features::DIRTY == 0 {
+        return Ok(());
+    }
+    let storage = FileStorage::open(&path, Access::Write)?;
+    let options = CheckOptions { repair: Repair::All, ..CheckOptions::default() };
+    let report = run(async move { check(&storage, &options).await })?;
+    tracing::warn!(
+        "image `{}` was not closed: {} refcounts and {} leaked clusters are put right",
+        path.display(),
+        report.corruptions_fixed,
+        report.leaks_fixed
+    );
     Ok(())
 }
 
@@ -68,18 +110,16 @@ fn make(spec: &GraphSpec, base: &Path, node: &NodeSpec, wanted: &Qcow2CreateSpec
     let image = Fresh::open(spec.image_file(node).ok_or_else(no_file)?, base)?;
     let data = spec.image_data_file(node).filter(|_| options.data_file.is_some());
     let data = data.map(|file| Fresh::open(file, base)).transpose()?;
-    let made = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async move {
+    run(async move {
         if let Some(data) = &data {
             fill(&data.storage, &options).await?;
         }
         create(&image.storage, &options).await?;
         image.keep();
-        data.map(Fresh::keep);
+        if let Some(data) = data {
+            data.keep();
+        }
         Ok(())
-    });
-    let made = made.map_err(|error| Error::os("cannot make an image", &error))?;
-    made.map_err(|error: blockloom_qcow2::Error| {
-        Error::new(ErrorKind::from_errno(error.errno()), error.to_string())
     })
 }
 
