@@ -148,8 +148,7 @@ impl Node for Qcow2Node {
                 true => {
                     let stored = self.bitmaps.keeping.store(self, cx, false).await;
                     let closed = self.image.close(&self.container(cx)?).await.map_err(from_engine);
-                    stored?;
-                    closed
+                    stored.and(closed)
                 }
                 false => Ok(()),
             }
