@@ -66,10 +66,10 @@ fn time_of(count: u64, offsets: &[u64], look: impl Fn(u64) -> bool) -> Duration 
     elapsed
 }
 
-/// The measurements: name, target in nanoseconds, what is done for an offset.
-fn contestants<'i>(
-    image: &'i Image,
-) -> [(&'static str, Option<f64>, Box<dyn Fn(u64) -> bool + 'i>); 4] {
+/// A measurement: name, target in nanoseconds, what is done for an offset.
+type Contestant<'i> = (&'static str, Option<f64>, Box<dyn Fn(u64) -> bool + 'i>);
+
+fn contestants(image: &Image) -> [Contestant<'_>; 4] {
     let read =
         |turn: &_, offset| black_box(image.map_cached(turn, offset, REQUEST_BYTES)).is_some();
     let write = |turn: &_, offset| {
