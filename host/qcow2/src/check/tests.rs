@@ -138,6 +138,11 @@ impl Victim {
         (table..).step_by(8).find(|&at| self.word(at) & 0x00ff_ffff_ffff_fe00 != 0).unwrap()
     }
 
+    /// Of the first bitmap: the offset of its table is the first word of the directory.
+    fn bitmap_table(&self) -> u64 {
+        self.word(self.header.bitmaps().unwrap().directory_offset)
+    }
+
     fn block(&self) -> u64 {
         self.word(self.header.refcount_table_offset.0)
     }
@@ -248,7 +253,7 @@ fn damaged_images() {
 /// What no checker can put right without a guess is told, and stays as it was.
 #[test]
 fn damage_beyond_repair() {
-    const BEYOND: [Damage; 7] = [
+    const BEYOND: [Damage; 9] = [
         ("data not aligned", |victim| {
             let at = victim.data_entry();
             victim.set_word(at, victim.word(at) + 512);
@@ -269,6 +274,14 @@ fn damage_beyond_repair() {
         ("data in the refcount block", |victim| {
             let at = victim.data_entry();
             victim.set_word(at, 1 << 63 | victim.block());
+        }),
+        ("bitmap data past the end", |victim| {
+            let at = victim.bitmap_table();
+            victim.set_word(at, 1 << 40);
+        }),
+        ("bitmap without a name", |victim| {
+            let at = victim.header.bitmaps().unwrap().directory_offset as usize;
+            victim.bytes[at + 18..at + 20].fill(0);
         }),
         ("snapshots nowhere", |victim| {
             victim.header.snapshots_offset = HostOffset(1 << 40);
