@@ -61,7 +61,7 @@ pub use signal::{Signal, Signals};
 pub use task::LocalFuture;
 pub use ticker::Ticker;
 pub use time::Time;
-pub(crate) use time::thread_time;
+pub(crate) use time::{thread_time, wall_clock};
 pub use worker::{
     Local, Plug, TurnHook, WorkerHandle, WorkerOptions, Workers, current, plug, run_on_thread,
     sleep_until, spawn, spawn_boxed, turn_now, until,

@@ -32,6 +32,13 @@ impl Time {
     }
 }
 
+/// The wall clock: time since the Epoch, for what is shown to people.
+pub(crate) fn wall_clock() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
 /// The processor time that the current thread has had.
 pub(crate) fn thread_time() -> Duration {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

@@ -344,6 +344,38 @@ fn what_cannot_be_opened_is_named() {
     bench.fail("snapshot @base.img", 2, &["--list"]);
 }
 
+/// Snapshots are taken, applied and deleted; QEMU sees the same, and finds nothing wrong.
+#[test]
+fn snapshots_come_and_go() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    for options in ["compat=1.1", "compat=0.10,cluster_size=4k", "extended_l2=on"] {
+        let bench = Bench::new();
+        bench.qemu_img(&format!("create -q -f qcow2 -o {options} @disk.qcow2 8M"));
+        bench.qemu_io("disk.qcow2", &["write -P 1 0 3M"]);
+        bench.succeed("snapshot -c first @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["write -P 2 1M 3M"]);
+        bench.succeed("snapshot --create second @disk.qcow2");
+        bench.fail("snapshot -c first @disk.qcow2", 1, &["disk.qcow2", "first"]);
+        let theirs = bench.qemu_img("snapshot -l @disk.qcow2");
+        for list in [&theirs, &bench.succeed("snapshot -l @disk.qcow2")] {
+            assert!(list.contains("first") && list.contains("second"), "{options}: {list}");
+        }
+        bench.succeed("snapshot --apply first @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["read -P 1 0 3M", "read -P 0 3M 5M"]);
+        bench.qemu_img("check -q @disk.qcow2");
+        bench.succeed("snapshot -a second @disk.qcow2");
+        bench.succeed("snapshot -d first @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["read -P 1 0 1M", "read -P 2 1M 3M"]);
+        bench.succeed("snapshot --delete second @disk.qcow2");
+        bench.fail("snapshot -d second @disk.qcow2", 1, &["second"]);
+        bench.fail("snapshot -d a -a b @disk.qcow2", 2, &["--apply"]);
+        bench.qemu_img("check -q @disk.qcow2");
+        assert!(!bench.qemu_img("snapshot -l @disk.qcow2").contains("second"), "{options}");
+    }
+}
+
 /// An image that is being written is left alone, by all but those who are told to read it nevertheless.
 #[test]
 fn locks_are_heeded() {

@@ -91,11 +91,10 @@ pub(super) enum ImageCommand {
         #[arg(long)]
         shrink: bool,
     },
-    /// Shows the internal snapshots of a qcow2 image.
+    /// Lists, takes, applies or deletes internal snapshots of a qcow2 image.
     Snapshot {
-        /// Lists them; the only thing that this command does.
-        #[arg(short, long, required = true)]
-        list: bool,
+        #[command(flatten)]
+        what: SnapshotAction,
         /// The image.
         file: PathBuf,
         /// Reads it although another program may be writing it.
@@ -179,9 +178,15 @@ fn dispatch(command: ImageCommand) -> Result<u8> {
         ImageCommand::Resize { file, size, format, shrink } => {
             on_worker(resize::resize(file, format, size, shrink))?;
         }
-        ImageCommand::Snapshot { list: _, file, force_share } => {
-            on_worker(snapshot::list(file, reading(force_share)))?;
-        }
+        ImageCommand::Snapshot { what, file, force_share } => match what.change() {
+            None => on_worker(snapshot::list(file, reading(force_share)))?,
+            Some(_) if force_share => {
+                let message = "--force-share is for reading: nobody else may have an image open that \
+                               is changed";
+                return Err(Failure::usage(message));
+            }
+            Some(change) => on_worker(snapshot::change(file, change))?,
+        },
         ImageCommand::Info { image, backing_chain } => {
             let access = image.access();
             on_worker(info::info(image.file, image.format, backing_chain, access, image.output))?;
@@ -192,6 +197,33 @@ fn dispatch(command: ImageCommand) -> Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// One of these.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(in crate::cli) struct SnapshotAction {
+    /// Lists them.
+    #[arg(short, long)]
+    list: bool,
+    /// Takes one of what the image holds now.
+    #[arg(short, long, value_name = "NAME")]
+    create: Option<String>,
+    /// Gives the image the contents of one; what it holds now is lost.
+    #[arg(short, long, value_name = "NAME")]
+    apply: Option<String>,
+    /// Deletes one.
+    #[arg(short, long, value_name = "NAME")]
+    delete: Option<String>,
+}
+
+impl SnapshotAction {
+    /// `None` to list them.
+    fn change(self) -> Option<snapshot::Change> {
+        let create = self.create.map(snapshot::Change::Create);
+        let apply = || self.apply.map(snapshot::Change::Apply);
+        create.or_else(apply).or_else(|| self.delete.map(snapshot::Change::Delete))
+    }
 }
 
 fn on_worker<T: 'static>(work: impl Future<Output = Result<T>> + 'static) -> Result<T> {

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
+use blockloom_qcow2::check::CheckOptions;
 use blockloom_qcow2::format::snapshot::Snapshot;
 use blockloom_qcow2::snapshot_table;
+use blockloom_qcow2::snapshots::{self, NewSnapshot};
 
 use super::failure::{Failure, Result};
 use super::layer::Layer;
 use super::output::{Lines, date, rounded_size};
+use crate::io::wall_clock;
 use crate::node::Access;
 
 /// The table that `qemu-img snapshot -l` prints; dates are UTC.
@@ -44,4 +47,34 @@ pub(super) async fn list(path: PathBuf, access: Access) -> Result<()> {
         Lines::new().put(&human_table(&table.snapshots));
     }
     Ok(())
+}
+
+/// What becomes of the snapshots of an image.
+pub(super) enum Change {
+    /// One is taken, with this name.
+    Create(String),
+    /// The image goes back to it.
+    Apply(String),
+    /// It goes.
+    Delete(String),
+}
+
+/// Takes, applies or deletes a snapshot.
+pub(super) async fn change(path: PathBuf, change: Change) -> Result<()> {
+    let (layer, _) = Layer::open_qcow2(&path, Access::Write).await?;
+    let (storage, options) = (&layer.storage, CheckOptions::default());
+    let changed = match change {
+        Change::Create(name) => {
+            let now = wall_clock();
+            let new = NewSnapshot {
+                name: name.into_bytes(),
+                date_seconds: u32::try_from(now.as_secs()).unwrap_or(u32::MAX),
+                date_nanoseconds: now.subsec_nanos(),
+            };
+            snapshots::create(storage, new, &options).await.map(drop)
+        }
+        Change::Apply(name) => snapshots::apply(storage, name.as_bytes(), &options).await,
+        Change::Delete(name) => snapshots::delete(storage, name.as_bytes(), &options).await,
+    };
+    changed.map_err(|error| Failure::of_file(&path, error))
 }
