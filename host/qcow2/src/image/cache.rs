@@ -21,6 +21,7 @@ const TRIES: u32 = 64;
 pub(super) struct Cache {
     sets: Box<[Set]>,
     slice_words: usize,
+    set_mask: u64,
     /// Numbers of dirty slices, in order.
     dirty: Mutex<BTreeSet<u64>>,
 }
@@ -72,6 +73,7 @@ impl Cache {
         Self {
             sets: (0..sets).map(|_| Set::default()).collect(),
             slice_words: (slice_bytes / 8) as usize,
+            set_mask: sets - 1,
             dirty: Mutex::default(),
         }
     }
@@ -90,9 +92,9 @@ impl Cache {
     ) -> Option<R> {
         let set = self.set(number);
         for _ in 0..TRIES {
-            let way = set.find(number)?;
+            let (tag, way) = set.find_place(number)?;
             let before = way.version.load(Ordering::Acquire);
-            if before.is_multiple_of(2) && set.find(number).is_some_and(|w| std::ptr::eq(w, way)) {
+            if before.is_multiple_of(2) && tag.load(Ordering::Relaxed) == number + 1 {
                 let Some(words) = way.words.get() else { continue };
                 let result = f(words, way.suspect.load(Ordering::Relaxed));
                 fence(Ordering::Acquire);
@@ -186,7 +188,7 @@ impl Cache {
     }
 
     fn set(&self, number: u64) -> &Set {
-        &self.sets[(number as usize) & (self.sets.len() - 1)]
+        &self.sets[(number & self.set_mask) as usize]
     }
 
     fn dirty(&self) -> MutexGuard<'_, BTreeSet<u64>> {
@@ -196,8 +198,12 @@ impl Cache {
 
 impl Set {
     fn find(&self, number: u64) -> Option<&Way> {
-        let place = self.tags.iter().position(|tag| tag.load(Ordering::Relaxed) == number + 1)?;
-        Some(&self.ways[place])
+        self.find_place(number).map(|(_, way)| way)
+    }
+
+    fn find_place(&self, number: u64) -> Option<(&AtomicU64, &Way)> {
+        let mut places = self.tags.iter().zip(&self.ways);
+        places.find(|(tag, _)| tag.load(Ordering::Relaxed) == number + 1)
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {

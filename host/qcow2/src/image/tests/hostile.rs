@@ -78,15 +78,15 @@ fn contradictions_are_found_before_they_are_written_to() {
     };
     check_marked("data in the header", entry(COPIED));
     check_marked("data in the refcount table", entry(COPIED | CLUSTER));
-    check_marked("data in a refcount block", entry(COPIED | 2 * CLUSTER));
-    check_marked("data in the L1 table", entry(COPIED | 3 * CLUSTER));
+    check_marked("data in a refcount block", entry(COPIED | (2 * CLUSTER)));
+    check_marked("data in the L1 table", entry(COPIED | (3 * CLUSTER)));
     check_marked("data in an L2 table", |content| {
         let l2 = l2_of(content);
         put(content, l2, COPIED | l2);
     });
     check_marked("data past the end", entry(COPIED | 1 << 40));
-    check_marked("unaligned data", entry(COPIED | 5 * CLUSTER | 512));
-    check_marked("reserved bits", entry(COPIED | 5 * CLUSTER | 2));
+    check_marked("unaligned data", entry(COPIED | (5 * CLUSTER) | 512));
+    check_marked("reserved bits", entry(COPIED | (5 * CLUSTER) | 2));
     check_marked("an L2 table past the end", |content| {
         put(content, 3 * CLUSTER, COPIED | 1 << 40);
     });
