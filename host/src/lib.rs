@@ -28,4 +28,4 @@ pub mod node;
 pub mod plugin;
 
 pub use error::{Error, ErrorKind, Result};
-pub use host::{DirtyBitmap, Drive, Host, HostBuilder, block_on};
+pub use host::{DirtyBitmap, Drive, Host, HostBuilder, Keep, block_on};

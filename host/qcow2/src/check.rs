@@ -12,12 +12,17 @@
 
 mod copied;
 mod counts;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod power;
 mod rebuild;
 mod refcounts;
 mod regions;
 mod report;
 #[cfg(test)]
 mod tests;
+mod uses;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -105,7 +110,7 @@ struct Fixed {
 
 /// One look at an image.
 #[derive(Debug)]
-struct Scan<'a, S> {
+pub(crate) struct Scan<'a, S> {
     storage: &'a S,
     header: &'a Header,
     format: L2Format,

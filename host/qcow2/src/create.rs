@@ -31,19 +31,29 @@ const ZEROS_BYTES: usize = 1 << 20;
 pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<()> {
     let plan = Plan::new(options)?;
     let header = header::encode(&plan, options)?;
-    storage.set_len(0).await?;
-    if storage.len_bytes().await? > 0 {
-        // A device keeps its length, and an old header must not outlive its tables.
-        storage.zero(0, plan.metadata_bytes()).await?;
-        storage.flush().await?;
-    }
+    let keeps_length = empty(storage, &plan).await?;
     storage.set_len(plan.file_bytes()).await?;
     write_refcounts(storage, &plan).await?;
     write_mapping(storage, &plan).await?;
-    preallocate(storage, &plan, options.preallocation).await?;
+    preallocate(storage, &plan, options.preallocation, keeps_length).await?;
     storage.flush().await?;
     storage.write(0, &header).await?;
     storage.flush().await
+}
+
+/// Takes a former image away, before anything of it is overwritten. Whether the container keeps its length,
+/// and so its old bytes.
+async fn empty<S: Storage>(storage: &S, plan: &Plan) -> Result<bool> {
+    if storage.len_bytes().await? == 0 {
+        return Ok(false);
+    }
+    storage.set_len(0).await?;
+    let keeps_length = storage.len_bytes().await? > 0;
+    if keeps_length {
+        storage.zero(0, plan.cluster().bytes()).await?;
+    }
+    storage.flush().await?;
+    Ok(keeps_length)
 }
 
 /// Every cluster up to the end has one user.
@@ -79,11 +89,19 @@ async fn write_mapping<S: Storage>(storage: &S, plan: &Plan) -> Result<()> {
     if l1.is_empty() { Ok(()) } else { storage.write(plan.l1_table().0, &l1).await }
 }
 
-async fn preallocate<S: Storage>(storage: &S, plan: &Plan, how: Preallocation) -> Result<()> {
+/// Sees to it that mapped data read as zeros.
+async fn preallocate<S: Storage>(
+    storage: &S,
+    plan: &Plan,
+    how: Preallocation,
+    keeps_length: bool,
+) -> Result<()> {
     let Some((HostOffset(start), len)) = plan.data() else { return Ok(()) };
     match how {
-        Preallocation::Off | Preallocation::Metadata => Ok(()),
-        Preallocation::Falloc => storage.zero(start, len).await,
+        Preallocation::Off | Preallocation::Metadata if !keeps_length => Ok(()),
+        Preallocation::Off | Preallocation::Metadata | Preallocation::Falloc => {
+            storage.zero(start, len).await
+        }
         Preallocation::Full => {
             let zeros = vec![0; ZEROS_BYTES.min(len as usize)];
             let mut at = start;

@@ -28,6 +28,12 @@ pub trait Storage {
     /// Makes completed writes durable; with an external data file, also those of guest data in it.
     fn flush(&self) -> impl Future<Output = Result<()>>;
 
+    /// Where the container ends for good, bytes, as a block device does; `None` if it can grow. Nothing is
+    /// allocated behind that.
+    fn end_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// The length now, bytes.
     fn len_bytes(&self) -> impl Future<Output = Result<u64>>;
 

@@ -52,6 +52,10 @@ pub(crate) enum Change {
     Resize(u64, Extension),
     /// Another name; that it is free is the graph's to see to.
     Rename(BitmapName),
+    /// What it holds means nothing: inconsistent.
+    Distrust,
+    /// Ends that: all of it is dirty, and it records.
+    Repair,
     /// It leaves the graph: records no more and can be read for as long as it is held.
     Remove,
 }
@@ -178,6 +182,9 @@ impl Prepared {
             Change::Clear => old.holding(clean()?),
             Change::Enable => old.moved(BitmapState::Recording),
             Change::Disable => old.moved(BitmapState::Disabled),
+            // A set of its own: other changes may have been told the one that recorded.
+            Change::Distrust => Content::of(old.name, clean()?, BitmapState::Inconsistent),
+            Change::Repair => old.moved(BitmapState::Recording),
             Change::Remove if old.state == BitmapState::Inconsistent => old,
             Change::Remove => old.moved(BitmapState::Disabled),
             Change::Freeze | Change::Checkpoint => {
@@ -350,8 +357,9 @@ fn check_state(change: &Change, content: &Content) -> Result<(), BitmapError> {
     let name = || content.name.clone();
     match (change, content.state) {
         (Change::Rename(_), BitmapState::Frozen) => Ok(()),
-        (Change::Remove, BitmapState::Inconsistent) => Ok(()),
+        (Change::Remove | Change::Repair | Change::Distrust, BitmapState::Inconsistent) => Ok(()),
         (_, BitmapState::Inconsistent) => Err(BitmapError::Inconsistent { name: name() }),
+        (Change::Repair, _) => Err(BitmapError::NotInconsistent { name: name() }),
         (Change::MergeBack | Change::Abdicate, BitmapState::Frozen) => Ok(()),
         (Change::MergeBack | Change::Abdicate, _) => Err(BitmapError::NotFrozen { name: name() }),
         (_, BitmapState::Frozen) => Err(BitmapError::Frozen { name: name() }),

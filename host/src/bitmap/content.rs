@@ -142,6 +142,13 @@ impl BitmapReader {
         first.map_or(0, |first| first.dirty_bytes_with(second))
     }
 
+    /// The granules by the word, the first in the lowest bit; zero past the last one.
+    pub fn to_words(&self) -> Vec<u64> {
+        let granules = self.size_bytes().div_ceil(self.granularity.bytes());
+        let granules = granules.min(super::MAX_GRANULES);
+        (0..granules.div_ceil(64) as usize).map(|index| self.word(index)).collect()
+    }
+
     /// The first run of dirty bytes at or after `from`: [`Granules::next_dirty`].
     pub fn next_dirty(&self, from: u64) -> Option<Range<u64>> {
         Ranges::of(self, from..self.size_bytes()).next()

@@ -98,8 +98,14 @@ pub enum BitmapError {
         name: BitmapName,
     },
     /// It is [inconsistent](super::BitmapState::Inconsistent).
-    #[error("bitmap `{name}` is inconsistent: remove it, and begin anew with a full copy")]
+    #[error("bitmap `{name}` is inconsistent: remove it, or repair it as all dirty")]
     Inconsistent {
+        /// The bitmap.
+        name: BitmapName,
+    },
+    /// It is not inconsistent.
+    #[error("bitmap `{name}` is not inconsistent: there is nothing to repair")]
+    NotInconsistent {
         /// The bitmap.
         name: BitmapName,
     },

@@ -82,6 +82,15 @@ impl Bitmap {
         self.content.load().recording.clone()
     }
 
+    /// Makes dirty what was dirty when the bitmap was stored, the first granule in the lowest bit of the
+    /// first word. It adds bits alone, as marks do, also where nothing is recorded.
+    pub(crate) fn add_words(&self, words: &[u64]) {
+        let content = self.content.load();
+        if let Some(set) = content.recording.as_ref().or(content.still.as_ref()) {
+            set.mark_words(words);
+        }
+    }
+
     /// All of it, as it stands now.
     pub fn read(&self) -> BitmapReader {
         BitmapReader::new(self.content(), self.granularity)

@@ -137,8 +137,8 @@ pub enum BitmapState {
     /// What had been recorded stands still for whoever froze it, while a successor records (unless
     /// the bitmap was disabled). It ends by a merge back or by abdication.
     Frozen,
-    /// A foreign tool broke it: everything counts as dirty, nothing is recorded, and all that can
-    /// be done is to remove it.
+    /// It was not stored after its last use, or a foreign tool broke it: everything counts as dirty,
+    /// nothing is recorded, and all that can be done is to remove it, or to repair it as all dirty.
     Inconsistent,
 }
 

@@ -1,7 +1,9 @@
 //! The command line.
 //!
-//! Exit codes: 0 done, 1 run-time failure, 2 wrong command line or configuration.
+//! Exit codes: 0 done, 1 run-time failure, 2 wrong command line or configuration; those of `image check` are
+//! `qemu-img`'s.
 
+mod image;
 mod plugin;
 mod serve;
 
@@ -79,6 +81,11 @@ enum Command {
         #[arg(long, default_value = "tree")]
         format: DrawFormat,
     },
+    /// Offline work on images.
+    Image {
+        #[command(subcommand)]
+        command: image::ImageCommand,
+    },
     /// Tools for plugins.
     Plugin {
         #[command(subcommand)]
@@ -105,6 +112,7 @@ pub fn main() -> ExitCode {
             check(&graph).map(|_| println(format_args!("{}: ok", graph.display())))
         }
         Command::Graph { graph, format } => check_text(&graph, format),
+        Command::Image { command } => return image::run(command),
         Command::Plugin { command: PluginCommand::Inspect { plugin } } => plugin::inspect(&plugin),
     };
     match result {

@@ -26,6 +26,16 @@ impl GraphSpec {
         Some(BackingReference { name, format: format.map(|format| format.name().to_owned()) })
     }
 
+    /// The plain file that holds the image of `node`.
+    pub fn image_file(&self, node: &NodeSpec) -> Option<&FileSpec> {
+        file_of(self, node, "file")
+    }
+
+    /// The plain file that holds the data of the image of `node`.
+    pub fn image_data_file(&self, node: &NodeSpec) -> Option<&FileSpec> {
+        file_of(self, node, "data-file")
+    }
+
     /// The same of its external data file; `None` without one, or if it is no plain file.
     pub fn data_file_name(&self, node: &NodeSpec, base_dir: &Path) -> Option<String> {
         self.name_beside(node, file_of(self, node, "data-file")?, base_dir)

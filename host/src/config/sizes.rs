@@ -18,7 +18,7 @@ fn known_bytes(
         DriverSpec::Memory(memory) if memory.lacks_size => below(),
         DriverSpec::Memory(memory) => Some(memory.size_bytes.value),
         DriverSpec::Null(null) => Some(null.size_bytes.value),
-        DriverSpec::Qcow2(image) => image.size_bytes(),
+        DriverSpec::Qcow2(image) => image.size_bytes().or_else(below),
         DriverSpec::Raw(raw) => match (&raw.size_bytes, &raw.offset_bytes) {
             (Some(size), _) => Some(size.value),
             (None, Some(offset)) => below().map(|bytes| bytes.saturating_sub(offset.value)),
@@ -28,9 +28,24 @@ fn known_bytes(
     }
 }
 
+impl GraphSpec {
+    /// The size of what `node` shows in bytes, as far as it is known before anything is opened. `file_bytes`
+    /// knows the sizes of files. The specification must be free of errors.
+    pub fn size_of(
+        &self,
+        node: &NodeSpec,
+        file_bytes: &dyn Fn(&FileSpec) -> Option<u64>,
+    ) -> Option<u64> {
+        known_bytes(self, node, file_bytes)
+    }
+}
+
 /// The child from whose size that of `node` follows, of nodes without one of their own.
 fn sized_by<'a>(spec: &'a GraphSpec, node: &NodeSpec) -> Option<&'a NodeSpec> {
-    let name = if matches!(node.driver, DriverSpec::Memory(_)) { "backing" } else { "file" };
+    let name = match node.driver {
+        DriverSpec::Memory(_) | DriverSpec::Qcow2(_) => "backing",
+        _ => "file",
+    };
     let child = node.children.iter().find(|child| child.name.value == name)?;
     spec.node(&child.node.value)
 }

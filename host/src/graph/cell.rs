@@ -89,7 +89,7 @@ impl GraphCell {
     }
 
     /// Tells subscribers of what has come of graph changes, seen with the snapshot `graph`.
-    pub(super) fn tell(&self, graph: &Graph, event: Event) {
+    pub(crate) fn tell(&self, graph: &Graph, event: Event) {
         self.events.publish(graph.generation, &[event]);
     }
 
@@ -109,14 +109,14 @@ impl GraphCell {
 
 /// Lets one writer in at a time, in the order of asking as far as wakers keep it.
 #[derive(Default)]
-pub(super) struct WriterLock {
+pub(crate) struct WriterLock {
     state: Mutex<(bool, Vec<Waker>)>,
 }
 
-pub(super) struct Writing<'a>(&'a WriterLock);
+pub(crate) struct Writing<'a>(&'a WriterLock);
 
 impl WriterLock {
-    pub(super) async fn lock(&self) -> Writing<'_> {
+    pub(crate) async fn lock(&self) -> Writing<'_> {
         poll_fn(|cx| {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             if state.0 {
@@ -219,7 +219,8 @@ impl LocalGraph {
     /// Calls `f` with what the driver of a node may reach during a call, as a request of the node: a graph
     /// change waits for its end, and what it writes to the node's containers is marked. For what a driver
     /// does beside requests ([`Node::upkeep`](crate::node::Node::upkeep)); it must not alter what the node
-    /// shows. It runs to its end, also if the future is dropped.
+    /// shows. It runs to its end, also if the future is dropped. Not to be waited for by a request, which has
+    /// a [`Cx`] of its own: a drain would wait for that request, and this for the drain's end.
     ///
     /// # Errors
     /// `ENOENT`; `EPERM` for a node whose driver has no work of its own, and no grants; those of `f`.

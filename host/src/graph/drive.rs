@@ -12,6 +12,7 @@ use super::edge::EdgeRef;
 use super::generation::DriveGeneration;
 use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
+use super::shown::shown;
 use super::snapshot::{Graph, GraphDrive};
 use super::transaction::Event;
 use crate::bitmap::Bitmap;
@@ -206,6 +207,24 @@ impl LocalDrive {
             return Ok(Vec::new());
         }
         self.run(op, |edge| Box::pin(align::block_status(edge, offset, len))).await
+    }
+
+    /// The extents from `offset` on as a reader sees them: where the root has no bytes of its own, what its
+    /// backing is there. May end before `offset + len`.
+    ///
+    /// # Errors
+    /// As [`LocalDrive::block_status`].
+    pub async fn block_status_shown(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let op = Op { kind: OpKind::Status, offset, len };
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        self.run(op, |edge| {
+            Box::pin(
+                async move { shown(edge, align::block_status(edge, offset, len).await?).await },
+            )
+        })
+        .await
     }
 }
 

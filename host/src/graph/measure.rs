@@ -57,8 +57,8 @@ impl Guards {
 
     /// What a claimed write pays for its guard.
     pub fn claim(&self, worker: usize, range: Range<u64>) {
-        let want = self.want(range);
-        let Ok(AtOnce::Issued(op)) = self.table.try_issue(worker, want, TOP, || true) else {
+        let mut want = self.want(range);
+        let Ok(AtOnce::Issued(op)) = self.table.try_issue(worker, &mut want, TOP, || true) else {
             return;
         };
         if !self.table.settle(op, || ()) {

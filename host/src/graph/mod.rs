@@ -16,7 +16,7 @@
 //! closure over the classes of the snapshot (`class`, `affected`).
 //!
 //! **Invariant**: nothing but [`EdgeRef`] calls a driver, and, with nothing in flight, a graph change that
-//! resizes or deallocates.
+//! resizes, deallocates or closes; and, as a request of its own, [`LocalGraph::call_node`].
 //!
 //! **Invariant**: a snapshot never changes. One writer builds the next one (`transaction`), closes the
 //! gates of those who reach what it touches, waits until nothing is in flight there, publishes it, and
@@ -50,9 +50,11 @@ pub mod measure;
 mod model;
 mod mutation;
 mod op;
+mod opening;
 mod order;
 mod origin;
 mod permission;
+mod shown;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
@@ -63,6 +65,7 @@ mod transaction;
 mod user;
 
 pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
+pub(crate) use cell::WriterLock;
 pub use cell::{GraphCell, LocalGraph, Snapshot};
 pub use class::Class;
 pub use counters::{Counters, CountersSnapshot};
@@ -73,6 +76,7 @@ pub use evidence::{Copied, CopyHow, Outcomes, OwnAccord, ProvenBuf};
 pub use generation::NodeGeneration;
 pub(crate) use mutation::{Mutation, mutated};
 pub use op::{Op, OpKind};
+pub use opening::{Children, NodeReader, OpenDecl, OpenDriver};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};

@@ -64,6 +64,8 @@ pub(crate) enum Mutation {
     ChecksBeforeTheDrain,
     /// A node that gets smaller marks nothing.
     ShrinksUnmarked,
+    /// What a driver may have spoiled that failed half-way is not marked.
+    FailedWorkUnmarked,
     /// An overlay that gets another backing marks nothing.
     ReopensUnmarked,
     /// Guards and watches are told what a change writes, and not what a driver fills around it.

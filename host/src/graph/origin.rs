@@ -5,7 +5,8 @@
 //! the whole tree of a request, and never stops a part of it half-way.
 
 use std::cell::{Cell, OnceCell};
-use std::ops::Range;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,25 +46,48 @@ pub(super) struct Request {
     graph: Rc<Snapshot>,
     /// The guarded operations that caused it, the innermost first.
     lineage: Option<Rc<Lineage>>,
-    /// What it stands on beside its origin.
-    ground: OnceCell<Rc<Ground>>,
     /// Index in the snapshot's origins. Small, like all that is here: every request moves it about.
     origin: u32,
     worker: u32,
-    /// The view that it is proven not to alter.
-    unchanged: Option<Class>,
-    /// It is behind the gate, and leaves it. Not so inside a drained section.
-    is_counted: bool,
-    /// Others may wait for it: it has entered a source, or what caused it has.
-    holds: Cell<bool>,
+    presence: Presence,
+    holds: Cell<Holds>,
 }
 
-/// What a request may stand on beside its origin.
-enum Ground {
-    /// The proof under which it is issued.
-    Proof(Shield),
-    /// The drained section in which it is made.
-    Section(Rc<SectionMarks>),
+/// Whether others may wait for a request. As wide as what stands beside it, like [`Presence`], so that a
+/// request is moved by whole words.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Holds {
+    Nobody,
+    /// It has entered a source, or what caused it has.
+    Others,
+}
+
+/// How a request is behind its gate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Presence {
+    /// It has entered, and leaves.
+    Own,
+    /// By the request of which it is a part.
+    Shared,
+    /// Not at all: it is inside a drained section.
+    None,
+}
+
+/// A request as a part of another one, which outlives it: it need not enter the gate again.
+pub(super) struct Part<'r> {
+    request: Request,
+    whole: PhantomData<&'r Request>,
+}
+
+impl Deref for Part<'_> {
+    type Target = Request;
+
+    #[inline]
+    fn deref(&self) -> &Request {
+        &self.request
+    }
 }
 
 /// A proven write on its way: where the snapshot has what its proof leaves alone.
@@ -95,9 +119,35 @@ impl Shield {
     }
 }
 
+/// What a request stands on beside its origin, the innermost first.
 struct Lineage {
-    operation: OpId,
+    ground: Ground,
     up: Option<Rc<Lineage>>,
+}
+
+enum Ground {
+    Operation(Operation),
+    /// The drained section in which it is made. Nothing is above it.
+    Section(Rc<SectionMarks>),
+}
+
+/// A guarded operation.
+struct Operation {
+    id: OpId,
+    /// The view that it is proven not to alter.
+    unchanged: Option<Class>,
+    /// The proof under which it is issued.
+    shield: OnceCell<Shield>,
+}
+
+impl Lineage {
+    #[inline]
+    fn operation(&self) -> Option<&Operation> {
+        match &self.ground {
+            Ground::Operation(operation) => Some(operation),
+            Ground::Section(_) => None,
+        }
+    }
 }
 
 impl Request {
@@ -110,7 +160,7 @@ impl Request {
             // Boxed, so that the path through an open gate keeps a small future.
             Box::pin(gate.enter(worker)).await;
         }
-        Self::new(graph, origin, worker, true)
+        Self::new(graph, origin, worker, Presence::Own)
     }
 
     /// Enters the gate of `origin` on `worker` if it is open; gives the snapshot back if it is closed.
@@ -121,7 +171,7 @@ impl Request {
         worker: usize,
     ) -> Result<Self, Rc<Snapshot>> {
         if graph.origins[origin].gate.try_enter(worker) {
-            return Ok(Self::new(graph, origin, worker, true));
+            return Ok(Self::new(graph, origin, worker, Presence::Own));
         }
         Err(graph)
     }
@@ -129,8 +179,9 @@ impl Request {
     /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
     /// that the section holds closed.
     pub(super) fn inside(section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
-        let mut request = Self::new(graph, usize::MAX, worker, false);
-        request.ground = Rc::new(Ground::Section(Rc::clone(section.marks()))).into();
+        let mut request = Self::new(graph, usize::MAX, worker, Presence::None);
+        let ground = Ground::Section(Rc::clone(section.marks()));
+        request.lineage = Some(Rc::new(Lineage { ground, up: None }));
         request
     }
 
@@ -139,87 +190,94 @@ impl Request {
         clippy::cast_possible_truncation,
         reason = "a graph has few origins, a host few workers"
     )]
-    fn new(graph: Rc<Snapshot>, origin: usize, worker: usize, is_counted: bool) -> Self {
+    fn new(graph: Rc<Snapshot>, origin: usize, worker: usize, presence: Presence) -> Self {
         let (origin, worker) = (origin as u32, worker as u32);
-        let (lineage, unchanged) = (None, None);
-        let (holds, ground) = (Cell::new(false), OnceCell::new());
-        Self { graph, lineage, ground, origin, worker, unchanged, is_counted, holds }
+        Self { graph, lineage: None, origin, worker, presence, holds: Cell::new(Holds::Nobody) }
     }
 
     /// A request that this one causes: it passes the gate, and holds up a drain by itself.
     pub(super) fn cause(&self) -> Self {
-        if self.is_counted {
-            self.gate().join(self.worker());
-        }
-        Self {
-            graph: Rc::clone(&self.graph),
-            lineage: self.lineage.clone(),
-            holds: self.holds.clone(),
-            ground: self.ground.clone(),
-            ..*self
-        }
+        let presence = match self.presence {
+            Presence::None => Presence::None,
+            Presence::Own | Presence::Shared => {
+                self.gate().join(self.worker());
+                Presence::Own
+            }
+        };
+        self.again(self.lineage.clone(), presence)
     }
 
-    /// The same, as a part of a guarded operation.
-    pub(super) fn cause_under(&self, operation: OpId, unchanged: Option<Class>) -> Self {
-        let mut request = self.cause();
-        request.lineage = Some(Rc::new(Lineage { operation, up: request.lineage.take() }));
-        request.unchanged = unchanged;
-        request.ground = OnceCell::new();
-        request
+    /// What it issues as a part of itself, under a guarded operation.
+    pub(super) fn part(&self, operation: OpId, unchanged: Option<Class>) -> Part<'_> {
+        let operation = Operation { id: operation, unchanged, shield: OnceCell::new() };
+        let (ground, up) = (Ground::Operation(operation), self.lineage.clone());
+        let lineage = Some(Rc::new(Lineage { ground, up }));
+        let presence = match self.presence {
+            Presence::None => Presence::None,
+            Presence::Own | Presence::Shared => Presence::Shared,
+        };
+        Part { request: self.again(lineage, presence), whole: PhantomData }
+    }
+
+    #[inline]
+    fn again(&self, lineage: Option<Rc<Lineage>>, presence: Presence) -> Self {
+        let (graph, holds) = (Rc::clone(&self.graph), self.holds.clone());
+        Self { graph, lineage, origin: self.origin, worker: self.worker, presence, holds }
+    }
+
+    /// The guarded operation of which it is a part.
+    #[inline]
+    fn operation(&self) -> Option<&Operation> {
+        self.lineage.as_ref()?.operation()
     }
 
     /// The operations that caused it.
     pub(super) fn operations(&self) -> Vec<OpId> {
-        let mut operations = Vec::new();
-        let mut next = self.lineage.as_ref();
-        while let Some(lineage) = next {
-            operations.push(lineage.operation);
-            next = lineage.up.as_ref();
-        }
-        operations
+        let grounds = std::iter::successors(self.lineage.as_ref(), |lineage| lineage.up.as_ref());
+        grounds.filter_map(|lineage| Some(lineage.operation()?.id)).collect()
     }
 
     /// Who asks the guards.
     #[inline]
     pub(super) fn by<'a>(&self, operations: &'a [OpId]) -> By<'a> {
-        By { holds: self.holds.get(), ops: operations }
+        By { holds: self.holds.get() == Holds::Others, ops: operations }
     }
 
     /// From now on others may wait for it.
     #[inline]
     pub(super) fn set_holds(&self) {
-        self.holds.set(true);
+        self.holds.set(Holds::Others);
     }
 
     /// From now on it is a proven write: it does not enter what the proof leaves alone.
     pub(super) fn set_shield(&self, shield: Shield) {
-        let fresh = self.ground.set(Rc::new(Ground::Proof(shield))).is_ok();
-        debug_assert!(fresh, "a request is issued under one proof");
+        let operation = self.operation();
+        let fresh = operation.is_some_and(|operation| operation.shield.set(shield).is_ok());
+        debug_assert!(fresh, "a part of an operation is issued under one proof");
     }
 
     /// The proof under which it is issued.
     #[inline]
     pub(super) fn shield(&self) -> Option<&Shield> {
-        match &**self.ground.get()? {
-            Ground::Proof(shield) => Some(shield),
-            Ground::Section(_) => None,
-        }
+        self.operation()?.shield.get()
     }
 
     /// Where its changes are marked, if it is made in a drained section.
     #[inline]
     pub(super) fn section(&self) -> Option<&SectionMarks> {
-        match &**self.ground.get()? {
-            Ground::Section(marks) => Some(marks),
-            Ground::Proof(_) => None,
-        }
+        let lineage = self.lineage.as_ref()?;
+        std::iter::successors(Some(lineage), |lineage| lineage.up.as_ref()).find_map(|lineage| {
+            match &lineage.ground {
+                Ground::Section(marks) => Some(&**marks),
+                Ground::Operation(_) => None,
+            }
+        })
     }
 
     /// The view that it is proven not to alter.
     #[inline]
     pub(super) fn unchanged(&self) -> Option<Class> {
-        self.unchanged
+        self.operation()?.unchanged
     }
 
     /// The snapshot in which it runs.
@@ -238,7 +296,7 @@ impl Request {
     /// end, so it stays behind the gate.
     #[cold]
     pub(super) fn abandon(&self) {
-        if self.is_counted {
+        if self.presence != Presence::None {
             self.gate().join(self.worker());
             self.graph.origins[self.origin as usize].abandoned.fetch_add(1, Ordering::Relaxed);
         }
@@ -246,7 +304,7 @@ impl Request {
 
     /// Whether whoever holds it back is to let it go; if not, the task is woken when that begins.
     pub(super) fn poll_drained(&self, cx: &Context<'_>) -> bool {
-        !self.is_counted || self.gate().poll_closed(cx)
+        self.presence == Presence::None || self.gate().poll_closed(cx)
     }
 
     /// Number of the worker that runs it.
@@ -259,7 +317,7 @@ impl Request {
 impl Drop for Request {
     #[inline]
     fn drop(&mut self) {
-        if self.is_counted {
+        if self.presence == Presence::Own {
             self.gate().leave(self.worker());
         }
     }

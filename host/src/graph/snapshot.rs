@@ -430,6 +430,11 @@ impl<'g> Cx<'g> {
         &self.graph.nodes[self.node].name
     }
 
+    /// Bytes of the node's view.
+    pub fn node_size_bytes(&self) -> u64 {
+        self.graph.nodes[self.node].info.size_bytes
+    }
+
     /// Number of the worker that runs the call.
     pub fn worker(&self) -> usize {
         self.request.worker()

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Inner, Result};
+use super::persist::Persistence;
+use super::{Inner, Keep, Result};
 use crate::bitmap::{Bitmap, BitmapName, BitmapReader, BitmapState, Granularity};
 use crate::error::{Error, ErrorKind};
-use crate::graph::{BitmapAction, BitmapRef, BitmapScope, Transaction};
+use crate::graph::{BitmapAction, BitmapRef, BitmapScope, GraphCell, Transaction};
 
 /// A dirty bitmap of a node or a drive. Holding it keeps it readable, also after its removal.
 ///
@@ -185,10 +186,40 @@ impl DirtyBitmap {
         self.act(BitmapAction::Rename(name)).await
     }
 
-    /// Takes it out of the graph.
+    /// Ends that it is [inconsistent](BitmapState::Inconsistent): all of it is dirty, and it records from now
+    /// on.
     ///
     /// # Errors
-    /// As [`DirtyBitmap::clear`].
+    /// `EINVAL` when it is not inconsistent; else as [`DirtyBitmap::clear`].
+    pub async fn repair(&self) -> Result<()> {
+        self.act(BitmapAction::Repair).await
+    }
+
+    /// Has an image keep it while the host is down, from now on. Until it is stored in the end, by
+    /// [`Host::shutdown`](crate::Host::shutdown) or when the image's node is removed, the image says that it
+    /// is in use.
+    ///
+    /// # Errors
+    /// Why it could not be stored: `ENOTSUP`, `EROFS` or `ENOSPC` of the image; `EEXIST` if the image has one
+    /// of its name, or it is kept already; `ENOENT` when it was removed.
+    pub async fn keep(&self, keep: Keep) -> Result<()> {
+        let bitmap = Arc::clone(&self.bitmap);
+        let keep = async move |persistence: &Persistence, cell: &Arc<GraphCell>| {
+            persistence.keep(cell, &bitmap, keep).await
+        };
+        self.inner.persist(keep).await
+    }
+
+    /// The node whose image keeps it. `None` if it is not kept, or no image can keep it now, which an event
+    /// has told ([`Event::BitmapNotKept`](crate::graph::Event::BitmapNotKept)).
+    pub fn kept_in(&self) -> Option<Arc<str>> {
+        self.inner.persistence.kept_in(&self.bitmap)
+    }
+
+    /// Takes it out of the graph, and out of the image that keeps it.
+    ///
+    /// # Errors
+    /// As [`DirtyBitmap::clear`]; `EROFS` when that image is read-only.
     pub async fn remove(&self) -> Result<()> {
         self.act(BitmapAction::Remove).await
     }

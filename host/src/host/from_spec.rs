@@ -9,22 +9,25 @@ use std::time::Duration;
 
 use blockloom_plugin_throttle::ThrottleConfig;
 
-use super::Host;
+use super::images::{self, is_written};
+use super::persist::{Wanted, first_stored};
+use super::start::{Driver, Failed, Plan, PlannedNode};
 use super::surroundings::Machine;
+use super::{Host, Keep};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
     self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
-    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, Persist, PluginSpec, Scope,
-    Span,
+    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, Persist, PluginSpec,
+    Qcow2Spec, Scope, Span,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
 use crate::filter::{PassNode, ThrottleGroup, ThrottleNode};
-use crate::graph::{
-    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, GraphDecl, NodeDecl, PermissionSet,
-};
+use crate::graph::{BitmapDecl, BitmapScope, ChildDecl, DriveDecl, PermissionSet};
 use crate::io::{EngineChoice, EngineKind, WorkerOptions, read_text_file};
-use crate::node::{FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, RawNode};
+use crate::node::{
+    FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, Qcow2Options, RawNode,
+};
 use crate::plugin::{Instance, InstanceError, PluginLimits, PluginNode};
 
 /// Longest graph file, bytes.
@@ -132,6 +135,10 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
     let (mut spec, found, base) = read(path)?;
     let machine = Machine::default();
     check_on(&mut spec, found, &base, &machine)?;
+    images::prepare_all(&spec, &base).map_err(|failed| {
+        let node = Some(failed.node.name.value.clone());
+        not_started(&spec, Failed { node, kept: None, error: failed.error })
+    })?;
     let mut builder = Builder {
         spec: &spec,
         base: &base,
@@ -139,10 +146,28 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
         instances: BTreeMap::new(),
         groups: BTreeMap::new(),
     };
-    let graph = builder.graph()?;
-    let host = Host::start(&worker_options(&spec, overrides), graph)?;
+    let plan = builder.plan()?;
+    let host = Host::start(&worker_options(&spec, overrides), plan)
+        .map_err(|failed| not_started(&spec, failed))?;
     let exports = serve(&host, &spec, &base)?;
     Ok((host, exports))
+}
+
+/// A node that does not open is shown where it is named, a bitmap that cannot be kept where it is said that
+/// it is to be.
+fn not_started(spec: &GraphSpec, failed: Failed) -> StartError {
+    let is_it = |node: &&NodeSpec| Some(&node.name.value) == failed.node.as_ref();
+    let node = spec.nodes.iter().find(is_it).map(|node| node.name.span);
+    let mut kept = spec.bitmaps.iter().filter(|bitmap| bitmap.persist.value != Persist::None);
+    let bitmap = failed.kept.and_then(|at| kept.nth(at)).map(|bitmap| bitmap.persist.span);
+    match node.or(bitmap) {
+        None => StartError::Failed(failed.error),
+        Some(span) => {
+            let mut found = spec.diagnostics();
+            found.push(Diagnostic::error(span, failed.error.to_string()));
+            StartError::Config(Box::new(found))
+        }
+    }
 }
 
 fn worker_options(spec: &GraphSpec, overrides: Overrides) -> WorkerOptions {
@@ -171,16 +196,19 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn graph(&mut self) -> Result<GraphDecl, StartError> {
-        let mut graph = GraphDecl::default();
+    fn plan(&mut self) -> Result<Plan, StartError> {
+        let mut plan = Plan::default();
         for spec in &self.spec.nodes {
-            let driver = self.driver(spec)?;
+            let driver = match &spec.driver {
+                DriverSpec::Qcow2(image) => Driver::Open(Box::new(self.qcow2_options(spec, image))),
+                _ => Driver::Ready(self.driver(spec)?),
+            };
             let name = spec.name.value.clone();
             let children = self.children(&name);
-            graph.nodes.push(NodeDecl { name, driver, children });
+            plan.nodes.push(PlannedNode { name, driver, children });
         }
         for drive in &self.spec.drives {
-            graph.drives.push(DriveDecl {
+            plan.drives.push(DriveDecl {
                 id: drive.id.value.clone(),
                 root: drive.root.as_ref().map(|root| root.value.clone()),
                 writable: drive.is_writable(self.spec),
@@ -189,7 +217,7 @@ impl Builder<'_> {
         }
         for export in &self.spec.exports {
             if let Scope::Node(node) = &export.scope {
-                graph.drives.push(DriveDecl {
+                plan.drives.push(DriveDecl {
                     id: drive_of(export),
                     root: Some(node.value.clone()),
                     writable: export.writable.value,
@@ -198,9 +226,26 @@ impl Builder<'_> {
             }
         }
         for bitmap in &self.spec.bitmaps {
-            graph.bitmaps.push(bitmap_decl(bitmap)?);
+            plan.bitmaps.push(bitmap_decl(bitmap)?);
         }
-        Ok(graph)
+        plan.kept = self.kept()?;
+        Ok(plan)
+    }
+
+    /// The bitmaps that images keep, in the order of the file.
+    fn kept(&self) -> Result<Vec<Wanted>> {
+        let mut kept = Vec::new();
+        for bitmap in &self.spec.bitmaps {
+            let keep = match &bitmap.persist.value {
+                Persist::None => continue,
+                Persist::Root => Keep::Root,
+                Persist::Meta => Keep::Meta,
+                Persist::Node(node) => Keep::Node(node.value.clone()),
+            };
+            let BitmapDecl { scope, name, .. } = bitmap_decl(bitmap)?;
+            kept.push(Wanted { scope, name, keep });
+        }
+        Ok(kept)
     }
 
     fn children(&self, parent: &str) -> Vec<ChildDecl> {
@@ -240,7 +285,7 @@ impl Builder<'_> {
                 Ok(Arc::new(RawNode::new(offset, value(&raw.size_bytes))))
             }
             DriverSpec::Qcow2(_) => {
-                let message = "driver `qcow2` cannot be opened yet";
+                let message = "an image is opened when the node that holds it stands";
                 Err(self.at(node.name.span, &Error::new(ErrorKind::NotSupported, message)))
             }
             DriverSpec::Plugin(plugin) => Ok(Arc::new(self.plugin(node, plugin)?)),
@@ -248,13 +293,23 @@ impl Builder<'_> {
         }
     }
 
+    fn qcow2_options(&self, node: &NodeSpec, image: &Qcow2Spec) -> Qcow2Options {
+        let place =
+            |name: &str| self.spec.edges_from(&node.name.value).position(|edge| edge.name == name);
+        Qcow2Options {
+            write: is_written(self.spec, node),
+            backing: place("backing"),
+            data_file: place("data-file"),
+            l2_cache_bytes: image.l2_cache_bytes.value,
+        }
+    }
+
     fn file_options(&self, node: &NodeSpec, file: &FileSpec) -> FileOptions {
-        let mut users = self.spec.edges_to(&node.name.value);
         FileOptions {
             path: file.path_in(self.base),
             create_bytes: file.create_bytes.as_ref().map(|it| it.value),
             direct: file.direct.value,
-            write: users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty()),
+            write: is_written(self.spec, node),
             discard: file.discard.value,
             locking: match file.locking.value {
                 Locking::Auto => ImageLocking::Auto,
@@ -318,10 +373,6 @@ fn instance_key(node: &NodeSpec, shared: Option<&str>) -> String {
 
 fn bitmap_decl(spec: &BitmapSpec) -> Result<BitmapDecl> {
     let invalid = |error: &dyn fmt::Display| Error::new(ErrorKind::Invalid, error.to_string());
-    if spec.persist.value != Persist::None {
-        let message = format!("bitmap `{}` cannot be kept yet", spec.id.value);
-        return Err(Error::new(ErrorKind::NotSupported, message));
-    }
     Ok(BitmapDecl {
         scope: bitmap_scope(&spec.scope),
         name: BitmapName::new(&spec.name.value).map_err(|error| invalid(&error))?,
@@ -357,7 +408,8 @@ fn serve(host: &Host, spec: &GraphSpec, base: &Path) -> Result<Vec<StartedExport
     }
     let mut started = BTreeMap::new();
     for (address, exports) in listeners {
-        let served = exports.iter().map(|export| nbd_export(spec, export)).collect();
+        let served = exports.iter().map(|export| nbd_export(host, spec, export));
+        let served = served.collect::<Result<_, _>>()?;
         let bound = host.serve_nbd(&resolve(&address)?, served).map_err(|error| {
             let mut found = spec.diagnostics();
             found.push(Diagnostic::error(exports[0].listen.span, error.to_string()));
@@ -387,20 +439,45 @@ fn resolve(address: &ListenAddr) -> Result<ListenAddress> {
     }
 }
 
-fn nbd_export(spec: &GraphSpec, export: &ExportSpec) -> Export {
-    let bitmap = |id: &config::Spanned<String>| {
-        let bitmap = spec.bitmap(&id.value)?;
-        Some(ExportBitmap { name: bitmap.name.value.clone(), scope: bitmap_scope(&bitmap.scope) })
-    };
+/// # Errors
+/// A bitmap that neither the file nor an image has.
+fn nbd_export(host: &Host, spec: &GraphSpec, export: &ExportSpec) -> Result<Export, StartError> {
+    let drive = drive_of(export);
     let mut seen = BTreeSet::new();
-    let bitmaps = export.bitmaps.iter().filter(|id| seen.insert(&id.value)).filter_map(bitmap);
-    Export {
+    let mut bitmaps = Vec::new();
+    for id in export.bitmaps.iter().filter(|id| seen.insert(&id.value)) {
+        bitmaps.push(match spec.bitmap(&id.value) {
+            Some(bitmap) => {
+                let name = bitmap.name.value.clone();
+                ExportBitmap { name, scope: bitmap_scope(&bitmap.scope) }
+            }
+            None => ExportBitmap {
+                name: id.value.clone(),
+                scope: stored_bitmap(host, &drive, &id.value).ok_or_else(|| {
+                    let message = format!(
+                        "no image below export `{}` holds a bitmap `{}`, and the file declares none",
+                        export.id.value, id.value
+                    );
+                    let mut found = spec.diagnostics();
+                    found.push(Diagnostic::error(id.span, message));
+                    StartError::Config(Box::new(found))
+                })?,
+            },
+        });
+    }
+    Ok(Export {
         name: export.name.value.clone(),
         description: export.description.as_ref().map(|it| it.value.clone()).unwrap_or_default(),
-        drive: drive_of(export),
+        drive,
         writable: export.writable.value,
-        bitmaps: bitmaps.collect(),
-    }
+        bitmaps,
+    })
+}
+
+/// What records the first stored bitmap of this name from the top of a drive.
+fn stored_bitmap(host: &Host, drive: &str, name: &str) -> Option<BitmapScope> {
+    let name = BitmapName::new(name).ok()?;
+    first_stored(&host.graph(), &BitmapScope::Drive(drive.into()), &name)
 }
 
 /// An NBD URI (NBD project, `doc/uri.md`).

@@ -9,7 +9,10 @@ mod drive;
 mod events;
 mod from_spec;
 mod image_facts;
+mod images;
+mod persist;
 mod report;
+mod start;
 mod surroundings;
 mod transaction;
 
@@ -21,25 +24,28 @@ pub use bitmaps::DirtyBitmap;
 pub use call::block_on;
 pub use drive::Drive;
 pub use from_spec::{Overrides, StartError, StartedExport, check, read_spec, start};
+pub use persist::Keep;
 pub use report::report as report_of;
 
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ListenAddress, NbdServer};
 use crate::graph::{
-    Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, GraphDecl,
-    LocalDrive, LocalGraph, NodeDecl, Transaction,
+    Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, LocalDrive,
+    LocalGraph, OpenDriver, Transaction,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
+use persist::{Persistence, Wanted};
+use start::{Driver, Plan, PlannedNode};
 
 /// Collects what makes a [`Host`].
 #[derive(Default)]
 pub struct HostBuilder {
     options: WorkerOptions,
-    graph: GraphDecl,
+    plan: Plan,
 }
 
 impl HostBuilder {
@@ -53,7 +59,21 @@ impl HostBuilder {
     /// Adds a node: a driver of this crate or of your own, and its children in the driver's order.
     #[must_use]
     pub fn node(mut self, name: &str, driver: impl Node, children: Vec<ChildDecl>) -> Self {
-        self.graph.nodes.push(NodeDecl { name: name.into(), driver: Arc::new(driver), children });
+        let driver = Driver::Ready(Arc::new(driver));
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
+        self
+    }
+
+    /// Adds a node whose driver is opened when its children stand: see [`Host::open_node`].
+    #[must_use]
+    pub fn open_node(
+        mut self,
+        name: &str,
+        driver: impl OpenDriver,
+        children: Vec<ChildDecl>,
+    ) -> Self {
+        let driver = Driver::Open(Box::new(driver));
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
         self
     }
 
@@ -61,7 +81,7 @@ impl HostBuilder {
     #[must_use]
     pub fn drive(mut self, id: &str, root: &str, writable: bool) -> Self {
         let root = Some(root.into());
-        self.graph.drives.push(DriveDecl { id: id.into(), root, writable, only_shows: false });
+        self.plan.drives.push(DriveDecl { id: id.into(), root, writable, only_shows: false });
         self
     }
 
@@ -73,17 +93,31 @@ impl HostBuilder {
         name: BitmapName,
         granularity: Granularity,
     ) -> Self {
-        self.graph.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
+        self.plan.bitmaps.push(BitmapDecl { scope, name, granularity, enabled: true });
         self
     }
 
-    /// Starts the workers and the graph.
+    /// Adds a dirty bitmap that an image keeps while the host is down. If the image has it already, it goes on
+    /// from there: recording, or disabled, as it was stored.
+    #[must_use]
+    pub fn kept_bitmap(
+        mut self,
+        scope: BitmapScope,
+        name: BitmapName,
+        granularity: Granularity,
+        keep: Keep,
+    ) -> Self {
+        self.plan.kept.push(Wanted { scope: scope.clone(), name: name.clone(), keep });
+        self.bitmap(scope, name, granularity)
+    }
+
+    /// Starts the workers and the graph. Bitmaps that images hold are loaded, and go on recording.
     ///
     /// # Errors
-    /// When a name is wrong, nodes do not fit each other, permissions conflict, or the engine asked for
-    /// does not work here.
+    /// When a name is wrong, nodes do not fit each other or do not open, permissions conflict, or the engine
+    /// asked for does not work here; when a bitmap cannot be kept where it is to be.
     pub fn start(self) -> Result<Host> {
-        Host::start(&self.options, self.graph)
+        Host::start(&self.options, self.plan).map_err(|failed| failed.error)
     }
 }
 
@@ -98,6 +132,7 @@ struct Inner {
     workers: Workers,
     cell: Arc<GraphCell>,
     server: NbdServer,
+    persistence: Arc<Persistence>,
     next_worker: AtomicUsize,
 }
 
@@ -127,23 +162,6 @@ impl Host {
     /// ```
     pub fn builder() -> HostBuilder {
         HostBuilder::default()
-    }
-
-    fn start(options: &WorkerOptions, graph: GraphDecl) -> Result<Self> {
-        let graph = graph.build()?;
-        graph.start_drivers(None)?;
-        let workers = Workers::start(options)
-            .map_err(|error| Error::new(ErrorKind::NotSupported, format!("workers: {error}")))?;
-        let cell = Arc::new(GraphCell::with_workers(graph, workers.handles().len()));
-        let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
-        let inner = Inner {
-            ended: Arc::default(),
-            workers,
-            cell,
-            server,
-            next_worker: AtomicUsize::new(0),
-        };
-        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The engine that the workers run on.
@@ -184,6 +202,16 @@ impl Host {
             Some(bitmap) => Ok(DirtyBitmap::new(&self.inner, &scope, bitmap)),
             None => DirtyBitmap::find(&self.inner, &scope, name.as_str()),
         }
+    }
+
+    /// Stores all bitmaps that images keep, as they stand. They stay marked as in use: what is stored counts
+    /// when it is stored in the end, by [`Host::shutdown`] or when the image's node is removed. So this shows
+    /// whether they can be.
+    ///
+    /// # Errors
+    /// The first that is not stored; the others are.
+    pub async fn store_bitmaps(&self) -> Result<()> {
+        self.inner.persist(async |persistence, cell| persistence.store(cell).await).await
     }
 
     /// Serves exports over NBD; returns where (a TCP port 0 is replaced). As long as an export is there its
@@ -285,6 +313,20 @@ impl Drop for Host {
 impl Inner {
     fn first(&self) -> &WorkerHandle {
         &self.workers.handles()[0]
+    }
+
+    /// Does something about kept bitmaps, on a worker.
+    async fn persist<T: Send + 'static>(
+        &self,
+        f: impl AsyncFnOnce(&Persistence, &Arc<GraphCell>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
+        let persistence = Arc::clone(&self.persistence);
+        on_worker(self.first(), move || async move {
+            check_running(&ended)?;
+            f(&persistence, &cell).await
+        })
+        .await
     }
 
     /// Workers in turn, so that drives spread over them.

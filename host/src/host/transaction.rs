@@ -87,9 +87,13 @@ impl Inner {
     pub(super) async fn transact(&self, transaction: Transaction) -> Result<Applied> {
         self.check_unexported(&transaction)?;
         let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
+        let persistence = Arc::clone(&self.persistence);
         let applied = on_worker(self.first(), move || async move {
             check_running(&ended)?;
-            cell.transact(transaction).await
+            let (transaction, entered) = persistence.prepare(&cell.load(), transaction)?;
+            let applied = cell.transact(transaction).await?;
+            persistence.follow(&cell, entered).await;
+            Ok(applied)
         });
         let applied = applied.await?;
         self.refresh_workers();
@@ -112,7 +116,7 @@ impl Inner {
 
     /// Lets every worker go over to the current snapshot now: one without requests would keep the former,
     /// and with it the files of removed nodes.
-    fn refresh_workers(&self) {
+    pub(super) fn refresh_workers(&self) {
         for worker in self.workers.handles() {
             let cell = Arc::clone(&self.cell);
             // A worker that has ended has let go of everything.

@@ -20,6 +20,8 @@ pub struct OpenOptions {
     pub direct: bool,
     /// Make it, sparse and this long, if it does not exist.
     pub create_bytes: Option<u64>,
+    /// Make it, empty, for writing; `EEXIST` if something is there.
+    pub create_new: bool,
 }
 
 /// What [`FileOp::Allocate`] does with a range.
@@ -86,6 +88,9 @@ impl File {
         if options.direct {
             flags |= OFlags::DIRECT;
         }
+        if options.create_new {
+            flags |= OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
+        }
         let mode = Mode::from_raw_mode(0o644);
         let fd = match (rustix::fs::open(path, flags, mode), options.create_bytes) {
             (Err(rustix::io::Errno::NOENT), Some(len)) => {
@@ -151,6 +156,23 @@ impl File {
             return Ok(file.len_bytes());
         }
         Ok(rustix::fs::seek(self.fd(), SeekFrom::End(0))?)
+    }
+
+    /// What tells it from all other files: device and number. Control path.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let facts = rustix::fs::fstat(self.fd())?;
+        Ok((facts.st_dev, facts.st_ino))
+    }
+
+    /// Bytes that it occupies now. Control path.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(u64::try_from(rustix::fs::fstat(self.fd())?.st_blocks).unwrap_or(0) * 512)
     }
 
     /// Runs one operation here and now, on a thread that may block.

@@ -55,6 +55,7 @@ pub use net::{AttachedListener, Listener, Stream, socket_in_use};
 pub use ops::{FileOp, OpFuture, OpOutput};
 pub use paths::{
     PathFacts, create_parent_missing, path_facts, read_file, read_head, read_text_file, real_path,
+    remove_file, replace_file,
 };
 pub use signal::{Signal, Signals};
 pub use task::LocalFuture;

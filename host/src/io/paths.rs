@@ -86,6 +86,24 @@ pub fn create_parent_missing(path: &Path) -> bool {
     parent.is_some_and(|parent| !parent.is_dir())
 }
 
+/// Removes a file.
+///
+/// # Errors
+/// The operating system's.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)
+}
+
+/// Puts the file `from` where `to` is, in one step, and makes that durable.
+///
+/// # Errors
+/// The operating system's.
+pub fn replace_file(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+    std::fs::File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
 /// Reads a whole text file of at most `max_bytes`.
 ///
 /// # Errors

@@ -81,6 +81,7 @@ impl FileNode {
             write: options.write,
             direct: options.direct,
             create_bytes: options.create_bytes,
+            ..OpenOptions::default()
         };
         let file = File::open(&options.path, &open)
             .map_err(|error| Error::os(format!("cannot open `{path}`"), &error))?;

@@ -6,17 +6,25 @@
 //!
 //! **Invariant**: a driver may assume a valid request and cannot go round the bitmaps.
 
+mod bitmap_store;
 mod file;
 mod memory;
 mod null;
+mod qcow2;
 mod raw;
 
 use std::future::Future;
 use std::pin::Pin;
 
+pub(crate) use bitmap_store::create as create_stored;
+pub use bitmap_store::{
+    BitmapContent, BitmapStore, Keeping, LoadedBitmap, StoreChange, StoredBitmap, Trust,
+};
 pub use file::{FileNode, FileOptions, ImageLocking};
 pub use memory::MemoryNode;
 pub use null::NullNode;
+pub(crate) use qcow2::{Access, FileStorage};
+pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -292,7 +300,7 @@ pub trait Node: Send + Sync + 'static {
 
     /// Called once when the node leaves the graph, or the host ends, after the last request and before its
     /// children are closed: what is to be found when it is opened again is written now. It must not alter
-    /// what any node shows. A failure is told and changes nothing else.
+    /// what the node shows. A failure is told and changes nothing else.
     fn close<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async { Ok(()) })
     }
@@ -300,6 +308,11 @@ pub trait Node: Send + Sync + 'static {
     /// What it does with its containers of its own accord. Always the same.
     fn upkeep(&self) -> Upkeep {
         Upkeep::None
+    }
+
+    /// The bitmaps that it keeps beside its bytes, if it can.
+    fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
+        None
     }
 
     /// From which byte of its storage child on the node shows that child's bytes, if it does just that.

@@ -7,7 +7,7 @@ use blockloom_tests::tools;
 use serde_json::Value;
 
 use crate::options::Options;
-use crate::servers::{NBDKIT, Server};
+use crate::servers::Server;
 
 /// A pattern of requests.
 pub(crate) struct Workload {
@@ -38,6 +38,10 @@ pub(crate) const WORKLOADS: [Workload; 6] = [
     workload(READ_1M, "read", 1 << 20, 8),
     workload(WRITE_1M, "write", 1 << 20, 8),
 ];
+
+/// Writes that mostly meet clusters which are not there yet.
+pub(crate) const ALLOCATE_4K_32: &str = "allocate 4 KiB, depth 32";
+pub(crate) const ALLOCATING: Workload = workload(ALLOCATE_4K_32, "randwrite", 4096, 32);
 
 /// Whether the load can be made here.
 pub(crate) fn has_fio() -> bool {
@@ -72,8 +76,13 @@ pub(crate) struct Figure {
     pub(crate) cpu: f64,
 }
 
-/// One run.
-pub(crate) fn measure(server: &Server, workload: &Workload, options: &Options) -> Figure {
+/// One run, over the first part of the disk.
+pub(crate) fn measure(
+    server: &Server,
+    workload: &Workload,
+    options: &Options,
+    size_mib: u64,
+) -> Figure {
     let before = server.cpu_seconds();
     let report = fio(
         server,
@@ -81,7 +90,7 @@ pub(crate) fn measure(server: &Server, workload: &Workload, options: &Options) -
             format!("rw={}", workload.rw),
             format!("bs={}", workload.block_bytes),
             format!("iodepth={}", workload.depth),
-            format!("size={}m", options.size_mib),
+            format!("size={size_mib}m"),
             format!("runtime={}", options.secs),
             "time_based=1".to_owned(),
             "norandommap=1".to_owned(),
@@ -102,8 +111,8 @@ pub(crate) struct Figures(BTreeMap<(&'static str, &'static str), Vec<Figure>>);
 
 impl Figures {
     /// Keeps a run.
-    pub(crate) fn add(&mut self, workload: &Workload, server: &Server, figure: Figure) {
-        self.0.entry((workload.name, server.name)).or_default().push(figure);
+    pub(crate) fn add(&mut self, workload: &'static str, server: &'static str, figure: Figure) {
+        self.0.entry((workload, server)).or_default().push(figure);
     }
 
     /// Median of each round's ratio of two servers; `None` unless both ran.
@@ -113,25 +122,46 @@ impl Figures {
         (server, other): (&'static str, &'static str),
         of: impl Fn(&Figure) -> f64,
     ) -> Option<f64> {
-        let (left, right) = (self.0.get(&(workload, server))?, self.0.get(&(workload, other))?);
-        Some(median(left.iter().zip(right).map(|(left, right)| of(left) / of(right))))
+        self.ratio_to_best(workload, server, &[other], of, f64::max)
     }
 
-    /// The medians of one workload.
-    pub(crate) fn print(&self, workload: &Workload, servers: &[Server]) {
-        for server in servers {
-            let runs = &self.0[&(workload.name, server.name)];
+    /// As [`Self::ratio`], with what is best of several others in each round; `None` unless all ran.
+    pub(crate) fn ratio_to_best(
+        &self,
+        workload: &'static str,
+        server: &'static str,
+        others: &[&'static str],
+        of: impl Fn(&Figure) -> f64,
+        best: impl Fn(f64, f64) -> f64,
+    ) -> Option<f64> {
+        let runs = self.0.get(&(workload, server))?;
+        let others = others.iter().map(|other| self.0.get(&(workload, *other)));
+        let others = others.collect::<Option<Vec<_>>>()?;
+        let in_round = |(round, run): (usize, &Figure)| {
+            let values = others.iter().filter_map(|runs| runs.get(round)).map(&of);
+            values.reduce(&best).map(|best| of(run) / best)
+        };
+        Some(median(runs.iter().enumerate().filter_map(in_round)))
+    }
+
+    /// The medians of one workload, as far as there are any.
+    pub(crate) fn print(
+        &self,
+        workload: &'static str,
+        servers: &[&'static str],
+        base: &'static str,
+    ) {
+        for &server in servers {
+            let Some(runs) = self.0.get(&(workload, server)) else { continue };
             let iops = median(runs.iter().map(|run| run.iops));
             let cpu = median(runs.iter().map(|run| run.cpu));
-            let mut line =
-                format!("{:24} {:20} {iops:10.0} {cpu:14.2}", workload.name, server.name);
-            let pair = (server.name, NBDKIT);
-            let iops = self.ratio(workload.name, pair, |run| run.iops);
-            let cpu = self.ratio(workload.name, pair, |run| run.cpu);
+            let mut line = format!("{workload:24} {server:20} {iops:10.0} {cpu:14.2}");
+            let iops = self.ratio(workload, (server, base), |run| run.iops);
+            let cpu = self.ratio(workload, (server, base), |run| run.cpu);
             if let (Some(iops), Some(cpu)) = (iops, cpu)
-                && server.name != NBDKIT
+                && server != base
             {
-                line += &format!("   {iops:5.2} x IOPS, {cpu:5.2} x CPU of nbdkit");
+                line += &format!("   {iops:5.2} x IOPS, {cpu:5.2} x CPU of {base}");
             }
             println!("{line}");
         }

@@ -5,16 +5,21 @@
 //! tmpfs. The load is fio's nbd engine. All disks are filled with random data first, so that no server
 //! profits from zeros. Servers run side by side and are measured in turn, round by round; figures are
 //! medians of the rounds, ratios are medians of each round's ratio. Then what an idle server weighs
-//! and how long a start takes.
+//! and how long a start takes, and the same for images (`qcow2.rs`).
 //!
 //! ```text
-//! cargo bench -p blockloom-tests --bench peers -- [--rounds N] [--secs S] [--size-mib M] [--program FILE]
+//! cargo bench -p blockloom-tests --bench peers -- [--only SECTION] [--rounds N] [--secs S] [--size-mib M]
+//!     [--program FILE]
 //! ```
+//!
+//! Sections are `requests`, `starts`, `qcow2-tmpfs`, `qcow2-disk` and `qcow2-open`; the beginning of a name
+//! stands for all that begin so.
 //!
 //! A missed target is printed, not failed: only an idle machine proves anything.
 
 mod load;
 mod options;
+mod qcow2;
 mod servers;
 mod targets;
 
@@ -22,7 +27,7 @@ use blockloom_tests::Scratch;
 
 use load::{Figures, WORKLOADS, fill, measure};
 use options::Options;
-use servers::Server;
+use servers::{NBDKIT, Server};
 use targets::Targets;
 
 fn main() {
@@ -32,15 +37,23 @@ fn main() {
     println!("program: {}", options.program.display());
     print_load();
     let mut targets = Targets::default();
-    if load::has_fio() {
-        let servers = servers::start_all(&options, &scratch);
-        let figures = compare(&options, &servers);
-        targets.of_requests(&figures);
-    } else {
+    if !load::has_fio() {
         println!("SKIPPED: all comparisons need `fio` with its `nbd` engine");
+    } else {
+        if options.has("requests") {
+            let servers = servers::start_all(&options, &scratch);
+            let figures = compare(&options, &servers);
+            targets.of_requests(&figures);
+        }
+        qcow2::compare(&options, &scratch, &mut targets);
     }
-    targets.of_idle_servers(&options.program, &scratch);
-    targets.of_starts(&options.program, &scratch);
+    if options.has("starts") {
+        targets.of_idle_servers(&options.program, &scratch);
+        targets.of_starts(&options.program, &scratch);
+    }
+    if options.has("qcow2-open") {
+        qcow2::open(&options, &scratch, &mut targets);
+    }
     print_load();
     targets.print();
 }
@@ -55,10 +68,12 @@ fn compare(options: &Options, servers: &[Server]) -> Figures {
     for workload in &WORKLOADS {
         for _ in 0..options.rounds {
             for server in servers {
-                figures.add(workload, server, measure(server, workload, options));
+                let figure = measure(server, workload, options, options.size_mib);
+                figures.add(workload.name, server.name, figure);
             }
         }
-        figures.print(workload, servers);
+        let names: Vec<_> = servers.iter().map(|server| server.name).collect();
+        figures.print(workload.name, &names, NBDKIT);
     }
     figures
 }

@@ -14,6 +14,8 @@ pub(crate) struct Options {
     pub(crate) size_mib: u64,
     /// The `blockloom` to measure.
     pub(crate) program: PathBuf,
+    /// Beginning of the names of the sections to run; empty for all.
+    only: String,
 }
 
 impl Options {
@@ -25,6 +27,7 @@ impl Options {
             size_mib: 512,
             // Built with this benchmark, in the same profile: never an old one.
             program: env!("CARGO_BIN_EXE_blockloom-under-test").into(),
+            only: String::new(),
         };
         let mut is_benchmark = false;
         let mut arguments = std::env::args().skip(1);
@@ -35,6 +38,7 @@ impl Options {
                 "--secs" => options.secs = value(&argument, arguments.next()),
                 "--size-mib" => options.size_mib = value(&argument, arguments.next()),
                 "--program" => options.program = value(&argument, arguments.next()),
+                "--only" => options.only = value(&argument, arguments.next()),
                 _ => refuse(&format!("unknown option `{argument}`")),
             }
         }
@@ -42,6 +46,11 @@ impl Options {
             refuse("`--rounds`, `--secs` and `--size-mib` must be at least 1");
         }
         is_benchmark.then_some(options)
+    }
+
+    /// Whether to run a section.
+    pub(crate) fn has(&self, section: &str) -> bool {
+        section.starts_with(&self.only)
     }
 }
 
@@ -51,6 +60,8 @@ fn value<T: FromStr>(option: &str, text: Option<String>) -> T {
 }
 
 fn refuse(message: &str) -> ! {
-    eprintln!("error: {message}\nusage: [--rounds N] [--secs S] [--size-mib M] [--program FILE]");
+    eprintln!(
+        "error: {message}\nusage: [--only SECTION] [--rounds N] [--secs S] [--size-mib M] [--program FILE]"
+    );
     exit(2)
 }

@@ -15,6 +15,9 @@ use crate::options::Options;
 pub(crate) const BLOCKLOOM: &str = "blockloom";
 pub(crate) const WITH_THROTTLE: &str = "blockloom throttle";
 pub(crate) const NBDKIT: &str = "nbdkit memory";
+pub(crate) const QCOW2: &str = "blockloom qcow2";
+pub(crate) const RAW_FILE: &str = "blockloom raw file";
+pub(crate) const QSD_QCOW2: [&str; 2] = ["qsd qcow2, io_uring", "qsd qcow2, threads"];
 
 /// A running server.
 pub(crate) struct Server {
@@ -35,6 +38,14 @@ struct Peer {
     child: Child,
     /// A file on tmpfs, if it has one; removed after the process.
     _disk: Option<TempDir>,
+}
+
+/// A disk in a file that is there already.
+pub(crate) struct ImageServer<'a> {
+    /// Of the server.
+    pub(crate) name: &'static str,
+    /// The file: a qcow2 image for [`QCOW2`] and [`QSD_QCOW2`], raw for [`RAW_FILE`].
+    pub(crate) image: &'a Path,
 }
 
 impl Drop for Peer {
@@ -101,6 +112,44 @@ fn blockloom(
     Server { name, uri: daemon.uri("vda").to_owned(), process: Process::Daemon(daemon) }
 }
 
+/// Starts what serves an image.
+pub(crate) fn serve_image(
+    options: &Options,
+    scratch: &Scratch,
+    wanted: &ImageServer<'_>,
+) -> Option<Server> {
+    let ImageServer { name, image } = *wanted;
+    let path = image.display();
+    let stem = image.file_stem().and_then(|stem| stem.to_str()).unwrap_or("image");
+    if let Some(index) = QSD_QCOW2.iter().position(|qsd| *qsd == name) {
+        let socket = scratch.path(&format!("{stem}.sock"));
+        let aio = ["io_uring", "threads"][index];
+        let file = format!("driver=file,node-name=file,filename={path},aio={aio}");
+        let command = qsd(&file, "qcow2", &socket);
+        return peer(name, command, &socket, "disk", None);
+    }
+    let driver = if name == QCOW2 { "qcow2" } else { "raw" };
+    let text = format!(
+        "[node.disk]\ndriver = \"{driver}\"\nfile = {{ driver = \"file\", path = \"{path}\" }}\n\
+         [drive.vda]\nroot = \"disk\"\n\n[export.vda]\ntype = \"nbd\"\n\
+         drive = \"vda\"\nlisten = \"unix:{stem}.sock\"\nwritable = true\n"
+    );
+    let graph = scratch.graph(&format!("{stem}.toml"), &text);
+    let daemon = Daemon::start(&options.program, &graph, &[]);
+    Some(Server { name, uri: daemon.uri("vda").to_owned(), process: Process::Daemon(daemon) })
+}
+
+/// A storage daemon with node `file` below one of `driver`.
+fn qsd(file: &str, driver: &str, socket: &Path) -> Command {
+    let mut command = Command::new("qemu-storage-daemon");
+    command.args(["--blockdev", file, "--blockdev"]);
+    command.arg(format!("driver={driver},node-name=disk,file=file"));
+    command.arg("--nbd-server");
+    command.arg(format!("addr.type=unix,addr.path={}", socket.display()));
+    command.args(["--export", "nbd,id=disk,node-name=disk,writable=on"]);
+    command
+}
+
 /// A raw file on tmpfs: QEMU has no disk in memory that keeps what is written.
 fn storage_daemon(
     name: &'static str,
@@ -116,12 +165,8 @@ fn storage_daemon(
     let file = fs::File::create(&image).expect("create an image");
     file.set_len(options.size_mib << 20).expect("set the length of an image");
     let socket = scratch.path(&format!("qsd-{aio}.sock"));
-    let mut command = Command::new("qemu-storage-daemon");
-    command.arg("--blockdev");
-    command.arg(format!("driver=file,node-name=file,filename={},aio={aio}", image.display()));
-    command.args(["--blockdev", "driver=raw,node-name=disk,file=file", "--nbd-server"]);
-    command.arg(format!("addr.type=unix,addr.path={}", socket.display()));
-    command.args(["--export", "nbd,id=disk,node-name=disk,writable=on"]);
+    let file = format!("driver=file,node-name=file,filename={},aio={aio}", image.display());
+    let command = qsd(&file, "raw", &socket);
     peer(name, command, &socket, "disk", Some(disk))
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use blockloom_tests::{Daemon, Scratch};
 
 use crate::load::{
-    Figure, Figures, READ_1M, READ_4K_1, READ_4K_32, WRITE_1M, WRITE_4K_1, WRITE_4K_32, median,
+    ALLOCATE_4K_32, Figure, Figures, READ_1M, READ_4K_1, READ_4K_32, WRITE_1M, WRITE_4K_1,
+    WRITE_4K_32, median,
 };
-use crate::servers::{BLOCKLOOM, NBDKIT, WITH_THROTTLE};
+use crate::servers::{BLOCKLOOM, NBDKIT, QCOW2, QSD_QCOW2, RAW_FILE, WITH_THROTTLE};
 
 /// Starts of which the median counts.
 const STARTS: usize = 9;
@@ -20,14 +21,16 @@ const REST: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(crate) struct Targets(Vec<String>);
 
+/// What counts as reached.
 #[derive(Clone, Copy)]
-enum Bound {
+pub(crate) enum Bound {
     AtMost(f64),
     AtLeast(f64),
 }
 
 impl Targets {
-    fn add(&mut self, what: &str, value: Option<f64>, unit: &str, bound: Bound) {
+    /// One more.
+    pub(crate) fn add(&mut self, what: &str, value: Option<f64>, unit: &str, bound: Bound) {
         let (met, sign, limit) = match bound {
             Bound::AtMost(limit) => (value.map(|value| value <= limit), "<=", limit),
             Bound::AtLeast(limit) => (value.map(|value| value >= limit), ">=", limit),
@@ -62,6 +65,26 @@ impl Targets {
             let what = format!("CPU with `throttle` of CPU without, {workload}");
             self.add(&what, value, "x", Bound::AtMost(1.1));
         }
+    }
+
+    /// Images against the best of QEMU's in each round, and against a raw file.
+    pub(crate) fn of_images(&mut self, place: &str, figures: &Figures) {
+        let (cpu, iops) = (|run: &Figure| run.cpu, |run: &Figure| run.iops);
+        let of_cpu = |load| figures.ratio_to_best(load, QCOW2, &QSD_QCOW2, cpu, f64::min);
+        let of_iops = |load| figures.ratio_to_best(load, QCOW2, &QSD_QCOW2, iops, f64::max);
+        for load in [READ_4K_32, WRITE_4K_32] {
+            let what = format!("CPU of qsd's best, {load}, {place}");
+            self.add(&what, of_cpu(load), "x", Bound::AtMost(0.35));
+            let what = format!("IOPS of qsd's best, {load}, {place}");
+            self.add(&what, of_iops(load), "x", Bound::AtLeast(2.0));
+        }
+        for (load, limit) in [(ALLOCATE_4K_32, 1.5), (READ_1M, 1.0), (WRITE_1M, 1.0)] {
+            let what = format!("IOPS of qsd's best, {load}, {place}");
+            self.add(&what, of_iops(load), "x", Bound::AtLeast(limit));
+        }
+        let value = figures.ratio(READ_4K_32, (QCOW2, RAW_FILE), cpu);
+        let what = format!("CPU of a raw file, {READ_4K_32}, {place}");
+        self.add(&what, value, "x", Bound::AtMost(1.15));
     }
 
     /// What an idle server with a large disk weighs.

@@ -228,7 +228,7 @@ impl<S: Storage> Scan<'_, S> {
         Ok(())
     }
 
-    fn walk_l2(&mut self, table: &[u8], l2_use: &L2Use) -> Result<()> {
+    pub(super) fn walk_l2(&mut self, table: &[u8], l2_use: &L2Use) -> Result<()> {
         let words = self.format.entry_words();
         let guest_first = l2_use.l1_index * self.format.table_entries();
         // Where the next guest cluster would be without fragmentation.

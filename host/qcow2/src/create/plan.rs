@@ -115,10 +115,6 @@ impl Plan {
         self.metadata_clusters() + self.data_clusters
     }
 
-    pub(super) fn metadata_bytes(&self) -> u64 {
-        self.metadata_clusters() << self.cluster().bits()
-    }
-
     pub(super) fn file_bytes(&self) -> u64 {
         self.clusters() << self.cluster().bits()
     }

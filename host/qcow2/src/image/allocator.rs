@@ -100,10 +100,10 @@ pub(super) struct Allocator {
     lowest_freed: Option<u64>,
     /// No cluster from here on is in use, as far as is known.
     end: u64,
+    /// Where the container, or the format, ends.
+    limit: u64,
     /// Whether that is exact: a container may be longer than what is used of it.
     end_is_exact: bool,
-    /// The end of the container, or of what was handed out past it, in clusters.
-    container_end: u64,
     /// Where the container ended, in clusters, and what was handed out past it since.
     virgin: u64,
     /// Where the bytes end that were last found by [`Self::allocate_bytes`], if their cluster goes on.
@@ -139,12 +139,17 @@ impl Allocator {
             rover: 0,
             lowest_freed: None,
             end,
+            limit: limits::HOST_BYTES_MAX >> cluster_size.bits(),
             end_is_exact: false,
-            container_end: end,
             virgin: end,
             bytes_end: None,
             metadata: HashSet::new(),
         }
+    }
+
+    /// Says that the container cannot be longer.
+    pub(super) fn limit_to(&mut self, end_bytes: u64) {
+        self.limit = self.limit.min(self.cluster_size.index_of(end_bytes));
     }
 
     /// Says that a run holds metadata.
@@ -165,8 +170,8 @@ impl Allocator {
     }
 
     /// Clusters up to the end of the container, or of what was handed out past it.
-    pub(super) fn container_end(&self) -> u64 {
-        self.container_end
+    pub(super) fn reached(&self) -> u64 {
+        self.virgin
     }
 
     /// Where the block of this index is, for [`Self::insert_block`].
@@ -209,10 +214,13 @@ impl Allocator {
     /// `ENOSPC` at the format's limits; `Corrupt` if free clusters hold metadata.
     pub(super) fn allocate(&mut self, wanted: u64) -> Result<Outcome<Found>> {
         loop {
-            if self.rover >= self.end
+            if self.rover >= self.end.min(self.limit)
                 && let Some(lowest) = self.lowest_freed.take()
             {
                 self.rover = lowest;
+            }
+            if self.rover >= self.limit {
+                return Err(no_space("there is no free cluster up to the container's end"));
             }
             let (block_index, index) = self.place(self.rover);
             if !self.has_block(block_index) {
@@ -241,6 +249,11 @@ impl Allocator {
                 self.rover = self.end;
                 continue;
             }
+            if first >= self.limit {
+                self.rover = self.limit;
+                continue;
+            }
+            run.count = run.count.min(self.limit - first);
             if first < self.virgin && run.indices().end > self.virgin {
                 run.count = self.virgin - first;
             }
@@ -293,7 +306,7 @@ impl Allocator {
     pub(super) fn allocate_contiguous(&mut self, count: u64) -> Result<Outcome<Run>> {
         if !self.end_is_exact {
             match self.used_end() {
-                Outcome::Done(end) => self.end = end,
+                Outcome::Done(_) => {}
                 Outcome::NeedsBlock(needed) => return Ok(Outcome::NeedsBlock(needed)),
             }
             self.end_is_exact = true;
@@ -345,6 +358,8 @@ impl Allocator {
             if count > 0 {
                 continue;
             }
+            // An L2 table may be freed that was flagged as shared and was not.
+            self.metadata.remove(&cluster);
             // Its next user has it for itself.
             self.bytes_end = self.bytes_end.filter(|at| self.cluster_size.index_of(*at) != cluster);
             self.lowest_freed = Some(self.lowest_freed.map_or(cluster, |low| low.min(cluster)));
@@ -368,30 +383,23 @@ impl Allocator {
         Outcome::Done(self.count_of(cluster))
     }
 
-    /// The end of the clusters in use, searched backwards.
-    pub(super) fn used_end(&self) -> Outcome<u64> {
-        let entries = self.width.block_entries(self.cluster_size);
-        let mut end = self.end.min(self.table.len() as u64 * entries);
-        while end > 0 {
-            let (block, _) = self.place(end - 1);
+    /// The end of the clusters in use, searched backwards; new ones past the end come there next.
+    pub(super) fn used_end(&mut self) -> Outcome<u64> {
+        while self.end > 0 {
+            let (block, index) = self.place(self.end - 1);
             if self.table.get(block).is_none_or(|&entry| entry == 0) {
-                end = block as u64 * entries;
+                self.end -= index as u64 + 1;
                 continue;
             }
-            match self.refcount(end - 1) {
-                Outcome::Done(0) => end -= 1,
+            match self.refcount(self.end - 1) {
+                Outcome::Done(0) => self.end -= 1,
                 Outcome::Done(_) => break,
                 Outcome::NeedsBlock(needed) => return Outcome::NeedsBlock(needed),
             }
         }
-        Outcome::Done(end)
-    }
-
-    /// The container was cut there, at the end of what is used.
-    pub(super) fn cut(&mut self, end: u64) {
-        self.end = self.end.min(end);
-        self.container_end = self.container_end.min(end);
         self.rover = self.rover.min(self.end);
+        self.lowest_freed = self.lowest_freed.filter(|lowest| *lowest < self.end);
+        Outcome::Done(self.end)
     }
 
     fn place(&self, cluster: u64) -> (usize, usize) {
@@ -431,14 +439,13 @@ impl Allocator {
             let message = format!("the cluster at {offset:#x} holds metadata and counts as free");
             return Err(Error::corrupt(message));
         }
-        if run.indices().end > limits::HOST_BYTES_MAX >> self.cluster_size.bits() {
-            return Err(no_space("an image cannot be longer than 2^56 bytes"));
+        if run.indices().end > self.limit {
+            return Err(no_space("the container, or the format, has no room for more clusters"));
         }
         for cluster in run.indices() {
             self.set_count(cluster, 1)?;
         }
         self.end = self.end.max(run.indices().end);
-        self.container_end = self.container_end.max(self.end);
         self.virgin = self.virgin.max(self.end);
         Ok(())
     }

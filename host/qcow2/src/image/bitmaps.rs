@@ -60,7 +60,7 @@ impl<S: Storage> BitmapImage for ImageFile<'_, S> {
             let allocator = self.image.allocator();
             let end = run.first.checked_add(clusters);
             cluster_size.is_aligned(offset.0)
-                && end.is_some_and(|end| end <= allocator.container_end())
+                && end.is_some_and(|end| end <= allocator.reached())
                 && !allocator.is_metadata(&run)
         };
         if !is_possible {

@@ -21,7 +21,6 @@ const TRIES: u32 = 64;
 pub(super) struct Cache {
     sets: Box<[Set]>,
     slice_words: usize,
-    set_mask: u64,
     /// Numbers of dirty slices, in order.
     dirty: Mutex<BTreeSet<u64>>,
 }
@@ -73,7 +72,6 @@ impl Cache {
         Self {
             sets: (0..sets).map(|_| Set::default()).collect(),
             slice_words: (slice_bytes / 8) as usize,
-            set_mask: sets - 1,
             dirty: Mutex::default(),
         }
     }
@@ -92,9 +90,10 @@ impl Cache {
     ) -> Option<R> {
         let set = self.set(number);
         for _ in 0..TRIES {
-            let (tag, way) = set.find_place(number)?;
+            let place = set.place(number)?;
+            let way = &set.ways[place];
             let before = way.version.load(Ordering::Acquire);
-            if before.is_multiple_of(2) && tag.load(Ordering::Relaxed) == number + 1 {
+            if before.is_multiple_of(2) && set.holds(place, number) {
                 let Some(words) = way.words.get() else { continue };
                 let result = f(words, way.suspect.load(Ordering::Relaxed));
                 fence(Ordering::Acquire);
@@ -188,7 +187,7 @@ impl Cache {
     }
 
     fn set(&self, number: u64) -> &Set {
-        &self.sets[(number & self.set_mask) as usize]
+        &self.sets[(number as usize) & (self.sets.len() - 1)]
     }
 
     fn dirty(&self) -> MutexGuard<'_, BTreeSet<u64>> {
@@ -198,12 +197,17 @@ impl Cache {
 
 impl Set {
     fn find(&self, number: u64) -> Option<&Way> {
-        self.find_place(number).map(|(_, way)| way)
+        self.place(number).map(|place| &self.ways[place])
     }
 
-    fn find_place(&self, number: u64) -> Option<(&AtomicU64, &Way)> {
-        let mut places = self.tags.iter().zip(&self.ways);
-        places.find(|(tag, _)| tag.load(Ordering::Relaxed) == number + 1)
+    #[inline]
+    fn place(&self, number: u64) -> Option<usize> {
+        (0..WAYS).find(|&place| self.holds(place, number))
+    }
+
+    #[inline]
+    fn holds(&self, place: usize, number: u64) -> bool {
+        self.tags[place].load(Ordering::Relaxed) == number + 1
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {

@@ -52,7 +52,7 @@ impl Image {
     pub async fn discard<S: Storage>(&self, s: &S, offset: u64, len: u64) -> Result<()> {
         self.check_range(offset, len)?;
         if self.header().has_raw_external_data() {
-            return self.check_modifiable();
+            return self.begin_modifying(s).await;
         }
         let result = self.erase(s, offset, len, Erase::Discard).await;
         self.mark_if_corrupt(s, result).await

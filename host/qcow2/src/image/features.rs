@@ -50,9 +50,13 @@ impl Image {
         self.modifying.follows_bitmaps.store(true, Ordering::Release);
     }
 
-    /// To be called before anything in the container changes: the first time, what is not known here and
-    /// would be wrong after a change is invalidated.
-    pub(super) async fn begin_modifying<S: Storage>(&self, s: &S) -> Result<()> {
+    /// Called before anything in the container changes: the first time, what is not known here and would be
+    /// wrong after a change is invalidated. For a caller who changes guest data by itself, too: in a raw
+    /// external data file.
+    ///
+    /// # Errors
+    /// `EROFS` for an image that may not be changed; those of the container.
+    pub async fn begin_modifying<S: Storage>(&self, s: &S) -> Result<()> {
         if self.modifying.has_begun() {
             return Ok(());
         }

@@ -146,6 +146,9 @@ pub struct Image {
     size: AtomicU64,
     has_backing: AtomicBool,
     discard_freed: bool,
+    /// Bytes of the container when it was opened: it is never cut below that, as what counts as free there may
+    /// be data that a repair would save.
+    opened_bytes: u64,
     /// As the container has it.
     header: Mutex<Header>,
     /// Held by who changes the header.

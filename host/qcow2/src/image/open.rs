@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use arc_swap::ArcSwap;
 
-use super::allocator::{Allocator, Run};
+use super::allocator::{Allocator, Outcome, Run};
 use super::cache::Cache;
 use super::features::Modifying;
 use super::frees::Frees;
@@ -16,7 +16,7 @@ use super::{Image, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::features;
 use crate::format::snapshot::Snapshot;
-use crate::format::{Header, HostOffset, L1Entry, RefcountTableEntry};
+use crate::format::{ClusterSize, Header, HostOffset, L1Entry, RefcountTableEntry};
 use crate::header_io::read_header;
 use crate::limits;
 use crate::snapshot_table;
@@ -61,6 +61,7 @@ impl Image {
             size: AtomicU64::new(size_bytes),
             has_backing: AtomicBool::new(has_backing),
             discard_freed: options.discard_freed,
+            opened_bytes: len_bytes,
             header: Mutex::new(header),
             header_changes: RangeLock::default(),
             modifying: Modifying::new(options.writable, corrupt),
@@ -173,5 +174,24 @@ async fn open_allocator<S: Storage>(
             protect("L2 table", offset, 1)?;
         }
     }
+    if let Some(end_bytes) = s.end_bytes() {
+        allocator.limit_to(end_bytes);
+        find_used_end(s, &mut allocator, cluster_size).await?;
+    }
     Ok(allocator)
+}
+
+/// In a container that cannot grow, room for tables is found behind the last cluster in use.
+async fn find_used_end<S: Storage>(
+    s: &S,
+    allocator: &mut Allocator,
+    cluster_size: ClusterSize,
+) -> Result<()> {
+    while let Outcome::NeedsBlock(index) = allocator.used_end() {
+        let Some(offset) = allocator.block_offset(index)? else { break };
+        let mut bytes = vec![0; cluster_size.bytes() as usize];
+        s.read(offset.0, &mut bytes).await?;
+        allocator.insert_block(index, bytes);
+    }
+    Ok(())
 }

@@ -82,7 +82,7 @@ impl Image {
                 return Ok(());
             }
             let Some(offset) = allocator.block_offset(index)? else { return Ok(()) };
-            if self.format.cluster_size.index_of(offset.0) >= allocator.container_end() {
+            if self.format.cluster_size.index_of(offset.0) >= allocator.reached() {
                 let message = format!("the refcount block at {:#x} lies past the end", offset.0);
                 return Err(Error::corrupt(message));
             }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(doc)]
+use super::Image;
 use super::Turn;
 use super::allocator::Run;
 use super::range_lock::Ticket;

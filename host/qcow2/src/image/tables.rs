@@ -162,7 +162,7 @@ impl Image {
     }
 
     fn check_table_place(&self, offset: u64) -> Result<()> {
-        let end = self.allocator().container_end();
+        let end = self.allocator().reached();
         if self.format.cluster_size.index_of(offset) >= end {
             let message = format!("the L2 table at {offset:#x} lies past the end of the container");
             return Err(Error::corrupt(message));
@@ -205,7 +205,7 @@ impl Image {
         };
         let allocator = self.allocator();
         // The last sectors of compressed data may lie past the end.
-        if run.first >= allocator.container_end() {
+        if run.first >= allocator.reached() {
             let message =
                 format!("guest offset {guest:#x} is mapped past the end of the container");
             return Err(Error::corrupt(message));

@@ -230,16 +230,14 @@ impl Image {
         &self,
         offset: u64,
         len: u64,
-        clusters: impl Iterator<Item = Cluster>,
+        mut clusters: impl Iterator<Item = Cluster>,
     ) -> Option<(HostOffset, u64)> {
         let cluster_bytes = self.format.cluster_size.bytes();
         let within = self.format.cluster_size.offset_in(offset);
         let mut start = None;
         let mut done = 0;
-        for cluster in clusters {
-            if done == len {
-                break;
-            }
+        while done < len {
+            let Some(cluster) = clusters.next() else { break };
             let from = if done == 0 { within } else { 0 };
             let part = from..cluster_bytes.min(from + len - done);
             let Way::InPlace(host) = self.way(&cluster, &part) else { break };

@@ -65,9 +65,9 @@ impl Image {
         self.write_back(s).await?;
         let used_end = self.used_end(s).await?;
         let used_bytes = used_end << self.format.cluster_size.bits();
-        if used_bytes < s.len_bytes().await? {
-            s.set_len(used_bytes).await?;
-            self.allocator().cut(used_end);
+        let end = used_bytes.max(self.opened_bytes);
+        if end < s.len_bytes().await? {
+            s.set_len(end).await?;
         }
         s.flush().await
     }

@@ -55,6 +55,10 @@ impl Storage for Container {
         self.file.flush().await
     }
 
+    fn end_bytes(&self) -> Option<u64> {
+        self.file.end_bytes()
+    }
+
     async fn len_bytes(&self) -> Result<u64> {
         self.file.len_bytes().await
     }

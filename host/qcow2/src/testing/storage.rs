@@ -78,6 +78,8 @@ struct State {
     /// One in so many operations fails.
     fail_one_in: Option<u64>,
     len_max: u64,
+    /// It has this length for good.
+    end: Option<u64>,
     flushes: u64,
     operations: u64,
     /// After so many operations the container is dead: what it had then is what is left.
@@ -113,6 +115,7 @@ impl MemoryStorage {
             polls_max: 0,
             fail_one_in: None,
             len_max: u64::MAX,
+            end: None,
             flushes: 0,
             operations: 0,
             dies_at: None,
@@ -135,6 +138,15 @@ impl MemoryStorage {
     /// Writes that would make it longer than this fail with `ENOSPC`.
     pub fn set_len_max(&self, len_max: u64) {
         self.state().len_max = len_max;
+    }
+
+    /// It is this long, for good, like a block device.
+    pub fn set_end(&self, end: u64) {
+        let mut state = self.state();
+        state.end = Some(end);
+        state.len_max = end;
+        state.now.set_len(end);
+        state.durable.set_len(end);
     }
 
     /// After so many more operations it answers `EIO` and changes no more.
@@ -324,7 +336,14 @@ impl Storage for MemoryStorage {
         Ok(self.state().now.len)
     }
 
+    fn end_bytes(&self) -> Option<u64> {
+        self.state().end
+    }
+
     async fn set_len(&self, len_bytes: u64) -> Result<()> {
+        if self.end_bytes().is_some() {
+            return Ok(());
+        }
         self.change(Change::SetLen(len_bytes)).await
     }
 }

@@ -150,11 +150,17 @@ fn errors_say_what_to_do() {
     let name = BitmapName::new("daily").unwrap();
     let broken = Bitmap::new(name, 4096, Granularity::MIN, BitmapState::Inconsistent).unwrap();
     let broken = Arc::new(broken);
-    let message = "bitmap `daily` is inconsistent: remove it, and begin anew with a full copy";
+    let message = "bitmap `daily` is inconsistent: remove it, or repair it as all dirty";
     check(&broken, Change::Clear, ErrorKind::Invalid, message);
     check(&bitmap(), Change::Merge(vec![Arc::clone(&broken)]), ErrorKind::Invalid, message);
     prepare(&broken, &[Change::Remove]).unwrap().commit();
     assert_eq!(broken.dirty_bytes(), 4096);
+    let message = "bitmap `daily` is not inconsistent: there is nothing to repair";
+    check(&bitmap(), Change::Repair, ErrorKind::Invalid, message);
+    prepare(&broken, &[Change::Repair]).unwrap().commit();
+    assert_eq!((broken.state(), broken.dirty_bytes()), (BitmapState::Recording, 4096));
+    prepare(&broken, &[Change::Clear, Change::Distrust]).unwrap().commit();
+    assert_eq!((broken.state(), broken.dirty_bytes()), (BitmapState::Inconsistent, 4096));
 }
 
 #[test]

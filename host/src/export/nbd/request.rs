@@ -182,7 +182,7 @@ async fn allocation(
     let mut answer = Vec::new();
     let (mut at, end) = (offset, offset + u64::from(len));
     while at < end && answer.len() < STATUS_EXTENTS_MAX {
-        for extent in this.drive.block_status(at, end - at).await? {
+        for extent in this.drive.block_status_shown(at, end - at).await? {
             let flags = allocation_flags(extent.kind);
             answer.push(StatusExtent { len_bytes: extent.len, flags });
             at += extent.len;

@@ -67,14 +67,21 @@ impl Drop for Watch {
 #[derive(Clone)]
 pub struct ProvenBuf {
     buf: Buf,
-    offset: u64,
+    read: Provenance,
+}
+
+/// Where bytes were read, and the watch since.
+#[derive(Clone)]
+pub(super) struct Provenance {
+    range: Range<u64>,
     source: SourceId,
     watch: Option<Rc<Watch>>,
 }
 
 impl ProvenBuf {
     pub(super) fn new(buf: Buf, offset: u64, source: SourceId, watch: Option<Watch>) -> Self {
-        Self { buf, offset, source, watch: watch.map(Rc::new) }
+        let range = offset..offset + buf.len() as u64;
+        Self { buf, read: Provenance { range, source, watch: watch.map(Rc::new) } }
     }
 
     /// The bytes.
@@ -84,7 +91,7 @@ impl ProvenBuf {
 
     /// Where they were read, byte offsets in the view.
     pub fn range(&self) -> Range<u64> {
-        self.offset..self.offset + self.buf.len() as u64
+        self.read.range()
     }
 
     /// A part of it; `range` counts from its first byte. `None` outside it.
@@ -93,13 +100,34 @@ impl ProvenBuf {
         if range.start > range.end || range.end > self.buf.len() {
             return None;
         }
-        let offset = self.offset + range.start as u64;
-        Some(Self { buf: self.buf.slice(range), offset, ..self.clone() })
+        let start = self.read.range.start;
+        let read = start + range.start as u64..start + range.end as u64;
+        Some(Self {
+            buf: self.buf.slice(range),
+            read: Provenance { range: read, ..self.read.clone() },
+        })
     }
 
     /// The bytes, without their origin.
     pub fn into_plain(self) -> Buf {
         self.buf
+    }
+
+    /// Whether it was watched at all.
+    #[cfg(test)]
+    pub(super) fn is_watched(&self) -> bool {
+        self.read.is_watched()
+    }
+
+    /// The bytes go where they were read: both are one claim's, and nobody else's.
+    pub(super) fn apart(self) -> (Provenance, Buf) {
+        (self.read, self.buf)
+    }
+}
+
+impl Provenance {
+    pub(super) fn range(&self) -> Range<u64> {
+        self.range.clone()
     }
 
     pub(super) fn source(&self) -> SourceId {

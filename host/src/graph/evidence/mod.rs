@@ -10,6 +10,7 @@
 //! | `buffer.rs` | bytes with their origin, and the watch since they were read |
 //! | `proof.rs` | the checks that make a proof, and what happens when it turns out void |
 //! | `operations.rs` | copy, read, write, zero of a node's own accord |
+//! | `claim.rs` | the write of what was read before, claimed to be unchanged |
 //! | `outcome.rs` | how claims ended, counted |
 //! | `same_view.rs` | that two nodes show the same, for changes of the graph |
 //!
@@ -28,6 +29,7 @@
 //! newer data.
 
 mod buffer;
+mod claim;
 mod operations;
 mod outcome;
 mod proof;

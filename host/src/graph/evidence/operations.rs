@@ -13,7 +13,7 @@ use super::super::cell::LocalGraph;
 use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
 use super::super::generation::NodeGeneration;
-use super::super::guard::{AtOnce, Full, Held, SourceId, SourceRange, Want};
+use super::super::guard::{Full, Held, SourceId, SourceRange, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
 use super::super::origin::{Origin, Request, Shield};
@@ -21,7 +21,7 @@ use super::super::permission::{PermissionSet, Role};
 use super::super::snapshot::{Cx, Edge, Graph};
 use super::buffer::{ProvenBuf, Watch};
 use super::outcome::{OutcomeCounters, Outcomes};
-use super::proof::{Evidence, ViewProof, issue_watched, stale};
+use super::proof::{Evidence, ViewProof};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, GUARD_WAIT, ZERO_PROVEN_MAX_BYTES};
@@ -48,7 +48,7 @@ pub struct Copied {
 pub struct OwnAccord {
     graph: Rc<LocalGraph>,
     node: NodeGeneration,
-    name: Arc<str>,
+    name: Rc<str>,
 }
 
 impl OwnAccord {
@@ -62,7 +62,7 @@ impl OwnAccord {
         let this = Self {
             graph: Rc::clone(graph),
             node: snapshot.nodes[at].generation,
-            name: Arc::clone(&snapshot.nodes[at].name),
+            name: (&*snapshot.nodes[at].name).into(),
         };
         this.find(&snapshot)?;
         Ok(this)
@@ -78,6 +78,19 @@ impl OwnAccord {
             Error::new(ErrorKind::NotPermitted, message).at_node(&self.name)
         })?;
         Ok((node, origin))
+    }
+
+    /// Begins a request of the node, if its gate is open; `None` if it is to wait.
+    #[inline(always)]
+    fn try_begin(&self) -> Result<Option<Actor>> {
+        let graph = self.graph.current();
+        let (node, origin) = self.find(&graph)?;
+        match Request::try_begin(graph, origin, self.graph.worker()) {
+            Ok(request) if self.graph.is_current(request.graph()) => {
+                Ok(Some(Actor { request, node }))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Begins a request of the node.
@@ -120,8 +133,12 @@ impl OwnAccord {
     /// # Errors
     /// As there.
     pub async fn write_proven(&self, to: usize, bytes: &ProvenBuf) -> Result<()> {
-        let (this, bytes) = (self.clone(), bytes.clone());
-        ToTheEnd::new(async move { this.begin().await?.write_proven(to, &bytes).await }).await
+        let bytes = bytes.clone();
+        if let Some(actor) = self.try_begin()? {
+            return ToTheEnd::new(actor.write_proven(to, bytes)).await;
+        }
+        let this = self.clone();
+        ToTheEnd::new(async move { this.begin().await?.write_proven(to, bytes).await }).await
     }
 
     /// See [`Cx::write_changed`].
@@ -198,7 +215,7 @@ impl Cx<'_> {
     /// then. The nodes': what was exempted is marked then.
     pub async fn write_proven(&self, to: usize, bytes: &ProvenBuf) -> Result<()> {
         let (actor, bytes) = (self.actor(), bytes.clone());
-        ToTheEnd::new(async move { actor.write_proven(to, &bytes).await }).await
+        ToTheEnd::new(async move { actor.write_proven(to, bytes).await }).await
     }
 
     /// Writes other bytes to child `to`: a change.
@@ -222,12 +239,12 @@ impl Cx<'_> {
 }
 
 /// A node that acts, on the ground of a request.
-struct Actor {
-    request: Request,
-    node: usize,
+pub(super) struct Actor {
+    pub(super) request: Request,
+    pub(super) node: usize,
 }
 
-fn too_many(_: Full) -> Error {
+pub(super) fn too_many(_: Full) -> Error {
     let message = "too many copies are under way: try again when some have ended";
     Error::new(ErrorKind::Busy, message)
 }
@@ -238,11 +255,11 @@ fn may_change(edge: &Edge) -> bool {
 }
 
 impl Actor {
-    fn graph(&self) -> &Graph {
+    pub(super) fn graph(&self) -> &Graph {
         self.request.graph()
     }
 
-    fn edge(&self, index: usize) -> Result<&Edge> {
+    pub(super) fn edge(&self, index: usize) -> Result<&Edge> {
         let node = &self.graph().nodes[self.node];
         node.edges.get(index).ok_or_else(|| {
             let message = format!("it has no child number {index}");
@@ -267,7 +284,7 @@ impl Actor {
         Error::new(ErrorKind::NotPermitted, message).at_node(&node.name)
     }
 
-    fn outcomes(&self) -> Result<&OutcomeCounters> {
+    pub(super) fn outcomes(&self) -> Result<&OutcomeCounters> {
         self.origin().map(|origin| &origin.outcomes)
     }
 
@@ -282,7 +299,7 @@ impl Actor {
     }
 
     /// What a write of `range` to the child of `edge` may touch.
-    fn around(&self, edge: &Edge, range: &Range<u64>) -> Range<u64> {
+    pub(super) fn around(&self, edge: &Edge, range: &Range<u64>) -> Range<u64> {
         self.graph().nodes[edge.child].fill.around(range)
     }
 
@@ -291,7 +308,7 @@ impl Actor {
     }
 
     /// The source that edge `from` reads.
-    fn source(&self, from: usize) -> Result<SourceId> {
+    pub(super) fn source(&self, from: usize) -> Result<SourceId> {
         let edge = self.edge(from)?;
         let source = self.graph().sources.iter().find(|source| source.node == edge.child);
         let source = source.filter(|_| edge.grants.contains(PermissionSet::CONSISTENT_READ));
@@ -300,7 +317,12 @@ impl Actor {
 
     /// What a write through edge `to` does, if it is proven for what edge `from` shows or else as a
     /// change; with the grant that it needs.
-    fn effect(&self, from: usize, to: usize, unchanged: bool) -> Result<(&Own, &Effect)> {
+    pub(super) fn effect(
+        &self,
+        from: usize,
+        to: usize,
+        unchanged: bool,
+    ) -> Result<(&Own, &Effect)> {
         let edge = self.edge(to)?;
         let own = edge.own.as_ref().ok_or_else(|| self.not_permitted(edge, "write"))?;
         if !unchanged {
@@ -334,7 +356,7 @@ impl Actor {
 
     /// What an operation needs: the view of `source`, if there is one to rely on, still at `range`, and
     /// the way free for a write with `effect`.
-    fn want(
+    pub(super) fn want(
         &self,
         source: Option<SourceId>,
         (target, effect): (&Edge, &Effect),
@@ -351,7 +373,7 @@ impl Actor {
     }
 
     /// Holds all of that, once it is granted.
-    async fn hold(&self, want: Want) -> Result<Held<'_>> {
+    pub(super) async fn hold(&self, want: Want) -> Result<Held<'_>> {
         let operations = self.request.operations();
         let by = self.request.by(&operations);
         let range = want.range.clone();
@@ -370,28 +392,12 @@ impl Actor {
         }
     }
 
-    /// The same for a write of what was read before: granted and announced at once, if it can be.
-    async fn hold_watched(&self, want: Want, bytes: &ProvenBuf) -> Result<Held<'_>> {
-        let operations = self.request.operations();
-        let by = self.request.by(&operations);
-        let (guards, worker) = (&*self.graph().guards, self.request.worker());
-        match issue_watched(guards, worker, want, by, bytes).map_err(too_many)? {
-            AtOnce::Issued(held) => Ok(held),
-            // What is stale stays so: it need not wait to be refused.
-            AtOnce::Stale(_) if !mutated(Mutation::DowngradesClaims) => {
-                self.outcomes()?.stale();
-                Err(stale())
-            }
-            AtOnce::Stale(want) | AtOnce::MustWait(want) => Box::pin(self.hold(want)).await,
-        }
-    }
-
     /// The edge, for a request that is part of the operation.
-    fn call<'a>(&'a self, request: &'a Request, edge: &'a Edge) -> EdgeRef<'a> {
+    pub(super) fn call<'a>(&'a self, request: &'a Request, edge: &'a Edge) -> EdgeRef<'a> {
         EdgeRef { graph: self.graph(), request, edge }
     }
 
-    fn check_range(&self, edge: &Edge, kind: OpKind, range: &Range<u64>) -> Result<()> {
+    pub(super) fn check_range(&self, edge: &Edge, kind: OpKind, range: &Range<u64>) -> Result<()> {
         let len = range
             .end
             .checked_sub(range.start)
@@ -424,28 +430,6 @@ impl Actor {
         Ok(call.settle(call.read_admitted(range.start, BufMut::new(len)).await)?.freeze())
     }
 
-    async fn write_proven(self, to: usize, bytes: &ProvenBuf) -> Result<()> {
-        let edge = self.edge(to)?;
-        let range = bytes.range();
-        self.check_range(edge, OpKind::Write, &range)?;
-        let edges = &self.graph().nodes[self.node].edges;
-        let is_origin = |from: usize| self.source(from).is_ok_and(|id| id == bytes.source());
-        let from = (0..edges.len()).find(|from| is_origin(*from)).filter(|_| bytes.is_watched());
-        let Some(from) = from else {
-            self.outcomes()?.not_proven();
-            let message = "nothing is known of these bytes that could prove the claim";
-            return Err(Error::new(ErrorKind::NotPermitted, message));
-        };
-        let (own, effect) = self.effect(from, to, true)?;
-        let want = self.want(Some(bytes.source()), (edge, effect), &range);
-        let held = self.hold_watched(want, bytes).await?;
-        let request = self.request.cause_under(held.op(), effect.unchanged);
-        let (call, claim) =
-            (self.call(&request, edge), Some((Evidence::Watched(bytes), (from, to))));
-        let (offset, buf) = (range.start, bytes.clone().into_plain());
-        self.write_held(&held, (own, effect), claim, call, offset, buf).await
-    }
-
     async fn write_changed(self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
         let edge = self.edge(to)?;
         let range = offset..offset.saturating_add(bytes.len() as u64);
@@ -453,7 +437,7 @@ impl Actor {
         let own = edge.own.as_ref().filter(|_| may_change(edge));
         let own = own.ok_or_else(|| self.not_permitted(edge, "write"))?;
         let held = self.hold(self.want(None, (edge, &own.changed), &range)).await?;
-        let request = self.request.cause_under(held.op(), None);
+        let request = self.request.part(held.op(), None);
         let call = self.call(&request, edge);
         self.write_held(&held, (own, &own.changed), None, call, offset, bytes).await
     }
@@ -496,7 +480,7 @@ impl Actor {
 
     /// Where the snapshot has what a write leaves alone that is proven by edge `from`, and touches `around`:
     /// a block of which a part is written goes down whole, the rest as it was.
-    fn shield(&self, from: usize, to: usize, around: &Range<u64>) -> Shield {
+    pub(super) fn shield(&self, from: usize, to: usize, around: &Range<u64>) -> Shield {
         Shield { node: self.node, to, from, start: around.start, end: around.end }
     }
 
@@ -548,7 +532,7 @@ impl Actor {
             let rest = at..piece.end;
             let want = self.want(Some(source), (target, effect), &rest);
             let held = self.hold(want).await?;
-            let request = self.request.cause_under(held.op(), effect.unchanged);
+            let request = self.request.part(held.op(), effect.unchanged);
             let call = self.call(&request, target);
             let run = match how.only_unallocated {
                 true => call.first_unallocated(rest).await?,
@@ -606,7 +590,7 @@ impl Actor {
         let (own, effect) = self.effect(from, to, true)?;
         let guarded = (!mutated(Mutation::ZeroesUnguarded)).then_some(source);
         let held = self.hold(self.want(guarded, (edge, effect), &range)).await?;
-        let request = self.request.cause_under(held.op(), effect.unchanged);
+        let request = self.request.part(held.op(), effect.unchanged);
         let shown = self.call(&request, self.edge(from)?);
         if !Box::pin(is_zero(shown, range.clone())).await? {
             self.outcomes()?.not_proven();

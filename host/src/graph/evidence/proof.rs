@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::acting::{Effect, Own};
 use super::super::guard::{AtOnce, By, Full, Guards, Held, Want};
 use super::super::mutation::{Mutation, mutated};
-use super::buffer::ProvenBuf;
+use super::buffer::Provenance;
 use super::outcome::OutcomeCounters;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -14,7 +14,7 @@ pub(super) enum Evidence<'e> {
     /// The host has read them, or their block status, while it held this guard.
     UnderGuard,
     /// The host has read them before, and has watched them since.
-    Watched(&'e ProvenBuf),
+    Watched(&'e Provenance),
 }
 
 /// Takes the guard of what was read before and announces its write, in one step, if it need not wait:
@@ -22,14 +22,15 @@ pub(super) enum Evidence<'e> {
 ///
 /// # Errors
 /// [`Full`].
-pub(super) fn issue_watched<'g>(
-    guards: &'g Guards,
+#[inline]
+pub(super) fn issue_watched(
+    guards: &Guards,
     worker: usize,
-    want: Want,
+    want: &mut Want,
     by: By<'_>,
-    bytes: &ProvenBuf,
-) -> std::result::Result<AtOnce<Held<'g>>, Full> {
-    guards.issue_at_once(worker, want, by, || bytes.is_fresh())
+    bytes: &Provenance,
+) -> std::result::Result<AtOnce, Full> {
+    guards.try_issue(worker, want, by, || bytes.is_fresh())
 }
 
 /// A claim of what was read before is refused.

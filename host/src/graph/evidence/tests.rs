@@ -655,10 +655,26 @@ fn without_grants_a_node_does_nothing_of_its_own_accord() {
     });
 }
 
-/// Shows its child. One begins zeros there, and does not wait for them; the other never ends them.
+/// Shows its child. One begins zeros and writes there, and does not wait for them; the others never end the
+/// ones or the others.
+#[derive(PartialEq)]
 enum Zeroing {
     Hasty,
     Endless,
+    EndlessWrites,
+}
+
+impl Zeroing {
+    /// Passes a change on, or begins it and does not wait.
+    async fn pass(&self, change: impl Future<Output = Result<()>>) -> Result<()> {
+        if *self != Self::Hasty {
+            return change.await;
+        }
+        let mut change = Box::pin(change);
+        let polled = poll_fn(|cx| Poll::Ready(change.as_mut().poll(cx))).await;
+        assert!(polled.is_pending());
+        Err(Error::new(ErrorKind::TimedOut, "it did not wait"))
+    }
 }
 
 impl Node for Zeroing {
@@ -675,18 +691,20 @@ impl Node for Zeroing {
     }
 
     fn write<'a>(&'a self, cx: Cx<'a>, at: u64, buf: Buf, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        PassNode.write(cx, at, buf, flags)
+        Box::pin(async move {
+            if *self == Self::EndlessWrites {
+                std::future::pending::<()>().await;
+            }
+            self.pass(cx.child(0)?.write(at, buf, flags)).await
+        })
     }
 
     fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            if let Self::Endless = self {
+            if *self == Self::Endless {
                 std::future::pending::<()>().await;
             }
-            let mut zero = Box::pin(cx.child(0)?.zero(at, len, flags));
-            let polled = poll_fn(|cx| Poll::Ready(zero.as_mut().poll(cx))).await;
-            assert!(polled.is_pending());
-            Err(Error::new(ErrorKind::TimedOut, "it did not wait"))
+            self.pass(cx.child(0)?.zero(at, len, flags)).await
         })
     }
 
@@ -703,21 +721,22 @@ impl Node for Zeroing {
     }
 }
 
-/// What a transaction that needs a moment with nothing in flight says, while zeros are under way that
-/// nobody waits for any more.
-fn abandoned_zeros_and_a_drain() -> Result<String> {
+/// What a transaction that needs a moment with nothing in flight says, while zeros or a write are under way
+/// that nobody waits for any more.
+fn abandoned_change_and_a_drain(is_write: bool) -> Result<String> {
+    let endless = if is_write { Zeroing::EndlessWrites } else { Zeroing::Endless };
     let scene = Scene::default()
         .base("base")
-        .node("endless", Zeroing::Endless, vec![ChildDecl::filtered("base")])
+        .node("endless", endless, vec![ChildDecl::filtered("base")])
         .node("hasty", Zeroing::Hasty, vec![ChildDecl::filtered("endless")])
         .drive("vda", "hasty");
     let (tell, told) = std::sync::mpsc::channel();
-    scene.run(|stage| async move {
-        stage
-            .drive("vda")
-            .zero(2 * BLOCK, BLOCK, WriteFlags::NONE)
-            .await
-            .expect_err("not waited for");
+    scene.run(move |stage| async move {
+        let changed = match is_write {
+            true => stage.write("vda", 2, 1).await,
+            false => stage.drive("vda").zero(2 * BLOCK, BLOCK, WriteFlags::NONE).await,
+        };
+        changed.expect_err("it did not wait");
         let graph = stage.graph.current();
         let scope = BitmapScope::Drive("vda".into());
         let clear = BitmapAction::Clear.of(graph.find_bitmap(&scope, "b").expect("a bitmap"));
@@ -731,14 +750,16 @@ fn abandoned_zeros_and_a_drain() -> Result<String> {
 /// Cleared before the zeros land, a bitmap would never learn of them.
 #[test]
 fn a_change_that_was_abandoned_holds_up_a_drain() {
-    let error = abandoned_zeros_and_a_drain().expect_err("it may still be under way");
     let expect = "1 requests of `vda` have not ended in 20ms (1 of them a driver gave up before they had \
                   ended): nothing was changed";
-    assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::TimedOut, expect));
-    set(Some(Mutation::GuardsEndWithFutures));
-    let drained = abandoned_zeros_and_a_drain();
-    set(None);
-    drained.expect("the broken rule is noticed");
+    for is_write in [false, true] {
+        let error = abandoned_change_and_a_drain(is_write).expect_err("it may still be under way");
+        assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::TimedOut, expect));
+        set(Some(Mutation::GuardsEndWithFutures));
+        let drained = abandoned_change_and_a_drain(is_write);
+        set(None);
+        drained.expect("the broken rule is noticed");
+    }
 }
 
 /// Whether a copy of where zeros are under way that nobody waits for any more comes to its end.

@@ -28,7 +28,8 @@
 //! **Invariant**: the mutexes are the whole ordering argument; nothing is decided by an atomic. The order of
 //! locks is queue, then shards ascending; no waker is woken or dropped under one.
 //!
-//! - A change locks its worker's shard. An operation, or a new watch, locks all. So a change was either
+//! - A change locks its worker's shard. An operation, or a new watch, locks all; the queue before them only
+//!   to wait, or where somebody does: who waits is counted in a shard, so all shards say whether anybody does. So a change was either
 //!   there before, and is seen; or comes after, and sees the copy of the guard or watch in its own shard.
 //! - A flag set by a change, and the bytes it wrote, are seen by who is granted the range later: the
 //!   grant locks the shard that the change has left.

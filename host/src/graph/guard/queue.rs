@@ -4,10 +4,25 @@ use std::ops::Range;
 use std::task::Waker;
 
 use super::{SourceRange, SourceSet};
+use crate::limits::WORKERS_MAX;
 
 /// An operation: something that holds a guard, from its request to its release. Never used again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct OpId(pub(super) u64);
+
+impl OpId {
+    /// Number `begun` of a worker, from 1.
+    #[inline]
+    pub(super) fn of(worker: usize, begun: u64) -> Self {
+        Self(begun * WORKERS_MAX as u64 + worker as u64)
+    }
+
+    /// Whose it is.
+    #[inline]
+    pub(super) fn worker(self) -> usize {
+        (self.0 % WORKERS_MAX as u64) as usize
+    }
+}
 
 /// Who asks the table.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +47,7 @@ impl By<'_> {
 }
 
 /// What an operation wants, all of it at once.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Want {
     /// The guard: what it reads and must find unchanged.
     pub(crate) exclusive: Option<SourceRange>,
@@ -69,7 +84,6 @@ impl Want {
 #[derive(Default)]
 pub(super) struct Queue {
     next_ticket: u64,
-    next_op: u64,
     waiting: Vec<Waiting>,
 }
 
@@ -87,11 +101,6 @@ pub(super) enum Wanted {
 }
 
 impl Queue {
-    pub(super) fn new_op(&mut self) -> OpId {
-        self.next_op += 1;
-        OpId(self.next_op)
-    }
-
     pub(super) fn push(&mut self, worker: usize, what: Wanted) -> u64 {
         self.next_ticket += 1;
         let ticket = self.next_ticket;

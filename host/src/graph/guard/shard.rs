@@ -24,6 +24,8 @@ pub(super) struct Shard {
     pub(super) watches: Vec<Watch>,
     /// Requests of this worker that wait.
     pub(super) waiting: usize,
+    /// Operations of this worker so far.
+    pub(super) begun: u64,
 }
 
 /// A change from the edge by which it enters its sources to its completion.
@@ -138,9 +140,20 @@ impl Shard {
         }
     }
 
-    pub(super) fn remove_operation(&mut self, op: OpId) -> Option<Operation> {
-        let index = self.operations.iter().position(|other| other.op == op)?;
-        Some(self.operations.swap_remove(index))
+    /// Takes an operation out; returns it if somebody `wants` to know what it was.
+    pub(super) fn remove_operation(&mut self, op: OpId, wants: bool) -> Option<Operation> {
+        let index = self.operations.iter().position(|other| other.op == op);
+        debug_assert!(index.is_some(), "an operation is released once");
+        let (index, last) = (index?, self.operations.len() - 1);
+        if wants {
+            return Some(self.operations.swap_remove(index));
+        }
+        // Dropped where it is: it is large, and the last one more often than not.
+        if index != last {
+            self.operations.swap(index, last);
+        }
+        self.operations.truncate(last);
+        None
     }
 
     pub(super) fn guard_of(&mut self, op: OpId) -> Option<&mut Guard> {

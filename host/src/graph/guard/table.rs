@@ -45,7 +45,24 @@ impl AllShards<'_> {
 
     /// That of one worker.
     fn of(&mut self, worker: usize) -> Option<&mut Shard> {
-        self.iter_mut().nth(worker)
+        match self.first.get_mut(worker) {
+            Some(shard) => shard.as_deref_mut(),
+            None => self.rest.get_mut(worker - SHARDS_INLINE).map(|shard| &mut **shard),
+        }
+    }
+
+    /// Whether anybody waits in the queue, or is about to.
+    fn is_anybody_waiting(&self) -> bool {
+        self.iter().any(|shard| shard.waiting > 0)
+    }
+
+    /// A new operation of a worker.
+    fn new_op(&mut self, worker: usize) -> OpId {
+        let begun = self.of(worker).map_or(0, |shard| {
+            shard.begun += 1;
+            shard.begun
+        });
+        OpId::of(worker, begun)
     }
 }
 
@@ -63,13 +80,13 @@ pub(crate) enum Acquire {
 
 /// What became of an operation that wants to write at once.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum AtOnce<T> {
+pub(crate) enum AtOnce {
     /// Granted and issued.
-    Issued(T),
-    /// What it has read is stale: nothing may be written. With what it wants.
-    Stale(Want),
-    /// It must wait, with what it wants.
-    MustWait(Want),
+    Issued(OpId),
+    /// What it has read is stale: nothing may be written.
+    Stale,
+    /// It must wait.
+    MustWait,
 }
 
 /// [`GUARDS_MAX`] or [`WATCHES_MAX`] is reached: an operation fails with `EAGAIN`, a read goes on
@@ -153,8 +170,8 @@ impl Guards {
     ) -> Result<Acquire, Full> {
         let mut queue = self.queue();
         let mut shards = self.all_shards();
-        let must_wait = must_wait(&queue, &shards, &want, by)?;
-        let op = queue.new_op();
+        let must_wait = must_wait(Some(&queue), &shards, &want, by)?;
+        let op = shards.new_op(worker);
         if !must_wait {
             grant(&mut shards, worker, op, want, None);
             return Ok(Acquire::Granted(op));
@@ -174,34 +191,26 @@ impl Guards {
     }
 
     /// [`Self::try_acquire`] and [`Self::issue`] in one, for an operation that has read before:
-    /// `is_fresh` is asked while nothing can touch what it guards.
+    /// `is_fresh` is asked while nothing can touch what it guards. What it wants is taken once it is issued.
     ///
     /// # Errors
     /// [`Full`].
+    #[inline]
     pub(crate) fn try_issue(
         &self,
         worker: usize,
-        want: Want,
+        want: &mut Want,
         by: By<'_>,
         is_fresh: impl FnOnce() -> bool,
-    ) -> Result<AtOnce<OpId>, Full> {
-        let mut queue = self.queue();
+    ) -> Result<AtOnce, Full> {
         let mut shards = self.all_shards();
-        if !is_fresh() {
-            return Ok(AtOnce::Stale(want));
+        if shards.is_anybody_waiting() {
+            drop(shards);
+            let queue = self.queue();
+            return issue(Some(&queue), &mut self.all_shards(), worker, want, by, is_fresh);
         }
-        if must_wait(&queue, &shards, &want, by)? {
-            return Ok(AtOnce::MustWait(want));
-        }
-        let op = queue.new_op();
-        if !want.shared.is_empty() {
-            for shard in shards.iter_mut() {
-                shard.touch(&want.shared, &want.range, Some(op));
-            }
-        }
-        let issued = Some(want.range.clone());
-        grant(&mut shards, worker, op, want, issued);
-        Ok(AtOnce::Issued(op))
+        // Who comes to wait now has not counted itself: it looks again, and sees this one.
+        issue(None, &mut shards, worker, want, by, is_fresh)
     }
 
     /// Grants a queued operation what it wants; else `waker` is woken when it is worth asking again.
@@ -319,16 +328,15 @@ impl Guards {
     }
 
     fn remove(&self, mut shards: AllShards<'_>, op: OpId) {
-        let (mut released, mut is_anybody_waiting) = (None, false);
+        // Who waits has counted itself before it last looked at what this operation held.
+        let is_anybody_waiting = shards.is_anybody_waiting();
         for shard in shards.iter_mut() {
             shard.remove_guard(op);
-            released = shard.remove_operation(op).or(released);
-            // Who waits has counted itself before it last looked at what this operation held.
-            is_anybody_waiting |= shard.waiting > 0;
         }
+        let shard = shards.of(op.worker());
+        let released = shard.and_then(|shard| shard.remove_operation(op, is_anybody_waiting));
         drop(shards);
-        debug_assert!(released.is_some(), "an operation is released once");
-        if let (Some(Operation { want, .. }), true) = (released, is_anybody_waiting) {
+        if let Some(Operation { want, .. }) = released {
             self.wake(|what| what.conflicts(&want) || what.waits_for(&want.exempt, &want.range));
         }
     }
@@ -402,23 +410,60 @@ impl Guards {
         self.shards[worker].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// In ascending order. Inlined, so that what it returns need not be moved.
+    #[inline(always)]
     fn all_shards(&self) -> AllShards<'_> {
-        let workers = self.shards.len();
-        AllShards {
-            // In ascending order, as arrays are made.
-            first: std::array::from_fn(|index| (index < workers).then(|| self.shard(index))),
-            rest: (SHARDS_INLINE..workers).map(|index| self.shard(index)).collect(),
+        let mut all = AllShards { first: [const { None }; SHARDS_INLINE], rest: Vec::new() };
+        for (place, index) in all.first.iter_mut().zip(0..self.shards.len()) {
+            *place = Some(self.shard(index));
         }
+        if self.shards.len() > SHARDS_INLINE {
+            all.rest = (SHARDS_INLINE..self.shards.len()).map(|index| self.shard(index)).collect();
+        }
+        all
     }
 }
 
+/// See [`Guards::try_issue`]; without the queue if nobody waits in it.
+#[inline]
+fn issue(
+    queue: Option<&Queue>,
+    shards: &mut AllShards<'_>,
+    worker: usize,
+    want: &mut Want,
+    by: By<'_>,
+    is_fresh: impl FnOnce() -> bool,
+) -> Result<AtOnce, Full> {
+    if !is_fresh() {
+        return Ok(AtOnce::Stale);
+    }
+    if must_wait(queue, shards, want, by)? {
+        return Ok(AtOnce::MustWait);
+    }
+    let op = shards.new_op(worker);
+    if !want.shared.is_empty() {
+        for shard in shards.iter_mut() {
+            shard.touch(&want.shared, &want.range, Some(op));
+        }
+    }
+    let issued = Some(want.range.clone());
+    grant(shards, worker, op, std::mem::take(want), issued);
+    Ok(AtOnce::Issued(op))
+}
+
 /// Whether an operation must wait for something granted, or for something that asked before it.
-fn must_wait(queue: &Queue, shards: &AllShards<'_>, want: &Want, by: By<'_>) -> Result<bool, Full> {
+fn must_wait(
+    queue: Option<&Queue>,
+    shards: &AllShards<'_>,
+    want: &Want,
+    by: By<'_>,
+) -> Result<bool, Full> {
     let granted: usize = shards.iter().map(|shard| shard.operations.len()).sum();
-    if granted + queue.operations() >= GUARDS_MAX {
+    if granted + queue.map_or(0, Queue::operations) >= GUARDS_MAX {
         return Err(Full);
     }
-    let is_behind = || !by.is_nested() && queue.is_behind_another(want, LAST);
+    let is_behind =
+        || !by.is_nested() && queue.is_some_and(|queue| queue.is_behind_another(want, LAST));
     Ok(is_held(shards, want, by) || is_behind())
 }
 

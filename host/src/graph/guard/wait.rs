@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::ops::Range;
 use std::task::Poll;
 
-use super::table::{Acquire, AtOnce, Full, Guards, Ticket};
+use super::table::{Acquire, Full, Guards, Ticket};
 use super::{By, FlightKey, OpId, SourceSet, Want};
 use crate::graph::mutation::{Mutation, mutated};
 
@@ -17,7 +17,9 @@ pub(crate) struct Held<'g> {
     phase: Cell<Phase>,
 }
 
+/// As wide as what stands beside it, so that all of it is moved by whole words.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
 enum Phase {
     Granted,
     Issued,
@@ -48,27 +50,6 @@ impl Guards {
         let ticket = self.park(worker, sources.clone(), range.clone());
         let mut waiter = Waiter { guards: self, ticket: Some(ticket) };
         poll_fn(|cx| waiter.poll(|ticket| self.try_grant_entry(ticket, by, cx.waker()))).await
-    }
-
-    /// An operation that has read before writes at once, if it need not wait; see
-    /// [`Guards::try_issue`].
-    ///
-    /// # Errors
-    /// [`Full`].
-    pub(crate) fn issue_at_once(
-        &self,
-        worker: usize,
-        want: Want,
-        by: By<'_>,
-        is_fresh: impl FnOnce() -> bool,
-    ) -> Result<AtOnce<Held<'_>>, Full> {
-        Ok(match self.try_issue(worker, want, by, is_fresh)? {
-            AtOnce::Issued(op) => {
-                AtOnce::Issued(Held { guards: self, op, phase: Cell::new(Phase::Issued) })
-            }
-            AtOnce::Stale(want) => AtOnce::Stale(want),
-            AtOnce::MustWait(want) => AtOnce::MustWait(want),
-        })
     }
 
     /// An operation gets all it wants. The caller bounds the wait.
@@ -107,6 +88,14 @@ impl Drop for Waiter<'_> {
         if let Some(ticket) = self.ticket.take() {
             self.guards.forget(ticket);
         }
+    }
+}
+
+impl<'g> Held<'g> {
+    /// What [`Guards::try_issue`] has issued.
+    #[inline]
+    pub(crate) fn of_issued(guards: &'g Guards, op: OpId) -> Self {
+        Self { guards, op, phase: Cell::new(Phase::Issued) }
     }
 }
 

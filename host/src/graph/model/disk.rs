@@ -32,6 +32,8 @@ pub(super) struct Control {
     log: Mutex<Vec<Landed>>,
     /// The next change fails after so many quarters of its blocks have landed.
     fail: Mutex<Option<usize>>,
+    /// The next shrink or deallocation does, too.
+    fail_work: Mutex<Option<usize>>,
     pub(super) writes: Switch,
     /// Changes wait in filters.
     pub(super) filters: Switch,
@@ -77,6 +79,12 @@ impl Control {
         *self.fail.lock().unwrap_or_else(PoisonError::into_inner) = quarters;
     }
 
+    /// Arms or disarms the next failure of what is done with nothing in flight; returns what was armed.
+    pub(super) fn set_fail_work(&self, quarters: Option<usize>) -> Option<usize> {
+        let mut armed = self.fail_work.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *armed, quarters)
+    }
+
     async fn hold(&self, switch: &Switch) {
         if switch.is_catching.load(Ordering::Relaxed) {
             self.held.fetch_add(1, Ordering::Relaxed);
@@ -109,10 +117,17 @@ pub(super) fn sectors(bytes: &[u8]) -> Option<Vec<u8>> {
 impl TestDisk {
     /// How much of a change of `len` bytes lands if it fails now.
     fn fail(&self, len: u64) -> Option<u64> {
-        let quarters =
-            self.control.fail.lock().unwrap_or_else(PoisonError::into_inner).take()? as u64;
-        let blocks = len / self.block_bytes;
-        Some((blocks * quarters).div_ceil(4) * self.block_bytes)
+        let quarters = self.control.fail.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(landing(len, quarters, self.block_bytes))
+    }
+
+    /// Gives up a part of a range, and fails. A disk without backing keeps what it has.
+    async fn fail_half_way(&self, cx: Cx<'_>, at: u64, len: u64, quarters: usize) -> Result<()> {
+        let landing = landing(len, quarters, self.block_bytes);
+        if landing > 0 && cx.child(0).is_ok() {
+            self.memory.deallocate(cx, at, landing).await?;
+        }
+        Err(failure())
     }
 
     fn note(&self, cx: Cx<'_>, (offset, asked): (u64, u64), bytes: Vec<u8>, has_failed: bool) {
@@ -125,6 +140,11 @@ impl TestDisk {
             depth: cx.request.operations().len(),
         });
     }
+}
+
+/// How much of `len` bytes lands, in whole blocks.
+pub(super) fn landing(len: u64, quarters: usize, block_bytes: u64) -> u64 {
+    (len / block_bytes * quarters as u64).div_ceil(4) * block_bytes
 }
 
 fn failure() -> Error {
@@ -201,11 +221,25 @@ impl Node for TestDisk {
     }
 
     fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {
-        self.memory.resize(cx, size_bytes)
+        Box::pin(async move {
+            let old_bytes = self.memory.info(&[])?.size_bytes;
+            if size_bytes < old_bytes
+                && let Some(quarters) = self.control.set_fail_work(None)
+            {
+                let len = old_bytes - size_bytes;
+                return self.fail_half_way(cx, size_bytes, len, quarters).await;
+            }
+            self.memory.resize(cx, size_bytes).await
+        })
     }
 
     fn deallocate<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        self.memory.deallocate(cx, offset, len)
+        Box::pin(async move {
+            match self.control.set_fail_work(None) {
+                Some(quarters) => self.fail_half_way(cx, offset, len, quarters).await,
+                None => self.memory.deallocate(cx, offset, len).await,
+            }
+        })
     }
 
     fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::super::{self as core, Applied, CopyHow, Event, Transaction, Unproven as Host};
 use super::changes::{Ask, Plan, SameView, Step};
+use super::disk::landing;
 use super::flights::{Writing, told};
 use super::parts;
 use super::random::Random;
@@ -49,6 +50,7 @@ impl Run {
         let load = random.pick(&loads).unwrap_or(Load::None);
         self.step = format!("{}; {unproven:?}, {load:?}", plan.what);
         let mut open = self.open(random, load).await?;
+        self.failing = self.arm_failure(random, &plan);
         let real = self.begin_change(&mut plan, unproven);
         quiet().await;
         let early = real.take();
@@ -83,7 +85,20 @@ impl Run {
             self.end_late(late).await?;
         }
         self.control.take_log();
+        self.control.set_fail_work(None);
         Ok(())
+    }
+
+    /// Of what drivers are to do with nothing in flight, some fails.
+    fn arm_failure(&mut self, random: &mut Random, plan: &Plan) -> Option<usize> {
+        let can_fail = plan.steps.iter().any(|step| match step {
+            Step::Resize { node, len } => *len < self.len(*node),
+            Step::Deallocate { span, .. } => !span.is_empty(),
+            Step::Do(_) | Step::Move { .. } => false,
+        });
+        let failing = (can_fail && random.one_in(3)).then(|| random.below(5));
+        self.control.set_fail_work(failing);
+        failing
     }
 
     async fn open(&mut self, random: &mut Random, load: Load) -> Result<Open, String> {
@@ -211,6 +226,10 @@ impl Run {
                     // Permissions, cycles, opaque parents: of these the model knows nothing.
                     ErrorKind::InUse | ErrorKind::Invalid => Ok(()),
                     ErrorKind::NotFound if plan.is_nonsense => Ok(()),
+                    ErrorKind::Io => match self.failing.take() {
+                        Some(quarters) => self.fail_steps(&plan.steps, quarters),
+                        None => wrong("nothing was to fail"),
+                    },
                     _ => wrong("an unexpected error"),
                 };
             }
@@ -264,6 +283,30 @@ impl Run {
         let Some(Node::Memory(overlay)) = graph.node(node) else { return false };
         let below = overlay.backing().map_or(0, |backing| graph.len(backing));
         span.end <= below && span.offsets().all(|at| !overlay.is_allocated(at))
+    }
+
+    /// A driver has failed half-way: what it was to do changes all the same.
+    fn fail_steps(&mut self, steps: &[Step], quarters: usize) -> Verdict {
+        for step in steps {
+            let (node, asked, is_proven) = match step {
+                Step::Resize { node, len } => {
+                    (*node, Span { start: *len, end: self.len(*node) }, false)
+                }
+                Step::Deallocate { node, span } => (*node, *span, self.shows_nothing(*node, *span)),
+                Step::Do(_) | Step::Move { .. } => continue,
+            };
+            let cluster = match self.world.graph().node(node) {
+                Some(Node::Memory(overlay)) if overlay.backing().is_some() => {
+                    overlay.cluster_bytes()
+                }
+                _ => usize::MAX,
+            };
+            let bytes = landing(asked.len() as u64, quarters, cluster as u64) as usize;
+            let same = is_proven.then_some(Evidence::Finished);
+            told(self.world.fail_to_give_up(node, asked, Span::at(asked.start, bytes), same))?;
+        }
+        self.changes.count("driver fails");
+        Ok(())
     }
 
     /// Does one step; returns whether the core could know that nobody sees it.

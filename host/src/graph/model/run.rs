@@ -40,6 +40,8 @@ pub(super) struct Run {
     /// What the last step was, for the message.
     pub(super) step: String,
     pub(super) changes: Changes,
+    /// So many quarters of what a driver is to do land before it fails.
+    pub(super) failing: Option<usize>,
 }
 
 /// What graph changes came to.
@@ -139,6 +141,7 @@ impl Run {
             kept: Vec::new(),
             step: String::new(),
             changes: Changes::default(),
+            failing: None,
         }
     }
 

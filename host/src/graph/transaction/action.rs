@@ -10,6 +10,7 @@ use super::event::Event;
 use crate::bitmap::Bitmap;
 use crate::graph::{BitmapDecl, DriveDecl, NodeDecl};
 use crate::limits::DRAIN_TIME;
+use crate::node::BitmapContent;
 
 /// Somebody who uses a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,11 +237,13 @@ impl Action {
 pub struct Transaction {
     pub(super) actions: Vec<(Action, Unproven)>,
     pub(super) within: Duration,
+    /// What nodes of the graph that is to be store before anybody uses them.
+    pub(super) entries: Vec<(String, BitmapContent)>,
 }
 
 impl Default for Transaction {
     fn default() -> Self {
-        Self { actions: Vec::new(), within: DRAIN_TIME }
+        Self { actions: Vec::new(), within: DRAIN_TIME, entries: Vec::new() }
     }
 }
 
@@ -266,6 +269,13 @@ impl Transaction {
     /// Time for the requests that it must wait for, and then for drivers to resize or deallocate.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;
+        self
+    }
+
+    /// Before anything changes, the node `node` makes an entry for a bitmap, durably. If it cannot, the
+    /// transaction fails.
+    pub(crate) fn with_entry(mut self, node: String, content: BitmapContent) -> Self {
+        self.entries.push((node, content));
         self
     }
 

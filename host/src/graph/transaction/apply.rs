@@ -29,6 +29,7 @@ use crate::graph::evidence::SameView;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::{Graph, ScopedBitmap};
 use crate::io::{LocalFuture, Time, current, spawn_boxed, turn_now, until};
+use crate::node::BitmapContent;
 
 impl GraphCell {
     /// Applies a transaction, on a worker. Once begun it runs to its end, also if its future is dropped.
@@ -87,6 +88,8 @@ struct Plan {
     early: Option<Marking>,
     /// The actions, for messages.
     actions: Vec<String>,
+    /// What nodes store before they are used.
+    entries: Vec<(String, BitmapContent)>,
     /// What has happened by the end.
     events: Vec<Event>,
 }
@@ -131,6 +134,7 @@ impl Plan {
             last_shape: draft.last_shape,
             early: None,
             actions: draft.actions,
+            entries: Vec::new(),
             events,
         })
     }
@@ -158,6 +162,9 @@ impl Plan {
         };
         let unproven = verified.unwrap_or_else(late)?;
         changes.extend(unproven.changes);
+        for (node, content) in self.entries.drain(..) {
+            section.create_stored(&node, content, within).await?;
+        }
         if !steps.is_empty() {
             // The graph that is keeps its bitmaps if the work fails.
             let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
@@ -287,10 +294,11 @@ fn clock() -> Time {
 
 /// Changes a copy of the graph, checks it, and puts it in the graph's place.
 async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) -> Result<Applied> {
-    let Transaction { actions, within } = transaction;
+    let Transaction { actions, within, entries } = transaction;
     let writer = Some(cell.writer.lock().await);
     let before = Rc::new(Snapshot::new(cell.load()));
     let mut plan = Plan::of(cell, &before, actions)?;
+    plan.entries = entries;
     plan.after.start_drivers(Some(&before))?;
     let after = Rc::clone(&plan.after);
     let moving = before.reached_by_others(&plan.origins);

@@ -7,7 +7,7 @@ use super::action::Action;
 #[cfg(test)]
 use crate::bitmap::Change;
 use crate::bitmap::{Bitmap, BitmapName, BitmapUse};
-use crate::graph::BitmapScope;
+use crate::graph::{BitmapScope, Graph};
 
 /// A bitmap that an action is about.
 #[derive(Clone, Debug)]
@@ -36,6 +36,14 @@ impl BitmapRef {
     /// A node's bitmap, by name.
     pub fn of_node(node: &str, name: &str) -> Self {
         Self::Named { scope: BitmapScope::Node(node.into()), name: name.into() }
+    }
+
+    /// The bitmap, as it is in `graph`.
+    pub(crate) fn find(&self, graph: &Graph) -> Option<Arc<Bitmap>> {
+        match self {
+            Self::Named { scope, name } => graph.find_bitmap(scope, name).cloned(),
+            other => other.identity().cloned(),
+        }
     }
 
     /// The bitmap, if it is not known by name alone.
@@ -102,6 +110,10 @@ pub enum BitmapAction {
     CopyOf(BitmapRef),
     /// Another name. Refused while somebody uses it.
     Rename(BitmapName),
+    /// What it holds means nothing: it is inconsistent from now on, until it is repaired or removed.
+    Distrust,
+    /// All of an inconsistent one is dirty, and it records from now on.
+    Repair,
     /// It leaves the graph. Refused while somebody uses it.
     Remove,
 }
@@ -138,6 +150,8 @@ impl BitmapAction {
             Self::Merge(sources) => write!(f, "merge {} into {bitmap}", list(sources)),
             Self::CopyOf(source) => write!(f, "copy {source} into {bitmap}"),
             Self::Rename(name) => write!(f, "rename {bitmap} to `{name}`"),
+            Self::Distrust => write!(f, "distrust {bitmap}"),
+            Self::Repair => write!(f, "repair {bitmap}"),
             Self::Remove => write!(f, "remove {bitmap}"),
         }
     }
@@ -156,6 +170,8 @@ impl From<&Change> for BitmapAction {
             Change::Merge(sources) => Self::merge(sources),
             Change::CopyOf(source) => Self::CopyOf(source.into()),
             Change::Rename(name) => Self::Rename(name.clone()),
+            Change::Distrust => Self::Distrust,
+            Change::Repair => Self::Repair,
             Change::Remove => Self::Remove,
             Change::Checkpoint | Change::Resize(..) => unreachable!("no action of one bitmap"),
         }

@@ -143,6 +143,8 @@ impl Draft {
                 self.bitmaps[at].name = name.clone();
                 Change::Rename(name)
             }
+            BitmapAction::Distrust => Change::Distrust,
+            BitmapAction::Repair => Change::Repair,
             BitmapAction::Remove => Change::Remove,
         };
         self.change(which, at, change);

@@ -186,6 +186,9 @@ fn marked(entry: &ScopedBitmap, range: Option<Range<u64>>, why: &str) -> Event {
 /// be late. The events are for those cases.
 pub(super) fn mark_before(before: &Graph, change: &Change) -> Vec<Event> {
     let mut events = Vec::new();
+    if mutated(Mutation::FailedWorkUnmarked) {
+        return events;
+    }
     for (entry, range) in seen(before, &before.bitmaps, change) {
         let Some(recording) = entry.bitmap.recording() else { continue };
         let Range { start, end } = range.clone().unwrap_or(0..u64::MAX);

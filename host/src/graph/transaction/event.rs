@@ -61,6 +61,16 @@ pub enum Event {
         /// The drive that shows something else.
         drive: Arc<str>,
     },
+    /// A bitmap that is to be kept is not, or not as it is to be: when the host ends it may be lost, or
+    /// inconsistent.
+    BitmapNotKept {
+        /// What it records; `None` once it is gone.
+        scope: Option<BitmapScope>,
+        /// Its name.
+        name: String,
+        /// What stands against it.
+        why: String,
+    },
     /// A driver has not answered in time a resize or deallocation, and may still do it.
     DriverLate {
         /// Its node.
@@ -101,6 +111,7 @@ impl Event {
             self,
             Self::BitmapMarkedWhole { .. }
                 | Self::BitmapLeft { .. }
+                | Self::BitmapNotKept { .. }
                 | Self::DriverLate { .. }
                 | Self::NodeNotClosed { .. }
         )
@@ -150,6 +161,11 @@ impl fmt::Display for Event {
                     f,
                     " no longer records what drive `{drive}` shows: a client sees all of it dirty"
                 )
+            }
+            Self::BitmapNotKept { scope, name, why } => {
+                write!(f, "bitmap `{name}`")?;
+                scope.iter().try_for_each(|scope| write!(f, " of {scope}"))?;
+                write!(f, " is not kept: {why}")
             }
             Self::DriverLate { node, drives } => {
                 let drives = names(drives);

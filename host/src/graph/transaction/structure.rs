@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::action::{Action, Unproven, User, Which};
 use super::apply::at_action;
+use super::bitmap_action::{BitmapAction, BitmapRef};
 use super::draft::{By, Draft, DraftEdge, DraftNode, Link, in_use, invalid};
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
@@ -68,11 +69,23 @@ impl Draft {
             );
             return Err(in_use(message).at_node(name));
         }
+        self.take_stored_bitmaps(at)?;
         self.check_no_bitmaps(&BitmapScope::Node(name.into()))?;
         self.check_no_work(name)?;
         self.nodes.remove(at);
         self.view_goes(&BitmapScope::Node(name.into()));
         Ok(())
+    }
+
+    /// Bitmaps that a node's driver stores when it closes go with the node.
+    fn take_stored_bitmaps(&mut self, at: usize) -> Result<()> {
+        let node = &self.nodes[at];
+        let Some(store) = node.driver.bitmap_store() else { return Ok(()) };
+        let scope = BitmapScope::Node(Arc::clone(&node.name));
+        let here = self.bitmaps.iter().filter(|entry| entry.scope == scope);
+        let stored = here.filter(|entry| store.keeping().name_of(&entry.bitmap).is_some());
+        let stored: Vec<BitmapRef> = stored.map(|entry| (&entry.bitmap).into()).collect();
+        stored.iter().try_for_each(|bitmap| self.act_on_bitmap(bitmap, BitmapAction::Remove))
     }
 
     /// Bitmaps of it that were taken out before are of nothing any more, whatever has its name later.

@@ -64,7 +64,7 @@ fn files_are_files() {
     let run = simulation.run(async move {
         let missing = File::open("none".as_ref(), &OpenOptions::default());
         assert_eq!(missing.expect_err("no such file").kind(), std::io::ErrorKind::NotFound);
-        let options = OpenOptions { create_bytes, write: true, direct: false };
+        let options = OpenOptions { create_bytes, write: true, ..OpenOptions::default() };
         let file = Arc::new(File::open("disk".as_ref(), &options).expect("a file"));
         assert_eq!(file.len_bytes().expect("a length"), 8 * SECTOR as u64);
         file.write_at(700, Buf::copy_of(&[3; 600])).await.expect("a write");

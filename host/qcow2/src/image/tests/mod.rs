@@ -7,6 +7,8 @@
 mod abandoned;
 mod concurrent;
 mod crash;
+mod device;
+mod flags;
 mod hostile;
 mod interop;
 mod model;

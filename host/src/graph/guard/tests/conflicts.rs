@@ -237,14 +237,14 @@ fn what_need_not_wait_is_issued_at_once() {
     let guards = Guards::new(2);
     let flag = guards.flag(&place(2, 0..10));
     let want_of_1 = || want(1, 0..10, &[2]);
-    assert_eq!(guards.try_issue(0, want_of_1(), TOP, || false), Ok(AtOnce::Stale(want_of_1())));
+    assert_eq!(guards.try_issue(0, &mut want_of_1(), TOP, || false), Ok(AtOnce::Stale));
     assert!(!is_set(&flag), "nothing is written");
-    let Ok(AtOnce::Issued(op)) = guards.try_issue(0, want_of_1(), TOP, || true) else {
+    let Ok(AtOnce::Issued(op)) = guards.try_issue(0, &mut want_of_1(), TOP, || true) else {
         panic!("nothing is in its way");
     };
     assert!(is_set(&flag), "its write enters source 2");
-    assert_eq!(guards.try_issue(1, want_of_1(), TOP, || true), Ok(AtOnce::MustWait(want_of_1())));
-    assert_eq!(guards.try_issue(1, want_of_1(), TOP, || false), Ok(AtOnce::Stale(want_of_1())));
+    assert_eq!(guards.try_issue(1, &mut want_of_1(), TOP, || true), Ok(AtOnce::MustWait));
+    assert_eq!(guards.try_issue(1, &mut want_of_1(), TOP, || false), Ok(AtOnce::Stale));
     assert!(guards.try_enter(1, &set(&[1]), &(0..1), TOP).is_none());
     assert!(guards.settle(op, || ()));
     guards.leave(1, guards.entered(1, 1, 0..1));

@@ -60,6 +60,30 @@ impl World {
         Ok(())
     }
 
+    /// A driver was to give up the clusters in `asked`, and has failed after `landed`, the first of them: a
+    /// resize or deallocation that nobody sees the end of. With evidence the view would have stayed the
+    /// same.
+    ///
+    /// # Errors
+    /// As [`World::deallocate`].
+    pub fn fail_to_give_up(
+        &mut self,
+        node: NodeId,
+        asked: Span,
+        landed: Span,
+        same: Option<SameView>,
+    ) -> Result<(), Refusal> {
+        let (memory, class) = self.memory(node)?;
+        memory.deallocate(landed);
+        let legs = self.graph.own_leg(class, asked);
+        self.unsettle(class);
+        if same.is_none() && !asked.is_empty() {
+            self.touch(&legs, None, Touch::Required);
+            self.worsen(&legs, None, Freshness::Stale);
+        }
+        Ok(())
+    }
+
     /// Watches on views in which a class can be seen: the host may end them whole, as it does for any
     /// change of the graph.
     fn unsettle(&mut self, class: NodeId) {

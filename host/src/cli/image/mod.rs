@@ -1,0 +1,200 @@
+//! `blockloom image …`: offline work on images, with the options and the JSON of `qemu-img`.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `storage.rs` | a file as the container of an image, locked as `qemu-img` locks it |
+//! | `layer.rs` | an open image, and the chain behind it |
+//! | `mapper.rs` | where the bytes of one image are |
+//! | `info.rs`, `map.rs`, … | one command each |
+//! | `output.rs`, `failure.rs` | what is printed, and how commands fail |
+//!
+//! Everything runs on one thread that becomes a worker for the time of the command.
+
+mod check;
+mod create;
+mod failure;
+mod info;
+mod layer;
+mod map;
+mod mapper;
+mod options;
+mod output;
+mod resize;
+mod snapshot;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use check::RepairChoice;
+
+use crate::node::Access;
+use failure::{Failure, Result};
+use layer::Format;
+use options::Wanted;
+use output::OutputFormat;
+
+use crate::config::parse_size;
+use crate::io::{EngineChoice, run_on_thread};
+
+/// A command on images.
+#[derive(Subcommand)]
+pub(super) enum ImageCommand {
+    /// Makes a qcow2 image. What is there already is overwritten only with --force; a command that fails
+    /// leaves nothing behind.
+    Create {
+        /// The image.
+        file: PathBuf,
+        /// Size of the disk, such as 512, 64KiB, 10G; without it, the backing's.
+        size: Option<String>,
+        /// Options of `qemu-img create`: cluster_size, refcount_bits, compat, extended_l2, data_file,
+        /// data_file_raw, lazy_refcounts, preallocation, compression_type, backing_file, backing_fmt.
+        #[arg(short, value_name = "KEY=VALUE,…")]
+        options: Vec<String>,
+        /// The image behind it; a relative name is seen from the new image.
+        #[arg(short, long, value_name = "FILE")]
+        backing: Option<String>,
+        /// The format of that: raw or qcow2.
+        #[arg(short = 'F', long, value_name = "FORMAT")]
+        backing_format: Option<String>,
+        /// A file for the data, made together with the image; a relative name is seen from it.
+        #[arg(long, value_name = "FILE")]
+        data_file: Option<String>,
+        /// Overwrites what is there.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Checks the metadata of a qcow2 image. Exit codes are those of qemu-img check: 0 in order (or
+    /// repaired), 1 the check failed, 2 corrupt (or a wrong command line), 3 space is lost and nothing
+    /// else, 63 the format has nothing to check.
+    Check {
+        #[command(flatten)]
+        image: ReadImage,
+        /// Repairs leaks, or everything that can be without a guess.
+        #[arg(short, long, value_name = "WHAT", num_args = 0..=1, require_equals = true,
+              default_missing_value = "all", conflicts_with = "force_share")]
+        repair: Option<RepairChoice>,
+    },
+    /// Makes the disk of an image longer or shorter.
+    Resize {
+        /// The image.
+        file: PathBuf,
+        /// The new size, or with + or - the change.
+        #[arg(allow_hyphen_values = true)]
+        size: String,
+        /// The image's format; without it, found out by its first bytes.
+        #[arg(short, long, value_name = "FORMAT")]
+        format: Option<Format>,
+        /// Allows that what is behind the new end is lost.
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Shows the internal snapshots of a qcow2 image.
+    Snapshot {
+        /// Lists them; the only thing that this command does.
+        #[arg(short, long, required = true)]
+        list: bool,
+        /// The image.
+        file: PathBuf,
+        /// Reads it although another program may be writing it.
+        #[arg(short = 'U', long)]
+        force_share: bool,
+    },
+    /// Shows what an image says of itself: format, sizes, backing, snapshots, bitmaps.
+    Info {
+        #[command(flatten)]
+        image: ReadImage,
+        /// Also shows every image behind it.
+        #[arg(long)]
+        backing_chain: bool,
+    },
+    /// Shows which file of a chain holds which part of the disk.
+    Map {
+        #[command(flatten)]
+        image: ReadImage,
+    },
+}
+
+/// An image that is only read.
+#[derive(Args)]
+pub(super) struct ReadImage {
+    /// The image.
+    file: PathBuf,
+    /// The image's format; without it, found out by its first bytes.
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// Reads it although another program may be writing it.
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    /// How to print: for people, or with the keys of `qemu-img`.
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    output: OutputFormat,
+}
+
+impl ReadImage {
+    fn access(&self) -> Access {
+        reading(self.force_share)
+    }
+}
+
+fn reading(force_share: bool) -> Access {
+    if force_share { Access::ReadShared } else { Access::Read }
+}
+
+/// Runs a command.
+pub(super) fn run(command: ImageCommand) -> ExitCode {
+    match dispatch(command) {
+        Ok(code) => ExitCode::from(code),
+        Err(Failure { code, message }) => {
+            eprintln!("error: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn dispatch(command: ImageCommand) -> Result<u8> {
+    match command {
+        ImageCommand::Create { file, size, options, backing, backing_format, data_file, force } => {
+            let mut wanted = Wanted::default();
+            for text in &options {
+                wanted.read(text)?;
+            }
+            if let Some(text) = size {
+                let size = parse_size(&text);
+                let size = size.map_err(|it| Failure::usage(format!("SIZE {text}: it {it}")))?;
+                wanted.size_bytes = Some(size);
+            }
+            wanted.backing = backing.or(wanted.backing);
+            wanted.backing_format = backing_format.or(wanted.backing_format);
+            wanted.data_file = data_file.or(wanted.data_file);
+            on_worker(create::create_image(file, wanted, force))?;
+        }
+        ImageCommand::Check { image, repair } => {
+            let access = if repair.is_some() { Access::Write } else { image.access() };
+            let (file, format, output) = (image.file, image.format, image.output);
+            return on_worker(check::check_image(file, format, repair, access, output));
+        }
+        ImageCommand::Resize { file, size, format, shrink } => {
+            on_worker(resize::resize(file, format, size, shrink))?;
+        }
+        ImageCommand::Snapshot { list: _, file, force_share } => {
+            on_worker(snapshot::list(file, reading(force_share)))?;
+        }
+        ImageCommand::Info { image, backing_chain } => {
+            let access = image.access();
+            on_worker(info::info(image.file, image.format, backing_chain, access, image.output))?;
+        }
+        ImageCommand::Map { image } => {
+            let access = image.access();
+            on_worker(map::map(image.file, image.format, access, image.output))?;
+        }
+    }
+    Ok(0)
+}
+
+fn on_worker<T: 'static>(work: impl Future<Output = Result<T>> + 'static) -> Result<T> {
+    let result = run_on_thread(EngineChoice::Auto, work);
+    result.map_err(|error| Failure::failed(format!("cannot start a worker: {error}")))?
+}

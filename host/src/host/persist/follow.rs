@@ -1,0 +1,182 @@
+//! After a change of the graph: bitmaps that were renamed or removed, or are at home elsewhere now.
+//!
+//! A bitmap that goes to another image has an entry there before its entry in the former one goes. Where the
+//! change itself brings the new image, by a snapshot, that entry is durable before the change takes effect.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::load::{entry_of, make_entry};
+use super::place::home_for;
+use super::{Entry, Home, Keep, Persistence, scope_of, tell_not_kept};
+use crate::bitmap::Bitmap;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Action, BitmapAction, BitmapScope, Graph, GraphCell, Transaction};
+use crate::node::{StoreChange, Upkeep};
+
+/// Entries that a transaction makes itself: a bitmap, and the node that keeps it.
+pub(in crate::host) type Entered = Vec<(Arc<Bitmap>, String)>;
+
+impl Persistence {
+    /// Has a transaction make an entry in each image that it puts on top of a drive, for the bitmaps that are
+    /// to be kept there.
+    ///
+    /// # Errors
+    /// `EROFS` for the removal or renaming of a bitmap whose image is read-only.
+    pub(in crate::host) fn prepare(
+        &self,
+        graph: &Graph,
+        mut transaction: Transaction,
+    ) -> Result<(Transaction, Entered)> {
+        let mut entered = Entered::new();
+        for action in transaction.actions() {
+            match action {
+                Action::Bitmap {
+                    bitmap,
+                    action: BitmapAction::Remove | BitmapAction::Rename(_),
+                } => {
+                    if let Some(bitmap) = bitmap.find(graph) {
+                        self.check_writes(graph, &bitmap)?;
+                    }
+                }
+                Action::Snapshot { drive, overlay } => {
+                    let driver = &overlay.driver;
+                    if driver.bitmap_store().is_none() || driver.upkeep() != Upkeep::Writes {
+                        continue;
+                    }
+                    let scope = BitmapScope::Drive(drive.as_str().into());
+                    for entry in self.entries().iter().filter(|entry| entry.keep == Keep::Root) {
+                        if scope_of(graph, &entry.bitmap).as_ref() == Some(&scope) {
+                            entered.retain(|(other, _)| !Arc::ptr_eq(other, &entry.bitmap));
+                            entered.push((Arc::clone(&entry.bitmap), overlay.name.clone()));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (bitmap, node) in &entered {
+            transaction = transaction.with_entry(node.clone(), entry_of(bitmap));
+        }
+        Ok((transaction, entered))
+    }
+
+    fn check_writes(&self, graph: &Graph, bitmap: &Arc<Bitmap>) -> Result<()> {
+        let home = self.home_of(bitmap);
+        let Some(home) = home.filter(|home| !home.writes() && home.is_in(graph)) else {
+            return Ok(());
+        };
+        let message = format!("bitmap `{}` is in its image, which is read-only", bitmap.name());
+        Err(Error::new(ErrorKind::ReadOnly, message).at_node(&home.name))
+    }
+
+    /// Follows a change of the graph that has been made, once [`Self::load`] has been called.
+    pub(in crate::host) async fn follow(&self, cell: &Arc<GraphCell>, entered: Entered) {
+        if !self.begun.load(Ordering::Acquire) {
+            return;
+        }
+        let _turn = self.turn.lock().await;
+        for (bitmap, node) in &entered {
+            let graph = cell.load();
+            let home = graph.find_node(node).and_then(|at| Home::of(&graph.nodes()[at]));
+            if let Some(store) = home.as_ref().and_then(|home| home.store().ok()) {
+                store.keeping().keep(bitmap, bitmap.name(), true);
+            }
+        }
+        self.load_added(cell).await;
+        let entries = self.entries().clone();
+        for entry in entries {
+            let graph = cell.load();
+            let followed = match scope_of(&graph, &entry.bitmap) {
+                None => self.follow_removal(cell, &graph, &entry).await,
+                Some(scope) => self.follow_change(cell, &graph, &entry, &scope, &entered).await,
+            };
+            if let Err(error) = followed {
+                tell_not_kept(cell, &graph, &entry.bitmap, &error);
+            }
+        }
+    }
+
+    /// A bitmap has left the graph: its entry goes, unless the node went with it.
+    async fn follow_removal(
+        &self,
+        cell: &Arc<GraphCell>,
+        graph: &Graph,
+        entry: &Entry,
+    ) -> Result<()> {
+        self.entries().retain(|other| !Arc::ptr_eq(&other.bitmap, &entry.bitmap));
+        let Some(home) = entry.home.as_ref().filter(|home| home.is_in(graph)) else {
+            return Ok(());
+        };
+        leave(cell, &entry.bitmap, home).await
+    }
+
+    async fn follow_change(
+        &self,
+        cell: &Arc<GraphCell>,
+        graph: &Graph,
+        entry: &Entry,
+        scope: &BitmapScope,
+        entered: &Entered,
+    ) -> Result<()> {
+        let home = entry.home.as_ref().filter(|home| home.is_in(graph));
+        let target = match home_for(graph, scope, &entry.keep) {
+            Ok(target) => target,
+            // A read-only image's own: it stays where it is.
+            Err(_) if home.is_some_and(|home| !home.writes()) => return Ok(()),
+            Err(error) => {
+                let was_kept = entry.home.is_some();
+                self.move_to(&entry.bitmap, None);
+                // Its entry stays, marked as in use: what comes of it cannot be told from here on.
+                if let Some(home) = home {
+                    home.store()?.keeping().forget(&entry.bitmap);
+                }
+                return if was_kept { Err(error) } else { Ok(()) };
+            }
+        };
+        if let Some(home) = home.filter(|home| home.generation == target.generation) {
+            return follow_name(cell, &entry.bitmap, home).await;
+        }
+        let is_entered = entered
+            .iter()
+            .any(|(bitmap, node)| Arc::ptr_eq(bitmap, &entry.bitmap) && **node == *target.name);
+        if !is_entered {
+            self.move_to(&entry.bitmap, None);
+            make_entry(cell, &entry.bitmap, &target).await?;
+        }
+        self.move_to(&entry.bitmap, Some(target));
+        match home {
+            Some(home) => leave(cell, &entry.bitmap, home).await,
+            None => Ok(()),
+        }
+    }
+
+    fn move_to(&self, bitmap: &Arc<Bitmap>, home: Option<Home>) {
+        let mut entries = self.entries();
+        if let Some(entry) = entries.iter_mut().find(|entry| Arc::ptr_eq(&entry.bitmap, bitmap)) {
+            entry.home = home;
+        }
+    }
+}
+
+/// Takes a bitmap's entry out of an image.
+async fn leave(cell: &Arc<GraphCell>, bitmap: &Arc<Bitmap>, home: &Home) -> Result<()> {
+    match home.store()?.keeping().forget(bitmap) {
+        Some(name) if home.writes() => home.change(cell, StoreChange::Remove(name)).await,
+        _ => Ok(()),
+    }
+}
+
+/// Gives a bitmap's entry the name that the bitmap has.
+async fn follow_name(cell: &Arc<GraphCell>, bitmap: &Arc<Bitmap>, home: &Home) -> Result<()> {
+    let keeping = home.store()?.keeping();
+    let to = bitmap.name();
+    match keeping.name_of(bitmap) {
+        Some(from) if from != to && home.writes() => {
+            home.change(cell, StoreChange::Rename { from, to: to.clone() }).await?;
+            keeping.keep(bitmap, to, true);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}

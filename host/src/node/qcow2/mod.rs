@@ -1,0 +1,185 @@
+//! `qcow2`: an image in another node, perhaps with an external data file and a backing.
+//!
+//! The image's metadata are the business of the crate `blockloom-qcow2`; here its answers are carried
+//! out: guest data go straight between the caller's buffer and the child that holds them.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `open` | opening an image over a node that stands already |
+//! | `storage` | the image's container: child `file`, by the edges of a request |
+//! | `bitmaps` | the bitmaps that the image keeps |
+//! | `plain_file` | a container without a graph |
+//! | `read`, `write`, `zero`, `status` | the node's operations |
+//!
+//! **Invariant**: a request holds an image's `Turn` from before it looks where its bytes lie until they
+//! have been moved, so no cluster is given to somebody else under it.
+//!
+//! **Invariant**: what is in a new cluster beside the bytes written is what showed there before; the
+//! image maps it after it has been written, and keeps that mapping back until it is durable.
+
+mod bitmaps;
+mod open;
+mod plain_file;
+mod read;
+mod status;
+mod storage;
+mod write;
+mod zero;
+
+pub use open::Qcow2Options;
+pub(crate) use plain_file::{Access, FileStorage};
+
+use blockloom_qcow2::image::{Image, ImageInfo};
+
+use super::{
+    BitmapStore, Caps, Extent, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep, WriteFlags,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Cx, EdgeRef};
+use crate::io::{Buf, BufMut};
+use bitmaps::Bitmaps;
+use storage::{Container, from_engine};
+
+/// Position of child `file`, which holds the image.
+const FILE: usize = 0;
+
+/// The `qcow2` driver. Its first child is `file` (role `storage`); others stand where it was opened with
+/// them: `data-file` (role `data` if it is raw, else `storage`), `backing` (role `backing`).
+pub struct Qcow2Node {
+    image: Image,
+    /// As it was opened: what never changes is taken from here.
+    info: ImageInfo,
+    write: bool,
+    /// Position of an external data file.
+    data: Option<usize>,
+    /// Position of the backing.
+    backing: Option<usize>,
+    bitmaps: Bitmaps,
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+impl Qcow2Node {
+    /// Where guest data lie.
+    fn data<'g>(&self, cx: Cx<'g>) -> Result<EdgeRef<'g>> {
+        cx.child(self.data.unwrap_or(FILE))
+    }
+
+    fn container<'g>(&self, cx: Cx<'g>) -> Result<Container<'g>> {
+        Container::new(cx, self.data)
+    }
+
+    /// What a change touches at least, bytes: a whole unit, and as many as lie in one block of who holds them,
+    /// as far as that is one cluster.
+    fn fill_bytes(&self, children: &[NodeInfo]) -> u64 {
+        let holder = children.get(self.data.unwrap_or(FILE));
+        let block = holder.map_or(1, |holder| u64::from(holder.limits.request_alignment));
+        self.info.unit_bytes.max(block.min(self.info.cluster_bytes))
+    }
+
+    /// How much of the backing there is to show, bytes; 0 without one.
+    fn shown_bytes(&self, cx: Cx<'_>) -> Result<u64> {
+        let Some(backing) = self.backing else { return Ok(0) };
+        Ok(cx.child(backing)?.node().info().size_bytes)
+    }
+}
+
+impl Node for Qcow2Node {
+    fn driver(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        let expected = 1 + usize::from(self.data.is_some()) + usize::from(self.backing.is_some());
+        if children.len() != expected {
+            let message = format!(
+                "it has {} children, not the {expected} that its image was opened with",
+                children.len()
+            );
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        let caps = Caps {
+            zero: Support::Native,
+            discard: Support::Native,
+            fua: Support::Emulated,
+            flush: Support::Native,
+        };
+        let fill_bytes = u32::try_from(self.fill_bytes(children)).unwrap_or(u32::MAX);
+        Ok(NodeInfo {
+            size_bytes: self.image.size_bytes(),
+            limits: Limits { fill_bytes, ..Limits::NONE },
+            caps,
+            read_only: !self.write || self.image.is_corrupt(),
+            growable: false,
+        })
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        self.read_runs(cx, offset, buf)
+    }
+
+    fn write<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
+        self.write_runs(cx, offset, buf)
+    }
+
+    fn zero<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(self.zero_range(cx, offset, len, flags))
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(self.discard_range(cx, offset, len))
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async move { self.image.flush(&self.container(cx)?).await.map_err(from_engine) })
+    }
+
+    fn close<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            match self.write {
+                true => {
+                    let stored = self.bitmaps.keeping.store(self, cx, false).await;
+                    let closed = self.image.close(&self.container(cx)?).await.map_err(from_engine);
+                    stored.and(closed)
+                }
+                false => Ok(()),
+            }
+        })
+    }
+
+    fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
+        Some(self)
+    }
+
+    fn upkeep(&self) -> Upkeep {
+        if self.write { Upkeep::Writes } else { Upkeep::Reads }
+    }
+
+    fn block_status<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+    ) -> NodeFuture<'a, Vec<Extent>> {
+        Box::pin(self.extents(cx, offset, len))
+    }
+
+    fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {
+        Box::pin(self.set_size(cx, size_bytes))
+    }
+
+    fn deallocate<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let container = self.container(cx)?;
+            self.image.deallocate(&container, offset, len).await.map_err(from_engine)
+        })
+    }
+}

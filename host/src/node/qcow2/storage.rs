@@ -1,0 +1,82 @@
+//! The container of an image as the engine sees it: children of the node, by the edges of one request.
+
+use blockloom_qcow2 as qcow2;
+use blockloom_qcow2::Storage;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Cx, EdgeRef};
+use crate::io::{Buf, BufMut};
+use crate::node::WriteFlags;
+
+/// The child `file`, and what else has to be durable before the image's metadata say that it is.
+pub(super) struct Container<'g> {
+    file: EdgeRef<'g>,
+    /// An external data file.
+    data: Option<EdgeRef<'g>>,
+}
+
+impl<'g> Container<'g> {
+    pub(super) fn new(cx: Cx<'g>, data: Option<usize>) -> Result<Self> {
+        let data = data.map(|position| cx.child(position)).transpose()?;
+        Ok(Self { file: cx.child(super::FILE)?, data })
+    }
+}
+
+/// An error of the engine as one of the node's.
+pub(super) fn from_engine(error: qcow2::Error) -> Error {
+    Error::new(ErrorKind::from_errno(error.errno()), error.to_string())
+}
+
+/// An error of a child as one that the engine hands back.
+pub(super) fn to_engine(error: &Error) -> qcow2::Error {
+    qcow2::Error::new(qcow2::ErrorKind::Storage(error.errno()), error.to_string())
+}
+
+impl Storage for Container<'_> {
+    async fn read(&self, offset: u64, buf: &mut [u8]) -> qcow2::Result<()> {
+        let read = self.file.read(offset, BufMut::new(buf.len())).await;
+        buf.copy_from_slice(&read.map_err(|error| to_engine(&error))?);
+        Ok(())
+    }
+
+    async fn write(&self, offset: u64, bytes: &[u8]) -> qcow2::Result<()> {
+        let written = self.file.write(offset, Buf::copy_of(bytes), WriteFlags::NONE).await;
+        written.map_err(|error| to_engine(&error))
+    }
+
+    async fn zero(&self, offset: u64, len: u64) -> qcow2::Result<()> {
+        let zeroed = self.file.zero(offset, len, WriteFlags::NONE).await;
+        zeroed.map_err(|error| to_engine(&error))
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> qcow2::Result<()> {
+        self.file.discard(offset, len).await.map_err(|error| to_engine(&error))
+    }
+
+    async fn flush(&self) -> qcow2::Result<()> {
+        if let Some(data) = &self.data {
+            data.flush().await.map_err(|error| to_engine(&error))?;
+        }
+        self.file.flush().await.map_err(|error| to_engine(&error))
+    }
+
+    async fn len_bytes(&self) -> qcow2::Result<u64> {
+        Ok(self.file.len_bytes())
+    }
+
+    fn end_bytes(&self) -> Option<u64> {
+        let info = self.file.node().info();
+        (!info.growable).then_some(info.size_bytes)
+    }
+
+    async fn set_len(&self, len_bytes: u64) -> qcow2::Result<()> {
+        if self.end_bytes().is_some() {
+            return Ok(());
+        }
+        match self.file.set_len(len_bytes).await {
+            // What is behind the end costs room, no more.
+            Err(error) if error.kind() == ErrorKind::NotSupported => Ok(()),
+            result => result.map_err(|error| to_engine(&error)),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Zeroing, discarding, another size.
+//!
+//! Whole clusters (or subclusters) are the metadata's business. What is left at either end of a range is
+//! written, unless it shows zeros already.
+
+use std::ops::Range;
+
+use blockloom_qcow2::ErrorKind as EngineErrorKind;
+use blockloom_qcow2::image::{MappingKind, Turn};
+
+use super::storage::{Container, from_engine};
+use super::{Qcow2Node, to_usize};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::Cx;
+use crate::io::Buf;
+use crate::limits::ZERO_CHUNK_BYTES;
+use crate::node::WriteFlags;
+
+impl Qcow2Node {
+    pub(super) async fn zero_range(
+        &self,
+        cx: Cx<'_>,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let container = self.container(cx)?;
+        let turn = self.image.enter();
+        self.zero_raw_data(cx, &container, offset, len, flags).await?;
+        let whole = self.whole_units(offset, len);
+        let by_metadata = match whole.is_empty() {
+            true => Ok(()),
+            false => {
+                let len = whole.end - whole.start;
+                self.image.zero(&container, whole.start, len, flags.no_unmap).await
+            }
+        };
+        let ends = match by_metadata {
+            Ok(()) => [offset..whole.start, whole.end..offset + len],
+            // An old image can say that nothing of a range is its own, but not that it is zero.
+            Err(error) if error.kind() == EngineErrorKind::NotSupported => {
+                [offset..offset + len, 0..0]
+            }
+            Err(error) => return Err(from_engine(error)),
+        };
+        for range in ends {
+            self.write_zeros(cx, &turn, &container, range, flags).await?;
+        }
+        Ok(())
+    }
+
+    /// A data file that is an image by itself holds the zeros, too.
+    async fn zero_raw_data(
+        &self,
+        cx: Cx<'_>,
+        container: &Container<'_>,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        if !self.info.raw_external_data {
+            return Ok(());
+        }
+        self.image.begin_modifying(container).await.map_err(from_engine)?;
+        self.data(cx)?.zero(offset, len, WriteFlags { fua: false, ..flags }).await
+    }
+
+    /// The clusters that lie in a range, as one; empty and at the range's end if there is none. The last
+    /// cluster of the view counts as whole where the view ends within it.
+    fn whole_units(&self, offset: u64, len: u64) -> Range<u64> {
+        let unit = self.info.unit_bytes;
+        let end = offset + len;
+        let last = if end == self.image.size_bytes() { end } else { end / unit * unit };
+        match offset.checked_next_multiple_of(unit) {
+            Some(first) if first < last => first..last,
+            _ => end..end,
+        }
+    }
+
+    /// Writes zeros where the range shows anything else.
+    async fn write_zeros(
+        &self,
+        cx: Cx<'_>,
+        turn: &Turn<'_>,
+        container: &Container<'_>,
+        range: Range<u64>,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let left = (range.end - at).min(ZERO_CHUNK_BYTES as u64);
+            let run = self.image.map(turn, container, at, left).await.map_err(from_engine)?;
+            let len = run.len.min(left);
+            let shows_zeros = match run.kind {
+                MappingKind::Zero(_) => true,
+                MappingKind::Unallocated => self.shown_bytes(cx)? <= at,
+                MappingKind::Data(_) | MappingKind::Compressed(_) => false,
+            };
+            if !shows_zeros {
+                if flags.fast {
+                    let message = "it cannot zero a part of a cluster without writing";
+                    return Err(Error::new(ErrorKind::NotSupported, message));
+                }
+                let zeros = Buf::zeros(to_usize(len));
+                self.write_by_steps(cx, turn, container, at, zeros).await?;
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn discard_range(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<()> {
+        let whole = self.whole_units(offset, len);
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let (_turn, container) = (self.image.enter(), self.container(cx)?);
+        let len = whole.end - whole.start;
+        self.zero_raw_data(cx, &container, whole.start, len, WriteFlags::NONE).await?;
+        let discarded = self.image.discard(&container, whole.start, len).await;
+        discarded.map_err(from_engine)
+    }
+
+    /// Another size. What is added shows zeros, whatever a backing has there, or the last cluster had.
+    pub(super) async fn set_size(&self, cx: Cx<'_>, size_bytes: u64) -> Result<()> {
+        let container = self.container(cx)?;
+        let before = self.image.size_bytes();
+        if self.info.raw_external_data {
+            self.data(cx)?.set_len(size_bytes).await?;
+        }
+        self.image.resize(&container, size_bytes).await.map_err(from_engine)?;
+        let cluster_end = before.next_multiple_of(self.info.cluster_bytes);
+        let end = self.shown_bytes(cx)?.max(cluster_end).min(size_bytes);
+        if end > before {
+            self.zero_range(cx, before, end - before, WriteFlags::NONE).await?;
+        }
+        self.image.flush(&container).await.map_err(from_engine)
+    }
+}

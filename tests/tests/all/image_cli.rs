@@ -1,0 +1,368 @@
+//! `blockloom image …` beside `qemu-img`: the same images, the same answers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use blockloom_tests::Scratch;
+use blockloom_tests::tools::{have, run, succeed};
+use serde_json::Value;
+
+use crate::{program, scratch};
+
+/// Images and their tools in one place.
+struct Bench(Scratch);
+
+impl Bench {
+    fn new() -> Self {
+        Self(scratch())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.image(name)
+    }
+
+    /// Arguments of which those that begin with `@` are names of images.
+    fn arguments(&self, line: &str) -> Vec<String> {
+        let place = self.path("");
+        let place = place.to_str().expect("UTF-8");
+        line.split_whitespace().map(|word| word.replace('@', place)).collect()
+    }
+
+    fn qemu_img(&self, line: &str) -> String {
+        succeed("qemu-img", self.arguments(line))
+    }
+
+    /// Commands for the disk that `image` shows.
+    fn qemu_io(&self, image: &str, commands: &[&str]) {
+        let image = self.path(image);
+        let image = image.to_str().expect("UTF-8");
+        let commands = commands.iter().flat_map(|command| ["-c", command]);
+        let output = succeed("qemu-io", commands.chain([image]));
+        assert!(!output.contains("failed"), "{output}");
+    }
+
+    fn run(&self, line: &str) -> Output {
+        let program = program().to_str().expect("UTF-8");
+        run(program, ["image".to_owned()].into_iter().chain(self.arguments(line)))
+    }
+
+    fn succeed(&self, line: &str) -> String {
+        let output = self.run(line);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "image {line}: {stderr}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Fails with this exit code and says all of `words`.
+    fn fail(&self, line: &str, code: i32, words: &[&str]) {
+        let output = self.run(line);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "image {line}: {stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "image {line}: no `{word}` in: {stderr}");
+        }
+    }
+
+    /// The JSON of both programs, and their exit codes, are equal.
+    fn same(&self, line: &str) {
+        let line = format!("{line} --output=json");
+        let theirs = run("qemu-img", self.arguments(&line));
+        let ours = self.run(&line);
+        let parse = |output: &Output| -> Value {
+            let text = String::from_utf8_lossy(&output.stdout);
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{line}: {error}\n{text}"))
+        };
+        assert_eq!(parse(&ours), parse(&theirs), "{line}");
+        assert_eq!(ours.status.code(), theirs.status.code(), "{line}");
+    }
+
+    fn same_in_all(&self, image: &str) {
+        for command in ["info", "info --backing-chain", "map", "check"] {
+            if command != "check" || !image.ends_with(".img") {
+                self.same(&format!("{command} @{image}"));
+            }
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let place = fs::read_dir(self.path("")).expect("list");
+        place.map(|it| it.expect("entry").file_name().into_string().expect("UTF-8")).collect()
+    }
+}
+
+const OPTIONS: [&str; 12] = [
+    "compat=1.1",
+    "compat=0.10",
+    "cluster_size=512",
+    "cluster_size=2M",
+    "refcount_bits=1",
+    "refcount_bits=64",
+    "extended_l2=on,cluster_size=128k",
+    "lazy_refcounts=on",
+    "compression_type=zstd",
+    "preallocation=metadata",
+    "preallocation=falloc,cluster_size=4k",
+    "data_file=@data.raw,data_file_raw=on",
+];
+
+const WRITES: [&str; 6] = [
+    "write -P 1 0 192k",
+    "write -P 2 3M 70000",
+    "write -P 3 7340032 4096",
+    "write -z 1M 256k",
+    "discard 64k 64k",
+    "write -P 4 8384512 512",
+];
+
+/// Images that `qemu-img` makes are described and checked as it does itself.
+#[test]
+fn images_of_qemu_img_are_described_as_by_it() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    for options in OPTIONS {
+        let bench = Bench::new();
+        bench.qemu_img(&format!("create -q -f qcow2 -o {options} @disk.qcow2 8M"));
+        bench.same_in_all("disk.qcow2");
+        bench.qemu_io("disk.qcow2", &WRITES);
+        bench.same_in_all("disk.qcow2");
+        // A snapshot needs a second reference.
+        if !options.contains("data_file") && options != "refcount_bits=1" {
+            bench.qemu_img("snapshot -c first @disk.qcow2");
+            bench.same_in_all("disk.qcow2");
+            bench.qemu_img("convert -c -O qcow2 @disk.qcow2 @compressed.qcow2");
+            bench.same_in_all("compressed.qcow2");
+        }
+    }
+}
+
+/// Chains of three, with formats and sizes mixed, bitmaps, and a relative name.
+#[test]
+fn chains_are_described_as_by_qemu_img() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let bench = Bench::new();
+    bench.0.sparse_image("base.img", (1 << 20) + 1000);
+    succeed(
+        "qemu-io",
+        ["-f", "raw", "-c", "write -P 7 64k 4k", bench.path("base.img").to_str().expect("UTF-8")],
+    );
+    bench.same_in_all("base.img");
+    bench.qemu_img("create -q -f qcow2 -b base.img -F raw @middle.qcow2 3M");
+    bench.qemu_io("middle.qcow2", &["write -P 1 128k 64k", "write -P 1 2M 64k", "write -z 0 64k"]);
+    bench.same_in_all("middle.qcow2");
+    let options = "create -q -f qcow2 -o extended_l2=on -b middle.qcow2 -F qcow2";
+    bench.qemu_img(&format!("{options} @top.qcow2 4M"));
+    bench.qemu_io("top.qcow2", &["write -P 2 4k 2k", "write -z 130k 2k", "write -P 2 3584k 64k"]);
+    bench.qemu_img("bitmap --add @top.qcow2 first");
+    bench.qemu_img("bitmap --add --disable -g 4k @top.qcow2 second");
+    bench.same_in_all("top.qcow2");
+    // The compressed part of a chain has no offset.
+    bench.qemu_img("convert -c -O qcow2 @middle.qcow2 @compressed.qcow2");
+    bench.qemu_img("create -q -f qcow2 -b compressed.qcow2 -F qcow2 @over.qcow2");
+    bench.same_in_all("over.qcow2");
+}
+
+/// What `create` makes is what `qemu-img create` makes, as far as `qemu-img` can tell, and works.
+#[test]
+fn images_are_made_as_by_qemu_img() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    // The length of the file is not compared: tables may lie elsewhere, and so are the blocks of it.
+    let describe = |bench: &Bench, name: &str| -> Value {
+        let text = bench.qemu_img(&format!("info --output=json @{name}"));
+        let mut info: Value = serde_json::from_str(&text).expect("JSON");
+        let object = info.as_object_mut().expect("an object");
+        for key in ["children", "filename", "actual-size"] {
+            object.remove(key);
+        }
+        info
+    };
+    for options in OPTIONS {
+        let (ours, theirs) = (Bench::new(), Bench::new());
+        ours.succeed(&format!("create -o {options} @disk.qcow2 8MiB"));
+        theirs.qemu_img(&format!("create -q -f qcow2 -o {options} @disk.qcow2 8M"));
+        if !options.contains("data_file") {
+            assert_eq!(describe(&ours, "disk.qcow2"), describe(&theirs, "disk.qcow2"), "{options}");
+        }
+        ours.qemu_img("check @disk.qcow2");
+        ours.same_in_all("disk.qcow2");
+        ours.qemu_io("disk.qcow2", &WRITES);
+        ours.qemu_img("check @disk.qcow2");
+        theirs.qemu_io("disk.qcow2", &WRITES);
+        let [ours, theirs] = [&ours, &theirs].map(|bench| bench.path("disk.qcow2"));
+        let output = succeed("qemu-img", [Path::new("compare"), &ours, &theirs]);
+        assert!(output.contains("identical"), "{options}: {output}");
+    }
+    let bench = Bench::new();
+    bench.succeed("create @base.qcow2 3M");
+    bench.qemu_io("base.qcow2", &["write -P 5 1M 64k"]);
+    bench.succeed("create --backing base.qcow2 --backing-format qcow2 @top.qcow2");
+    bench.qemu_io("top.qcow2", &["read -P 5 1M 64k"]);
+    bench.same_in_all("top.qcow2");
+}
+
+/// What is wrong is named; nothing is half-made, and nothing that is there is touched.
+#[test]
+fn failed_creations_leave_nothing_behind() {
+    let bench = Bench::new();
+    bench.0.image_of("there.img", b"precious");
+    let check = |line: &str, code, words: &[&str]| {
+        bench.fail(line, code, words);
+        assert_eq!(bench.names(), ["there.img"], "{line}");
+        assert_eq!(bench.0.peek("there.img", 0, 8), b"precious", "{line}");
+    };
+    check("create @there.img 1M", 1, &["there.img", "--force"]);
+    check("create --data-file there.img @new.qcow2 1M", 1, &["there.img", "--force"]);
+    check("create --data-file new.qcow2 @new.qcow2 1M", 2, &["new.qcow2"]);
+    check("create @new.qcow2", 2, &["SIZE"]);
+    check("create @new.qcow2 1Q", 2, &["1Q", "KiB"]);
+    check("create @new.qcow2 9E", 2, &["9E"]);
+    check("create @no/new.qcow2 1M", 1, &["no/new.qcow2"]);
+    check("create @ 1M", 1, &["directory"]);
+    check("create -o cluster_size=3k @new.qcow2 1M", 2, &["cluster_size=3k"]);
+    check("create -o cluster-size=64k @new.qcow2 1M", 2, &["cluster-size", "cluster_size"]);
+    check("create -o compat=0.10,lazy_refcounts=on @new.qcow2 1M", 2, &["compat", "lazy"]);
+    check("create -o encryption=on @new.qcow2 1M", 2, &["encryption"]);
+    check("create -o cluster_size=512 @new.qcow2 1T", 2, &["cluster"]);
+    check("create --backing there.img @new.qcow2", 2, &["there.img", "--backing-format"]);
+    check("create --backing gone.img --backing-format raw @new.qcow2", 1, &["gone.img"]);
+    check("create --backing there.img --backing-format vmdk @new.qcow2", 2, &["vmdk", "qcow2"]);
+    check("create --backing there.img --backing-format qcow2 @new.qcow2", 1, &["there.img"]);
+    check("create --backing nbd://x/y --backing-format raw @new.qcow2 1M", 2, &["nbd://x/y"]);
+    check("create @new.qcow2 1M --wrong", 2, &["--wrong"]);
+    bench.succeed("create --force @there.img 1M");
+    assert_eq!(bench.names(), ["there.img"]);
+    assert_eq!(bench.0.peek("there.img", 0, 4), b"QFI\xfb");
+}
+
+/// Exit codes and counts of a damaged image are `qemu-img`'s, and a repair leaves nothing for it to say.
+#[test]
+fn damaged_images_are_repaired() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let check = |code, poke: &dyn Fn(&Bench), repair: &str| {
+        let bench = Bench::new();
+        bench.qemu_img("create -q -f qcow2 @disk.qcow2 8M");
+        bench.qemu_io("disk.qcow2", &WRITES);
+        poke(&bench);
+        bench.same("check @disk.qcow2");
+        assert_eq!(bench.run("check @disk.qcow2").status.code(), Some(code));
+        let before = fs::read(bench.path("disk.qcow2")).expect("read");
+        assert_eq!(bench.run("check @disk.qcow2").status.code(), Some(code));
+        assert_eq!(
+            fs::read(bench.path("disk.qcow2")).expect("read"),
+            before,
+            "a check changes nothing"
+        );
+        bench.succeed(&format!("check --repair={repair} @disk.qcow2"));
+        bench.qemu_img("check @disk.qcow2");
+        bench.same("check @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["read -P 2 3M 70000", "read -P 3 7340032 4096"]);
+    };
+    // The first refcount block of a small image is its third cluster.
+    let refcount = |cluster: u64, count: u8| {
+        move |bench: &Bench| bench.0.poke("disk.qcow2", 0x20000 + 2 * cluster, &[0, count])
+    };
+    let leak = |bench: &Bench| {
+        bench.0.poke("disk.qcow2", (61 << 16) - 1, &[0]);
+        refcount(60, 1)(bench);
+    };
+    check(3, &leak, "leaks");
+    check(3, &leak, "all");
+    check(2, &refcount(5, 2), "all");
+    check(2, &refcount(5, 0), "all");
+    let bench = Bench::new();
+    bench.0.sparse_image("raw.img", 1 << 20);
+    bench.fail("check @raw.img", 63, &["raw.img", "nothing to check"]);
+    bench.fail("check @gone.qcow2", 1, &["gone.qcow2"]);
+    bench.fail("check --repair=some @raw.img", 2, &["leaks", "all"]);
+}
+
+/// Disks grow and shrink; what was cut does not come back, and a longer backing does not show.
+#[test]
+fn disks_are_resized() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    for options in OPTIONS {
+        let bench = Bench::new();
+        bench.qemu_img(&format!("create -q -f qcow2 -o {options} @disk.qcow2 8M"));
+        bench.qemu_io("disk.qcow2", &WRITES);
+        bench.fail("resize @disk.qcow2 4M", 1, &["disk.qcow2", "--shrink"]);
+        bench.succeed("resize --shrink @disk.qcow2 3180544");
+        bench.qemu_img("check @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["read -P 2 3M 34816", "read -P 1 0 64k"]);
+        bench.succeed("resize @disk.qcow2 +100M");
+        bench.qemu_img("check @disk.qcow2");
+        bench.same("map @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["read -P 2 3M 34816", "read -P 0 3180544 100M"]);
+        bench.succeed("resize --shrink @disk.qcow2 -1M");
+        bench.qemu_img("check @disk.qcow2");
+    }
+    let bench = Bench::new();
+    bench.qemu_img("create -q -f raw @base.img 4M");
+    succeed(
+        "qemu-io",
+        ["-f", "raw", "-c", "write -P 9 0 4M", bench.path("base.img").to_str().expect("UTF-8")],
+    );
+    bench.qemu_img("create -q -f qcow2 -b base.img -F raw @top.qcow2 1M");
+    bench.succeed("resize @top.qcow2 5M");
+    bench.qemu_io("top.qcow2", &["read -P 9 0 1M", "read -P 0 1M 4M"]);
+    bench.qemu_img("check @top.qcow2");
+    bench.succeed("resize @base.img 8M");
+    assert_eq!(fs::metadata(bench.path("base.img")).expect("there").len(), 8 << 20);
+    bench.fail("resize @top.qcow2 -6M", 2, &["-6M"]);
+    bench.fail("resize @top.qcow2 many", 2, &["many", "KiB"]);
+    bench.qemu_img("bitmap --add @top.qcow2 daily");
+    bench.fail("resize @top.qcow2 6M", 1, &["top.qcow2", "bitmaps"]);
+}
+
+/// Broken chains and images are refused by name.
+#[test]
+fn what_cannot_be_opened_is_named() {
+    let bench = Bench::new();
+    bench.0.sparse_image("base.img", 1 << 20);
+    bench.succeed("create --backing base.img --backing-format raw @top.qcow2");
+    fs::remove_file(bench.path("base.img")).expect("remove");
+    bench.succeed("info @top.qcow2");
+    bench.fail("info --backing-chain @top.qcow2", 1, &["top.qcow2", "base.img"]);
+    bench.fail("map @top.qcow2", 1, &["top.qcow2", "base.img"]);
+    bench.0.sparse_image("base.img", 1 << 20);
+    bench.succeed("create @loop.qcow2 1M");
+    bench.succeed("create --backing loop.qcow2 --backing-format qcow2 @a.qcow2 1M");
+    bench.succeed("create --backing a.qcow2 --backing-format qcow2 @b.qcow2 1M");
+    fs::rename(bench.path("b.qcow2"), bench.path("loop.qcow2")).expect("rename");
+    bench.fail("map @a.qcow2", 1, &["loop.qcow2", "a.qcow2", "comes back to itself"]);
+    bench.0.image_of("bad.qcow2", b"QFI\xfb\0\0\0\x09garbage");
+    bench.fail("info @bad.qcow2", 1, &["bad.qcow2"]);
+    bench.fail("snapshot -l @base.img", 1, &["base.img", "qcow2"]);
+    bench.fail("snapshot @base.img", 2, &["--list"]);
+}
+
+/// An image that is being written is left alone, by all but those who are told to read it nevertheless.
+#[test]
+fn locks_are_heeded() {
+    let bench = Bench::new();
+    bench.succeed("create @disk.qcow2 1M");
+    let path = bench.path("disk.qcow2");
+    let daemon = crate::serve(&bench.0, &crate::file_disk(&path, true), &[]);
+    for line in [
+        "info @disk.qcow2",
+        "map @disk.qcow2",
+        "check @disk.qcow2",
+        "check --repair @disk.qcow2",
+        "resize @disk.qcow2 2M",
+        "create --force @disk.qcow2 2M",
+    ] {
+        bench.fail(line, 1, &["disk.qcow2", "another process"]);
+    }
+    bench.succeed("info -U @disk.qcow2");
+    daemon.finish();
+    bench.succeed("info @disk.qcow2");
+    assert_eq!(bench.names(), ["disk.qcow2"]);
+}

@@ -1,0 +1,7 @@
+//! qcow2 images, with QEMU's tools as the other reader and writer.
+
+mod bitmaps;
+mod creation;
+mod killed;
+mod matrix;
+mod scene;
