@@ -163,6 +163,17 @@ impl L2Format {
         if self.extended { self.subcluster_bytes() } else { self.cluster_size.bytes() }
     }
 
+    /// The host cluster of an entry that has been checked and is plain data, and whether it is its own:
+    /// the common case, for those who are in a hurry. Others are for [`Self::decode`].
+    #[inline]
+    pub fn plain_data(&self, entry: L2Entry) -> Option<(HostOffset, bool)> {
+        let offset = entry.descriptor & OFFSET_MASK;
+        let is_plain = entry.descriptor & !(OFFSET_MASK | COPIED) == 0
+            && offset != 0
+            && (!self.extended || entry.bitmap == u64::from(ALL_SUBCLUSTERS));
+        is_plain.then_some((HostOffset(offset), entry.descriptor & COPIED != 0))
+    }
+
     /// What the entry says.
     ///
     /// # Errors
@@ -294,6 +305,9 @@ mod tests {
         assert_eq!(cluster, expect, "{format:?} {entry:?}");
         if let Some(cluster) = cluster {
             assert_eq!(format.encode(&cluster).expect("what was read can be written"), entry);
+            if let Some((host, copied)) = format.plain_data(entry) {
+                assert_eq!(cluster, standard(Some(host.0), copied, ALL_SUBCLUSTERS, 0));
+            }
         }
     }
 

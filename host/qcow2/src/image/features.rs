@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::Image;
+use crate::bitmaps::replace_header;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::extension::Extension;
 use crate::format::header::{features, fields};
 use crate::format::{Header, Version};
 use crate::storage::Storage;
@@ -108,6 +110,35 @@ impl Image {
             let _ = self.update_features(s, set).await;
         }
         result
+    }
+
+    /// Names another backing file, or none, in the header; durable afterwards, and at a crash the old or the
+    /// new one. What shows changes by [`Self::set_has_backing`] alone.
+    ///
+    /// # Errors
+    /// `ENOSPC` if the names do not fit the header; `EINVAL` with a raw external data file; others as for
+    /// [`Self::prepare_write`].
+    pub async fn set_backing_file<S: Storage>(
+        &self,
+        s: &S,
+        name: Option<&[u8]>,
+        format: Option<&[u8]>,
+    ) -> Result<()> {
+        self.begin_modifying(s).await?;
+        let _changing = self.header_changes.lock(0..1).await;
+        let mut header = self.header().clone();
+        header.backing_name = name.map(<[u8]>::to_vec);
+        header.extensions.retain(|known| !matches!(known, Extension::BackingFormat(_)));
+        if let Some(format) = format.filter(|_| name.is_some()) {
+            header.extensions.insert(0, Extension::BackingFormat(format.to_vec()));
+        }
+        header.encode()?;
+        // While the header is laid out anew a crash may leave no consistent bitmaps: nobody is to call them
+        // consistent again if this fails.
+        self.header().autoclear &= !features::BITMAPS;
+        replace_header(s, &header).await?;
+        *self.header() = header;
+        Ok(())
     }
 
     /// Changes feature bits, durably.

@@ -14,8 +14,19 @@ impl Image {
     pub fn map_cached(&self, _turn: &Turn<'_>, offset: u64, len: u64) -> Option<Mapping> {
         self.check_range(offset, len).ok()?;
         let slot = self.slot(offset);
+        let within = self.format.cluster_size.offset_in(offset);
+        let is_in_one_cluster = len <= self.format.cluster_size.bytes() - within;
         if let Some(mapping) = self.cache.read(slot.slice, |words, suspect| {
-            if suspect { None } else { self.scan(words, slot, offset, len, false).ok() }
+            if suspect {
+                return None;
+            }
+            if is_in_one_cluster
+                && let Some((host, _)) = self.format.plain_data(self.entry_at(words, slot.index))
+            {
+                let kind = MappingKind::Data(HostOffset(host.0 + within));
+                return Some(Mapping { len, kind });
+            }
+            self.scan(words, slot, offset, len, false).ok()
         }) {
             return mapping;
         }

@@ -140,6 +140,9 @@ pub struct ImageInfo {
 /// An image in use.
 pub struct Image {
     format: L2Format,
+    /// Logarithms of the entries of a table and of a slice.
+    table_bits: u32,
+    slice_bits: u32,
     size: AtomicU64,
     has_backing: AtomicBool,
     discard_freed: bool,

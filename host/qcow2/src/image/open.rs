@@ -52,8 +52,12 @@ impl Image {
         let allocator = open_allocator(s, &header, &l1, options.writable, len_bytes).await?;
         let corrupt = header.incompatible & features::CORRUPT != 0;
         let has_backing = options.has_backing.unwrap_or_else(|| header.backing_name.is_some());
+        let cache = Cache::new(options.l2_cache_bytes, format.cluster_size.bytes());
+        let slice_entries = (cache.slice_words() / format.entry_words()) as u64;
         Ok(Self {
             format,
+            table_bits: format.table_entries().trailing_zeros(),
+            slice_bits: slice_entries.trailing_zeros(),
             size: AtomicU64::new(size_bytes),
             has_backing: AtomicBool::new(has_backing),
             discard_freed: options.discard_freed,
@@ -63,7 +67,7 @@ impl Image {
             modifying: Modifying::new(options.writable, corrupt),
             l1: ArcSwap::from_pointee(l1),
             table_changes: RangeLock::default(),
-            cache: Cache::new(options.l2_cache_bytes, format.cluster_size.bytes()),
+            cache,
             slice_loads: RangeLock::default(),
             clusters: RangeLock::default(),
             allocator: Mutex::new(allocator),

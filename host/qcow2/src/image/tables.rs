@@ -94,17 +94,16 @@ pub(super) struct Slot {
 impl Image {
     pub(super) fn slot(&self, offset: u64) -> Slot {
         let cluster = self.format.cluster_size.index_of(offset);
-        let slice_entries = self.slice_entries();
         Slot {
-            l1_index: cluster / self.format.table_entries(),
-            slice: cluster / slice_entries,
-            index: (cluster % slice_entries) as usize,
+            l1_index: cluster >> self.table_bits,
+            slice: cluster >> self.slice_bits,
+            index: (cluster & ((1 << self.slice_bits) - 1)) as usize,
         }
     }
 
     /// L2 entries of a slice.
     pub(super) fn slice_entries(&self) -> u64 {
-        (self.cache.slice_words() / self.format.entry_words()) as u64
+        1 << self.slice_bits
     }
 
     /// The entry at an index of a slice.

@@ -44,7 +44,15 @@ impl Image {
             return None;
         }
         let slot = self.slot(offset);
+        let within = self.format.cluster_size.offset_in(offset);
+        let is_in_one_cluster = len <= self.format.cluster_size.bytes() - within;
         let find = |words: &[AtomicU64], suspect: bool| {
+            if is_in_one_cluster
+                && !suspect
+                && let Some((host, true)) = self.format.plain_data(self.entry_at(words, slot.index))
+            {
+                return Some((HostOffset(host.0 + within), len));
+            }
             let end = if suspect { slot.index } else { self.slice_entries() as usize };
             let entries = slot.index..end;
             let clusters = entries.map_while(|i| self.format.decode(self.entry_at(words, i)).ok());

@@ -114,6 +114,64 @@ fn backing_files() {
     }
 }
 
+/// Guest data in a file of its own, which is a raw image by itself or not.
+#[test]
+fn external_data_files() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data.raw");
+    for raw in ["on", "off"] {
+        for kind in ["cluster_size=64k", "cluster_size=64k,extended_l2=on"] {
+            let path = folder.path().join("image.qcow2");
+            let kind = format!("{kind},data_file={},data_file_raw={raw}", text(&data));
+            let create = ["create", "-q", "-f", "qcow2", "-o", &kind, text(&path), "8M"];
+            succeed("qemu-img", &create);
+            let container = Container { file: load(&path), data: Some(load(&data)) };
+            let image = block_on(Image::open(&container, &options())).expect("opens");
+            assert_eq!(image.info().raw_external_data, raw == "on");
+            let disk = Disk { image, container, backing: None };
+            let expect = change(&disk, 4, 40);
+            save(&disk, &path);
+            std::fs::write(&data, disk.container.data().content()).expect("a file");
+            check_seen_by_qemu(&path, &[], &expect);
+            if raw == "on" {
+                assert!(std::fs::read(&data).expect("a file") == expect);
+            }
+        }
+    }
+}
+
+/// `qemu-img` sees the name, and what is below.
+#[test]
+fn another_backing_file() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("image.qcow2");
+    let base = folder.path().join("a base with a longer name.raw");
+    std::fs::write(&base, vec![5; SIZE as usize]).expect("a file");
+    succeed("qemu-img", &["create", "-q", "-f", "qcow2", text(&path), "8M"]);
+    let mut disk = open(&path, Some(vec![5; SIZE as usize]));
+    let name = Some(text(&base).as_bytes());
+    let set = disk.image.set_backing_file(&disk.container, name, Some(b"raw"));
+    block_on(set).expect("there is room");
+    disk.image.set_has_backing(true);
+    assert_eq!(disk.image.info().backing_format.as_deref(), Some(&b"raw"[..]));
+    let expect = change(&disk, 8, 20);
+    save(&disk, &path);
+    check_seen_by_qemu(&path, &[], &expect);
+    block_on(disk.image.deallocate(&disk.container, 0, SIZE)).expect("deallocates");
+    assert!(contents(&disk) == vec![5; SIZE as usize]);
+    block_on(disk.image.set_backing_file(&disk.container, None, None)).expect("there is room");
+    disk.image.set_has_backing(false);
+    disk.backing = None;
+    save(&disk, &path);
+    check_seen_by_qemu(&path, &[], &vec![0; SIZE as usize]);
+}
+
 /// Clusters shared with snapshots are copied before they are written; snapshots stay as they were.
 #[test]
 fn internal_snapshots() {
