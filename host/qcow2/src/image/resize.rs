@@ -15,9 +15,8 @@ use crate::storage::Storage;
 impl Image {
     /// Makes the virtual disk so many bytes long, durably. No request may be in flight.
     ///
-    /// What is cut is freed. What is added is unallocated, and the rest of the last cluster as it was:
-    /// a caller that grows a disk writes zeros to the rest of its last cluster if that is mapped, and
-    /// zeroes what a longer backing would show.
+    /// What is cut is freed. What is added is unallocated, and the rest of the last cluster as it was: a
+    /// caller that grows a disk first [extends](Self::extend) it, and zeroes what would show.
     ///
     /// # Errors
     /// `ENOSPC` for a disk that the format cannot describe; `ENOTSUP` with internal snapshots in version
@@ -27,7 +26,30 @@ impl Image {
         self.mark_if_corrupt(s, result).await
     }
 
-    async fn resize_disk<S: Storage>(&self, s: &S, size_bytes: u64) -> Result<()> {
+    /// Lets requests reach a disk that is so many bytes long, and longer than before, while the container
+    /// still tells the former size: so a crash never shows what a longer backing has behind it, or the last
+    /// cluster, before that is zeroed. [`Self::resize`] to this size ends it, to the former size takes it
+    /// back. No other request may be in flight.
+    ///
+    /// # Errors
+    /// As for [`Self::resize`].
+    pub async fn extend<S: Storage>(&self, s: &S, size_bytes: u64) -> Result<()> {
+        let result = self.extend_disk(s, size_bytes).await;
+        self.mark_if_corrupt(s, result).await
+    }
+
+    async fn extend_disk<S: Storage>(&self, s: &S, size_bytes: u64) -> Result<()> {
+        let needed = self.check_size(size_bytes)?;
+        self.begin_modifying(s).await?;
+        if needed > self.l1.load().len() {
+            self.move_l1(s, needed).await?;
+        }
+        self.size.fetch_max(size_bytes, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Entries that the L1 table needs for a disk of so many bytes, if the image can have that size.
+    fn check_size(&self, size_bytes: u64) -> Result<u64> {
         self.check_modifiable()?;
         let needed = self.format.l1_entries_of(size_bytes);
         if size_bytes > i64::MAX as u64 || needed * 8 > limits::L1_MAX_BYTES {
@@ -39,6 +61,11 @@ impl Image {
             let message = "an image of version 2 with internal snapshots cannot be resized";
             return Err(Error::new(ErrorKind::NotSupported, message));
         }
+        Ok(needed)
+    }
+
+    async fn resize_disk<S: Storage>(&self, s: &S, size_bytes: u64) -> Result<()> {
+        let needed = self.check_size(size_bytes)?;
         self.begin_modifying(s).await?;
         let old_size = self.size_bytes();
         let cut_from = size_bytes.next_multiple_of(self.format.cluster_size.bytes());

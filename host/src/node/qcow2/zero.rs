@@ -128,12 +128,29 @@ impl Qcow2Node {
         if self.info.raw_external_data {
             self.data(cx)?.set_len(size_bytes).await?;
         }
-        self.image.resize(&container, size_bytes).await.map_err(from_engine)?;
         let cluster_end = before.next_multiple_of(self.info.cluster_bytes);
         let end = self.shown_bytes(cx)?.max(cluster_end).min(size_bytes);
-        if end > before {
-            self.zero_range(cx, before, end - before, WriteFlags::NONE).await?;
+        if end > before
+            && let Err(error) = self.add_zeros(cx, &container, before..end, size_bytes).await
+        {
+            if let Err(error) = self.image.resize(&container, before).await {
+                tracing::error!("an image that could not grow keeps what was added: {error}");
+            }
+            return Err(error);
         }
-        self.image.flush(&container).await.map_err(from_engine)
+        self.image.resize(&container, size_bytes).await.map_err(from_engine)
+    }
+
+    /// Makes a range behind the end zeros, durably, before the image tells of it.
+    async fn add_zeros(
+        &self,
+        cx: Cx<'_>,
+        container: &Container<'_>,
+        added: Range<u64>,
+        size_bytes: u64,
+    ) -> Result<()> {
+        self.image.extend(container, size_bytes).await.map_err(from_engine)?;
+        self.zero_range(cx, added.start, added.end - added.start, WriteFlags::NONE).await?;
+        self.image.flush(container).await.map_err(from_engine)
     }
 }

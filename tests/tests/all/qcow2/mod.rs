@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod creation;
+mod embedded;
 mod killed;
 mod matrix;
 mod scene;

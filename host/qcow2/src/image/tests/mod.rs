@@ -9,6 +9,7 @@ mod concurrent;
 mod crash;
 mod device;
 mod flags;
+mod growth;
 mod hostile;
 mod interop;
 mod model;
