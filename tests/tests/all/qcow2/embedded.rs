@@ -55,6 +55,8 @@ fn a_disk_changes_its_size() {
     assert_eq!(read(2 * MIB, (5 * MIB) as usize), vec![0; (5 * MIB) as usize]);
     block_on(drive.write(7 * MIB - 512, &[6; 512])).expect("a write");
     host.shutdown().expect("an end in order");
+    // It holds on to the graph as it was, and so to the files and their locks.
+    drop(drive);
     let info: Value =
         serde_json::from_str(&succeed("qemu-img", ["info", "--output=json", &top])).expect("JSON");
     assert_eq!(info["virtual-size"], 7 * MIB);
