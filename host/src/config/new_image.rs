@@ -36,7 +36,7 @@ impl GraphSpec {
         file_of(self, node, "data-file")
     }
 
-    /// The same of its external data file; `None` without one, or if it is no plain file.
+    /// What that image is to name as its external data file; `None` without one, or if it is no plain file.
     pub fn data_file_name(&self, node: &NodeSpec, base_dir: &Path) -> Option<String> {
         self.name_beside(node, file_of(self, node, "data-file")?, base_dir)
     }

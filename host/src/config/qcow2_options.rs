@@ -81,6 +81,8 @@ pub struct ImageFacts {
     pub data_file: DataFileSpec,
     /// The external data file that it names.
     pub data_file_name: Option<String>,
+    /// Whether its clusters have to be counted again before it is written.
+    pub is_dirty: bool,
 }
 
 /// A backing file as the header of an image names it.

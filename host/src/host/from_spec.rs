@@ -199,10 +199,7 @@ impl Builder<'_> {
     fn plan(&mut self) -> Result<Plan, StartError> {
         let mut plan = Plan::default();
         for spec in &self.spec.nodes {
-            let driver = match &spec.driver {
-                DriverSpec::Qcow2(image) => Driver::Open(Box::new(self.qcow2_options(spec, image))),
-                _ => Driver::Ready(self.driver(spec)?),
-            };
+            let driver = self.driver(spec)?;
             let name = spec.name.value.clone();
             let children = self.children(&name);
             plan.nodes.push(PlannedNode { name, driver, children });
@@ -259,12 +256,12 @@ impl Builder<'_> {
         self.spec.edges_from(parent).map(child).collect()
     }
 
-    /// Opens a node; what fails is shown at the key that names it.
-    fn driver(&mut self, node: &NodeSpec) -> Result<Arc<dyn Node>, StartError> {
-        match &node.driver {
+    /// Opens a node, or says what opens it when its children stand; what fails is shown at the key that names it.
+    fn driver(&mut self, node: &NodeSpec) -> Result<Driver, StartError> {
+        let driver: Arc<dyn Node> = match &node.driver {
             DriverSpec::File(file) => {
                 let opened = FileNode::open(&self.file_options(node, file));
-                Ok(Arc::new(opened.map_err(|error| self.at(file.path.span, &error))?))
+                Arc::new(opened.map_err(|error| self.at(file.path.span, &error))?)
             }
             DriverSpec::Memory(memory) => {
                 let make = match node.children.is_empty() {
@@ -272,25 +269,25 @@ impl Builder<'_> {
                     false => MemoryNode::overlay,
                 };
                 let made = make(memory.size_bytes.value, memory.block_size_bytes.value);
-                Ok(Arc::new(made.map_err(|error| self.at(memory.size_bytes.span, &error))?))
+                Arc::new(made.map_err(|error| self.at(memory.size_bytes.span, &error))?)
             }
-            DriverSpec::Null(null) => Ok(Arc::new(NullNode::new(
+            DriverSpec::Null(null) => Arc::new(NullNode::new(
                 null.size_bytes.value,
                 null.read_zeroes.value,
                 null.latency.value,
-            ))),
+            )),
             DriverSpec::Raw(raw) => {
                 let value = |it: &Option<config::Spanned<u64>>| it.as_ref().map(|it| it.value);
                 let offset = value(&raw.offset_bytes).unwrap_or(0);
-                Ok(Arc::new(RawNode::new(offset, value(&raw.size_bytes))))
+                Arc::new(RawNode::new(offset, value(&raw.size_bytes)))
             }
-            DriverSpec::Qcow2(_) => {
-                let message = "an image is opened when the node that holds it stands";
-                Err(self.at(node.name.span, &Error::new(ErrorKind::NotSupported, message)))
+            DriverSpec::Qcow2(image) => {
+                return Ok(Driver::Open(Box::new(self.qcow2_options(node, image))));
             }
-            DriverSpec::Plugin(plugin) => Ok(Arc::new(self.plugin(node, plugin)?)),
-            DriverSpec::Filter(filter) => self.filter(node, filter),
-        }
+            DriverSpec::Plugin(plugin) => Arc::new(self.plugin(node, plugin)?),
+            DriverSpec::Filter(filter) => self.filter(node, filter)?,
+        };
+        Ok(Driver::Ready(driver))
     }
 
     fn qcow2_options(&self, node: &NodeSpec, image: &Qcow2Spec) -> Qcow2Options {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use blockloom_qcow2::format::Header;
+use blockloom_qcow2::format::header::features;
 
 use crate::config::{BackingReference, DataFileSpec, ImageFacts};
 use crate::io::read_head;
@@ -57,5 +58,6 @@ fn facts_of(header: &Header) -> Result<ImageFacts, String> {
             false => DataFileSpec::None,
         },
         data_file_name: name.map(|name| text("name of its data file", name)).transpose()?,
+        is_dirty: header.incompatible & features::DIRTY != 0,
     })
 }

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use blockloom_qcow2::check::{CheckOptions, Repair, check};
 use blockloom_qcow2::create::{Backing, CreateOptions, DataFile, Preallocation, create};
-use blockloom_qcow2::format::header::features;
 use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Version};
-use blockloom_qcow2::{Storage, read_header};
 
 use crate::config::{
     Compression, DriverSpec, FileSpec, GraphSpec, ImageSpec, NodeSpec, Preallocation as Wanted,
@@ -32,7 +30,9 @@ pub(super) fn prepare_all<'s>(spec: &'s GraphSpec, base: &Path) -> Result<(), No
         let DriverSpec::Qcow2(image) = &node.driver else { continue };
         let prepared = match (&image.image, &image.create) {
             (Some(ImageSpec::New), Some(wanted)) => make(spec, base, node, wanted),
-            (Some(ImageSpec::There(_)), _) if is_written(spec, node) => mend(spec, base, node),
+            (Some(ImageSpec::There(image)), _) if image.is_dirty && is_written(spec, node) => {
+                mend(spec, base, node)
+            }
             _ => Ok(()),
         };
         prepared.map_err(|error| NotPrepared { node, error })?;
@@ -57,11 +57,6 @@ fn run<T: 'static>(work: impl Future<Output = blockloom_qcow2::Result<T>> + 'sta
 fn mend(spec: &GraphSpec, base: &Path, node: &NodeSpec) -> Result<()> {
     let Some(file) = spec.image_file(node) else { return Ok(()) };
     let path = file.path_in(base);
-    let storage = FileStorage::open(&path, Access::ReadShared)?;
-    let header = run(async move { read_header(&storage).await })?;
-    if header.incompatible & features::DIRTY == 0 {
-        return Ok(());
-    }
     let storage = FileStorage::open(&path, Access::Write)?;
     let options = CheckOptions { repair: Repair::All, ..CheckOptions::default() };
     let report = run(async move { check(&storage, &options).await })?;
@@ -112,7 +107,7 @@ fn make(spec: &GraphSpec, base: &Path, node: &NodeSpec, wanted: &Qcow2CreateSpec
     let data = data.map(|file| Fresh::open(file, base)).transpose()?;
     run(async move {
         if let Some(data) = &data {
-            fill(&data.storage, &options).await?;
+            data.storage.fill_as_data_file(&options).await?;
         }
         create(&image.storage, &options).await?;
         image.keep();
@@ -121,18 +116,6 @@ fn make(spec: &GraphSpec, base: &Path, node: &NodeSpec, wanted: &Qcow2CreateSpec
         }
         Ok(())
     })
-}
-
-/// Makes a data file as long as the view, and takes its space if that is asked for.
-async fn fill(data: &FileStorage, options: &CreateOptions) -> blockloom_qcow2::Result<()> {
-    let size = options.virtual_size;
-    data.set_len(size).await?;
-    match options.preallocation {
-        Preallocation::Falloc if size > 0 => data.zero(0, size).await?,
-        Preallocation::Full => data.write_zeros(0, size).await?,
-        _ => {}
-    }
-    data.flush().await
 }
 
 fn options(

@@ -6,8 +6,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use blockloom_qcow2::create::{CreateOptions, Preallocation, create};
-use blockloom_qcow2::{ErrorKind, Storage};
+use blockloom_qcow2::ErrorKind;
+use blockloom_qcow2::create::create;
 
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, beside};
@@ -33,7 +33,7 @@ pub(super) async fn create_image(path: PathBuf, wanted: Wanted, force: bool) -> 
     let image = Fresh::make(&path, force)?;
     let data = data.map(|data| Fresh::make(&data, force)).transpose()?;
     if let Some(data) = &data {
-        let filled = fill_data_file(&data.storage, &options).await;
+        let filled = data.storage.fill_as_data_file(&options).await;
         filled.map_err(|error| Failure::of_file(&data.path, error))?;
     }
     let created = create(&image.storage, &options).await;
@@ -57,21 +57,6 @@ async fn backing_size(image: &Path, name: &str, format: Option<&str>) -> Result<
         ..failure
     })?;
     Ok(layer.size_bytes)
-}
-
-/// The data file is as long as the disk, and preallocated as it is to be.
-async fn fill_data_file(
-    storage: &FileStorage,
-    options: &CreateOptions,
-) -> blockloom_qcow2::Result<()> {
-    let size = options.virtual_size;
-    storage.set_len(size).await?;
-    match options.preallocation {
-        Preallocation::Falloc if size > 0 => storage.zero(0, size).await?,
-        Preallocation::Full => storage.write_zeros(0, size).await?,
-        _ => {}
-    }
-    storage.flush().await
 }
 
 /// A file that is removed again unless it is kept.

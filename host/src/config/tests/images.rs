@@ -102,6 +102,7 @@ fn image() -> ImageFacts {
         backing: None,
         data_file: DataFileSpec::None,
         data_file_name: None,
+        is_dirty: false,
     }
 }
 

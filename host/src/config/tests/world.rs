@@ -39,6 +39,7 @@ impl Surroundings for World {
             backing: Some(backing),
             data_file: DataFileSpec::None,
             data_file_name: None,
+            is_dirty: false,
         };
         let raw = ImageFacts { backing: None, data_file: DataFileSpec::Raw, ..image.clone() };
         Ok(match path.to_str().unwrap_or("") {

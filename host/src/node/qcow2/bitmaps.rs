@@ -94,8 +94,13 @@ impl Qcow2Node {
         done
     }
 
-    /// Reads what can be trusted, and marks everything as in use: from then on it is followed.
+    /// Reads what can be trusted, and marks everything as in use, unless that has been done: from then on it
+    /// is followed.
     async fn take_bitmaps(&self, state: &mut State, container: &Container<'_>) -> Result<()> {
+        if state.taken {
+            return Ok(());
+        }
+        state.contents.clear();
         let image = self.image.file(container);
         let size_bytes = self.image.size_bytes();
         for entry in state.directory.entries() {
@@ -140,10 +145,7 @@ impl BitmapStore for Qcow2Node {
         Box::pin(self.with_bitmaps(
             cx,
             async move |state: &mut State, container: &Container<'_>| {
-                if !state.taken {
-                    state.contents.clear();
-                    self.take_bitmaps(state, container).await?;
-                }
+                self.take_bitmaps(state, container).await?;
                 let shown = self.image.size_bytes();
                 let take = |(name, size_bytes): (BitmapName, u64)| {
                     let at = state.contents.iter().position(|content| content.name == name);
@@ -165,10 +167,7 @@ impl BitmapStore for Qcow2Node {
         Box::pin(self.with_bitmaps(
             cx,
             async move |state: &mut State, container: &Container<'_>| {
-                if !state.taken {
-                    state.contents.clear();
-                    self.take_bitmaps(state, container).await?;
-                }
+                self.take_bitmaps(state, container).await?;
                 let changes: Vec<BitmapChange<'_>> = changes.iter().map(change).collect();
                 let image = self.image.file(container);
                 state.directory.change(&image, &changes).await.map_err(from_engine)

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use blockloom_qcow2::create::{CreateOptions, Preallocation};
 use blockloom_qcow2::{Error, ErrorKind, Result, Storage};
 
 use crate::error::{Error as HostError, Result as HostResult};
@@ -97,6 +98,18 @@ impl FileStorage {
     pub(crate) async fn write_zeros(&self, offset: u64, len: u64) -> Result<()> {
         let result = self.write_zeros_from(offset, len).await;
         result.map_err(|error| self.failed("write", offset, &error))
+    }
+
+    /// Makes it the data file of a new image: as long as the view, and preallocated as that is to be.
+    pub(crate) async fn fill_as_data_file(&self, options: &CreateOptions) -> Result<()> {
+        let size = options.virtual_size;
+        self.set_len(size).await?;
+        match options.preallocation {
+            Preallocation::Falloc if size > 0 => self.zero(0, size).await?,
+            Preallocation::Full => self.write_zeros(0, size).await?,
+            _ => {}
+        }
+        self.flush().await
     }
 
     async fn write_zeros_from(&self, offset: u64, len: u64) -> io::Result<()> {
