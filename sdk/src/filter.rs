@@ -377,6 +377,14 @@ pub struct Node {
 }
 
 impl Node {
+    /// A child, if the node has it.
+    #[must_use]
+    pub fn child(&self, index: ChildIndex) -> Option<&Child> {
+        self.children.get(usize::from(index.0))?.as_ref()
+    }
+}
+
+impl Node {
     /// A bitmap of that name.
     #[must_use]
     pub fn bitmap(&self, name: &str) -> Option<(BitmapIndex, &Bitmap)> {

@@ -25,10 +25,11 @@ pub(super) fn inspect(plugin: &str) -> Result<(), StartError> {
     println(format_args!("abi       {PACKAGE}, layout {}", it.layout));
     println(format_args!("kinds     {}", kinds(it.kinds)));
     println(format_args!("transform {}", if it.wants_transform { "yes" } else { "no" }));
-    for (name, required, wants) in &it.children {
-        let needed = if *required { "required" } else { "optional" };
+    for child in &it.children {
+        let needed = if child.required { "required" } else { "optional" };
+        let wants: Vec<&str> = child.wants.names().collect();
         let wants = if wants.is_empty() { "nothing of its own".into() } else { wants.join(", ") };
-        println(format_args!("child     {name}, {needed}; wants {wants}"));
+        println(format_args!("child     {}, {needed}; wants {wants}", child.name));
     }
     for view in &it.views {
         println(format_args!("view      {view}"));

@@ -61,6 +61,7 @@ pub use dot::dot;
 pub use draw::tree;
 pub use images::read as read_images;
 pub use listen::{ListenAddr, ListenAddrError};
+pub(crate) use permissions::grants_of;
 pub use permissions::{EdgeParent, EdgeSpec};
 pub use plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
 pub use qcow2_options::{

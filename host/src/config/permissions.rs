@@ -9,7 +9,7 @@
 use super::diagnostic::{Diagnostic, Problems, Span};
 use super::plugin_options::Grant;
 use super::references::describe_parent;
-use super::spec::{ChildSpec, DriverSpec, ExportSpec, GraphSpec, NodeSpec, Scope};
+use super::spec::{ChildSpec, DriverSpec, ExportSpec, FilterKind, GraphSpec, NodeSpec, Scope};
 use crate::graph::{PermissionSet, Role, Users, Verb};
 
 /// The upper end of an edge.
@@ -166,10 +166,18 @@ fn edge_of(node: &NodeSpec, child: &ChildSpec, above: Users) -> (EdgeSpec, Users
     (edge, user)
 }
 
-fn grants_of(node: &NodeSpec, child: &str) -> PermissionSet {
-    let DriverSpec::Plugin(plugin) = &node.driver else { return PermissionSet::NONE };
-    let grants = plugin.grants.iter().filter(|grant| grant.child.value == child);
-    grants.fold(PermissionSet::NONE, |all, grant| all.union(grant.permissions()))
+/// What `node` may do to the child called `child` of its own accord.
+pub(crate) fn grants_of(node: &NodeSpec, child: &str) -> PermissionSet {
+    match &node.driver {
+        DriverSpec::Plugin(plugin) => {
+            let grants = plugin.grants.iter().filter(|grant| grant.child.value == child);
+            grants.fold(PermissionSet::NONE, |all, grant| all.union(grant.permissions()))
+        }
+        DriverSpec::Filter(filter) if filter.kind == FilterKind::CopyOnRead && child == "file" => {
+            PermissionSet::HARMLESS
+        }
+        _ => PermissionSet::NONE,
+    }
 }
 
 /// Reports users of a node that conflict, and changes to nodes that are read-only.

@@ -54,7 +54,7 @@ pub(super) fn read_filter(
     table: &mut Table<'_>,
     node: &mut Partial,
 ) -> DriverSpec {
-    read_children(1, table, node);
+    read_children(if kind == FilterKind::CopyOnRead { 2 } else { 1 }, table, node);
     for key in ["plugin", "grant", "on-fault", "limits"] {
         table.refuse(
             key,

@@ -13,9 +13,10 @@ use super::table::{Entry, Table};
 use super::{names, read_filters, read_qcow2, suggest};
 
 /// Drivers of this release.
-const DRIVERS: [&str; 8] = ["file", "memory", "null", "raw", "qcow2", "plugin", "pass", "throttle"];
+const DRIVERS: [&str; 9] =
+    ["file", "memory", "null", "raw", "qcow2", "plugin", "pass", "throttle", "copy-on-read"];
 /// Drivers that later releases have.
-const LATER_DRIVERS: [&str; 4] = ["nbd", "plugin-view", "copy-on-read", "backup"];
+const LATER_DRIVERS: [&str; 3] = ["nbd", "plugin-view", "backup"];
 
 const MAX_BLOCK_SIZE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
@@ -43,6 +44,7 @@ pub(super) fn read_node(
         "qcow2" => read_qcow2::read_qcow2(&mut table, &mut node),
         "plugin" => read_filters::read_plugin(&mut table, &mut node),
         "pass" => read_filters::read_filter(FilterKind::Pass, &mut table, &mut node),
+        "copy-on-read" => read_filters::read_filter(FilterKind::CopyOnRead, &mut table, &mut node),
         _ => read_filters::read_filter(FilterKind::Throttle, &mut table, &mut node),
     };
     let read_only = table.take("read-only").unwrap_or_else(|| table.default(false));

@@ -350,6 +350,8 @@ pub enum FilterKind {
     Pass,
     /// Limits requests and bytes a second.
     Throttle,
+    /// Keeps in its child what is read from below it.
+    CopyOnRead,
 }
 
 impl FilterKind {
@@ -358,6 +360,7 @@ impl FilterKind {
         match self {
             Self::Pass => "pass",
             Self::Throttle => "throttle",
+            Self::CopyOnRead => "copy-on-read",
         }
     }
 }

@@ -72,7 +72,7 @@ pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
 pub use edge::{EdgeCall, EdgeRef};
-pub use evidence::{Copied, CopyHow, Outcomes, OwnAccord, ProvenBuf};
+pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf};
 pub use generation::NodeGeneration;
 pub(crate) use mutation::{Mutation, mutated};
 pub use op::{Op, OpKind};

@@ -22,13 +22,13 @@ use crate::config::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
-use crate::filter::{PassNode, ThrottleGroup, ThrottleNode};
+use crate::filter::{CopyOnReadNode, PassNode, ThrottleGroup, ThrottleNode};
 use crate::graph::{BitmapDecl, BitmapScope, ChildDecl, DriveDecl, PermissionSet};
 use crate::io::{EngineChoice, EngineKind, WorkerOptions, read_text_file};
 use crate::node::{
     FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, Qcow2Options, RawNode,
 };
-use crate::plugin::{Instance, InstanceError, PluginLimits, PluginNode};
+use crate::plugin::{Grants, Instance, InstanceError, PluginLimits, PluginNode};
 
 /// Longest graph file, bytes.
 const FILE_MAX_BYTES: u64 = 4 << 20;
@@ -246,11 +246,12 @@ impl Builder<'_> {
     }
 
     fn children(&self, parent: &str) -> Vec<ChildDecl> {
+        let node = self.spec.node(parent);
         let child = |edge: &config::EdgeSpec| ChildDecl {
             name: edge.name.clone(),
             node: edge.child.clone(),
             role: edge.role,
-            grants: PermissionSet::NONE,
+            grants: node.map_or(PermissionSet::NONE, |node| config::grants_of(node, &edge.name)),
             proven_for: None,
         };
         self.spec.edges_from(parent).map(child).collect()
@@ -319,7 +320,7 @@ impl Builder<'_> {
     fn plugin(&mut self, node: &NodeSpec, spec: &PluginSpec) -> Result<PluginNode, StartError> {
         let key = instance_key(node, spec.instance.as_ref().map(|it| it.value.as_str()));
         if let Some(instance) = self.instances.get(&key) {
-            return Ok(PluginNode::new(instance)?);
+            return self.plugin_node(instance, node, spec);
         }
         let module = self.machine.module(&spec.plugin.value.in_dir(self.base))?;
         let limits = PluginLimits {
@@ -337,12 +338,37 @@ impl Builder<'_> {
             }
         })?;
         self.instances.insert(key, Arc::clone(&instance));
-        Ok(PluginNode::new(&instance)?)
+        self.plugin_node(&instance, node, spec)
+    }
+
+    fn plugin_node(
+        &self,
+        instance: &Arc<Instance>,
+        node: &NodeSpec,
+        spec: &PluginSpec,
+    ) -> Result<PluginNode, StartError> {
+        let children = self.spec.edges_from(&node.name.value).map(|edge| {
+            let grants = spec.grants.iter().filter(|grants| grants.child.value == edge.name);
+            let named = grants.flat_map(|grants| &grants.grants);
+            let granted = named.filter_map(|grant| Grants::named(grant.value.name()));
+            (edge.name.clone(), granted.fold(Grants::NONE, Grants::union))
+        });
+        let children: Vec<(String, Grants)> = children.collect();
+        PluginNode::with_children(instance, &children)
+            .map_err(|error| self.at(spec.plugin.span, &error))
     }
 
     fn filter(&mut self, node: &NodeSpec, spec: &FilterSpec) -> Result<Arc<dyn Node>, StartError> {
-        if spec.kind == FilterKind::Pass {
-            return Ok(Arc::new(PassNode));
+        match spec.kind {
+            FilterKind::Pass => return Ok(Arc::new(PassNode)),
+            FilterKind::CopyOnRead => {
+                let bottom = self
+                    .spec
+                    .edges_from(&node.name.value)
+                    .position(|edge| edge.name == CopyOnReadNode::BOTTOM);
+                return Ok(Arc::new(CopyOnReadNode::new(bottom)));
+            }
+            FilterKind::Throttle => {}
         }
         let key = instance_key(node, spec.instance.as_ref().map(|it| it.value.as_str()));
         if !self.groups.contains_key(&key) {

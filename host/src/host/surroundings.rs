@@ -121,13 +121,11 @@ impl Surroundings for Machine {
 
     fn filter_config(&self, filter: FilterKind, config: &Value) -> Vec<ConfigError> {
         match filter {
-            FilterKind::Pass => match config.as_object().and_then(|keys| keys.keys().next()) {
-                Some(key) => {
-                    let message = "`pass` has no configuration: remove the key".to_owned();
-                    vec![ConfigError { path: key.clone(), message }]
-                }
-                None => Vec::new(),
-            },
+            FilterKind::Pass | FilterKind::CopyOnRead => {
+                let key = config.as_object().and_then(|keys| keys.keys().next());
+                let message = format!("`{}` has no configuration: remove the key", filter.name());
+                key.map(|key| ConfigError { path: key.clone(), message }).into_iter().collect()
+            }
             FilterKind::Throttle => {
                 let error = ThrottleConfig::from_json(&config.to_string()).err();
                 let error =

@@ -4,7 +4,7 @@
 //! bounded queue and goes; the one inside takes them before and after it leaves. Answers for another
 //! worker's requests go to that worker's outbox.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
@@ -12,20 +12,23 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use blockloom_abi::{
     Action, ActionTag, Done, ENTRY_WORDS, Entry, Errno, EventTag, Forward, Kind, Kinds,
-    MAX_ACTIONS, MAX_EVENTS, NodeIndex, PollOne, Request, RequestId, Subject, Token,
+    MAX_ACTIONS, MAX_EVENTS, NodeIndex, Parent, PollOne, Request, RequestFlags, RequestId, Subject,
+    Token,
 };
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use wasmtime::Store;
 
 use super::bindings::Filter;
 use super::bindings::exports::blockloom::filter::control;
+use super::grants::{Grants, PluginChild, resolve};
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
 use super::module::{ConfigError, PluginModule, arm, call_ticks};
+use super::operation::{Ended, subject};
 use super::store::{HostState, printable};
 use super::table::{Answer, Breach, Table};
 use super::{PluginLimits, module};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{WorkerHandle, turn_now};
+use crate::io::{Time, WorkerHandle, turn_now};
 use crate::limits::WORKERS_MAX;
 use crate::node::NodeInfo;
 
@@ -33,6 +36,8 @@ use crate::node::NodeInfo;
 const QUEUE_MAX: usize = 4096;
 /// Looks at a busy instance before giving way: about a microsecond.
 const SPINS: u32 = 32;
+/// Operations that one instance may have in flight for each request that it may have, and for none.
+const OPERATIONS_OF_REQUEST: usize = 4;
 /// Nodes that one instance may serve.
 const NODES_MAX: u16 = 1024;
 
@@ -70,6 +75,10 @@ struct Inside {
     waiting: VecDeque<Offer>,
     /// Ends of operations, for the next call.
     carry: Vec<Entry>,
+    /// Operations in flight.
+    operations: usize,
+    /// The request for which each buffer was read; it ends with it.
+    buffers: HashMap<Token, Ticket>,
     words: Vec<u64>,
 }
 
@@ -87,6 +96,8 @@ pub struct Instance {
     workers: Mutex<Vec<WorkerHandle>>,
     /// By worker. Bounded by the worker's waiters.
     outboxes: Box<[SegQueue<(Ticket, Verdict)>]>,
+    /// Operations that have ended. Bounded by those in flight.
+    ended: SegQueue<Ended>,
     nodes: AtomicU16,
 }
 
@@ -110,6 +121,8 @@ impl Instance {
             table: Table::new(limits.in_flight),
             waiting: VecDeque::new(),
             carry: Vec::new(),
+            operations: 0,
+            buffers: HashMap::new(),
             words: Vec::new(),
         };
         Ok(Arc::new(Self {
@@ -124,6 +137,7 @@ impl Instance {
             failure: OnceLock::new(),
             workers: Mutex::default(),
             outboxes: (0..WORKERS_MAX).map(|_| SegQueue::new()).collect(),
+            ended: SegQueue::new(),
             nodes: AtomicU16::new(0),
         }))
     }
@@ -170,6 +184,14 @@ impl Instance {
         workers.push(worker);
     }
 
+    /// A node's children as the plugin describes them.
+    pub(super) fn resolve_children(
+        &self,
+        children: &[(String, Grants)],
+    ) -> Result<Vec<PluginChild>> {
+        resolve(&self.module, children)
+    }
+
     /// The index of one more node.
     pub(super) fn reserve_node(&self) -> Result<NodeIndex> {
         let index = self.nodes.fetch_add(1, Ordering::Relaxed);
@@ -186,17 +208,20 @@ impl Instance {
         index: NodeIndex,
         name: &str,
         info: &NodeInfo,
-        children: &[NodeInfo],
+        (children, infos): (&[PluginChild], &[NodeInfo]),
     ) -> Result<()> {
-        let child = |child: &NodeInfo| {
-            Some(control::Child { size_bytes: child.size_bytes, granted: control::Grants::empty() })
+        let described = self.module.inspection().children.len().max(1);
+        let child = |index: usize| {
+            let child = children.iter().find(|child| usize::from(child.index.0) == index)?;
+            let size_bytes = infos.get(child.edge)?.size_bytes;
+            Some(control::Child { size_bytes, granted: child.granted.to_wire() })
         };
         let node = control::Node {
             index: index.0,
             name: name.to_owned(),
             size_bytes: info.size_bytes,
             read_only: info.read_only,
-            children: children.iter().map(child).collect(),
+            children: (0..described).map(child).collect(),
             bitmaps: Vec::new(),
         };
         let mut guard = self.lock();
@@ -318,6 +343,11 @@ impl Instance {
         if forwarded.flatten().is_some() { Asked::Forward } else { Asked::Offered }
     }
 
+    /// An operation has ended; its worker has the instance entered.
+    pub(super) fn end_operation(&self, ended: Ended) {
+        self.ended.push(ended);
+    }
+
     fn deliver_fault(&self, offer: Offer, local: &LocalPlugin) {
         if let Offer::Request { ticket, .. } | Offer::Done { ticket, .. } = offer {
             self.deliver(ticket, Verdict::Fault, local);
@@ -359,6 +389,7 @@ impl Instance {
         }
         tracing::error!("plugin `{}` failed and is out of service: {reason}", self.plugin());
         *inside = None;
+        while self.ended.pop().is_some() {}
         let _ = self.failure.set(reason);
         self.failed.store(true, Ordering::Release);
         // Answers given before the failure stand.
@@ -394,19 +425,18 @@ impl Instance {
         for entry in inside.carry.drain(..carried) {
             inside.words.extend(entry.0);
         }
+        while !self.ended.is_empty()
+            && let Some(ended) = self.ended.pop()
+        {
+            inside.tell(ended, now_ns);
+        }
         for offer in batch.drain(..) {
             match offer {
                 Offer::LetGo { id } => inside.table.let_go(id),
                 Offer::Done { id, result, .. } => {
                     if inside.table.done(id, result.is_err(), now_ns) {
                         let subject = Subject::Request(id);
-                        let entry = Done { subject, result, value: 0 }.encode();
-                        // What one call cannot take goes with the next.
-                        if inside.words.len() < MAX_EVENTS * ENTRY_WORDS {
-                            inside.words.extend(entry.0);
-                        } else {
-                            inside.carry.push(entry);
-                        }
+                        inside.push(Done { subject, result, value: 0 }.encode());
                     }
                 }
                 request @ Offer::Request { .. } => {
@@ -510,19 +540,79 @@ impl Instance {
                 Action::Complete(complete) => {
                     let (ticket, answer) =
                         inside.table.complete(complete).map_err(|breach| breach.to_string())?;
+                    inside.forget_buffers(ticket);
                     self.deliver(ticket, Verdict::Answer(answer), local);
                 }
-                Action::Copy(copy) => inside.refuse(copy.token)?,
-                Action::Read(operation)
-                | Action::Zero(operation)
-                | Action::Discard(operation)
-                | Action::Flush(operation) => inside.refuse(operation.token)?,
-                Action::Write(write) => inside.refuse(write.operation.token)?,
-                Action::Status { operation, .. } => inside.refuse(operation.token)?,
-                Action::Timer { token, .. } => inside.refuse(token)?,
-                Action::Drop { .. } => {}
+                Action::Timer { token, at_ns } => self.set_timer(inside, token, at_ns, local)?,
+                Action::Drop { buffer } => {
+                    if let Some(ticket) = inside.buffers.remove(&buffer) {
+                        self.deliver(ticket, Verdict::Operate(Action::Drop { buffer }), local);
+                    }
+                }
+                operation => self.operate(inside, operation, now_ns, local)?,
             }
         }
+        Ok(())
+    }
+
+    /// An operation on behalf of a request goes to the worker that has the request.
+    fn operate(
+        &self,
+        inside: &mut Inside,
+        action: Action,
+        now_ns: u64,
+        local: &LocalPlugin,
+    ) -> Result<(), String> {
+        let Some((token, parent)) = subject(&action) else { return Ok(()) };
+        let Parent::Request(id) = parent else { return inside.refuse(token, Errno::EOPNOTSUPP) };
+        if inside.operations >= self.operations_max() {
+            return inside.refuse(token, Errno::EBUSY);
+        }
+        let refused = match action {
+            Action::Copy(copy) if copy.serve => {
+                inside.table.kind(id).is_some_and(|kind| kind != Kind::Read)
+            }
+            Action::Write(write) => {
+                inside.buffers.get(&write.source).copied() != inside.table.ticket(id)
+            }
+            _ => false,
+        };
+        if refused {
+            return inside.refuse(token, Errno::EINVAL);
+        }
+        if matches!(action, Action::Copy(copy) if copy.clear.is_some()) {
+            return inside.refuse(token, Errno::EOPNOTSUPP);
+        }
+        let ticket = inside.table.operate(id, now_ns).map_err(|breach| breach.to_string())?;
+        if matches!(action, Action::Read(_)) && inside.buffers.insert(token, ticket).is_some() {
+            return Err(Breach::BufferInUse(token.0).to_string());
+        }
+        inside.operations += 1;
+        self.deliver(ticket, Verdict::Operate(action), local);
+        Ok(())
+    }
+
+    fn operations_max(&self) -> usize {
+        OPERATIONS_OF_REQUEST.saturating_mul(self.limits.in_flight as usize + 1)
+    }
+
+    /// A DONE at a time.
+    fn set_timer(
+        &self,
+        inside: &mut Inside,
+        token: Token,
+        at_ns: u64,
+        local: &LocalPlugin,
+    ) -> Result<(), String> {
+        let at = Time::from_nanos(at_ns);
+        if at <= turn_now() {
+            return inside.end(token, Ok(()));
+        }
+        if inside.operations >= self.operations_max() {
+            return inside.refuse(token, Errno::EBUSY);
+        }
+        inside.operations += 1;
+        local.end_at(at, Ended::of_timer(token));
         Ok(())
     }
 
@@ -534,14 +624,16 @@ impl Instance {
         now_ns: u64,
         local: &LocalPlugin,
     ) -> Result<(), String> {
-        if forward.claim {
-            // Nothing here proves a claim yet; a refused claim writes nothing.
+        // Nothing but the host's own proof says that bytes of a request are unchanged; a refused claim writes
+        // nothing.
+        if forward.claim && !inside.table.is_unchanged(forward.id) {
             inside.table.refuse_claim(forward.id).map_err(|breach| breach.to_string())?;
             let subject = Subject::Request(forward.id);
             return inside.carry(Done { subject, result: Err(Errno::EPERM), value: 0 });
         }
         let answer = inside.table.forward(forward, now_ns).map_err(|breach| breach.to_string())?;
         if let Some((ticket, answer)) = answer {
+            inside.forget_buffers(ticket);
             self.deliver(ticket, Verdict::Answer(answer), local);
         }
         Ok(())
@@ -558,7 +650,8 @@ impl Inside {
         if self.words.len() >= MAX_EVENTS * ENTRY_WORDS {
             return false;
         }
-        let Some(id) = self.table.offer(kind, ticket, now_ns) else { return false };
+        let unchanged = flags.contains(RequestFlags::UNCHANGED);
+        let Some(id) = self.table.offer((kind, unchanged), ticket, now_ns) else { return false };
         self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
         true
     }
@@ -568,10 +661,48 @@ impl Inside {
         !self.carry.is_empty() || (!self.waiting.is_empty() && self.table.has_room())
     }
 
-    /// Ends an operation that this host does not provide.
-    fn refuse(&mut self, token: Token) -> Result<(), String> {
-        let subject = Subject::Operation(token);
-        self.carry(Done { subject, result: Err(Errno::EOPNOTSUPP), value: 0 })
+    /// Adds an event; what one call cannot take goes with the next.
+    fn push(&mut self, event: Entry) {
+        if self.words.len() < MAX_EVENTS * ENTRY_WORDS {
+            self.words.extend(event.0);
+        } else {
+            self.carry.push(event);
+        }
+    }
+
+    /// Tells the guest how an operation ended.
+    fn tell(&mut self, ended: Ended, now_ns: u64) {
+        self.operations = self.operations.saturating_sub(1);
+        let result = ended.result.as_ref().map(drop).map_err(|errno| *errno);
+        if let Some(id) = ended.request {
+            self.table.operated(id, ended.serves && result.is_ok(), now_ns);
+        }
+        if ended.is_read && result.is_err() {
+            self.buffers.remove(&ended.token);
+        }
+        let answered = ended.result.unwrap_or_default();
+        for extent in &answered.extents {
+            self.push(extent.encode());
+        }
+        let subject = Subject::Operation(ended.token);
+        self.push(Done { subject, result, value: answered.value }.encode());
+    }
+
+    /// What was read for a request ends with it.
+    #[inline]
+    fn forget_buffers(&mut self, ticket: Ticket) {
+        if !self.buffers.is_empty() {
+            self.buffers.retain(|_, of| *of != ticket);
+        }
+    }
+
+    /// Ends an operation that is not begun.
+    fn refuse(&mut self, token: Token, errno: Errno) -> Result<(), String> {
+        self.end(token, Err(errno))
+    }
+
+    fn end(&mut self, token: Token, result: Result<(), Errno>) -> Result<(), String> {
+        self.carry(Done { subject: Subject::Operation(token), result, value: 0 })
     }
 
     fn carry(&mut self, done: Done) -> Result<(), String> {

@@ -1,16 +1,18 @@
 //! One worker's side of an instance: the batch that the turn gathers, and who waits for an answer.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
+use blockloom_abi::{Action, Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
 use super::instance::{Asked, Instance};
+use super::operation::Ended;
 use super::table::Answer;
-use crate::io::{TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
+use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
 
 /// Names a waiting request of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub(super) enum Offer {
 pub(super) enum Verdict {
     /// The guest's answer.
     Answer(Answer),
+    /// The guest wants something done for it first; its answer follows.
+    Operate(Action),
     /// The instance failed.
     Fault,
 }
@@ -52,6 +56,9 @@ struct Waiter {
     /// Of the tenant; 0 when the place is free.
     sequence: u64,
     verdict: Option<Verdict>,
+    /// Operations that the tenant is to begin, before it takes its verdict. Bounded by those that the
+    /// instance may have in flight.
+    operations: VecDeque<Action>,
     waker: Waker,
     /// The tenant is to be woken.
     waits: bool,
@@ -71,7 +78,8 @@ impl Waiters {
             // Far fewer can wait at once.
             let index = self.places.len() as u32;
             let waker = Waker::noop().clone();
-            self.places.push(Waiter { sequence, verdict: None, waker, waits: false });
+            let operations = VecDeque::new();
+            self.places.push(Waiter { sequence, verdict: None, operations, waker, waits: false });
             return index;
         };
         let place = &mut self.places[index as usize];
@@ -79,10 +87,13 @@ impl Waiters {
         index
     }
 
+    /// Returns operations that have not been begun.
     #[inline]
-    fn remove(&mut self, index: u32) {
-        self.places[index as usize].sequence = 0;
+    fn remove(&mut self, index: u32) -> VecDeque<Action> {
+        let place = &mut self.places[index as usize];
+        place.sequence = 0;
         self.free.push(index);
+        std::mem::take(&mut place.operations)
     }
 
     fn live(&self) -> impl Iterator<Item = &Waiter> {
@@ -149,14 +160,18 @@ impl LocalPlugin {
     /// The current worker's side of `instance`.
     pub(super) fn of(instance: &Arc<Instance>) -> Rc<Self> {
         let id = instance.id();
-        PLUGINS.with(|plugins| {
-            let mut plugins = plugins.borrow_mut();
-            if let Some((_, plugin)) = plugins.iter().find(|(known, _)| *known == id) {
-                return Rc::clone(plugin);
-            }
+        Self::known(id).unwrap_or_else(|| {
             let plugin = Rc::new(Self::new(instance));
-            plugins.push((id, Rc::clone(&plugin)));
+            PLUGINS.with(|plugins| plugins.borrow_mut().push((id, Rc::clone(&plugin))));
             plugin
+        })
+    }
+
+    /// The current worker's side of the instance with this number, if it has one.
+    fn known(id: usize) -> Option<Rc<Self>> {
+        PLUGINS.with(|plugins| {
+            let plugins = plugins.borrow();
+            plugins.iter().find(|(known, _)| *known == id).map(|(_, plugin)| Rc::clone(plugin))
         })
     }
 
@@ -207,7 +222,7 @@ impl LocalPlugin {
         let asked = if alone { self.instance.ask(request, self) } else { Asked::NotOffered };
         match asked {
             Asked::Forward => {
-                self.waiters.borrow_mut().remove(waiter);
+                let _ = self.waiters.borrow_mut().remove(waiter);
                 return None;
             }
             Asked::Offered => {}
@@ -246,11 +261,48 @@ impl LocalPlugin {
     pub(super) fn deliver(&self, ticket: Ticket, verdict: Verdict) {
         let mut waiters = self.waiters.borrow_mut();
         let waiter = waiters.places.get_mut(ticket.waiter as usize);
-        let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else { return };
-        waiter.verdict = Some(verdict);
+        let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else {
+            if let Verdict::Operate(action) = verdict {
+                self.cancel(&action);
+            }
+            return;
+        };
+        match verdict {
+            Verdict::Operate(action) => waiter.operations.push_back(action),
+            verdict => waiter.verdict = Some(verdict),
+        }
         if std::mem::take(&mut waiter.waits) {
             waiter.waker.wake_by_ref();
         }
+    }
+
+    /// An operation has ended: the guest learns of it with the next batch.
+    pub(super) fn end_operation(self: &Rc<Self>, ended: Ended) {
+        self.instance.end_operation(ended);
+        self.queue();
+    }
+
+    /// The same at a time.
+    pub(super) fn end_at(&self, at: Time, ended: Ended) {
+        let Some(plugin) = Self::known(self.instance.id()) else { return };
+        spawn(async move {
+            sleep_until(at).await;
+            plugin.end_operation(ended);
+        });
+    }
+
+    /// An operation whose request has gone.
+    fn cancel(&self, action: &Action) {
+        let Some(ended) = Ended::refused(action, Errno::ECANCELED) else { return };
+        self.instance.end_operation(ended);
+        if let Some(plugin) = Self::known(self.instance.id()) {
+            plugin.queue();
+        }
+    }
+
+    /// The plugin's name, for messages.
+    pub(super) fn name(&self) -> &str {
+        self.instance.plugin()
     }
 
     /// Tells every waiter that the instance failed; verdicts given before stand.
@@ -297,6 +349,9 @@ impl Waiting {
     pub(super) fn poll(&self, waker: &Waker) -> Poll<Verdict> {
         let mut waiters = self.plugin.waiters.borrow_mut();
         let waiter = &mut waiters.places[self.ticket.waiter as usize];
+        if let Some(action) = waiter.operations.pop_front() {
+            return Poll::Ready(Verdict::Operate(action));
+        }
         if let Some(verdict) = waiter.verdict.take() {
             return Poll::Ready(verdict);
         }
@@ -315,6 +370,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
+        let left = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
+        left.iter().for_each(|action| self.plugin.cancel(action));
     }
 }

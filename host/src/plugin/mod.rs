@@ -5,6 +5,8 @@
 //!     → LocalPlugin (local.rs)    this worker's batch of the turn, and who waits for an answer
 //!        → Instance (instance.rs)     one store; one worker inside at a time; one call for all
 //!             → guest                     events in, actions out (crate `blockloom-abi`)
+//!   ← operation.rs            what the guest asks for: copies, reads, writes of its node's children, done
+//!                             on the ground of the request that they serve, within the grants (grants.rs)
 //! ```
 //!
 //! The data stays in the host: a plugin sees ids and ranges. What it answers is judged (`table`), not
@@ -16,18 +18,21 @@
 //! instance's own.
 
 mod bindings;
+mod grants;
 mod instance;
 mod local;
 mod module;
 mod node;
+mod operation;
 mod runtime;
 mod store;
 mod table;
 
 use std::time::Duration;
 
+pub use grants::Grants;
 pub use instance::{Instance, InstanceError};
-pub use module::{ConfigError, Inspection, PluginModule, bundled, bundled_names};
+pub use module::{ChildWant, ConfigError, Inspection, PluginModule, bundled, bundled_names};
 pub use node::PluginNode;
 pub use runtime::PluginRuntime;
 

@@ -11,6 +11,7 @@ use wasmtime::{Store, UpdateDeadline};
 use super::PluginLimits;
 use super::bindings::exports::blockloom::filter::control;
 use super::bindings::{Filter, FilterPre};
+use super::grants::Grants;
 use super::runtime::{PluginRuntime, TICK};
 use super::store::{HostState, printable};
 use crate::error::{Error, ErrorKind, Result};
@@ -74,8 +75,8 @@ pub struct Inspection {
     pub layout: u32,
     /// Kinds of requests that it wants to be offered.
     pub kinds: u32,
-    /// Its children: name, whether required, what it wants to do to each of its own accord.
-    pub children: Vec<(String, bool, Vec<&'static str>)>,
+    /// Its children; the first is the filtered one.
+    pub children: Vec<ChildWant>,
     /// Point-in-time views that it offers.
     pub views: Vec<String>,
     /// Whether it answers with bytes that are not its child's.
@@ -88,6 +89,17 @@ pub struct Inspection {
     pub file_bytes: usize,
     /// Whether the file is a core module (encoded at load) rather than a component.
     pub is_core_module: bool,
+}
+
+/// A child that a plugin describes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildWant {
+    /// Its name, as in `child.NAME`.
+    pub name: String,
+    /// Whether the plugin cannot do without it.
+    pub required: bool,
+    /// What the plugin wants to do to it of its own accord.
+    pub wants: Grants,
 }
 
 fn unusable(name: &str, reason: impl fmt::Display) -> Error {
@@ -254,8 +266,11 @@ impl PluginModule {
             let reason = format!("it asks for unknown kinds of requests ({:#b})", it.kinds);
             return Err(unusable(&self.name, reason));
         }
-        let child =
-            |want: control::ChildWant| (printable(&want.name), want.required, grants(want.wants));
+        let child = |want: control::ChildWant| ChildWant {
+            name: printable(&want.name),
+            required: want.required,
+            wants: Grants::of_wants(want.wants),
+        };
         let inspection = &mut self.inspection;
         inspection.name = printable(&it.name);
         inspection.version = printable(&it.version);
@@ -325,15 +340,4 @@ fn check_interfaces(imports: &[String], exports: &[String]) -> std::result::Resu
         ));
     }
     Ok(())
-}
-
-fn grants(wants: control::Grants) -> Vec<&'static str> {
-    let names = [
-        (control::Grants::READ, "read"),
-        (control::Grants::WRITE_UNCHANGED, "write-unchanged"),
-        (control::Grants::WRITE, "write"),
-        (control::Grants::DISCARD, "discard"),
-        (control::Grants::RESIZE, "resize"),
-    ];
-    names.into_iter().filter(|(grant, _)| wants.contains(*grant)).map(|(_, name)| name).collect()
 }

@@ -5,20 +5,28 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
+use blockloom_abi::{Action, ChildIndex, Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
+use super::grants::{Grants, PluginChild};
 use super::instance::Instance;
 use super::local::{LocalPlugin, Offer, Verdict, Waiting};
+use super::operation::{Operations, errno_of};
 use super::table::Answer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeCall, EdgeRef};
 use crate::io::{Buf, BufMut, Time, sleep_until, turn_now};
 use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
+/// The filtered child.
+const FILE: ChildIndex = ChildIndex(0);
+
 /// A filter whose policy is a plugin's.
 pub struct PluginNode {
     instance: Arc<Instance>,
     index: NodeIndex,
+    children: Arc<[PluginChild]>,
+    /// Number of the edge to the filtered child.
+    file: usize,
 }
 
 /// A request as the guest sees it.
@@ -39,12 +47,26 @@ enum Offered {
 }
 
 impl PluginNode {
-    /// One more node of `instance`.
+    /// One more node of `instance`, with its filtered child alone, to which nothing is granted.
     ///
     /// # Errors
-    /// When the instance serves too many already.
+    /// As [`PluginNode::with_children`].
     pub fn new(instance: &Arc<Instance>) -> Result<Self> {
-        Ok(Self { instance: Arc::clone(instance), index: instance.reserve_node()? })
+        Self::with_children(instance, &[("file".to_owned(), Grants::NONE)])
+    }
+
+    /// One more node of `instance`. `children` are those of the node in the order of its edges: what they
+    /// are called, and what the plugin may do to them of its own accord, for which the edges must have the
+    /// permissions, see [`Grants::permissions`].
+    ///
+    /// # Errors
+    /// `EINVAL` for children that the plugin does not know, or lacks; `EPERM` for grants that it lacks;
+    /// `ENOMEM` when the instance serves too many nodes already.
+    pub fn with_children(instance: &Arc<Instance>, children: &[(String, Grants)]) -> Result<Self> {
+        let children = instance.resolve_children(children)?;
+        let file = children.iter().find(|child| child.index == FILE).map_or(0, |child| child.edge);
+        let index = instance.reserve_node()?;
+        Ok(Self { instance: Arc::clone(instance), index, children: children.into(), file })
     }
 
     /// The instance.
@@ -62,7 +84,7 @@ impl PluginNode {
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
         match self.offer(&shape) {
-            Offered::Forward => call(cx.child(0)?).await,
+            Offered::Forward => call(cx.child(self.file)?).await,
             Offered::Fail(error) => Err(error),
             Offered::Waiting(waiting) => {
                 let verdict = waiting.verdict().await;
@@ -101,11 +123,17 @@ impl PluginNode {
     ) -> Result<T> {
         // A flush never depends on the plugin.
         let is_flush = kind == Kind::Flush;
-        let child = cx.child(0)?;
-        let answer = match verdict {
-            Verdict::Fault if is_flush => return call(child).await,
-            Verdict::Fault => return Err(self.fault_error()),
-            Verdict::Answer(answer) => answer,
+        let child = cx.child(self.file)?;
+        let operations = Operations::default();
+        let mut verdict = verdict;
+        let answer = loop {
+            match verdict {
+                Verdict::Fault if is_flush => return call(child).await,
+                Verdict::Fault => return Err(self.fault_error()),
+                Verdict::Answer(answer) => break answer,
+                Verdict::Operate(action) => self.operate(cx, &waiting, &operations, action),
+            }
+            verdict = waiting.verdict().await;
         };
         match answer {
             Answer::Complete(Ok(())) => unforwarded.ok_or_else(|| self.fault_error()),
@@ -120,7 +148,7 @@ impl PluginNode {
                 }
                 if notify {
                     let result = call(child).await;
-                    return Box::pin(self.settle(&waiting, id, result)).await;
+                    return Box::pin(self.settle(cx, (&waiting, &operations), id, result)).await;
                 }
                 waiting.plugin().offer(Offer::LetGo { id });
                 drop(waiting);
@@ -156,15 +184,25 @@ impl PluginNode {
         }
     }
 
+    /// Begins what the guest wants done for a request.
+    fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, action: Action) {
+        operations.start(|| cx.on_behalf(), &self.children, waiting.plugin(), action);
+    }
+
     fn fault_error(&self) -> Error {
         self.instance.fault_error()
     }
 
     /// Tells the guest the child's result and waits for its completion. It may turn a success into an
     /// error, never the other way.
-    async fn settle<T>(&self, waiting: &Waiting, id: RequestId, result: Result<T>) -> Result<T> {
-        let errno = |error: &Error| Errno::new(error.errno().unsigned_abs()).unwrap_or(Errno::EIO);
-        let told = result.as_ref().map(drop).map_err(errno);
+    async fn settle<T>(
+        &self,
+        cx: Cx<'_>,
+        (waiting, operations): (&Waiting, &Operations),
+        id: RequestId,
+        result: Result<T>,
+    ) -> Result<T> {
+        let told = result.as_ref().map(drop).map_err(errno_of);
         waiting.plugin().offer(Offer::Done { ticket: waiting.ticket(), id, result: told });
         loop {
             match waiting.verdict().await {
@@ -173,6 +211,7 @@ impl PluginNode {
                     return result;
                 }
                 Verdict::Answer(Answer::Forward { .. }) => {}
+                Verdict::Operate(action) => self.operate(cx, waiting, operations, action),
                 Verdict::Answer(Answer::Complete(Err(errno))) => {
                     return result.and(Err(self.refusal(errno)));
                 }
@@ -222,7 +261,7 @@ where
     #[inline]
     fn forward(&mut self) -> Result<()> {
         let call = self.call.take().ok_or_else(|| self.node.fault_error())?;
-        self.stage = Stage::Child(call(self.cx.child(0)?));
+        self.stage = Stage::Child(call(self.cx.child(self.node.file)?));
         Ok(())
     }
 
@@ -235,7 +274,7 @@ where
         let (node, cx, kind) = (self.node, self.cx, self.shape.kind);
         self.stage = Stage::Other(Box::pin(async move {
             // The edge is the one that `obey` would lend.
-            let call = async move |_: EdgeRef<'_>| call(cx.child(0)?).await;
+            let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
             node.obey(cx, kind, (waiting, verdict), None, call).await
         }));
         Ok(())
@@ -272,9 +311,17 @@ where
     }
 }
 
-fn write_flags(flags: WriteFlags) -> RequestFlags {
-    let fua = if flags.fua { RequestFlags::FUA } else { RequestFlags::NONE };
-    if flags.no_unmap { fua.with(RequestFlags::NO_UNMAP) } else { fua }
+fn write_flags(cx: Cx<'_>, flags: WriteFlags) -> RequestFlags {
+    let mut wire = RequestFlags::NONE;
+    let parts = [
+        (flags.fua, RequestFlags::FUA),
+        (flags.no_unmap, RequestFlags::NO_UNMAP),
+        (cx.is_unchanged(), RequestFlags::UNCHANGED),
+    ];
+    for (_, flag) in parts.into_iter().filter(|(is, _)| *is) {
+        wire = wire.with(flag);
+    }
+    wire
 }
 
 impl Node for PluginNode {
@@ -283,11 +330,15 @@ impl Node for PluginNode {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
+        NodeInfo::of_filter(children.get(self.file..).unwrap_or_default())
+    }
+
+    fn is_transparent(&self) -> bool {
+        true
     }
 
     fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
-        self.instance.add_node(self.index, name, info, children)
+        self.instance.add_node(self.index, name, info, (&self.children, children))
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
@@ -304,7 +355,7 @@ impl Node for PluginNode {
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
         let len = buf.len() as u64;
-        let shape = Shape { kind: Kind::Write, flags: write_flags(flags), offset, len };
+        let shape = Shape { kind: Kind::Write, flags: write_flags(cx, flags), offset, len };
         Passing::boxed(self, cx, shape, move |child| child.write(offset, buf, flags))
     }
 
@@ -315,7 +366,7 @@ impl Node for PluginNode {
         len: u64,
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
-        let shape = Shape { kind: Kind::Zero, flags: write_flags(flags), offset, len };
+        let shape = Shape { kind: Kind::Zero, flags: write_flags(cx, flags), offset, len };
         Box::pin(
             self.judge(cx, shape, None, async move |child| child.zero(offset, len, flags).await),
         )
@@ -340,6 +391,6 @@ impl Node for PluginNode {
         len: u64,
     ) -> NodeFuture<'a, Vec<Extent>> {
         // A transparent filter's block status is its child's.
-        Box::pin(async move { cx.child(0)?.block_status(offset, len).await })
+        Box::pin(async move { cx.child(self.file)?.block_status(offset, len).await })
     }
 }

@@ -31,9 +31,22 @@ struct Slot {
     state: State,
     kind: Kind,
     ticket: Ticket,
-    /// Since when the guest owes an answer, if it does.
+    /// Since when the guest owes an answer, if it does: put off by as long as the host worked for it.
     since_ns: u64,
+    /// Since when the host has been working for it without a break.
+    working_since_ns: u64,
+    /// The host has proof that it leaves the node's view as it is.
+    unchanged: bool,
+    /// A copy has brought what answers it.
+    served: bool,
+    /// Operations that the host does for it.
+    operations: u32,
+    /// Operations that the guest has asked for.
+    asked: u32,
 }
+
+/// Operations that a guest may ask for on behalf of one request.
+const OPERATIONS_OF_REQUEST_MAX: u32 = 1 << 16;
 
 /// What the guest decided for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +73,10 @@ pub(super) enum Breach {
     OutOfTurn { id: u32, what: &'static str },
     /// A success that the child did not give.
     Unserved { id: u32, kind: Kind },
+    /// A buffer with the name of one that is there.
+    BufferInUse(u32),
+    /// More operations for one request than it may need.
+    TooManyOperations(u32),
 }
 
 impl fmt::Display for Breach {
@@ -74,6 +91,13 @@ impl fmt::Display for Breach {
             }
             Self::Unserved { id, kind } => {
                 write!(f, "it completed {kind:?} {id:#x} with success, but did not forward it")
+            }
+            Self::TooManyOperations(id) => write!(
+                f,
+                "it asked for more than {OPERATIONS_OF_REQUEST_MAX} operations for request {id:#x}"
+            ),
+            Self::BufferInUse(token) => {
+                write!(f, "it read into buffer {token:#x}, which it had not dropped")
             }
         }
     }
@@ -95,7 +119,12 @@ impl Table {
 
     /// Takes a slot; `None` when the limit is reached.
     #[inline]
-    pub(super) fn offer(&mut self, kind: Kind, ticket: Ticket, now_ns: u64) -> Option<RequestId> {
+    pub(super) fn offer(
+        &mut self,
+        (kind, unchanged): (Kind, bool),
+        ticket: Ticket,
+        now_ns: u64,
+    ) -> Option<RequestId> {
         if self.live == self.limit {
             return None;
         }
@@ -109,13 +138,29 @@ impl Table {
                     kind,
                     ticket,
                     since_ns: 0,
+                    working_since_ns: 0,
+                    unchanged,
+                    served: false,
+                    operations: 0,
+                    asked: 0,
                 });
                 index
             }
         };
         let slot = &mut self.slots[usize::from(index)];
         let generation = slot.generation.checked_add(1).unwrap_or(1);
-        *slot = Slot { generation, state: State::Offered, kind, ticket, since_ns: now_ns };
+        *slot = Slot {
+            generation,
+            state: State::Offered,
+            kind,
+            ticket,
+            since_ns: now_ns,
+            working_since_ns: 0,
+            unchanged,
+            served: false,
+            operations: 0,
+            asked: 0,
+        };
         self.live += 1;
         RequestId::new(index, generation)
     }
@@ -198,6 +243,11 @@ impl Table {
         let slot = self.slot(action.id)?;
         let (ticket, kind) = (slot.ticket, slot.kind);
         match (slot.state, action.result) {
+            // What the copy has brought is the child's own by now: it is read there.
+            (State::Offered, Ok(())) if slot.served => {
+                self.release(action.id);
+                return Ok((ticket, Answer::GONE));
+            }
             (State::Free, _) => return Err(Breach::UnknownRequest(bits)),
             (State::Forwarded { .. }, _) => {
                 return Err(Breach::OutOfTurn { id: bits, what: "complete" });
@@ -213,6 +263,56 @@ impl Table {
         }
         self.release(action.id);
         Ok((ticket, Answer::Complete(action.result)))
+    }
+
+    /// An operation that the guest asks for on behalf of a request, which it has yet to answer.
+    pub(super) fn operate(&mut self, id: RequestId, now_ns: u64) -> Result<Ticket, Breach> {
+        let slot = self.slot(id)?;
+        match slot.state {
+            State::Offered | State::Done { .. } if slot.asked == OPERATIONS_OF_REQUEST_MAX => {
+                Err(Breach::TooManyOperations(id.bits()))
+            }
+            State::Offered | State::Done { .. } => {
+                slot.asked += 1;
+                if slot.operations == 0 {
+                    slot.working_since_ns = now_ns;
+                }
+                slot.operations += 1;
+                Ok(slot.ticket)
+            }
+            State::Free => Err(Breach::UnknownRequest(id.bits())),
+            State::Forwarded { .. } => {
+                Err(Breach::OutOfTurn { id: id.bits(), what: "do something for" })
+            }
+        }
+    }
+
+    /// An operation has ended; `serves` if it brought what answers its request.
+    pub(super) fn operated(&mut self, id: RequestId, serves: bool, now_ns: u64) {
+        if let Ok(slot) = self.slot(id)
+            && slot.state != State::Free
+        {
+            slot.operations = slot.operations.saturating_sub(1);
+            slot.served |= serves;
+            if slot.operations == 0 {
+                slot.since_ns += now_ns.saturating_sub(slot.working_since_ns);
+            }
+        }
+    }
+
+    /// The kind of a request that the guest may name.
+    pub(super) fn kind(&mut self, id: RequestId) -> Option<Kind> {
+        self.slot(id).ok().map(|slot| slot.kind)
+    }
+
+    /// Who waits for the answer to a request that the guest may name.
+    pub(super) fn ticket(&mut self, id: RequestId) -> Option<Ticket> {
+        self.slot(id).ok().map(|slot| slot.ticket)
+    }
+
+    /// Whether a request is proven to leave the node's view as it is.
+    pub(super) fn is_unchanged(&mut self, id: RequestId) -> bool {
+        self.slot(id).is_ok_and(|slot| slot.unchanged)
     }
 
     /// A claim that was refused: the guest owes the completion, with an error.
@@ -244,7 +344,9 @@ impl Table {
 
     /// Whether the guest has owed an answer for longer than `hold_ns`.
     pub(super) fn is_overdue(&self, now_ns: u64, hold_ns: u64) -> bool {
-        let is_owed = |slot: &Slot| matches!(slot.state, State::Offered | State::Done { .. });
+        let is_asked = |slot: &Slot| matches!(slot.state, State::Offered | State::Done { .. });
+        // While the host works for it, the guest owes nothing.
+        let is_owed = |slot: &Slot| is_asked(slot) && slot.operations == 0;
         let is_late = |slot: &Slot| now_ns.saturating_sub(slot.since_ns) > hold_ns;
         self.slots.iter().any(|slot| is_owed(slot) && is_late(slot))
     }
@@ -272,11 +374,11 @@ mod tests {
     #[test]
     fn a_forwarded_request_is_gone_and_its_id_is_not_reused_at_once() {
         let mut table = Table::new(2);
-        let id = table.offer(Kind::Read, ticket(1), 0).expect("a slot");
+        let id = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
         let answer = table.forward(Forward::now(id), 5).expect("in turn");
         let expect = Answer::Forward { not_before_ns: 0, notify: false, known: None };
         assert_eq!(answer, Some((ticket(1), expect)));
-        let next = table.offer(Kind::Read, ticket(2), 0).expect("a slot");
+        let next = table.offer((Kind::Read, false), ticket(2), 0).expect("a slot");
         assert_eq!(next.slot(), id.slot());
         assert_ne!(next, id);
         assert_eq!(table.forward(Forward::now(id), 5), Ok(None), "it cannot know that it has gone");
@@ -290,7 +392,7 @@ mod tests {
     #[test]
     fn answers_out_of_turn_are_breaches() {
         let mut table = Table::new(8);
-        let id = table.offer(Kind::Write, ticket(1), 0).expect("a slot");
+        let id = table.offer((Kind::Write, false), ticket(1), 0).expect("a slot");
         let unserved = table.complete(complete(id, Ok(())));
         assert_eq!(unserved, Err(Breach::Unserved { id: id.bits(), kind: Kind::Write }));
         let forward = Forward { notify: true, ..Forward::now(id) };
@@ -300,27 +402,54 @@ mod tests {
         table.complete(complete(id, Ok(()))).expect_err("the child failed");
         assert!(table.complete(complete(id, Err(Errno::EIO))).is_ok());
         table.complete(complete(id, Err(Errno::EIO))).expect_err("twice");
-        let discard = table.offer(Kind::Discard, ticket(2), 0).expect("a slot");
+        let discard = table.offer((Kind::Discard, false), ticket(2), 0).expect("a slot");
         assert!(table.complete(complete(discard, Ok(()))).is_ok(), "discard is advisory");
     }
 
     #[test]
     fn held_requests_can_be_retimed_and_count_until_they_go() {
         let mut table = Table::new(1);
-        let id = table.offer(Kind::Read, ticket(1), 0).expect("a slot");
+        let id = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
         let at = |not_before_ns| Forward { not_before_ns, ..Forward::now(id) };
         table.forward(at(100), 10).expect("held");
-        assert!(table.offer(Kind::Read, ticket(2), 0).is_none(), "the limit is reached");
+        assert!(table.offer((Kind::Read, false), ticket(2), 0).is_none(), "the limit is reached");
         table.forward(at(200), 20).expect("held longer");
         table.let_go(id);
         assert_eq!(table.forward(at(300), 30), Ok(None), "it has gone: nothing to re-time");
-        assert!(table.offer(Kind::Read, ticket(2), 0).is_some());
+        assert!(table.offer((Kind::Read, false), ticket(2), 0).is_some());
+    }
+
+    #[test]
+    fn while_the_host_works_no_answer_is_owed() {
+        let mut table = Table::new(8);
+        let id = table.offer((Kind::Read, false), ticket(1), 10).expect("a slot");
+        assert_eq!(table.operate(id, 12), Ok(ticket(1)));
+        assert_eq!(table.operate(id, 13), Ok(ticket(1)));
+        table.operated(id, false, 500);
+        assert!(!table.is_overdue(1000, 5), "one is left");
+        table.operated(id, true, 1000);
+        assert!(!table.is_overdue(1003, 5));
+        assert!(table.is_overdue(1004, 5), "2 before, 4 after");
+        assert_eq!(table.complete(complete(id, Ok(()))), Ok((ticket(1), Answer::GONE)), "served");
+        assert_eq!(table.operate(id, 1005), Err(Breach::UnknownRequest(id.bits())));
+        table.operated(id, true, 1006);
+    }
+
+    #[test]
+    fn operations_for_one_request_are_bounded() {
+        let mut table = Table::new(8);
+        let id = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
+        for _ in 0..OPERATIONS_OF_REQUEST_MAX {
+            table.operate(id, 0).expect("one more");
+            table.operated(id, false, 0);
+        }
+        assert_eq!(table.operate(id, 0), Err(Breach::TooManyOperations(id.bits())));
     }
 
     #[test]
     fn an_answer_is_owed_from_the_offer_and_from_the_end() {
         let mut table = Table::new(8);
-        let id = table.offer(Kind::Write, ticket(1), 10).expect("a slot");
+        let id = table.offer((Kind::Write, false), ticket(1), 10).expect("a slot");
         assert!(!table.is_overdue(15, 5));
         assert!(table.is_overdue(16, 5));
         let forward = Forward { notify: true, ..Forward::now(id) };

@@ -20,8 +20,11 @@ use std::path::{Path, PathBuf};
 use std::{env, fmt, fs, io};
 
 /// Name and package of each bundled plugin.
-pub const PLUGINS: &[(&str, &str)] =
-    &[("pass", "blockloom-plugin-pass"), ("throttle", "blockloom-plugin-throttle")];
+pub const PLUGINS: &[(&str, &str)] = &[
+    ("copy-on-read", "blockloom-plugin-copy-on-read"),
+    ("pass", "blockloom-plugin-pass"),
+    ("throttle", "blockloom-plugin-throttle"),
+];
 
 /// What plugins are compiled for.
 pub const TARGET: &str = "wasm32-unknown-unknown";

@@ -8,12 +8,12 @@ use expect_test::{Expect, expect};
 use crate::program;
 
 /// Larger ones would make the start slow: compiling takes time in proportion.
-const LARGEST_BYTES: usize = 32 << 10;
+const LARGEST_BYTES: usize = 56 << 10;
 
 #[test]
 fn bundled_modules_are_small_core_modules() {
     let names: Vec<_> = bundled_names().collect();
-    assert_eq!(names, ["pass", "throttle"]);
+    assert_eq!(names, ["copy-on-read", "pass", "throttle"]);
     for name in names {
         let module = bundled(name).expect("a bundled plugin");
         assert!(module.starts_with(b"\0asm\x01\0\0\0"), "{name} is no core module");
@@ -39,6 +39,21 @@ fn check(plugin: &str, expect: &Expect) {
 
 #[test]
 fn inspecting_bundled_plugins() {
+    check(
+        "copy-on-read",
+        &expect![[r#"
+        plugin    copy-on-read 0.1.0
+        file      N bytes, core module
+        abi       blockloom:filter@0.1.0, layout 1
+        kinds     read
+        transform no
+        child     file, required; wants read, write-unchanged
+        child     bottom, optional; wants nothing of its own
+        import    blockloom:filter/host@0.1.0
+        export    blockloom:filter/control@0.1.0
+        export    blockloom:filter/data@0.1.0
+    "#]],
+    );
     check(
         "pass",
         &expect![[r#"
@@ -95,7 +110,7 @@ fn inspecting_what_is_no_plugin() {
     let (code, stdout, stderr) = inspect("passs");
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
     expect![[r#"
-        error: there is no bundled plugin `passs` (there is: pass, throttle); give a path that ends in .wasm
+        error: there is no bundled plugin `passs` (there is: copy-on-read, pass, throttle); give a path that ends in .wasm
     "#]].assert_eq(&stderr);
     let path = scratch.image_of("text.wasm", b"hello");
     let (code, _, stderr) = inspect(&path.display().to_string());

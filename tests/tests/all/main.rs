@@ -3,6 +3,7 @@
 mod bitmaps;
 mod bundled;
 mod clients;
+mod copy_on_read;
 mod corpus;
 mod diagnostics;
 mod embed;

@@ -242,6 +242,14 @@ pub struct Request {
 }
 
 impl Request {
+    /// The bytes that it is about; of a resize, those that there are then.
+    #[inline]
+    #[must_use]
+    pub const fn range(self) -> core::ops::Range<u64> {
+        // A request that ends past the last number does not decode.
+        self.offset..self.offset.saturating_add(self.len)
+    }
+
     /// The entry.
     #[inline]
     #[must_use]

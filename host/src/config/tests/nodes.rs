@@ -62,7 +62,7 @@ root = "disc"
                |
              9 | driver = "fil"
                |          ^^^^^
-               = help: did you mean `file`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
+               = help: did you mean `file`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
 
             error: drive `vda` refers to node `disc`, which does not exist
                --> graph.toml:12:8
@@ -98,21 +98,21 @@ e = 5
                |
              2 | [node.a]
                |       ^
-               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
+               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
 
             error: driver `backup` is not in this release
               --> graph.toml:5:10
                |
              5 | driver = "backup"
                |          ^^^^^^^^
-               = help: this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
+               = help: this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
 
             error: unknown driver `throtle`
               --> graph.toml:7:10
                |
              7 | driver = "throtle"
                |          ^^^^^^^^^
-               = help: did you mean `throttle`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
+               = help: did you mean `throttle`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
 
             error: `driver` of node `d` must be a string, not an integer
               --> graph.toml:9:10
@@ -125,7 +125,7 @@ e = 5
                 |
              10 | [node.f]
                 |       ^
-                = help: is `drivr` meant to be `driver`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
+                = help: is `drivr` meant to be `driver`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
 
             error: node `e` must be a table, not an integer
                --> graph.toml:13:5
@@ -398,7 +398,7 @@ file = '#a.file'
                |
              7 | file = { driver = "raw", file = { size = 1 } }
                |                          ^^^^
-               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
+               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
 
             error: `#a.file` is no name that can be referred to
                --> graph.toml:10:8

@@ -139,14 +139,14 @@ fn carriage_returns_and_the_end_of_the_file() {
     check(
         "[node.a]\r\ndriver = \"nul\"\r\n",
         &expect![[r#"
-        error: unknown driver `nul`
-          --> graph.toml:2:10
-           |
-         2 | driver = "nul"
-           |          ^^^^^
-           = help: did you mean `null`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle
+            error: unknown driver `nul`
+              --> graph.toml:2:10
+               |
+             2 | driver = "nul"
+               |          ^^^^^
+               = help: did you mean `null`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
 
-        1 error in graph.toml"#]],
+            1 error in graph.toml"#]],
     );
     check(
         "[node.a]\ndriver =",

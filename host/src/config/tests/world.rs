@@ -78,7 +78,7 @@ impl Surroundings for World {
 
     fn filter_config(&self, filter: FilterKind, config: &Value) -> Vec<ConfigError> {
         match filter {
-            FilterKind::Pass => Vec::new(),
+            FilterKind::Pass | FilterKind::CopyOnRead => Vec::new(),
             FilterKind::Throttle => {
                 self.plugin_config(&PluginSource::Bundled(String::new()), config)
             }

@@ -344,7 +344,7 @@ static FULL_FILTERS: Case = Case {
             .disk("base")
             .overlay("top", "base")
             .node("inner", slow(seed).limited(1), filtered("top"))
-            .node("copying", CopyOnReadNode, vec![CopyOnReadNode::child("inner")])
+            .node("copying", CopyOnReadNode::default(), vec![CopyOnReadNode::child("inner")])
             .node("outer", slow(seed + 1).limited(2), filtered("copying"))
             .drive("vda", "outer")
     },

@@ -63,7 +63,7 @@ impl Scene {
     }
 
     pub(super) fn copy_on_read(self, name: &str, child: &str) -> Self {
-        self.node(name, CopyOnReadNode, vec![CopyOnReadNode::child(child)])
+        self.node(name, CopyOnReadNode::default(), vec![CopyOnReadNode::child(child)])
     }
 
     /// An opaque node: its bytes are stored in its child.

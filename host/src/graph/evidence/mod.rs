@@ -10,6 +10,7 @@
 //! | `buffer.rs` | bytes with their origin, and the watch since they were read |
 //! | `proof.rs` | the checks that make a proof, and what happens when it turns out void |
 //! | `operations.rs` | copy, read, write, zero of a node's own accord |
+//! | `on_behalf.rs` | the same apart from the request on whose ground they stand; changes without a claim |
 //! | `claim.rs` | the write of what was read before, claimed to be unchanged |
 //! | `outcome.rs` | how claims ended, counted |
 //! | `same_view.rs` | that two nodes show the same, for changes of the graph |
@@ -30,6 +31,7 @@
 
 mod buffer;
 mod claim;
+mod on_behalf;
 mod operations;
 mod outcome;
 mod proof;
@@ -38,6 +40,7 @@ mod same_view;
 mod tests;
 
 pub use buffer::ProvenBuf;
+pub use on_behalf::OnBehalf;
 pub use operations::{Copied, CopyHow, OwnAccord};
 pub(super) use outcome::OutcomeCounters;
 pub use outcome::Outcomes;

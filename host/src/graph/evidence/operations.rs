@@ -94,7 +94,7 @@ impl OwnAccord {
     }
 
     /// Begins a request of the node.
-    async fn begin(&self) -> Result<Actor> {
+    pub(super) async fn begin(&self) -> Result<Actor> {
         loop {
             let graph = self.graph.current();
             let (node, origin) = self.find(&graph)?;
@@ -176,7 +176,7 @@ fn unknown(node: &str) -> Error {
 }
 
 impl Cx<'_> {
-    fn actor(&self) -> Actor {
+    pub(super) fn actor(&self) -> Actor {
         Actor { request: self.request.cause(), node: self.node }
     }
 
@@ -238,7 +238,7 @@ impl Cx<'_> {
     }
 }
 
-/// A node that acts, on the ground of a request.
+/// A node that acts, on the ground of a request. Its operations run to their end: see [`OnBehalf`](super::OnBehalf).
 pub(super) struct Actor {
     pub(super) request: Request,
     pub(super) node: usize,
@@ -407,7 +407,7 @@ impl Actor {
         op.check_range(node.info.size_bytes).map_err(|error| error.at_node(&node.name))
     }
 
-    async fn read(self, from: usize, range: Range<u64>) -> Result<ProvenBuf> {
+    pub(super) async fn read(self, from: usize, range: Range<u64>) -> Result<ProvenBuf> {
         let (source, edge) = (self.source(from)?, self.edge(from)?);
         self.check_range(edge, OpKind::Read, &range)?;
         let place = SourceRange { source, range: range.clone() };
@@ -430,16 +430,47 @@ impl Actor {
         Ok(call.settle(call.read_admitted(range.start, BufMut::new(len)).await)?.freeze())
     }
 
-    async fn write_changed(self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
-        let edge = self.edge(to)?;
+    pub(super) async fn write_changed(self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
         let range = offset..offset.saturating_add(bytes.len() as u64);
-        self.check_range(edge, OpKind::Write, &range)?;
+        let write =
+            async |call: EdgeRef<'_>| call.write_admitted(offset, bytes, WriteFlags::NONE).await;
+        self.change((to, OpKind::Write), &range, write).await
+    }
+
+    /// A change of `range` through edge `to`, which `issue` makes.
+    pub(super) async fn change(
+        &self,
+        (to, kind): (usize, OpKind),
+        range: &Range<u64>,
+        issue: impl AsyncFnOnce(EdgeRef<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let edge = self.edge(to)?;
+        self.check_range(edge, kind, range)?;
         let own = edge.own.as_ref().filter(|_| may_change(edge));
         let own = own.ok_or_else(|| self.not_permitted(edge, "write"))?;
-        let held = self.hold(self.want(None, (edge, &own.changed), &range)).await?;
+        let held = self.hold(self.want(None, (edge, &own.changed), range)).await?;
         let request = self.request.part(held.op(), None);
         let call = self.call(&request, edge);
-        self.write_held(&held, (own, &own.changed), None, call, offset, bytes).await
+        self.change_held(&held, own, (call, range), issue).await
+    }
+
+    /// A change of what the guard held is for.
+    async fn change_held<'r>(
+        &self,
+        held: &Held<'_>,
+        own: &Own,
+        (call, range): (EdgeRef<'r>, &Range<u64>),
+        issue: impl AsyncFnOnce(EdgeRef<'r>) -> Result<()>,
+    ) -> Result<()> {
+        let around = self.around(call.edge, range);
+        self.issue_changed(held, own, (range, &around))?;
+        let result = call.settle(issue(call).await);
+        if result.is_err() {
+            // A block may be torn.
+            own.changed.marks.mark(around.start, around.end - around.start);
+        }
+        let _ = held.settle(result.is_ok(), || {});
+        result
     }
 
     /// Writes what the guard held is for: proven by a claim, for what its first edge shows and written
@@ -454,8 +485,8 @@ impl Actor {
         bytes: Buf,
     ) -> Result<()> {
         let range = offset..offset + bytes.len() as u64;
-        let around = self.around(call.edge, &range);
         if let Some((evidence, (from, to))) = claim {
+            let around = self.around(call.edge, &range);
             let shield = self.shield(from, to, &around);
             let guarded = (held, &*self.graph().guards);
             let (ranges, outcomes) = ((range, around), self.outcomes()?);
@@ -468,14 +499,9 @@ impl Actor {
             let write = call.write_admitted(offset, bytes, WriteFlags::NONE);
             return proof.settle(call.settle(write.await));
         }
-        self.issue_changed(held, own, (&range, &around))?;
-        let result = call.settle(call.write_admitted(offset, bytes, WriteFlags::NONE).await);
-        if result.is_err() {
-            // A block may be torn.
-            own.changed.marks.mark(around.start, around.end - around.start);
-        }
-        let _ = held.settle(result.is_ok(), || {});
-        result
+        let write =
+            async |call: EdgeRef<'_>| call.write_admitted(offset, bytes, WriteFlags::NONE).await;
+        self.change_held(held, own, (call, &range), write).await
     }
 
     /// Where the snapshot has what a write leaves alone that is proven by edge `from`, and touches `around`:
@@ -502,7 +528,13 @@ impl Actor {
         Ok(())
     }
 
-    async fn copy(self, from: usize, to: usize, range: Range<u64>, how: CopyHow) -> Result<Copied> {
+    pub(super) async fn copy(
+        self,
+        from: usize,
+        to: usize,
+        range: Range<u64>,
+        how: CopyHow,
+    ) -> Result<Copied> {
         let end = range.end.min(self.size(self.edge(from)?)).min(self.size(self.edge(to)?));
         let mut copied = Copied::default();
         let mut at = range.start;
@@ -565,7 +597,7 @@ impl Actor {
         Err(Error::new(ErrorKind::NotPermitted, message))
     }
 
-    async fn zero_proven(self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
+    pub(super) async fn zero_proven(self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
         let (source, edge) = (self.source(from)?, self.edge(to)?);
         self.check_range(self.edge(from)?, OpKind::Status, &range)?;
         self.check_range(edge, OpKind::Zero, &range)?;

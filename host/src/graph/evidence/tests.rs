@@ -256,7 +256,7 @@ fn e17e_a_read_through_copy_on_read_dirties_nothing_through_any_filters() {
         .base("base")
         .overlay("top", "base")
         .pass("below", "top")
-        .node("cor", CopyOnReadNode, vec![CopyOnReadNode::child("below")])
+        .node("cor", CopyOnReadNode::default(), vec![CopyOnReadNode::child("below")])
         .pass("above", "cor")
         .drive("vda", "above");
     scene.run(|stage| async move {
@@ -591,9 +591,9 @@ fn copy_on_read_over_copy_on_read_ends() {
     let scene = Scene::default()
         .base("base")
         .overlay("mid", "base")
-        .node("lower", CopyOnReadNode, vec![CopyOnReadNode::child("mid")])
+        .node("lower", CopyOnReadNode::default(), vec![CopyOnReadNode::child("mid")])
         .overlay("top", "lower")
-        .node("upper", CopyOnReadNode, vec![CopyOnReadNode::child("top")])
+        .node("upper", CopyOnReadNode::default(), vec![CopyOnReadNode::child("top")])
         .drive("vda", "upper");
     scene.run(|stage| async move {
         let readers: Vec<_> = (0..8)
@@ -770,7 +770,7 @@ fn abandoned_zeros_and_a_copy() -> bool {
         .base("base")
         .node("endless", Zeroing::Endless, vec![ChildDecl::filtered("base")])
         .node("hasty", Zeroing::Hasty, vec![ChildDecl::filtered("endless")])
-        .node("copier", CopyOnReadNode, vec![CopyOnReadNode::child("endless")])
+        .node("copier", CopyOnReadNode::default(), vec![CopyOnReadNode::child("endless")])
         .drive("vda", "hasty");
     scene.run(|stage| async move {
         let failed = stage.drive("vda").zero(2 * BLOCK, BLOCK, WriteFlags::NONE).await;

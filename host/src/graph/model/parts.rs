@@ -89,7 +89,7 @@ pub(super) fn filter(
     let (name, child) = (node_name(id), node_name(child));
     if copies_on_read {
         let children = vec![CopyOnReadNode::child(child)];
-        return NodeDecl { name, driver: Arc::new(CopyOnReadNode), children };
+        return NodeDecl { name, driver: Arc::new(CopyOnReadNode::default()), children };
     }
     let stop = Stop { control: Arc::clone(control) };
     NodeDecl { name, driver: Arc::new(stop), children: vec![ChildDecl::filtered(child)] }

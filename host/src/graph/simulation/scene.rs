@@ -314,7 +314,7 @@ impl Scene {
             Kind::Pass(child) => (Arc::new(PassNode), vec![ChildDecl::filtered(child)]),
             Kind::Lag(child) => (Arc::new(Lag), vec![ChildDecl::filtered(child)]),
             Kind::CopyOnRead(child) => {
-                (Arc::new(CopyOnReadNode), vec![CopyOnReadNode::child(child)])
+                (Arc::new(CopyOnReadNode::default()), vec![CopyOnReadNode::child(child)])
             }
             Kind::Acts(child) => (Arc::new(PassNode), vec![CopyOnReadNode::child(child)]),
             Kind::Copies { from, to, is_proven } => {

@@ -1,0 +1,257 @@
+//! What a guest asks the host to do to a node's children: done on the worker of the request for which it is
+//! asked, on that request's ground, within the grants.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use blockloom_abi::{
+    self as abi, Action, ChildIndex, CopyRange, Errno, ExtentFlags, Operation, Parent, RequestId,
+    Token, Write,
+};
+
+use super::grants::{Grants, PluginChild};
+use super::local::LocalPlugin;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{CopyHow, OnBehalf, ProvenBuf};
+use crate::io::spawn;
+use crate::node::{Extent, ExtentKind};
+
+/// Extents that one STATUS answers with; what it does not describe is asked again.
+const EXTENTS_MAX: usize = 64;
+
+/// The end of an operation, on its way to the guest.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) token: Token,
+    /// The request for which it was done; none for one that is nobody's.
+    pub(super) request: Option<RequestId>,
+    pub(super) result: Result<Answered, Errno>,
+    /// It was to fill a buffer.
+    pub(super) is_read: bool,
+    /// It answers the request, if it succeeded.
+    pub(super) serves: bool,
+}
+
+/// What an operation brought.
+#[derive(Debug, Default)]
+pub(super) struct Answered {
+    /// Bytes moved or described.
+    pub(super) value: u64,
+    pub(super) extents: Vec<abi::Extent>,
+}
+
+impl Answered {
+    fn bytes(value: u64) -> Self {
+        Self { value, extents: Vec::new() }
+    }
+}
+
+impl Ended {
+    /// Of a timer.
+    pub(super) fn of_timer(token: Token) -> Self {
+        let result = Ok(Answered::default());
+        Self { token, request: None, result, is_read: false, serves: false }
+    }
+
+    /// Of an operation that was never begun; `None` for an action that is none.
+    pub(super) fn refused(action: &Action, errno: Errno) -> Option<Self> {
+        let (token, parent) = subject(action)?;
+        let request = match parent {
+            Parent::Request(id) => Some(id),
+            Parent::Job(_) => None,
+        };
+        let is_read = matches!(action, Action::Read(_));
+        Some(Self { token, request, result: Err(errno), is_read, serves: false })
+    }
+}
+
+/// The token of an operation, and for what it is done.
+pub(super) fn subject(action: &Action) -> Option<(Token, Parent)> {
+    match *action {
+        Action::Copy(CopyRange { token, parent, .. }) => Some((token, parent)),
+        Action::Write(Write { operation, .. })
+        | Action::Status { operation, .. }
+        | Action::Read(operation)
+        | Action::Zero(operation)
+        | Action::Discard(operation)
+        | Action::Flush(operation) => Some((operation.token, operation.parent)),
+        Action::Forward(_) | Action::Complete(_) | Action::Timer { .. } | Action::Drop { .. } => {
+            None
+        }
+    }
+}
+
+/// The operations done for one request: the bytes that they have read end with it.
+#[derive(Default)]
+pub(super) struct Operations(Rc<Buffers>);
+
+#[derive(Default)]
+struct Buffers(RefCell<Vec<(Token, ProvenBuf)>>);
+
+impl Buffers {
+    fn keep(&self, token: Token, bytes: ProvenBuf) {
+        self.0.borrow_mut().push((token, bytes));
+    }
+
+    fn get(&self, token: Token) -> Option<ProvenBuf> {
+        let buffers = self.0.borrow();
+        buffers.iter().find(|(known, _)| *known == token).map(|(_, bytes)| bytes.clone())
+    }
+
+    fn forget(&self, token: Token) {
+        self.0.borrow_mut().retain(|(known, _)| *known != token);
+    }
+}
+
+impl Operations {
+    /// Begins what the guest asked for. Its end goes to the guest with the next batch.
+    pub(super) fn start(
+        &self,
+        ground: impl FnOnce() -> OnBehalf,
+        children: &Arc<[PluginChild]>,
+        plugin: &Rc<LocalPlugin>,
+        action: Action,
+    ) {
+        if let Action::Drop { buffer } = action {
+            self.0.forget(buffer);
+            return;
+        }
+        let Some(mut ended) = Ended::refused(&action, Errno::EINVAL) else { return };
+        ended.serves = matches!(action, Action::Copy(copy) if copy.serve);
+        let (ground, plugin) = (ground(), Rc::clone(plugin));
+        let (buffers, children) = (Rc::clone(&self.0), Arc::clone(children));
+        spawn(async move {
+            let result = run(ground, &children, &buffers, action).await;
+            ended.result = result.map_err(|error| {
+                tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
+                errno_of(&error)
+            });
+            plugin.end_operation(ended);
+        });
+    }
+}
+
+/// How a guest is told an error.
+pub(super) fn errno_of(error: &Error) -> Errno {
+    Errno::new(error.errno().unsigned_abs()).unwrap_or(Errno::EIO)
+}
+
+async fn run(
+    ground: OnBehalf,
+    children: &[PluginChild],
+    buffers: &Buffers,
+    action: Action,
+) -> Result<Answered> {
+    match action {
+        Action::Copy(copy) => run_copy(ground, children, copy).await,
+        Action::Read(operation) => {
+            let child = granted(children, operation.child, Grants::READ)?;
+            let bytes = ground.read_proven(child, range(&operation)).await?;
+            buffers.keep(operation.token, bytes);
+            Ok(Answered::bytes(operation.len))
+        }
+        Action::Write(write) => run_write(ground, children, buffers, write).await,
+        Action::Status { operation, above } => {
+            let child = at(children, operation.child)?.edge;
+            let above = above.map(|above| at(children, above).map(|child| child.edge));
+            let extents = ground.block_status(child, above.transpose()?, range(&operation)).await?;
+            Ok(described(&operation, &extents))
+        }
+        Action::Zero(operation) => {
+            let child = granted(children, operation.child, Grants::WRITE)?;
+            ground.zero_changed(child, range(&operation)).await?;
+            Ok(Answered::bytes(operation.len))
+        }
+        Action::Discard(operation) => {
+            let may = Grants::DISCARD.union(Grants::WRITE);
+            let child = granted(children, operation.child, may)?;
+            ground.discard_changed(child, range(&operation)).await?;
+            Ok(Answered::bytes(operation.len))
+        }
+        Action::Flush(operation) => {
+            ground.flush(at(children, operation.child)?.edge).await?;
+            Ok(Answered::default())
+        }
+        Action::Forward(_) | Action::Complete(_) | Action::Timer { .. } | Action::Drop { .. } => {
+            Err(Error::new(ErrorKind::Invalid, "it is no operation"))
+        }
+    }
+}
+
+async fn run_copy(ground: OnBehalf, children: &[PluginChild], copy: CopyRange) -> Result<Answered> {
+    let from = granted(children, copy.from, Grants::READ)?;
+    let to = granted(children, copy.to, writing(copy.claim))?;
+    // Onto itself there is something to copy only where the child shows what is below it.
+    let how = CopyHow { unchanged: copy.claim, only_unallocated: copy.claim && from == to };
+    let range = copy.offset..copy.offset.saturating_add(copy.len);
+    let copied = ground.copy(from, to, range, how).await?;
+    Ok(Answered::bytes(copied.bytes))
+}
+
+async fn run_write(
+    ground: OnBehalf,
+    children: &[PluginChild],
+    buffers: &Buffers,
+    write: Write,
+) -> Result<Answered> {
+    let operation = write.operation;
+    let to = granted(children, operation.child, writing(write.claim))?;
+    let bytes = buffers
+        .get(write.source)
+        .ok_or_else(|| Error::new(ErrorKind::Invalid, "there is no such buffer of this request"))?;
+    let len = operation.len;
+    if bytes.bytes().len() as u64 != len {
+        let message = format!("the buffer has {} bytes, not {len}", bytes.bytes().len());
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    if !write.claim {
+        ground.write_changed(to, operation.offset, bytes.into_plain()).await?;
+    } else if bytes.range() == range(&operation) {
+        ground.write_proven(to, bytes).await?;
+    } else {
+        let message = "bytes are unchanged only where they were read";
+        return Err(Error::new(ErrorKind::NotPermitted, message));
+    }
+    Ok(Answered::bytes(len))
+}
+
+/// What lets a plugin write: either of these.
+fn writing(claim: bool) -> Grants {
+    if claim { Grants::WRITE.union(Grants::WRITE_UNCHANGED) } else { Grants::WRITE }
+}
+
+fn range(operation: &Operation) -> std::ops::Range<u64> {
+    operation.offset..operation.offset.saturating_add(operation.len)
+}
+
+fn at(children: &[PluginChild], index: ChildIndex) -> Result<&PluginChild> {
+    children.iter().find(|child| child.index == index).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("it has no child number {}", index.0))
+    })
+}
+
+/// The edge of a child for which one of the grants is there.
+fn granted(children: &[PluginChild], index: ChildIndex, any: Grants) -> Result<usize> {
+    let child = at(children, index)?;
+    if child.granted.intersects(any) {
+        return Ok(child.edge);
+    }
+    let message = format!("its child `{}` lacks the grant {any}", child.name);
+    Err(Error::new(ErrorKind::NotPermitted, message))
+}
+
+fn described(operation: &Operation, extents: &[Extent]) -> Answered {
+    let mut answered = Answered::default();
+    for extent in extents.iter().take(EXTENTS_MAX) {
+        let flags = match extent.kind {
+            ExtentKind::Data => ExtentFlags::ALLOCATED,
+            ExtentKind::Zero | ExtentKind::Hole => ExtentFlags::ALLOCATED.with(ExtentFlags::ZERO),
+            ExtentKind::Unallocated => ExtentFlags::NONE,
+        };
+        let (token, offset, len) = (operation.token, extent.offset, extent.len);
+        answered.extents.push(abi::Extent { token, flags, offset, len });
+        answered.value = answered.value.saturating_add(len);
+    }
+    answered
+}

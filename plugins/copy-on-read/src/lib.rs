@@ -1,0 +1,110 @@
+//! Keeps in the child what is read from below it, so that the next read finds it there.
+//!
+//! A copy onto itself writes what the child already shows: the host proves that, so nothing gets dirty.
+//! A copy that fails costs the reader nothing: the bytes are read where they are. With a child `bottom`, a
+//! node on which the filtered one stands, nothing is copied that is found below that node.
+#![deny(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use blockloom_sdk::{
+    ChildIndex, ChildWant, ConfigError, Cx, Description, Errno, ExtentFlags, FILE, Filter, Grants,
+    Kinds, MAX_COPY_BYTES, Node, NodeId, Request, Table, Verdict,
+};
+
+const BOTTOM: ChildIndex = ChildIndex(1);
+
+/// The filter.
+#[derive(Debug, Default)]
+pub struct CopyOnRead {
+    /// Of nodes that have a child `bottom`, its size.
+    bounded: RefCell<BTreeMap<NodeId, u64>>,
+}
+
+impl Filter for CopyOnRead {
+    const KINDS: Kinds = Kinds::READ;
+
+    fn describe() -> Description {
+        Description::new("copy-on-read", env!("CARGO_PKG_VERSION"))
+            .wants(Grants::READ.with(Grants::WRITE_UNCHANGED))
+            .child(ChildWant { required: false, ..ChildWant::new("bottom") })
+    }
+
+    fn configure(config: &str) -> Result<Self, ConfigError> {
+        Table::parse(config)?.finish().map(|()| Self::default())
+    }
+
+    fn add_node(&self, node: Node) -> Result<(), String> {
+        if let Some(bottom) = node.child(BOTTOM) {
+            self.bounded.borrow_mut().insert(node.index, bottom.size_bytes);
+        }
+        Ok(())
+    }
+
+    async fn read(&self, request: Request, cx: &Cx) -> Verdict {
+        // Whatever becomes of it, the child has the bytes.
+        let _ = self.populate(request.range(), cx).await;
+        Verdict::Forward
+    }
+}
+
+impl CopyOnRead {
+    async fn populate(&self, range: Range<u64>, cx: &Cx) -> Result<(), Errno> {
+        let bottom_bytes = self.bounded.borrow().get(&cx.node()).copied();
+        let mut at = range.start;
+        while at < range.end {
+            let (run, is_there) = first_run(cx, FILE, None, at..range.end).await?;
+            at = run.end;
+            match bottom_bytes {
+                _ if is_there => {}
+                None => copy(cx, run).await?,
+                Some(bytes) => copy_to_bottom(cx, run, bytes).await?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies what is found above the bottom, or in it.
+async fn copy_to_bottom(cx: &Cx, range: Range<u64>, bottom_bytes: u64) -> Result<(), Errno> {
+    let mut at = range.start;
+    while at < range.end {
+        let (mut run, mut is_there) = first_run(cx, FILE, Some(BOTTOM), at..range.end).await?;
+        if !is_there && run.start < bottom_bytes {
+            let shown = run.start..run.end.min(bottom_bytes);
+            (run, is_there) = first_run(cx, BOTTOM, None, shown).await?;
+        }
+        at = run.end;
+        if is_there {
+            copy(cx, run).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn copy(cx: &Cx, range: Range<u64>) -> Result<(), Errno> {
+    let mut at = range.start;
+    while at < range.end {
+        let piece = at..range.end.min(at + MAX_COPY_BYTES);
+        at = piece.end;
+        cx.copy(FILE, FILE, piece).claim().await?;
+    }
+    Ok(())
+}
+
+/// The first run of a range that has one status, and whether it is allocated.
+async fn first_run(
+    cx: &Cx,
+    child: ChildIndex,
+    above: Option<ChildIndex>,
+    range: Range<u64>,
+) -> Result<(Range<u64>, bool), Errno> {
+    let extents = cx.status_above(child, above, range.clone()).await?;
+    let Some(first) = extents.first() else { return Ok((range, false)) };
+    let end = range.end.min(first.offset.saturating_add(first.len));
+    Ok((range.start..end, first.flags.contains(ExtentFlags::ALLOCATED)))
+}
+
+blockloom_sdk::export_filter!(CopyOnRead);
