@@ -145,6 +145,89 @@ pub mod blockloom {
                 }
             }
             #[allow(unused_unsafe, clippy::all)]
+            /// A bitmap of a node's own, of the node's size, by its index: made clean, or found as it was left if
+            /// there is one of that name. It outlives the instance, which after a failure begins with it. The
+            /// granularity is a power of two from 512 to 2 GiB; one with another is refused.
+            #[allow(async_fn_in_trait)]
+            pub fn bitmap_own(
+                node: u16,
+                name: &str,
+                granularity_bytes: u64,
+            ) -> Result<u32, _rt::String> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 3 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 3
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = name;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "blockloom:filter/host@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "bitmap-own"]
+                        fn wit_import2(_: i32, _: *mut u8, _: usize, _: i64, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(
+                        _: i32,
+                        _: *mut u8,
+                        _: usize,
+                        _: i64,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import2(
+                        _rt::as_i32(&node),
+                        ptr0.cast_mut(),
+                        len0,
+                        _rt::as_i64(&granularity_bytes),
+                        ptr1,
+                    );
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result8 = match l3 {
+                        0 => {
+                            let e = {
+                                let l4 = *ptr1
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>();
+                                l4 as u32
+                            };
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l5 = *ptr1
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l6 = *ptr1
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len7 = l6;
+                                let bytes7 = _rt::Vec::from_raw_parts(
+                                    l5.cast(),
+                                    len7,
+                                    len7,
+                                );
+                                _rt::string_lift(bytes7)
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result8
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
             /// Sets or clears a range of one of the node's own bitmaps. Bits are set for every granule that
             /// the range touches, and cleared for those that it covers.
             #[allow(async_fn_in_trait)]
@@ -349,6 +432,23 @@ pub mod exports {
             #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
             pub mod control {
                 use super::super::super::super::_rt;
+                /// A bitmap of a drive or node that the plugin reads, if it is lent to it.
+                #[derive(Clone)]
+                pub struct BitmapWant {
+                    pub name: _rt::String,
+                    pub required: bool,
+                }
+                impl ::core::fmt::Debug for BitmapWant {
+                    fn fmt(
+                        &self,
+                        f: &mut ::core::fmt::Formatter<'_>,
+                    ) -> ::core::fmt::Result {
+                        f.debug_struct("BitmapWant")
+                            .field("name", &self.name)
+                            .field("required", &self.required)
+                            .finish()
+                    }
+                }
                 ::bitflags::bitflags! {
                     #[derive(PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Clone, Copy)]
                     pub struct Grants : u8 { const READ = 1 << 0; const WRITE_UNCHANGED =
@@ -386,8 +486,12 @@ pub mod exports {
                     pub children: _rt::Vec<ChildWant>,
                     /// Names of the point-in-time views it offers.
                     pub views: _rt::Vec<_rt::String>,
+                    /// Bitmaps that it reads.
+                    pub bitmaps: _rt::Vec<BitmapWant>,
                     /// Whether it answers requests with bytes that are not its child's.
                     pub wants_transform: bool,
+                    /// Whether it has work of its own to do: its job is started with each node.
+                    pub has_job: bool,
                 }
                 impl ::core::fmt::Debug for Description {
                     fn fmt(
@@ -401,7 +505,9 @@ pub mod exports {
                             .field("kinds", &self.kinds)
                             .field("children", &self.children)
                             .field("views", &self.views)
+                            .field("bitmaps", &self.bitmaps)
                             .field("wants-transform", &self.wants_transform)
+                            .field("has-job", &self.has_job)
                             .finish()
                     }
                 }
@@ -453,6 +559,8 @@ pub mod exports {
                 #[derive(Clone)]
                 pub struct Bitmap {
                     pub name: _rt::String,
+                    /// Names it in calls and actions, whatever the node.
+                    pub index: u32,
                     pub granularity_bytes: u64,
                     /// Whether the node owns it, so that the plugin may change it.
                     pub owned: bool,
@@ -464,6 +572,7 @@ pub mod exports {
                     ) -> ::core::fmt::Result {
                         f.debug_struct("Bitmap")
                             .field("name", &self.name)
+                            .field("index", &self.index)
                             .field("granularity-bytes", &self.granularity_bytes)
                             .field("owned", &self.owned)
                             .finish()
@@ -478,7 +587,8 @@ pub mod exports {
                     pub read_only: bool,
                     /// One for each child that the description names; none where an optional one is absent.
                     pub children: _rt::Vec<Option<Child>>,
-                    /// The bitmaps it may use, in the order of their indices.
+                    /// The bitmaps that are lent to it, and its own that are there. They can be read once the node's
+                    /// job starts.
                     pub bitmaps: _rt::Vec<Bitmap>,
                 }
                 impl ::core::fmt::Debug for Node {
@@ -509,7 +619,9 @@ pub mod exports {
                             kinds: kinds2,
                             children: children2,
                             views: views2,
+                            bitmaps: bitmaps2,
                             wants_transform: wants_transform2,
+                            has_job: has_job2,
                         } = result0;
                         *ptr1.add(0).cast::<i32>() = _rt::as_i32(layout2);
                         let vec3 = (name2.into_bytes()).into_boxed_slice();
@@ -614,9 +726,55 @@ pub mod exports {
                         *ptr1
                             .add(8 * ::core::mem::size_of::<*const u8>())
                             .cast::<*mut u8>() = result10;
+                        let vec13 = bitmaps2;
+                        let len13 = vec13.len();
+                        let layout13 = _rt::alloc::Layout::from_size_align(
+                                vec13.len() * (3 * ::core::mem::size_of::<*const u8>()),
+                                ::core::mem::size_of::<*const u8>(),
+                            )
+                            .unwrap();
+                        let (result13, _cleanup13) = crate::runtime::Cleanup::new(
+                            layout13,
+                        );
+                        if let Some(cleanup) = _cleanup13 {
+                            cleanup.forget();
+                        }
+                        for (i, e) in vec13.into_iter().enumerate() {
+                            let base = result13
+                                .add(i * (3 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let BitmapWant { name: name11, required: required11 } = e;
+                                let vec12 = (name11.into_bytes()).into_boxed_slice();
+                                let ptr12 = vec12.as_ptr().cast::<u8>();
+                                let len12 = vec12.len();
+                                ::core::mem::forget(vec12);
+                                *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len12;
+                                *base.add(0).cast::<*mut u8>() = ptr12.cast_mut();
+                                *base
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>() = (match required11 {
+                                    true => 1,
+                                    false => 0,
+                                }) as u8;
+                            }
+                        }
+                        *ptr1
+                            .add(11 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>() = len13;
                         *ptr1
                             .add(10 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>() = result13;
+                        *ptr1
+                            .add(12 * ::core::mem::size_of::<*const u8>())
                             .cast::<u8>() = (match wants_transform2 {
+                            true => 1,
+                            false => 0,
+                        }) as u8;
+                        *ptr1
+                            .add(1 + 12 * ::core::mem::size_of::<*const u8>())
+                            .cast::<u8>() = (match has_job2 {
                             true => 1,
                             false => 0,
                         }) as u8;
@@ -687,6 +845,30 @@ pub mod exports {
                         _rt::cabi_dealloc(
                             base13,
                             len13 * (2 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        );
+                        let l14 = *arg0
+                            .add(10 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>();
+                        let l15 = *arg0
+                            .add(11 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>();
+                        let base18 = l14;
+                        let len18 = l15;
+                        for i in 0..len18 {
+                            let base = base18
+                                .add(i * (3 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let l16 = *base.add(0).cast::<*mut u8>();
+                                let l17 = *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l16, l17, 1);
+                            }
+                        }
+                        _rt::cabi_dealloc(
+                            base18,
+                            len18 * (3 * ::core::mem::size_of::<*const u8>()),
                             ::core::mem::size_of::<*const u8>(),
                         );
                     }
@@ -780,7 +962,7 @@ pub mod exports {
                     arg8: usize,
                 ) -> *mut u8 {
                     unsafe {
-                        let result11 = {
+                        let result12 = {
                             let len0 = arg2;
                             let bytes0 = _rt::Vec::from_raw_parts(
                                 arg1.cast(),
@@ -814,13 +996,13 @@ pub mod exports {
                                 result4.push(e4);
                             }
                             _rt::cabi_dealloc(base4, len4 * 24, 8);
-                            let base10 = arg7;
-                            let len10 = arg8;
-                            let mut result10 = _rt::Vec::with_capacity(len10);
-                            for i in 0..len10 {
-                                let base = base10
-                                    .add(i * (16 + 2 * ::core::mem::size_of::<*const u8>()));
-                                let e10 = {
+                            let base11 = arg7;
+                            let len11 = arg8;
+                            let mut result11 = _rt::Vec::with_capacity(len11);
+                            for i in 0..len11 {
+                                let base = base11
+                                    .add(i * (24 + 2 * ::core::mem::size_of::<*const u8>()));
+                                let e11 = {
                                     let l5 = *base.add(0).cast::<*mut u8>();
                                     let l6 = *base
                                         .add(::core::mem::size_of::<*const u8>())
@@ -833,23 +1015,27 @@ pub mod exports {
                                     );
                                     let l8 = *base
                                         .add(2 * ::core::mem::size_of::<*const u8>())
+                                        .cast::<i32>();
+                                    let l9 = *base
+                                        .add(8 + 2 * ::core::mem::size_of::<*const u8>())
                                         .cast::<i64>();
-                                    let l9 = i32::from(
+                                    let l10 = i32::from(
                                         *base
-                                            .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                            .add(16 + 2 * ::core::mem::size_of::<*const u8>())
                                             .cast::<u8>(),
                                     );
                                     Bitmap {
                                         name: _rt::string_lift(bytes7),
-                                        granularity_bytes: l8 as u64,
-                                        owned: _rt::bool_lift(l9 as u8),
+                                        index: l8 as u32,
+                                        granularity_bytes: l9 as u64,
+                                        owned: _rt::bool_lift(l10 as u8),
                                     }
                                 };
-                                result10.push(e10);
+                                result11.push(e11);
                             }
                             _rt::cabi_dealloc(
-                                base10,
-                                len10 * (16 + 2 * ::core::mem::size_of::<*const u8>()),
+                                base11,
+                                len11 * (24 + 2 * ::core::mem::size_of::<*const u8>()),
                                 8,
                             );
                             T_::add_node(Node {
@@ -858,29 +1044,29 @@ pub mod exports {
                                 size_bytes: arg3 as u64,
                                 read_only: _rt::bool_lift(arg4 as u8),
                                 children: result4,
-                                bitmaps: result10,
+                                bitmaps: result11,
                             })
                         };
-                        let ptr12 = (&raw mut _RET_AREA.0).cast::<u8>();
-                        match result11 {
+                        let ptr13 = (&raw mut _RET_AREA.0).cast::<u8>();
+                        match result12 {
                             Ok(_) => {
-                                *ptr12.add(0).cast::<u8>() = (0i32) as u8;
+                                *ptr13.add(0).cast::<u8>() = (0i32) as u8;
                             }
                             Err(e) => {
-                                *ptr12.add(0).cast::<u8>() = (1i32) as u8;
-                                let vec13 = (e.into_bytes()).into_boxed_slice();
-                                let ptr13 = vec13.as_ptr().cast::<u8>();
-                                let len13 = vec13.len();
-                                ::core::mem::forget(vec13);
-                                *ptr12
+                                *ptr13.add(0).cast::<u8>() = (1i32) as u8;
+                                let vec14 = (e.into_bytes()).into_boxed_slice();
+                                let ptr14 = vec14.as_ptr().cast::<u8>();
+                                let len14 = vec14.len();
+                                ::core::mem::forget(vec14);
+                                *ptr13
                                     .add(2 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<usize>() = len13;
-                                *ptr12
+                                    .cast::<usize>() = len14;
+                                *ptr13
                                     .add(::core::mem::size_of::<*const u8>())
-                                    .cast::<*mut u8>() = ptr13.cast_mut();
+                                    .cast::<*mut u8>() = ptr14.cast_mut();
                             }
                         };
-                        ptr12
+                        ptr13
                     }
                 }
                 #[doc(hidden)]
@@ -1071,10 +1257,10 @@ pub mod exports {
                 struct _RetArea(
                     [::core::mem::MaybeUninit<
                         u8,
-                    >; 11 * ::core::mem::size_of::<*const u8>()],
+                    >; 13 * ::core::mem::size_of::<*const u8>()],
                 );
                 static mut _RET_AREA: _RetArea = _RetArea(
-                    [::core::mem::MaybeUninit::uninit(); 11
+                    [::core::mem::MaybeUninit::uninit(); 13
                         * ::core::mem::size_of::<*const u8>()],
                 );
             }
@@ -1354,35 +1540,37 @@ macro_rules! __export_filter_impl {
         =
         "component-type:wit-bindgen:0.60.0:blockloom:filter@0.1.0:filter:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1177] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1298] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x9c\x08\x01A\x02\x01\
-A\x06\x01B\x13\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x95\x09\x01A\x02\x01\
+A\x06\x01B\x16\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
 \0\x09condition\x03\0\0\x01r\x03\x08requestsw\x05bytesw\x05untilw\x04\0\x06budge\
 t\x03\0\x02\x01k\x03\x01r\x03\x05kindsy\x04only\x01\x06budget\x04\x04\0\x04rule\x03\
 \0\x05\x01@\x02\x05level}\x07messages\x01\0\x04\0\x03log\x01\x07\x01o\x02ww\x01k\
-\x08\x01@\x02\x06bitmapy\x04fromw\0\x09\x04\0\x0bbitmap-next\x01\x0a\x01j\0\x01s\
-\x01@\x04\x06bitmapy\x06offsetw\x03lenw\x05value\x7f\0\x0b\x04\0\x0abitmap-set\x01\
-\x0c\x01p\x06\x01@\x03\x04node{\x05rules\x0d\x05epochy\0\x0b\x04\0\x09set-rules\x01\
-\x0e\x03\0\x1bblockloom:filter/host@0.1.0\x05\0\x01B\"\x01n\x05\x04read\x0fwrite\
--unchanged\x05write\x07discard\x06resize\x04\0\x06grants\x03\0\0\x01r\x03\x04nam\
-es\x08required\x7f\x05wants\x01\x04\0\x0achild-want\x03\0\x02\x01p\x03\x01ps\x01\
-r\x07\x06layouty\x04names\x07versions\x05kindsy\x08children\x04\x05views\x05\x0f\
-wants-transform\x7f\x04\0\x0bdescription\x03\0\x06\x01r\x02\x04paths\x07messages\
-\x04\0\x0cconfig-error\x03\0\x08\x01r\x02\x0asize-bytesw\x07granted\x01\x04\0\x05\
-child\x03\0\x0a\x01r\x03\x04names\x11granularity-bytesw\x05owned\x7f\x04\0\x06bi\
-tmap\x03\0\x0c\x01k\x0b\x01p\x0e\x01p\x0d\x01r\x06\x05index{\x04names\x0asize-by\
-tesw\x09read-only\x7f\x08children\x0f\x07bitmaps\x10\x04\0\x04node\x03\0\x11\x01\
-@\0\0\x07\x04\0\x08describe\x01\x13\x01j\0\x01\x09\x01@\x01\x06configs\0\x14\x04\
-\0\x09configure\x01\x15\x01j\0\x01s\x01@\x01\x04node\x12\0\x16\x04\0\x08add-node\
-\x01\x17\x01@\x01\x05index{\x01\0\x04\0\x0bremove-node\x01\x18\x01p}\x01@\0\0\x19\
-\x04\0\x04save\x01\x1a\x01@\x01\x05state\x19\0\x16\x04\0\x07restore\x01\x1b\x04\0\
-\x1eblockloom:filter/control@0.1.0\x05\x01\x01B\x05\x01pw\x01@\x02\x03noww\x06ev\
-ents\0\0\0\x04\0\x04poll\x01\x01\x01@\x05\x03noww\x04headw\x02idw\x06offsetw\x03\
-lenw\0w\x04\0\x08poll-one\x01\x02\x04\0\x1bblockloom:filter/data@0.1.0\x05\x02\x04\
-\0\x1dblockloom:filter/filter@0.1.0\x04\0\x0b\x0c\x01\0\x06filter\x03\0\0\0G\x09\
-producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rus\
-t\x060.60.0";
+\x08\x01@\x02\x06bitmapy\x04fromw\0\x09\x04\0\x0bbitmap-next\x01\x0a\x01j\x01y\x01\
+s\x01@\x03\x04node{\x04names\x11granularity-bytesw\0\x0b\x04\0\x0abitmap-own\x01\
+\x0c\x01j\0\x01s\x01@\x04\x06bitmapy\x06offsetw\x03lenw\x05value\x7f\0\x0d\x04\0\
+\x0abitmap-set\x01\x0e\x01p\x06\x01@\x03\x04node{\x05rules\x0f\x05epochy\0\x0d\x04\
+\0\x09set-rules\x01\x10\x03\0\x1bblockloom:filter/host@0.1.0\x05\0\x01B%\x01r\x02\
+\x04names\x08required\x7f\x04\0\x0bbitmap-want\x03\0\0\x01n\x05\x04read\x0fwrite\
+-unchanged\x05write\x07discard\x06resize\x04\0\x06grants\x03\0\x02\x01r\x03\x04n\
+ames\x08required\x7f\x05wants\x03\x04\0\x0achild-want\x03\0\x04\x01p\x05\x01ps\x01\
+p\x01\x01r\x09\x06layouty\x04names\x07versions\x05kindsy\x08children\x06\x05view\
+s\x07\x07bitmaps\x08\x0fwants-transform\x7f\x07has-job\x7f\x04\0\x0bdescription\x03\
+\0\x09\x01r\x02\x04paths\x07messages\x04\0\x0cconfig-error\x03\0\x0b\x01r\x02\x0a\
+size-bytesw\x07granted\x03\x04\0\x05child\x03\0\x0d\x01r\x04\x04names\x05indexy\x11\
+granularity-bytesw\x05owned\x7f\x04\0\x06bitmap\x03\0\x0f\x01k\x0e\x01p\x11\x01p\
+\x10\x01r\x06\x05index{\x04names\x0asize-bytesw\x09read-only\x7f\x08children\x12\
+\x07bitmaps\x13\x04\0\x04node\x03\0\x14\x01@\0\0\x0a\x04\0\x08describe\x01\x16\x01\
+j\0\x01\x0c\x01@\x01\x06configs\0\x17\x04\0\x09configure\x01\x18\x01j\0\x01s\x01\
+@\x01\x04node\x15\0\x19\x04\0\x08add-node\x01\x1a\x01@\x01\x05index{\x01\0\x04\0\
+\x0bremove-node\x01\x1b\x01p}\x01@\0\0\x1c\x04\0\x04save\x01\x1d\x01@\x01\x05sta\
+te\x1c\0\x19\x04\0\x07restore\x01\x1e\x04\0\x1eblockloom:filter/control@0.1.0\x05\
+\x01\x01B\x05\x01pw\x01@\x02\x03noww\x06events\0\0\0\x04\0\x04poll\x01\x01\x01@\x05\
+\x03noww\x04headw\x02idw\x06offsetw\x03lenw\0w\x04\0\x08poll-one\x01\x02\x04\0\x1b\
+blockloom:filter/data@0.1.0\x05\x02\x04\0\x1dblockloom:filter/filter@0.1.0\x04\0\
+\x0b\x0c\x01\0\x06filter\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-\
+component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
         };
     };
 }
@@ -1395,16 +1583,17 @@ pub use __export_filter_impl as export;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 560] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x93\x03\x01A\x02\x01\
-A\x02\x01B\x13\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 617] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xcc\x03\x01A\x02\x01\
+A\x02\x01B\x16\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
 \0\x09condition\x03\0\0\x01r\x03\x08requestsw\x05bytesw\x05untilw\x04\0\x06budge\
 t\x03\0\x02\x01k\x03\x01r\x03\x05kindsy\x04only\x01\x06budget\x04\x04\0\x04rule\x03\
 \0\x05\x01@\x02\x05level}\x07messages\x01\0\x04\0\x03log\x01\x07\x01o\x02ww\x01k\
-\x08\x01@\x02\x06bitmapy\x04fromw\0\x09\x04\0\x0bbitmap-next\x01\x0a\x01j\0\x01s\
-\x01@\x04\x06bitmapy\x06offsetw\x03lenw\x05value\x7f\0\x0b\x04\0\x0abitmap-set\x01\
-\x0c\x01p\x06\x01@\x03\x04node{\x05rules\x0d\x05epochy\0\x0b\x04\0\x09set-rules\x01\
-\x0e\x03\0\x1bblockloom:filter/host@0.1.0\x05\0\x04\0=blockloom:filter/filter-wi\
-th-all-of-its-exports-removed@0.1.0\x04\0\x0b,\x01\0&filter-with-all-of-its-expo\
-rts-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x07\
-0.254.2\x10wit-bindgen-rust\x060.60.0";
+\x08\x01@\x02\x06bitmapy\x04fromw\0\x09\x04\0\x0bbitmap-next\x01\x0a\x01j\x01y\x01\
+s\x01@\x03\x04node{\x04names\x11granularity-bytesw\0\x0b\x04\0\x0abitmap-own\x01\
+\x0c\x01j\0\x01s\x01@\x04\x06bitmapy\x06offsetw\x03lenw\x05value\x7f\0\x0d\x04\0\
+\x0abitmap-set\x01\x0e\x01p\x06\x01@\x03\x04node{\x05rules\x0f\x05epochy\0\x0d\x04\
+\0\x09set-rules\x01\x10\x03\0\x1bblockloom:filter/host@0.1.0\x05\0\x04\0=blocklo\
+om:filter/filter-with-all-of-its-exports-removed@0.1.0\x04\0\x0b,\x01\0&filter-w\
+ith-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0d\
+wit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";

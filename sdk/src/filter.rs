@@ -236,6 +236,8 @@ pub struct Description {
     pub children: Vec<ChildWant>,
     /// Names of the point-in-time views it offers.
     pub views: Vec<&'static str>,
+    /// Bitmaps that it reads, and whether it cannot do without.
+    pub bitmaps: Vec<(&'static str, bool)>,
     /// Whether it answers requests with bytes that are not its child's.
     pub wants_transform: bool,
 }
@@ -251,6 +253,7 @@ impl Description {
             also_offered: Kinds::NONE,
             children: vec![ChildWant::new("file")],
             views: Vec::new(),
+            bitmaps: Vec::new(),
             wants_transform: false,
         }
     }
@@ -274,6 +277,13 @@ impl Description {
     #[must_use]
     pub fn child(mut self, child: ChildWant) -> Self {
         self.children.push(child);
+        self
+    }
+
+    /// One bitmap more that it reads, if `bitmap.NAME` of its node lends one.
+    #[must_use]
+    pub fn bitmap(mut self, name: &'static str, required: bool) -> Self {
+        self.bitmaps.push((name, required));
         self
     }
 
@@ -407,6 +417,8 @@ pub struct Child {
 pub struct Bitmap {
     /// Its name.
     pub name: String,
+    /// Names it in calls and operations.
+    pub index: BitmapIndex,
     /// Bytes for each of its bits.
     pub granularity_bytes: u64,
     /// Whether the node owns it, so that the plugin may change it.

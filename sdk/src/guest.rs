@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::{mem, panic};
 
-use blockloom_abi::{Entry, Kinds, NodeIndex};
+use blockloom_abi::{BitmapIndex, Entry, Kinds, NodeIndex};
 
 use crate::bindings::exports::blockloom::filter::{control, data};
 use crate::exec::Instance;
@@ -21,7 +21,7 @@ pub trait Plugin {
 
 // Set-up is written with loops rather than with adapters, which take twice the module's bytes.
 
-fn lower(description: crate::Description, kinds: Kinds) -> control::Description {
+fn lower<F: Filter>(description: crate::Description, kinds: Kinds) -> control::Description {
     let mut children = Vec::with_capacity(description.children.len());
     for child in &description.children {
         children.push(control::ChildWant {
@@ -34,6 +34,10 @@ fn lower(description: crate::Description, kinds: Kinds) -> control::Description 
     for view in &description.views {
         views.push((*view).to_owned());
     }
+    let mut bitmaps = Vec::with_capacity(description.bitmaps.len());
+    for (name, required) in &description.bitmaps {
+        bitmaps.push(control::BitmapWant { name: (*name).to_owned(), required: *required });
+    }
     control::Description {
         layout: description.layout,
         name: description.name.to_owned(),
@@ -41,7 +45,9 @@ fn lower(description: crate::Description, kinds: Kinds) -> control::Description 
         kinds: kinds.with(description.also_offered).bits(),
         children,
         views,
+        bitmaps,
         wants_transform: description.wants_transform,
+        has_job: F::JOB,
     }
 }
 
@@ -57,6 +63,7 @@ fn lift(node: control::Node) -> Node {
     for bitmap in node.bitmaps {
         bitmaps.push(Bitmap {
             name: bitmap.name,
+            index: BitmapIndex(bitmap.index),
             granularity_bytes: bitmap.granularity_bytes,
             owned: bitmap.owned,
         });
@@ -102,7 +109,7 @@ impl<P: Plugin> control::Guest for P {
     fn describe() -> control::Description {
         report_panics();
         let kinds = P::Filter::KINDS.with(P::Filter::DECIDE).with(P::Filter::NOTIFY);
-        lower(P::Filter::describe(), kinds)
+        lower::<P::Filter>(P::Filter::describe(), kinds)
     }
 
     fn configure(config: String) -> Result<(), control::ConfigError> {

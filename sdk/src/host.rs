@@ -39,6 +39,22 @@ pub fn bitmap_next(bitmap: BitmapIndex, from: u64) -> Option<(u64, u64)> {
     return crate::testing::bitmap_next(bitmap, from);
 }
 
+/// A bitmap of a node's own: made clean, or found as a former instance left it.
+///
+/// # Errors
+///
+/// Why the host refuses: no such node, a bad granularity or another than before, too many bitmaps.
+pub fn bitmap_own(
+    node: NodeIndex,
+    name: &str,
+    granularity_bytes: u64,
+) -> Result<BitmapIndex, String> {
+    #[cfg(target_family = "wasm")]
+    return wit::bitmap_own(node.0, name, granularity_bytes).map(BitmapIndex);
+    #[cfg(not(target_family = "wasm"))]
+    return crate::testing::bitmap_own(node, name, granularity_bytes);
+}
+
 /// Sets or clears a range of one of the node's own bitmaps.
 ///
 /// # Errors

@@ -97,7 +97,9 @@ pub use exec::Instance;
 pub use filter::{
     Bitmap, Child, ChildWant, Description, FILE, Filter, Grants, Node, NodeId, Time, Verdict,
 };
-pub use host::{Budget, Condition, Level, Rule, bitmap_next, bitmap_set, log, set_rules};
+pub use host::{
+    Budget, Condition, Level, Rule, bitmap_next, bitmap_own, bitmap_set, log, set_rules,
+};
 pub use lock::{RangeGuard, RangeLocks};
 
 /// Makes a [`Filter`] the one that this component exports. Expands to nothing on other targets.

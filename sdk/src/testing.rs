@@ -293,6 +293,8 @@ struct Host {
     rules: BTreeMap<u16, (Vec<Rule>, u32)>,
     /// Runs of set bytes that do not touch: where each starts, and where it ends.
     bitmaps: BTreeMap<u32, BTreeMap<u64, u64>>,
+    /// Of a node's own: which it is, and its granularity.
+    own_bitmaps: BTreeMap<(u16, String), (u32, u64)>,
 }
 
 thread_local! {
@@ -306,6 +308,32 @@ pub(crate) fn log(level: Level, message: &str) {
 pub(crate) fn set_rules(node: NodeIndex, rules: &[Rule], epoch: u32) -> Result<(), String> {
     HOST.with_borrow_mut(|host| host.rules.insert(node.0, (rules.to_vec(), epoch)));
     Ok(())
+}
+
+pub(crate) fn bitmap_own(
+    node: NodeIndex,
+    name: &str,
+    granularity_bytes: u64,
+) -> Result<BitmapIndex, String> {
+    if !granularity_bytes.is_power_of_two() || !(512..=1 << 31).contains(&granularity_bytes) {
+        return Err(format!("{granularity_bytes} is no granularity"));
+    }
+    HOST.with_borrow_mut(|host| {
+        let key = (node.0, name.to_owned());
+        let (index, granularity) = match host.own_bitmaps.get(&key) {
+            Some(known) => *known,
+            None => {
+                let free = (0..).find(|index| !host.bitmaps.contains_key(index));
+                (free.ok_or("too many bitmaps")?, granularity_bytes)
+            }
+        };
+        if granularity != granularity_bytes {
+            return Err(format!("bitmap `{name}` has granules of {granularity} bytes"));
+        }
+        host.own_bitmaps.insert(key, (index, granularity));
+        host.bitmaps.entry(index).or_default();
+        Ok(BitmapIndex(index))
+    })
 }
 
 pub(crate) fn bitmap_next(bitmap: BitmapIndex, from: u64) -> Option<(u64, u64)> {

@@ -31,6 +31,13 @@ pub(super) fn inspect(plugin: &str) -> Result<(), StartError> {
         let wants = if wants.is_empty() { "nothing of its own".into() } else { wants.join(", ") };
         println(format_args!("child     {}, {needed}; wants {wants}", child.name));
     }
+    for (name, required) in &it.bitmaps {
+        let needed = if *required { "required" } else { "optional" };
+        println(format_args!("bitmap    {name}, {needed}"));
+    }
+    if it.has_job {
+        println(format_args!("job       yes"));
+    }
     for view in &it.views {
         println(format_args!("view      {view}"));
     }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use super::diagnostic::{Diagnostic, Diagnostics, Problems, Spanned};
 use super::references::unknown;
 use super::render::clip;
-use super::spec::{BitmapSpec, Declared, DriverSpec, GraphSpec, NodeSpec, Persist, Scope};
+use super::spec::{
+    BitmapSpec, Declared, DriverSpec, GraphSpec, LentBitmap, NodeSpec, Persist, Scope,
+};
 use super::{Role, permissions};
 
 /// Reports two bitmaps of one name in one place.
@@ -97,6 +99,16 @@ pub(super) fn check_exported(spec: &GraphSpec, declared: &Declared, problems: &P
                 problems.push(Diagnostic::error(id.span, message).note(first.span, "first here"));
             }
         }
+    }
+}
+
+/// Reports bitmaps that are lent to plugins and do not exist.
+pub(super) fn check_lent(spec: &GraphSpec, declared: &Declared, problems: &Problems) {
+    for node in &spec.nodes {
+        let DriverSpec::Plugin(plugin) = &node.driver else { continue };
+        let user = format!("node `{}`", clip(&node.name.value));
+        let unknown = |lent: &LentBitmap| unknown("bitmap", &lent.bitmap, &user, &declared.bitmaps);
+        plugin.bitmaps.iter().filter_map(unknown).for_each(|problem| problems.push(problem));
     }
 }
 

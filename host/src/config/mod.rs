@@ -70,8 +70,8 @@ pub use qcow2_options::{
 };
 pub use spec::{
     BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,
-    FilterSpec, GraphSpec, HostSettings, Locking, MemorySpec, NodeSpec, NullSpec, Persist,
-    PluginSpec, RawSpec, Scope,
+    FilterSpec, GraphSpec, HostSettings, LentBitmap, Locking, MemorySpec, NodeSpec, NullSpec,
+    Persist, PluginSpec, RawSpec, Scope,
 };
 pub use surroundings::{ConfigError, FileFacts, Surroundings, check_surroundings};
 pub use units::{format_duration, format_size, parse_duration, parse_size};

@@ -12,7 +12,7 @@ use super::plugin_options::pointer_part;
 use super::plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
 use super::read_nodes::Partial;
 use super::render::clip;
-use super::spec::{DriverSpec, FilterKind, FilterSpec, PluginSpec};
+use super::spec::{DriverSpec, FilterKind, FilterSpec, LentBitmap, PluginSpec};
 use super::table::{Entry, Table, entries};
 use super::units::{format_duration, format_size};
 use super::{names, suggest};
@@ -42,6 +42,7 @@ pub(super) fn read_plugin(table: &mut Table<'_>, node: &mut Partial) -> DriverSp
     DriverSpec::Plugin(PluginSpec {
         plugin: plugin.unwrap_or_else(|| table.default(PluginSource::Bundled(String::new()))),
         grants,
+        bitmaps: read_lent(table),
         on_fault: read_on_fault(table),
         limits: read_limits(table),
         instance: read_instance(table),
@@ -147,6 +148,20 @@ fn read_grants(table: &mut Table<'_>, children: &[String]) -> Vec<GrantSpec> {
         GrantSpec { child: Spanned::new(entry.key.to_owned(), entry.key_span), grants }
     };
     grant.entries().into_iter().map(read).collect()
+}
+
+/// Reads `bitmap.NAME`.
+fn read_lent(table: &mut Table<'_>) -> Vec<LentBitmap> {
+    let Some(lent) = table.table("bitmap", format!("`bitmap` of {}", table.what)) else {
+        return Vec::new();
+    };
+    let read = |entry: Entry<'_>| {
+        let name = format!("`bitmap.{}` of {}", clip(entry.key), table.what);
+        let of_plugin = Spanned::new(entry.key.to_owned(), entry.key_span);
+        let bitmap = table.convert::<String>(entry, &name)?;
+        Some(LentBitmap { name: of_plugin, bitmap })
+    };
+    lent.entries().into_iter().filter_map(read).collect()
 }
 
 fn read_on_fault(table: &mut Table<'_>) -> Spanned<OnFault> {

@@ -26,6 +26,7 @@ pub(super) fn check(spec: &GraphSpec, declared: &Declared, problems: &Problems) 
     let is_acyclic = check_cycles(spec, problems);
     if is_acyclic {
         bitmaps::check_exported(spec, declared, problems);
+        bitmaps::check_lent(spec, declared, problems);
         bitmaps::check_persist(spec, declared, problems);
         qcow2_checks::check(spec, problems);
         sizes::check_sections(spec, &|_| None, |problem| problems.push(problem));

@@ -326,6 +326,15 @@ impl RawSpec {
     }
 }
 
+/// A bitmap that a plugin may read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LentBitmap {
+    /// The plugin's name for it.
+    pub name: Spanned<String>,
+    /// The bitmap, by its name in the file.
+    pub bitmap: Spanned<String>,
+}
+
 /// Options of driver `plugin`.
 #[derive(Clone, Debug)]
 pub struct PluginSpec {
@@ -333,6 +342,8 @@ pub struct PluginSpec {
     pub plugin: Spanned<PluginSource>,
     /// What it may do to its children; nothing by default.
     pub grants: Vec<GrantSpec>,
+    /// Bitmaps that it may read.
+    pub bitmaps: Vec<LentBitmap>,
     /// What happens to the node when the plugin fails.
     pub on_fault: Spanned<OnFault>,
     /// What the plugin may use.

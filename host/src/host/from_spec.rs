@@ -354,7 +354,14 @@ impl Builder<'_> {
             (edge.name.clone(), granted.fold(Grants::NONE, Grants::union))
         });
         let children: Vec<(String, Grants)> = children.collect();
+        let lent = spec.bitmaps.iter().filter_map(|lent| {
+            let bitmap = self.spec.bitmap(&lent.bitmap.value)?;
+            let scope = bitmap_scope(&bitmap.scope);
+            Some((lent.name.value.clone(), scope, bitmap.name.value.clone()))
+        });
+        let lent: Vec<_> = lent.collect();
         PluginNode::with_children(instance, &children)
+            .and_then(|node| node.with_bitmaps(&lent))
             .map_err(|error| self.at(spec.plugin.span, &error))
     }
 

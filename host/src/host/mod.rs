@@ -15,6 +15,7 @@ mod report;
 mod start;
 mod surroundings;
 mod transaction;
+mod work;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -40,6 +41,7 @@ use crate::node::Node;
 use call::on_worker;
 use persist::{Persistence, Wanted};
 use start::{Driver, Plan, PlannedNode};
+use work::Begun;
 
 /// Collects what makes a [`Host`].
 #[derive(Default)]
@@ -133,6 +135,7 @@ struct Inner {
     cell: Arc<GraphCell>,
     server: NbdServer,
     persistence: Arc<Persistence>,
+    begun: Arc<Begun>,
     next_worker: AtomicUsize,
 }
 

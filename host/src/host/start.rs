@@ -129,8 +129,8 @@ impl Host {
         let cell = Arc::new(GraphCell::with_workers(graph, workers.handles().len()));
         let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
         let next_worker = AtomicUsize::new(0);
-        let (ended, persistence) = (Arc::default(), Arc::default());
-        let inner = Inner { ended, workers, cell, server, persistence, next_worker };
+        let (ended, persistence, begun) = (Arc::default(), Arc::default(), Arc::default());
+        let inner = Inner { ended, workers, cell, server, persistence, begun, next_worker };
         let host = Self { inner: Arc::new(inner) };
         if !rest.is_empty() {
             // If something fails, the host is dropped, and all that runs ends.
@@ -145,7 +145,14 @@ impl Host {
     fn load_bitmaps(&self, kept: Vec<Wanted>) -> Result<(), NotKept> {
         let (cell, persistence) =
             (Arc::clone(&self.inner.cell), Arc::clone(&self.inner.persistence));
-        let load = move || async move { Ok(persistence.load(&cell, &kept).await) };
+        let begun = Arc::clone(&self.inner.begun);
+        let load = move || async move {
+            let loaded = persistence.load(&cell, &kept).await;
+            if loaded.is_ok() {
+                begun.begin_new(&cell);
+            }
+            Ok(loaded)
+        };
         block_on(on_worker(self.inner.first(), load))?
     }
 
@@ -219,10 +226,12 @@ impl Host {
     pub async fn open_node(&self, node: OpenDecl) -> Result<()> {
         let (cell, ended) = (Arc::clone(&self.inner.cell), Arc::clone(&self.inner.ended));
         let persistence = Arc::clone(&self.inner.persistence);
+        let begun = self.inner.begun_once_loaded();
         let opened = on_worker(self.inner.first(), move || async move {
             super::check_running(&ended)?;
             cell.open_node(node).await?;
             persistence.follow(&cell, Vec::new()).await;
+            begun.iter().for_each(|begun| begun.begin_new(&cell));
             Ok(())
         });
         opened.await?;

@@ -88,11 +88,13 @@ impl Inner {
         self.check_unexported(&transaction)?;
         let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
         let persistence = Arc::clone(&self.persistence);
+        let begun = self.begun_once_loaded();
         let applied = on_worker(self.first(), move || async move {
             check_running(&ended)?;
             let (transaction, entered) = persistence.prepare(&cell.load(), transaction)?;
             let applied = cell.transact(transaction).await?;
             persistence.follow(&cell, entered).await;
+            begun.iter().for_each(|begun| begun.begin_new(&cell));
             Ok(applied)
         });
         let applied = applied.await?;

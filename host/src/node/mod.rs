@@ -15,6 +15,7 @@ mod raw;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 
 pub(crate) use bitmap_store::create as create_stored;
 pub use bitmap_store::{
@@ -28,7 +29,7 @@ pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::Cx;
+use crate::graph::{Cx, LocalGraph};
 use crate::io::{Buf, BufMut};
 use crate::limits::TRANSFER_MAX_BYTES;
 
@@ -265,6 +266,10 @@ pub trait Node: Send + Sync + 'static {
     fn start(&self, _name: &str, _info: &NodeInfo, _children: &[NodeInfo]) -> Result<()> {
         Ok(())
     }
+
+    /// Called once on a worker when the graph stands with all its bitmaps: what the node does of its own accord
+    /// begins here.
+    fn run(&self, _graph: &Rc<LocalGraph>, _name: &str) {}
 
     /// Fills all of `buf` from `offset`.
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut>;

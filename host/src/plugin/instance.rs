@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use blockloom_abi::{
-    Action, ActionTag, Done, ENTRY_WORDS, Entry, Errno, EventTag, Forward, Kind, Kinds,
-    MAX_ACTIONS, MAX_EVENTS, NodeIndex, Parent, PollOne, Request, RequestFlags, RequestId, Subject,
-    Token,
+    Action, ActionTag, Control, ControlKind, Done, ENTRY_WORDS, Entry, Errno, EventTag, Forward,
+    Kind, Kinds, MAX_ACTIONS, MAX_EVENTS, NodeIndex, Parent, PollOne, Request, RequestFlags,
+    RequestId, Subject, Token,
 };
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use wasmtime::Store;
@@ -24,7 +24,7 @@ use super::grants::{Grants, PluginChild, resolve};
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
 use super::module::{ConfigError, PluginModule, arm, call_ticks};
 use super::operation::{Ended, subject};
-use super::store::{HostState, printable};
+use super::store::{HostState, Lasting, printable};
 use super::table::{Answer, Breach, Table};
 use super::{PluginLimits, module};
 use crate::error::{Error, ErrorKind, Result};
@@ -79,6 +79,10 @@ struct Inside {
     operations: usize,
     /// The request for which each buffer was read; it ends with it.
     buffers: HashMap<Token, Ticket>,
+    /// Where each node's job is.
+    jobs: HashMap<NodeIndex, Ticket>,
+    /// How often rules had changed when the workers were last told.
+    rules_seen: u64,
     words: Vec<u64>,
 }
 
@@ -98,6 +102,7 @@ pub struct Instance {
     outboxes: Box<[SegQueue<(Ticket, Verdict)>]>,
     /// Operations that have ended. Bounded by those in flight.
     ended: SegQueue<Ended>,
+    lasting: Arc<Lasting>,
     nodes: AtomicU16,
 }
 
@@ -112,7 +117,8 @@ impl Instance {
         limits: PluginLimits,
     ) -> Result<Arc<Self>, InstanceError> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let (mut store, filter) = module.instantiate(&limits)?;
+        let lasting = Arc::<Lasting>::default();
+        let (mut store, filter) = module.instantiate(&limits, Arc::clone(&lasting))?;
         let configured = module.configure(&mut store, &filter, config, &limits)?;
         configured.map_err(InstanceError::Config)?;
         let inside = Inside {
@@ -123,6 +129,8 @@ impl Instance {
             carry: Vec::new(),
             operations: 0,
             buffers: HashMap::new(),
+            jobs: HashMap::new(),
+            rules_seen: 0,
             words: Vec::new(),
         };
         Ok(Arc::new(Self {
@@ -138,6 +146,7 @@ impl Instance {
             workers: Mutex::default(),
             outboxes: (0..WORKERS_MAX).map(|_| SegQueue::new()).collect(),
             ended: SegQueue::new(),
+            lasting,
             nodes: AtomicU16::new(0),
         }))
     }
@@ -192,6 +201,26 @@ impl Instance {
         resolve(&self.module, children)
     }
 
+    /// Checks the bitmaps that are lent to a node.
+    pub(super) fn check_bitmaps<'a>(
+        &self,
+        lent: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<()> {
+        let (wanted, plugin) = (&self.module.inspection().bitmaps, self.plugin());
+        let invalid = |message: String| Err(Error::new(ErrorKind::Invalid, message));
+        let is_lent = |name: &str| lent.clone().any(|lent| lent == name);
+        if let Some((name, _)) = wanted.iter().find(|(name, needed)| *needed && !is_lent(name)) {
+            return invalid(format!(
+                "plugin `{plugin}` needs a bitmap `{name}`: add `bitmap.{name} = \"…\"`"
+            ));
+        }
+        let is_wanted = |name: &str| wanted.iter().any(|(wanted, _)| wanted == name);
+        match lent.clone().find(|name| !is_wanted(name)) {
+            Some(name) => invalid(format!("plugin `{plugin}` reads no bitmap `{name}`")),
+            None => Ok(()),
+        }
+    }
+
     /// The index of one more node.
     pub(super) fn reserve_node(&self) -> Result<NodeIndex> {
         let index = self.nodes.fetch_add(1, Ordering::Relaxed);
@@ -210,6 +239,7 @@ impl Instance {
         info: &NodeInfo,
         (children, infos): (&[PluginChild], &[NodeInfo]),
     ) -> Result<()> {
+        self.lasting.add_node(index, info.size_bytes);
         let described = self.module.inspection().children.len().max(1);
         let child = |index: usize| {
             let child = children.iter().find(|child| usize::from(child.index.0) == index)?;
@@ -222,7 +252,7 @@ impl Instance {
             size_bytes: info.size_bytes,
             read_only: info.read_only,
             children: (0..described).map(child).collect(),
-            bitmaps: Vec::new(),
+            bitmaps: self.lasting.bitmaps.list(index),
         };
         let mut guard = self.lock();
         let Some(inside) = guard.as_mut() else { return Err(self.fault_error()) };
@@ -231,6 +261,7 @@ impl Instance {
             inside.filter.blockloom_filter_control().call_add_node(&mut inside.store, &node);
         let answer =
             answer.map_err(|error| self.module.trapped(&inside.store, "add-node", &error))?;
+        self.tell_rules(inside);
         answer.map_err(|reason| {
             let reason = printable(&reason);
             let message = format!("plugin `{}` refuses the node: {reason}", self.plugin());
@@ -343,6 +374,27 @@ impl Instance {
         if forwarded.flatten().is_some() { Asked::Forward } else { Asked::Offered }
     }
 
+    pub(super) fn lasting(&self) -> &Arc<Lasting> {
+        &self.lasting
+    }
+
+    /// How often rules have changed.
+    #[inline]
+    pub(super) fn rules_changes(&self) -> u64 {
+        self.lasting.rules_changes()
+    }
+
+    /// Whether there are events that nobody has taken in.
+    #[inline]
+    pub(super) fn has_controls(&self) -> bool {
+        !self.lasting.controls.is_empty() && !self.is_failed()
+    }
+
+    /// Whether the plugin has work of its own.
+    pub(super) fn has_job(&self) -> bool {
+        self.module.inspection().has_job
+    }
+
     /// An operation has ended; its worker has the instance entered.
     pub(super) fn end_operation(&self, ended: Ended) {
         self.ended.push(ended);
@@ -390,6 +442,7 @@ impl Instance {
         tracing::error!("plugin `{}` failed and is out of service: {reason}", self.plugin());
         *inside = None;
         while self.ended.pop().is_some() {}
+        self.lasting.reset_rules();
         let _ = self.failure.set(reason);
         self.failed.store(true, Ordering::Release);
         // Answers given before the failure stand.
@@ -425,6 +478,9 @@ impl Instance {
         for entry in inside.carry.drain(..carried) {
             inside.words.extend(entry.0);
         }
+        while let Some(control) = self.lasting.controls.pop() {
+            inside.push(control.encode());
+        }
         while !self.ended.is_empty()
             && let Some(ended) = self.ended.pop()
         {
@@ -433,6 +489,11 @@ impl Instance {
         for offer in batch.drain(..) {
             match offer {
                 Offer::LetGo { id } => inside.table.let_go(id),
+                Offer::Job { ticket, node } => {
+                    inside.jobs.insert(node, ticket);
+                    let (kind, first, second) = (ControlKind::JobStart, 0, 0);
+                    inside.push(Control { kind, node, first, second }.encode());
+                }
                 Offer::Done { id, result, .. } => {
                     if inside.table.done(id, result.is_err(), now_ns) {
                         let subject = Subject::Request(id);
@@ -481,6 +542,7 @@ impl Instance {
         let data = inside.filter.blockloom_filter_data();
         let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
         let word = word.map_err(|error| self.trap(inside, "poll-one", &error))?;
+        self.tell_rules(inside);
         let broken = |violation| Breach::Layout(violation).to_string();
         match PollOne::decode(word).map_err(broken)? {
             PollOne::Forward { not_before_ns } => {
@@ -508,7 +570,19 @@ impl Instance {
         arm(&self.module.runtime, &mut inside.store, self.call_ticks);
         let data = inside.filter.blockloom_filter_data();
         let actions = data.call_poll(&mut inside.store, now_ns, &inside.words);
-        actions.map_err(|error| self.trap(inside, "poll", &error))
+        let actions = actions.map_err(|error| self.trap(inside, "poll", &error))?;
+        self.tell_rules(inside);
+        Ok(actions)
+    }
+
+    /// Has every worker let go of rules that are no more.
+    #[inline]
+    fn tell_rules(&self, inside: &mut Inside) {
+        let changes = self.rules_changes();
+        if inside.rules_seen != changes {
+            inside.rules_seen = changes;
+            self.wake(|_| true);
+        }
     }
 
     fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> String {
@@ -564,26 +638,28 @@ impl Instance {
         local: &LocalPlugin,
     ) -> Result<(), String> {
         let Some((token, parent)) = subject(&action) else { return Ok(()) };
-        let Parent::Request(id) = parent else { return inside.refuse(token, Errno::EOPNOTSUPP) };
         if inside.operations >= self.operations_max() {
             return inside.refuse(token, Errno::EBUSY);
         }
+        let (ticket, kind) = match parent {
+            Parent::Request(id) => (inside.table.ticket(id), inside.table.kind(id)),
+            Parent::Job(node) => (inside.jobs.get(&node).copied(), None),
+        };
         let refused = match action {
-            Action::Copy(copy) if copy.serve => {
-                inside.table.kind(id).is_some_and(|kind| kind != Kind::Read)
-            }
-            Action::Write(write) => {
-                inside.buffers.get(&write.source).copied() != inside.table.ticket(id)
-            }
+            Action::Copy(copy) if copy.serve => kind.is_some_and(|kind| kind != Kind::Read),
+            Action::Write(write) => inside.buffers.get(&write.source).copied() != ticket,
             _ => false,
         };
         if refused {
             return inside.refuse(token, Errno::EINVAL);
         }
-        if matches!(action, Action::Copy(copy) if copy.clear.is_some()) {
-            return inside.refuse(token, Errno::EOPNOTSUPP);
-        }
-        let ticket = inside.table.operate(id, now_ns).map_err(|breach| breach.to_string())?;
+        let ticket = match (parent, ticket) {
+            (Parent::Request(id), _) => {
+                inside.table.operate(id, now_ns).map_err(|breach| breach.to_string())?
+            }
+            (Parent::Job(_), Some(ticket)) => ticket,
+            (Parent::Job(node), None) => return Err(format!("node {} has no job", node.0)),
+        };
         if matches!(action, Action::Read(_)) && inside.buffers.insert(token, ticket).is_some() {
             return Err(Breach::BufferInUse(token.0).to_string());
         }

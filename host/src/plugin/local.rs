@@ -11,6 +11,8 @@ use blockloom_abi::{Action, Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
 use super::instance::{Asked, Instance};
 use super::operation::Ended;
+use super::rules::{KeptRules, NodeRules};
+use super::store::Lasting;
 use super::table::Answer;
 use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
 
@@ -38,6 +40,8 @@ pub(super) enum Offer {
     Done { ticket: Ticket, id: RequestId, result: Result<(), Errno> },
     /// A held request has gone to the child.
     LetGo { id: RequestId },
+    /// A node's job is to begin; its operations go to that ticket.
+    Job { ticket: Ticket, node: NodeIndex },
 }
 
 /// What a waiting request learns.
@@ -62,6 +66,8 @@ struct Waiter {
     waker: Waker,
     /// The tenant is to be woken.
     waits: bool,
+    /// It is a job, which owes no answer.
+    is_job: bool,
 }
 
 /// The places of one worker. Bounded by the requests that exports admit.
@@ -79,11 +85,19 @@ impl Waiters {
             let index = self.places.len() as u32;
             let waker = Waker::noop().clone();
             let operations = VecDeque::new();
-            self.places.push(Waiter { sequence, verdict: None, operations, waker, waits: false });
+            self.places.push(Waiter {
+                sequence,
+                verdict: None,
+                operations,
+                waker,
+                waits: false,
+                is_job: false,
+            });
             return index;
         };
         let place = &mut self.places[index as usize];
         (place.sequence, place.verdict, place.waits) = (sequence, None, false);
+        place.is_job = false;
         index
     }
 
@@ -97,7 +111,7 @@ impl Waiters {
     }
 
     fn live(&self) -> impl Iterator<Item = &Waiter> {
-        self.places.iter().filter(|place| place.sequence != 0)
+        self.places.iter().filter(|place| place.sequence != 0 && !place.is_job)
     }
 }
 
@@ -112,6 +126,17 @@ pub(super) struct LocalPlugin {
     queued: Cell<bool>,
     faulted: Cell<bool>,
     watched: Cell<bool>,
+    /// The rules of each node, as this worker has them.
+    rules: RefCell<Vec<Ruled>>,
+    /// How often rules had changed when this worker last let go of those before.
+    rules_seen: Cell<u64>,
+}
+
+/// A node's rules, as a worker has them: until the next turn after they have changed, those before.
+struct Ruled {
+    node: NodeIndex,
+    generation: u64,
+    set: Option<Rc<KeptRules>>,
 }
 
 /// A request's place among the waiters; ends when dropped.
@@ -191,14 +216,74 @@ impl LocalPlugin {
             queued: Cell::new(false),
             faulted: Cell::new(false),
             watched: Cell::new(false),
+            rules: RefCell::default(),
+            rules_seen: Cell::new(0),
         }
     }
 
+    /// The rules of a node now; `None` if everything is asked. Whoever passes by them keeps them until it has
+    /// ended.
+    #[inline]
+    pub(super) fn rules(&self, of: &NodeRules) -> Option<Rc<KeptRules>> {
+        let mut rules = self.rules.borrow_mut();
+        let generation = of.generation();
+        match rules.iter_mut().find(|known| known.node == of.node()) {
+            Some(known) if known.generation == generation => known.set.clone(),
+            Some(known) => {
+                let (generation, set) = of.current();
+                let set = set.map(|set| Rc::new(KeptRules(set)));
+                let former = std::mem::replace(&mut known.set, set.clone());
+                known.generation = generation;
+                drop(rules);
+                drop(former);
+                set
+            }
+            None => {
+                let (generation, set) = of.current();
+                let set = set.map(|set| Rc::new(KeptRules(set)));
+                rules.push(Ruled { node: of.node(), generation, set: set.clone() });
+                set
+            }
+        }
+    }
+
+    /// Lets go of rules that are no more.
+    fn refresh_rules(&self) {
+        let lasting = self.instance.lasting();
+        let mut former = Vec::new();
+        for known in self.rules.borrow_mut().iter_mut() {
+            let is_current = |of: &NodeRules| of.generation() == known.generation;
+            if !lasting.rules_of(known.node).is_some_and(|of| is_current(&of)) {
+                // Not those to come: nobody may ask for a long time.
+                known.generation = u64::MAX;
+                former.extend(known.set.take());
+            }
+        }
+    }
+
+    /// Begins a node's job: what the guest does in it comes to the place that is returned.
+    pub(super) fn begin_job(self: &Rc<Self>, node: NodeIndex) -> Waiting {
+        let sequence = self.sequence.get() + 1;
+        self.sequence.set(sequence);
+        let waiter = self.waiters.borrow_mut().insert(sequence);
+        self.waiters.borrow_mut().places[waiter as usize].is_job = true;
+        let ticket = Ticket { worker: self.worker, waiter, sequence };
+        self.offer(Offer::Job { ticket, node });
+        Waiting { plugin: Rc::clone(self), ticket }
+    }
+
     /// Takes answers that other workers brought out, and notices a failure; whether there was any.
-    fn catch_up(&self) -> bool {
+    fn catch_up(self: &Rc<Self>) -> bool {
         // In this order: answers given before the failure stand.
         let is_failed = self.instance.is_failed();
         let any = self.instance.drain_outbox(self);
+        if self.rules_seen.get() != self.instance.rules_changes() {
+            self.rules_seen.set(self.instance.rules_changes());
+            self.refresh_rules();
+        }
+        if self.instance.has_controls() {
+            self.queue();
+        }
         if is_failed && !self.faulted.get() {
             self.fault_all();
             return true;
@@ -298,6 +383,11 @@ impl LocalPlugin {
         if let Some(plugin) = Self::known(self.instance.id()) {
             plugin.queue();
         }
+    }
+
+    /// What outlives the guest.
+    pub(super) fn lasting(&self) -> &Lasting {
+        self.instance.lasting()
     }
 
     /// The plugin's name, for messages.

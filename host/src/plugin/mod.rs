@@ -9,6 +9,9 @@
 //!                             on the ground of the request that they serve, within the grants (grants.rs)
 //! ```
 //!
+//! Which requests a guest is asked about at all, its rules say (`rules.rs`); what it has to remember is in
+//! bitmaps that outlive it (`bitmaps.rs`).
+//!
 //! The data stays in the host: a plugin sees ids and ranges. What it answers is judged (`table`), not
 //! trusted. **Any** error of a call, and any breach of the layout, drops the store: a request that the
 //! plugin had not forwarded fails with `EIO`; one that it had forwarded completes with the child's
@@ -18,12 +21,14 @@
 //! instance's own.
 
 mod bindings;
+mod bitmaps;
 mod grants;
 mod instance;
 mod local;
 mod module;
 mod node;
 mod operation;
+mod rules;
 mod runtime;
 mod store;
 mod table;

@@ -13,7 +13,7 @@ use super::bindings::exports::blockloom::filter::control;
 use super::bindings::{Filter, FilterPre};
 use super::grants::Grants;
 use super::runtime::{PluginRuntime, TICK};
-use super::store::{HostState, printable};
+use super::store::{HostState, Lasting, printable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::read_file;
 
@@ -79,8 +79,12 @@ pub struct Inspection {
     pub children: Vec<ChildWant>,
     /// Point-in-time views that it offers.
     pub views: Vec<String>,
+    /// Bitmaps that it reads, and whether it cannot do without.
+    pub bitmaps: Vec<(String, bool)>,
     /// Whether it answers with bytes that are not its child's.
     pub wants_transform: bool,
+    /// Whether it has work of its own.
+    pub has_job: bool,
     /// Imports of the component.
     pub imports: Vec<String>,
     /// Exports of the component.
@@ -194,7 +198,7 @@ impl PluginModule {
     /// What the plugin says against it; its failure to answer is one about the configuration as a whole.
     pub fn check_config(&self, config: &str, limits: &PluginLimits) -> Result<(), ConfigError> {
         let whole = |error: Error| ConfigError { path: String::new(), message: error.to_string() };
-        let (mut store, filter) = self.instantiate(limits).map_err(whole)?;
+        let (mut store, filter) = self.instantiate(limits, Arc::default()).map_err(whole)?;
         self.configure(&mut store, &filter, config, limits).map_err(whole)?
     }
 
@@ -215,8 +219,13 @@ impl PluginModule {
     }
 
     /// A new store with an instance in it.
-    pub(super) fn instantiate(&self, limits: &PluginLimits) -> Result<(Store<HostState>, Filter)> {
-        let mut store = Store::new(&self.runtime.engine, HostState::new(&self.name, limits));
+    pub(super) fn instantiate(
+        &self,
+        limits: &PluginLimits,
+        lasting: Arc<Lasting>,
+    ) -> Result<(Store<HostState>, Filter)> {
+        let state = HostState::new(&self.name, limits, lasting);
+        let mut store = Store::new(&self.runtime.engine, state);
         store.limiter(|state| &mut state.limits);
         store.set_hostcall_fuel(CALL_DATA_BYTES);
         let (runtime, half) = (Arc::clone(&self.runtime), limits.call / 2);
@@ -251,7 +260,7 @@ impl PluginModule {
 
     fn describe(&mut self) -> Result<()> {
         let limits = PluginLimits::default();
-        let (mut store, filter) = self.instantiate(&limits)?;
+        let (mut store, filter) = self.instantiate(&limits, Arc::default())?;
         arm(&self.runtime, &mut store, call_ticks(&limits));
         let described = filter.blockloom_filter_control().call_describe(&mut store);
         let it = described.map_err(|error| self.trapped(&store, "describe", &error))?;
@@ -278,7 +287,10 @@ impl PluginModule {
         inspection.kinds = it.kinds;
         inspection.children = it.children.into_iter().map(child).collect();
         inspection.views = it.views.iter().map(|view| printable(view)).collect();
+        let bitmap = |want: control::BitmapWant| (printable(&want.name), want.required);
+        inspection.bitmaps = it.bitmaps.into_iter().map(bitmap).collect();
         inspection.wants_transform = it.wants_transform;
+        inspection.has_job = it.has_job;
         Ok(())
     }
 }

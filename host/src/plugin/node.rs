@@ -1,9 +1,10 @@
 //! The node of a plugin: every request passes the plugin's judgement, then goes to the child.
 
-use std::future::{Future, poll_fn};
+use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use blockloom_abi::{Action, ChildIndex, Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
@@ -11,10 +12,12 @@ use super::grants::{Grants, PluginChild};
 use super::instance::Instance;
 use super::local::{LocalPlugin, Offer, Verdict, Waiting};
 use super::operation::{Operations, errno_of};
+use super::rules::{KeptRules, NodeRules, Ruling};
 use super::table::Answer;
+use crate::bitmap::Use;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Cx, EdgeCall, EdgeRef};
-use crate::io::{Buf, BufMut, Time, sleep_until, turn_now};
+use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord};
+use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now};
 use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
 /// The filtered child.
@@ -27,6 +30,9 @@ pub struct PluginNode {
     children: Arc<[PluginChild]>,
     /// Number of the edge to the filtered child.
     file: usize,
+    rules: Arc<NodeRules>,
+    /// What is lent, by its index.
+    lent: Vec<(u32, BitmapScope, String)>,
 }
 
 /// A request as the guest sees it.
@@ -42,6 +48,10 @@ struct Shape {
 enum Offered {
     /// The guest does not judge it.
     Forward,
+    /// Nor does it by its rules.
+    Pass(Rc<KeptRules>),
+    /// It does if the child has nothing allocated in some part of the range.
+    Look(ChildIndex, Rc<KeptRules>),
     Waiting(Waiting),
     Fail(Error),
 }
@@ -66,7 +76,24 @@ impl PluginNode {
         let children = instance.resolve_children(children)?;
         let file = children.iter().find(|child| child.index == FILE).map_or(0, |child| child.edge);
         let index = instance.reserve_node()?;
-        Ok(Self { instance: Arc::clone(instance), index, children: children.into(), file })
+        // Its size comes with the graph.
+        let rules = instance.lasting().add_node(index, 0);
+        let (instance, children) = (Arc::clone(instance), children.into());
+        Ok(Self { instance, index, children, file, rules, lent: Vec::new() })
+    }
+
+    /// Lends bitmaps to the plugin, to be read: by the names that it has for them.
+    ///
+    /// # Errors
+    /// `EINVAL` for bitmaps that the plugin does not know, or lacks.
+    pub fn with_bitmaps(mut self, bitmaps: &[(String, BitmapScope, String)]) -> Result<Self> {
+        self.instance.check_bitmaps(bitmaps.iter().map(|(name, ..)| name.as_str()))?;
+        for (name, scope, bitmap) in bitmaps {
+            let lent = self.instance.lasting().bitmaps.lend(self.index, name);
+            let index = lent.map_err(|error| Error::new(ErrorKind::Invalid, error))?;
+            self.lent.push((index, scope.clone(), bitmap.clone()));
+        }
+        Ok(self)
     }
 
     /// The instance.
@@ -85,6 +112,10 @@ impl PluginNode {
     ) -> Result<T> {
         match self.offer(&shape) {
             Offered::Forward => call(cx.child(self.file)?).await,
+            Offered::Pass(rules) => self.pass(cx, rules, call).await,
+            Offered::Look(child, rules) => {
+                Box::pin(self.look(cx, shape, (child, rules), unforwarded, call)).await
+            }
             Offered::Fail(error) => Err(error),
             Offered::Waiting(waiting) => {
                 let verdict = waiting.verdict().await;
@@ -93,9 +124,53 @@ impl PluginNode {
         }
     }
 
+    /// Runs a request on the child, by rules that are in force for it until it has ended.
+    async fn pass<T>(
+        &self,
+        cx: Cx<'_>,
+        rules: Rc<KeptRules>,
+        call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let result = call(cx.child(self.file)?).await;
+        drop(rules);
+        result
+    }
+
+    /// Has the guest judge a request if the child has nothing allocated in some part of its range, or does
+    /// not say.
+    async fn look<T>(
+        &self,
+        cx: Cx<'_>,
+        shape: Shape,
+        (child, rules): (ChildIndex, Rc<KeptRules>),
+        unforwarded: Option<T>,
+        call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let range = shape.offset..shape.offset.saturating_add(shape.len);
+        let known = self.children.iter().find(|known| known.index == child);
+        let is_allocated = match known {
+            Some(known) => {
+                let unallocated = cx.child(known.edge)?.first_unallocated(range).await;
+                unallocated.is_ok_and(|found| found.is_none())
+            }
+            None => false,
+        };
+        if is_allocated {
+            return self.pass(cx, rules, call).await;
+        }
+        drop(rules);
+        match self.ask(&shape, &LocalPlugin::of(&self.instance)) {
+            Some(waiting) => {
+                let verdict = waiting.verdict().await;
+                self.obey(cx, shape.kind, (waiting, verdict), unforwarded, call).await
+            }
+            None => call(cx.child(self.file)?).await,
+        }
+    }
+
     #[inline]
     fn offer(&self, shape: &Shape) -> Offered {
-        let &Shape { kind, flags, offset, len } = shape;
+        let kind = shape.kind;
         if self.instance.is_failed() {
             // A flush never depends on the plugin.
             let is_flush = kind == Kind::Flush;
@@ -104,12 +179,26 @@ impl PluginNode {
         if !self.instance.wants(kind) {
             return Offered::Forward;
         }
-        let node = self.index;
-        let request = |ticket| Offer::Request { ticket, node, kind, flags, offset, len };
-        match LocalPlugin::of(&self.instance).request(request) {
+        let plugin = LocalPlugin::of(&self.instance);
+        if let Some(rules) = plugin.rules(&self.rules) {
+            match rules.judge(shape.kind, &(shape.offset..shape.offset.saturating_add(shape.len))) {
+                Ruling::Ask => {}
+                Ruling::Pass => return Offered::Pass(rules),
+                Ruling::AskIfUnallocated(child) => return Offered::Look(child, rules),
+            }
+        }
+        match self.ask(shape, &plugin) {
             Some(waiting) => Offered::Waiting(waiting),
             None => Offered::Forward,
         }
+    }
+
+    /// `None` if it may go to the child already.
+    #[inline]
+    fn ask(&self, shape: &Shape, plugin: &Rc<LocalPlugin>) -> Option<Waiting> {
+        let &Shape { kind, flags, offset, len } = shape;
+        let node = self.index;
+        plugin.request(|ticket| Offer::Request { ticket, node, kind, flags, offset, len })
     }
 
     /// Does with a request what the guest decided.
@@ -184,9 +273,25 @@ impl PluginNode {
         }
     }
 
+    /// The node's job: what the guest does in it, until it fails.
+    fn job(&self, own: OwnAccord) -> impl Future<Output = ()> + 'static {
+        let (instance, children) = (Arc::clone(&self.instance), Arc::clone(&self.children));
+        let index = self.index;
+        async move {
+            let waiting = LocalPlugin::of(&instance).begin_job(index);
+            let operations = Operations::default();
+            while let Verdict::Operate(action) = waiting.verdict().await {
+                let own = own.clone();
+                let ground = async move { own.on_behalf().await };
+                operations.start(ground, &children, waiting.plugin(), action);
+            }
+        }
+    }
+
     /// Begins what the guest wants done for a request.
     fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, action: Action) {
-        operations.start(|| cx.on_behalf(), &self.children, waiting.plugin(), action);
+        let ground = ready(Ok(cx.on_behalf()));
+        operations.start(ground, &self.children, waiting.plugin(), action);
     }
 
     fn fault_error(&self) -> Error {
@@ -238,6 +343,8 @@ struct Passing<'a, T, C> {
     /// Runs it on the child; taken when it is.
     call: Option<C>,
     stage: Stage<'a, T>,
+    /// By which it passed, until it has ended.
+    rules: Option<Rc<KeptRules>>,
 }
 
 enum Stage<'a, T> {
@@ -254,7 +361,7 @@ where
     C: FnOnce(EdgeRef<'a>) -> EdgeCall<'a, T> + Unpin + 'a,
 {
     fn boxed(node: &'a PluginNode, cx: Cx<'a>, shape: Shape, call: C) -> NodeFuture<'a, T> {
-        Box::pin(Self { node, cx, shape, call: Some(call), stage: Stage::New })
+        Box::pin(Self { node, cx, shape, call: Some(call), stage: Stage::New, rules: None })
     }
 
     /// Begins the next stage; an error ends the request.
@@ -262,6 +369,16 @@ where
     fn forward(&mut self) -> Result<()> {
         let call = self.call.take().ok_or_else(|| self.node.fault_error())?;
         self.stage = Stage::Child(call(self.cx.child(self.node.file)?));
+        Ok(())
+    }
+
+    fn look(&mut self, child: ChildIndex, rules: Rc<KeptRules>) -> Result<()> {
+        let call = self.call.take().ok_or_else(|| self.node.fault_error())?;
+        let (node, cx, shape) = (self.node, self.cx, self.shape);
+        self.stage = Stage::Other(Box::pin(async move {
+            let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
+            node.look(cx, shape, (child, rules), None, call).await
+        }));
         Ok(())
     }
 
@@ -294,11 +411,16 @@ where
             match this.node.offer(&this.shape) {
                 Offered::Waiting(waiting) => this.stage = Stage::Judged(waiting),
                 Offered::Forward => this.forward()?,
+                Offered::Pass(rules) => {
+                    this.rules = Some(rules);
+                    this.forward()?;
+                }
+                Offered::Look(child, rules) => this.look(child, rules)?,
                 Offered::Fail(error) => return Poll::Ready(Err(error)),
             }
         }
         if let Stage::Judged(waiting) = &this.stage {
-            match ready!(waiting.poll(task.waker())) {
+            match std::task::ready!(waiting.poll(task.waker())) {
                 Verdict::Answer(Answer::Forward { known: None, .. }) => this.forward()?,
                 verdict => this.other(verdict)?,
             }
@@ -339,6 +461,28 @@ impl Node for PluginNode {
 
     fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
         self.instance.add_node(self.index, name, info, (&self.children, children))
+    }
+
+    fn run(&self, graph: &Rc<LocalGraph>, name: &str) {
+        let snapshot = graph.current();
+        for (index, scope, bitmap) in &self.lent {
+            let found = snapshot.find_bitmap(scope, bitmap);
+            let missing = || Error::new(ErrorKind::NotFound, format!("there is no `{bitmap}`"));
+            let lent = found.ok_or_else(missing).and_then(|found| {
+                let user = format!("plugin `{}` of node `{name}`", self.instance.plugin());
+                Ok(found.use_by(user, Use::Keep)?)
+            });
+            match lent {
+                Ok(lent) => self.instance.lasting().bitmaps.attach(*index, lent),
+                Err(error) => tracing::error!("node `{name}`: a bitmap cannot be lent: {error}"),
+            }
+        }
+        if self.instance.has_job() {
+            match OwnAccord::open(graph, name) {
+                Ok(own) => spawn(self.job(own)),
+                Err(error) => tracing::error!("node `{name}`: its job cannot begin: {error}"),
+            }
+        }
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {

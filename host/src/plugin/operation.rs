@@ -2,6 +2,7 @@
 //! asked, on that request's ground, within the grants.
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use blockloom_abi::{
 
 use super::grants::{Grants, PluginChild};
 use super::local::LocalPlugin;
+use super::store::Lasting;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{CopyHow, OnBehalf, ProvenBuf};
 use crate::io::spawn;
@@ -108,7 +110,7 @@ impl Operations {
     /// Begins what the guest asked for. Its end goes to the guest with the next batch.
     pub(super) fn start(
         &self,
-        ground: impl FnOnce() -> OnBehalf,
+        ground: impl Future<Output = Result<OnBehalf>> + 'static,
         children: &Arc<[PluginChild]>,
         plugin: &Rc<LocalPlugin>,
         action: Action,
@@ -119,10 +121,12 @@ impl Operations {
         }
         let Some(mut ended) = Ended::refused(&action, Errno::EINVAL) else { return };
         ended.serves = matches!(action, Action::Copy(copy) if copy.serve);
-        let (ground, plugin) = (ground(), Rc::clone(plugin));
+        let plugin = Rc::clone(plugin);
         let (buffers, children) = (Rc::clone(&self.0), Arc::clone(children));
         spawn(async move {
-            let result = run(ground, &children, &buffers, action).await;
+            let lasting = plugin.lasting();
+            let result = async { run(ground.await?, &children, (&buffers, lasting), action).await };
+            let result = result.await;
             ended.result = result.map_err(|error| {
                 tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
                 errno_of(&error)
@@ -140,11 +144,11 @@ pub(super) fn errno_of(error: &Error) -> Errno {
 async fn run(
     ground: OnBehalf,
     children: &[PluginChild],
-    buffers: &Buffers,
+    (buffers, lasting): (&Buffers, &Lasting),
     action: Action,
 ) -> Result<Answered> {
     match action {
-        Action::Copy(copy) => run_copy(ground, children, copy).await,
+        Action::Copy(copy) => run_copy(ground, children, lasting, copy).await,
         Action::Read(operation) => {
             let child = granted(children, operation.child, Grants::READ)?;
             let bytes = ground.read_proven(child, range(&operation)).await?;
@@ -179,13 +183,27 @@ async fn run(
     }
 }
 
-async fn run_copy(ground: OnBehalf, children: &[PluginChild], copy: CopyRange) -> Result<Answered> {
+async fn run_copy(
+    ground: OnBehalf,
+    children: &[PluginChild],
+    lasting: &Lasting,
+    copy: CopyRange,
+) -> Result<Answered> {
     let from = granted(children, copy.from, Grants::READ)?;
     let to = granted(children, copy.to, writing(copy.claim))?;
     // Onto itself there is something to copy only where the child shows what is below it.
     let how = CopyHow { unchanged: copy.claim, only_unallocated: copy.claim && from == to };
     let range = copy.offset..copy.offset.saturating_add(copy.len);
-    let copied = ground.copy(from, to, range, how).await?;
+    let copied = match copy.clear {
+        None => ground.copy(from, to, range, how).await?,
+        Some(index) => {
+            let owned = lasting.bitmaps.owned(index.0).ok_or_else(|| {
+                let message = format!("there is no bitmap {} of its own to clear", index.0);
+                Error::new(ErrorKind::NotFound, message)
+            })?;
+            ground.copy_set(from, to, range, how, owned).await?
+        }
+    };
     Ok(Answered::bytes(copied.bytes))
 }
 

@@ -1,11 +1,17 @@
-//! What a guest can reach: its own limits, and a log. Nothing else.
+//! What a guest can reach: its own limits, a log, its bitmaps and rules. Nothing else.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use blockloom_abi::NodeIndex;
 
 use wasmtime::{StoreLimits, StoreLimitsBuilder, Trap};
 
 use super::PluginLimits;
 use super::bindings::blockloom::filter::host;
+use super::bitmaps::PluginBitmaps;
+use super::rules::{Controls, NodeRules};
 use crate::io::{Time, thread_time, turn_now};
 
 /// Messages kept of one message, bytes.
@@ -17,9 +23,52 @@ const INSTANCES_MAX: usize = 16;
 /// Elements of one table.
 const TABLE_ELEMENTS_MAX: usize = 10_000;
 
+/// What outlives a store: it belongs to the instance, whatever becomes of the guest.
+#[derive(Default)]
+pub(super) struct Lasting {
+    pub(super) bitmaps: PluginBitmaps,
+    pub(super) controls: Arc<Controls>,
+    rules: Mutex<Vec<Arc<NodeRules>>>,
+    /// How often rules have changed.
+    rules_changes: AtomicU64,
+}
+
+impl Lasting {
+    /// The rules of one more node.
+    pub(super) fn add_node(&self, node: NodeIndex, size_bytes: u64) -> Arc<NodeRules> {
+        self.bitmaps.add_node(node, size_bytes);
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = rules.iter().find(|known| known.node() == node) {
+            return Arc::clone(known);
+        }
+        let new = NodeRules::new(node, Arc::clone(&self.controls));
+        rules.push(Arc::clone(&new));
+        new
+    }
+
+    pub(super) fn rules_of(&self, node: NodeIndex) -> Option<Arc<NodeRules>> {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        rules.iter().find(|known| known.node() == node).map(Arc::clone)
+    }
+
+    /// How often rules have changed.
+    #[inline]
+    pub(super) fn rules_changes(&self) -> u64 {
+        self.rules_changes.load(Ordering::Acquire)
+    }
+
+    /// There are no rules any more.
+    pub(super) fn reset_rules(&self) {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        rules.iter().for_each(|rules| rules.reset());
+        self.rules_changes.fetch_add(1, Ordering::Release);
+    }
+}
+
 /// The data of one store.
 pub(super) struct HostState {
     pub(super) limits: StoreLimits,
+    lasting: Arc<Lasting>,
     plugin: String,
     /// Processor time that the thread had had when the first half of the call's limit was over.
     half_over: Option<Duration>,
@@ -31,7 +80,7 @@ pub(super) struct HostState {
 }
 
 impl HostState {
-    pub(super) fn new(plugin: &str, limits: &PluginLimits) -> Self {
+    pub(super) fn new(plugin: &str, limits: &PluginLimits, lasting: Arc<Lasting>) -> Self {
         let limits = StoreLimitsBuilder::new()
             .memory_size(usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX))
             .table_elements(TABLE_ELEMENTS_MAX)
@@ -41,6 +90,7 @@ impl HostState {
             .build();
         Self {
             limits,
+            lasting,
             plugin: plugin.to_owned(),
             half_over: None,
             window_start: Time::default(),
@@ -119,16 +169,35 @@ impl host::Host for HostState {
         }
     }
 
-    fn bitmap_next(&mut self, _bitmap: u32, _from: u64) -> Option<(u64, u64)> {
-        None
+    fn bitmap_next(&mut self, bitmap: u32, from: u64) -> Option<(u64, u64)> {
+        self.lasting.bitmaps.next(bitmap, from)
     }
 
-    fn bitmap_set(&mut self, _: u32, _: u64, _: u64, _: bool) -> Result<(), String> {
-        Err("this host does not lend bitmaps to plugins".into())
+    fn bitmap_own(
+        &mut self,
+        node: u16,
+        name: String,
+        granularity_bytes: u64,
+    ) -> Result<u32, String> {
+        self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes)
     }
 
-    fn set_rules(&mut self, _: u16, _: Vec<host::Rule>, _: u32) -> Result<(), String> {
-        Err("this host has no offload rules: it offers every request".into())
+    fn bitmap_set(
+        &mut self,
+        bitmap: u32,
+        offset: u64,
+        len: u64,
+        value: bool,
+    ) -> Result<(), String> {
+        self.lasting.bitmaps.set(bitmap, offset, len, value)
+    }
+
+    fn set_rules(&mut self, node: u16, rules: Vec<host::Rule>, epoch: u32) -> Result<(), String> {
+        let of_node = self.lasting.rules_of(NodeIndex(node));
+        let of_node = of_node.ok_or_else(|| format!("node {node} is not known"))?;
+        of_node.set(&rules, epoch, &self.lasting.bitmaps)?;
+        self.lasting.rules_changes.fetch_add(1, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -145,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_off() {
-        let mut state = HostState::new("flood", &PluginLimits::default());
+        let mut state = HostState::new("flood", &PluginLimits::default(), Arc::default());
         let admitted = (0..1000).filter(|_| state.admit_message()).count();
         assert_eq!(admitted, MESSAGES_PER_SECOND as usize);
         assert_eq!(state.dropped, 900);

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use blockloom_sdk::{
-    ChildIndex, ChildWant, ConfigError, Cx, Description, Errno, ExtentFlags, FILE, Filter, Grants,
-    Kinds, MAX_COPY_BYTES, Node, NodeId, Request, Table, Verdict,
+    ChildIndex, ChildWant, Condition, ConfigError, Cx, Description, Errno, ExtentFlags, FILE,
+    Filter, Grants, Kinds, MAX_COPY_BYTES, Node, NodeId, Request, Rule, Table, Verdict, set_rules,
 };
 
 const BOTTOM: ChildIndex = ChildIndex(1);
@@ -40,7 +40,9 @@ impl Filter for CopyOnRead {
         if let Some(bottom) = node.child(BOTTOM) {
             self.bounded.borrow_mut().insert(node.index, bottom.size_bytes);
         }
-        Ok(())
+        // What the child has itself needs no thought.
+        let only = Condition::Unallocated(FILE);
+        set_rules(node.index, &[Rule { kinds: Kinds::READ, only, budget: None }], 0)
     }
 
     async fn read(&self, request: Request, cx: &Cx) -> Verdict {

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
@@ -11,6 +12,7 @@ use super::super::permission::Role;
 use super::super::snapshot::Cx;
 use super::buffer::ProvenBuf;
 use super::operations::{Actor, Copied, CopyHow, OwnAccord};
+use crate::bitmap::Granules;
 use crate::error::Result;
 use crate::io::Buf;
 use crate::limits::ZERO_PROVEN_MAX_BYTES;
@@ -50,7 +52,24 @@ impl OnBehalf {
         range: Range<u64>,
         how: CopyHow,
     ) -> impl Future<Output = Result<Copied>> {
-        ToTheEnd::new(self.0.copy(from, to, range, how))
+        ToTheEnd::new(self.0.copy(from, to, range, how, None))
+    }
+
+    /// The same where granules are set, each of which is cleared when all of it has been copied, before the
+    /// guard of its range ends.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_set(
+        self,
+        from: usize,
+        to: usize,
+        range: Range<u64>,
+        how: CopyHow,
+        granules: Arc<Granules>,
+    ) -> impl Future<Output = Result<Copied>> {
+        let actor = self.0;
+        ToTheEnd::new(async move { actor.copy(from, to, range, how, Some(&granules)).await })
     }
 
     /// See [`Cx::read_proven`].

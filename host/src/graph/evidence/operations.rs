@@ -22,6 +22,7 @@ use super::super::snapshot::{Cx, Edge, Graph};
 use super::buffer::{ProvenBuf, Watch};
 use super::outcome::{OutcomeCounters, Outcomes};
 use super::proof::{Evidence, ViewProof};
+use crate::bitmap::Granules;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, GUARD_WAIT, ZERO_PROVEN_MAX_BYTES};
@@ -117,7 +118,8 @@ impl OwnAccord {
         how: CopyHow,
     ) -> Result<Copied> {
         let this = self.clone();
-        ToTheEnd::new(async move { this.begin().await?.copy(from, to, range, how).await }).await
+        ToTheEnd::new(async move { this.begin().await?.copy(from, to, range, how, None).await })
+            .await
     }
 
     /// See [`Cx::read_proven`].
@@ -195,7 +197,7 @@ impl Cx<'_> {
         how: CopyHow,
     ) -> Result<Copied> {
         let actor = self.actor();
-        ToTheEnd::new(async move { actor.copy(from, to, range, how).await }).await
+        ToTheEnd::new(async move { actor.copy(from, to, range, how, None).await }).await
     }
 
     /// Reads a range of child `from`, and watches it: as long as nothing touches it, the bytes can be
@@ -451,7 +453,7 @@ impl Actor {
         let held = self.hold(self.want(None, (edge, &own.changed), range)).await?;
         let request = self.request.part(held.op(), None);
         let call = self.call(&request, edge);
-        self.change_held(&held, own, (call, range), issue).await
+        self.change_held(&held, own, (call, range, None), issue).await
     }
 
     /// A change of what the guard held is for.
@@ -459,7 +461,7 @@ impl Actor {
         &self,
         held: &Held<'_>,
         own: &Own,
-        (call, range): (EdgeRef<'r>, &Range<u64>),
+        (call, range, clears): (EdgeRef<'r>, &Range<u64>, Option<&Granules>),
         issue: impl AsyncFnOnce(EdgeRef<'r>) -> Result<()>,
     ) -> Result<()> {
         let around = self.around(call.edge, range);
@@ -469,7 +471,7 @@ impl Actor {
             // A block may be torn.
             own.changed.marks.mark(around.start, around.end - around.start);
         }
-        let _ = held.settle(result.is_ok(), || {});
+        let _ = held.settle(result.is_ok(), || clear(clears, range));
         result
     }
 
@@ -480,7 +482,7 @@ impl Actor {
         held: &Held<'_>,
         (own, effect): (&Own, &Effect),
         claim: Option<(Evidence<'_>, (usize, usize))>,
-        call: EdgeRef<'_>,
+        (call, clears): (EdgeRef<'_>, Option<&Granules>),
         offset: u64,
         bytes: Buf,
     ) -> Result<()> {
@@ -489,7 +491,7 @@ impl Actor {
             let around = self.around(call.edge, &range);
             let shield = self.shield(from, to, &around);
             let guarded = (held, &*self.graph().guards);
-            let (ranges, outcomes) = ((range, around), self.outcomes()?);
+            let (ranges, outcomes) = ((range.clone(), around), self.outcomes()?);
             let proof = ViewProof::check(guarded, (own, effect), ranges, &evidence, outcomes)?;
             call.request.set_shield(shield);
             #[cfg(test)]
@@ -497,11 +499,11 @@ impl Actor {
                 held.expire();
             }
             let write = call.write_admitted(offset, bytes, WriteFlags::NONE);
-            return proof.settle(call.settle(write.await));
+            return proof.settle_and(call.settle(write.await), || clear(clears, &range));
         }
         let write =
             async |call: EdgeRef<'_>| call.write_admitted(offset, bytes, WriteFlags::NONE).await;
-        self.change_held(held, own, (call, &range), write).await
+        self.change_held(held, own, (call, &range, clears), write).await
     }
 
     /// Where the snapshot has what a write leaves alone that is proven by edge `from`, and touches `around`:
@@ -534,6 +536,7 @@ impl Actor {
         to: usize,
         range: Range<u64>,
         how: CopyHow,
+        clears: Option<&Granules>,
     ) -> Result<Copied> {
         let end = range.end.min(self.size(self.edge(from)?)).min(self.size(self.edge(to)?));
         let mut copied = Copied::default();
@@ -541,7 +544,7 @@ impl Actor {
         while at < end {
             let piece = at..end.min(at.saturating_add(COPY_MAX_BYTES as u64));
             at = piece.end;
-            copied.bytes += self.copy_piece(from, to, piece, how).await?;
+            copied.bytes += self.copy_piece(from, to, piece, (how, clears)).await?;
         }
         Ok(copied)
     }
@@ -552,7 +555,7 @@ impl Actor {
         from: usize,
         to: usize,
         piece: Range<u64>,
-        how: CopyHow,
+        (how, clears): (CopyHow, Option<&Granules>),
     ) -> Result<u64> {
         let (source, source_edge) = (self.source(from)?, self.edge(from)?);
         let (own, effect) = self.effect(from, to, how.unchanged)?;
@@ -561,20 +564,28 @@ impl Actor {
         let mut written = 0;
         while at < piece.end {
             // A guard is issued once: each run of bytes has its own.
-            let rest = at..piece.end;
+            let Some(rest) = first_set(clears, at..piece.end) else { break };
             let want = self.want(Some(source), (target, effect), &rest);
             let held = self.hold(want).await?;
             let request = self.request.part(held.op(), effect.unchanged);
             let call = self.call(&request, target);
-            let run = match how.only_unallocated {
-                true => call.first_unallocated(rest).await?,
-                false => Some(rest),
+            // Others may have cleared it while this waited.
+            let Some(rest) = first_set(clears, rest.clone()) else {
+                at = rest.end;
+                continue;
             };
-            let Some(run) = run else { break };
+            let run = match how.only_unallocated {
+                true => call.first_unallocated(rest.clone()).await?,
+                false => Some(rest.clone()),
+            };
+            let Some(run) = run else {
+                at = rest.end;
+                continue;
+            };
             at = run.end;
             let bytes = self.read_bytes(&request, source_edge, &run).await?;
             let claim = how.unchanged.then_some((Evidence::UnderGuard, (from, to)));
-            self.write_held(&held, (own, effect), claim, call, run.start, bytes).await?;
+            self.write_held(&held, (own, effect), claim, (call, clears), run.start, bytes).await?;
             written += run.end - run.start;
         }
         Ok(written)
@@ -644,6 +655,18 @@ impl Actor {
         // Unmapped, a backing could show.
         let flags = WriteFlags { no_unmap: true, ..WriteFlags::NONE };
         proof.settle(call.settle(call.zero_with_fua(offset, len, flags).await))
+    }
+}
+
+/// The first part of a range of which a granule is set, if only such are wanted.
+fn first_set(of: Option<&Granules>, range: Range<u64>) -> Option<Range<u64>> {
+    of.map_or_else(|| Some(range.clone()), |granules| granules.ranges(range.clone()).next())
+}
+
+/// A part that has been copied is to be copied no more.
+fn clear(of: Option<&Granules>, range: &Range<u64>) {
+    if let Some(granules) = of {
+        granules.clear_range(range.start, range.end - range.start);
     }
 }
 

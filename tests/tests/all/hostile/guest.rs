@@ -140,6 +140,8 @@ impl Guest<'_> {
             0,
             0,
             0,
+            0,
+            0,
         ];
         let child = [file, 4, 1];
         let bytes = |words: &[u32]| -> String {

@@ -1,0 +1,240 @@
+//! The bitmaps of an instance: its nodes' own, which outlive a fault, and those that are lent to it.
+//!
+//! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use blockloom_abi::NodeIndex;
+
+use super::bindings::exports::blockloom::filter::control;
+use crate::bitmap::{Bitmap, BitmapUse, Granularity, Granules};
+
+/// Bitmaps of one node, its own and lent.
+const BITMAPS_OF_NODE_MAX: usize = 16;
+/// Memory of one bitmap of a node's own, bytes.
+const OWN_MAX_BYTES: u64 = 64 << 20;
+/// Longest name of one, bytes.
+const NAME_MAX_BYTES: usize = 255;
+
+/// What is behind an index.
+enum Content {
+    Own(Arc<Granules>),
+    /// What is lent, once it is there.
+    Lent(Option<BitmapUse>),
+}
+
+struct Entry {
+    node: NodeIndex,
+    name: String,
+    content: Content,
+}
+
+/// What a rule looks at.
+#[derive(Clone)]
+pub(super) enum Probe {
+    Own(Arc<Granules>),
+    Lent(Arc<Bitmap>),
+}
+
+impl Probe {
+    /// Whether a granule of the range is set.
+    #[inline]
+    pub(super) fn any_set(&self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len);
+        match self {
+            Self::Own(granules) => granules.ranges(offset..end).next().is_some(),
+            Self::Lent(bitmap) => bitmap.ranges(offset..end).next().is_some(),
+        }
+    }
+}
+
+/// See the module. Names are bounded, and so is the number of bitmaps of a node.
+#[derive(Default)]
+pub(super) struct PluginBitmaps {
+    entries: Mutex<Vec<Option<Entry>>>,
+    sizes: Mutex<Vec<(NodeIndex, u64)>>,
+}
+
+impl PluginBitmaps {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sizes(&self) -> MutexGuard<'_, Vec<(NodeIndex, u64)>> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node that may have bitmaps from now on, and its size.
+    pub(super) fn add_node(&self, node: NodeIndex, size_bytes: u64) {
+        let mut sizes = self.sizes();
+        sizes.retain(|(known, _)| *known != node);
+        sizes.push((node, size_bytes));
+    }
+
+    /// A bitmap of a node's own; the one that is there if it has one of this name.
+    pub(super) fn own(
+        &self,
+        node: NodeIndex,
+        name: &str,
+        granularity_bytes: u64,
+    ) -> Result<u32, String> {
+        let size = self.sizes().iter().find(|(known, _)| *known == node).map(|(_, size)| *size);
+        let size_bytes = size.ok_or_else(|| format!("node {} is not known", node.0))?;
+        let granularity =
+            Granularity::from_bytes(granularity_bytes).map_err(|error| error.to_string())?;
+        if name.is_empty() || name.len() > NAME_MAX_BYTES {
+            return Err(format!("the name of a bitmap has 1 to {NAME_MAX_BYTES} bytes"));
+        }
+        let mut entries = self.lock();
+        let is_it = |entry: &Entry| entry.node == node && entry.name == name;
+        if let Some(index) = entries.iter().position(|entry| entry.as_ref().is_some_and(is_it)) {
+            return match &entries[index] {
+                Some(Entry { content: Content::Own(granules), .. })
+                    if granules.granularity() == granularity =>
+                {
+                    Ok(number(index))
+                }
+                _ => Err(format!("there is a bitmap `{name}` already, with other granules")),
+            };
+        }
+        let bytes = size_bytes.div_ceil(granularity_bytes).div_ceil(8);
+        if bytes > OWN_MAX_BYTES {
+            return Err(format!(
+                "granules of {granularity_bytes} bytes would take {bytes} bytes of memory, more than \
+                 {OWN_MAX_BYTES}: choose larger ones"
+            ));
+        }
+        let granules = Granules::new(size_bytes, granularity).map_err(|error| error.to_string())?;
+        let content = Content::Own(Arc::new(granules));
+        add(&mut entries, Entry { node, name: name.to_owned(), content })
+    }
+
+    /// A bitmap that is to be lent under this name.
+    pub(super) fn lend(&self, node: NodeIndex, name: &str) -> Result<u32, String> {
+        let content = Content::Lent(None);
+        add(&mut self.lock(), Entry { node, name: name.to_owned(), content })
+    }
+
+    /// What is lent is there.
+    pub(super) fn attach(&self, index: u32, bitmap: BitmapUse) {
+        if let Some(Some(entry)) = self.lock().get_mut(index as usize) {
+            entry.content = Content::Lent(Some(bitmap));
+        }
+    }
+
+    /// The bitmaps of a node, for the guest.
+    pub(super) fn list(&self, node: NodeIndex) -> Vec<control::Bitmap> {
+        let entries = self.lock();
+        let of_node = entries.iter().enumerate().filter_map(|(index, entry)| {
+            let entry = entry.as_ref().filter(|entry| entry.node == node)?;
+            let (granularity_bytes, owned) = match &entry.content {
+                Content::Own(granules) => (granules.granularity().bytes(), true),
+                Content::Lent(Some(bitmap)) => (bitmap.granularity().bytes(), false),
+                Content::Lent(None) => (0, false),
+            };
+            let (name, index) = (entry.name.clone(), number(index));
+            Some(control::Bitmap { name, index, granularity_bytes, owned })
+        });
+        of_node.collect()
+    }
+
+    /// The first run of set bytes at or after `from`: where it starts, how long it is.
+    pub(super) fn next(&self, index: u32, from: u64) -> Option<(u64, u64)> {
+        let run = match &self.lock().get(index as usize)?.as_ref()?.content {
+            Content::Own(granules) => granules.next_dirty(from),
+            Content::Lent(bitmap) => bitmap.as_ref()?.next_dirty(from),
+        };
+        run.map(|run| (run.start, run.end - run.start))
+    }
+
+    /// Sets or clears a range of a node's own bitmap.
+    pub(super) fn set(&self, index: u32, offset: u64, len: u64, value: bool) -> Result<(), String> {
+        let entries = self.lock();
+        match entries.get(index as usize).and_then(Option::as_ref) {
+            Some(Entry { content: Content::Own(granules), .. }) => {
+                if value {
+                    granules.mark(offset, len);
+                } else {
+                    granules.clear_range(offset, len);
+                }
+                Ok(())
+            }
+            Some(entry) => Err(format!("bitmap `{}` is not the node's own", entry.name)),
+            None => Err(format!("there is no bitmap {index}")),
+        }
+    }
+
+    /// A node's own bitmap.
+    pub(super) fn owned(&self, index: u32) -> Option<Arc<Granules>> {
+        match &self.lock().get(index as usize)?.as_ref()?.content {
+            Content::Own(granules) => Some(Arc::clone(granules)),
+            Content::Lent(_) => None,
+        }
+    }
+
+    /// What a rule may look at.
+    pub(super) fn probe(&self, index: u32) -> Option<Probe> {
+        match &self.lock().get(index as usize)?.as_ref()?.content {
+            Content::Own(granules) => Some(Probe::Own(Arc::clone(granules))),
+            Content::Lent(bitmap) => {
+                bitmap.as_ref().map(|bitmap| Probe::Lent(Arc::clone(bitmap.bitmap())))
+            }
+        }
+    }
+}
+
+fn number(index: usize) -> u32 {
+    // Bounded by nodes and bitmaps of a node.
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+fn add(entries: &mut Vec<Option<Entry>>, entry: Entry) -> Result<u32, String> {
+    let of_node = entries.iter().flatten().filter(|known| known.node == entry.node).count();
+    if of_node >= BITMAPS_OF_NODE_MAX {
+        return Err(format!("a node has at most {BITMAPS_OF_NODE_MAX} bitmaps of its plugin"));
+    }
+    entries.push(Some(entry));
+    Ok(number(entries.len() - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_own_bitmap_is_found_again() {
+        let bitmaps = PluginBitmaps::default();
+        let node = NodeIndex(3);
+        bitmaps.own(node, "todo", 4096).expect_err("an unknown node");
+        bitmaps.add_node(node, 1 << 20);
+        let index = bitmaps.own(node, "todo", 4096).expect("a bitmap");
+        bitmaps.set(index, 5000, 1, true).expect("its own");
+        assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)));
+        assert_eq!(bitmaps.own(node, "todo", 4096), Ok(index));
+        assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)), "as it was left");
+        bitmaps.own(node, "todo", 8192).expect_err("other granules");
+        bitmaps.set(index, 4096, 4095, false).expect("its own");
+        assert!(bitmaps.probe(index).expect("a probe").any_set(8000, 10), "not covered");
+        bitmaps.set(index, 4096, 4096, false).expect("its own");
+        assert_eq!(bitmaps.next(index, 0), None);
+    }
+
+    #[test]
+    fn what_a_guest_asks_for_is_bounded() {
+        let bitmaps = PluginBitmaps::default();
+        let node = NodeIndex(0);
+        bitmaps.add_node(node, 1 << 50);
+        for (name, granularity) in [("", 4096), ("b", 4095), ("b", 0), ("b", 512), ("b", 1 << 40)] {
+            bitmaps.own(node, name, granularity).expect_err("refused");
+        }
+        bitmaps.own(node, &"n".repeat(256), 1 << 31).expect_err("a long name");
+        for index in 0..16 {
+            bitmaps.own(node, &index.to_string(), 1 << 31).expect("a bitmap");
+        }
+        bitmaps.own(node, "more", 1 << 31).expect_err("too many");
+        let lent = bitmaps.lend(NodeIndex(1), "lent").expect("a place");
+        assert_eq!(bitmaps.next(lent, 0), None, "not there yet");
+        bitmaps.set(lent, 0, 1, true).expect_err("not its own");
+        bitmaps.set(99, 0, 1, true).expect_err("none");
+    }
+}
