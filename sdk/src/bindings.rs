@@ -228,6 +228,82 @@ pub mod blockloom {
                 }
             }
             #[allow(unused_unsafe, clippy::all)]
+            /// How many bytes are set. Nothing for a bitmap that the plugin may not read.
+            #[allow(async_fn_in_trait)]
+            pub fn bitmap_count(bitmap: u32) -> u64 {
+                unsafe {
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "blockloom:filter/host@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "bitmap-count"]
+                        fn wit_import0(_: i32) -> i64;
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import0(_: i32) -> i64 {
+                        unreachable!()
+                    }
+                    let ret = wit_import0(_rt::as_i32(&bitmap));
+                    ret as u64
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sets in one of the node's own bitmaps what is set in another one.
+            #[allow(async_fn_in_trait)]
+            pub fn bitmap_merge(into: u32, from: u32) -> Result<(), _rt::String> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 3 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 3
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "blockloom:filter/host@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "bitmap-merge"]
+                        fn wit_import1(_: i32, _: i32, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import1(_: i32, _: i32, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import1(_rt::as_i32(&into), _rt::as_i32(&from), ptr0);
+                    let l2 = i32::from(*ptr0.add(0).cast::<u8>());
+                    let result6 = match l2 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l3 = *ptr0
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l4 = *ptr0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len5 = l4;
+                                let bytes5 = _rt::Vec::from_raw_parts(
+                                    l3.cast(),
+                                    len5,
+                                    len5,
+                                );
+                                _rt::string_lift(bytes5)
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result6
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
             /// Sets or clears a range of one of the node's own bitmaps. Bits are set for every granule that
             /// the range touches, and cleared for those that it covers.
             #[allow(async_fn_in_trait)]
@@ -1540,37 +1616,39 @@ macro_rules! __export_filter_impl {
         =
         "component-type:wit-bindgen:0.60.0:blockloom:filter@0.1.0:filter:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1298] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1362] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x95\x09\x01A\x02\x01\
-A\x06\x01B\x16\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xd5\x09\x01A\x02\x01\
+A\x06\x01B\x1a\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
 \0\x09condition\x03\0\0\x01r\x03\x08requestsw\x05bytesw\x05untilw\x04\0\x06budge\
 t\x03\0\x02\x01k\x03\x01r\x03\x05kindsy\x04only\x01\x06budget\x04\x04\0\x04rule\x03\
 \0\x05\x01@\x02\x05level}\x07messages\x01\0\x04\0\x03log\x01\x07\x01o\x02ww\x01k\
 \x08\x01@\x02\x06bitmapy\x04fromw\0\x09\x04\0\x0bbitmap-next\x01\x0a\x01j\x01y\x01\
 s\x01@\x03\x04node{\x04names\x11granularity-bytesw\0\x0b\x04\0\x0abitmap-own\x01\
-\x0c\x01j\0\x01s\x01@\x04\x06bitmapy\x06offsetw\x03lenw\x05value\x7f\0\x0d\x04\0\
-\x0abitmap-set\x01\x0e\x01p\x06\x01@\x03\x04node{\x05rules\x0f\x05epochy\0\x0d\x04\
-\0\x09set-rules\x01\x10\x03\0\x1bblockloom:filter/host@0.1.0\x05\0\x01B%\x01r\x02\
-\x04names\x08required\x7f\x04\0\x0bbitmap-want\x03\0\0\x01n\x05\x04read\x0fwrite\
--unchanged\x05write\x07discard\x06resize\x04\0\x06grants\x03\0\x02\x01r\x03\x04n\
-ames\x08required\x7f\x05wants\x03\x04\0\x0achild-want\x03\0\x04\x01p\x05\x01ps\x01\
-p\x01\x01r\x09\x06layouty\x04names\x07versions\x05kindsy\x08children\x06\x05view\
-s\x07\x07bitmaps\x08\x0fwants-transform\x7f\x07has-job\x7f\x04\0\x0bdescription\x03\
-\0\x09\x01r\x02\x04paths\x07messages\x04\0\x0cconfig-error\x03\0\x0b\x01r\x02\x0a\
-size-bytesw\x07granted\x03\x04\0\x05child\x03\0\x0d\x01r\x04\x04names\x05indexy\x11\
-granularity-bytesw\x05owned\x7f\x04\0\x06bitmap\x03\0\x0f\x01k\x0e\x01p\x11\x01p\
-\x10\x01r\x06\x05index{\x04names\x0asize-bytesw\x09read-only\x7f\x08children\x12\
-\x07bitmaps\x13\x04\0\x04node\x03\0\x14\x01@\0\0\x0a\x04\0\x08describe\x01\x16\x01\
-j\0\x01\x0c\x01@\x01\x06configs\0\x17\x04\0\x09configure\x01\x18\x01j\0\x01s\x01\
-@\x01\x04node\x15\0\x19\x04\0\x08add-node\x01\x1a\x01@\x01\x05index{\x01\0\x04\0\
-\x0bremove-node\x01\x1b\x01p}\x01@\0\0\x1c\x04\0\x04save\x01\x1d\x01@\x01\x05sta\
-te\x1c\0\x19\x04\0\x07restore\x01\x1e\x04\0\x1eblockloom:filter/control@0.1.0\x05\
-\x01\x01B\x05\x01pw\x01@\x02\x03noww\x06events\0\0\0\x04\0\x04poll\x01\x01\x01@\x05\
-\x03noww\x04headw\x02idw\x06offsetw\x03lenw\0w\x04\0\x08poll-one\x01\x02\x04\0\x1b\
-blockloom:filter/data@0.1.0\x05\x02\x04\0\x1dblockloom:filter/filter@0.1.0\x04\0\
-\x0b\x0c\x01\0\x06filter\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-\
-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+\x0c\x01@\x01\x06bitmapy\0w\x04\0\x0cbitmap-count\x01\x0d\x01j\0\x01s\x01@\x02\x04\
+intoy\x04fromy\0\x0e\x04\0\x0cbitmap-merge\x01\x0f\x01@\x04\x06bitmapy\x06offset\
+w\x03lenw\x05value\x7f\0\x0e\x04\0\x0abitmap-set\x01\x10\x01p\x06\x01@\x03\x04no\
+de{\x05rules\x11\x05epochy\0\x0e\x04\0\x09set-rules\x01\x12\x03\0\x1bblockloom:f\
+ilter/host@0.1.0\x05\0\x01B%\x01r\x02\x04names\x08required\x7f\x04\0\x0bbitmap-w\
+ant\x03\0\0\x01n\x05\x04read\x0fwrite-unchanged\x05write\x07discard\x06resize\x04\
+\0\x06grants\x03\0\x02\x01r\x03\x04names\x08required\x7f\x05wants\x03\x04\0\x0ac\
+hild-want\x03\0\x04\x01p\x05\x01ps\x01p\x01\x01r\x09\x06layouty\x04names\x07vers\
+ions\x05kindsy\x08children\x06\x05views\x07\x07bitmaps\x08\x0fwants-transform\x7f\
+\x07has-job\x7f\x04\0\x0bdescription\x03\0\x09\x01r\x02\x04paths\x07messages\x04\
+\0\x0cconfig-error\x03\0\x0b\x01r\x02\x0asize-bytesw\x07granted\x03\x04\0\x05chi\
+ld\x03\0\x0d\x01r\x04\x04names\x05indexy\x11granularity-bytesw\x05owned\x7f\x04\0\
+\x06bitmap\x03\0\x0f\x01k\x0e\x01p\x11\x01p\x10\x01r\x06\x05index{\x04names\x0as\
+ize-bytesw\x09read-only\x7f\x08children\x12\x07bitmaps\x13\x04\0\x04node\x03\0\x14\
+\x01@\0\0\x0a\x04\0\x08describe\x01\x16\x01j\0\x01\x0c\x01@\x01\x06configs\0\x17\
+\x04\0\x09configure\x01\x18\x01j\0\x01s\x01@\x01\x04node\x15\0\x19\x04\0\x08add-\
+node\x01\x1a\x01@\x01\x05index{\x01\0\x04\0\x0bremove-node\x01\x1b\x01p}\x01@\0\0\
+\x1c\x04\0\x04save\x01\x1d\x01@\x01\x05state\x1c\0\x19\x04\0\x07restore\x01\x1e\x04\
+\0\x1eblockloom:filter/control@0.1.0\x05\x01\x01B\x05\x01pw\x01@\x02\x03noww\x06\
+events\0\0\0\x04\0\x04poll\x01\x01\x01@\x05\x03noww\x04headw\x02idw\x06offsetw\x03\
+lenw\0w\x04\0\x08poll-one\x01\x02\x04\0\x1bblockloom:filter/data@0.1.0\x05\x02\x04\
+\0\x1dblockloom:filter/filter@0.1.0\x04\0\x0b\x0c\x01\0\x06filter\x03\0\0\0G\x09\
+producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rus\
+t\x060.60.0";
         };
     };
 }
@@ -1583,17 +1661,19 @@ pub use __export_filter_impl as export;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 617] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xcc\x03\x01A\x02\x01\
-A\x02\x01B\x16\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 681] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x8c\x04\x01A\x02\x01\
+A\x02\x01B\x1a\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
 \0\x09condition\x03\0\0\x01r\x03\x08requestsw\x05bytesw\x05untilw\x04\0\x06budge\
 t\x03\0\x02\x01k\x03\x01r\x03\x05kindsy\x04only\x01\x06budget\x04\x04\0\x04rule\x03\
 \0\x05\x01@\x02\x05level}\x07messages\x01\0\x04\0\x03log\x01\x07\x01o\x02ww\x01k\
 \x08\x01@\x02\x06bitmapy\x04fromw\0\x09\x04\0\x0bbitmap-next\x01\x0a\x01j\x01y\x01\
 s\x01@\x03\x04node{\x04names\x11granularity-bytesw\0\x0b\x04\0\x0abitmap-own\x01\
-\x0c\x01j\0\x01s\x01@\x04\x06bitmapy\x06offsetw\x03lenw\x05value\x7f\0\x0d\x04\0\
-\x0abitmap-set\x01\x0e\x01p\x06\x01@\x03\x04node{\x05rules\x0f\x05epochy\0\x0d\x04\
-\0\x09set-rules\x01\x10\x03\0\x1bblockloom:filter/host@0.1.0\x05\0\x04\0=blocklo\
-om:filter/filter-with-all-of-its-exports-removed@0.1.0\x04\0\x0b,\x01\0&filter-w\
-ith-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0d\
-wit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+\x0c\x01@\x01\x06bitmapy\0w\x04\0\x0cbitmap-count\x01\x0d\x01j\0\x01s\x01@\x02\x04\
+intoy\x04fromy\0\x0e\x04\0\x0cbitmap-merge\x01\x0f\x01@\x04\x06bitmapy\x06offset\
+w\x03lenw\x05value\x7f\0\x0e\x04\0\x0abitmap-set\x01\x10\x01p\x06\x01@\x03\x04no\
+de{\x05rules\x11\x05epochy\0\x0e\x04\0\x09set-rules\x01\x12\x03\0\x1bblockloom:f\
+ilter/host@0.1.0\x05\0\x04\0=blockloom:filter/filter-with-all-of-its-exports-rem\
+oved@0.1.0\x04\0\x0b,\x01\0&filter-with-all-of-its-exports-removed\x03\0\0\0G\x09\
+producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rus\
+t\x060.60.0";

@@ -55,6 +55,27 @@ pub fn bitmap_own(
     return crate::testing::bitmap_own(node, name, granularity_bytes);
 }
 
+/// How many bytes of a bitmap are set.
+#[must_use]
+pub fn bitmap_count(bitmap: BitmapIndex) -> u64 {
+    #[cfg(target_family = "wasm")]
+    return wit::bitmap_count(bitmap.0);
+    #[cfg(not(target_family = "wasm"))]
+    return crate::testing::bitmap_count(bitmap);
+}
+
+/// Sets in one of the node's own bitmaps what is set in another one.
+///
+/// # Errors
+///
+/// Why the host refuses.
+pub fn bitmap_merge(into: BitmapIndex, from: BitmapIndex) -> Result<(), String> {
+    #[cfg(target_family = "wasm")]
+    return wit::bitmap_merge(into.0, from.0);
+    #[cfg(not(target_family = "wasm"))]
+    return crate::testing::bitmap_merge(into, from);
+}
+
 /// Sets or clears a range of one of the node's own bitmaps.
 ///
 /// # Errors

@@ -85,6 +85,7 @@ mod runtime;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 mod text;
+mod together;
 
 pub use blockloom_abi::{
     BitmapIndex, ChildIndex, Control, ControlKind, Errno, Extent, ExtentFlags, Kind, Kinds,
@@ -98,9 +99,11 @@ pub use filter::{
     Bitmap, Child, ChildWant, Description, FILE, Filter, Grants, Node, NodeId, Time, Verdict,
 };
 pub use host::{
-    Budget, Condition, Level, Rule, bitmap_next, bitmap_own, bitmap_set, log, set_rules,
+    Budget, Condition, Level, Rule, bitmap_count, bitmap_merge, bitmap_next, bitmap_own,
+    bitmap_set, log, set_rules,
 };
 pub use lock::{RangeGuard, RangeLocks};
+pub use together::{Signal, each_of, either};
 
 /// Makes a [`Filter`] the one that this component exports. Expands to nothing on other targets.
 #[macro_export]

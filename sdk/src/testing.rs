@@ -336,6 +336,21 @@ pub(crate) fn bitmap_own(
     })
 }
 
+pub(crate) fn bitmap_count(bitmap: BitmapIndex) -> u64 {
+    HOST.with_borrow(|host| {
+        let runs = host.bitmaps.get(&bitmap.0);
+        runs.map_or(0, |runs| runs.iter().map(|(start, end)| end - start).sum())
+    })
+}
+
+pub(crate) fn bitmap_merge(into: BitmapIndex, from: BitmapIndex) -> Result<(), String> {
+    let runs = HOST.with_borrow(|host| host.bitmaps.get(&from.0).cloned());
+    for (start, end) in runs.ok_or("no such bitmap")? {
+        bitmap_set(into, start, end - start, true)?;
+    }
+    Ok(())
+}
+
 pub(crate) fn bitmap_next(bitmap: BitmapIndex, from: u64) -> Option<(u64, u64)> {
     HOST.with_borrow(|host| {
         let runs = host.bitmaps.get(&bitmap.0)?;

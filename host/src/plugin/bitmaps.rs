@@ -147,6 +147,33 @@ impl PluginBitmaps {
         run.map(|run| (run.start, run.end - run.start))
     }
 
+    /// How many bytes are set.
+    pub(super) fn count(&self, index: u32) -> u64 {
+        match self.probe(index) {
+            Some(Probe::Own(granules)) => granules.dirty_bytes(),
+            Some(Probe::Lent(bitmap)) => bitmap.dirty_bytes(),
+            None => 0,
+        }
+    }
+
+    /// Sets in a node's own bitmap what is set in another one.
+    pub(super) fn merge(&self, into: u32, from: u32) -> Result<(), String> {
+        let into = self
+            .owned(into)
+            .ok_or_else(|| format!("there is no bitmap {into} of the node's own"))?;
+        match self.probe(from).ok_or_else(|| format!("there is no bitmap {from} to read"))? {
+            Probe::Own(other) if Arc::ptr_eq(&into, &other) => {}
+            Probe::Own(other) => {
+                other.ranges(0..u64::MAX).for_each(|run| into.mark(run.start, run.end - run.start));
+            }
+            Probe::Lent(bitmap) => {
+                let all = bitmap.ranges(0..u64::MAX);
+                all.for_each(|run| into.mark(run.start, run.end - run.start));
+            }
+        }
+        Ok(())
+    }
+
     /// Sets or clears a range of a node's own bitmap.
     pub(super) fn set(&self, index: u32, offset: u64, len: u64, value: bool) -> Result<(), String> {
         let entries = self.lock();

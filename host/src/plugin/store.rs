@@ -182,6 +182,14 @@ impl host::Host for HostState {
         self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes)
     }
 
+    fn bitmap_count(&mut self, bitmap: u32) -> u64 {
+        self.lasting.bitmaps.count(bitmap)
+    }
+
+    fn bitmap_merge(&mut self, into: u32, from: u32) -> Result<(), String> {
+        self.lasting.bitmaps.merge(into, from)
+    }
+
     fn bitmap_set(
         &mut self,
         bitmap: u32,

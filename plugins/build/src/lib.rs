@@ -21,6 +21,7 @@ use std::{env, fmt, fs, io};
 
 /// Name and package of each bundled plugin.
 pub const PLUGINS: &[(&str, &str)] = &[
+    ("backup", "blockloom-plugin-backup"),
     ("copy-on-read", "blockloom-plugin-copy-on-read"),
     ("pass", "blockloom-plugin-pass"),
     ("throttle", "blockloom-plugin-throttle"),
