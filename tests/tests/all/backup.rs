@@ -1,0 +1,186 @@
+//! The `backup` plugin: a target that holds what the disk held at one point in time.
+
+use std::fs;
+
+use blockloom_tests::tools::{compare, fio, have, nbd_map, qemu_io, succeed};
+use blockloom_tests::{Daemon, Scratch, pattern};
+
+use crate::{KIB, MIB, scratch, serve, try_serve};
+
+const SIZE: u64 = 48 * MIB;
+const TOOLS: [&str; 4] = ["qemu-img", "qemu-io", "nbdinfo", "fio"];
+
+/// A disk behind a backup, with what else there is.
+fn graph(disk: &str, target: &str, config: &str, more: &str) -> String {
+    format!(
+        "[node.disk]\n{disk}\n\
+         [node.target]\n{target}\n\
+         [node.backup]\ndriver = \"plugin\"\nplugin = \"backup\"\nchild.file = \"disk\"\n\
+         child.target = \"target\"\ngrant.file = [\"read\"]\ngrant.target = [\"write\"]\n\
+         config = {{ {config} }}\n\
+         {more}\n\
+         [drive.vda]\nroot = \"backup\"\n\
+         [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\n\
+         writable = true\n"
+    )
+}
+
+fn file(scratch: &Scratch, name: &str) -> String {
+    format!("driver = \"file\"\npath = \"{}\"", scratch.image(name).display())
+}
+
+fn text(scratch: &Scratch, name: &str) -> String {
+    scratch.image(name).to_str().expect("UTF-8").to_owned()
+}
+
+/// `disk.img` with data, `then.img` with the same, and an empty `target.img`.
+fn images() -> Scratch {
+    let scratch = scratch();
+    let data = pattern(7, (SIZE / 2) as usize);
+    for name in ["disk.img", "then.img"] {
+        scratch.sparse_image(name, SIZE);
+        scratch.poke(name, 5 * MIB, &data);
+    }
+    scratch.sparse_image("target.img", SIZE);
+    scratch
+}
+
+fn serve_raw(scratch: &Scratch, config: &str, arguments: &[&str]) -> Daemon {
+    let (disk, target) = (file(scratch, "disk.img"), file(scratch, "target.img"));
+    serve(scratch, &graph(&disk, &target, config, ""), arguments)
+}
+
+#[test]
+fn a_full_backup_under_load_holds_what_was_there() {
+    if !have(&TOOLS) {
+        return;
+    }
+    for workers in ["1", "2"] {
+        let scratch = images();
+        let config = "speed = \"64MiB\", min-cluster-size = \"16KiB\"";
+        let daemon = serve_raw(&scratch, config, &["--workers", workers]);
+        daemon.wait_for_log("the point in time is reached");
+        let uri = format!("uri={}", daemon.uri("vda"));
+        fio(&[
+            "name=load",
+            "ioengine=nbd",
+            &uri,
+            "rw=randwrite",
+            "bsrange=512-40k",
+            "bs_unaligned=0",
+            "iodepth=16",
+            "size=48M",
+            "io_size=32M",
+            "randseed=5",
+        ]);
+        daemon.wait_for_log("the backup is complete");
+        qemu_io(daemon.uri("vda"), &["write -P 9 0 1M", "discard 6M 1M", "write -z 8M 3M"]);
+        daemon.finish();
+        compare(&text(&scratch, "then.img"), &text(&scratch, "target.img"));
+        let disk = fs::read(scratch.image("disk.img")).expect("the disk");
+        assert!(disk[..MIB as usize].iter().all(|byte| *byte == 9), "writes go on");
+    }
+}
+
+#[test]
+fn without_a_background_copy_only_what_is_overwritten_is_kept() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let scratch = images();
+    let daemon = serve_raw(&scratch, "sync = \"none\"", &[]);
+    daemon.wait_for_log("the point in time is reached");
+    let uri = daemon.uri("vda").to_owned();
+    qemu_io(&uri, &["write -P 9 6M 1k", "write -P 8 6M 64k", "write -z 7170k 2k", "read 9M 1M"]);
+    qemu_io(&uri, &["write -P 7 6145k 512", "discard 10M 64k", "read -P 8 6146k 62k"]);
+    daemon.finish();
+    let then = fs::read(scratch.image("then.img")).expect("the disk as it was");
+    let target = fs::read(scratch.image("target.img")).expect("the target");
+    for granule in 0..(SIZE / (64 * KIB)) as usize {
+        let range = granule * (64 << 10)..(granule + 1) * (64 << 10);
+        let is_kept = [96, 112, 160].contains(&granule);
+        let expect: &[u8] = if is_kept { &then[range.clone()] } else { &[0; 64 << 10] };
+        assert!(target[range] == *expect, "granule {granule}");
+    }
+}
+
+/// `disk.qcow2`, whose bitmap `daily` is kept, served with or without a backup.
+fn serve_image(scratch: &Scratch, sync: Option<&str>) -> Daemon {
+    let disk = format!(
+        "driver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{}\" }}",
+        text(scratch, "disk.qcow2")
+    );
+    let bitmap = "[bitmap.daily]\ndrive = \"vda\"\npersist = \"root\"";
+    let text = match sync {
+        None => format!(
+            "[node.disk]\n{disk}\n[drive.vda]\nroot = \"disk\"\n{bitmap}\n\
+             [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\n\
+             writable = true\nbitmaps = [\"daily\"]\n"
+        ),
+        Some(lent) => {
+            let graph =
+                graph(&disk, &file(scratch, "target.img"), "sync = \"incremental\"", bitmap);
+            graph.replace("child.target", &format!("{lent}\nchild.target"))
+        }
+    };
+    serve(scratch, &text, &[])
+}
+
+#[test]
+fn an_incremental_backup_copies_what_a_bitmap_says() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let scratch = scratch();
+    scratch.sparse_image("target.img", SIZE);
+    let (disk, then) = (text(&scratch, "disk.qcow2"), text(&scratch, "then.img"));
+    succeed("qemu-img", ["create", "-q", "-f", "qcow2", &disk, &SIZE.to_string()]);
+    succeed("qemu-io", ["-f", "qcow2", "-c", "write -P 1 20M 1M", &disk]);
+    let daemon = serve_image(&scratch, None);
+    let uri = daemon.uri("vda").to_owned();
+    qemu_io(&uri, &["write -P 2 1M 100k", "write -P 3 30M 2M", "write -z 31M 64k"]);
+    let dirty = nbd_map(&uri, "qemu:dirty-bitmap:daily");
+    let dirty: u64 = dirty.iter().filter(|(.., kind)| kind & 1 != 0).map(|(_, len, _)| len).sum();
+    assert_eq!(dirty, 128 * KIB + 2 * MIB);
+    daemon.finish();
+    succeed("qemu-img", ["convert", "-f", "qcow2", "-O", "raw", &disk, &then]);
+    let daemon = serve_image(&scratch, Some("bitmap.changes = \"daily\""));
+    daemon.wait_for_log("the point in time is reached");
+    qemu_io(daemon.uri("vda"), &["write -P 4 1M 64k", "write -P 5 40M 64k"]);
+    daemon.wait_for_log("the backup is complete");
+    daemon.finish();
+    let then = fs::read(&then).expect("the disk as it was");
+    let target = fs::read(scratch.image("target.img")).expect("the target");
+    for (start, len) in [(MIB, 128 * KIB), (30 * MIB, 2 * MIB)] {
+        let range = start as usize..(start + len) as usize;
+        assert!(target[range.clone()] == then[range], "what has changed is there");
+    }
+    let copied = target.iter().filter(|byte| **byte != 0).count() as u64;
+    assert_eq!(copied, 100 * KIB + 2 * MIB - 64 * KIB, "and nothing else");
+}
+
+#[test]
+fn what_cannot_be_a_backup_is_refused() {
+    let scratch = images();
+    let (disk, small) = (file(&scratch, "disk.img"), "driver = \"memory\"\nsize = \"1MiB\"");
+    let target = file(&scratch, "target.img");
+    let cases = [
+        (graph(&disk, small, "", ""), "the target is smaller than what is to be copied to it"),
+        (graph(&disk, &target, "sync = \"incremental\"", ""), "`bitmap.changes = \"…\"`"),
+        (graph(&disk, &target, "sync = \"top\"", ""), "is `full`, `incremental` or `none`"),
+        (
+            graph(&disk, &target, "", "").replace("grant.target = [\"write\"]\n", ""),
+            "write `grant.target = [\"write\"]`",
+        ),
+        (
+            graph(&disk, &target, "", "")
+                .replace("child.target = \"target\"\n", "")
+                .replace("grant.target = [\"write\"]\n", ""),
+            "needs a child `target`: add `child.target = \"…\"`",
+        ),
+    ];
+    for (graph, expect) in cases {
+        let refused = try_serve(&scratch, &graph, &[]).err().expect("a refusal");
+        assert!(refused.stderr.contains(expect), "{expect}: {}", refused.stderr);
+    }
+}
