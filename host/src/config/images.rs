@@ -440,6 +440,7 @@ impl Below<'_> {
             backing: Spanned::new(BackingSpec::AsImage, self.span),
             create: None,
             l2_cache_bytes: self.image.l2_cache_bytes,
+            lazy_refcounts: None,
             backing_dirs: Vec::new(),
             image: Some(ImageSpec::There(facts)),
         };

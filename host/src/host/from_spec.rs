@@ -298,6 +298,7 @@ impl Builder<'_> {
             backing: place("backing"),
             data_file: place("data-file"),
             l2_cache_bytes: image.l2_cache_bytes.value,
+            lazy_refcounts: image.lazy_refcounts.map(|it| it.value),
         }
     }
 

@@ -1,10 +1,15 @@
 //! Images in plain files, before the nodes open those: what a configuration file asks for and is not there yet
-//! is made, and clusters are counted again in one whose writer counts late and was not closed, as QEMU does.
+//! is made, and one that was not closed is repaired: clusters are counted again where the writer counts late,
+//! as QEMU does, and leaked ones are freed.
+//!
+//! That walks through all tables of an image, so it is done only where the image says that its writer was cut
+//! short, and before the node opens it. Leaks harm nobody: if they cannot be looked for, the image is used with
+//! them.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
 
-use blockloom_qcow2::check::{CheckOptions, Repair, check};
+use blockloom_qcow2::check::{CheckOptions, mend};
 use blockloom_qcow2::create::{Backing, CreateOptions, DataFile, Preallocation, create};
 use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Version};
 
@@ -14,7 +19,7 @@ use crate::config::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::PermissionSet;
-use crate::io::{EngineChoice, EngineKind, path_facts, remove_file, run_on_thread};
+use crate::io::{EngineChoice, EngineKind, path_facts, remove_file, run_on_thread, turn_now};
 use crate::node::{Access, FileStorage};
 
 /// The first image that could not be prepared, and why.
@@ -30,8 +35,17 @@ pub(super) fn prepare_all<'s>(spec: &'s GraphSpec, base: &Path) -> Result<(), No
         let DriverSpec::Qcow2(image) = &node.driver else { continue };
         let prepared = match (&image.image, &image.create) {
             (Some(ImageSpec::New), Some(wanted)) => make(spec, base, node, wanted),
-            (Some(ImageSpec::There(image)), _) if image.is_dirty && is_written(spec, node) => {
-                mend(spec, base, node)
+            (Some(ImageSpec::There(image)), _)
+                if (image.is_dirty || image.is_left_open) && is_written(spec, node) =>
+            {
+                match mend_image(spec, base, node) {
+                    Err(error) if !image.is_dirty => {
+                        let name = &node.name;
+                        tracing::warn!("what leaked in the image of node `{name}` stays: {error}");
+                        Ok(())
+                    }
+                    mended => mended,
+                }
             }
             _ => Ok(()),
         };
@@ -53,19 +67,28 @@ fn run<T: 'static>(work: impl Future<Output = blockloom_qcow2::Result<T>> + 'sta
     done.map_err(|error| Error::new(ErrorKind::from_errno(error.errno()), error.to_string()))
 }
 
-/// Counts the clusters of an image again that was left with late refcounts.
-fn mend(spec: &GraphSpec, base: &Path, node: &NodeSpec) -> Result<()> {
+/// Repairs an image that was not closed.
+fn mend_image(spec: &GraphSpec, base: &Path, node: &NodeSpec) -> Result<()> {
     let Some(file) = spec.image_file(node) else { return Ok(()) };
     let path = file.path_in(base);
     let storage = FileStorage::open(&path, Access::Write)?;
-    let options = CheckOptions { repair: Repair::All, ..CheckOptions::default() };
-    let report = run(async move { check(&storage, &options).await })?;
+    let memory_bytes = CheckOptions::default().memory_bytes;
+    let (report, took) = run(async move {
+        let begun = turn_now();
+        let report = mend(&storage, memory_bytes).await?;
+        Ok((report, turn_now() - begun))
+    })?;
+    let Some(report) = report else { return Ok(()) };
     tracing::warn!(
-        "image `{}` was not closed: {} refcounts and {} leaked clusters are put right",
+        "image `{}` was not closed: {} refcounts and {} leaked clusters are put right, in {} ms",
         path.display(),
         report.corruptions_fixed,
-        report.leaks_fixed
+        report.leaks_fixed,
+        took.as_millis()
     );
+    if report.is_damaged() {
+        tracing::error!("image `{}` is damaged: `blockloom image check` tells how", path.display());
+    }
     Ok(())
 }
 

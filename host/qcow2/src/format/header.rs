@@ -35,8 +35,12 @@ pub mod features {
     pub const BITMAPS: u64 = 1;
     /// Autoclear: the external data file is a raw image by itself.
     pub const RAW_EXTERNAL_DATA: u64 = 1 << 1;
+    /// Autoclear, of this program's own: it has the image open and has begun to change it, so that clusters
+    /// may have leaked if nobody has it open. Others take the bit back before they write, as bits that they
+    /// do not know; the leaks are then as after a crash of theirs.
+    pub const OPEN: u64 = 1 << 62;
     /// Autoclear bits that this crate knows.
-    pub const AUTOCLEAR_KNOWN: u64 = BITMAPS | RAW_EXTERNAL_DATA;
+    pub const AUTOCLEAR_KNOWN: u64 = BITMAPS | RAW_EXTERNAL_DATA | OPEN;
 }
 
 /// Where fields are that are changed by themselves: each group lies within one 512-byte sector, so that

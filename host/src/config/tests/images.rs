@@ -103,6 +103,7 @@ fn image() -> ImageFacts {
         data_file: DataFileSpec::None,
         data_file_name: None,
         is_dirty: false,
+        is_left_open: false,
     }
 }
 
