@@ -28,5 +28,8 @@ pub const REFCOUNT_CACHE_BYTES: u64 = 4 << 20;
 pub const HOST_BYTES_MAX: u64 = 1 << 56;
 /// Most runs of clusters that wait until what freed them is durable: then metadata is written.
 pub const PENDING_FREES_MAX: usize = 1 << 16;
+/// Most bytes of clusters that wait so: by that much an image may be longer than what it holds needs, however
+/// seldom its guest flushes.
+pub const PENDING_FREES_MAX_BYTES: u64 = 64 << 20;
 /// Largest cluster, as in QEMU.
 pub const CLUSTER_MAX_BYTES: u64 = 2 << 20;

@@ -1,5 +1,7 @@
 //! A header over another one.
 
+use std::ops::Range;
+
 use super::BitmapsExtension;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extension::Extension;
@@ -9,8 +11,8 @@ use crate::storage::Storage;
 
 /// What a container writes wholly or not at all, bytes.
 const SECTOR_BYTES: usize = 512;
-/// Where `backing_file_offset` is, 8 bytes.
-const BACKING_OFFSET: usize = 8;
+/// Where `backing_file_offset` and `backing_file_size` are, 12 bytes.
+const BACKING: Range<usize> = 8..20;
 /// Where `header_length` is, 4 bytes.
 const HEADER_LEN: usize = 100;
 /// Type and length of an extension.
@@ -72,12 +74,13 @@ pub async fn replace_header<S: Storage>(storage: &S, header: &Header) -> Result<
         head.copy_from_slice(&end_marker);
     }
     if let Some(name) = header.backing_name.as_deref()
-        && first[BACKING_OFFSET..BACKING_OFFSET + 8] != new[BACKING_OFFSET..BACKING_OFFSET + 8]
+        && backing_of(&now) != backing_of(&new)
     {
         let place = aside(&now, &new, name.len())?;
         storage.write(place, name).await?;
         storage.flush().await?;
-        first[BACKING_OFFSET..BACKING_OFFSET + 8].copy_from_slice(&place.to_be_bytes());
+        let (offset, len) = (place.to_be_bytes(), (name.len() as u32).to_be_bytes());
+        first[BACKING].copy_from_slice(&[&offset[..], &len].concat());
     }
     if first != now[..SECTOR_BYTES] {
         storage.write(0, &first).await?;
@@ -133,13 +136,20 @@ fn header_len(header: &[u8]) -> usize {
     u32::from_be_bytes(bytes) as usize
 }
 
+/// Where the name of the backing file is, and its bytes.
+fn backing_of(header: &[u8]) -> (Range<u64>, &[u8]) {
+    let (mut offset, mut len) = ([0; 8], [0; 4]);
+    offset.copy_from_slice(&header[BACKING][..8]);
+    len.copy_from_slice(&header[BACKING][8..]);
+    let (offset, len) = (u64::from_be_bytes(offset), u32::from_be_bytes(len));
+    let place = if offset == 0 { 0..0 } else { offset..offset.saturating_add(len.into()) };
+    let name = header.get(place.start as usize..place.end as usize).unwrap_or_default();
+    (place, name)
+}
+
 /// Where in the first cluster a name of `len` bytes neither touches the header `now` nor the `new` one.
 fn aside(now: &[u8], new: &[u8], len: usize) -> Result<u64> {
-    let mut offset = [0; 8];
-    offset.copy_from_slice(&now[BACKING_OFFSET..BACKING_OFFSET + 8]);
-    let offset = u64::from_be_bytes(offset);
-    let now_end = if offset == 0 { 0 } else { offset.saturating_add(len as u64) };
-    let place = now_end.max(new.len() as u64);
+    let place = backing_of(now).0.end.max(new.len() as u64);
     if place.saturating_add(len as u64) > now.len() as u64 {
         let message = "the first cluster has no room for another header extension";
         return Err(Error::new(ErrorKind::NoSpace, message));

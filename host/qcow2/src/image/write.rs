@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
 use super::allocator::Run;
+use super::frees::Parked;
 use super::request::Change;
 use super::tables::Slot;
 use super::{Allocation, Fill, FillSource, Image, Step, Turn};
@@ -153,12 +154,18 @@ impl Image {
         self.bound_frees(s).await
     }
 
-    /// Writes metadata back if too many frees wait for it.
+    /// Frees clusters if too many wait for it, which takes that metadata is written back.
     pub(super) async fn bound_frees<S: Storage>(&self, s: &S) -> Result<()> {
-        if self.frees.pending_len() < limits::PENDING_FREES_MAX {
+        let clusters_max = limits::PENDING_FREES_MAX_BYTES >> self.format.cluster_size.bits();
+        let is_much = |parked: Parked| {
+            parked.runs >= limits::PENDING_FREES_MAX || parked.clusters >= clusters_max
+        };
+        let (pending, retired) = self.frees.parked();
+        if is_much(pending) {
+            self.write_back(s).await?;
+        } else if !is_much(retired) {
             return Ok(());
         }
-        self.write_back(s).await?;
         self.reclaim(s).await
     }
 

@@ -186,10 +186,16 @@ impl MemoryStorage {
     /// What it may hold after a crash now: all that was flushed, and of the rest what the generator
     /// says, sector by sector.
     pub fn crash(&self, random: &mut Random) -> Self {
-        let state = self.state();
-        let mut bytes = state.durable.clone();
         // At one crash little is lost, at another one nearly all.
         let odds = 1 + random.below(4);
+        self.crash_keeping(|| random.below(5) < odds)
+    }
+
+    /// What it holds after a crash now: all that was flushed, and of the rest each sector, or change of the
+    /// length, that `keeps` says.
+    pub fn crash_keeping(&self, mut keeps: impl FnMut() -> bool) -> Self {
+        let state = self.state();
+        let mut bytes = state.durable.clone();
         for change in &state.unflushed {
             match change {
                 Change::Write(offset, data) => {
@@ -197,14 +203,14 @@ impl MemoryStorage {
                     while at < data.len() {
                         let to_sector_end = SECTOR - (offset + at as u64) % SECTOR;
                         let end = data.len().min(at + to_sector_end as usize);
-                        if random.below(5) < odds {
+                        if keeps() {
                             bytes.write(offset + at as u64, &data[at..end]);
                         }
                         at = end;
                     }
                 }
                 Change::SetLen(len) => {
-                    if random.one_in(2) {
+                    if keeps() {
                         bytes.set_len(*len);
                     }
                 }

@@ -125,8 +125,13 @@ impl Qcow2Node {
     pub(super) async fn set_size(&self, cx: Cx<'_>, size_bytes: u64) -> Result<()> {
         let container = self.container(cx)?;
         let before = self.image.size_bytes();
-        if self.info.raw_external_data {
-            self.data(cx)?.set_len(size_bytes).await?;
+        if self.info.raw_external_data && size_bytes > before {
+            let data = self.data(cx)?;
+            // What a shrink that was cut short left behind the end is not to come back.
+            if data.len_bytes() > before {
+                data.set_len(before).await?;
+            }
+            data.set_len(size_bytes).await?;
         }
         let cluster_end = before.next_multiple_of(self.info.cluster_bytes);
         let end = self.shown_bytes(cx)?.max(cluster_end).min(size_bytes);
@@ -138,7 +143,12 @@ impl Qcow2Node {
             }
             return Err(error);
         }
-        self.image.resize(&container, size_bytes).await.map_err(from_engine)
+        self.image.resize(&container, size_bytes).await.map_err(from_engine)?;
+        // Not before the image tells of it: until then these bytes are the disk's.
+        if self.info.raw_external_data && size_bytes < before {
+            self.data(cx)?.set_len(size_bytes).await?;
+        }
+        Ok(())
     }
 
     /// Makes a range behind the end zeros, durably, before the image tells of it.

@@ -51,7 +51,7 @@ fn check_crash(geometry: &Geometry, seed: u64) {
 
 /// What is wrong after a crash is what the header says that may be, and nothing once it is mended: the next
 /// to open the image does that.
-fn check_and_mend(file: &MemoryStorage, context: &str) {
+pub(super) fn check_and_mend(file: &MemoryStorage, context: &str) {
     let header = block_on(read_header(file)).expect(context);
     let is_dirty = header.incompatible & features::DIRTY != 0;
     let left_open = header.autoclear & features::OPEN != 0;

@@ -13,6 +13,7 @@ mod growth;
 mod hostile;
 mod interop;
 mod model;
+mod points;
 
 use std::collections::BTreeSet;
 
