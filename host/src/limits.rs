@@ -63,12 +63,15 @@ pub const GROWN_MAX_BYTES: u64 = 1 << 62;
 /// Chunk in which an edge emulates zeroing by writing, bytes.
 pub const ZERO_CHUNK_BYTES: usize = 1 << 20;
 
-/// Nodes along any path of a graph. A request's futures nest this deep.
-pub const GRAPH_DEPTH_MAX: usize = 64;
+/// Nodes along any path of a graph. A request's futures nest this deep: a chain of images has room, with
+/// filters on it.
+pub const GRAPH_DEPTH_MAX: usize = 256;
 
 /// Images that one image leads to as its backing, each by the header of the one above. Each is looked into
 /// at the start.
 pub const BACKING_CHAIN_MAX: usize = 200;
+// The image on top, and the file of the last one.
+const _: () = assert!(BACKING_CHAIN_MAX + 2 <= GRAPH_DEPTH_MAX);
 
 /// Time that a drain may take before what waits for it fails and says so.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
