@@ -13,8 +13,6 @@
 mod copied;
 mod counts;
 #[cfg(test)]
-mod hostile;
-#[cfg(test)]
 mod power;
 mod rebuild;
 mod refcounts;
@@ -83,9 +81,8 @@ pub async fn check<S: Storage>(storage: &S, options: &CheckOptions) -> Result<Ch
     }
     prepare_to_write(storage, &header).await?;
     scan.repair(options.repair).await?;
-    let (fixed, mut notes) = (scan.fixed, scan.report.findings);
-
-    // A second look tells what is left.
+    // Its memory is given back before a second look, which tells what is left.
+    let (fixed, mut notes) = scan.into_findings();
     let header = read_header(storage).await?;
     let mut scan = Scan::new(storage, &header, options).await?;
     scan.analyse().await?;
@@ -180,6 +177,10 @@ impl<'a, S: Storage> Scan<'a, S> {
             rebuilt: false,
             fixed: Fixed::default(),
         })
+    }
+
+    fn into_findings(self) -> (Fixed, Vec<String>) {
+        (self.fixed, self.report.findings)
     }
 
     async fn analyse(&mut self) -> Result<()> {
