@@ -42,6 +42,7 @@ mod cache;
 mod compressed;
 mod erase;
 mod features;
+mod fills;
 mod frees;
 mod map;
 mod open;
