@@ -263,13 +263,17 @@ fn snapshot_json(snapshot: &Snapshot) -> Value {
     value
 }
 
+/// The flags of a bitmap that are set, by QEMU's names.
+pub(super) fn bitmap_flags(in_use: bool, auto: bool) -> Vec<&'static str> {
+    let flags = [(in_use, "in-use"), (auto, "auto")];
+    flags.into_iter().filter_map(|(set, name)| set.then_some(name)).collect()
+}
+
 fn bitmap_json(bitmap: &BitmapEntry) -> Value {
-    let flags = [(bitmap.in_use(), "in-use"), (bitmap.auto(), "auto")];
-    let flags: Vec<_> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
     json!({
         "name": bitmap.name_lossy(),
         "granularity": 1_u64 << bitmap.granularity_bits,
-        "flags": flags,
+        "flags": bitmap_flags(bitmap.in_use(), bitmap.auto()),
     })
 }
 

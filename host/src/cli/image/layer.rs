@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use blockloom_qcow2::format::Header;
+use blockloom_qcow2::image::{Image, OpenOptions};
 use blockloom_qcow2::{Storage, read_header};
 use clap::ValueEnum;
 
@@ -81,6 +82,25 @@ impl Layer {
             Some(header) => Ok((layer, header)),
             None => Err(Failure::of_file(path, "not a qcow2 image: this command works on those")),
         }
+    }
+
+    /// The engine on its metadata; on one that is to be changed only if it can be.
+    pub(super) async fn image(&self, writable: bool) -> Result<Image> {
+        let fail = |problem: &str| Err(Failure::of_file(&self.path, problem));
+        let options = OpenOptions { writable, ..OpenOptions::default() };
+        let image = Image::open(&self.storage, &options).await;
+        let image = image.map_err(|error| Failure::of_file(&self.path, error))?;
+        let info = image.info();
+        if writable && info.corrupt {
+            return fail("it is marked as corrupt: `blockloom image check --repair` first");
+        }
+        if writable && info.dirty {
+            return fail(
+                "it was not closed by who wrote it last, and counts its clusters late: \
+                 `blockloom image check --repair` counts them again",
+            );
+        }
+        Ok(image)
     }
 
     /// What finds the places of its data.

@@ -2,14 +2,17 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `storage.rs` | a file as the container of an image, locked as `qemu-img` locks it |
 //! | `layer.rs` | an open image, and the chain behind it |
 //! | `mapper.rs` | where the bytes of one image are |
+//! | `bitmaps.rs` | the persistent bitmaps of an image |
 //! | `info.rs`, `map.rs`, … | one command each |
 //! | `output.rs`, `failure.rs` | what is printed, and how commands fail |
 //!
 //! Everything runs on one thread that becomes a worker for the time of the command.
 
+mod bitmap;
+mod bitmap_options;
+mod bitmaps;
 mod check;
 mod create;
 mod failure;
@@ -28,6 +31,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use bitmap_options::{Actions, Extras};
 use check::RepairChoice;
 
 use crate::node::Access;
@@ -36,6 +40,7 @@ use layer::Format;
 use options::Wanted;
 use output::OutputFormat;
 
+use crate::bitmap::Granularity;
 use crate::config::parse_size;
 use crate::io::{EngineChoice, run_on_thread};
 
@@ -76,6 +81,29 @@ pub(super) enum ImageCommand {
         #[arg(short, long, value_name = "WHAT", num_args = 0..=1, require_equals = true,
               default_missing_value = "all", conflicts_with = "force_share")]
         repair: Option<RepairChoice>,
+    },
+    /// Changes or lists the persistent bitmaps of a qcow2 image. Several actions are done in the order in which
+    /// they are written, all of them or none.
+    Bitmap {
+        #[command(flatten)]
+        actions: Actions,
+        /// Lists the image's bitmaps, or the one that is named, with what they hold.
+        #[arg(long)]
+        list: bool,
+        /// The image that has the bitmaps of --merge, if that is another one.
+        #[arg(short = 'b', long, value_name = "FILE")]
+        source_file: Option<PathBuf>,
+        /// The format of that.
+        #[arg(short = 'F', long, value_name = "FORMAT")]
+        source_format: Option<Format>,
+        /// Bytes that a bit of a new bitmap stands for: a power of two, 512 to 2GiB. Without it a cluster's,
+        /// but at least 4KiB and at most 64KiB.
+        #[arg(short, long, value_name = "SIZE")]
+        granularity: Option<String>,
+        #[command(flatten)]
+        image: ReadImage,
+        /// The bitmap.
+        bitmap: Option<String>,
     },
     /// Makes the disk of an image longer or shorter.
     Resize {
@@ -175,6 +203,19 @@ fn dispatch(command: ImageCommand) -> Result<u8> {
             let (file, format, output) = (image.file, image.format, image.output);
             return on_worker(check::check_image(file, format, repair, access, output));
         }
+        ImageCommand::Bitmap {
+            actions,
+            list,
+            source_file,
+            source_format,
+            granularity,
+            image,
+            bitmap,
+        } => {
+            let granularity_bytes = granularity.map(|text| granularity_of(&text)).transpose()?;
+            let extras = Extras { source_file, source_format, granularity_bytes };
+            run_bitmap(actions, list, extras, image, bitmap)?;
+        }
         ImageCommand::Resize { file, size, format, shrink } => {
             on_worker(resize::resize(file, format, size, shrink))?;
         }
@@ -224,6 +265,40 @@ impl SnapshotAction {
         let apply = || self.apply.map(snapshot::Change::Apply);
         create.or_else(apply).or_else(|| self.delete.map(snapshot::Change::Delete))
     }
+}
+
+fn granularity_of(text: &str) -> Result<u64> {
+    let wrong = |problem: String| Failure::usage(format!("--granularity {text}: {problem}"));
+    let bytes = parse_size(text).map_err(|problem| wrong(format!("it {problem}")))?;
+    Granularity::from_bytes(bytes).map_err(|error| wrong(error.to_string()))?;
+    Ok(bytes)
+}
+
+fn run_bitmap(
+    actions: Actions,
+    list: bool,
+    extras: Extras,
+    image: ReadImage,
+    bitmap: Option<String>,
+) -> Result<()> {
+    let access = image.access();
+    if list {
+        if !actions.0.is_empty() {
+            return Err(Failure::usage("--list: changes nothing; list after the change"));
+        }
+        let listed = bitmap::list(image.file, image.format, bitmap, access, image.output);
+        return on_worker(listed);
+    }
+    if access == Access::ReadShared {
+        let message =
+            "--force-share is for --list: nobody else may have an image open that is changed";
+        return Err(Failure::usage(message));
+    }
+    actions.check(&extras)?;
+    let Some(bitmap) = bitmap else {
+        return Err(Failure::usage("BITMAP is missing: name it behind the image"));
+    };
+    on_worker(bitmap::change(image.file, image.format, bitmap, actions, extras))
 }
 
 fn on_worker<T: 'static>(work: impl Future<Output = Result<T>> + 'static) -> Result<T> {
