@@ -9,7 +9,7 @@ use blockloom_qcow2::bitmaps::Trust;
 use serde_json::{Map, Value, json};
 
 use super::bitmap_options::{Action, Actions, Extras};
-use super::bitmaps::{Bitmaps, Change, Content};
+use super::bitmaps::{Bitmaps, Change, Content, open_image};
 use super::failure::{Failure, Result};
 use super::info::bitmap_flags;
 use super::layer::Format;
@@ -34,12 +34,17 @@ pub(super) async fn change(
     for name in [&name].into_iter().chain(renamed) {
         BitmapName::new(name).map_err(|error| Failure::usage(error.to_string()))?;
     }
-    let mut bitmaps = Bitmaps::open(&path, format, Access::Write).await?;
+    let (layer, image) = open_image(&path, format, Access::Write).await?;
+    let mut bitmaps = Bitmaps::load(&path, &layer.storage, &image).await?;
     let source = match &extras.source_file {
         Some(source) if !is_same(source, &path) => {
-            Some(Bitmaps::open(source, extras.source_format, Access::Read).await?)
+            Some(open_image(source, extras.source_format, Access::Read).await?)
         }
         _ => None,
+    };
+    let source = match &source {
+        Some((layer, image)) => Some(Bitmaps::load(&layer.path, &layer.storage, image).await?),
+        None => None,
     };
     let changes = {
         let source = source.as_ref().unwrap_or(&bitmaps);
@@ -67,9 +72,9 @@ enum Now {
 }
 
 struct Draft<'b> {
-    bitmaps: &'b Bitmaps,
+    bitmaps: &'b Bitmaps<'b>,
     /// Where bitmaps are merged from.
-    source: &'b Bitmaps,
+    source: &'b Bitmaps<'b>,
     granularity_bytes: Option<u64>,
     name: String,
     /// Its name in the image, unless it is removed or was not there.
@@ -80,8 +85,8 @@ struct Draft<'b> {
 
 impl<'b> Draft<'b> {
     fn new(
-        bitmaps: &'b Bitmaps,
-        source: &'b Bitmaps,
+        bitmaps: &'b Bitmaps<'b>,
+        source: &'b Bitmaps<'b>,
         granularity_bytes: Option<u64>,
         name: String,
     ) -> Self {
@@ -129,7 +134,7 @@ impl<'b> Draft<'b> {
             // By the name that it has in the image.
             let original = self.original_name(stored).to_owned();
             let entry = self.bitmaps.entry(&original)?;
-            self.now = Now::New(self.bitmaps.load(entry).await?);
+            self.now = Now::New(self.bitmaps.content(entry).await?);
         }
         let missing = self.missing();
         match &mut self.now {
@@ -222,7 +227,7 @@ impl<'b> Draft<'b> {
         }
         let (bitmaps, source) = (self.bitmaps, self.source);
         let target = self.content().await?;
-        let source = source.load(source.entry(name)?).await?;
+        let source = source.content(source.entry(name)?).await?;
         let merged = target.granules.merge_from_drained(&source.granules);
         merged.map_err(|error| Failure::of_file(bitmaps.path(), format!("--merge {name}: {error}")))
     }
@@ -244,7 +249,8 @@ pub(super) async fn list(
     access: Access,
     output: OutputFormat,
 ) -> Result<()> {
-    let bitmaps = Bitmaps::open(&path, format, access).await?;
+    let (layer, image) = open_image(&path, format, access).await?;
+    let bitmaps = Bitmaps::load(&path, &layer.storage, &image).await?;
     let entries: Vec<_> = match &name {
         Some(name) => vec![bitmaps.entry(name)?],
         None => bitmaps.entries().iter().collect(),
@@ -257,7 +263,7 @@ pub(super) async fn list(
     for entry in entries {
         let trust = bitmaps.trust(entry);
         let content = match trust {
-            Trust::Stored => Some(bitmaps.load(entry).await?),
+            Trust::Stored => Some(bitmaps.content(entry).await?),
             Trust::Inconsistent | Trust::Unknown => None,
         };
         let granularity_bytes = 1_u64.checked_shl(entry.granularity_bits.into()).unwrap_or(0);

@@ -10,12 +10,13 @@ use blockloom_qcow2::image::Image;
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer};
 use crate::bitmap::{BitmapError, Granularity, Granules};
-use crate::node::Access;
+use crate::node::{Access, FileStorage};
 
 /// The bitmaps of an open image.
-pub(super) struct Bitmaps {
-    layer: Layer,
-    image: Image,
+pub(super) struct Bitmaps<'i> {
+    path: &'i Path,
+    storage: &'i FileStorage,
+    image: &'i Image,
     directory: Directory,
 }
 
@@ -54,26 +55,35 @@ impl Change {
     }
 }
 
-impl Bitmaps {
-    pub(super) async fn open(path: &Path, format: Option<Format>, access: Access) -> Result<Self> {
-        let layer = Layer::open(path, format, access).await?;
-        if layer.header.is_none() {
-            let message = "a raw image keeps no bitmaps: this command works on qcow2 images";
-            return Err(Failure::of_file(path, message));
-        }
-        let image = layer.image(access == Access::Write).await?;
-        Self::of(layer, image).await
+/// Opens an image that can have bitmaps.
+pub(super) async fn open_image(
+    path: &Path,
+    format: Option<Format>,
+    access: Access,
+) -> Result<(Layer, Image)> {
+    let layer = Layer::open(path, format, access).await?;
+    if layer.header.is_none() {
+        let message = "a raw image keeps no bitmaps: this works on qcow2 images";
+        return Err(Failure::of_file(path, message));
+    }
+    let image = layer.image(access == Access::Write).await?;
+    Ok((layer, image))
+}
+
+impl<'i> Bitmaps<'i> {
+    pub(super) async fn load(
+        path: &'i Path,
+        storage: &'i FileStorage,
+        image: &'i Image,
+    ) -> Result<Self> {
+        let directory = Directory::load(&image.file(storage)).await;
+        let directory = directory.map_err(|error| Failure::of_file(path, error))?;
+        Ok(Self { path, storage, image, directory })
     }
 
-    /// Those of an image that is open.
-    pub(super) async fn of(layer: Layer, image: Image) -> Result<Self> {
-        let directory = Directory::load(&image.file(&layer.storage)).await;
-        let directory = directory.map_err(|error| Failure::of_file(&layer.path, error))?;
-        Ok(Self { layer, image, directory })
-    }
-
+    /// Of the image, for messages.
     pub(super) fn path(&self) -> &Path {
-        &self.layer.path
+        self.path
     }
 
     /// Bytes of the disk.
@@ -103,7 +113,7 @@ impl Bitmaps {
     ///
     /// # Errors
     /// Of one that is inconsistent, or of an unknown kind: what can be done about it.
-    pub(super) async fn load(&self, entry: &BitmapEntry) -> Result<Content> {
+    pub(super) async fn content(&self, entry: &BitmapEntry) -> Result<Content> {
         match self.trust(entry) {
             Trust::Stored => {}
             Trust::Inconsistent => return Err(self.inconsistent(&entry.name_lossy())),
@@ -111,7 +121,7 @@ impl Bitmaps {
         }
         let size_bytes = self.size_bytes();
         let granules = self.granules(1 << entry.granularity_bits)?;
-        let file = self.image.file(&self.layer.storage);
+        let file = self.image.file(self.storage);
         let words = self.directory.load_words(&file, &entry.name, size_bytes).await;
         granules.mark_words(&words.map_err(|error| self.failed(error))?);
         Ok(Content { granules, auto: entry.auto() })
@@ -138,9 +148,9 @@ impl Bitmaps {
             changes.iter().zip(&words).map(|(it, words)| it.engine(size_bytes, words)).collect();
         // Nobody changes guest data here: what is not named stays as good as it was.
         self.image.follow_bitmaps();
-        let file = self.image.file(&self.layer.storage);
+        let file = self.image.file(self.storage);
         let changed = self.directory.change(&file, &changes).await;
-        let closed = self.image.close(&self.layer.storage).await;
+        let closed = self.image.close(self.storage).await;
         changed.and(closed).map_err(|error| self.failed(error))
     }
 

@@ -105,8 +105,22 @@ impl Layer {
 
     /// What finds the places of its data.
     pub(super) async fn mapper(&self) -> Result<Mapper> {
-        let mapper = Mapper::open(&self.storage, self.header.as_deref()).await;
+        let header = self.header.as_deref();
+        let image = match header {
+            Some(_) => Some(self.image(false).await?),
+            None => None,
+        };
+        let mapper = Mapper::new(&self.storage, header, image).await;
         mapper.map_err(|error| Failure::of_file(&self.path, error))
+    }
+
+    /// With the external data file open, if there is one.
+    pub(super) fn with_data_file(mut self, access: Access) -> Result<Self> {
+        if self.header.as_ref().is_some_and(|header| header.has_external_data()) {
+            let data = FileStorage::open(&self.data_path(), access)?;
+            self.storage = self.storage.with_data_file(Some(data));
+        }
+        Ok(self)
     }
 
     /// The name of the backing file as the image has it.
@@ -147,22 +161,30 @@ pub(super) async fn open_chain(
     format: Option<Format>,
     access: Access,
 ) -> Result<Vec<Layer>> {
-    let mut chain = vec![Layer::open(path, format, access).await?];
-    let mut identities = vec![identity(&chain[0])?];
-    while let Some(top) = chain.last() {
-        let Some(path) = top.backing_path() else { break };
-        let above = top.path.clone();
+    let top = Layer::open(path, format, access).await?;
+    let mut chain = open_behind(&top, access).await?;
+    chain.insert(0, top);
+    Ok(chain)
+}
+
+/// Opens all images that are behind one; errors as of [`open_chain`].
+pub(super) async fn open_behind(top: &Layer, access: Access) -> Result<Vec<Layer>> {
+    let mut identities = vec![identity(top)?];
+    let mut chain: Vec<Layer> = Vec::new();
+    loop {
+        let above = chain.last().unwrap_or(top);
+        let Some(path) = above.backing_path() else { break };
         let fail = |problem: String| {
             let message = format!("backing file `{}`: {problem}", path.display());
-            Err(Failure::of_file(&above, message))
+            Err(Failure::of_file(&above.path, message))
         };
-        if chain.len() >= BACKING_CHAIN_MAX {
+        if identities.len() >= BACKING_CHAIN_MAX {
             return fail(format!("the chain has more than {BACKING_CHAIN_MAX} images"));
         }
         if has_protocol(&path) {
             return fail("only files can be opened here, not what another protocol serves".into());
         }
-        let format = match top.backing_format() {
+        let format = match above.backing_format() {
             None => None,
             Some(name) => match Format::of_name(&name) {
                 Some(format) => Some(format),

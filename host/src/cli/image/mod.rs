@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `layer.rs` | an open image, and the chain behind it |
 //! | `mapper.rs` | where the bytes of one image are |
+//! | `disk.rs` | the disk that a chain shows |
 //! | `bitmaps.rs` | the persistent bitmaps of an image |
 //! | `info.rs`, `map.rs`, … | one command each |
 //! | `output.rs`, `failure.rs` | what is printed, and how commands fail |
@@ -14,7 +15,9 @@ mod bitmap;
 mod bitmap_options;
 mod bitmaps;
 mod check;
+mod convert;
 mod create;
+mod disk;
 mod failure;
 mod info;
 mod layer;
@@ -33,6 +36,7 @@ use clap::{Args, Subcommand};
 
 use bitmap_options::{Actions, Extras};
 use check::RepairChoice;
+use convert::ConvertOptions;
 
 use crate::node::Access;
 use failure::{Failure, Result};
@@ -104,6 +108,12 @@ pub(super) enum ImageCommand {
         image: ReadImage,
         /// The bitmap.
         bitmap: Option<String>,
+    },
+    /// Copies a disk, with all that is behind its image, into a new raw or qcow2 image, which is there when it
+    /// is complete.
+    Convert {
+        #[command(flatten)]
+        options: ConvertOptions,
     },
     /// Makes the disk of an image longer or shorter.
     Resize {
@@ -216,6 +226,7 @@ fn dispatch(command: ImageCommand) -> Result<u8> {
             let extras = Extras { source_file, source_format, granularity_bytes };
             run_bitmap(actions, list, extras, image, bitmap)?;
         }
+        ImageCommand::Convert { options } => on_worker(convert::convert(options))?,
         ImageCommand::Resize { file, size, format, shrink } => {
             on_worker(resize::resize(file, format, size, shrink))?;
         }

@@ -12,7 +12,7 @@ const KEYS: &str = "size, compat, cluster_size, refcount_bits, backing_file, bac
                     compression_type";
 
 /// What is to be made, as the command line says.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     /// Of the disk, bytes; absent: the backing's.
     pub size_bytes: Option<u64>,
@@ -119,6 +119,30 @@ impl Wanted {
         Ok(options)
     }
 
+    /// Whether room is taken beforehand.
+    pub(super) fn is_preallocated(&self) -> bool {
+        self.preallocation != Preallocation::Off
+    }
+
+    /// Whether a raw image can be what is wanted.
+    pub(super) fn check_raw(&self) -> Result<()> {
+        if self.preallocation == Preallocation::Metadata {
+            let message = "-o preallocation=metadata: a raw image has none; off, falloc or full";
+            return Err(Failure::usage(message));
+        }
+        let others = Self {
+            size_bytes: self.size_bytes,
+            preallocation: self.preallocation,
+            ..Self::default()
+        };
+        if *self == others {
+            return Ok(());
+        }
+        let message = "a raw image has no backing and of the options only preallocation: -O qcow2 makes \
+                       a qcow2 image";
+        Err(Failure::usage(message))
+    }
+
     /// What does not depend on any file.
     pub(super) fn validate(&self) -> Result<()> {
         let fail = |message: String| Err(Failure::usage(message));
@@ -144,9 +168,6 @@ impl Wanted {
         }
         if self.data_file_raw && self.data_file.is_none() {
             return fail("-o data_file_raw=on: needs --data-file FILE".into());
-        }
-        if self.backing.is_none() && self.size_bytes.is_none() {
-            return fail("SIZE is missing: it can be left out only with --backing".into());
         }
         Ok(())
     }

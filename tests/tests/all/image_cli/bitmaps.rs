@@ -36,7 +36,7 @@ impl Bench {
     }
 
     /// Both programs, and an export, agree about the bitmaps of an image. Returns them.
-    fn agreed(&self, image: &str, context: &str) -> Vec<Value> {
+    pub(super) fn agreed(&self, image: &str, context: &str) -> Vec<Value> {
         let (described, listed) = (self.described(image), self.listed(image));
         assert_eq!(described.len(), listed.len(), "{context}: {described:?} {listed:?}");
         for (theirs, ours) in described.iter().zip(&listed) {
@@ -57,7 +57,7 @@ impl Bench {
     }
 
     /// Where the bitmap directory is, by the header's extension (specification, "Bitmaps extension").
-    fn directory_offset(&self, image: &str) -> u64 {
+    pub(super) fn directory_offset(&self, image: &str) -> u64 {
         const BITMAPS: u32 = 0x2385_2875;
         let word = |at: u64| {
             let bytes = self.0.peek(image, at, 4);
@@ -157,11 +157,12 @@ fn bitmaps_are_renamed_and_listed() {
         return;
     }
     let bench = Bench::new();
-    bench.succeed("create @disk.qcow2 8M");
+    // Small clusters, whose header has little room.
+    bench.succeed("create -o cluster_size=512 @disk.qcow2 8M");
     assert_eq!(bench.succeed("bitmap --list @disk.qcow2"), "No bitmaps.\n");
     assert_eq!(bench.succeed("bitmap --list --output json @disk.qcow2"), "[]\n");
-    bench.succeed("bitmap --add @disk.qcow2 daily");
-    bench.succeed("bitmap --add -g 4KiB @disk.qcow2 weekly");
+    bench.succeed("bitmap --add -g 64k @disk.qcow2 daily");
+    bench.succeed("bitmap --add @disk.qcow2 weekly");
     bench.qemu_io("disk.qcow2", &["write 1M 100k", "write 8387584 1k"]);
     bench.succeed("bitmap --rename monday --disable @disk.qcow2 daily");
     let listed = bench.agreed("disk.qcow2", "renamed");

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bitmaps;
+mod convert;
 
 use std::fs;
 use std::path::Path;
