@@ -55,7 +55,10 @@ pub(super) async fn change(
         }
         draft.finish()
     };
-    bitmaps.change(&changes).await
+    let changed = bitmaps.change(&changes).await;
+    let closed = image.close(&layer.storage).await;
+    let closed = closed.map_err(|error| Failure::of_file(&path, error));
+    changed.and(closed)
 }
 
 fn is_same(a: &Path, b: &Path) -> bool {

@@ -134,8 +134,23 @@ impl<'i> Bitmaps<'i> {
         granules.map_err(|error: BitmapError| Failure::of_file(self.path(), error))
     }
 
+    /// Says of all that can be used that they are, durably: until they are stored they count as inconsistent,
+    /// and the disk can be changed.
+    pub(super) async fn begin_use(&mut self) -> Result<()> {
+        if self.entries().is_empty() || !self.directory.is_consistent() {
+            return Ok(());
+        }
+        self.image.follow_bitmaps();
+        let file = self.image.file(self.storage);
+        let begun = self.directory.begin_use(&file, BitmapEntry::is_usable).await;
+        begun.map_err(|error| self.failed(error))
+    }
+
     /// Makes all changes at one durable instant, or none.
     pub(super) async fn change(&mut self, changes: &[Change]) -> Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
         let size_bytes = self.size_bytes();
         let words: Vec<Vec<u64>> = changes
             .iter()
@@ -150,8 +165,7 @@ impl<'i> Bitmaps<'i> {
         self.image.follow_bitmaps();
         let file = self.image.file(self.storage);
         let changed = self.directory.change(&file, &changes).await;
-        let closed = self.image.close(self.storage).await;
-        changed.and(closed).map_err(|error| self.failed(error))
+        changed.map_err(|error| self.failed(error))
     }
 
     pub(super) fn failed(&self, error: Error) -> Failure {

@@ -6,6 +6,7 @@ use super::failure::{Failure, Result};
 use super::layer::Layer;
 use super::mapper::{Mapper, RunKind};
 use crate::io::{Buf, BufMut, compute};
+use crate::node::Access;
 
 /// The first part of a range that one image answers for, in one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,12 @@ impl Disk {
             all.push((layer, mapper));
         }
         Ok(Self { layers: all })
+    }
+
+    /// The same with data files, so that bytes can be read.
+    pub(super) async fn to_read(layers: Vec<Layer>) -> Result<Self> {
+        let layers = layers.into_iter().map(|layer| layer.with_data_file(Access::Read));
+        Self::new(layers.collect::<Result<_>>()?).await
     }
 
     /// The image that has so many above it.

@@ -5,6 +5,7 @@
 //! | `layer.rs` | an open image, and the chain behind it |
 //! | `mapper.rs` | where the bytes of one image are |
 //! | `disk.rs` | the disk that a chain shows |
+//! | `target.rs` | an image that is written |
 //! | `bitmaps.rs` | the persistent bitmaps of an image |
 //! | `info.rs`, `map.rs`, … | one command each |
 //! | `output.rs`, `failure.rs` | what is printed, and how commands fail |
@@ -27,6 +28,7 @@ mod options;
 mod output;
 mod resize;
 mod snapshot;
+mod target;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -43,6 +45,7 @@ use failure::{Failure, Result};
 use layer::Format;
 use options::Wanted;
 use output::OutputFormat;
+use resize::PreallocationChoice;
 
 use crate::bitmap::Granularity;
 use crate::config::parse_size;
@@ -128,6 +131,9 @@ pub(super) enum ImageCommand {
         /// Allows that what is behind the new end is lost.
         #[arg(long)]
         shrink: bool,
+        /// What is allocated of a longer disk: off, metadata, falloc or full.
+        #[arg(long, value_name = "HOW", default_value = "off")]
+        preallocation: PreallocationChoice,
     },
     /// Lists, takes, applies or deletes internal snapshots of a qcow2 image.
     Snapshot {
@@ -227,8 +233,8 @@ fn dispatch(command: ImageCommand) -> Result<u8> {
             run_bitmap(actions, list, extras, image, bitmap)?;
         }
         ImageCommand::Convert { options } => on_worker(convert::convert(options))?,
-        ImageCommand::Resize { file, size, format, shrink } => {
-            on_worker(resize::resize(file, format, size, shrink))?;
+        ImageCommand::Resize { file, size, format, shrink, preallocation } => {
+            on_worker(resize::resize(file, format, size, shrink, preallocation))?;
         }
         ImageCommand::Snapshot { what, file, force_share } => match what.change() {
             None => on_worker(snapshot::list(file, reading(force_share)))?,

@@ -306,3 +306,41 @@ fn unknown_bitmaps_are_kept_and_removed() {
     bench.qemu_img("check -q @disk.qcow2");
     assert_eq!(bench.described("disk.qcow2").len(), 1);
 }
+
+/// Bitmaps go with the size of the disk: what is added has changed.
+#[test]
+fn bitmaps_are_resized_with_the_disk() {
+    if !have(&TOOLS) {
+        return;
+    }
+    for options in ["cluster_size=64k", "cluster_size=512", "extended_l2=on"] {
+        let bench = Bench::new();
+        bench.qemu_img(&format!("create -q -f qcow2 -o {options} @disk.qcow2 4M"));
+        bench.qemu_img("bitmap --add -g 64k @disk.qcow2 a");
+        bench.qemu_img("bitmap --add --disable -g 1M @disk.qcow2 b");
+        bench.qemu_io("disk.qcow2", &["write 64k 64k", "write 3900k 1k"]);
+        bench.succeed("resize @disk.qcow2 +4100k");
+        let (old, new) = (4_u64 << 20, 4100_u64 << 10);
+        let listed = bench.agreed("disk.qcow2", options);
+        let tail = (3_932_160, 64 << 10);
+        assert_eq!(listed[0]["ranges"], ranges(&[(64 << 10, 64 << 10), tail, (old, new)]));
+        assert_eq!(listed[1]["ranges"], ranges(&[(old, new)]));
+        bench.succeed("resize --shrink @disk.qcow2 3M");
+        let listed = bench.agreed("disk.qcow2", options);
+        assert_eq!(listed[0]["ranges"], ranges(&[(64 << 10, 64 << 10)]));
+        assert_eq!(listed[1]["ranges"], ranges(&[]));
+        bench.qemu_io("disk.qcow2", &["write 2M 1k"]);
+        let listed = bench.agreed("disk.qcow2", options);
+        assert_eq!(listed[0]["ranges"], ranges(&[(64 << 10, 64 << 10), (2 << 20, 64 << 10)]));
+        // One that is inconsistent stays so, and does not stand in the way.
+        let directory = bench.directory_offset("disk.qcow2");
+        bench.0.poke("disk.qcow2", directory + 15, &[3]);
+        bench.succeed("resize @disk.qcow2 5M");
+        let inconsistent: Vec<_> =
+            bench.listed("disk.qcow2").iter().map(|it| it["inconsistent"] == true).collect();
+        assert_eq!(inconsistent.iter().filter(|it| **it).count(), 1, "{options}");
+        bench.qemu_img("check -q @disk.qcow2");
+        bench.0.poke("disk.qcow2", bench.directory_offset("disk.qcow2") + 16, &[7]);
+        bench.fail("resize @disk.qcow2 6M", 1, &["disk.qcow2", "kind"]);
+    }
+}

@@ -5,6 +5,7 @@ mod bitmaps;
 mod convert;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use blockloom_tests::tools::{have, succeed};
@@ -239,8 +240,60 @@ fn disks_are_resized() {
     assert_eq!(fs::metadata(bench.path("base.img")).expect("there").len(), 8 << 20);
     bench.fail("resize @top.qcow2 -6M", 2, &["-6M"]);
     bench.fail("resize @top.qcow2 many", 2, &["many", "KiB"]);
-    bench.qemu_img("bitmap --add @top.qcow2 daily");
-    bench.fail("resize @top.qcow2 6M", 1, &["top.qcow2", "bitmaps"]);
+    bench.fail("resize @top.qcow2 6M --preallocation full", 1, &["top.qcow2", "backing"]);
+    bench.fail("resize @top.qcow2 5M --preallocation full", 2, &["--preallocation"]);
+    bench.fail("resize @base.img 9M --preallocation metadata", 2, &["raw", "falloc"]);
+    bench.succeed("resize @base.img 9M --preallocation full");
+    assert_eq!(fs::metadata(bench.path("base.img")).expect("there").blocks() * 512, 5 << 20);
+}
+
+/// The last cluster is shared with a snapshot, or compressed: what it holds behind the old end is hidden, and
+/// neither the snapshot nor the disk loses anything.
+#[test]
+fn what_is_behind_an_odd_end_is_hidden() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    for options in ["compat=1.1", "extended_l2=on", "cluster_size=2M"] {
+        let bench = Bench::new();
+        bench.qemu_img(&format!("create -q -f qcow2 -o {options} @disk.qcow2 4M"));
+        bench.qemu_io("disk.qcow2", &["write -P 1 0 4M"]);
+        bench.qemu_img("snapshot -c full @disk.qcow2");
+        bench.succeed("resize --shrink @disk.qcow2 3150336");
+        bench.succeed("resize @disk.qcow2 4M");
+        bench.qemu_img("check -q @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["read -P 1 0 3150336", "read -P 0 3150336 1043968"]);
+        bench.qemu_img("snapshot -a full @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["read -P 1 0 4M"]);
+        bench.qemu_img(&format!("convert -c -O qcow2 -o {options} @disk.qcow2 @packed.qcow2"));
+        bench.succeed("resize --shrink @packed.qcow2 3150336");
+        bench.succeed("resize @packed.qcow2 5M");
+        bench.qemu_img("check -q @packed.qcow2");
+        bench.qemu_io("packed.qcow2", &["read -P 1 0 3150336", "read -P 0 3150336 2092544"]);
+    }
+}
+
+/// Room for a longer disk is taken as asked, and reads as zeros.
+#[test]
+fn longer_disks_are_allocated() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    for options in ["compat=1.1", "compat=0.10,cluster_size=4k", "extended_l2=on"] {
+        for how in ["metadata", "falloc", "full"] {
+            let bench = Bench::new();
+            bench.qemu_img(&format!("create -q -f qcow2 -o {options} @disk.qcow2 1000448"));
+            bench.qemu_io("disk.qcow2", &["write -P 1 0 1000448"]);
+            bench.succeed(&format!("resize --preallocation {how} @disk.qcow2 6M"));
+            bench.qemu_img("check -q @disk.qcow2");
+            bench.qemu_io("disk.qcow2", &["read -P 1 0 1000448", "read -P 0 1000448 5291008"]);
+            let allocated = fs::metadata(bench.path("disk.qcow2")).expect("there").blocks() * 512;
+            assert_eq!(allocated > 6 << 20, how != "metadata", "{options}: {how}: {allocated}");
+            let length = fs::metadata(bench.path("disk.qcow2")).expect("there").len();
+            assert!(length > 6 << 20, "{options}: {how}");
+            bench.same_in_all("disk.qcow2");
+        }
+    }
 }
 
 /// Broken chains and images are refused by name.

@@ -6,10 +6,10 @@ use std::ops::Range;
 use blockloom_qcow2::format::{CompressionType, compressed};
 
 use super::plan::{Plan, Step};
-use super::target::Target;
 use super::window::Window;
 use crate::cli::image::disk::Disk;
 use crate::cli::image::failure::{Failure, Result};
+use crate::cli::image::target::Target;
 use crate::io::{Buf, BufMut, compute, is_zero};
 
 /// How a disk is copied.

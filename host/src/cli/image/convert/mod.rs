@@ -5,13 +5,11 @@
 //! | `plan.rs` | which parts of the disk are to be copied, which are zeros, which need nothing |
 //! | `copy.rs` | several parts in work at once: read, compressed, written |
 //! | `window.rs` | futures side by side, taken in their order or as they end |
-//! | `target.rs` | the image that is written |
 //!
 //! The new image is made beside its place and takes it when it is complete and durable.
 
 mod copy;
 mod plan;
-mod target;
 mod window;
 
 use std::io::Write;
@@ -28,13 +26,13 @@ use super::disk::Disk;
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, beside, open_behind, open_chain};
 use super::options::Wanted;
+use super::target::Target;
 use crate::config::parse_size;
 use crate::io::real_path;
 use crate::limits::{CONVERT_PIECE_BYTES, CONVERT_PIECES_MAX};
 use crate::node::{Access, FreshFile, Place};
 use copy::How;
 use plan::Plan;
-use target::Target;
 
 /// Zeros of at least so many bytes are not written, unless told otherwise: as `qemu-img`.
 const SPARSE_BYTES: u64 = 4096;
@@ -176,12 +174,8 @@ pub(super) async fn convert(options: ConvertOptions) -> Result<()> {
     let (wanted, sparse_bytes) = (options.wanted()?, options.sparse_bytes()?);
     let access = super::reading(options.force_share);
     let chain = open_chain(&options.source, options.format, access).await?;
-    let mut layers = Vec::with_capacity(chain.len());
-    for layer in chain {
-        layers.push(layer.with_data_file(Access::Read)?);
-    }
-    check_apart(&layers, &options.target)?;
-    let disk = Disk::new(layers).await?;
+    check_apart(&chain, &options.target)?;
+    let disk = Disk::to_read(chain).await?;
     let from = match options.bitmaps {
         true => Some(open_image(&options.source, options.format, access).await?),
         false => None,
@@ -254,19 +248,13 @@ async fn open_target(
             backing_size(path, name, Some(format)).await?;
             let behind = beside(path, name.as_ref());
             let chain = open_chain(&behind, Format::of_name(format), Access::Read).await?;
-            Some(readable(chain).await?)
+            Some(Disk::to_read(chain).await?)
         }
         _ => None,
     };
     let new = wanted.options(size_bytes)?;
     let (image, storage) = NewImage::make(path, &new, options.force, Place::Beside).await?;
     Ok((Target::qcow2(path, storage, sync, below, true).await?, Kept::Image(image)))
-}
-
-/// The disk of a chain, with its data files.
-async fn readable(chain: Vec<Layer>) -> Result<Disk> {
-    let layers = chain.into_iter().map(|layer| layer.with_data_file(Access::Read));
-    Disk::new(layers.collect::<Result<_>>()?).await
 }
 
 /// An image that is there, and takes what it shows from the source.
@@ -298,7 +286,7 @@ async fn open_existing(options: &ConvertOptions, size_bytes: u64, sync: bool) ->
         return Err(Failure::of_file(path, message));
     }
     let behind = open_behind(&layer, Access::Read).await?;
-    let below = if behind.is_empty() { None } else { Some(readable(behind).await?) };
+    let below = if behind.is_empty() { None } else { Some(Disk::to_read(behind).await?) };
     let layer = layer.with_data_file(Access::Write)?;
     // One that cannot be written says why.
     layer.image(true).await?;

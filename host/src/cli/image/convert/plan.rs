@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::copy::How;
-use super::target::Target;
 use crate::cli::image::disk::Disk;
 use crate::cli::image::failure::Result;
 use crate::cli::image::mapper::RunKind;
+use crate::cli::image::target::Target;
 use crate::limits::CONVERT_PIECE_BYTES;
 
 /// What is to be done with a part of the disk.

@@ -1,13 +1,16 @@
-//! The image that is written.
+//! An image whose disk is written: copied into, or made longer.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use blockloom_qcow2::format::{CompressionType, HostOffset, compressed};
-use blockloom_qcow2::image::{Allocation, Fill, FillSource, Image, ImageInfo, OpenOptions, Step};
+use blockloom_qcow2::image::{
+    Allocation, Fill, FillSource, Image, ImageInfo, Mapping, MappingKind, OpenOptions, Step,
+};
 use blockloom_qcow2::{Error, ErrorKind, Result as EngineResult, Storage};
 
-use crate::cli::image::disk::Disk;
-use crate::cli::image::failure::{Failure, Result};
+use super::disk::Disk;
+use super::failure::{Failure, Result};
 use crate::io::{Buf, BufMut};
 use crate::limits::ZERO_CHUNK_BYTES;
 use crate::node::FileStorage;
@@ -150,12 +153,29 @@ impl Target {
             Err(error) => return Err(error),
         };
         for range in ends {
-            let mut at = range.start;
-            while at < range.end {
-                let zeros = Buf::zeros((range.end - at).min(ZERO_CHUNK_BYTES as u64) as usize);
-                self.write_by_steps(image, at, &zeros).await?;
-                at += zeros.len() as u64;
+            self.write_zeros(image, range).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes zeros where the range shows anything else.
+    async fn write_zeros(&self, image: &Image, range: Range<u64>) -> EngineResult<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let left = (range.end - at).min(ZERO_CHUNK_BYTES as u64);
+            let Mapping { len, kind } = {
+                let turn = image.enter();
+                image.map(&turn, &self.storage, at, left).await?
+            };
+            let shows_zeros = match kind {
+                MappingKind::Zero(_) => true,
+                MappingKind::Unallocated => self.below_bytes() <= at,
+                MappingKind::Data(_) | MappingKind::Compressed(_) => false,
+            };
+            if !shows_zeros {
+                self.write_by_steps(image, at, &Buf::zeros(len as usize)).await?;
             }
+            at += len;
         }
         Ok(())
     }
