@@ -11,7 +11,7 @@ use blockloom_qcow2::create::{CreateOptions, create};
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, beside, sectors};
 use super::options::Wanted;
-use crate::io::path_facts;
+use crate::io::{create_parent_missing, path_facts};
 use crate::node::{Access, FileStorage, FreshFile, Place};
 
 /// Makes an image.
@@ -95,9 +95,8 @@ pub(super) fn fresh(target: &Path, force: bool, place: Place) -> Result<(FreshFi
     if facts.is_directory {
         return Err(Failure::of_file(target, "is a directory: name a file"));
     }
-    if facts.is_special {
-        let message = "is neither a file nor a block device: name one of those";
-        return Err(Failure::of_file(target, message));
+    if create_parent_missing(target) {
+        return Err(Failure::of_file(target, "its directory is not there: make that first"));
     }
     if facts.exists && !force {
         return Err(Failure::of_file(target, "exists: --force overwrites it"));

@@ -16,6 +16,20 @@ use crate::node::{Access, FileStorage};
 
 /// With which every qcow2 image begins (specification, header, `magic`).
 const MAGIC: &[u8] = b"QFI\xfb";
+/// Bytes of the header, version 3 (specification, header). No whole image is so short.
+const QCOW2_MIN_BYTES: u64 = 104;
+/// Bytes by which formats are told apart.
+const HEAD_BYTES: usize = 512;
+/// With which images of other formats begin, or have at an offset.
+const FOREIGN: [(usize, &[u8], &str); 7] = [
+    (0, b"KDMV", "vmdk"),
+    (0, b"# Disk DescriptorFile", "vmdk"),
+    (0, b"vhdxfile", "vhdx"),
+    (0, b"conectix", "vpc"),
+    (0, b"QED\0", "qed"),
+    (0, b"LUKS\xba\xbe", "luks"),
+    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
+];
 /// Unit in which QEMU tells sizes, bytes.
 const SECTOR_BYTES: u64 = 512;
 
@@ -39,6 +53,12 @@ impl Format {
     }
 }
 
+fn foreign_format(head: &[u8]) -> Option<&'static str> {
+    let is_it =
+        |(at, magic): (usize, &[u8])| head.get(at..).is_some_and(|it| it.starts_with(magic));
+    FOREIGN.iter().find(|(at, magic, _)| is_it((*at, magic))).map(|(.., name)| *name)
+}
+
 /// An open image.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -59,11 +79,23 @@ impl Layer {
         let format = match format {
             Some(format) => format,
             None => {
-                let mut magic = [0; 4];
-                storage.read(0, &mut magic).await.map_err(fail)?;
-                if magic == MAGIC { Format::Qcow2 } else { Format::Raw }
+                let mut head = [0; HEAD_BYTES];
+                storage.read(0, &mut head).await.map_err(fail)?;
+                if let Some(name) = foreign_format(&head) {
+                    let message = format!(
+                        "looks like an image of format {name}, which is not known here: -f raw takes its \
+                         bytes as they are"
+                    );
+                    return Err(Failure::of_file(path, message));
+                }
+                if head.starts_with(MAGIC) { Format::Qcow2 } else { Format::Raw }
             }
         };
+        let len_bytes = storage.length()?;
+        if format == Format::Qcow2 && (1..QCOW2_MIN_BYTES).contains(&len_bytes) {
+            let message = format!("is cut off: its {len_bytes} bytes are less than a header");
+            return Err(Failure::of_file(path, message));
+        }
         let header = match format {
             Format::Raw => None,
             Format::Qcow2 => Some(Box::new(read_header(&storage).await.map_err(fail)?)),
@@ -87,6 +119,14 @@ impl Layer {
     /// The engine on its metadata; on one that is to be changed only if it can be.
     pub(super) async fn image(&self, writable: bool) -> Result<Image> {
         let fail = |problem: &str| Err(Failure::of_file(&self.path, problem));
+        if let Some(header) = &self.header {
+            let table_end = header.l1_offset.0.checked_add(u64::from(header.l1_entries) * 8);
+            if table_end.is_none_or(|end| end > self.storage.length().unwrap_or(0)) {
+                return fail(
+                    "is cut off: its L1 table is behind the end; `image check` shows what is left",
+                );
+            }
+        }
         let options = OpenOptions { writable, ..OpenOptions::default() };
         let image = Image::open(&self.storage, &options).await;
         let image = image.map_err(|error| Failure::of_file(&self.path, error))?;

@@ -2,7 +2,7 @@
 
 use blockloom_qcow2::format::{CompressedData, Header, HostOffset, RefcountTableEntry};
 use blockloom_qcow2::image::{Image, Mapping, MappingKind};
-use blockloom_qcow2::{Result, Storage};
+use blockloom_qcow2::{Error, ErrorKind, Result, Storage};
 
 use super::failure::Failure;
 use crate::node::FileStorage;
@@ -70,7 +70,13 @@ impl Mapper {
         offset: u64,
         len: u64,
     ) -> super::Result<Run> {
-        let fail = |error| Failure::of_file(storage.file().path(), error);
+        let fail = |error: Error| {
+            let fix = match error.kind() {
+                ErrorKind::Corrupt => "; `image check` shows all that is wrong",
+                _ => "",
+            };
+            Failure::of_file(storage.file().path(), format_args!("{error}{fix}"))
+        };
         let Some(image) = &self.image else {
             let (len, hole) = storage.extent(offset, len).await?;
             let kind = if hole { RunKind::Zero } else { RunKind::Data };

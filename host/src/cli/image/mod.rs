@@ -13,6 +13,7 @@
 //! Everything runs on one thread that becomes a worker for the time of the command.
 
 mod bitmap;
+mod bitmap_list;
 mod bitmap_options;
 mod bitmaps;
 mod check;
@@ -43,12 +44,11 @@ use convert::ConvertOptions;
 use crate::node::Access;
 use failure::{Failure, Result};
 use layer::Format;
-use options::Wanted;
+use options::{Wanted, parse_size};
 use output::OutputFormat;
 use resize::PreallocationChoice;
 
 use crate::bitmap::Granularity;
-use crate::config::parse_size;
 use crate::io::{EngineChoice, run_on_thread};
 
 /// A command on images.
@@ -303,7 +303,7 @@ fn run_bitmap(
         if !actions.0.is_empty() {
             return Err(Failure::usage("--list: changes nothing; list after the change"));
         }
-        let listed = bitmap::list(image.file, image.format, bitmap, access, image.output);
+        let listed = bitmap_list::list(image.file, image.format, bitmap, access, image.output);
         return on_worker(listed);
     }
     if access == Access::ReadShared {

@@ -5,7 +5,7 @@ use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Versi
 
 use super::failure::{Failure, Result};
 use super::layer::{Format, has_protocol};
-use crate::config::parse_size;
+use crate::config;
 
 const KEYS: &str = "size, compat, cluster_size, refcount_bits, backing_file, backing_fmt, \
                     extended_l2, data_file, data_file_raw, lazy_refcounts, preallocation, \
@@ -173,6 +173,14 @@ impl Wanted {
     }
 }
 
+/// A size as in graph files, or with a small letter as `qemu-img` takes it.
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    match text.as_bytes() {
+        [.., b'0'..=b'9', b'm' | b'g' | b't'] => config::parse_size(&text.to_ascii_uppercase()),
+        _ => config::parse_size(text),
+    }
+}
+
 fn switch(value: &str) -> Result<bool, String> {
     match value {
         "on" | "yes" | "true" | "y" => Ok(true),
@@ -207,6 +215,18 @@ mod tests {
         check("a=1,b=2", &["a=1", "b=2"]);
         check("backing_file=a,,b,compat=1.1", &["backing_file=a,b", "compat=1.1"]);
         check("lazy_refcounts,", &["lazy_refcounts"]);
+    }
+
+    #[test]
+    fn sizes_may_have_small_letters() {
+        let check = |text: &str, expect: Option<u64>| {
+            assert_eq!(parse_size(text).ok(), expect, "{text}");
+        };
+        check("10g", Some(10 << 30));
+        check("3m", Some(3 << 20));
+        check("3MiB", Some(3 << 20));
+        check("3mb", None);
+        check("m", None);
     }
 
     #[test]

@@ -15,9 +15,9 @@ use super::bitmaps::{Bitmaps, Change as BitmapChange, Content};
 use super::disk::Disk;
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, open_behind, sectors};
+use super::options::parse_size;
 use super::target::Target;
 use crate::bitmap::Extension;
-use crate::config::parse_size;
 use crate::node::{Access, FileStorage};
 
 /// What is allocated of a longer disk.

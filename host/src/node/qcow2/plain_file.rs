@@ -7,9 +7,10 @@ use std::sync::Arc;
 use blockloom_qcow2::create::{CreateOptions, Preallocation};
 use blockloom_qcow2::{Error, ErrorKind, Result, Storage};
 
-use crate::error::{Error as HostError, Result as HostResult};
+use crate::error::{Error as HostError, ErrorKind as HostErrorKind, Result as HostResult};
 use crate::io::{
     AllocateMode, Buf, BufMut, File, FileOp, ImageLock, LockMode, OpenOptions, SeekTarget,
+    path_facts,
 };
 use crate::limits::ZERO_CHUNK_BYTES;
 
@@ -44,6 +45,9 @@ pub(crate) struct FileStorage {
 impl FileStorage {
     /// Opens, or makes, and locks a file.
     pub(crate) fn open(path: &Path, access: Access) -> HostResult<Self> {
+        if access != Access::Create {
+            check_kind(path)?;
+        }
         let options = OpenOptions {
             write: matches!(access, Access::Write | Access::Create),
             create_new: access == Access::Create,
@@ -156,6 +160,18 @@ impl FileStorage {
         }
         Ok(())
     }
+}
+
+/// Refuses what cannot be an image, before opening it may wait for somebody at the other end.
+fn check_kind(path: &Path) -> HostResult<()> {
+    let facts = path_facts(path).map_err(|error| of_file(path, &error))?;
+    let problem = match facts {
+        _ if facts.is_directory => "is a directory: name an image in it",
+        _ if facts.is_special => "is neither a file nor a block device: name one of those",
+        _ => return Ok(()),
+    };
+    let message = format!("`{}`: {problem}", path.display());
+    Err(HostError::new(HostErrorKind::Invalid, message))
 }
 
 /// A file system without such locks is used without: so does QEMU, by default.

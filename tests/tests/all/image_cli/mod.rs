@@ -372,3 +372,34 @@ fn locks_are_heeded() {
     bench.succeed("info @disk.qcow2");
     assert_eq!(bench.names(), ["disk.qcow2"]);
 }
+
+/// What is no image, or a part of one, is named, whatever is to be done with it; nothing waits for a pipe.
+#[test]
+fn what_is_no_image_is_named() {
+    let bench = Bench::new();
+    bench.succeed("create @whole.qcow2 8M");
+    let whole = fs::read(bench.path("whole.qcow2")).expect("read");
+    bench.0.image_of("short.qcow2", &whole[..100]);
+    bench.0.image_of("cut.qcow2", &whole[..70_000]);
+    bench.0.image_of("disk.vmdk", b"KDMV\x01\0\0\0");
+    fs::create_dir(bench.path("directory")).expect("a directory");
+    succeed("mkfifo", [bench.path("pipe")]);
+    for command in ["info", "check", "map", "bitmap --list", "snapshot -l", "convert"] {
+        let check = |name: &str, words: &[&str]| {
+            let target = if command == "convert" { " @new.img" } else { "" };
+            bench.fail(&format!("{command} @{name}{target}"), 1, words);
+        };
+        check("directory", &["directory`", "is a directory"]);
+        check("pipe", &["pipe`", "neither a file nor a block device"]);
+        check("gone", &["gone`", "No such file"]);
+        check("short.qcow2", &["short.qcow2`", "cut off", "100 bytes"]);
+        check("disk.vmdk", &["disk.vmdk`", "vmdk", "-f raw"]);
+        if !matches!(command, "info" | "check" | "snapshot -l") {
+            check("cut.qcow2", &["cut.qcow2`", "cut off", "image check"]);
+        }
+    }
+    bench.fail("convert @whole.qcow2 @no/such.img", 1, &["no/such.img`", "directory is not there"]);
+    bench.succeed("convert -f raw @disk.vmdk @bytes.img");
+    assert_eq!(bench.0.peek("bytes.img", 0, 4), b"KDMV");
+    assert!(!bench.names().contains(&"new.img".to_owned()));
+}

@@ -4,161 +4,36 @@
 //! |---|---|
 //! | `plan.rs` | which parts of the disk are to be copied, which are zeros, which need nothing |
 //! | `copy.rs` | several parts in work at once: read, compressed, written |
+//! | `bitmaps.rs` | persistent bitmaps that go with the disk |
 //! | `window.rs` | futures side by side, taken in their order or as they end |
 //!
 //! The new image is made beside its place and takes it when it is complete and durable.
 
+mod bitmaps;
 mod copy;
+mod options;
 mod plan;
 mod window;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use blockloom_qcow2::bitmaps::Trust;
-use blockloom_qcow2::format::Version;
 use blockloom_qcow2::format::header::features;
-use clap::{Args, ValueEnum};
 
-use super::bitmaps::{Bitmaps, Change, open_image};
+use super::bitmaps::{Bitmaps, open_image};
 use super::create::{NewImage, backing_size, fresh};
 use super::disk::Disk;
 use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, beside, open_behind, open_chain};
 use super::options::Wanted;
 use super::target::Target;
-use crate::config::parse_size;
 use crate::io::real_path;
-use crate::limits::{CONVERT_PIECE_BYTES, CONVERT_PIECES_MAX};
 use crate::node::{Access, FreshFile, Place};
+use bitmaps::{check_bitmaps, check_keeps_bitmaps, copy_bitmaps};
 use copy::How;
+use options::Cache;
+pub(in crate::cli) use options::ConvertOptions;
 use plan::Plan;
-
-/// Zeros of at least so many bytes are not written, unless told otherwise: as `qemu-img`.
-const SPARSE_BYTES: u64 = 4096;
-/// Unit of the option for that.
-const SECTOR_BYTES: u64 = 512;
-
-/// What is to be copied, and how.
-#[derive(Args)]
-pub(in crate::cli) struct ConvertOptions {
-    /// The image to copy, with all that is behind it.
-    source: PathBuf,
-    /// The new image.
-    target: PathBuf,
-    /// The source's format; without it, found out by its first bytes.
-    #[arg(short, long, value_name = "FORMAT")]
-    format: Option<Format>,
-    /// The new image's format; without it, raw.
-    #[arg(short = 'O', long, value_name = "FORMAT")]
-    output_format: Option<Format>,
-    /// Options of the new image, as for `create`.
-    #[arg(short, value_name = "KEY=VALUE,…")]
-    options: Vec<String>,
-    /// Compresses the data; `-o compression_type=zstd` is the fast way.
-    #[arg(short, long)]
-    compress: bool,
-    /// Only copies what the source itself holds; the new image stands on FILE, which shows what the source's
-    /// backing does. A relative name is seen from the new image.
-    #[arg(short = 'B', long, value_name = "FILE")]
-    backing: Option<String>,
-    /// The format of that: raw or qcow2.
-    #[arg(short = 'F', long, value_name = "FORMAT")]
-    backing_format: Option<String>,
-    /// Zeros of at least so many bytes are not written, 4KiB without this; 0 writes everything.
-    #[arg(short = 'S', long, value_name = "SIZE")]
-    sparse: Option<String>,
-    /// Writes into an image that is there already, which takes what it shows from the source.
-    #[arg(short, long, conflicts_with_all = ["options", "backing", "force"])]
-    no_create: bool,
-    /// Shows how far it is.
-    #[arg(short, long)]
-    progress: bool,
-    /// Parts of the disk that are in work at once.
-    #[arg(short = 'm', long, value_name = "N", default_value_t = 8,
-          value_parser = clap::value_parser!(u16).range(1..=i64::from(CONVERT_PIECES_MAX)))]
-    parallel: u16,
-    /// Writes them as they come, not in their order.
-    #[arg(short = 'W', long)]
-    out_of_order: bool,
-    /// Copies the source's persistent bitmaps, too.
-    #[arg(long)]
-    bitmaps: bool,
-    /// Leaves out bitmaps that cannot be copied.
-    #[arg(long, requires = "bitmaps")]
-    skip_broken_bitmaps: bool,
-    /// Whether the new image is durable in the end: `unsafe` says no.
-    #[arg(short = 't', long, value_name = "MODE", default_value = "writeback")]
-    cache: Cache,
-    /// Reads the source although another program may be writing it.
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// Overwrites what is there.
-    #[arg(long)]
-    force: bool,
-}
-
-/// As `qemu-img` calls them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Cache {
-    /// Durable in the end.
-    Writeback,
-    /// Left to the system, faster.
-    Unsafe,
-}
-
-impl ConvertOptions {
-    fn target_format(&self) -> Format {
-        self.output_format.unwrap_or(Format::Raw)
-    }
-
-    fn wanted(&self) -> Result<Wanted> {
-        let mut wanted = Wanted::default();
-        for text in &self.options {
-            wanted.read(text)?;
-        }
-        if wanted.size_bytes.is_some() {
-            return Err(Failure::usage(
-                "-o size: the new disk is as long as the source's; `image resize` changes it \
-                 afterwards",
-            ));
-        }
-        wanted.backing = self.backing.clone().or(wanted.backing);
-        wanted.backing_format = self.backing_format.clone().or(wanted.backing_format);
-        wanted.validate()?;
-        if self.compress && wanted.is_preallocated() {
-            let message = "-o preallocation: takes room that -c is to save; leave one out";
-            return Err(Failure::usage(message));
-        }
-        if self.compress && wanted.data_file.is_some() {
-            let message = "-o data_file: such a file holds no compressed data; leave out -c";
-            return Err(Failure::usage(message));
-        }
-        if self.target_format() == Format::Raw && !self.no_create {
-            wanted.check_raw()?;
-            let problem = match () {
-                () if self.compress => "-c: a raw image is not compressed",
-                () if self.bitmaps => "--bitmaps: a raw image keeps none",
-                () => return Ok(wanted),
-            };
-            return Err(Failure::usage(format!("{problem}: -O qcow2 makes a qcow2 image")));
-        }
-        Ok(wanted)
-    }
-
-    /// 0 for all.
-    fn sparse_bytes(&self) -> Result<u64> {
-        let Some(text) = &self.sparse else { return Ok(SPARSE_BYTES) };
-        let wrong = |problem: String| Failure::usage(format!("--sparse {text}: {problem}"));
-        let bytes = parse_size(text).map_err(|problem| wrong(format!("it {problem}")))?;
-        if bytes.is_multiple_of(SECTOR_BYTES) && bytes <= CONVERT_PIECE_BYTES {
-            return Ok(bytes);
-        }
-        Err(wrong(format!(
-            "a multiple of {SECTOR_BYTES} bytes, at most {CONVERT_PIECE_BYTES}, is needed"
-        )))
-    }
-}
 
 /// What is to take its place in the end.
 #[derive(Debug)]
@@ -291,50 +166,6 @@ async fn open_existing(options: &ConvertOptions, size_bytes: u64, sync: bool) ->
     // One that cannot be written says why.
     layer.image(true).await?;
     Target::qcow2(path, layer.storage, sync, below, false).await
-}
-
-fn check_bitmaps(bitmaps: &Bitmaps<'_>) -> Result<()> {
-    let cannot = |name: &str, problem: &str| {
-        let message = format!(
-            "bitmap `{name}` {problem}: --skip-broken-bitmaps leaves it out; `image bitmap` can \
-             --remove it"
-        );
-        Err(Failure::of_file(bitmaps.path(), message))
-    };
-    for entry in bitmaps.entries() {
-        match bitmaps.trust(entry) {
-            Trust::Stored => {}
-            Trust::Inconsistent => return cannot(&entry.name_lossy(), "is inconsistent"),
-            Trust::Unknown => return cannot(&entry.name_lossy(), "is of a kind that is not known"),
-        }
-    }
-    Ok(())
-}
-
-fn check_keeps_bitmaps(target: &Target, size_bytes: u64) -> Result<()> {
-    let Some(image) = target.image() else { return Ok(()) };
-    if image.info().version < Version::V3 {
-        return Err(Failure::usage("--bitmaps: needs an image with compat=1.1"));
-    }
-    if image.size_bytes() != size_bytes {
-        let message = format!(
-            "--bitmaps: they are for a disk of {size_bytes} bytes, and this one has {}",
-            image.size_bytes()
-        );
-        return Err(Failure::of_file(target.path(), message));
-    }
-    Ok(())
-}
-
-async fn copy_bitmaps(from: &Bitmaps<'_>, target: &Target) -> Result<()> {
-    let Some(image) = target.image() else { return Ok(()) };
-    let mut to = Bitmaps::load(target.path(), target.storage(), image).await?;
-    let mut changes = Vec::new();
-    for entry in from.entries().iter().filter(|entry| from.trust(entry) == Trust::Stored) {
-        let name = entry.name_lossy().into_owned();
-        changes.push(Change::Store(name, from.content(entry).await?));
-    }
-    to.change(&changes).await
 }
 
 /// A line that says how far it is, as `qemu-img` prints it.
