@@ -23,6 +23,18 @@ pub const BLOCKING_THREADS_MAX: usize = 16;
 /// Operations waiting for a blocking thread. Above this an operation fails with `EAGAIN`.
 pub const BLOCKING_QUEUE_MAX: usize = 64 * 1024;
 
+/// Threads that calculate for all workers: more than cores is never useful.
+pub const COMPUTE_THREADS_MAX: usize = 64;
+
+/// Calculations waiting for a thread. Above this they are done by who asks.
+pub const COMPUTE_QUEUE_MAX: usize = 1024;
+
+/// Bytes that a conversion of an image moves at once: a whole number of the largest clusters.
+pub const CONVERT_PIECE_BYTES: u64 = 2 << 20;
+
+/// Such pieces that are in work. Each is in memory twice at most, read and compressed: 64 MiB.
+pub const CONVERT_PIECES_MAX: u16 = 16;
+
 /// Entries of a worker's submission ring; operations beyond it wait in the worker, not in the kernel.
 pub const RING_ENTRIES: u32 = 1024;
 

@@ -7,7 +7,7 @@
 //! them.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use blockloom_qcow2::check::{CheckOptions, mend};
 use blockloom_qcow2::create::{Backing, CreateOptions, DataFile, Preallocation, create};
@@ -19,8 +19,8 @@ use crate::config::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::PermissionSet;
-use crate::io::{EngineChoice, EngineKind, path_facts, remove_file, run_on_thread, turn_now};
-use crate::node::{Access, FileStorage};
+use crate::io::{EngineChoice, EngineKind, path_facts, run_on_thread, turn_now};
+use crate::node::{Access, FileStorage, FreshFile, Place};
 
 /// The first image that could not be prepared, and why.
 pub(super) struct NotPrepared<'s> {
@@ -92,53 +92,21 @@ fn mend_image(spec: &GraphSpec, base: &Path, node: &NodeSpec) -> Result<()> {
     Ok(())
 }
 
-/// A file for a new image. What was made and not kept is removed.
-struct Fresh {
-    storage: FileStorage,
-    made: Option<PathBuf>,
-}
-
-impl Fresh {
-    fn open(file: &FileSpec, base: &Path) -> Result<Self> {
-        let path = file.path_in(base);
-        let exists = path_facts(&path).is_ok_and(|facts| facts.exists);
-        let access = if exists { Access::Write } else { Access::Create };
-        let storage = FileStorage::open(&path, access)?;
-        Ok(Self { storage, made: (!exists).then_some(path) })
-    }
-
-    fn keep(mut self) {
-        self.made = None;
-    }
-}
-
-impl Drop for Fresh {
-    fn drop(&mut self) {
-        if let Some(path) = &self.made
-            && let Err(error) = remove_file(path)
-        {
-            tracing::warn!("`{}`, which is no image yet, stays: {error}", path.display());
-        }
-    }
-}
-
 fn make(spec: &GraphSpec, base: &Path, node: &NodeSpec, wanted: &Qcow2CreateSpec) -> Result<()> {
     let options = options(spec, base, node, wanted)?;
     let no_file = || Error::new(ErrorKind::Invalid, "an image is made in a plain file only");
-    let image = Fresh::open(spec.image_file(node).ok_or_else(no_file)?, base)?;
+    let fresh = |file: &FileSpec| FreshFile::make(&file.path_in(base), Place::Direct);
+    let (image, storage) = fresh(spec.image_file(node).ok_or_else(no_file)?)?;
     let data = spec.image_data_file(node).filter(|_| options.data_file.is_some());
-    let data = data.map(|file| Fresh::open(file, base)).transpose()?;
+    let (data, data_storage) = data.map(fresh).transpose()?.unzip();
     run(async move {
-        if let Some(data) = &data {
-            data.storage.fill_as_data_file(&options).await?;
+        if let Some(data) = &data_storage {
+            data.fill_as_data_file(&options).await?;
         }
-        create(&image.storage, &options).await?;
-        image.keep();
-        if let Some(data) = data {
-            data.keep();
-        }
-        Ok(())
-    })
+        create(&storage, &options).await
+    })?;
+    data.map_or(Ok(()), FreshFile::keep)?;
+    image.keep()
 }
 
 fn options(

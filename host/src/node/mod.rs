@@ -23,7 +23,7 @@ pub use bitmap_store::{
 pub use file::{FileNode, FileOptions, ImageLocking};
 pub use memory::MemoryNode;
 pub use null::NullNode;
-pub(crate) use qcow2::{Access, FileStorage};
+pub(crate) use qcow2::{Access, FileStorage, FreshFile, Place};
 pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 

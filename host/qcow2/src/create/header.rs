@@ -19,11 +19,15 @@ const NAMES: [(FeatureSet, u8, &str); 8] = [
     (FeatureSet::Autoclear, 1, "raw external data"),
 ];
 
-/// The first cluster. The table of feature names is left out where it does not fit.
+/// Bytes of the smallest cluster that has room for the names and for what else may come, as bitmaps or the
+/// name of a backing file: QEMU's bound.
+const NAMES_MIN_CLUSTER_BYTES: u64 = 4096;
+
+/// The first cluster. The table of feature names is left out where it would leave no room.
 pub(super) fn encode(plan: &Plan, options: &CreateOptions) -> Result<Vec<u8>> {
     let header = header(plan, options);
     let mut named = header.clone();
-    if options.version >= Version::V3 {
+    if options.version >= Version::V3 && plan.cluster().bytes() >= NAMES_MIN_CLUSTER_BYTES {
         let names = NAMES.iter().map(|&(set, bit, name)| FeatureName::new(set, bit, name));
         named.extensions.push(Extension::FeatureNames(names.collect()));
     }

@@ -49,6 +49,7 @@ mod open;
 mod range_lock;
 mod refcounts;
 mod request;
+mod reserved;
 mod resize;
 mod tables;
 mod turn;

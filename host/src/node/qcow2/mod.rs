@@ -9,6 +9,7 @@
 //! | `storage` | the image's container: child `file`, by the edges of a request |
 //! | `bitmaps` | the bitmaps that the image keeps |
 //! | `plain_file` | a container without a graph |
+//! | `fresh` | a file that becomes an image, or goes |
 //! | `read`, `write`, `zero`, `status` | the node's operations |
 //!
 //! **Invariant**: a request holds an image's `Turn` from before it looks where its bytes lie until they
@@ -18,6 +19,7 @@
 //! image maps it after it has been written, and keeps that mapping back until it is durable.
 
 mod bitmaps;
+mod fresh;
 mod open;
 mod plain_file;
 mod read;
@@ -26,6 +28,7 @@ mod storage;
 mod write;
 mod zero;
 
+pub(crate) use fresh::{FreshFile, Place};
 pub use open::Qcow2Options;
 pub(crate) use plain_file::{Access, FileStorage};
 
