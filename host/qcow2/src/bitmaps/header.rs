@@ -18,6 +18,9 @@ const EXTENSION_HEAD_BYTES: usize = 8;
 /// Where the autoclear features are, 8 bytes.
 const AUTOCLEAR: usize = fields::FEATURES as usize + 16;
 
+/// Autoclear features that are not there while a header is laid out anew.
+const NOT_BEFORE_THE_END: u64 = features::BITMAPS | features::RECORD;
+
 /// The header with this bitmap directory, which is consistent; or with none.
 pub fn with_bitmaps(header: &Header, bitmaps: Option<BitmapsExtension>) -> Header {
     let mut next = header.clone();
@@ -64,7 +67,9 @@ pub async fn replace_header<S: Storage>(storage: &S, header: &Header) -> Result<
     // and the name is where nothing moves.
     let mut first = now[..SECTOR_BYTES].to_vec();
     if header.version >= Version::V3 {
-        first[AUTOCLEAR + 7] &= !(features::BITMAPS as u8);
+        for (byte, gone) in first[AUTOCLEAR..].iter_mut().zip(NOT_BEFORE_THE_END.to_be_bytes()) {
+            *byte &= !gone;
+        }
     }
     let cut = cut(&now, header)?;
     let end_marker = [0; EXTENSION_HEAD_BYTES];

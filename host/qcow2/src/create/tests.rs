@@ -22,7 +22,7 @@ fn geometries(dir: &Path) -> Vec<(&'static str, CreateOptions)> {
     };
     let data = |raw| {
         let name = dir.join("data.raw").to_str().unwrap().to_owned();
-        Some(DataFile { name, raw })
+        Some(DataFile { name: Some(name), raw })
     };
     let mut all = vec![
         ("empty", new(0)),
@@ -182,7 +182,7 @@ fn what_does_not_go_together_is_refused() {
     }
     let new = || CreateOptions::new(MIB);
     let second = || CreateOptions { version: Version::V2, ..new() };
-    let data = |raw| Some(DataFile { name: "d".into(), raw });
+    let data = |raw| Some(DataFile { name: Some("d".into()), raw });
     let backing = || Some(Backing { name: "b".into(), format: None });
     let zstd = CompressionType::Zstd;
     let eight = RefcountWidth::from_bits(8).unwrap();
@@ -200,7 +200,7 @@ fn what_does_not_go_together_is_refused() {
     refuse(over, "extended_l2=on");
     let long = Some(Backing { name: "x".repeat(1024), format: None });
     refuse(CreateOptions { backing: long, ..new() }, "1 to 1023 bytes");
-    let nameless = Some(DataFile { name: String::new(), raw: false });
+    let nameless = Some(DataFile { name: Some(String::new()), raw: false });
     refuse(CreateOptions { data_file: nameless, ..new() }, "data_file: a name");
     let huge = CreateOptions { cluster_size: cluster(512), ..CreateOptions::new(129 << 30) };
     refuse(huge, "larger cluster_size");

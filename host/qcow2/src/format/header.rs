@@ -35,7 +35,10 @@ pub mod features {
     pub const BITMAPS: u64 = 1;
     /// Autoclear: the external data file is a raw image by itself.
     pub const RAW_EXTERNAL_DATA: u64 = 1 << 1;
-    /// Autoclear bits that this crate knows.
+    /// Autoclear, private: what is recorded of the files below is current ([`record`](crate::format::record)).
+    /// The highest bit: as far as can be from those that the specification gives away.
+    pub const RECORD: u64 = 1 << 63;
+    /// Autoclear bits that this crate keeps right through a change. [`RECORD`] is none: it goes with the first.
     pub const AUTOCLEAR_KNOWN: u64 = BITMAPS | RAW_EXTERNAL_DATA;
 }
 

@@ -16,7 +16,17 @@ use crate::io::{path_facts, remove_file, replace_file};
 use crate::node::{Access, FileStorage};
 
 /// Makes an image.
-pub(super) async fn create_image(path: PathBuf, wanted: Wanted, force: bool) -> Result<()> {
+///
+/// `size_of`: an image whose disk is as long as that of the new one.
+pub(super) async fn create_image(
+    path: PathBuf,
+    mut wanted: Wanted,
+    size_of: Option<PathBuf>,
+    force: bool,
+) -> Result<()> {
+    if let Some(like) = size_of {
+        wanted.size_bytes = Some(Layer::open(&like, None, Access::Read).await?.size_bytes);
+    }
     wanted.validate()?;
     let backing_bytes = match &wanted.backing {
         Some(name) => Some(backing_size(&path, name, wanted.backing_format.as_deref()).await?),
