@@ -46,7 +46,7 @@ pub(super) enum Fate {
     /// It is loaded; with doubts, if there is a later form below.
     Loads(Option<Later>),
     /// A later form has come in its place: it goes.
-    Outdated(Later),
+    Outdated,
     /// A bitmap without an image may come home here: it stays as it is.
     Waits,
 }
@@ -93,10 +93,15 @@ impl Forms {
     pub(super) fn fate(self) -> Fate {
         match self.later {
             _ if self.is_homeless => Fate::Waits,
-            Some(later) if !later.is_below => Fate::Outdated(later),
+            Some(later) if !later.is_below => Fate::Outdated,
             later => Fate::Loads(later),
         }
     }
+}
+
+/// Whether one of two images shows the other.
+pub(super) fn are_related(graph: &Graph, one: &Listed, other: &Listed) -> bool {
+    is_over(graph, one, other) || is_over(graph, other, one)
 }
 
 /// Whether an image shows another one along view edges.

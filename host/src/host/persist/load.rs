@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::doubt::{Fate, Forms, Later, Listed, doubt, doubt_of_what_is_above};
+use super::doubt::{Fate, Forms, Later, Listed, are_related, doubt, doubt_of_what_is_above};
 use super::place::home_for;
 use super::{Entry, Home, Keep, Persistence, scope_of, tell_not_kept};
 use crate::bitmap::{Bitmap, BitmapIdentity, BitmapName, BitmapState, Uuid};
@@ -116,6 +116,7 @@ impl Persistence {
         }
         let mut adopted = vec![false; wanted.len()];
         let all = self.list(cell, &graph).await?;
+        let mut outdated = Vec::new();
         // From above: to mark an image as in use changes what is below others.
         for listed in all.iter().rev().filter(|listed| listed.is_new) {
             let home = &listed.home;
@@ -126,7 +127,16 @@ impl Persistence {
                 };
                 (0..wanted.len()).find(is_it)
             };
-            let (mut found, mut outdated) = (Vec::new(), Vec::new());
+            // One that is to be in another image, where it is not: there it begins anew.
+            let begins_elsewhere = |uuid: Uuid| {
+                let is_it = |at: &usize| {
+                    wanted[*at].uuid == Some(uuid) && homes[*at].generation != home.generation
+                };
+                let places = (0..wanted.len()).filter(is_it).map(|at| homes[at].generation);
+                let images = places.filter_map(|at| all.iter().find(|it| it.home.generation == at));
+                images.into_iter().any(|image| are_related(&graph, image, listed))
+            };
+            let mut found = Vec::new();
             for stored in &listed.stored {
                 // Entries that a transaction has made.
                 if listed.is_kept(stored)? {
@@ -136,9 +146,13 @@ impl Persistence {
                     .identity
                     .map(|identity| Forms::of(&graph, &all, &self.entries(), listed, identity));
                 let Some(at) = claims(stored) else {
+                    if stored.identity.is_some_and(|it| begins_elsewhere(it.uuid)) {
+                        outdated.push((home, stored));
+                        continue;
+                    }
                     match forms.map_or(Fate::Loads(None), Forms::fate) {
                         Fate::Loads(later) => found.push(Found { stored, claim: None, later }),
-                        Fate::Outdated(later) => outdated.push((stored, later)),
+                        Fate::Outdated => outdated.push((home, stored)),
                         Fate::Waits => {}
                     }
                     continue;
@@ -152,16 +166,23 @@ impl Persistence {
                 found.push(Found { stored, claim: Some(&wanted[at]), later });
             }
             self.load_from(cell, home, found).await?;
-            for (stored, later) in outdated {
-                remove_outdated(cell, home, stored, &later).await;
-            }
         }
         for (at, (wanted, home)) in wanted.iter().zip(&homes).enumerate() {
-            if !adopted[at] {
-                self.begin(cell, wanted, home)
-                    .await
-                    .map_err(|error| NotKept { wanted: Some(at), error })?;
+            if adopted[at] {
+                continue;
             }
+            let here = all.iter().find(|listed| listed.home.generation == home.generation);
+            let forms = here.zip(wanted.uuid).map(|(here, uuid)| {
+                let none = BitmapIdentity { uuid, generation: 0 };
+                Forms::of(&graph, &all, &self.entries(), here, none)
+            });
+            let generation = forms.and_then(Forms::later).map_or(0, |later| later.generation);
+            self.begin(cell, wanted, home, generation)
+                .await
+                .map_err(|error| NotKept { wanted: Some(at), error })?;
+        }
+        for (home, stored) in outdated {
+            remove_outdated(cell, home, stored).await;
         }
         Ok(())
     }
@@ -277,8 +298,15 @@ impl Persistence {
         Ok(())
     }
 
-    /// Makes an entry for a bitmap that is not stored yet, and keeps it from now on.
-    async fn begin(&self, cell: &Arc<GraphCell>, wanted: &Wanted, home: &Home) -> Result<()> {
+    /// Makes an entry for a bitmap that is not stored yet, but for forms up to this generation that do not count
+    /// any more, and keeps it from now on.
+    async fn begin(
+        &self,
+        cell: &Arc<GraphCell>,
+        wanted: &Wanted,
+        home: &Home,
+        generation: u64,
+    ) -> Result<()> {
         let graph = cell.load();
         let bitmap = graph.find_bitmap(&wanted.scope, wanted.name.as_str()).ok_or_else(|| {
             let message = format!("there is no bitmap `{}` of {}", wanted.name, wanted.scope);
@@ -289,7 +317,12 @@ impl Persistence {
             return Err(Error::new(ErrorKind::Exists, message));
         }
         if let Some(uuid) = wanted.uuid {
-            bitmap.set_identity(BitmapIdentity { uuid, ..bitmap.identity() });
+            bitmap.set_identity(BitmapIdentity { uuid, generation });
+            // Whoever knows it by its UUID knows what was changed from when on: here nobody does.
+            bitmap.add_all();
+            let (scope, name) = (wanted.scope.clone(), wanted.name.to_string());
+            let why = format!("the image of node `{}` has none with the UUID {uuid}", home.name);
+            cell.tell(&graph, Event::BitmapMarkedWhole { scope, name, why });
         }
         make_entry(cell, bitmap, home).await?;
         let (bitmap, keep, home) = (Arc::clone(bitmap), wanted.keep.clone(), Some(home.clone()));
@@ -313,7 +346,7 @@ impl Persistence {
             Error::new(ErrorKind::NotFound, format!("bitmap `{name}` has been removed"))
         })?;
         let home = home_for(&graph, &scope, &keep)?;
-        self.begin(cell, &Wanted { scope, name, keep, uuid: None }, &home).await
+        self.begin(cell, &Wanted { scope, name, keep, uuid: None }, &home, 0).await
     }
 
     /// As [`Self::load`], after a change of the graph: what fails is told.
@@ -342,10 +375,10 @@ pub(super) async fn make_entry(
 }
 
 /// Takes a form of a bitmap that does not count any more out of an image.
-async fn remove_outdated(cell: &Arc<GraphCell>, home: &Home, stored: &StoredBitmap, later: &Later) {
-    let (name, place) = (&stored.name, &later.place);
+async fn remove_outdated(cell: &Arc<GraphCell>, home: &Home, stored: &StoredBitmap) {
+    let name = &stored.name;
     tracing::info!(
-        "bitmap `{name}` in the image of node `{}` is left over: {place} has a later form of it",
+        "bitmap `{name}` in the image of node `{}` is left over: there is a later form of it",
         home.name
     );
     if !home.writes() {

@@ -24,6 +24,8 @@
 //!   each other the highest generation counts.
 //! - What cannot be stored is told and stays marked as in use: never clean on trust.
 
+#[cfg(test)]
+mod crash;
 mod doubt;
 mod follow;
 mod load;

@@ -3,6 +3,7 @@
 mod bitmaps;
 mod creation;
 mod embedded;
+mod identity;
 mod killed;
 mod matrix;
 mod scene;
