@@ -128,7 +128,7 @@ fn qemu_img_sees_what_was_asked_for() {
         assert_eq!(info["backing-filename"], backing_name, "{name}");
         let backing_format = backing.and_then(|backing| backing.format.as_deref());
         assert_eq!(info["backing-filename-format"], text_or_null(backing_format), "{name}");
-        let data_name = options.data_file.as_ref().map(|file| &file.name[..]);
+        let data_name = options.data_file.as_ref().and_then(|file| file.name.as_deref());
         assert_eq!(specific["data-file"], text_or_null(data_name), "{name}");
         let raw = options.data_file.as_ref().map(|file| file.raw);
         assert_eq!(specific["data-file-raw"], serde_json::json!(raw), "{name}");

@@ -1,14 +1,17 @@
 //! What Blockloom adds to the bitmaps of an image: which they are, and what lay below the image when they
-//! were stored. It is a header extension of a private type, which QEMU keeps as it is.
+//! were stored. These are two header extensions of private types, which QEMU keeps as they are: the second changes
+//! with every close, and a crash meanwhile is not to take the first.
 //!
 //! ```text
-//!  0  version, 4 bytes: 1; one with another number counts as not there
-//!  4  what is said of the files below, 4 bytes: 0 nothing, 1 each of them, 2 all of them by the digest alone
-//!  8  number of bitmaps, 4 bytes
-//! 12  number of files, 4 bytes
-//! 16  digest of the files, 16 bytes; zeros if nothing is said of them
-//! 32  bitmaps, 32 bytes each: hash of the name (8), generation (8), UUID (16)
-//!     files, 40 bytes each: kind (4), zeros (4), size (8), modified (8), changed (8), inode (8)
+//! bitmaps  0  version, 4 bytes: 1; an extension with another number counts as not there
+//!          4  number of bitmaps, 4 bytes
+//!          8  bitmaps, 32 bytes each: hash of the name (8), generation (8), UUID (16)
+//!
+//! below    0  version, 4 bytes: 1
+//!          4  what is said of the files, 4 bytes: 0 nothing, 1 each of them, 2 all of them by the digest alone
+//!          8  number of files, 4 bytes; 4 bytes of zeros
+//!         16  digest of the files, 16 bytes; zeros if nothing is said of them
+//!         32  files, 40 bytes each: kind (4), zeros (4), size (8), modified (8), changed (8), inode (8)
 //! ```
 //!
 //! All numbers are big-endian. Hashes are FNV-1a, of 64 bits for names and of 128 for the files.
@@ -21,10 +24,13 @@ use super::extension::Extension;
 use super::header::{Header, features};
 use crate::limits::{BITMAPS_MAX, RECORD_FILES_MAX};
 
-/// `BLOM`.
-const KIND: u32 = 0x424c_4f4d;
+/// `BLOB`.
+const BITMAPS: u32 = 0x424c_4f42;
+/// `BLOF`.
+const BELOW: u32 = 0x424c_4f46;
 const VERSION: u32 = 1;
-const HEAD_BYTES: usize = 32;
+const BITMAPS_HEAD_BYTES: usize = 8;
+const BELOW_HEAD_BYTES: usize = 32;
 const BITMAP_BYTES: usize = 32;
 const FILE_BYTES: usize = 40;
 
@@ -130,59 +136,76 @@ impl Record {
         };
         Self { below, ..self.clone() }
     }
+}
 
+/// The bitmaps that an extension names; `None` for another version, and for what is malformed.
+fn decode_bitmaps(data: &[u8]) -> Option<Vec<(u64, BitmapIdentity)>> {
+    let count = (word(data, 0) & u64::from(u32::MAX)) as u32;
+    if data.len() < BITMAPS_HEAD_BYTES
+        || word(data, 0) >> 32 != u64::from(VERSION)
+        || count > BITMAPS_MAX
+    {
+        return None;
+    }
+    let (bitmaps, rest) = data[BITMAPS_HEAD_BYTES..].as_chunks::<BITMAP_BYTES>();
+    (rest.is_empty() && bitmaps.len() == count as usize)
+        .then(|| bitmaps.iter().map(decode_bitmap).collect())
+}
+
+fn encode_bitmaps(bitmaps: &[(u64, BitmapIdentity)]) -> Vec<u8> {
+    let mut data = VERSION.to_be_bytes().to_vec();
+    data.extend((bitmaps.len() as u32).to_be_bytes());
+    for (hash, identity) in bitmaps {
+        data.extend(hash.to_be_bytes());
+        data.extend(identity.generation.to_be_bytes());
+        data.extend(identity.uuid);
+    }
+    data
+}
+
+impl Below {
     /// What an extension says; `None` for another version, and for what is malformed.
-    pub fn decode(data: &[u8]) -> Option<Self> {
-        let words: Vec<u32> =
-            data.get(..16)?.as_chunks().0.iter().map(|word| u32::from_be_bytes(*word)).collect();
-        let [VERSION, said, bitmaps, files] = words[..] else { return None };
+    fn decode(data: &[u8]) -> Option<Self> {
         let digest: [u8; 16] = *data.get(16..)?.first_chunk()?;
-        let is_bounded = bitmaps <= BITMAPS_MAX && files <= RECORD_FILES_MAX;
-        if !is_bounded || said != EACH && files != 0 {
+        let (said, count) = ((word(data, 0) & u64::from(u32::MAX)) as u32, word(data, 8));
+        let (files, rest) = data[BELOW_HEAD_BYTES..].as_chunks::<FILE_BYTES>();
+        let is_whole = rest.is_empty() && count == (files.len() as u64) << 32;
+        if word(data, 0) >> 32 != u64::from(VERSION)
+            || !is_whole
+            || files.len() > RECORD_FILES_MAX as usize
+            || said != EACH && !files.is_empty()
+        {
             return None;
         }
-        let files_at = HEAD_BYTES.checked_add(bitmaps as usize * BITMAP_BYTES)?;
-        let end = files_at.checked_add(files as usize * FILE_BYTES)?;
-        if end != data.len() {
-            return None;
+        let files: Option<Vec<FileIdentity>> = files.iter().map(decode_file).collect();
+        match said {
+            NOTHING => Some(Self::Unknown),
+            EACH => files.filter(|files| digest_of(files) == digest).map(Self::Files),
+            DIGEST => Some(Self::Digest(digest)),
+            _ => None,
         }
-        let bitmaps = data[HEAD_BYTES..files_at].as_chunks::<BITMAP_BYTES>().0;
-        let files: Option<Vec<FileIdentity>> =
-            data[files_at..].as_chunks::<FILE_BYTES>().0.iter().map(decode_file).collect();
-        let below = match said {
-            NOTHING => Below::Unknown,
-            EACH => Below::Files(files.filter(|files| digest_of(files) == digest)?),
-            DIGEST => Below::Digest(digest),
-            _ => return None,
-        };
-        let bitmaps = bitmaps.iter().map(decode_bitmap).collect();
-        Some(Self { bitmaps, below })
     }
 
     /// The extension's data.
     fn encode(&self) -> Vec<u8> {
         let none = Vec::new();
-        let (said, files, digest) = match &self.below {
-            Below::Unknown => (NOTHING, &none, [0; 16]),
-            Below::Files(files) => (EACH, files, digest_of(files)),
-            Below::Digest(digest) => (DIGEST, &none, *digest),
+        let (said, files, digest) = match self {
+            Self::Unknown => (NOTHING, &none, [0; 16]),
+            Self::Files(files) if files.len() > RECORD_FILES_MAX as usize => {
+                (DIGEST, &none, digest_of(files))
+            }
+            Self::Files(files) => (EACH, files, digest_of(files)),
+            Self::Digest(digest) => (DIGEST, &none, *digest),
         };
         let mut data = Vec::new();
-        for word in [VERSION, said, self.bitmaps.len() as u32, files.len() as u32] {
+        for word in [VERSION, said, files.len() as u32, 0] {
             data.extend(word.to_be_bytes());
         }
         data.extend(digest);
-        for (hash, identity) in &self.bitmaps {
-            data.extend(hash.to_be_bytes());
-            data.extend(identity.generation.to_be_bytes());
-            data.extend(identity.uuid);
-        }
         data.extend(files.iter().flat_map(encode_file));
         data
     }
-}
 
-impl Below {
     /// Compares what was said with the files as they are now.
     pub fn fit(&self, now: &[FileIdentity]) -> Fit {
         let then = match self {
@@ -206,9 +229,20 @@ impl Below {
 impl Header {
     /// What is recorded of the bitmaps, if it can be read.
     pub fn record(&self) -> Option<Record> {
-        let mut found = self.extensions.iter().filter_map(record_data);
-        let record = Record::decode(found.next()?)?;
-        found.next().is_none().then_some(record)
+        let bitmaps = decode_bitmaps(self.private(BITMAPS)?)?;
+        let below = self.private(BELOW).and_then(Below::decode).unwrap_or(Below::Unknown);
+        Some(Record { bitmaps, below })
+    }
+
+    /// The data of a private extension; `None` if it is there twice, too.
+    fn private(&self, kind: u32) -> Option<&[u8]> {
+        let data = |extension| match extension {
+            &Extension::Unknown { kind: other, ref data } if other == kind => Some(&data[..]),
+            _ => None,
+        };
+        let mut found = self.extensions.iter().filter_map(data);
+        let data = found.next()?;
+        found.next().is_none().then_some(data)
     }
 
     /// Whether nobody who does not know the record has opened the image for writing since it was made.
@@ -218,23 +252,18 @@ impl Header {
 
     /// Replaces what is recorded.
     pub fn set_record(&mut self, record: Option<&Record>, is_current: bool) {
-        let new = record.map(|record| Extension::Unknown { kind: KIND, data: record.encode() });
-        let at = self.extensions.iter().position(|extension| record_data(extension).is_some());
-        match (at, new) {
-            (Some(at), Some(new)) => self.extensions[at] = new,
-            (Some(at), None) => drop(self.extensions.remove(at)),
-            (None, Some(new)) => self.extensions.push(new),
-            (None, None) => {}
-        }
+        self.set_private(BITMAPS, record.map(|record| encode_bitmaps(&record.bitmaps)));
+        self.set_private(BELOW, record.map(|record| record.below.encode()));
         self.autoclear &= !features::RECORD;
         self.autoclear |= if record.is_some() && is_current { features::RECORD } else { 0 };
     }
-}
 
-fn record_data(extension: &Extension) -> Option<&[u8]> {
-    match extension {
-        Extension::Unknown { kind: KIND, data } => Some(data),
-        _ => None,
+    fn set_private(&mut self, kind: u32, data: Option<Vec<u8>>) {
+        let is_it = |extension: &Extension| matches!(extension, Extension::Unknown { kind: other, .. } if *other == kind);
+        let at = self.extensions.iter().position(is_it).unwrap_or(self.extensions.len());
+        self.extensions.retain(|extension| !is_it(extension));
+        let new = data.map(|data| Extension::Unknown { kind, data });
+        self.extensions.splice(at..at, new);
     }
 }
 
@@ -287,6 +316,7 @@ fn digest_of(files: &[FileIdentity]) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Geometry, blank_image};
 
     fn file(kind: FileKind, inode: u64) -> FileIdentity {
         FileIdentity { kind, size_bytes: 1 << 40, modified_ns: 7, changed_ns: u64::MAX, inode }
@@ -308,7 +338,11 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let check = |record: &Record| {
-            assert_eq!(Record::decode(&record.encode()).as_ref(), Some(record));
+            assert_eq!(Below::decode(&record.below.encode()).as_ref(), Some(&record.below));
+            assert_eq!(
+                decode_bitmaps(&encode_bitmaps(&record.bitmaps)).as_ref(),
+                Some(&record.bitmaps)
+            );
         };
         check(&Record::EMPTY);
         let full = record(Below::Files(files()));
@@ -316,9 +350,12 @@ mod tests {
             check(&record);
             check(&record.folded());
         }
-        assert!(full.folded().encode().len() < full.encode().len());
+        let len = |record: &Record| record.below.encode().len();
+        assert!(len(&full.folded()) < len(&full));
         // There is room for the digest from the beginning.
-        assert_eq!(full.folded().encode().len(), record(Below::Unknown).encode().len());
+        assert_eq!(len(&full.folded()), len(&Record::EMPTY));
+        let many = Below::Files(vec![file(FileKind::Below, 1); RECORD_FILES_MAX as usize + 1]);
+        assert!(matches!(Below::decode(&many.encode()), Some(Below::Digest(_))));
         let mut fewer = full;
         assert_eq!(fewer.identity("täglich".as_bytes()).map(|it| it.generation), Some(u64::MAX));
         fewer.retain([&b"a"[..], b"other"].into_iter());
@@ -328,25 +365,64 @@ mod tests {
 
     #[test]
     fn what_is_malformed_counts_as_not_there() {
-        let whole = record(Below::Files(files())).encode();
-        for len in 0..whole.len() {
-            assert_eq!(Record::decode(&whole[..len]), None, "{len} bytes");
+        let (bitmaps, below) = {
+            let record = record(Below::Files(files()));
+            (encode_bitmaps(&record.bitmaps), record.below.encode())
+        };
+        for len in 0..bitmaps.len() {
+            assert_eq!(decode_bitmaps(&bitmaps[..len]), None, "{len} bytes");
         }
-        assert_eq!(Record::decode(&[&whole[..], &[0]].concat()), None);
-        let files_at = whole.len() - 3 * FILE_BYTES;
+        for len in 0..below.len() {
+            assert_eq!(Below::decode(&below[..len]), None, "{len} bytes");
+        }
+        assert_eq!(decode_bitmaps(&[&bitmaps[..], &[0]].concat()), None);
+        assert_eq!(Below::decode(&[&below[..], &[0]].concat()), None);
         let mut random = fastrand::Rng::with_seed(7);
-        for at in (0..32).chain(files_at..whole.len()) {
-            let mut damaged = whole.clone();
+        for at in 0..BITMAPS_HEAD_BYTES {
+            let mut damaged = bitmaps.clone();
+            damaged[at] ^= random.u8(1..);
+            assert_eq!(decode_bitmaps(&damaged), None, "byte {at}");
+        }
+        for at in 0..below.len() {
+            let mut damaged = below.clone();
             damaged[at] ^= random.u8(1..);
             // Padding does not count.
-            let is_padding = at >= files_at && (4..8).contains(&((at - files_at) % FILE_BYTES));
-            assert_eq!(Record::decode(&damaged).is_none(), !is_padding, "byte {at}");
+            let place = at.checked_sub(BELOW_HEAD_BYTES).map(|at| at % FILE_BYTES);
+            let is_padding = place.is_some_and(|place| (4..8).contains(&place));
+            assert_eq!(Below::decode(&damaged).is_none(), !is_padding, "byte {at}");
         }
         for _ in 0..10_000 {
             let mut noise = vec![0; random.usize(0..200)];
             noise.fill_with(|| random.u8(..4));
-            let _ = Record::decode(&noise);
+            let _ = (Below::decode(&noise), decode_bitmaps(&noise));
         }
+    }
+
+    /// As in any image: what another version wrote, and what is there twice, is nothing; it can be replaced.
+    #[test]
+    fn a_header_has_one_record_or_none() {
+        let image = blank_image(&Geometry::usual(1 << 20));
+        let mut header = Header::parse(&image).expect("a header");
+        assert_eq!(header.record(), None);
+        let full = record(Below::Files(files()));
+        header.set_record(Some(&full), true);
+        assert_eq!((header.record().as_ref(), header.is_record_current()), (Some(&full), true));
+        let mut cluster = header.encode().expect("room");
+        cluster.resize(header.cluster_size.bytes() as usize, 0);
+        let again = Header::parse(&cluster).expect("a header");
+        assert_eq!(again, header);
+        let twice =
+            header.extensions.iter().find(|it| matches!(it, Extension::Unknown { .. })).cloned();
+        header.extensions.extend(twice);
+        assert_eq!(header.record(), None);
+        header.set_record(Some(&full), false);
+        assert_eq!((header.record().as_ref(), header.is_record_current()), (Some(&full), false));
+        if let Some(Extension::Unknown { data, .. }) = header.extensions.first_mut() {
+            data[3] = 2;
+        }
+        assert_eq!(header.record(), None);
+        header.set_record(None, true);
+        assert!(header.extensions.is_empty() && !header.is_record_current());
     }
 
     #[test]

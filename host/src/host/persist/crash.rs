@@ -24,6 +24,8 @@ use crate::node::{
 const SIZE: u64 = 1 << 20;
 /// A cluster of the images, too.
 const GRANULE: u64 = 4096;
+/// More than anybody tries.
+const SEEDS_MAX: u64 = 1 << 32;
 /// Of seeds, unless `BLOCKLOOM_CRASH_SEEDS` says otherwise.
 const SEEDS: u64 = 2;
 
@@ -207,6 +209,25 @@ fn look(crashed: &Simulation, seed: u64, uuid: Uuid, what: &str) {
     }
 }
 
+/// The same for somebody who knows the bitmap by its name alone: it is there, in whichever image, as long as the
+/// upper one is opened.
+fn look_by_name(crashed: &Simulation, seed: u64, uuid: Uuid, what: &str) {
+    let what = format!("{what}, by name");
+    // Another seed, another UUID for what is new.
+    let ran = left(crashed, seed + SEEDS_MAX).run(async move {
+        let machine = Machine::start("top", None).await;
+        let graph = machine.cell.load();
+        let forms = graph.bitmaps().filter(|(_, bitmap)| bitmap.identity().uuid == uuid).count();
+        let known =
+            || graph.bitmaps().map(|(scope, it)| (scope.clone(), it.state(), it.identity()));
+        assert_eq!(forms, 1, "{what}: forms that count: {:?}", known().collect::<Vec<_>>());
+        if machine.bitmap().identity().uuid == uuid {
+            machine.check(uuid, &what).await;
+        }
+    });
+    ran.expect("an end");
+}
+
 /// The two images, and the UUID of the bitmap that the lower one has.
 fn prepared(seed: u64) -> (Simulation, Uuid) {
     let simulation = Simulation::new(seed);
@@ -224,7 +245,7 @@ fn prepared(seed: u64) -> (Simulation, Uuid) {
 #[test]
 fn a_move_survives_a_crash_at_any_point() {
     let seeds = std::env::var("BLOCKLOOM_CRASH_SEEDS").ok().and_then(|text| text.parse().ok());
-    for seed in 0..seeds.unwrap_or(SEEDS) {
+    for seed in 0..seeds.unwrap_or(SEEDS).min(SEEDS_MAX) {
         let (start, uuid) = prepared(seed);
         let mut events = 0;
         loop {
@@ -233,9 +254,14 @@ fn a_move_survives_a_crash_at_any_point() {
             simulation.crash_after(events);
             match simulation.run(live(uuid)) {
                 Err(Stop::Crashed) => {
-                    look(&simulation, seed, uuid, &format!("seed {seed}, event {events}"));
+                    let what = format!("seed {seed}, event {events}");
+                    look(&simulation, seed, uuid, &what);
+                    look_by_name(&simulation, seed, uuid, &what);
                 }
-                Ok(()) => break,
+                Ok(()) => {
+                    look(&simulation, seed, uuid, &format!("seed {seed}, at the end"));
+                    break;
+                }
                 Err(stop) => panic!("seed {seed}, event {events}: {stop}"),
             }
             events += 1;

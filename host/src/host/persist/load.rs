@@ -43,6 +43,7 @@ impl From<Error> for NotKept {
 struct Found<'a> {
     stored: &'a StoredBitmap,
     claim: Option<&'a Wanted>,
+    identity: Option<BitmapIdentity>,
     later: Option<Later>,
 }
 
@@ -52,13 +53,14 @@ struct Pair {
     bitmap: Arc<Bitmap>,
     stored: StoredBitmap,
     keep: Keep,
+    identity: Option<BitmapIdentity>,
     later: Option<Later>,
 }
 
 impl Pair {
     /// Has the bitmap be the one that is stored.
     fn identify(&self) {
-        let Some(identity) = self.stored.identity else { return };
+        let Some(identity) = self.identity else { return };
         self.bitmap.set_identity(match &self.later {
             None => identity,
             // From now on this is the last form.
@@ -142,8 +144,11 @@ impl Persistence {
                 if listed.is_kept(stored)? {
                     continue;
                 }
-                let forms = stored
-                    .identity
+                // It may have been lost, with all that could be believed.
+                let wanted_uuid = claims(stored).and_then(|at| wanted[at].uuid);
+                let lost = wanted_uuid.map(|uuid| BitmapIdentity { uuid, generation: 0 });
+                let identity = stored.identity.or(lost);
+                let forms = identity
                     .map(|identity| Forms::of(&graph, &all, &self.entries(), listed, identity));
                 let Some(at) = claims(stored) else {
                     if stored.identity.is_some_and(|it| begins_elsewhere(it.uuid)) {
@@ -151,7 +156,9 @@ impl Persistence {
                         continue;
                     }
                     match forms.map_or(Fate::Loads(None), Forms::fate) {
-                        Fate::Loads(later) => found.push(Found { stored, claim: None, later }),
+                        Fate::Loads(later) => {
+                            found.push(Found { stored, claim: None, identity, later })
+                        }
                         Fate::Outdated => outdated.push((home, stored)),
                         Fate::Waits => {}
                     }
@@ -163,7 +170,7 @@ impl Persistence {
                 })?;
                 adopted[at] = true;
                 let later = forms.and_then(Forms::later);
-                found.push(Found { stored, claim: Some(&wanted[at]), later });
+                found.push(Found { stored, claim: Some(&wanted[at]), identity, later });
             }
             self.load_from(cell, home, found).await?;
         }
@@ -216,7 +223,7 @@ impl Persistence {
         let mut actions = Transaction::new();
         let mut places = Vec::new();
         let found = found.into_iter().filter(|found| found.stored.trust != Trust::Unknown);
-        for Found { stored, claim: wanted, later } in found {
+        for Found { stored, claim: wanted, identity, later } in found {
             let own = BitmapScope::Node(Arc::clone(&home.name));
             let scope = wanted.map_or(own, |wanted| wanted.scope.clone());
             let name = stored.name.clone();
@@ -245,19 +252,18 @@ impl Persistence {
             }
             let keep =
                 wanted.map_or_else(|| Keep::Node(home.name.to_string()), |it| it.keep.clone());
-            places.push((scope, stored.clone(), keep, later));
+            places.push((scope, stored.clone(), keep, identity, later));
         }
         if places.is_empty() {
             return Ok(());
         }
         cell.transact(actions).await.map_err(|error| error.at_node(&home.name))?;
         let graph = cell.load();
-        let pair =
-            |(scope, stored, keep, later): (BitmapScope, StoredBitmap, Keep, Option<Later>)| {
-                let bitmap = Arc::clone(graph.find_bitmap(&scope, stored.name.as_str())?);
-                Some(Pair { scope, bitmap, stored, keep, later })
-            };
-        let pairs: Vec<Pair> = places.into_iter().filter_map(pair).collect();
+        let pairs = places.into_iter().filter_map(|(scope, stored, keep, identity, later)| {
+            let bitmap = Arc::clone(graph.find_bitmap(&scope, stored.name.as_str())?);
+            Some(Pair { scope, bitmap, stored, keep, identity, later })
+        });
+        let pairs: Vec<Pair> = pairs.collect();
         self.take_over(cell, home, &pairs).await
     }
 
@@ -411,8 +417,10 @@ fn check_fits(graph: &Graph, wanted: &Wanted, stored: &StoredBitmap) -> Result<(
         let message = format!("its image has a bitmap `{name}` of a kind that is not known");
         return Err(Error::new(ErrorKind::Exists, message));
     }
-    if let Some(uuid) = wanted.uuid.filter(|uuid| stored.identity.map(|it| it.uuid) != Some(*uuid))
-    {
+    // One that is inconsistent may have lost it, and counts as all dirty.
+    let is_lost = stored.identity.is_none() && stored.trust == Trust::Inconsistent;
+    let is_other = |uuid: &Uuid| stored.identity.map(|it| it.uuid) != Some(*uuid) && !is_lost;
+    if let Some(uuid) = wanted.uuid.filter(is_other) {
         let theirs = match stored.identity {
             Some(identity) => format!("UUID {}", identity.uuid),
             None => "without a UUID".into(),

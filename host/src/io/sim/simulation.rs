@@ -94,7 +94,7 @@ pub(crate) fn chance(limit: u64) -> u64 {
     current().map_or(0, |shared| shared.random.borrow_mut().below(limit))
 }
 
-/// A number that has not been drawn before; `None` outside of a simulation.
+/// A number that neither this seed nor another one has drawn before; `None` outside of a simulation.
 pub(in crate::io) fn unique() -> Option<u128> {
     let shared = current()?;
     shared.uniques.set(shared.uniques.get() + 1);
@@ -122,7 +122,7 @@ impl Simulation {
             files: RefCell::default(),
             observer: RefCell::default(),
             damages: Cell::new(0),
-            uniques: Cell::new(0),
+            uniques: Cell::new(u128::from(seed) << 64),
             is_paused: Cell::new(false),
             events: Cell::new(0),
             idle_turns: Cell::new(0),
