@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockloom_qcow2::create::{Backing, CreateOptions, create};
+use blockloom_qcow2::format::ClusterSize;
 
 use super::load::Wanted;
 use super::{Keep, Persistence};
@@ -21,32 +22,36 @@ use crate::node::{
     Access, FileNode, FileOptions, FileStorage, ImageLocking, Qcow2Node, Qcow2Options, WriteFlags,
 };
 
-const SIZE: u64 = 1 << 20;
+pub(super) const SIZE: u64 = 1 << 20;
 /// A cluster of the images, too.
-const GRANULE: u64 = 4096;
+pub(super) const GRANULE: u64 = 4096;
 /// More than anybody tries.
 const SEEDS_MAX: u64 = 1 << 32;
 /// Of seeds, unless `BLOCKLOOM_CRASH_SEEDS` says otherwise.
 const SEEDS: u64 = 2;
 
-/// The bytes of an empty image.
-fn image(backing: Option<&str>) -> Vec<u8> {
+/// The bytes of an empty image, with clusters of a granule.
+pub(super) fn image(options: CreateOptions) -> Vec<u8> {
     let place = tempfile::tempdir().expect("a directory");
     let path = place.path().join("image");
     let made = path.clone();
-    let backing = backing.map(|name| Backing { name: name.into(), format: Some("qcow2".into()) });
+    let cluster_size = ClusterSize::from_bytes(GRANULE).expect("a size");
+    let options = CreateOptions { cluster_size, ..options };
     let make = async move {
         let storage = FileStorage::open(&made, Access::Create).expect("a file");
-        let cluster_size =
-            blockloom_qcow2::format::ClusterSize::from_bytes(GRANULE).expect("a size");
-        let options = CreateOptions { backing, cluster_size, ..CreateOptions::new(SIZE) };
         create(&storage, &options).await.expect("an image");
     };
     run_on_thread(EngineChoice::Exactly(EngineKind::Threads), make).expect("a worker");
     read_file(&path, 1 << 30).expect("its bytes")
 }
 
-fn file(name: &str) -> NodeDecl {
+/// One over image `base`.
+pub(super) fn overlay() -> Vec<u8> {
+    let backing = Some(Backing { name: "base".into(), format: Some("qcow2".into()) });
+    image(CreateOptions { backing, ..CreateOptions::new(SIZE) })
+}
+
+pub(super) fn file(name: &str) -> NodeDecl {
     let options = FileOptions {
         path: name.into(),
         write: true,
@@ -61,7 +66,7 @@ const OPTIONS: Qcow2Options =
     Qcow2Options { write: true, backing: None, data_file: None, l2_cache_bytes: 1 << 16 };
 
 /// The children of an image, and how it is opened.
-fn parts(name: &str) -> (Vec<ChildDecl>, Qcow2Options) {
+pub(super) fn of_image(name: &str) -> (Vec<ChildDecl>, Qcow2Options) {
     let storage = ChildDecl::storage(format!("{name}.file"));
     match name {
         "top" => (
@@ -72,8 +77,14 @@ fn parts(name: &str) -> (Vec<ChildDecl>, Qcow2Options) {
     }
 }
 
+/// The driver of an image that is to be added.
+pub(super) async fn opened(name: &str) -> Qcow2Node {
+    let storage = FileStorage::open(name.as_ref(), Access::ReadShared).expect("a file");
+    Qcow2Node::open(&storage, &of_image(name).1).await.expect("an image")
+}
+
 /// A running host without threads.
-struct Machine {
+pub(super) struct Machine {
     cell: Arc<GraphCell>,
     persistence: Persistence,
 }
@@ -86,15 +97,25 @@ impl Machine {
     /// With drive `vda` on image `root`, and its bitmap `daily`, which is to have this UUID.
     async fn start(root: &str, uuid: Option<Uuid>) -> Self {
         let images = if root == "top" { &["base", "top"][..] } else { &["base"] };
-        let files = images.iter().map(|name| file(name)).collect();
+        let parts = images.iter().map(|name| (*name, of_image(name))).collect();
+        Self::of(parts, root, Keep::Root, uuid).await
+    }
+
+    /// With these images, in files of their names.
+    pub(super) async fn of(
+        parts: Vec<(&str, (Vec<ChildDecl>, Qcow2Options))>,
+        root: &str,
+        keep: Keep,
+        uuid: Option<Uuid>,
+    ) -> Self {
+        let files = parts.iter().map(|(name, _)| file(name)).collect();
         let decl = GraphDecl { nodes: files, ..GraphDecl::default() };
         let graph = decl.build().expect("a graph");
         graph.start_drivers(None).expect("they start");
         let machine =
             Self { cell: Arc::new(GraphCell::new(graph)), persistence: Persistence::default() };
-        for name in images {
-            let (children, options) = parts(name);
-            let (name, driver) = ((*name).to_owned(), Box::new(options));
+        for (name, (children, options)) in parts {
+            let (name, driver) = (name.to_owned(), Box::new(options));
             let opened = machine.cell.open_node(OpenDecl { name, driver, children }).await;
             opened.expect("an image");
         }
@@ -109,10 +130,14 @@ impl Machine {
         };
         let add = Transaction::new().with(Action::AddDrive(drive)).with(Action::AddBitmap(bitmap));
         machine.cell.transact(add).await.expect("a drive");
-        let wanted = Wanted { scope: vda(), name, keep: Keep::Root, uuid };
+        let wanted = Wanted { scope: vda(), name, keep, uuid };
         let loaded = machine.persistence.load(&machine.cell, &[wanted]).await;
         loaded.map_err(|failed| failed.error).expect("bitmaps");
         machine
+    }
+
+    pub(super) fn kept_in(&self) -> Option<Arc<str>> {
+        self.persistence.kept_in(&self.bitmap())
     }
 
     fn bitmap(&self) -> Arc<Bitmap> {
@@ -124,26 +149,28 @@ impl Machine {
             .expect("a drive")
     }
 
-    async fn write(&self, granule: u64) {
+    pub(super) async fn write(&self, granule: u64) {
         let buf = Buf::copy_of(&[7; GRANULE as usize]);
         let written = self.drive().write(granule * GRANULE, buf, WriteFlags::NONE).await;
         written.expect("a write");
     }
 
-    /// As a host makes it.
     async fn snapshot(&self) {
-        let (children, options) = parts("top");
-        let storage = FileStorage::open("top".as_ref(), Access::ReadShared).expect("a file");
-        let driver = Arc::new(Qcow2Node::open(&storage, &options).await.expect("an image"));
-        let overlay = NodeDecl { name: "top".into(), driver, children };
+        let driver = Arc::new(opened("top").await);
+        let overlay = NodeDecl { name: "top".into(), driver, children: of_image("top").0 };
         let snapshot = Action::Snapshot { drive: "vda".into(), overlay };
-        let both = Transaction::new().with(Action::AddNode(file("top"))).with(snapshot);
-        let (both, entered) = self.persistence.prepare(&self.cell.load(), both).expect("allowed");
-        self.cell.transact(both).await.expect("a snapshot");
+        self.transact(Transaction::new().with(Action::AddNode(file("top"))).with(snapshot)).await;
+    }
+
+    /// As a host makes it.
+    pub(super) async fn transact(&self, transaction: Transaction) {
+        let prepared = self.persistence.prepare(&self.cell.load(), transaction);
+        let (transaction, entered) = prepared.expect("allowed");
+        self.cell.transact(transaction).await.expect("a change");
         self.persistence.follow(&self.cell, entered).await;
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         self.cell.close_nodes(Duration::ZERO).await.expect("an end in order");
     }
 
@@ -154,7 +181,7 @@ impl Machine {
         granules.filter(|(bytes, _)| bytes.iter().any(|byte| *byte != 0)).map(|it| it.1).collect()
     }
 
-    fn dirty(&self) -> Vec<u64> {
+    pub(super) fn dirty(&self) -> Vec<u64> {
         let ranges = self.bitmap().ranges(0..SIZE);
         ranges.flat_map(|range| range.start / GRANULE..range.end.div_ceil(GRANULE)).collect()
     }
@@ -231,8 +258,8 @@ fn look_by_name(crashed: &Simulation, seed: u64, uuid: Uuid, what: &str) {
 /// The two images, and the UUID of the bitmap that the lower one has.
 fn prepared(seed: u64) -> (Simulation, Uuid) {
     let simulation = Simulation::new(seed);
-    simulation.add_file("base", image(None));
-    simulation.add_file("top", image(Some("base")));
+    simulation.add_file("base", image(CreateOptions::new(SIZE)));
+    simulation.add_file("top", overlay());
     let uuid = simulation.run(async {
         let machine = Machine::start("base", None).await;
         let uuid = machine.bitmap().identity().uuid;

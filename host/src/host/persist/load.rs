@@ -157,7 +157,7 @@ impl Persistence {
                     }
                     match forms.map_or(Fate::Loads(None), Forms::fate) {
                         Fate::Loads(later) => {
-                            found.push(Found { stored, claim: None, identity, later })
+                            found.push(Found { stored, claim: None, identity, later });
                         }
                         Fate::Outdated => outdated.push((home, stored)),
                         Fate::Waits => {}

@@ -29,6 +29,8 @@ mod crash;
 mod doubt;
 mod follow;
 mod load;
+#[cfg(test)]
+mod meta;
 mod place;
 #[cfg(test)]
 mod tests;
