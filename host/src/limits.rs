@@ -91,6 +91,10 @@ pub const DRAIN_TIME: Duration = Duration::from_secs(30);
 /// Time that a node has to close before whoever removes it, or ends the host, goes on without.
 pub const CLOSE_TIME: Duration = Duration::from_secs(30);
 
+/// A file time that is no older than this may be that of a change still to come: kernels count file times by
+/// ticks of up to 10 ms.
+pub const FILE_TIME_TICK: Duration = Duration::from_millis(20);
+
 /// Operations that hold or await a range guard. Each has an entry in every worker's table, which
 /// changes scan; above this a copy fails with `EAGAIN`.
 pub const GUARDS_MAX: usize = 4096;

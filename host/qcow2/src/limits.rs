@@ -12,6 +12,8 @@ pub const SNAPSHOT_TABLE_MAX_BYTES: u64 = 1024 * SNAPSHOTS_MAX as u64;
 pub const SNAPSHOT_EXTRA_MAX_BYTES: u32 = 1024;
 /// Most persistent bitmaps of an image, as in QEMU.
 pub const BITMAPS_MAX: u32 = 65_535;
+/// Most files of which is recorded what they were, each 40 bytes: more are recorded by their digest.
+pub const RECORD_FILES_MAX: u32 = 1024;
 /// Most bytes of the bitmap directory: 1024 a bitmap, as in QEMU.
 pub const BITMAP_DIRECTORY_MAX_BYTES: u64 = 1024 * BITMAPS_MAX as u64;
 /// Most bytes of one bitmap's bits, as in QEMU: 512 MiB, 256 TiB at 64 KiB.

@@ -124,7 +124,12 @@ fn options(
     })?;
     let format = |error: blockloom_qcow2::Error| Error::new(ErrorKind::Invalid, error.to_string());
     let backing = spec.backing_reference(node, base);
-    let data_file = spec.data_file_name(node, base);
+    let has_data_file = node.children.iter().any(|child| child.name.value == "data-file");
+    // Bytes of another node than a plain file are to be had from this configuration alone.
+    let data_file = has_data_file.then(|| DataFile {
+        name: spec.data_file_name(node, base),
+        raw: wanted.data_file_raw.value,
+    });
     Ok(CreateOptions {
         version: match wanted.compat.value {
             Qcow2Compat::V0_10 => Version::V2,
@@ -135,7 +140,7 @@ fn options(
         refcount_width: RefcountWidth::from_bits(wanted.refcount_bits.value).map_err(format)?,
         backing: backing.map(|backing| Backing { name: backing.name, format: backing.format }),
         extended_l2: wanted.extended_l2.value,
-        data_file: data_file.map(|name| DataFile { name, raw: wanted.data_file_raw.value }),
+        data_file,
         lazy_refcounts: wanted.lazy_refcounts.value,
         preallocation: match wanted.preallocation.value {
             Wanted::Off => Preallocation::Off,

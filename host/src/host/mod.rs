@@ -107,7 +107,8 @@ impl HostBuilder {
         granularity: Granularity,
         keep: Keep,
     ) -> Self {
-        self.plan.kept.push(Wanted { scope: scope.clone(), name: name.clone(), keep });
+        let (of, name) = (scope.clone(), name);
+        self.plan.kept.push(Wanted { scope: of, name: name.clone(), keep, uuid: None });
         self.bitmap(scope, name, granularity)
     }
 

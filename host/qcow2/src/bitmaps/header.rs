@@ -20,6 +20,9 @@ const EXTENSION_HEAD_BYTES: usize = 8;
 /// Where the autoclear features are, 8 bytes.
 const AUTOCLEAR: usize = fields::FEATURES as usize + 16;
 
+/// Autoclear features that are not there while a header is laid out anew.
+const NOT_BEFORE_THE_END: u64 = features::BITMAPS | features::RECORD;
+
 /// The header with this bitmap directory, which is consistent; or with none.
 pub fn with_bitmaps(header: &Header, bitmaps: Option<BitmapsExtension>) -> Header {
     let mut next = header.clone();
@@ -41,7 +44,7 @@ pub fn with_bitmaps(header: &Header, bitmaps: Option<BitmapsExtension>) -> Heade
 /// that extension is not called consistent. A change within one sector, as of a directory's place mostly is,
 /// is all there or not at all.
 ///
-/// Of extensions that differ, and those behind them, a crash may leave none.
+/// Of extensions that differ, but for that of bitmaps, and those behind them, a crash may leave none.
 ///
 /// # Errors
 /// `ENOSPC` if the header does not fit the first cluster, or the backing file's name has no place there while
@@ -66,7 +69,9 @@ pub async fn replace_header<S: Storage>(storage: &S, header: &Header) -> Result<
     // and the name is where nothing moves.
     let mut first = now[..SECTOR_BYTES].to_vec();
     if header.version >= Version::V3 {
-        first[AUTOCLEAR + 7] &= !(features::BITMAPS as u8);
+        for (byte, gone) in first[AUTOCLEAR..].iter_mut().zip(NOT_BEFORE_THE_END.to_be_bytes()) {
+            *byte &= !gone;
+        }
     }
     let cut = cut(&now, header)?;
     let end_marker = [0; EXTENSION_HEAD_BYTES];
@@ -91,9 +96,15 @@ pub async fn replace_header<S: Storage>(storage: &S, header: &Header) -> Result<
         storage.write(cut as u64, &end_marker).await?;
         storage.flush().await?;
     }
-    let rest = cut_behind.map_or(SECTOR_BYTES, |cut| cut + EXTENSION_HEAD_BYTES).min(new.len());
-    if rest < new.len() {
-        storage.write(rest as u64, &new[rest..]).await?;
+    let mut rest = new.get(SECTOR_BYTES..).unwrap_or_default().to_vec();
+    if let Some(cut) = cut_behind
+        && let Some(head) =
+            rest.get_mut(cut - SECTOR_BYTES..cut - SECTOR_BYTES + EXTENSION_HEAD_BYTES)
+    {
+        head.copy_from_slice(&end_marker);
+    }
+    if !rest.is_empty() {
+        storage.write(SECTOR_BYTES as u64, &rest).await?;
         storage.flush().await?;
     }
     if let Some(cut) = cut_behind
@@ -107,18 +118,19 @@ pub async fn replace_header<S: Storage>(storage: &S, header: &Header) -> Result<
 }
 
 /// Where the extensions of the header `now` are to end while what is behind changes: where the first begins
-/// that is not in `header`. Extensions begin at multiples of 8, so that the first 8 bytes of each lie within
+/// that is not in `header`, but for one of bitmaps. Extensions begin at multiples of 8, so that the first 8 bytes of each lie within
 /// one sector. `None` if nothing but a bitmaps extension changes, which is read whatever is left of it.
 fn cut(now: &[u8], header: &Header) -> Result<Option<usize>> {
     let old = Header::parse(now)?;
     let pairs = || old.extensions.iter().zip(&header.extensions);
-    let is_alike = |(old, new): (&Extension, &Extension)| {
+    let is_alike = |(old, new): &(&Extension, &Extension)| {
         old == new || matches!((old, new), (Extension::Bitmaps(_), Extension::Bitmaps(_)))
     };
-    if old.extensions.len() == header.extensions.len() && pairs().all(is_alike) {
+    if old.extensions.len() == header.extensions.len() && pairs().all(|pair| is_alike(&pair)) {
         return Ok(None);
     }
-    let same = pairs().take_while(|(old, new)| old == new).count();
+    // One of bitmaps has one length.
+    let same = pairs().take_while(is_alike).count();
     let extensions = header.extensions[..same].to_vec();
     let up_to_there = Header { extensions, backing_name: None, ..header.clone() }.encode()?;
     // A header as older programs write it is shorter.

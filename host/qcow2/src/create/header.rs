@@ -48,8 +48,8 @@ fn header(plan: &Plan, options: &CreateOptions) -> Header {
     if let Some(format) = backing.and_then(|backing| backing.format.as_ref()) {
         extensions.push(Extension::BackingFormat(format.clone().into_bytes()));
     }
-    if let Some(file) = &options.data_file {
-        extensions.push(Extension::DataFile(file.name.clone().into_bytes()));
+    if let Some(name) = options.data_file.as_ref().and_then(|file| file.name.as_ref()) {
+        extensions.push(Extension::DataFile(name.clone().into_bytes()));
     }
     Header {
         version: options.version,

@@ -39,7 +39,10 @@ pub mod features {
     /// may have leaked if nobody has it open. Others take the bit back before they write, as bits that they
     /// do not know; the leaks are then as after a crash of theirs.
     pub const OPEN: u64 = 1 << 62;
-    /// Autoclear bits that this crate knows.
+    /// Autoclear, private: what is recorded of the files below is current ([`record`](crate::format::record)).
+    /// The highest bit: as far as can be from those that the specification gives away.
+    pub const RECORD: u64 = 1 << 63;
+    /// Autoclear bits that this crate keeps right through a change. [`RECORD`] is none: it goes with the first.
     pub const AUTOCLEAR_KNOWN: u64 = BITMAPS | RAW_EXTERNAL_DATA | OPEN;
 }
 

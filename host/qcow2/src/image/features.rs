@@ -89,6 +89,19 @@ impl Image {
         self.modifying.follows_bitmaps.store(true, Ordering::Release);
     }
 
+    /// What is recorded of the files below the image is not to be current any more, durably: somebody is going
+    /// to take its bitmaps into use.
+    ///
+    /// # Errors
+    /// As for [`Self::begin_modifying`].
+    pub async fn outdate_record<S: Storage>(&self, s: &S) -> Result<()> {
+        if !self.header().is_record_current() {
+            return Ok(());
+        }
+        self.check_modifiable()?;
+        self.update_features(s, |header| header.autoclear &= !features::RECORD).await
+    }
+
     /// Called before anything in the container changes: the first time, the image is marked as open, and what
     /// is not known here and would be wrong after a change is invalidated. For a caller who changes guest data
     /// by itself, too: in a raw external data file.
@@ -201,7 +214,8 @@ impl Image {
         header.encode()?;
         // While the header is laid out anew a crash may leave no consistent bitmaps: nobody is to call them
         // consistent again if this fails.
-        self.header().autoclear &= !features::BITMAPS;
+        self.header().autoclear &= !(features::BITMAPS | features::RECORD);
+        header.autoclear &= !features::RECORD;
         replace_header(s, &header).await?;
         *self.header() = header;
         Ok(())

@@ -15,16 +15,25 @@ use crate::io::{create_parent_missing, path_facts};
 use crate::node::{Access, FileStorage, FreshFile, Place};
 
 /// Makes an image.
-pub(super) async fn create_image(path: PathBuf, wanted: Wanted, force: bool) -> Result<()> {
+///
+/// `size_of`: an image whose disk is as long as that of the new one.
+pub(super) async fn create_image(
+    path: PathBuf,
+    mut wanted: Wanted,
+    size_of: Option<PathBuf>,
+    force: bool,
+) -> Result<()> {
+    if let Some(like) = size_of {
+        wanted.size_bytes = Some(Layer::open(&like, None, Access::Read).await?.size_bytes);
+    }
     wanted.validate()?;
     let backing_bytes = match &wanted.backing {
         Some(name) => Some(backing_size(&path, name, wanted.backing_format.as_deref()).await?),
         None => None,
     };
-    let size_bytes = wanted
-        .size_bytes
-        .or(backing_bytes)
-        .ok_or_else(|| Failure::usage("SIZE is missing: it can be left out only with --backing"))?;
+    let size_bytes = wanted.size_bytes.or(backing_bytes).ok_or_else(|| {
+        Failure::usage("SIZE is missing: it can be left out only with --backing or --size-of")
+    })?;
     let options = wanted.options(sectors(size_bytes))?;
     let (image, _storage) = NewImage::make(&path, &options, force, Place::Replace).await?;
     image.keep()
@@ -45,7 +54,8 @@ impl NewImage {
         force: bool,
         place: Place,
     ) -> Result<(Self, FileStorage)> {
-        let data = options.data_file.as_ref().map(|file| beside(path, file.name.as_ref()));
+        let name = options.data_file.as_ref().and_then(|file| file.name.as_ref());
+        let data = name.map(|name| beside(path, name.as_ref()));
         if data.as_deref() == Some(path) {
             let message = "is the image itself: name another file";
             return Err(Failure::usage(format!("--data-file {}: {message}", path.display())));

@@ -74,6 +74,13 @@ pub(super) enum ImageCommand {
         /// A file for the data, made together with the image; a relative name is seen from it.
         #[arg(long, value_name = "FILE")]
         data_file: Option<String>,
+        /// Metadata alone: the data are those of the node that the graph file has as `data-file`, a whole
+        /// graph perhaps. The image names no file, so nobody opens it with the wrong one.
+        #[arg(long, conflicts_with = "data_file")]
+        data_node: bool,
+        /// An image whose disk has the size that this one is to have.
+        #[arg(long, value_name = "FILE", conflicts_with = "size")]
+        size_of: Option<PathBuf>,
         /// Overwrites what is there.
         #[arg(long)]
         force: bool,
@@ -199,7 +206,17 @@ pub(super) fn run(command: ImageCommand) -> ExitCode {
 
 fn dispatch(command: ImageCommand) -> Result<u8> {
     match command {
-        ImageCommand::Create { file, size, options, backing, backing_format, data_file, force } => {
+        ImageCommand::Create {
+            file,
+            size,
+            options,
+            backing,
+            backing_format,
+            data_file,
+            data_node,
+            size_of,
+            force,
+        } => {
             let mut wanted = Wanted::default();
             for text in &options {
                 wanted.read(text)?;
@@ -212,7 +229,8 @@ fn dispatch(command: ImageCommand) -> Result<u8> {
             wanted.backing = backing.or(wanted.backing);
             wanted.backing_format = backing_format.or(wanted.backing_format);
             wanted.data_file = data_file.or(wanted.data_file);
-            on_worker(create::create_image(file, wanted, force))?;
+            wanted.data_node = data_node;
+            on_worker(create::create_image(file, wanted, size_of, force))?;
         }
         ImageCommand::Check { image, repair } => {
             let access = if repair.is_some() { Access::Write } else { image.access() };

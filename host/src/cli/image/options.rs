@@ -23,6 +23,8 @@ pub(super) struct Wanted {
     /// The data file's name, for the header.
     pub data_file: Option<String>,
     data_file_raw: bool,
+    /// The data are those of a node that whoever opens the image knows.
+    pub data_node: bool,
     compat: Option<Version>,
     cluster_size: Option<ClusterSize>,
     refcount_width: Option<RefcountWidth>,
@@ -114,7 +116,8 @@ impl Wanted {
         options.data_file = self
             .data_file
             .as_ref()
-            .map(|name| DataFile { name: name.clone(), raw: self.data_file_raw });
+            .map(|name| DataFile { name: Some(name.clone()), raw: self.data_file_raw })
+            .or_else(|| self.data_node.then_some(DataFile { name: None, raw: true }));
         options.validate().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(options)
     }
@@ -166,7 +169,11 @@ impl Wanted {
                 return fail(format!("{option} {name}: {message}"));
             }
         }
-        if self.data_file_raw && self.data_file.is_none() {
+        if self.data_node && (self.data_file.is_some() || self.backing.is_some()) {
+            let message = "--data-node: all bytes are those of the node: leave the data file, or the backing, out";
+            return fail(message.into());
+        }
+        if self.data_file_raw && self.data_file.is_none() && !self.data_node {
             return fail("-o data_file_raw=on: needs --data-file FILE".into());
         }
         Ok(())

@@ -34,6 +34,7 @@ mod bus;
 mod check;
 mod claims;
 mod close;
+mod close_order;
 mod draft;
 mod drain;
 mod event;

@@ -3,6 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `place.rs` | which node keeps a bitmap, and which stored one an export means |
+//! | `doubt.rs` | whether what is stored can be believed |
 //! | `load.rs` | what images hold comes into the graph; bitmaps that are to be kept get an entry |
 //! | `follow.rs` | after a change of the graph: renamed, removed, at home elsewhere |
 //!
@@ -16,10 +17,20 @@
 //!   content is added to what it has recorded since. So no change is missed, whatever comes meanwhile.
 //! - No change comes to an image between the reading of its bitmaps and their mark: the driver sees to it
 //!   ([`BitmapStore`](crate::node::BitmapStore)).
+//! - What may have changed below an image while nobody here had it open makes its bitmaps all dirty. What is
+//!   below is compared after the bitmaps record, and recorded after it has closed.
+//! - A bitmap has a UUID, and its stored form a generation, which grows with each image that it goes to. The new
+//!   form is durable before the graph changes, the former one goes after that. Of forms in images that stand on
+//!   each other the highest generation counts.
 //! - What cannot be stored is told and stays marked as in use: never clean on trust.
 
+#[cfg(test)]
+mod crash;
+mod doubt;
 mod follow;
 mod load;
+#[cfg(test)]
+mod meta;
 mod place;
 #[cfg(test)]
 mod tests;

@@ -185,6 +185,7 @@ impl SimEngine {
             }
             // An interrupted write has written nothing.
             What::Write { sectors, is_hole, .. } if running.fate != Fate::Interrupted => {
+                running.file.touch(self.shared.now());
                 let mut random = self.shared.random();
                 let one_in = random.within(1..4);
                 let mut shown = Vec::new();
@@ -213,6 +214,7 @@ impl SimEngine {
         match &running.what {
             What::Read { .. } => failure.map_or(Ok(running.count), Err),
             What::Write { sectors, len, is_hole } => {
+                running.file.touch(self.shared.now());
                 match failure {
                     None => running.file.media().complete(op, sectors, *is_hole),
                     Some(errno) => {
@@ -249,6 +251,7 @@ impl SimEngine {
                 running.file.media().seek(*offset, *target == SeekTarget::Data).ok_or(ENXIO)
             }
             What::SetLen { len } => {
+                running.file.touch(self.shared.now());
                 running.file.media().set_len(*len);
                 Ok(0)
             }

@@ -41,7 +41,7 @@
 //!   last sync that covers it, that one included, whatever its neighbours have: unsynced writes are lost,
 //!   torn between sectors, and reordered. Operations under way count as unsynced writes. A sector itself
 //!   is never torn, and no synced byte is lost.
-//! - Lengths change at once and for good. Nothing rots: a sector that was read well is read well again.
+//! - Lengths change at once and for good, and so do file times, which are multiples of 10 ms. Nothing rots: a sector that was read well is read well again.
 //!
 //! # Writing a scenario
 //!
@@ -66,6 +66,6 @@ pub(crate) use faults::Faults;
 pub(super) use file::{SimFile, open};
 pub(crate) use media::SECTOR;
 pub(crate) use random::Random;
-pub(super) use simulation::choose_task;
 pub(crate) use simulation::{Simulation, Stop, chance, note};
+pub(super) use simulation::{choose_task, unique};
 pub(crate) use trace::Trace;

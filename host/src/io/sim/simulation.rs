@@ -64,6 +64,8 @@ pub(super) struct Shared {
     observer: RefCell<Option<Observer>>,
     /// Bytes that nobody wrote have a number each.
     damages: Cell<u64>,
+    /// Numbers that have been drawn, each once.
+    uniques: Cell<u128>,
     /// No task is next before the worker's next turn.
     is_paused: Cell<bool>,
     events: Cell<u64>,
@@ -92,6 +94,13 @@ pub(crate) fn chance(limit: u64) -> u64 {
     current().map_or(0, |shared| shared.random.borrow_mut().below(limit))
 }
 
+/// A number that neither this seed nor another one has drawn before; `None` outside of a simulation.
+pub(in crate::io) fn unique() -> Option<u128> {
+    let shared = current()?;
+    shared.uniques.set(shared.uniques.get() + 1);
+    Some(shared.uniques.get())
+}
+
 /// Which of `ready` tasks is next: `None` outside of a simulation, where the first is;
 /// `Some(None)` if none is, for now.
 #[allow(clippy::option_option, reason = "whether it is simulated, and the choice")]
@@ -113,6 +122,7 @@ impl Simulation {
             files: RefCell::default(),
             observer: RefCell::default(),
             damages: Cell::new(0),
+            uniques: Cell::new(u128::from(seed) << 64),
             is_paused: Cell::new(false),
             events: Cell::new(0),
             idle_turns: Cell::new(0),

@@ -8,6 +8,7 @@
 //! | `open` | opening an image over a node that stands already |
 //! | `storage` | the image's container: child `file`, by the edges of a request |
 //! | `bitmaps` | the bitmaps that the image keeps |
+//! | `below` | what lies below the image, as it is recorded with them |
 //! | `plain_file` | a container without a graph |
 //! | `fresh` | a file that becomes an image, or goes |
 //! | `read`, `write`, `zero`, `status` | the node's operations |
@@ -18,6 +19,7 @@
 //! **Invariant**: what is in a new cluster beside the bytes written is what showed there before; the
 //! image maps it after it has been written, and keeps that mapping back until it is durable.
 
+mod below;
 mod bitmaps;
 mod fresh;
 mod open;
@@ -35,7 +37,8 @@ pub(crate) use plain_file::{Access, FileStorage};
 use blockloom_qcow2::image::{Image, ImageInfo};
 
 use super::{
-    BitmapStore, Caps, Extent, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep, WriteFlags,
+    BitmapStore, Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep,
+    WriteFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef};
@@ -156,6 +159,10 @@ impl Node for Qcow2Node {
                 false => Ok(()),
             }
         })
+    }
+
+    fn identity(&self) -> NodeFuture<'_, Identity> {
+        super::identity::answer(Identity::OfChildren)
     }
 
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {

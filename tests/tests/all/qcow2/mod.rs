@@ -4,6 +4,7 @@ mod bitmaps;
 mod chain;
 mod creation;
 mod embedded;
+mod identity;
 mod killed;
 mod matrix;
 mod scene;

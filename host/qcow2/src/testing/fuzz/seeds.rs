@@ -38,7 +38,7 @@ fn written(file: MemoryStorage) -> MemoryStorage {
 
 pub(super) fn headers() -> Seeds {
     let backing = Backing { name: "base.qcow2".into(), format: Some("qcow2".into()) };
-    let data = DataFile { name: "data.raw".into(), raw: true };
+    let data = DataFile { name: Some("data.raw".into()), raw: true };
     let kinds = [
         ("v2", CreateOptions { version: Version::V2, ..small(4096) }),
         ("v3", small(4096)),
