@@ -250,7 +250,7 @@ impl Node for TestDisk {
     fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {
         Box::pin(async move {
             let children: Vec<NodeInfo> =
-                (0..).map_while(|at| Some(cx.child(at).ok()?.node().info().clone())).collect();
+                (0..).map_while(|at| Some(*cx.child(at).ok()?.node().info())).collect();
             let old_bytes = self.inner.info(&children)?.size_bytes;
             if size_bytes < old_bytes
                 && let Some(quarters) = self.control.set_fail_work(None)

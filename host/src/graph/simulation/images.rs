@@ -59,6 +59,7 @@ impl World {
         }
         let loaded = self.persistence.load(self.cell(), &self.wanted()).await;
         loaded.map_err(|not| format!("bitmaps are not kept: {}", not.error))?;
+        self.keeps.set(true);
         // What was in use when everything stopped says nothing any more.
         let mut bitmaps = self.bitmaps.borrow_mut();
         bitmaps.retain(|tracked| tracked.bitmap.state() != BitmapState::Inconsistent);
@@ -193,12 +194,43 @@ fn after(world: &Rc<World>, is_closed: bool, has_crashed: bool, random: Random) 
     });
     let next: Rc<World> = ran.unwrap_or_else(|stop| Err(stop.to_string()))?;
     look_at_images(&next, true)?;
-    for (name, _) in next.last_scene().images() {
+    let scene = next.last_scene();
+    for (name, _) in scene.images() {
         let storage = MemoryStorage::new(simulation.bytes(&file_name(name)));
         let clean = judge::is_clean(&storage);
         clean.map_err(|wrong| format!("image {name}, after an end in order: {wrong}"))?;
     }
-    Ok(())
+    crash_with_stored(&simulation, scene, &next)
+}
+
+/// Everything is opened once more, with bitmaps that were stored well, and crashes early: while they say that
+/// they count, nothing has changed.
+fn crash_with_stored(simulation: &Simulation, scene: Scene, stored: &Rc<World>) -> Verdict {
+    let mut random = simulation.random();
+    simulation.crash_after(random.within(1..120));
+    let (inner, before) = (simulation.clone(), Rc::clone(stored));
+    let ran = simulation.run(async move {
+        let world = World::of(&inner, scene)?;
+        *world.closed.borrow_mut() = before.closed.borrow().clone();
+        world.keep_bitmaps().await?;
+        world.check_loaded(&before)?;
+        guest::start(&world, &mut random);
+        world.all_ended().await;
+        std::future::pending::<()>().await;
+        Ok(())
+    });
+    match (ran, super::world::current()) {
+        (Ok(Err(wrong)), _) => Err(wrong),
+        (Err(Stop::Crashed | Stop::Deadlock), Some(world)) => {
+            if world.keeps.get() {
+                // From here on none counts.
+                *world.closed.borrow_mut() = None;
+            }
+            look_at_images(&world, false)
+        }
+        (Err(stop), _) => Err(stop.to_string()),
+        (Ok(Ok(())), _) => Err("it is to crash".to_owned()),
+    }
 }
 
 impl World {
@@ -225,6 +257,20 @@ impl World {
         for tracked in self.bitmaps.borrow_mut().iter_mut() {
             let bitmap = std::sync::Arc::clone(&tracked.bitmap);
             *tracked = Tracked::new(&oracle, tracked.view.clone(), bitmap);
+        }
+        Ok(())
+    }
+
+    /// Bitmaps hold what a world that ended in order has stored.
+    fn check_loaded(&self, stored: &World) -> Verdict {
+        let closed = stored.closed.borrow();
+        for tracked in self.bitmaps.borrow().iter() {
+            let (name, words) =
+                (tracked.bitmap.name().to_string(), tracked.bitmap.read().to_words());
+            let kept = closed.as_ref().and_then(|closed| closed.get(&name));
+            if kept.is_some_and(|kept| *kept != words) {
+                return Err(format!("bitmap {name} was loaded as {words:x?}, stored as {kept:x?}"));
+            }
         }
         Ok(())
     }

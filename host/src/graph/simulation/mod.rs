@@ -64,6 +64,27 @@
 //! | nothing drained; rollback by replacement | a granule was touched, and is clean |
 //! | any order of sources | copies wait for each other until their time is over |
 //! | a mapping before its data | after a crash, bytes of nobody in place of the backing's |
+//!
+//! Rules of the driver and the engine of images were broken by hand, each by itself; `power` is the crashes at
+//! every write, `images` the seeds here, `model` that of `graph/model`:
+//!
+//! | rule | noticed by | how it shows |
+//! |---|---|---|
+//! | mappings are written without a sync of their data | `power`, `images` | a mapping past the end; other bytes than were flushed |
+//! | refcounts after the mappings that need them | `power`, `images` | a used cluster with refcount 0 |
+//! | a refcount table before its blocks | `power` | refcounts that are none |
+//! | the header names an L1 table that is not counted yet | `power` | a used cluster with refcount 0 |
+//! | a freed cluster is given away before that is durable | `images` (seed 213) | flushed bytes are somebody else's |
+//! | a new cluster has nothing before what is written | `power` | zeros where there was something |
+//! | what is filled around a write is not announced | `model` (seed 1938) | a stale claim succeeds |
+//! | a discard lets the backing show | `power` | the backing's bytes where zeros were flushed |
+//! | what is added is not zeroed; is zeroed after the size is told | `power` | the backing's bytes behind the former end |
+//! | what a backing shows is called zero | all | a view shows zeros that nobody wrote |
+//! | entries of bitmaps that are not in use | `power`, `images` | a bitmap counts while it is in use |
+//! | bitmaps that are loaded are not marked as in use | `images` | the same, in a crash after an end in order |
+//! | the header names a bitmap directory before that is counted | `power` | a used cluster with refcount 0 |
+//! | a bitmap that did not come to another image is still stored | `images` (seed 19) | a bitmap counts that nobody keeps |
+//! | a snapshot does not flush what its drive wrote | `power`, `images` | flushed bytes are not there |
 
 mod bitmaps;
 mod changes;

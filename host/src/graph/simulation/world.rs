@@ -41,6 +41,8 @@ pub(super) struct World {
     pub(super) scene_next: RefCell<Option<Scene>>,
     /// Of the bitmaps that images keep.
     pub(super) persistence: Persistence,
+    /// From when images say that their bitmaps are in use.
+    pub(super) keeps: Cell<bool>,
     /// By name, what those bitmaps hold that are stored when all nodes close: from when that begins.
     pub(super) closed: RefCell<Option<BTreeMap<String, Vec<u64>>>>,
     /// Views' stores that came with changes have probes like the others.
@@ -198,6 +200,7 @@ impl World {
             scene_now: RefCell::new(scene.clone()),
             scene_next: RefCell::default(),
             persistence: Persistence::default(),
+            keeps: Cell::new(false),
             closed: RefCell::default(),
             scene,
             damages: RefCell::default(),
