@@ -10,7 +10,7 @@ mod events;
 mod from_spec;
 mod image_facts;
 mod images;
-mod persist;
+pub(crate) mod persist;
 mod report;
 mod start;
 mod surroundings;

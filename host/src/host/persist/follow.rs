@@ -15,7 +15,7 @@ use crate::graph::{Action, BitmapAction, BitmapScope, Graph, GraphCell, Transact
 use crate::node::{BitmapContent, StoreChange, Upkeep};
 
 /// Entries that a transaction makes itself: a bitmap, the node that keeps it, and its identity there.
-pub(in crate::host) type Entered = Vec<(Arc<Bitmap>, String, BitmapIdentity)>;
+pub(crate) type Entered = Vec<(Arc<Bitmap>, String, BitmapIdentity)>;
 
 impl Persistence {
     /// Has a transaction make an entry in each image that it puts on top of a drive, for the bitmaps that are
@@ -23,7 +23,7 @@ impl Persistence {
     ///
     /// # Errors
     /// `EROFS` for the removal or renaming of a bitmap whose image is read-only.
-    pub(in crate::host) fn prepare(
+    pub(crate) fn prepare(
         &self,
         graph: &Graph,
         mut transaction: Transaction,
@@ -74,7 +74,7 @@ impl Persistence {
     }
 
     /// Follows a change of the graph that has been made, once [`Self::load`] has been called.
-    pub(in crate::host) async fn follow(&self, cell: &Arc<GraphCell>, entered: Entered) {
+    pub(crate) async fn follow(&self, cell: &Arc<GraphCell>, entered: Entered) {
         if !self.begun.load(Ordering::Acquire) {
             return;
         }
@@ -146,7 +146,13 @@ impl Persistence {
             .any(|(bitmap, node, _)| Arc::ptr_eq(bitmap, &entry.bitmap) && **node == *target.name);
         if !is_entered {
             self.move_to(&entry.bitmap, None);
-            make_entry(cell, &entry.bitmap, &target).await?;
+            if let Err(error) = make_entry(cell, &entry.bitmap, &target).await {
+                // Its former entry stays, marked as in use: what it says is not kept up to date.
+                if let Some(home) = home {
+                    home.store()?.keeping().forget(&entry.bitmap);
+                }
+                return Err(error);
+            }
         }
         self.move_to(&entry.bitmap, Some(target));
         match home {

@@ -17,20 +17,20 @@ use crate::node::{
 
 /// A bitmap of the graph that is to be kept.
 #[derive(Clone, Debug)]
-pub(in crate::host) struct Wanted {
-    pub(in crate::host) scope: BitmapScope,
-    pub(in crate::host) name: BitmapName,
-    pub(in crate::host) keep: Keep,
+pub(crate) struct Wanted {
+    pub(crate) scope: BitmapScope,
+    pub(crate) name: BitmapName,
+    pub(crate) keep: Keep,
     /// What is stored of it has to have this UUID.
-    pub(in crate::host) uuid: Option<Uuid>,
+    pub(crate) uuid: Option<Uuid>,
 }
 
 /// Why bitmaps are not kept.
 #[derive(Debug)]
-pub(in crate::host) struct NotKept {
+pub(crate) struct NotKept {
     /// Which of those that were to be; `None` if it is about others.
-    pub(in crate::host) wanted: Option<usize>,
-    pub(in crate::host) error: Error,
+    pub(crate) wanted: Option<usize>,
+    pub(crate) error: Error,
 }
 
 impl From<Error> for NotKept {
@@ -94,7 +94,7 @@ impl Persistence {
     /// # Errors
     /// The first that stands against it: a stored bitmap that does not fit the wanted one of its name, an
     /// image that cannot keep it, the store's.
-    pub(in crate::host) async fn load(
+    pub(crate) async fn load(
         &self,
         cell: &Arc<GraphCell>,
         wanted: &[Wanted],
@@ -340,7 +340,7 @@ impl Persistence {
     ///
     /// # Errors
     /// Why it cannot be stored; `EEXIST` if it is kept already, or the image has one of its name.
-    pub(in crate::host) async fn keep(
+    pub(crate) async fn keep(
         &self,
         cell: &Arc<GraphCell>,
         bitmap: &Arc<Bitmap>,

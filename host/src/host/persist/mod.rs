@@ -38,7 +38,7 @@ mod tests;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(super) use load::{NotKept, Wanted};
+pub(crate) use load::{NotKept, Wanted};
 pub(super) use place::first_stored;
 
 use crate::bitmap::Bitmap;
@@ -61,7 +61,7 @@ pub enum Keep {
 
 /// The kept bitmaps of a host.
 #[derive(Default)]
-pub(super) struct Persistence {
+pub(crate) struct Persistence {
     /// One at a time loads, or follows a change.
     turn: WriterLock,
     entries: Mutex<Vec<Entry>>,
@@ -143,7 +143,7 @@ impl Persistence {
     }
 
     /// The node whose image keeps a bitmap.
-    pub(super) fn kept_in(&self, bitmap: &Arc<Bitmap>) -> Option<Arc<str>> {
+    pub(crate) fn kept_in(&self, bitmap: &Arc<Bitmap>) -> Option<Arc<str>> {
         self.home_of(bitmap).map(|home| home.name)
     }
 

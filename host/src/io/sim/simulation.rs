@@ -14,6 +14,7 @@ use super::engine::SimEngine;
 use super::faults::Faults;
 use super::file::SimFile;
 use super::random::Random;
+use super::record::Recorded;
 use super::trace::Trace;
 
 /// Events of one run, at most: more is a run that does not end.
@@ -62,6 +63,7 @@ pub(super) struct Shared {
     faults: Cell<Faults>,
     files: RefCell<BTreeMap<String, Arc<SimFile>>>,
     observer: RefCell<Option<Observer>>,
+    recorded: RefCell<Option<Vec<Recorded>>>,
     /// Bytes that nobody wrote have a number each.
     damages: Cell<u64>,
     /// Numbers that have been drawn, each once.
@@ -86,6 +88,13 @@ pub(super) fn current() -> Option<Rc<Shared>> {
 pub(crate) fn note(what: &'static str, numbers: [u64; 3]) {
     if let Some(shared) = current() {
         shared.note(what, numbers);
+    }
+}
+
+/// Adds to the record of the current simulation.
+pub(crate) fn say(what: u64) {
+    if let Some(shared) = current() {
+        shared.record(|| Recorded::Says(what));
     }
 }
 
@@ -121,6 +130,7 @@ impl Simulation {
             faults: Cell::new(Faults::NONE),
             files: RefCell::default(),
             observer: RefCell::default(),
+            recorded: RefCell::default(),
             damages: Cell::new(0),
             uniques: Cell::new(u128::from(seed) << 64),
             is_paused: Cell::new(false),
@@ -160,6 +170,16 @@ impl Simulation {
     /// Tells `observer` of all bytes of all files, whenever reads can see them first.
     pub(crate) fn observe(&self, observer: impl Fn(&Landed<'_>) + 'static) {
         *self.0.observer.borrow_mut() = Some(Rc::new(observer));
+    }
+
+    /// From now on what is written is recorded.
+    pub(crate) fn record(&self) {
+        *self.0.recorded.borrow_mut() = Some(Vec::new());
+    }
+
+    /// What was recorded.
+    pub(crate) fn take_record(&self) -> Vec<Recorded> {
+        self.0.recorded.borrow_mut().take().unwrap_or_default()
     }
 
     /// The next run crashes after so many events, if it has not ended by then.
@@ -212,6 +232,12 @@ impl Drop for EndOfRun {
 impl Shared {
     pub(super) fn note(&self, what: &'static str, numbers: [u64; 3]) {
         self.trace.borrow_mut().note(self.now.get().as_nanos(), what, numbers);
+    }
+
+    pub(super) fn record(&self, what: impl FnOnce() -> Recorded) {
+        if let Some(recorded) = &mut *self.recorded.borrow_mut() {
+            recorded.push(what());
+        }
     }
 
     pub(super) fn random(&self) -> std::cell::RefMut<'_, Random> {

@@ -65,10 +65,14 @@ impl Qcow2Node {
         self.data(cx)?.zero(offset, len, WriteFlags { fua: false, ..flags }).await
     }
 
-    /// The clusters that lie in a range, as one; empty and at the range's end if there is none. The last
-    /// cluster of the view counts as whole where the view ends within it.
+    /// The units that lie in a range, as one: see [`Self::whole`].
     fn whole_units(&self, offset: u64, len: u64) -> Range<u64> {
-        let unit = self.info.unit_bytes;
+        self.whole(self.info.unit_bytes, offset, len)
+    }
+
+    /// What of a range consists of whole units, as one; empty and at the range's end if there is none. The last
+    /// one of the view counts as whole where the view ends within it.
+    fn whole(&self, unit: u64, offset: u64, len: u64) -> Range<u64> {
         let end = offset + len;
         let last = if end == self.image.size_bytes() { end } else { end / unit * unit };
         match offset.checked_next_multiple_of(unit) {
@@ -119,6 +123,16 @@ impl Qcow2Node {
         self.zero_raw_data(cx, &container, whole.start, len, WriteFlags::NONE).await?;
         let discarded = self.image.discard(&container, whole.start, len).await;
         discarded.map_err(from_engine)
+    }
+
+    /// Gives up the clusters that lie wholly in a range.
+    pub(super) async fn give_up(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<()> {
+        let whole = self.whole(self.info.cluster_bytes, offset, len);
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let (container, len) = (self.container(cx)?, whole.end - whole.start);
+        self.image.deallocate(&container, whole.start, len).await.map_err(from_engine)
     }
 
     /// Another size. What is added shows zeros, whatever a backing has there, or the last cluster had.

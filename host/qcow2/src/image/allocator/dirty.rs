@@ -24,7 +24,10 @@ impl Allocator {
     /// Blocks that the container does not have as they are.
     pub(in crate::image) fn dirty_blocks(&self) -> Vec<usize> {
         let dirty = self.blocks.iter().filter(|(_, block)| !block.dirty.is_empty());
-        dirty.map(|(&index, _)| index).collect()
+        let mut dirty: Vec<usize> = dirty.map(|(&index, _)| index).collect();
+        // In an order that is the same in every run.
+        dirty.sort_unstable();
+        dirty
     }
 
     /// The dirty bytes of a block, rounded to sectors.
