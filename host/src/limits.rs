@@ -23,6 +23,18 @@ pub const BLOCKING_THREADS_MAX: usize = 16;
 /// Operations waiting for a blocking thread. Above this an operation fails with `EAGAIN`.
 pub const BLOCKING_QUEUE_MAX: usize = 64 * 1024;
 
+/// Threads that calculate for all workers: more than cores is never useful.
+pub const COMPUTE_THREADS_MAX: usize = 64;
+
+/// Calculations waiting for a thread. Above this they are done by who asks.
+pub const COMPUTE_QUEUE_MAX: usize = 1024;
+
+/// Bytes that a conversion of an image moves at once: a whole number of the largest clusters.
+pub const CONVERT_PIECE_BYTES: u64 = 2 << 20;
+
+/// Such pieces that are in work. Each is in memory twice at most, read and compressed: 64 MiB.
+pub const CONVERT_PIECES_MAX: u16 = 16;
+
 /// Entries of a worker's submission ring; operations beyond it wait in the worker, not in the kernel.
 pub const RING_ENTRIES: u32 = 1024;
 
@@ -63,18 +75,25 @@ pub const GROWN_MAX_BYTES: u64 = 1 << 62;
 /// Chunk in which an edge emulates zeroing by writing, bytes.
 pub const ZERO_CHUNK_BYTES: usize = 1 << 20;
 
-/// Nodes along any path of a graph. A request's futures nest this deep.
-pub const GRAPH_DEPTH_MAX: usize = 64;
+/// Nodes along any path of a graph. A request's futures nest this deep: a chain of images has room, with
+/// filters on it.
+pub const GRAPH_DEPTH_MAX: usize = 256;
 
 /// Images that one image leads to as its backing, each by the header of the one above. Each is looked into
 /// at the start.
 pub const BACKING_CHAIN_MAX: usize = 200;
+// The image on top, and the file of the last one.
+const _: () = assert!(BACKING_CHAIN_MAX + 2 <= GRAPH_DEPTH_MAX);
 
 /// Time that a drain may take before what waits for it fails and says so.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// Time that a node has to close before whoever removes it, or ends the host, goes on without.
 pub const CLOSE_TIME: Duration = Duration::from_secs(30);
+
+/// A file time that is no older than this may be that of a change still to come: kernels count file times by
+/// ticks of up to 10 ms.
+pub const FILE_TIME_TICK: Duration = Duration::from_millis(20);
 
 /// Operations that hold or await a range guard. Each has an entry in every worker's table, which
 /// changes scan; above this a copy fails with `EAGAIN`.

@@ -13,8 +13,6 @@
 mod copied;
 mod counts;
 #[cfg(test)]
-mod hostile;
-#[cfg(test)]
 mod power;
 mod rebuild;
 mod refcounts;
@@ -83,9 +81,8 @@ pub async fn check<S: Storage>(storage: &S, options: &CheckOptions) -> Result<Ch
     }
     prepare_to_write(storage, &header).await?;
     scan.repair(options.repair).await?;
-    let (fixed, mut notes) = (scan.fixed, scan.report.findings);
-
-    // A second look tells what is left.
+    // Its memory is given back before a second look, which tells what is left.
+    let (fixed, mut notes) = scan.into_findings();
     let header = read_header(storage).await?;
     let mut scan = Scan::new(storage, &header, options).await?;
     scan.analyse().await?;
@@ -96,9 +93,26 @@ pub async fn check<S: Storage>(storage: &S, options: &CheckOptions) -> Result<Ch
     notes.truncate(FINDINGS_MAX);
     report.findings = notes;
     if !report.is_damaged() {
-        mark_repaired(storage, &header).await?;
+        mark_repaired(storage, &header, report.leaks == 0).await?;
     }
     Ok(report)
+}
+
+/// Repairs an image whose writer was cut short, as far as the header says so: refcounts where they may be
+/// wrong in any way, leaks where clusters may have leaked. `None`: it was closed.
+///
+/// # Errors
+/// Those of [`check`].
+pub async fn mend<S: Storage>(storage: &S, memory_bytes: u64) -> Result<Option<CheckReport>> {
+    let header = read_header(storage).await?;
+    let repair = if header.incompatible & features::DIRTY != 0 {
+        Repair::All
+    } else if header.autoclear & features::OPEN != 0 {
+        Repair::Leaks
+    } else {
+        return Ok(None);
+    };
+    check(storage, &CheckOptions { repair, memory_bytes }).await.map(Some)
 }
 
 /// Numbers of what was repaired.
@@ -165,6 +179,10 @@ impl<'a, S: Storage> Scan<'a, S> {
         })
     }
 
+    fn into_findings(self) -> (Fixed, Vec<String>) {
+        (self.fixed, self.report.findings)
+    }
+
     async fn analyse(&mut self) -> Result<()> {
         self.walk().await?;
         self.read_refcounts().await?;
@@ -202,10 +220,11 @@ async fn prepare_to_write<S: Storage>(storage: &S, header: &Header) -> Result<()
     set_features(storage, header, header.incompatible, autoclear).await
 }
 
-/// Takes back the marks that say that something is wrong.
-async fn mark_repaired<S: Storage>(storage: &S, header: &Header) -> Result<()> {
+/// Takes back the marks that say that something is wrong, or may have leaked.
+async fn mark_repaired<S: Storage>(storage: &S, header: &Header, no_leaks: bool) -> Result<()> {
     let incompatible = header.incompatible & !(features::DIRTY | features::CORRUPT);
-    set_features(storage, header, incompatible, header.autoclear).await
+    let autoclear = header.autoclear & !if no_leaks { features::OPEN } else { 0 };
+    set_features(storage, header, incompatible, autoclear).await
 }
 
 async fn set_features<S: Storage>(

@@ -60,7 +60,8 @@ pub struct BitmapInfo {
 }
 
 impl BitmapInfo {
-    fn new(entry: BitmapEntry) -> Self {
+    /// Of an entry of the directory.
+    pub fn new(entry: BitmapEntry) -> Self {
         Self {
             granularity_bytes: 1u64.checked_shl(entry.granularity_bits.into()).unwrap_or(0),
             in_use: entry.in_use(),

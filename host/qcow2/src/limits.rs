@@ -12,6 +12,8 @@ pub const SNAPSHOT_TABLE_MAX_BYTES: u64 = 1024 * SNAPSHOTS_MAX as u64;
 pub const SNAPSHOT_EXTRA_MAX_BYTES: u32 = 1024;
 /// Most persistent bitmaps of an image, as in QEMU.
 pub const BITMAPS_MAX: u32 = 65_535;
+/// Most files of which is recorded what they were, each 40 bytes: more are recorded by their digest.
+pub const RECORD_FILES_MAX: u32 = 1024;
 /// Most bytes of the bitmap directory: 1024 a bitmap, as in QEMU.
 pub const BITMAP_DIRECTORY_MAX_BYTES: u64 = 1024 * BITMAPS_MAX as u64;
 /// Most bytes of one bitmap's bits, as in QEMU: 512 MiB, 256 TiB at 64 KiB.
@@ -28,5 +30,8 @@ pub const REFCOUNT_CACHE_BYTES: u64 = 4 << 20;
 pub const HOST_BYTES_MAX: u64 = 1 << 56;
 /// Most runs of clusters that wait until what freed them is durable: then metadata is written.
 pub const PENDING_FREES_MAX: usize = 1 << 16;
+/// Most bytes of clusters that wait so: by that much an image may be longer than what it holds needs, however
+/// seldom its guest flushes.
+pub const PENDING_FREES_MAX_BYTES: u64 = 64 << 20;
 /// Largest cluster, as in QEMU.
 pub const CLUSTER_MAX_BYTES: u64 = 2 << 20;

@@ -21,7 +21,8 @@ pub struct SnapshotTable {
 /// Reads the table.
 ///
 /// # Errors
-/// `EIO` for a table that is broken or larger than [`SNAPSHOT_TABLE_MAX_BYTES`]; the container's errors.
+/// `EIO` for a table that is broken, larger than [`SNAPSHOT_TABLE_MAX_BYTES`], or goes on behind the last cluster
+/// of the container, where zeros would be entries; the container's errors.
 pub async fn load<S: Storage>(storage: &S, header: &Header) -> Result<SnapshotTable> {
     let (count, offset) = (header.snapshots, header.snapshots_offset.0);
     if count > SNAPSHOTS_MAX {
@@ -29,6 +30,8 @@ pub async fn load<S: Storage>(storage: &S, header: &Header) -> Result<SnapshotTa
     }
     let mut table = SnapshotTable::default();
     let (mut bytes, mut start) = (Vec::new(), 0);
+    let cluster_size = header.cluster_size;
+    let container_end = cluster_size.clusters_of(storage.len_bytes().await?) << cluster_size.bits();
     while table.snapshots.len() < count as usize {
         match Snapshot::parse(&bytes[start..], header.cluster_size)? {
             Parsed::Entry(snapshot, len) => {
@@ -50,6 +53,9 @@ pub async fn load<S: Storage>(storage: &S, header: &Header) -> Result<SnapshotTa
                 bytes.resize(want, 0);
                 storage.read(at, &mut bytes[have..]).await?;
             }
+        }
+        if offset.saturating_add(table.len_bytes) > container_end {
+            return Err(Error::corrupt("snapshot table: past the container's end"));
         }
         if table.len_bytes > SNAPSHOT_TABLE_MAX_BYTES {
             return Err(Error::corrupt("snapshot table: too large"));

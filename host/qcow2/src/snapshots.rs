@@ -84,6 +84,7 @@ pub async fn create<S: Storage>(
     copy_l1(storage, header.l1_offset, entries, l1_table).await?;
     storage.write(next.snapshots_offset.0, &table).await?;
     scan.settle().await?;
+    drop(scan);
     switch(storage, next, options).await?;
     Ok(id)
 }
@@ -122,6 +123,7 @@ pub async fn apply<S: Storage>(
     copy_l1(storage, from, entries, next.l1_offset).await?;
     scan.settle().await?;
     scan.clear_copied(from, entries).await?;
+    drop(scan);
     switch(storage, next, options).await
 }
 
@@ -146,6 +148,7 @@ pub async fn delete<S: Storage>(
         storage.write(next.snapshots_offset.0, &table).await?;
     }
     scan.settle().await?;
+    drop(scan);
     switch(storage, next, options).await
 }
 

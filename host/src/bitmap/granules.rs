@@ -157,6 +157,11 @@ impl Granules {
         &self.words
     }
 
+    /// The set as it stands, the first granule in the lowest bit of the first word.
+    pub(crate) fn to_words(&self) -> Vec<u64> {
+        self.words.iter().map(|word| word.load(Relaxed)).collect()
+    }
+
     /// Index of the granule that holds the byte at `offset`; meaningful only for an offset within
     /// the view.
     #[inline]

@@ -88,7 +88,7 @@ impl Granules {
 
     /// Makes every granule dirty whose bit is set, the first granule in the lowest bit of the first word.
     /// Bits past the last granule do not count.
-    pub(super) fn mark_words(&self, words: &[u64]) {
+    pub(crate) fn mark_words(&self, words: &[u64]) {
         let last = self.words().len().saturating_sub(1);
         for (index, (word, bits)) in self.words().iter().zip(words).enumerate() {
             let bits = if index == last { bits & self.last_word_mask() } else { *bits };

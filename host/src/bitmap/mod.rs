@@ -8,6 +8,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `types.rs`, `error.rs` | [`Granularity`], [`BitmapName`], [`BitmapState`], [`BitmapError`] |
+//! | `identity.rs` | [`Uuid`], [`BitmapIdentity`]: which bitmap it is, wherever it is stored |
 //! | `granules.rs` | [`Granules`]: the flat set, its geometry, copy and resize |
 //! | `mark.rs` | marking and clearing; **why relaxed atomics are enough** |
 //! | `mark_list.rs` | [`MarkList`]: sets that are marked together |
@@ -37,6 +38,7 @@ mod change;
 mod content;
 mod error;
 mod granules;
+mod identity;
 mod mark;
 mod mark_list;
 mod merge;
@@ -54,6 +56,7 @@ pub(crate) use self::change::{Change, Prepared};
 pub use self::content::BitmapReader;
 pub use self::error::BitmapError;
 pub use self::granules::{Extension, Granules, MAX_GRANULES};
+pub use self::identity::{BitmapIdentity, NoUuid, Uuid};
 pub use self::mark_list::MarkList;
 pub use self::named::Bitmap;
 pub use self::read::Ranges;

@@ -1,15 +1,15 @@
 //! A bitmap as the graph, exports and jobs know it: an identity whose content is replaced.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
 use super::content::Content;
 use super::users::Users;
 use super::{
-    BitmapError, BitmapName, BitmapReader, BitmapState, BitmapUse, Granularity, Granules, Ranges,
-    Use,
+    BitmapError, BitmapIdentity, BitmapName, BitmapReader, BitmapState, BitmapUse, Granularity,
+    Granules, Ranges, Use,
 };
 
 /// A dirty bitmap, shared by the graph, exports and jobs; it is the same one (by address) through
@@ -23,6 +23,7 @@ use super::{
 pub struct Bitmap {
     granularity: Granularity,
     content: ArcSwap<Content>,
+    identity: Mutex<BitmapIdentity>,
     pub(super) users: Users,
 }
 
@@ -45,7 +46,8 @@ impl Bitmap {
     pub fn from_granules(name: BitmapName, granules: Granules, state: BitmapState) -> Self {
         let granularity = granules.granularity();
         let content = Content::of(name, Arc::new(granules), state);
-        Self { granularity, content: ArcSwap::from_pointee(content), users: Users::default() }
+        let (content, users) = (ArcSwap::from_pointee(content), Users::default());
+        Self { granularity, content, identity: Mutex::new(BitmapIdentity::new()), users }
     }
 
     pub(super) fn content(&self) -> Arc<Content> {
@@ -59,6 +61,16 @@ impl Bitmap {
     /// Its name.
     pub fn name(&self) -> BitmapName {
         self.content.load().name.clone()
+    }
+
+    /// Which bitmap it is, and how many images it has been stored in.
+    pub fn identity(&self) -> BitmapIdentity {
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is, from now on, the bitmap that was stored as this one.
+    pub(crate) fn set_identity(&self, identity: BitmapIdentity) {
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = identity;
     }
 
     /// Its state.
@@ -88,6 +100,14 @@ impl Bitmap {
         let content = self.content.load();
         if let Some(set) = content.recording.as_ref().or(content.still.as_ref()) {
             set.mark_words(words);
+        }
+    }
+
+    /// Makes all of it dirty, as [`Self::add_words`].
+    pub(crate) fn add_all(&self) {
+        let content = self.content.load();
+        if let Some(set) = content.recording.as_ref().or(content.still.as_ref()) {
+            set.set_all();
         }
     }
 

@@ -149,6 +149,9 @@ pub(super) fn bitmap_text(bitmap: &BitmapSpec) -> String {
         Persist::Node(node) => text.push_str(&format!(", kept in {node}")),
         Persist::Meta => text.push_str(", kept in the metadata image"),
     }
+    if let Some(uuid) = &bitmap.uuid {
+        text.push_str(&format!(", UUID {}", uuid.value));
+    }
     if !bitmap.enabled.value {
         text.push_str(", disabled");
     }

@@ -5,6 +5,11 @@
 //! the configuration file, or in one of `backing-dirs`, or below. The directory of the first image is also the
 //! one by whose name it was given in the configuration; of an image that another one names only that in which
 //! it really is.
+//!
+//! A file that is to be written does not pass by being near the image, where other disks lie: who brings an image
+//! must not choose what is overwritten. It is named in the configuration, or it is in one of `backing-dirs`. (QEMU
+//! opens the data file of an image, for writing, wherever it is, and leaves it to who starts it to refuse such
+//! images: CVE-2024-4467, CVE-2024-32498.)
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +19,9 @@ use super::qcow2_options::Qcow2Spec;
 use super::render::clip;
 
 pub(super) struct Gate {
-    /// Real paths.
+    /// Real path of the directory of the configuration file.
+    base_dir: Option<PathBuf>,
+    /// Real paths of the directories that the operator allows.
     dirs: Vec<PathBuf>,
 }
 
@@ -27,8 +34,6 @@ impl Gate {
         found: &mut Diagnostics,
     ) -> Self {
         let mut dirs = Vec::new();
-        // Without the configuration's own directory there is one less.
-        dirs.extend(surroundings.real_path(or_here(base_dir)).ok());
         for dir in &image.backing_dirs {
             let path = base_dir.join(&dir.value);
             let shown = clip(&dir.value);
@@ -46,12 +51,19 @@ impl Gate {
             };
             found.push(Diagnostic::error(dir.span, wrong));
         }
-        Self { dirs }
+        // Without the configuration's own directory there is one less.
+        Self { base_dir: surroundings.real_path(or_here(base_dir)).ok(), dirs }
     }
 
-    /// Whether the file at `path` may be opened for an image in one of `own` directories; real paths, all.
+    /// Whether the file at `path` may be read for an image in one of `own` directories; real paths, all.
     pub(super) fn lets_through(&self, path: &Path, own: &[PathBuf]) -> bool {
-        self.dirs.iter().chain(own).any(|dir| path.starts_with(dir))
+        let mut near = self.base_dir.iter().chain(own);
+        near.any(|dir| path.starts_with(dir)) || self.lets_write(path)
+    }
+
+    /// Whether the file at `path`, a real one, may be written because an image names it.
+    pub(super) fn lets_write(&self, path: &Path) -> bool {
+        self.dirs.iter().any(|dir| path.starts_with(dir))
     }
 }
 

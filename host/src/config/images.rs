@@ -1,6 +1,7 @@
 //! What images name: reads the headers of images before anything is opened, and adds the nodes for the backing
 //! and data files that they name, each behind the [gate](super::image_gate).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::bitmaps::check_meta;
@@ -12,13 +13,14 @@ use super::qcow2_options::{BackingSpec, DataFileSpec, ImageFacts, ImageSpec, Qco
 use super::render::clip;
 use super::spec::{ChildSpec, DriverSpec, FileSpec, GraphSpec, MOST_OF_EACH, NodeSpec};
 use super::{Surroundings, names, permissions};
-use crate::limits::BACKING_CHAIN_MAX;
+use crate::graph::PermissionSet;
+use crate::limits::{BACKING_CHAIN_MAX, GRAPH_DEPTH_MAX};
 
 /// Images at either end of a chain that a message names.
 const SHOWN_AT_ENDS: usize = 4;
 
-/// Reads the headers of the images of `spec` and adds the nodes that they name, read-only but for a data file
-/// of a node of the file. Relative paths are taken from `base_dir`. What is wrong with an image leaves out what
+/// Reads the headers of the images of `spec` and adds the nodes that they name, read-only but for the data file
+/// of a node of the file that is written. Relative paths are taken from `base_dir`. What is wrong with an image leaves out what
 /// it would have added.
 pub fn read(spec: &mut GraphSpec, surroundings: &dyn Surroundings, base_dir: &Path) -> Diagnostics {
     let mut found = spec.diagnostics();
@@ -56,8 +58,28 @@ pub fn read(spec: &mut GraphSpec, surroundings: &dyn Surroundings, base_dir: &Pa
         .iter()
         .filter(|it| !conflicts_before.contains(it))
         .for_each(|it| found.push(it.clone()));
+    check_depth(spec, &mut found);
     check_meta(spec, &mut found);
     found
+}
+
+/// Reports the lowest node that has too many below it.
+fn check_depth(spec: &GraphSpec, found: &mut Diagnostics) {
+    let mut depths: BTreeMap<&str, usize> = BTreeMap::new();
+    for node in spec.build_order() {
+        let below = node.children.iter().filter_map(|child| depths.get(child.node.value.as_str()));
+        let depth = below.max().map_or(1, |below| below + 1);
+        if depth > GRAPH_DEPTH_MAX {
+            let message = format!(
+                "from node `{}` on the graph is deeper than {GRAPH_DEPTH_MAX} nodes",
+                node.name
+            );
+            let help = "have fewer filters above each other, or a shorter chain of images";
+            found.push(Diagnostic::error(node.name.span, message).help(help));
+            return;
+        }
+        depths.insert(&node.name.value, depth);
+    }
 }
 
 fn conflicts(spec: &GraphSpec) -> Vec<Diagnostic> {
@@ -189,8 +211,7 @@ impl Reader<'_> {
         if !has("data-file") {
             let is_unnamed = self.node.is_unnamed;
             let unnamed = names::unnamed(name, is_unnamed, "data-file");
-            let read_only = self.node.read_only.value;
-            let data = self.data_file(top, unnamed, read_only, below)?;
+            let data = self.data_file(top, unnamed, self.is_written(), below)?;
             added.children.extend(data.as_ref().map(|node| below.child("data-file", &node.name)));
             added.nodes.extend(data);
         }
@@ -210,7 +231,7 @@ impl Reader<'_> {
             };
             let file = below.file(names::unnamed(&unnamed, true, "file"), &place.real);
             let data_name = names::unnamed(&unnamed, true, "data-file");
-            let data = self.data_file(&facts, data_name, true, below)?;
+            let data = self.data_file(&facts, data_name, false, below)?;
             reference = facts.backing.clone().filter(|_| !named.has_no_backing);
             let next = names::unnamed(&unnamed, true, "backing");
             let mut children = vec![below.child("file", &file.name)];
@@ -233,7 +254,7 @@ impl Reader<'_> {
         &self,
         facts: &ImageFacts,
         unnamed: String,
-        read_only: bool,
+        is_written: bool,
         below: &Below<'_>,
     ) -> Result<Option<NodeSpec>, Box<Diagnostic>> {
         if facts.data_file == DataFileSpec::None {
@@ -246,9 +267,30 @@ impl Reader<'_> {
         };
         let named = self.understand("data", name, Some("raw"))?;
         let place = self.admit("data", &named)?;
+        if is_written && !self.gate.lets_write(&place.real) {
+            let message = format!(
+                "{} names `{}` as its data file, which would be written: what is written is not for an image \
+                 to choose",
+                self.image(),
+                clip(&named.path)
+            );
+            let help = format!(
+                "write `data-file = {{ driver = \"file\", path = … }}`, or add `backing-dirs = [\"{}\"]` to \
+                 node `{}`",
+                parent(&place.real).display(),
+                self.node.name
+            );
+            return Err(self.problem(message, help));
+        }
         let mut node = below.file(unnamed, &place.real);
-        node.read_only.value = read_only;
+        node.read_only.value = !is_written;
         Ok(Some(node))
+    }
+
+    /// Whether the graph has somebody who changes the node.
+    fn is_written(&self) -> bool {
+        let mut users = self.spec.edges_to(&self.node.name.value);
+        users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty())
     }
 
     fn understand(
@@ -440,6 +482,7 @@ impl Below<'_> {
             backing: Spanned::new(BackingSpec::AsImage, self.span),
             create: None,
             l2_cache_bytes: self.image.l2_cache_bytes,
+            lazy_refcounts: None,
             backing_dirs: Vec::new(),
             image: Some(ImageSpec::There(facts)),
         };

@@ -18,6 +18,8 @@ pub struct Qcow2Spec {
     pub create: Option<Box<Qcow2CreateSpec>>,
     /// Most bytes of L2 tables in memory; 32 MiB by default.
     pub l2_cache_bytes: Spanned<u64>,
+    /// Whether refcounts are written when the image is closed only; absent: as the image says.
+    pub lazy_refcounts: Option<Spanned<bool>>,
     /// Directories, as written, of which files may be opened because an image names them, beside that of
     /// the image and that of the configuration file.
     pub backing_dirs: Vec<Spanned<String>>,
@@ -83,6 +85,8 @@ pub struct ImageFacts {
     pub data_file_name: Option<String>,
     /// Whether its clusters have to be counted again before it is written.
     pub is_dirty: bool,
+    /// Whether who wrote it last did not close it, so that clusters may have leaked.
+    pub is_left_open: bool,
 }
 
 /// A backing file as the header of an image names it.

@@ -72,8 +72,16 @@ pub(super) fn read_qcow2(table: &mut Table<'_>, node: &mut Partial) -> DriverSpe
     let l2_cache = table.take_if("l2-cache", is_right, &rule);
     let default = || table.default(DEFAULT_L2_CACHE_BYTES);
     let l2_cache_bytes = l2_cache.map(|it| it.map(|size| size.0)).unwrap_or_else(default);
+    let lazy_refcounts = table.take::<bool>("lazy-refcounts");
     let backing_dirs = read_dirs(table);
-    DriverSpec::Qcow2(Qcow2Spec { backing, create, l2_cache_bytes, backing_dirs, image: None })
+    DriverSpec::Qcow2(Qcow2Spec {
+        backing,
+        create,
+        l2_cache_bytes,
+        lazy_refcounts,
+        backing_dirs,
+        image: None,
+    })
 }
 
 fn read_backing(table: &mut Table<'_>, node: &mut Partial) -> Spanned<BackingSpec> {

@@ -1,5 +1,6 @@
 //! Reads the file's own tables: `[host]`, `[node.…]`, `[drive.…]`, `[bitmap.…]` and `[export.…]`.
 
+use crate::bitmap::Uuid;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -135,11 +136,29 @@ fn read_bitmap(id: Spanned<String>, mut table: Table<'_>) -> Option<BitmapSpec> 
     let granularity = table.take_if("granularity", is_right, rule);
     let granularity = granularity.map(|size| size.map(|size| size.0 as u32));
     let persist = read_persist(&mut table);
+    let uuid = read_uuid(&mut table, &persist);
     let enabled = table.take("enabled").unwrap_or_else(|| table.default(true));
     let granularity_bytes = granularity.unwrap_or_else(|| table.default(DEFAULT_GRANULARITY_BYTES));
     table.finish("bitmaps");
     let name = name.unwrap_or_else(|| id.clone());
-    Some(BitmapSpec { id, name, scope: scope?, granularity_bytes, persist, enabled })
+    Some(BitmapSpec { id, name, scope: scope?, granularity_bytes, persist, uuid, enabled })
+}
+
+fn read_uuid(table: &mut Table<'_>, persist: &Spanned<Persist>) -> Option<Spanned<Uuid>> {
+    let text = table.take::<String>("uuid")?;
+    if persist.value == Persist::None {
+        let message = format!("`uuid` of {}: nothing keeps the bitmap", table.what);
+        let help = "say by `persist` which image keeps it, or remove `uuid`";
+        table.problem(Diagnostic::error(text.span, message).help(help));
+    }
+    match text.value.parse::<Uuid>() {
+        Ok(uuid) => Some(text.map(|_| uuid)),
+        Err(error) => {
+            let message = format!("`{}` is no UUID", clip(&text.value));
+            table.problem(Diagnostic::error(text.span, message).help(error.to_string()));
+            None
+        }
+    }
 }
 
 fn read_persist(table: &mut Table<'_>) -> Spanned<Persist> {

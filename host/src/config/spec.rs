@@ -2,6 +2,7 @@
 //!
 //! Lists are in the order of the file; an unnamed node follows the node that holds it.
 
+use crate::bitmap::Uuid;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -420,6 +421,8 @@ pub struct BitmapSpec {
     pub granularity_bytes: Spanned<u32>,
     /// Where it is kept when the host is down.
     pub persist: Spanned<Persist>,
+    /// What is stored of it has to have this UUID; if nothing is, it gets it.
+    pub uuid: Option<Spanned<Uuid>>,
     /// Whether it records from the start; true by default.
     pub enabled: Spanned<bool>,
 }

@@ -26,6 +26,7 @@ mod acting;
 mod admit;
 mod affected;
 mod align;
+mod below;
 mod build;
 #[cfg(test)]
 mod cases;
@@ -64,6 +65,7 @@ mod testing;
 mod transaction;
 mod user;
 
+pub(crate) use below::Rests;
 pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
 pub(crate) use cell::WriterLock;
 pub use cell::{GraphCell, LocalGraph, Snapshot};

@@ -159,12 +159,17 @@ fn not_started(spec: &GraphSpec, failed: Failed) -> StartError {
     let is_it = |node: &&NodeSpec| Some(&node.name.value) == failed.node.as_ref();
     let node = spec.nodes.iter().find(is_it).map(|node| node.name.span);
     let mut kept = spec.bitmaps.iter().filter(|bitmap| bitmap.persist.value != Persist::None);
-    let bitmap = failed.kept.and_then(|at| kept.nth(at)).map(|bitmap| bitmap.persist.span);
-    match node.or(bitmap) {
+    let bitmap = failed.kept.and_then(|at| kept.nth(at));
+    match node.or_else(|| bitmap.map(|bitmap| bitmap.persist.span)) {
         None => StartError::Failed(failed.error),
         Some(span) => {
             let mut found = spec.diagnostics();
-            found.push(Diagnostic::error(span, failed.error.to_string()));
+            let problem = Diagnostic::error(span, failed.error.to_string());
+            let uuid = bitmap.and_then(|bitmap| bitmap.uuid.as_ref());
+            found.push(match uuid {
+                Some(uuid) => problem.note(uuid.span, "the UUID that it is to have"),
+                None => problem,
+            });
             StartError::Config(Box::new(found))
         }
     }
@@ -240,7 +245,8 @@ impl Builder<'_> {
                 Persist::Node(node) => Keep::Node(node.value.clone()),
             };
             let BitmapDecl { scope, name, .. } = bitmap_decl(bitmap)?;
-            kept.push(Wanted { scope, name, keep });
+            let uuid = bitmap.uuid.as_ref().map(|uuid| uuid.value);
+            kept.push(Wanted { scope, name, keep, uuid });
         }
         Ok(kept)
     }
@@ -299,6 +305,7 @@ impl Builder<'_> {
             backing: place("backing"),
             data_file: place("data-file"),
             l2_cache_bytes: image.l2_cache_bytes.value,
+            lazy_refcounts: image.lazy_refcounts.map(|it| it.value),
         }
     }
 

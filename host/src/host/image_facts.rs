@@ -59,5 +59,6 @@ fn facts_of(header: &Header) -> Result<ImageFacts, String> {
         },
         data_file_name: name.map(|name| text("name of its data file", name)).transpose()?,
         is_dirty: header.incompatible & features::DIRTY != 0,
+        is_left_open: header.autoclear & features::OPEN != 0,
     })
 }

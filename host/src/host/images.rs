@@ -1,10 +1,15 @@
 //! Images in plain files, before the nodes open those: what a configuration file asks for and is not there yet
-//! is made, and clusters are counted again in one whose writer counts late and was not closed, as QEMU does.
+//! is made, and one that was not closed is repaired: clusters are counted again where the writer counts late,
+//! as QEMU does, and leaked ones are freed.
+//!
+//! That walks through all tables of an image, so it is done only where the image says that its writer was cut
+//! short, and before the node opens it. Leaks harm nobody: if they cannot be looked for, the image is used with
+//! them.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use blockloom_qcow2::check::{CheckOptions, Repair, check};
+use blockloom_qcow2::check::{CheckOptions, mend};
 use blockloom_qcow2::create::{Backing, CreateOptions, DataFile, Preallocation, create};
 use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Version};
 
@@ -14,8 +19,8 @@ use crate::config::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::PermissionSet;
-use crate::io::{EngineChoice, EngineKind, path_facts, remove_file, run_on_thread};
-use crate::node::{Access, FileStorage};
+use crate::io::{EngineChoice, EngineKind, path_facts, run_on_thread, turn_now};
+use crate::node::{Access, FileStorage, FreshFile, Place};
 
 /// The first image that could not be prepared, and why.
 pub(super) struct NotPrepared<'s> {
@@ -30,8 +35,17 @@ pub(super) fn prepare_all<'s>(spec: &'s GraphSpec, base: &Path) -> Result<(), No
         let DriverSpec::Qcow2(image) = &node.driver else { continue };
         let prepared = match (&image.image, &image.create) {
             (Some(ImageSpec::New), Some(wanted)) => make(spec, base, node, wanted),
-            (Some(ImageSpec::There(image)), _) if image.is_dirty && is_written(spec, node) => {
-                mend(spec, base, node)
+            (Some(ImageSpec::There(image)), _)
+                if (image.is_dirty || image.is_left_open) && is_written(spec, node) =>
+            {
+                match mend_image(spec, base, node) {
+                    Err(error) if !image.is_dirty => {
+                        let name = &node.name;
+                        tracing::warn!("what leaked in the image of node `{name}` stays: {error}");
+                        Ok(())
+                    }
+                    mended => mended,
+                }
             }
             _ => Ok(()),
         };
@@ -53,69 +67,46 @@ fn run<T: 'static>(work: impl Future<Output = blockloom_qcow2::Result<T>> + 'sta
     done.map_err(|error| Error::new(ErrorKind::from_errno(error.errno()), error.to_string()))
 }
 
-/// Counts the clusters of an image again that was left with late refcounts.
-fn mend(spec: &GraphSpec, base: &Path, node: &NodeSpec) -> Result<()> {
+/// Repairs an image that was not closed.
+fn mend_image(spec: &GraphSpec, base: &Path, node: &NodeSpec) -> Result<()> {
     let Some(file) = spec.image_file(node) else { return Ok(()) };
     let path = file.path_in(base);
     let storage = FileStorage::open(&path, Access::Write)?;
-    let options = CheckOptions { repair: Repair::All, ..CheckOptions::default() };
-    let report = run(async move { check(&storage, &options).await })?;
+    let memory_bytes = CheckOptions::default().memory_bytes;
+    let (report, took) = run(async move {
+        let begun = turn_now();
+        let report = mend(&storage, memory_bytes).await?;
+        Ok((report, turn_now() - begun))
+    })?;
+    let Some(report) = report else { return Ok(()) };
     tracing::warn!(
-        "image `{}` was not closed: {} refcounts and {} leaked clusters are put right",
+        "image `{}` was not closed: {} refcounts and {} leaked clusters are put right, in {} ms",
         path.display(),
         report.corruptions_fixed,
-        report.leaks_fixed
+        report.leaks_fixed,
+        took.as_millis()
     );
+    if report.is_damaged() {
+        tracing::error!("image `{}` is damaged: `blockloom image check` tells how", path.display());
+    }
     Ok(())
-}
-
-/// A file for a new image. What was made and not kept is removed.
-struct Fresh {
-    storage: FileStorage,
-    made: Option<PathBuf>,
-}
-
-impl Fresh {
-    fn open(file: &FileSpec, base: &Path) -> Result<Self> {
-        let path = file.path_in(base);
-        let exists = path_facts(&path).is_ok_and(|facts| facts.exists);
-        let access = if exists { Access::Write } else { Access::Create };
-        let storage = FileStorage::open(&path, access)?;
-        Ok(Self { storage, made: (!exists).then_some(path) })
-    }
-
-    fn keep(mut self) {
-        self.made = None;
-    }
-}
-
-impl Drop for Fresh {
-    fn drop(&mut self) {
-        if let Some(path) = &self.made
-            && let Err(error) = remove_file(path)
-        {
-            tracing::warn!("`{}`, which is no image yet, stays: {error}", path.display());
-        }
-    }
 }
 
 fn make(spec: &GraphSpec, base: &Path, node: &NodeSpec, wanted: &Qcow2CreateSpec) -> Result<()> {
     let options = options(spec, base, node, wanted)?;
     let no_file = || Error::new(ErrorKind::Invalid, "an image is made in a plain file only");
-    let image = Fresh::open(spec.image_file(node).ok_or_else(no_file)?, base)?;
+    let fresh = |file: &FileSpec| FreshFile::make(&file.path_in(base), Place::Direct);
+    let (image, storage) = fresh(spec.image_file(node).ok_or_else(no_file)?)?;
     let data = spec.image_data_file(node).filter(|_| options.data_file.is_some());
-    let data = data.map(|file| Fresh::open(file, base)).transpose()?;
+    let (data, data_storage) = data.map(fresh).transpose()?.unzip();
     run(async move {
-        if let Some(data) = &data {
-            data.storage.fill_as_data_file(&options).await?;
+        if let Some(data) = &data_storage {
+            data.fill_as_data_file(&options).await?;
         }
-        create(&image.storage, &options).await?;
-        image.keep();
-        if let Some(data) = data {
-            data.keep();
-        }
-        Ok(())
-    })
+        create(&storage, &options).await
+    })?;
+    data.map_or(Ok(()), FreshFile::keep)?;
+    image.keep()
 }
 
 fn options(
@@ -133,7 +124,12 @@ fn options(
     })?;
     let format = |error: blockloom_qcow2::Error| Error::new(ErrorKind::Invalid, error.to_string());
     let backing = spec.backing_reference(node, base);
-    let data_file = spec.data_file_name(node, base);
+    let has_data_file = node.children.iter().any(|child| child.name.value == "data-file");
+    // Bytes of another node than a plain file are to be had from this configuration alone.
+    let data_file = has_data_file.then(|| DataFile {
+        name: spec.data_file_name(node, base),
+        raw: wanted.data_file_raw.value,
+    });
     Ok(CreateOptions {
         version: match wanted.compat.value {
             Qcow2Compat::V0_10 => Version::V2,
@@ -144,7 +140,7 @@ fn options(
         refcount_width: RefcountWidth::from_bits(wanted.refcount_bits.value).map_err(format)?,
         backing: backing.map(|backing| Backing { name: backing.name, format: backing.format }),
         extended_l2: wanted.extended_l2.value,
-        data_file: data_file.map(|name| DataFile { name, raw: wanted.data_file_raw.value }),
+        data_file,
         lazy_refcounts: wanted.lazy_refcounts.value,
         preallocation: match wanted.preallocation.value {
             Wanted::Off => Preallocation::Off,

@@ -10,7 +10,7 @@ mod events;
 mod from_spec;
 mod image_facts;
 mod images;
-mod persist;
+pub(crate) mod persist;
 mod report;
 mod start;
 mod surroundings;
@@ -109,7 +109,8 @@ impl HostBuilder {
         granularity: Granularity,
         keep: Keep,
     ) -> Self {
-        self.plan.kept.push(Wanted { scope: scope.clone(), name: name.clone(), keep });
+        let (of, name) = (scope.clone(), name);
+        self.plan.kept.push(Wanted { scope: of, name: name.clone(), keep, uuid: None });
         self.bitmap(scope, name, granularity)
     }
 

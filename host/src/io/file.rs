@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 
 use super::ops::FileOp;
+use super::time::wall_clock;
 use super::{Buf, BufMut, worker};
 
 /// How to open a file.
@@ -56,6 +58,21 @@ pub enum SeekTarget {
     Data,
     /// The next byte that is a hole (`SEEK_HOLE`); the end of the file counts as one.
     Hole,
+}
+
+/// What tells whether a file has been changed, and when that was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStamp {
+    /// Its length, bytes.
+    pub size_bytes: u64,
+    /// When its bytes were changed last, nanoseconds since the Epoch.
+    pub modified_ns: u64,
+    /// When anything of it was changed last, nanoseconds since the Epoch.
+    pub changed_ns: u64,
+    /// Its number in its file system.
+    pub inode: u64,
+    /// How long ago the later of these times is, by the clock of this machine.
+    pub age: Duration,
 }
 
 /// An open file, shared by all workers. Its operations run on the engine of the worker that asks.
@@ -165,6 +182,32 @@ impl File {
     pub fn identity(&self) -> io::Result<(u64, u64)> {
         let facts = rustix::fs::fstat(self.fd())?;
         Ok((facts.st_dev, facts.st_ino))
+    }
+
+    /// What tells whether it has been changed. The kernel's file times tick, by up to 10 ms: two changes within
+    /// a tick have one time. Control path.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn stamp(&self) -> io::Result<FileStamp> {
+        #[cfg(test)]
+        if let Some(file) = self.simulated() {
+            return Ok(file.stamp());
+        }
+        let facts = rustix::fs::fstat(self.fd())?;
+        let nanos = |seconds: i64, nanos: u64| {
+            seconds.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(nanos)
+        };
+        let modified_ns = nanos(facts.st_mtime, facts.st_mtime_nsec);
+        let changed_ns = nanos(facts.st_ctime, facts.st_ctime_nsec);
+        let latest = Duration::from_nanos(modified_ns.max(changed_ns));
+        Ok(FileStamp {
+            size_bytes: u64::try_from(facts.st_size).unwrap_or(0),
+            modified_ns,
+            changed_ns,
+            inode: facts.st_ino,
+            age: wall_clock().saturating_sub(latest),
+        })
     }
 
     /// Bytes that it occupies now. Control path.

@@ -23,12 +23,14 @@
 
 mod blocking;
 mod buf;
+mod compute;
 mod engine;
 mod file;
 mod lock;
 mod net;
 mod ops;
 mod paths;
+mod random;
 mod reactor;
 mod signal;
 #[cfg(test)]
@@ -48,15 +50,17 @@ use std::task::{Context, Poll};
 
 pub use blocking::{background, in_parallel};
 pub use buf::{BUFFER_ALIGN, Buf, BufMut, is_zero};
+pub use compute::{Computed, compute};
 pub use engine::{EngineChoice, EngineKind};
-pub use file::{AllocateMode, File, OpenOptions, SeekTarget};
+pub use file::{AllocateMode, File, FileStamp, OpenOptions, SeekTarget};
 pub use lock::{ImageLock, LockMode};
 pub use net::{AttachedListener, Listener, Stream, socket_in_use};
 pub use ops::{FileOp, OpFuture, OpOutput};
 pub use paths::{
     PathFacts, create_parent_missing, path_facts, read_file, read_head, read_text_file, real_path,
-    remove_file, replace_file,
+    remove_file, replace_file, sync_directory_of,
 };
+pub(crate) use random::random_bytes;
 pub use signal::{Signal, Signals};
 pub use task::LocalFuture;
 pub use ticker::Ticker;

@@ -100,7 +100,15 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 /// The operating system's.
 pub fn replace_file(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)?;
-    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync_directory_of(to)
+}
+
+/// Makes durable that `path` is there.
+///
+/// # Errors
+/// The operating system's.
+pub fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     std::fs::File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Error, ErrorKind, NodeFuture, Result};
-use crate::bitmap::{Bitmap, BitmapName, BitmapState, Granularity};
+use crate::bitmap::{Bitmap, BitmapIdentity, BitmapName, BitmapState, Granularity};
 use crate::graph::Cx;
 
 /// A bitmap that a store has.
@@ -20,6 +20,8 @@ pub struct StoredBitmap {
     pub auto: bool,
     /// What may be done with it.
     pub trust: Trust,
+    /// Which bitmap it is; `None` for one that another program has made.
+    pub identity: Option<BitmapIdentity>,
 }
 
 /// What may be done with a stored bitmap.
@@ -40,6 +42,25 @@ pub struct LoadedBitmap {
     pub name: BitmapName,
     /// Granule 0 is the lowest bit of the first word; or why it cannot be had.
     pub words: Result<Vec<u64>>,
+    /// Whether what is below the store is what it was when the bitmap was stored.
+    pub below: Below,
+}
+
+/// What is known of the files below a store since a bitmap was stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// They have not been changed, or there are none.
+    Same,
+    /// They may have been.
+    Changed {
+        /// Which of them, as a sentence without its end.
+        what: String,
+        /// It is nothing but what the store itself keeps its bytes in, and another program has had the store
+        /// open for writing: it has followed such changes, if it knows bitmaps.
+        through_store: bool,
+    },
+    /// There are some, and nobody said of them what they were.
+    NeverSaid,
 }
 
 /// A bitmap as it is to be stored.
@@ -53,6 +74,8 @@ pub struct BitmapContent {
     pub auto: bool,
     /// Whether its content is not to be trusted yet.
     pub in_use: bool,
+    /// Which bitmap it is, and the generation of this form of it.
+    pub identity: BitmapIdentity,
     /// Bytes of the view.
     pub size_bytes: u64,
     /// Granule 0 is the lowest bit of the first word; what is missing is clean.
@@ -93,7 +116,8 @@ pub trait BitmapStore: Send + Sync {
     ) -> NodeFuture<'a, Vec<LoadedBitmap>>;
 
     /// Makes changes, durably, all of them at once. After an error what is stored is as before, or
-    /// inconsistent.
+    /// inconsistent. With a bitmap that is not in use is stored, at the same instant, what is below now; the
+    /// caller changes nothing any more.
     fn change<'a>(&'a self, cx: Cx<'a>, changes: Vec<StoreChange>) -> NodeFuture<'a, ()>;
 
     /// The bitmaps that are stored when the node closes.
@@ -171,16 +195,19 @@ fn content_of(kept: &Kept, size_bytes: u64, in_use: bool) -> BitmapContent {
         granularity: reader.granularity(),
         auto: reader.is_recording(),
         in_use,
+        identity: kept.bitmap.identity(),
         // An image refuses one that is shorter than its view.
         size_bytes: reader.size_bytes().max(size_bytes),
         words: reader.to_words(),
     }
 }
 
-/// Makes an entry for a bitmap that is in use from now on, which the store does not have.
+/// Makes an entry for a bitmap that is in use from now on, or takes over one that the same bitmap has left in the
+/// store.
 ///
 /// # Errors
-/// `EEXIST`; the store's, with its node: no room, or read-only.
+/// `EEXIST` for one of its name that is not the same, or a later form of it; the store's, with its node: no
+/// room, or read-only.
 pub(crate) async fn create(
     store: &dyn BitmapStore,
     cx: Cx<'_>,
@@ -189,10 +216,32 @@ pub(crate) async fn create(
     let node = cx.node_name();
     let name = &content.name;
     let stored = store.stored(cx).await.map_err(|error| error.at_node(node))?;
-    if stored.iter().any(|stored| stored.name == *name) {
-        let message = format!("its image has a bitmap `{name}` already: remove it first");
-        return Err(Error::new(ErrorKind::Exists, message).at_node(node));
+    if let Some(stored) = stored.iter().find(|stored| stored.name == *name) {
+        check_is_same(stored, &content).map_err(|error| error.at_node(node))?;
     }
     let changes = vec![StoreChange::Store(content)];
     store.change(cx, changes).await.map_err(|error| error.at_node(node))
+}
+
+/// Whether a stored bitmap is an earlier form of the one that is to be stored, or this one.
+fn check_is_same(stored: &StoredBitmap, content: &BitmapContent) -> Result<()> {
+    let BitmapContent { name, granularity, identity, .. } = content;
+    let fits = |known: BitmapIdentity| {
+        known.uuid == identity.uuid && known.generation <= identity.generation
+    };
+    if stored.identity.is_some_and(fits) && stored.granularity == *granularity {
+        return Ok(());
+    }
+    let theirs = match stored.identity {
+        Some(BitmapIdentity { uuid, generation }) => {
+            format!("UUID {uuid}, generation {generation}")
+        }
+        None => "without a UUID".into(),
+    };
+    let message = format!(
+        "its image has a bitmap `{name}` already ({theirs}, granularity {}), which is not this one (UUID {}, \
+         generation {}, granularity {granularity}): remove or rename one of them first",
+        stored.granularity, identity.uuid, identity.generation
+    );
+    Err(Error::new(ErrorKind::Exists, message))
 }

@@ -8,13 +8,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags};
+use super::{
+    Caps, Extent, ExtentKind, Identity, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
 use crate::io::{
     AllocateMode, Buf, BufMut, File, FileOp, ImageLock, LockMode, OpenOptions, SeekTarget,
+    sleep_until, turn_now,
 };
-use crate::limits::EXTENTS_MAX;
+use crate::limits::{EXTENTS_MAX, FILE_TIME_TICK};
 
 /// Alignment of direct I/O, bytes: what every disk and file system takes.
 const DIRECT_ALIGNMENT: u32 = 4096;
@@ -210,6 +213,24 @@ impl FileNode {
         Err(Error::new(ErrorKind::Io, message))
     }
 
+    /// What tells whether the file has been changed, once its times have gone by: a change that comes later has
+    /// a later time. They are durable, as far as this host has changed them.
+    async fn stamped(&self) -> Result<Identity> {
+        if self.file.is_block_device() {
+            return Ok(Identity::Unknown);
+        }
+        let failed = |error: std::io::Error| self.failed("file times", 0, &error);
+        if self.write {
+            self.file.run_op(FileOp::Sync { data_only: false }).await.map_err(failed)?;
+        }
+        let mut stamp = self.file.stamp().map_err(failed)?;
+        if stamp.age < FILE_TIME_TICK {
+            sleep_until(turn_now() + (FILE_TIME_TICK - stamp.age)).await;
+            stamp = self.file.stamp().map_err(failed)?;
+        }
+        Ok(Identity::File { path: self.file.path().display().to_string(), stamp })
+    }
+
     /// Where the next data (or hole) begins; `u64::MAX` when there is none.
     async fn seek(&self, offset: u64, target: SeekTarget) -> std::io::Result<u64> {
         match self.file.run_op(FileOp::Seek { offset, target }).await {
@@ -331,6 +352,10 @@ impl Node for FileNode {
 
     fn flush<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(self.sync())
+    }
+
+    fn identity(&self) -> NodeFuture<'_, Identity> {
+        Box::pin(self.stamped())
     }
 
     fn len_bytes(&self) -> Option<u64> {

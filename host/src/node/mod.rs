@@ -8,6 +8,7 @@
 
 mod bitmap_store;
 mod file;
+mod identity;
 mod memory;
 mod null;
 mod qcow2;
@@ -19,12 +20,13 @@ use std::rc::Rc;
 
 pub(crate) use bitmap_store::create as create_stored;
 pub use bitmap_store::{
-    BitmapContent, BitmapStore, Keeping, LoadedBitmap, StoreChange, StoredBitmap, Trust,
+    Below, BitmapContent, BitmapStore, Keeping, LoadedBitmap, StoreChange, StoredBitmap, Trust,
 };
 pub use file::{FileNode, FileOptions, ImageLocking};
+pub use identity::Identity;
 pub use memory::MemoryNode;
 pub use null::NullNode;
-pub(crate) use qcow2::{Access, FileStorage};
+pub(crate) use qcow2::{Access, FileStorage, FreshFile, Place};
 pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 
@@ -303,9 +305,9 @@ pub trait Node: Send + Sync + 'static {
     fn block_status<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64)
     -> NodeFuture<'a, Vec<Extent>>;
 
-    /// Called once when the node leaves the graph, or the host ends, after the last request and before its
-    /// children are closed: what is to be found when it is opened again is written now. It must not alter
-    /// what the node shows. A failure is told and changes nothing else.
+    /// Called once when the node leaves the graph, or the host ends, after the last request, after what it shows
+    /// by its view edges has closed, and before its containers do: what is to be found when it is opened again is
+    /// written now, to containers alone. It must not alter what the node shows. A failure is told and changes nothing else.
     fn close<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async { Ok(()) })
     }
@@ -318,6 +320,12 @@ pub trait Node: Send + Sync + 'static {
     /// The bitmaps that it keeps beside its bytes, if it can.
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
         None
+    }
+
+    /// What tells whether what it shows by itself was changed while nobody here had it open: it has been
+    /// flushed. A node that has a `filtered` edge shows what its child shows, and is not asked.
+    fn identity(&self) -> NodeFuture<'_, Identity> {
+        identity::answer(Identity::Unknown)
     }
 
     /// From which byte of its storage child on the node shows that child's bytes, if it does just that.

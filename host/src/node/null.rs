@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags};
+use super::{
+    Caps, Extent, ExtentKind, Identity, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags,
+};
 use crate::error::Result;
 use crate::graph::Cx;
 use crate::io::{Buf, BufMut, sleep_until, turn_now};
@@ -72,6 +74,11 @@ impl Node for NullNode {
 
     fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
         self.nothing()
+    }
+
+    fn identity(&self) -> NodeFuture<'_, Identity> {
+        let identity = if self.read_zeroes { Identity::Constant } else { Identity::Unknown };
+        super::identity::answer(identity)
     }
 
     fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {

@@ -1,6 +1,6 @@
 //! `raw`: a part of another node, or (without offset and size) the whole of it.
 
-use super::{Caps, Extent, Limits, Node, NodeFuture, NodeInfo, WriteFlags};
+use super::{Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, WriteFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
 use crate::io::{Buf, BufMut};
@@ -31,6 +31,13 @@ impl Node for RawNode {
 
     fn offset_in_child(&self) -> Option<u64> {
         Some(self.offset)
+    }
+
+    fn identity(&self) -> NodeFuture<'_, Identity> {
+        super::identity::answer(match self.is_whole() {
+            true => Identity::OfChildren,
+            false => Identity::Shaped([self.offset, self.size_bytes.unwrap_or(u64::MAX)]),
+        })
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {

@@ -6,6 +6,7 @@ use crate::format::Header;
 use crate::format::bitmap::{BitmapEntry, encode_directory, flag, parse_directory};
 use crate::format::extension::BitmapsExtension;
 use crate::format::header::features;
+use crate::format::record::Record;
 use crate::limits::{BITMAP_DIRECTORY_MAX_BYTES, BITMAPS_MAX};
 use crate::storage::Storage;
 
@@ -30,6 +31,10 @@ pub struct Directory {
     pub(super) place: Option<BitmapsExtension>,
     /// The header says so.
     consistent: bool,
+    /// What the header says of the bitmaps beside.
+    pub(super) record: Option<Record>,
+    /// What it says of the files below was so when it was read.
+    is_record_current: bool,
     /// What the header says now is not known: a switch has failed, or was given up.
     pub(super) doubtful: bool,
 }
@@ -53,12 +58,18 @@ impl Directory {
             entries => entries?,
         };
         let consistent = consistent || place.is_none();
-        Ok(Self { entries, place, consistent, doubtful: false })
+        let (record, is_record_current) = (header.record(), header.is_record_current());
+        Ok(Self { entries, place, consistent, record, is_record_current, doubtful: false })
     }
 
     /// After the switch to these.
-    pub(super) fn switched(entries: Vec<BitmapEntry>, place: Option<BitmapsExtension>) -> Self {
-        Self { entries, place, consistent: true, doubtful: false }
+    pub(super) fn switched(
+        entries: Vec<BitmapEntry>,
+        place: Option<BitmapsExtension>,
+        record: Option<Record>,
+        is_record_current: bool,
+    ) -> Self {
+        Self { entries, place, consistent: true, record, is_record_current, doubtful: false }
     }
 
     async fn header_on_disk<I: BitmapImage>(image: &I) -> Result<Header> {
@@ -83,6 +94,16 @@ impl Directory {
     /// Whether the header calls the directory consistent; one that is not there is.
     pub fn is_consistent(&self) -> bool {
         self.consistent
+    }
+
+    /// What is recorded of the bitmaps beside, if it can be read.
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// Whether nobody else had opened the image for writing since the record was made, when it was read.
+    pub fn is_record_current(&self) -> bool {
+        self.is_record_current
     }
 
     /// The entry of this name.

@@ -18,6 +18,8 @@
 //!   was when it was stored – at any moment at which power can be lost.
 //! - What the directory refers to is durable before the directory, and the directory before the header
 //!   refers to it; what is no longer referred to is freed last. A crash leaks, no more.
+//! - What is recorded of the files below is current only while nothing has changed since it was written, which
+//!   comes after all that it speaks of is durable.
 //! - Entries of types and with extra data that nobody here knows stay as they are, to the byte.
 
 mod directory;
@@ -35,6 +37,7 @@ pub use store::{BitmapChange, NewBitmap};
 
 use crate::error::Result;
 use crate::format::extension::BitmapsExtension;
+use crate::format::record::Record;
 use crate::format::{Header, HostOffset};
 use crate::storage::Storage;
 
@@ -50,11 +53,17 @@ pub trait BitmapImage {
     /// The header as it is now.
     fn header(&self) -> Header;
 
-    /// Makes [`with_bitmaps`] of the header by [`replace_header`], while nobody else changes it.
+    /// Makes [`with_bitmaps`] of the header by [`replace_header`], while nobody else changes it; with the
+    /// record, which is or is not current.
     ///
     /// # Errors
     /// `ENOSPC` if the header with its extensions does not fit the first cluster.
-    fn set_bitmaps(&self, bitmaps: Option<BitmapsExtension>) -> impl Future<Output = Result<()>>;
+    fn set_bitmaps(
+        &self,
+        bitmaps: Option<BitmapsExtension>,
+        record: Option<&Record>,
+        is_current: bool,
+    ) -> impl Future<Output = Result<()>>;
 
     /// So many clusters in a row, with a reference count of one; durable after [`Self::flush`].
     fn allocate(&self, clusters: u64) -> impl Future<Output = Result<HostOffset>>;

@@ -5,7 +5,8 @@ use super::{BitmapImage, Directory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{BitmapCluster, BitmapEntry, encode_directory, flag};
 use crate::format::extension::BitmapsExtension;
-use crate::format::{ClusterSize, HostOffset, Version};
+use crate::format::record::Record;
+use crate::format::{ClusterSize, Header, HostOffset, Version};
 use crate::limits::BITMAPS_MAX;
 use crate::storage::Storage;
 
@@ -62,10 +63,41 @@ impl Directory {
     /// that QEMU would refuse, `ENOENT`, `EEXIST`; `ENOSPC` if the header, the directory or the container have
     /// no room. After an error of the container all of the changes have been made, or none, or the
     /// directory is inconsistent; the next call finds out.
+    ///
+    /// What is recorded of bitmaps that stay, stays, and is not current.
     pub async fn change<I: BitmapImage>(
         &mut self,
         image: &I,
         changes: &[BitmapChange<'_>],
+    ) -> Result<()> {
+        self.settle(image).await?;
+        let mut record = self.record.clone();
+        for change in changes {
+            let Some(record) = &mut record else { break };
+            match *change {
+                BitmapChange::Store(_) => {}
+                BitmapChange::Remove(name) => record.set_identity(name, None),
+                BitmapChange::Rename { from, to } => {
+                    let identity = record.identity(from);
+                    record.set_identity(from, None);
+                    record.set_identity(to, identity);
+                }
+            }
+        }
+        self.change_recorded(image, changes, record, false).await
+    }
+
+    /// As [`Self::change`], and the same instant makes this the record, of bitmaps that are there afterwards:
+    /// with all that it says, or with a digest of the files where there is no room for more.
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub async fn change_recorded<I: BitmapImage>(
+        &mut self,
+        image: &I,
+        changes: &[BitmapChange<'_>],
+        record: Option<Record>,
+        is_current: bool,
     ) -> Result<()> {
         self.settle(image).await?;
         if image.header().version < Version::V3 {
@@ -84,15 +116,22 @@ impl Directory {
             }
         };
         let unused = self.unused_after(image, &planned).await;
+        let record = record.filter(|_| place.is_some()).map(|mut record| {
+            record.retain(planned.iter().map(|planned| &planned.entry.name[..]));
+            record
+        });
         // Checked before, when nothing is lost by it.
-        if let Err(error) = super::with_bitmaps(&image.header(), place).encode() {
-            rooms.give_back().await;
-            return Err(error);
-        }
+        let record = match fitting(&super::with_bitmaps(&image.header(), place), record) {
+            Ok(record) => record,
+            Err(error) => {
+                rooms.give_back().await;
+                return Err(error);
+            }
+        };
         self.doubtful = true;
-        image.set_bitmaps(place).await?;
+        image.set_bitmaps(place, record.as_ref(), is_current).await?;
         let entries = planned.into_iter().map(|planned| planned.entry).collect();
-        *self = Self::switched(entries, place);
+        *self = Self::switched(entries, place, record, is_current);
         for (offset, clusters) in unused {
             // What is not given back is a leak, which a check finds; the change has been made.
             let _ = image.free(offset, clusters).await;
@@ -148,6 +187,25 @@ impl Directory {
             }
         }
         runs.into_iter().map(|(offset, clusters)| (HostOffset(offset), clusters)).collect()
+    }
+}
+
+/// The record as the header has room for it.
+///
+/// # Errors
+/// `ENOSPC` if it has none.
+fn fitting(header: &Header, record: Option<Record>) -> Result<Option<Record>> {
+    let fits = |record: Option<&Record>| {
+        let mut header = header.clone();
+        header.set_record(record, false);
+        header.encode().map(drop)
+    };
+    match fits(record.as_ref()) {
+        Err(error) if error.kind() == ErrorKind::NoSpace => {
+            let folded = record.map(|record| record.folded());
+            fits(folded.as_ref()).map(|()| folded)
+        }
+        other => other.map(|()| record),
     }
 }
 

@@ -12,17 +12,15 @@ impl<S: Storage> Scan<'_, S> {
         if self.rebuilt { self.references.get(cluster) } else { self.found.get(cluster) }
     }
 
-    /// Reads all refcounts of clusters that the container has.
+    /// Reads all refcounts, also of clusters behind the container's end: a crash may have kept the count of a
+    /// cluster and lost the write that would have made the container longer.
     pub(super) async fn read_refcounts(&mut self) -> Result<()> {
         let (width, entries) = (self.width, self.width.block_entries(self.cluster));
         let mut block = vec![0; self.cluster.bytes() as usize];
         for (&index, &HostOffset(at)) in &self.blocks {
             let first = index.saturating_mul(entries);
-            if first >= self.file_clusters {
-                continue;
-            }
             self.storage.read(at, &mut block).await?;
-            for entry in 0..entries.min(self.file_clusters - first) {
+            for entry in 0..entries {
                 let count = width.get(&block, entry as usize);
                 if count > 0 {
                     self.found.set(first + entry, count, &mut self.budget)?;
@@ -37,7 +35,7 @@ impl<S: Storage> Scan<'_, S> {
         let mut clusters = 0;
         for cluster in clusters_of_both(&self.found, &self.references) {
             let (found, uses) = (self.found.get(cluster), self.references.get(cluster));
-            if found > 0 || uses > 0 {
+            if (found > 0 || uses > 0) && cluster < self.file_clusters {
                 clusters = cluster + 1;
             }
             if found > uses {
@@ -72,11 +70,11 @@ impl<S: Storage> Scan<'_, S> {
             let first = index.saturating_mul(entries);
             // A block that is also something else is not written.
             let shared = self.references.get(self.cluster.index_of(at)) != 1;
-            if first >= self.file_clusters || shared {
+            if shared {
                 continue;
             }
             let mut changed = false;
-            for entry in 0..entries.min(self.file_clusters - first) {
+            for entry in 0..entries {
                 let cluster = first + entry;
                 let (found, uses) = (self.found.get(cluster), self.references.get(cluster));
                 let leak = found > uses && self.complete;

@@ -19,11 +19,15 @@ const NAMES: [(FeatureSet, u8, &str); 8] = [
     (FeatureSet::Autoclear, 1, "raw external data"),
 ];
 
-/// The first cluster. The table of feature names is left out where it does not fit.
+/// Bytes of the smallest cluster that has room for the names and for what else may come, as bitmaps or the
+/// name of a backing file: QEMU's bound.
+const NAMES_MIN_CLUSTER_BYTES: u64 = 4096;
+
+/// The first cluster. The table of feature names is left out where it would leave no room.
 pub(super) fn encode(plan: &Plan, options: &CreateOptions) -> Result<Vec<u8>> {
     let header = header(plan, options);
     let mut named = header.clone();
-    if options.version >= Version::V3 {
+    if options.version >= Version::V3 && plan.cluster().bytes() >= NAMES_MIN_CLUSTER_BYTES {
         let names = NAMES.iter().map(|&(set, bit, name)| FeatureName::new(set, bit, name));
         named.extensions.push(Extension::FeatureNames(names.collect()));
     }
@@ -44,8 +48,8 @@ fn header(plan: &Plan, options: &CreateOptions) -> Header {
     if let Some(format) = backing.and_then(|backing| backing.format.as_ref()) {
         extensions.push(Extension::BackingFormat(format.clone().into_bytes()));
     }
-    if let Some(file) = &options.data_file {
-        extensions.push(Extension::DataFile(file.name.clone().into_bytes()));
+    if let Some(name) = options.data_file.as_ref().and_then(|file| file.name.as_ref()) {
+        extensions.push(Extension::DataFile(name.clone().into_bytes()));
     }
     Header {
         version: options.version,

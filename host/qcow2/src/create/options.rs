@@ -21,8 +21,8 @@ pub struct Backing {
 /// The file that holds an image's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataFile {
-    /// Its name as the header keeps it.
-    pub name: String,
+    /// Its name as the header keeps it; `None` if whoever opens the image has to know what holds its data.
+    pub name: Option<String>,
     /// Whether the file is, byte by byte, what the guest sees.
     pub raw: bool,
 }
@@ -110,7 +110,8 @@ impl CreateOptions {
                 return fail("backing_file: a name of 1 to 1023 bytes is needed");
             }
         }
-        if self.data_file.as_ref().is_some_and(|file| file.name.is_empty()) {
+        let name = self.data_file.as_ref().and_then(|file| file.name.as_ref());
+        if name.is_some_and(String::is_empty) {
             return fail("data_file: a name is needed");
         }
         Ok(())

@@ -22,7 +22,7 @@ fn geometries(dir: &Path) -> Vec<(&'static str, CreateOptions)> {
     };
     let data = |raw| {
         let name = dir.join("data.raw").to_str().unwrap().to_owned();
-        Some(DataFile { name, raw })
+        Some(DataFile { name: Some(name), raw })
     };
     let mut all = vec![
         ("empty", new(0)),
@@ -128,7 +128,7 @@ fn qemu_img_sees_what_was_asked_for() {
         assert_eq!(info["backing-filename"], backing_name, "{name}");
         let backing_format = backing.and_then(|backing| backing.format.as_deref());
         assert_eq!(info["backing-filename-format"], text_or_null(backing_format), "{name}");
-        let data_name = options.data_file.as_ref().map(|file| &file.name[..]);
+        let data_name = options.data_file.as_ref().and_then(|file| file.name.as_deref());
         assert_eq!(specific["data-file"], text_or_null(data_name), "{name}");
         let raw = options.data_file.as_ref().map(|file| file.raw);
         assert_eq!(specific["data-file-raw"], serde_json::json!(raw), "{name}");
@@ -182,7 +182,7 @@ fn what_does_not_go_together_is_refused() {
     }
     let new = || CreateOptions::new(MIB);
     let second = || CreateOptions { version: Version::V2, ..new() };
-    let data = |raw| Some(DataFile { name: "d".into(), raw });
+    let data = |raw| Some(DataFile { name: Some("d".into()), raw });
     let backing = || Some(Backing { name: "b".into(), format: None });
     let zstd = CompressionType::Zstd;
     let eight = RefcountWidth::from_bits(8).unwrap();
@@ -200,7 +200,7 @@ fn what_does_not_go_together_is_refused() {
     refuse(over, "extended_l2=on");
     let long = Some(Backing { name: "x".repeat(1024), format: None });
     refuse(CreateOptions { backing: long, ..new() }, "1 to 1023 bytes");
-    let nameless = Some(DataFile { name: String::new(), raw: false });
+    let nameless = Some(DataFile { name: Some(String::new()), raw: false });
     refuse(CreateOptions { data_file: nameless, ..new() }, "data_file: a name");
     let huge = CreateOptions { cluster_size: cluster(512), ..CreateOptions::new(129 << 30) };
     refuse(huge, "larger cluster_size");

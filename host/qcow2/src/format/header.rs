@@ -35,8 +35,15 @@ pub mod features {
     pub const BITMAPS: u64 = 1;
     /// Autoclear: the external data file is a raw image by itself.
     pub const RAW_EXTERNAL_DATA: u64 = 1 << 1;
-    /// Autoclear bits that this crate knows.
-    pub const AUTOCLEAR_KNOWN: u64 = BITMAPS | RAW_EXTERNAL_DATA;
+    /// Autoclear, of this program's own: it has the image open and has begun to change it, so that clusters
+    /// may have leaked if nobody has it open. Others take the bit back before they write, as bits that they
+    /// do not know; the leaks are then as after a crash of theirs.
+    pub const OPEN: u64 = 1 << 62;
+    /// Autoclear, private: what is recorded of the files below is current ([`record`](crate::format::record)).
+    /// The highest bit: as far as can be from those that the specification gives away.
+    pub const RECORD: u64 = 1 << 63;
+    /// Autoclear bits that this crate keeps right through a change. [`RECORD`] is none: it goes with the first.
+    pub const AUTOCLEAR_KNOWN: u64 = BITMAPS | RAW_EXTERNAL_DATA | OPEN;
 }
 
 /// Where fields are that are changed by themselves: each group lies within one 512-byte sector, so that

@@ -7,6 +7,7 @@ pub mod compressed;
 pub mod extension;
 pub mod header;
 pub mod l2;
+pub mod record;
 mod refcount;
 pub mod snapshot;
 mod types;

@@ -6,6 +6,7 @@ use crate::bitmaps::{BitmapImage, replace_header, with_bitmaps};
 use crate::error::{Error, Result};
 use crate::format::extension::BitmapsExtension;
 use crate::format::header::features;
+use crate::format::record::Record;
 use crate::format::{Header, HostOffset};
 use crate::storage::Storage;
 
@@ -34,12 +35,18 @@ impl<S: Storage> BitmapImage for ImageFile<'_, S> {
         self.image.header().clone()
     }
 
-    async fn set_bitmaps(&self, bitmaps: Option<BitmapsExtension>) -> Result<()> {
+    async fn set_bitmaps(
+        &self,
+        bitmaps: Option<BitmapsExtension>,
+        record: Option<&Record>,
+        is_current: bool,
+    ) -> Result<()> {
         self.image.begin_modifying(self.storage).await?;
         let _changing = self.image.header_changes.lock(0..1).await;
-        let header = with_bitmaps(&self.image.header(), bitmaps);
+        let mut header = with_bitmaps(&self.image.header(), bitmaps);
+        header.set_record(record, is_current);
         // If this fails, or is dropped, the directory may be any: nobody is to call it consistent again.
-        self.image.header().autoclear &= !features::BITMAPS;
+        self.image.header().autoclear &= !(features::BITMAPS | features::RECORD);
         replace_header(self.storage, &header).await?;
         *self.image.header() = header;
         Ok(())

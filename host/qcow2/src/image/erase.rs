@@ -92,9 +92,19 @@ impl Image {
                 continue;
             }
             self.erase_in_slice(s, offset, part_end - offset, erase).await?;
+            self.bound_frees(s).await?;
             offset = part_end;
         }
-        self.bound_frees(s).await
+        Ok(())
+    }
+
+    /// Makes everything behind a cluster unallocated, the end of the disk notwithstanding.
+    pub(super) async fn deallocate_behind<S: Storage>(&self, s: &S, offset: u64) -> Result<()> {
+        let end = self.l1.load().len() * self.format.table_span_bytes();
+        match offset < end {
+            true => self.erase(s, offset, end - offset, Erase::Deallocate).await,
+            false => Ok(()),
+        }
     }
 
     async fn erase_in_slice<S: Storage>(

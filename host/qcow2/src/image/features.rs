@@ -1,8 +1,16 @@
 //! Whether an image may be changed, and the feature bits that say so to others.
+//!
+//! Before its first change an image of version 3 is marked as open, durably, and a clean close takes the mark
+//! back. So after a crash, and only then, somebody looks for leaked clusters, which takes a walk through all
+//! tables. The dirty bit would say the same, but also that refcounts may be too low, which they are not: every
+//! reader would have to walk before it writes, QEMU too, and forbid itself to write until it has. An
+//! autoclear bit asks nothing of others. It costs a write and a sync at the first change and at the close.
+//!
+//! Version 2 has no place for it: what leaks there is found by a check.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use super::Image;
+use super::{Image, OpenOptions};
 use crate::bitmaps::replace_header;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extension::Extension;
@@ -17,15 +25,46 @@ const CORRUPT: u8 = 2;
 /// Whether an image may be changed.
 pub(super) struct Modifying {
     writable: bool,
+    /// As it was opened.
+    was_dirty: bool,
+    was_left_open: bool,
+    lazy_refcounts: bool,
     state: AtomicU8,
     /// Somebody keeps bitmaps up to date.
     follows_bitmaps: AtomicBool,
 }
 
 impl Modifying {
-    pub(super) fn new(writable: bool, corrupt: bool) -> Self {
-        let state = if corrupt { CORRUPT } else { UNTOUCHED };
-        Self { writable, state: AtomicU8::new(state), follows_bitmaps: AtomicBool::new(false) }
+    /// # Errors
+    /// `EINVAL` for lazy refcounts in version 2, which has no dirty bit.
+    pub(super) fn of(header: &Header, options: &OpenOptions) -> Result<Self> {
+        let is_lazy = header.compatible & features::LAZY_REFCOUNTS != 0;
+        let lazy_refcounts = options.lazy_refcounts.unwrap_or(is_lazy);
+        if lazy_refcounts && header.version < Version::V3 {
+            return Err(Error::invalid("lazy refcounts need an image of version 3 (compat 1.1)"));
+        }
+        let has = |bit| header.incompatible & bit != 0;
+        let state = if has(features::CORRUPT) { CORRUPT } else { UNTOUCHED };
+        Ok(Self {
+            writable: options.writable,
+            was_dirty: has(features::DIRTY),
+            was_left_open: header.autoclear & features::OPEN != 0,
+            lazy_refcounts,
+            state: AtomicU8::new(state),
+            follows_bitmaps: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn was_dirty(&self) -> bool {
+        self.was_dirty
+    }
+
+    pub(super) fn was_left_open(&self) -> bool {
+        self.was_left_open
+    }
+
+    pub(super) fn has_lazy_refcounts(&self) -> bool {
+        self.lazy_refcounts
     }
 
     /// Whether changes have begun and are allowed.
@@ -50,9 +89,22 @@ impl Image {
         self.modifying.follows_bitmaps.store(true, Ordering::Release);
     }
 
-    /// Called before anything in the container changes: the first time, what is not known here and would be
-    /// wrong after a change is invalidated. For a caller who changes guest data by itself, too: in a raw
-    /// external data file.
+    /// What is recorded of the files below the image is not to be current any more, durably: somebody is going
+    /// to take its bitmaps into use.
+    ///
+    /// # Errors
+    /// As for [`Self::begin_modifying`].
+    pub async fn outdate_record<S: Storage>(&self, s: &S) -> Result<()> {
+        if !self.header().is_record_current() {
+            return Ok(());
+        }
+        self.check_modifiable()?;
+        self.update_features(s, |header| header.autoclear &= !features::RECORD).await
+    }
+
+    /// Called before anything in the container changes: the first time, the image is marked as open, and what
+    /// is not known here and would be wrong after a change is invalidated. For a caller who changes guest data
+    /// by itself, too: in a raw external data file.
     ///
     /// # Errors
     /// `EROFS` for an image that may not be changed; those of the container.
@@ -63,10 +115,17 @@ impl Image {
         self.check_modifiable()?;
         let follows = self.modifying.follows_bitmaps.load(Ordering::Acquire);
         let keep = features::RAW_EXTERNAL_DATA | if follows { features::BITMAPS } else { 0 };
-        let stale = self.header().autoclear & !keep;
-        if stale != 0 {
-            self.update_features(s, |header| header.autoclear &= keep).await?;
-        }
+        let lazy_refcounts = self.modifying.lazy_refcounts;
+        self.update_features(s, |header| {
+            header.autoclear &= keep;
+            if header.version >= Version::V3 {
+                header.autoclear |= features::OPEN;
+            }
+            if lazy_refcounts {
+                header.incompatible |= features::DIRTY;
+            }
+        })
+        .await?;
         let _ = self.modifying.state.compare_exchange(
             UNTOUCHED,
             MODIFIED,
@@ -76,8 +135,28 @@ impl Image {
         Ok(())
     }
 
+    /// All changes are durable, refcounts too: the marks are taken back, until the next change. That as open
+    /// stays if clusters may have leaked.
+    pub(super) async fn end_modifying<S: Storage>(&self, s: &S) -> Result<()> {
+        let may_leak = self.modifying.was_left_open || !self.frees.is_empty();
+        self.update_features(s, |header| {
+            header.incompatible &= !features::DIRTY;
+            if !may_leak {
+                header.autoclear &= !features::OPEN;
+            }
+        })
+        .await?;
+        let _ = self.modifying.state.compare_exchange(
+            MODIFIED,
+            UNTOUCHED,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        Ok(())
+    }
+
     /// # Errors
-    /// `EROFS` for an image that is not writable, or corrupt, or dirty.
+    /// `EROFS` for an image that is not writable, or corrupt, or was dirty.
     pub(super) fn check_modifiable(&self) -> Result<()> {
         let refuse = |why| Err(Error::new(ErrorKind::ReadOnly, why));
         if !self.modifying.writable {
@@ -86,7 +165,7 @@ impl Image {
         if self.is_corrupt() {
             return refuse("the image is marked as corrupt: check and repair it first");
         }
-        if self.header().incompatible & features::DIRTY != 0 {
+        if self.modifying.was_dirty {
             return refuse("the image was not closed: its refcounts have to be rebuilt first");
         }
         Ok(())
@@ -135,13 +214,14 @@ impl Image {
         header.encode()?;
         // While the header is laid out anew a crash may leave no consistent bitmaps: nobody is to call them
         // consistent again if this fails.
-        self.header().autoclear &= !features::BITMAPS;
+        self.header().autoclear &= !(features::BITMAPS | features::RECORD);
+        header.autoclear &= !features::RECORD;
         replace_header(s, &header).await?;
         *self.header() = header;
         Ok(())
     }
 
-    /// Changes feature bits, durably.
+    /// Changes feature bits, durably, if that changes any.
     pub(super) async fn update_features<S: Storage>(
         &self,
         s: &S,
@@ -150,6 +230,9 @@ impl Image {
         let _changing = self.header_changes.lock(0..1).await;
         let mut header = self.header().clone();
         change(&mut header);
+        if header.features_field() == self.header().features_field() {
+            return Ok(());
+        }
         s.write(fields::FEATURES, &header.features_field()).await?;
         s.flush().await?;
         *self.header() = header;

@@ -23,6 +23,15 @@ struct Queues {
     /// With the epoch in which it was retired, ascending.
     retired: VecDeque<(u64, Run)>,
     next_number: u64,
+    pending_clusters: u64,
+    retired_clusters: u64,
+}
+
+/// How much waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Parked {
+    pub(super) runs: usize,
+    pub(super) clusters: u64,
 }
 
 impl Frees {
@@ -33,6 +42,7 @@ impl Frees {
         for run in runs.into_iter().filter(|run| run.count > 0) {
             let number = queues.next_number;
             queues.next_number += 1;
+            queues.pending_clusters += run.count;
             queues.pending.push_back((number, run));
         }
     }
@@ -40,6 +50,7 @@ impl Frees {
     /// Clusters that never were mapped, or whose mapping is durably gone.
     pub(super) fn retire(&self, turns: &Turns, run: Run) {
         let mut queues = self.queues();
+        queues.retired_clusters += run.count;
         queues.retired.push_back((turns.epoch(), run));
     }
 
@@ -53,13 +64,20 @@ impl Frees {
         let mut queues = self.queues();
         let epoch = turns.epoch();
         while let Some((_, run)) = queues.pending.pop_front_if(|(number, _)| *number < mark) {
+            queues.pending_clusters -= run.count;
+            queues.retired_clusters += run.count;
             queues.retired.push_back((epoch, run));
         }
     }
 
-    /// Runs that are pending.
-    pub(super) fn pending_len(&self) -> usize {
-        self.queues().pending.len()
+    /// What is pending, and what is retired.
+    pub(super) fn parked(&self) -> (Parked, Parked) {
+        let queues = self.queues();
+        let parked = |runs: &VecDeque<_>, clusters| Parked { runs: runs.len(), clusters };
+        (
+            parked(&queues.pending, queues.pending_clusters),
+            parked(&queues.retired, queues.retired_clusters),
+        )
     }
 
     /// Whether anything is on its way.
@@ -76,12 +94,16 @@ impl Frees {
         if turns.epoch() < retired_at + 2 && turns.advance() < retired_at + 2 {
             return None;
         }
-        queues.retired.pop_front().map(|(_, run)| run)
+        let run = queues.retired.pop_front()?.1;
+        queues.retired_clusters -= run.count;
+        Some(run)
     }
 
     /// A run that was ready and could not be freed yet.
     pub(super) fn put_back(&self, run: Run) {
-        self.queues().retired.push_front((0, run));
+        let mut queues = self.queues();
+        queues.retired_clusters += run.count;
+        queues.retired.push_front((0, run));
     }
 
     fn queues(&self) -> MutexGuard<'_, Queues> {

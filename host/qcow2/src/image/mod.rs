@@ -20,6 +20,13 @@
 //! whose data is there; what was allocated and not yet mapped has leaked, no more. Metadata is written
 //! by [`Image::flush`], and when a cache is full, in that order always (`write_back`).
 //!
+//! With lazy refcounts a flush leaves them out: they are written when the cache of them is full and by
+//! [`Image::close`], and until then the image is marked as dirty. That saves writes of refcount blocks, and
+//! the sync before the table refers to new ones, but not the sync before L2 slices, which data needs.
+//!
+//! An image of version 3 says that somebody changes it (`features`): who finds that, and nobody at it, frees
+//! what has leaked.
+//!
 //! # Who excludes whom
 //!
 //! Lookups take no lock. Changes of a guest cluster's mapping hold it in a first-in first-out range lock,
@@ -35,12 +42,14 @@ mod cache;
 mod compressed;
 mod erase;
 mod features;
+mod fills;
 mod frees;
 mod map;
 mod open;
 mod range_lock;
 mod refcounts;
 mod request;
+mod reserved;
 mod resize;
 mod tables;
 mod turn;
@@ -80,6 +89,9 @@ pub struct OpenOptions {
     pub discard_freed: bool,
     /// The internal snapshot that is shown instead of the image, by id or name; not to be written.
     pub snapshot: Option<Vec<u8>>,
+    /// Whether refcounts are written when the image is closed only, and until then it is marked as dirty;
+    /// `None`: if the header says so.
+    pub lazy_refcounts: Option<bool>,
 }
 
 impl Default for OpenOptions {
@@ -90,6 +102,7 @@ impl Default for OpenOptions {
             has_backing: None,
             discard_freed: true,
             snapshot: None,
+            lazy_refcounts: None,
         }
     }
 }
@@ -125,9 +138,11 @@ pub struct ImageInfo {
     pub data_file_name: Option<Vec<u8>>,
     /// Whether refcounts have to be rebuilt before the image is changed.
     pub dirty: bool,
+    /// Whether who wrote it last did not close it: clusters may have leaked, no more.
+    pub left_open: bool,
     /// Whether metadata were found, now or before, to contradict themselves: it cannot be changed.
     pub corrupt: bool,
-    /// Whether refcounts may be updated late.
+    /// Whether refcounts are written late.
     pub lazy_refcounts: bool,
     /// Feature bits as stored: incompatible, compatible, autoclear.
     pub features: [u64; 3],
@@ -195,7 +210,7 @@ impl Image {
 
     /// What the image says of itself.
     pub fn info(&self) -> ImageInfo {
-        use crate::format::header::features::{BITMAPS, DIRTY, LAZY_REFCOUNTS};
+        use crate::format::header::features::BITMAPS;
         let header = self.header();
         let consistent_bitmaps = header.autoclear & BITMAPS != 0;
         ImageInfo {
@@ -212,9 +227,10 @@ impl Image {
             external_data: self.format.external_data,
             raw_external_data: header.has_raw_external_data(),
             data_file_name: header.data_file_name().map(<[u8]>::to_vec),
-            dirty: header.incompatible & DIRTY != 0,
+            dirty: self.modifying.was_dirty(),
+            left_open: self.modifying.was_left_open(),
             corrupt: self.is_corrupt(),
-            lazy_refcounts: header.compatible & LAZY_REFCOUNTS != 0,
+            lazy_refcounts: self.modifying.has_lazy_refcounts(),
             features: [header.incompatible, header.compatible, header.autoclear],
             snapshots: header.snapshots,
             bitmaps: header.bitmaps().filter(|_| consistent_bitmaps).map_or(0, |b| b.bitmaps),

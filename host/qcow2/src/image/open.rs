@@ -14,7 +14,6 @@ use super::tables::{L1, words_of};
 use super::turn::Turns;
 use super::{Image, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::header::features;
 use crate::format::snapshot::Snapshot;
 use crate::format::{ClusterSize, Header, HostOffset, L1Entry, RefcountTableEntry};
 use crate::header_io::read_header;
@@ -50,7 +49,7 @@ impl Image {
         let l1 = read_table(s, l1_offset.0, u64::from(l1_entries) * 8, len_bytes).await?;
         let l1 = L1::new(l1_offset, words_of(&l1));
         let allocator = open_allocator(s, &header, &l1, options.writable, len_bytes).await?;
-        let corrupt = header.incompatible & features::CORRUPT != 0;
+        let modifying = Modifying::of(&header, options)?;
         let has_backing = options.has_backing.unwrap_or_else(|| header.backing_name.is_some());
         let cache = Cache::new(options.l2_cache_bytes, format.cluster_size.bytes());
         let slice_entries = (cache.slice_words() / format.entry_words()) as u64;
@@ -64,7 +63,7 @@ impl Image {
             opened_bytes: len_bytes,
             header: Mutex::new(header),
             header_changes: RangeLock::default(),
-            modifying: Modifying::new(options.writable, corrupt),
+            modifying,
             l1: ArcSwap::from_pointee(l1),
             table_changes: RangeLock::default(),
             cache,

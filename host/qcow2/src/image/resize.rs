@@ -15,7 +15,7 @@ use crate::storage::Storage;
 impl Image {
     /// Makes the virtual disk so many bytes long, durably. No request may be in flight.
     ///
-    /// What is cut is freed. What is added is unallocated, and the rest of the last cluster as it was: a
+    /// What is cut is freed, after the new size is durable. What is added is unallocated, and the rest of the last cluster as it was: a
     /// caller that grows a disk first [extends](Self::extend) it, and zeroes what would show.
     ///
     /// # Errors
@@ -41,11 +41,26 @@ impl Image {
     async fn extend_disk<S: Storage>(&self, s: &S, size_bytes: u64) -> Result<()> {
         let needed = self.check_size(size_bytes)?;
         self.begin_modifying(s).await?;
-        if needed > self.l1.load().len() {
-            self.move_l1(s, needed).await?;
-        }
+        self.make_room(s, size_bytes, needed).await?;
         self.size.fetch_max(size_bytes, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// Lets the tables reach a new end of the disk, and empties them behind the old one: a shrink that a crash
+    /// cut short has left mappings there.
+    async fn make_room<S: Storage>(&self, s: &S, size_bytes: u64, entries: u64) -> Result<()> {
+        let now = self.size_bytes();
+        if size_bytes > now {
+            self.deallocate_behind(s, self.cluster_end(now)).await?;
+        }
+        if entries > self.l1.load().len() {
+            self.move_l1(s, entries).await?;
+        }
+        Ok(())
+    }
+
+    fn cluster_end(&self, offset: u64) -> u64 {
+        offset.next_multiple_of(self.format.cluster_size.bytes())
     }
 
     /// Entries that the L1 table needs for a disk of so many bytes, if the image can have that size.
@@ -68,20 +83,24 @@ impl Image {
         let needed = self.check_size(size_bytes)?;
         self.begin_modifying(s).await?;
         let old_size = self.size_bytes();
-        let cut_from = size_bytes.next_multiple_of(self.format.cluster_size.bytes());
-        if cut_from < old_size {
-            self.deallocate(s, cut_from, old_size - cut_from).await?;
-        }
-        if needed > self.l1.load().len() {
-            self.move_l1(s, needed).await?;
-        }
+        self.make_room(s, size_bytes, needed).await?;
         self.write_back(s).await?;
-        let _changing = self.header_changes.lock(0..1).await;
-        s.write(fields::SIZE, &size_bytes.to_be_bytes()).await?;
-        s.flush().await?;
-        self.header().size_bytes = size_bytes;
-        self.size.store(size_bytes, Ordering::Release);
-        Ok(())
+        {
+            let _changing = self.header_changes.lock(0..1).await;
+            s.write(fields::SIZE, &size_bytes.to_be_bytes()).await?;
+            s.flush().await?;
+            self.header().size_bytes = size_bytes;
+            self.size.store(size_bytes, Ordering::Release);
+        }
+        if size_bytes >= old_size {
+            return Ok(());
+        }
+        // Only now that nobody sees it any more: until the size was told, a crash was to lose nothing. What
+        // cannot be freed takes room until the disk grows again, and then is freed first.
+        match self.deallocate_behind(s, self.cluster_end(size_bytes)).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Makes the L1 table longer, at a new place.

@@ -13,6 +13,14 @@ use crate::storage::Storage;
 /// Longest piece in which adjacent slices are written, bytes.
 const WRITE_BYTES_MAX: usize = 1 << 20;
 
+/// Whether refcounts are written with the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refcounts {
+    Now,
+    /// The image is marked as dirty.
+    Later,
+}
+
 impl Image {
     /// Makes everything that was committed before durable. One that waits for another one's turn is
     /// served by the next, with all others that wait.
@@ -35,15 +43,19 @@ impl Image {
             if self.flushes_done.load(Ordering::SeqCst) > begun_before {
                 return Ok(());
             }
-            self.write_all(s).await?;
+            let refcounts = match self.modifying.has_lazy_refcounts() {
+                true => Refcounts::Later,
+                false => Refcounts::Now,
+            };
+            self.write_all(s, refcounts).await?;
         }
         self.reclaim(s).await
     }
 
-    /// Writes what is dirty, to make room in a cache.
+    /// Writes all that is dirty, to make room in a cache or before somebody relies on it.
     pub(super) async fn write_back<S: Storage>(&self, s: &S) -> Result<()> {
         let _writing = self.write_backs.lock(0..1).await;
-        self.write_all(s).await
+        self.write_all(s, Refcounts::Now).await
     }
 
     /// Flushes, frees what no request uses any more, and cuts what is free at the container's end. No
@@ -69,11 +81,12 @@ impl Image {
         if end < s.len_bytes().await? {
             s.set_len(end).await?;
         }
-        s.flush().await
+        s.flush().await?;
+        self.end_modifying(s).await
     }
 
     /// The caller holds `write_backs`.
-    async fn write_all<S: Storage>(&self, s: &S) -> Result<()> {
+    async fn write_all<S: Storage>(&self, s: &S, refcounts: Refcounts) -> Result<()> {
         if self.is_corrupt() {
             let message = "the image is corrupt: nothing is written any more";
             return Err(Error::new(ErrorKind::ReadOnly, message));
@@ -85,7 +98,10 @@ impl Image {
         let l1 = self.l1.load_full();
         let l1_entries = l1.copy_dirty();
         let slices = self.copy_dirty_slices()?;
-        let blocks = self.write_refcounts(s).await?;
+        let blocks = match refcounts {
+            Refcounts::Now => self.write_refcounts(s).await?,
+            Refcounts::Later => Vec::new(),
+        };
         s.flush().await?;
         for (index, generation) in blocks {
             self.allocator().block_written(index, generation);

@@ -146,7 +146,7 @@ fn what_cannot_be_is_refused() {
     storage.write_now(u64::from_be_bytes(block), &[0, 0]);
     assert_eq!(code(take("b")), 5);
 
-    let data_file = crate::create::DataFile { name: "d".into(), raw: false };
+    let data_file = crate::create::DataFile { name: Some("d".into()), raw: false };
     let external = crate::create::CreateOptions { data_file: Some(data_file), ..wide };
     block_on(crate::create::create(&storage, &external)).unwrap();
     assert_eq!(code(take("a")), 95);

@@ -22,6 +22,8 @@ pub struct Geometry {
     pub external_data: bool,
     /// Backing file's name.
     pub backing_name: Option<Vec<u8>>,
+    /// Refcounts written late.
+    pub lazy_refcounts: bool,
 }
 
 impl Geometry {
@@ -35,6 +37,7 @@ impl Geometry {
             extended_l2: false,
             external_data: false,
             backing_name: None,
+            lazy_refcounts: false,
         }
     }
 }
@@ -65,7 +68,7 @@ pub fn blank_image(geometry: &Geometry) -> Vec<u8> {
         snapshots: 0,
         snapshots_offset: HostOffset(0),
         incompatible,
-        compatible: 0,
+        compatible: if geometry.lazy_refcounts { features::LAZY_REFCOUNTS } else { 0 },
         autoclear: 0,
         refcount_width: width,
         compression: CompressionType::Deflate,

@@ -6,6 +6,7 @@
 mod disk;
 mod executor;
 mod file;
+pub mod fuzz;
 mod image;
 mod storage;
 pub mod tools;

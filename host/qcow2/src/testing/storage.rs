@@ -82,6 +82,9 @@ struct State {
     end: Option<u64>,
     flushes: u64,
     operations: u64,
+    /// Reads included.
+    accesses: u64,
+    accesses_max: u64,
     /// After so many operations the container is dead: what it had then is what is left.
     dies_at: Option<u64>,
 }
@@ -118,6 +121,8 @@ impl MemoryStorage {
             end: None,
             flushes: 0,
             operations: 0,
+            accesses: 0,
+            accesses_max: u64::MAX,
             dies_at: None,
         };
         Self { state: Mutex::new(state) }
@@ -138,6 +143,12 @@ impl MemoryStorage {
     /// Writes that would make it longer than this fail with `ENOSPC`.
     pub fn set_len_max(&self, len_max: u64) {
         self.state().len_max = len_max;
+    }
+
+    /// It may be accessed so many times more: one time more panics, as by code that does not end.
+    pub fn set_accesses_max(&self, accesses: u64) {
+        let mut state = self.state();
+        state.accesses_max = state.accesses + accesses;
     }
 
     /// It is this long, for good, like a block device.
@@ -186,10 +197,16 @@ impl MemoryStorage {
     /// What it may hold after a crash now: all that was flushed, and of the rest what the generator
     /// says, sector by sector.
     pub fn crash(&self, random: &mut Random) -> Self {
-        let state = self.state();
-        let mut bytes = state.durable.clone();
         // At one crash little is lost, at another one nearly all.
         let odds = 1 + random.below(4);
+        self.crash_keeping(|| random.below(5) < odds)
+    }
+
+    /// What it holds after a crash now: all that was flushed, and of the rest each sector, or change of the
+    /// length, that `keeps` says.
+    pub fn crash_keeping(&self, mut keeps: impl FnMut() -> bool) -> Self {
+        let state = self.state();
+        let mut bytes = state.durable.clone();
         for change in &state.unflushed {
             match change {
                 Change::Write(offset, data) => {
@@ -197,14 +214,14 @@ impl MemoryStorage {
                     while at < data.len() {
                         let to_sector_end = SECTOR - (offset + at as u64) % SECTOR;
                         let end = data.len().min(at + to_sector_end as usize);
-                        if random.below(5) < odds {
+                        if keeps() {
                             bytes.write(offset + at as u64, &data[at..end]);
                         }
                         at = end;
                     }
                 }
                 Change::SetLen(len) => {
-                    if random.one_in(2) {
+                    if keeps() {
                         bytes.set_len(*len);
                     }
                 }
@@ -223,6 +240,8 @@ impl MemoryStorage {
     async fn delay(&self) -> Result<()> {
         let (mut polls, fails) = {
             let mut state = self.state();
+            state.accesses += 1;
+            assert!(state.accesses <= state.accesses_max, "the container is accessed without end");
             let polls_max = state.polls_max;
             let polls = if polls_max == 0 { 0 } else { state.random.below(polls_max + 1) };
             let fails = state.fail_one_in.is_some_and(|n| state.random.one_in(n));
@@ -247,7 +266,7 @@ impl MemoryStorage {
         if let Change::Write(offset, bytes) = &change
             && offset + bytes.len() as u64 > self.state().len_max
         {
-            return Err(Error::new(ErrorKind::NoSpace, "the container is full"));
+            return Err(full());
         }
         let mut change = Some(change);
         if early && let Some(change) = change.take() {
@@ -293,6 +312,10 @@ impl State {
     }
 }
 
+fn full() -> Error {
+    Error::new(ErrorKind::NoSpace, "the container is full")
+}
+
 fn eio() -> Error {
     Error::new(ErrorKind::Storage(5), "the container failed")
 }
@@ -313,6 +336,9 @@ impl Storage for MemoryStorage {
     }
 
     async fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        if offset.saturating_add(len) > self.state().len_max {
+            return Err(full());
+        }
         self.change(Change::Write(offset, vec![0; len as usize])).await
     }
 

@@ -2,12 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use blockloom_qcow2::format::bitmap::{BitmapEntry, parse_directory};
-use blockloom_qcow2::format::header::features;
+use blockloom_qcow2::format::Version;
 use blockloom_qcow2::format::snapshot::Snapshot;
-use blockloom_qcow2::format::{CompressionType, Header, Version};
-use blockloom_qcow2::limits::BITMAP_DIRECTORY_MAX_BYTES;
-use blockloom_qcow2::{Error, Storage, snapshot_table};
+use blockloom_qcow2::info::{BitmapInfo, Info, info as describe};
 use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Result};
@@ -53,8 +50,8 @@ pub(super) async fn info(
 struct Facts<'a> {
     layer: &'a Layer,
     file: FileFacts,
-    snapshots: Vec<Snapshot>,
-    bitmaps: Vec<BitmapEntry>,
+    /// Of a qcow2 image.
+    info: Option<Info>,
 }
 
 /// What there is to say of a file.
@@ -112,14 +109,14 @@ impl FileFacts {
 impl<'a> Facts<'a> {
     async fn read(layer: &'a Layer) -> Result<Self> {
         let file = FileFacts::read(&layer.path, &layer.storage)?;
-        let mut facts = Self { layer, file, snapshots: vec![], bitmaps: vec![] };
-        if let Some(header) = &layer.header {
-            let fail = |error| Failure::of_file(&layer.path, error);
-            let table = snapshot_table::load(&layer.storage, header).await.map_err(fail)?;
-            facts.snapshots = table.snapshots;
-            facts.bitmaps = load_bitmaps(&layer.storage, header).await.map_err(fail)?;
-        }
-        Ok(facts)
+        let info = match &layer.header {
+            None => None,
+            Some(_) => {
+                let info = describe(&layer.storage).await;
+                Some(info.map_err(|error| Failure::of_file(&layer.path, error))?)
+            }
+        };
+        Ok(Self { layer, file, info })
     }
 
     fn json(&self) -> Value {
@@ -129,16 +126,15 @@ impl<'a> Facts<'a> {
         put("children", json!([self.file.json()]));
         put("virtual-size", layer.size_bytes.into());
         put("filename", layer.path.to_string_lossy().into());
-        put("format", if layer.header.is_some() { "qcow2" } else { "raw" }.into());
+        put("format", if self.info.is_some() { "qcow2" } else { "raw" }.into());
         put("actual-size", self.file.allocated_bytes.into());
-        let is_dirty = |header: &Header| header.incompatible & features::DIRTY != 0;
-        put("dirty-flag", layer.header.as_deref().is_some_and(is_dirty).into());
-        if let Some(header) = &layer.header {
-            put("cluster-size", header.cluster_size.bytes().into());
-            let data: Map<_, _> = self.specifics(header).into_iter().collect();
+        put("dirty-flag", self.info.as_ref().is_some_and(|info| info.dirty).into());
+        if let Some(info) = &self.info {
+            put("cluster-size", info.cluster_bytes.into());
+            let data: Map<_, _> = specifics(info).into_iter().collect();
             put("format-specific", json!({ "type": "qcow2", "data": data }));
-            if !self.snapshots.is_empty() {
-                put("snapshots", self.snapshots.iter().map(snapshot_json).collect());
+            if !info.snapshots.is_empty() {
+                put("snapshots", info.snapshots.iter().map(snapshot_json).collect());
             }
         }
         if let (Some(name), Some(path)) = (layer.backing_name(), layer.backing_path()) {
@@ -151,41 +147,10 @@ impl<'a> Facts<'a> {
         Value::Object(map)
     }
 
-    /// What only this format has.
-    fn specifics(&self, header: &Header) -> Vec<(String, Value)> {
-        let mut all = Vec::new();
-        let mut put = |key: &str, value: Value| all.push((key.to_owned(), value));
-        let is_v3 = header.version >= Version::V3;
-        put("compat", if is_v3 { "1.1" } else { "0.10" }.into());
-        let compression = match header.compression {
-            CompressionType::Deflate => "zlib",
-            CompressionType::Zstd => "zstd",
-        };
-        put("compression-type", compression.into());
-        if is_v3 {
-            put("lazy-refcounts", (header.compatible & features::LAZY_REFCOUNTS != 0).into());
-        }
-        if !self.bitmaps.is_empty() {
-            put("bitmaps", self.bitmaps.iter().map(bitmap_json).collect());
-        }
-        put("refcount-bits", header.refcount_width.bits().into());
-        if is_v3 {
-            if let Some(name) = header.data_file_name().filter(|_| header.has_external_data()) {
-                put("data-file", String::from_utf8_lossy(name).into());
-            }
-            if header.has_external_data() {
-                put("data-file-raw", header.has_raw_external_data().into());
-            }
-            put("corrupt", (header.incompatible & features::CORRUPT != 0).into());
-            put("extended-l2", header.l2_format().extended.into());
-        }
-        all
-    }
-
     fn human(&self) -> String {
         use std::fmt::Write as _;
         let layer = self.layer;
-        let format = if layer.header.is_some() { "qcow2" } else { "raw" };
+        let format = if self.info.is_some() { "qcow2" } else { "raw" };
         let mut text = format!(
             "image: {}\nfile format: {format}\nvirtual size: {} ({} bytes)\ndisk size: {}\n",
             layer.path.display(),
@@ -197,11 +162,11 @@ impl<'a> Facts<'a> {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "{name}: {value}");
         };
-        if let Some(header) = &layer.header {
-            if header.incompatible & features::DIRTY != 0 {
+        if let Some(info) = &self.info {
+            if info.dirty {
                 line("cleanly shut down", "no");
             }
-            line("cluster_size", &header.cluster_size.bytes().to_string());
+            line("cluster_size", &info.cluster_bytes.to_string());
         }
         if let (Some(name), Some(path)) = (layer.backing_name(), layer.backing_path()) {
             let path = path.display().to_string();
@@ -212,17 +177,44 @@ impl<'a> Facts<'a> {
         if let Some(format) = layer.backing_format() {
             line("backing file format", &format);
         }
-        if !self.snapshots.is_empty() {
-            text += &human_table(&self.snapshots);
-        }
-        if let Some(header) = &layer.header {
+        if let Some(info) = &self.info {
+            if !info.snapshots.is_empty() {
+                text += &human_table(&info.snapshots);
+            }
             text += "Format specific information:\n";
-            for (key, value) in self.specifics(header) {
+            for (key, value) in specifics(info) {
                 write_value(&mut text, &key.replace('-', " "), &value, 1);
             }
         }
         text + &self.file.human()
     }
+}
+
+/// What only this format has.
+fn specifics(info: &Info) -> Vec<(String, Value)> {
+    let mut all = Vec::new();
+    let mut put = |key: &str, value: Value| all.push((key.to_owned(), value));
+    let is_v3 = info.version >= Version::V3;
+    put("compat", if is_v3 { "1.1" } else { "0.10" }.into());
+    put("compression-type", info.compression.name().into());
+    if is_v3 {
+        put("lazy-refcounts", info.lazy_refcounts.into());
+    }
+    if !info.bitmaps.is_empty() {
+        put("bitmaps", info.bitmaps.iter().map(bitmap_json).collect());
+    }
+    put("refcount-bits", info.refcount_bits.into());
+    if is_v3 {
+        if let Some(name) = info.data_file.as_ref().filter(|_| info.external_data) {
+            put("data-file", String::from_utf8_lossy(name).into());
+        }
+        if info.external_data {
+            put("data-file-raw", info.data_file_raw.into());
+        }
+        put("corrupt", info.corrupt.into());
+        put("extended-l2", info.extended_l2.into());
+    }
+    all
 }
 
 /// A value under its name, as `qemu-img` indents them.
@@ -263,28 +255,10 @@ fn snapshot_json(snapshot: &Snapshot) -> Value {
     value
 }
 
-fn bitmap_json(bitmap: &BitmapEntry) -> Value {
-    let flags = [(bitmap.in_use(), "in-use"), (bitmap.auto(), "auto")];
-    let flags: Vec<_> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+fn bitmap_json(bitmap: &BitmapInfo) -> Value {
     json!({
-        "name": bitmap.name_lossy(),
-        "granularity": 1_u64 << bitmap.granularity_bits,
-        "flags": flags,
+        "name": String::from_utf8_lossy(&bitmap.name),
+        "granularity": bitmap.granularity_bytes,
+        "flags": bitmap.flags(),
     })
-}
-
-/// The bitmaps of an image; none if the directory is out of date.
-async fn load_bitmaps(
-    storage: &FileStorage,
-    header: &Header,
-) -> blockloom_qcow2::Result<Vec<BitmapEntry>> {
-    let is_consistent = header.autoclear & features::BITMAPS != 0;
-    let Some(bitmaps) = header.bitmaps().filter(|_| is_consistent) else { return Ok(vec![]) };
-    let len_bytes = bitmaps.directory_len_bytes;
-    if len_bytes > BITMAP_DIRECTORY_MAX_BYTES {
-        return Err(Error::corrupt(format!("bitmap directory: {len_bytes} bytes are too many")));
-    }
-    let mut bytes = vec![0; len_bytes as usize];
-    storage.read(bitmaps.directory_offset, &mut bytes).await?;
-    parse_directory(&bytes, bitmaps.bitmaps, header.cluster_size)
 }

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use blockloom_qcow2::format::Header;
+use blockloom_qcow2::image::{Image, OpenOptions};
 use blockloom_qcow2::{Storage, read_header};
 use clap::ValueEnum;
 
@@ -15,6 +16,20 @@ use crate::node::{Access, FileStorage};
 
 /// With which every qcow2 image begins (specification, header, `magic`).
 const MAGIC: &[u8] = b"QFI\xfb";
+/// Bytes of the header, version 3 (specification, header). No whole image is so short.
+const QCOW2_MIN_BYTES: u64 = 104;
+/// Bytes by which formats are told apart.
+const HEAD_BYTES: usize = 512;
+/// With which images of other formats begin, or have at an offset.
+const FOREIGN: [(usize, &[u8], &str); 7] = [
+    (0, b"KDMV", "vmdk"),
+    (0, b"# Disk DescriptorFile", "vmdk"),
+    (0, b"vhdxfile", "vhdx"),
+    (0, b"conectix", "vpc"),
+    (0, b"QED\0", "qed"),
+    (0, b"LUKS\xba\xbe", "luks"),
+    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
+];
 /// Unit in which QEMU tells sizes, bytes.
 const SECTOR_BYTES: u64 = 512;
 
@@ -38,6 +53,12 @@ impl Format {
     }
 }
 
+fn foreign_format(head: &[u8]) -> Option<&'static str> {
+    let is_it =
+        |(at, magic): (usize, &[u8])| head.get(at..).is_some_and(|it| it.starts_with(magic));
+    FOREIGN.iter().find(|(at, magic, _)| is_it((*at, magic))).map(|(.., name)| *name)
+}
+
 /// An open image.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -58,11 +79,23 @@ impl Layer {
         let format = match format {
             Some(format) => format,
             None => {
-                let mut magic = [0; 4];
-                storage.read(0, &mut magic).await.map_err(fail)?;
-                if magic == MAGIC { Format::Qcow2 } else { Format::Raw }
+                let mut head = [0; HEAD_BYTES];
+                storage.read(0, &mut head).await.map_err(fail)?;
+                if let Some(name) = foreign_format(&head) {
+                    let message = format!(
+                        "looks like an image of format {name}, which is not known here: -f raw takes its \
+                         bytes as they are"
+                    );
+                    return Err(Failure::of_file(path, message));
+                }
+                if head.starts_with(MAGIC) { Format::Qcow2 } else { Format::Raw }
             }
         };
+        let len_bytes = storage.length()?;
+        if format == Format::Qcow2 && (1..QCOW2_MIN_BYTES).contains(&len_bytes) {
+            let message = format!("is cut off: its {len_bytes} bytes are less than a header");
+            return Err(Failure::of_file(path, message));
+        }
         let header = match format {
             Format::Raw => None,
             Format::Qcow2 => Some(Box::new(read_header(&storage).await.map_err(fail)?)),
@@ -83,10 +116,51 @@ impl Layer {
         }
     }
 
+    /// The engine on its metadata; on one that is to be changed only if it can be.
+    pub(super) async fn image(&self, writable: bool) -> Result<Image> {
+        let fail = |problem: &str| Err(Failure::of_file(&self.path, problem));
+        if let Some(header) = &self.header {
+            let table_end = header.l1_offset.0.checked_add(u64::from(header.l1_entries) * 8);
+            if table_end.is_none_or(|end| end > self.storage.length().unwrap_or(0)) {
+                return fail(
+                    "is cut off: its L1 table is behind the end; `image check` shows what is left",
+                );
+            }
+        }
+        let options = OpenOptions { writable, ..OpenOptions::default() };
+        let image = Image::open(&self.storage, &options).await;
+        let image = image.map_err(|error| Failure::of_file(&self.path, error))?;
+        let info = image.info();
+        if writable && info.corrupt {
+            return fail("it is marked as corrupt: `blockloom image check --repair` first");
+        }
+        if writable && info.dirty {
+            return fail(
+                "it was not closed by who wrote it last, and counts its clusters late: \
+                 `blockloom image check --repair` counts them again",
+            );
+        }
+        Ok(image)
+    }
+
     /// What finds the places of its data.
     pub(super) async fn mapper(&self) -> Result<Mapper> {
-        let mapper = Mapper::open(&self.storage, self.header.as_deref()).await;
+        let header = self.header.as_deref();
+        let image = match header {
+            Some(_) => Some(self.image(false).await?),
+            None => None,
+        };
+        let mapper = Mapper::new(&self.storage, header, image).await;
         mapper.map_err(|error| Failure::of_file(&self.path, error))
+    }
+
+    /// With the external data file open, if there is one.
+    pub(super) fn with_data_file(mut self, access: Access) -> Result<Self> {
+        if self.header.as_ref().is_some_and(|header| header.has_external_data()) {
+            let data = FileStorage::open(&self.data_path(), access)?;
+            self.storage = self.storage.with_data_file(Some(data));
+        }
+        Ok(self)
     }
 
     /// The name of the backing file as the image has it.
@@ -127,22 +201,30 @@ pub(super) async fn open_chain(
     format: Option<Format>,
     access: Access,
 ) -> Result<Vec<Layer>> {
-    let mut chain = vec![Layer::open(path, format, access).await?];
-    let mut identities = vec![identity(&chain[0])?];
-    while let Some(top) = chain.last() {
-        let Some(path) = top.backing_path() else { break };
-        let above = top.path.clone();
+    let top = Layer::open(path, format, access).await?;
+    let mut chain = open_behind(&top, access).await?;
+    chain.insert(0, top);
+    Ok(chain)
+}
+
+/// Opens all images that are behind one; errors as of [`open_chain`].
+pub(super) async fn open_behind(top: &Layer, access: Access) -> Result<Vec<Layer>> {
+    let mut identities = vec![identity(top)?];
+    let mut chain: Vec<Layer> = Vec::new();
+    loop {
+        let above = chain.last().unwrap_or(top);
+        let Some(path) = above.backing_path() else { break };
         let fail = |problem: String| {
             let message = format!("backing file `{}`: {problem}", path.display());
-            Err(Failure::of_file(&above, message))
+            Err(Failure::of_file(&above.path, message))
         };
-        if chain.len() >= BACKING_CHAIN_MAX {
+        if identities.len() >= BACKING_CHAIN_MAX {
             return fail(format!("the chain has more than {BACKING_CHAIN_MAX} images"));
         }
         if has_protocol(&path) {
             return fail("only files can be opened here, not what another protocol serves".into());
         }
-        let format = match top.backing_format() {
+        let format = match above.backing_format() {
             None => None,
             Some(name) => match Format::of_name(&name) {
                 Some(format) => Some(format),

@@ -1,11 +1,12 @@
 //! `blockloom image map`: which file of a chain holds which part of the disk, as `qemu-img map` tells it.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::disk::{Disk, Piece};
 use super::failure::Result;
-use super::layer::{Format, Layer, open_chain};
-use super::mapper::{Mapper, RunKind};
+use super::layer::{Format, open_chain};
+use super::mapper::RunKind;
 use super::output::{Lines, OutputFormat};
 use crate::node::Access;
 
@@ -38,6 +39,22 @@ impl Extent {
     }
 }
 
+impl Extent {
+    fn new(start: u64, piece: &Piece) -> Self {
+        let Piece { len, depth, is_own, kind, host } = *piece;
+        Self {
+            start,
+            length: len,
+            depth,
+            present: is_own,
+            zero: !matches!(kind, RunKind::Data | RunKind::Compressed(_)),
+            data: matches!(kind, RunKind::Data | RunKind::Compressed(_) | RunKind::DataHole),
+            compressed: matches!(kind, RunKind::Compressed(_)),
+            offset: host,
+        }
+    }
+}
+
 /// Prints the map of a disk, in pieces as they are found.
 pub(super) async fn map(
     path: PathBuf,
@@ -45,7 +62,7 @@ pub(super) async fn map(
     access: Access,
     output: OutputFormat,
 ) -> Result<()> {
-    let mut disk = Disk::open(&path, format, access).await?;
+    let disk = Disk::new(open_chain(&path, format, access).await?).await?;
     let mut lines = Lines::new();
     match output {
         OutputFormat::Human => {
@@ -61,9 +78,9 @@ pub(super) async fn map(
             separator = ",\n";
         }
     };
-    let (mut at, end) = (0, disk.layers[0].size_bytes);
+    let (mut at, end) = (0, disk.size_bytes());
     while at < end {
-        let next = disk.extent(at, end - at).await?;
+        let next = Extent::new(at, &disk.piece(at, end - at).await?);
         at += next.length;
         pending = match pending {
             None => Some(next),
@@ -93,7 +110,7 @@ fn print_human(extent: &Extent, disk: &Disk, lines: &mut Lines) {
     }
     let hex = |number: u64| if number == 0 { "0".to_owned() } else { format!("{number:#x}") };
     let mapped = extent.offset.map_or_else(|| "compressed".to_owned(), hex);
-    let file = disk.layers[extent.depth].data_path();
+    let file = disk.layer(extent.depth).data_path();
     let file = file.display().to_string();
     lines.put(&human_line(&hex(extent.start), &hex(extent.length), &mapped, &file));
     lines.put("\n");
@@ -111,62 +128,6 @@ fn json_line(extent: &Extent) -> String {
     }
     line.push('}');
     line
-}
-
-/// A chain of images, the top one first.
-#[derive(Debug)]
-struct Disk {
-    layers: Vec<Layer>,
-    mappers: Vec<Mapper>,
-}
-
-impl Disk {
-    async fn open(path: &Path, format: Option<Format>, access: Access) -> Result<Self> {
-        let layers = open_chain(path, format, access).await?;
-        let mut mappers = Vec::with_capacity(layers.len());
-        for layer in &layers {
-            mappers.push(layer.mapper().await?);
-        }
-        Ok(Self { layers, mappers })
-    }
-
-    /// What the first part of a range, which is not empty, is.
-    async fn extent(&mut self, start: u64, len: u64) -> Result<Extent> {
-        let mut extent = Extent {
-            start,
-            length: len,
-            depth: 0,
-            present: false,
-            zero: true,
-            data: false,
-            compressed: false,
-            offset: None,
-        };
-        let sizes: Vec<u64> = self.layers.iter().map(|layer| layer.size_bytes).collect();
-        for (depth, (layer, mapper)) in self.layers.iter().zip(&mut self.mappers).enumerate() {
-            let within = extent.length.min(sizes[depth] - start);
-            let run = mapper.map(&layer.storage, start, within).await?;
-            (extent.depth, extent.length, extent.offset) = (depth, run.len, run.host);
-            match run.kind {
-                RunKind::Unallocated => {
-                    // Past the end of the one behind, or with none, there are zeros.
-                    if sizes.get(depth + 1).is_none_or(|size| start >= *size) {
-                        return Ok(extent);
-                    }
-                    continue;
-                }
-                RunKind::Data => (extent.data, extent.zero) = (true, false),
-                RunKind::DataHole => extent.data = true,
-                RunKind::Compressed { .. } => {
-                    (extent.data, extent.zero, extent.compressed) = (true, false, true);
-                }
-                RunKind::Zero => {}
-            }
-            extent.present = true;
-            return Ok(extent);
-        }
-        Ok(extent)
-    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Where the bytes of one image are: what its tables say, read one table at a time from the start to the end.
+//! Where the bytes of one image are: what its tables say, and, where these cannot tell, the file.
 
-use blockloom_qcow2::format::{
-    Cluster, Header, HostOffset, L1Entry, L2Entry, L2Format, RefcountTableEntry, StandardCluster,
-};
-use blockloom_qcow2::{Result, Storage};
+use blockloom_qcow2::format::{CompressedData, Header, HostOffset, RefcountTableEntry};
+use blockloom_qcow2::image::{Image, Mapping, MappingKind};
+use blockloom_qcow2::{Error, ErrorKind, Result, Storage};
 
+use super::failure::Failure;
 use crate::node::FileStorage;
 
 /// How a part of an image is stored.
@@ -24,11 +24,8 @@ pub(super) enum RunKind {
     Zero,
     /// The backing shows, or zeros.
     Unallocated,
-    /// Compressed: `len` bytes up to a sector's end, from `host`.
-    Compressed {
-        host: u64,
-        len: u64,
-    },
+    /// Within one cluster.
+    Compressed(CompressedData),
     /// Allocated by the tables, a hole of the file: zeros.
     DataHole,
 }
@@ -36,105 +33,75 @@ pub(super) enum RunKind {
 /// The tables of one image; of a raw one, the file's holes.
 #[derive(Debug)]
 pub(super) struct Mapper {
-    tables: Option<Tables>,
-}
-
-#[derive(Debug)]
-struct Tables {
-    format: L2Format,
-    l1: Vec<u64>,
-    /// The table that was used last, by its L1 index.
-    l2: Option<(u64, Vec<u64>)>,
+    image: Option<Image>,
     /// Whether mapped clusters may be holes, all at the end of creation: then the file is asked too.
     preallocated: bool,
 }
 
 impl Mapper {
-    /// Reads the L1 table.
+    /// Of an image that is open; `None` is raw.
     ///
     /// # Errors
     /// The file's.
-    pub(super) async fn open(storage: &FileStorage, header: Option<&Header>) -> Result<Self> {
-        let Some(header) = header else { return Ok(Self { tables: None }) };
-        let l1 = read_words(storage, header.l1_offset.0, u64::from(header.l1_entries) * 8).await?;
-        let preallocated = !header.has_external_data() && is_preallocated(storage, header).await?;
-        let tables = Tables { format: header.l2_format(), l1, l2: None, preallocated };
-        Ok(Self { tables: Some(tables) })
+    pub(super) async fn new(
+        storage: &FileStorage,
+        header: Option<&Header>,
+        image: Option<Image>,
+    ) -> Result<Self> {
+        let preallocated = match header.filter(|header| !header.has_external_data()) {
+            Some(header) => is_preallocated(storage, header).await?,
+            None => false,
+        };
+        Ok(Self { image, preallocated })
     }
 
-    /// How the first part of a range is stored, without looking at more than a cluster's entry.
+    /// The engine on the metadata of what is no raw image.
+    pub(super) fn image(&self) -> Option<&Image> {
+        self.image.as_ref()
+    }
+
+    /// How the first part of a range, which is not empty, is stored.
     ///
     /// # Errors
     /// `Corrupt` for entries that the format does not allow; the file's.
     pub(super) async fn map(
-        &mut self,
+        &self,
         storage: &FileStorage,
         offset: u64,
         len: u64,
     ) -> super::Result<Run> {
-        let fail = |error| super::Failure::of_file(storage.file().path(), error);
-        let Some(tables) = &mut self.tables else {
+        let fail = |error: Error| {
+            let fix = match error.kind() {
+                ErrorKind::Corrupt => "; `image check` shows all that is wrong",
+                _ => "",
+            };
+            Failure::of_file(storage.file().path(), format_args!("{error}{fix}"))
+        };
+        let Some(image) = &self.image else {
             let (len, hole) = storage.extent(offset, len).await?;
             let kind = if hole { RunKind::Zero } else { RunKind::Data };
             return Ok(Run { len, kind, host: Some(offset) });
         };
-        let mut run = tables.map(storage, offset, len).await.map_err(fail)?;
-        if let (true, RunKind::Data, Some(host)) = (tables.preallocated, run.kind, run.host) {
-            let (len, hole) = storage.extent(host, run.len).await?;
-            run.len = len;
-            run.kind = if hole { RunKind::DataHole } else { RunKind::Data };
-        }
-        Ok(run)
-    }
-}
-
-impl Tables {
-    async fn map(&mut self, storage: &FileStorage, offset: u64, len: u64) -> Result<Run> {
-        let span = self.format.table_span_bytes();
-        let (index, within) = (offset / span, offset % span);
-        let entry = usize::try_from(index).ok().and_then(|index| self.l1.get(index));
-        let table = L1Entry(entry.copied().unwrap_or(0)).table(self.format.cluster_size)?;
-        let Some(HostOffset(table)) = table else {
-            let len = len.min(span - within);
-            return Ok(Run { len, kind: RunKind::Unallocated, host: None });
-        };
-        if !matches!(&self.l2, Some((cached, _)) if *cached == index) {
-            let words = read_words(storage, table, self.format.cluster_size.bytes()).await?;
-            self.l2 = Some((index, words));
-        }
-        let words = self.l2.as_ref().map_or(&[][..], |(_, words)| words);
-        let cluster = self.format.cluster_size.bytes();
-        let at = (within / cluster) as usize * self.format.entry_words();
-        let word = |at: usize| words.get(at).copied().unwrap_or(0);
-        let bitmap = if self.format.extended { word(at + 1) } else { 0 };
-        let entry = L2Entry { descriptor: word(at), bitmap };
-        let (within, rest) = (offset % cluster, cluster - offset % cluster);
-        Ok(match self.format.decode(entry)? {
-            Cluster::Compressed(data) => {
-                let kind = RunKind::Compressed { host: data.host.0, len: data.len_bytes };
-                Run { len: len.min(rest), kind, host: None }
+        let turn = image.enter();
+        let Mapping { len, kind } = image.map(&turn, storage, offset, len).await.map_err(fail)?;
+        let at = |host: HostOffset| Some(host.0);
+        Ok(match kind {
+            MappingKind::Data(HostOffset(host)) if self.preallocated => {
+                let (len, hole) = storage.extent(host, len).await?;
+                let kind = if hole { RunKind::DataHole } else { RunKind::Data };
+                Run { len, kind, host: Some(host) }
             }
-            Cluster::Standard(entry) => self.standard(&entry, within, len),
+            MappingKind::Data(host) => Run { len, kind: RunKind::Data, host: at(host) },
+            MappingKind::Zero(host) => Run { len, kind: RunKind::Zero, host: host.and_then(at) },
+            MappingKind::Compressed(data) => {
+                Run { len, kind: RunKind::Compressed(data), host: None }
+            }
+            MappingKind::Unallocated => {
+                let reserved = image.reserved(&turn, storage, offset, len).await;
+                let (len, host) = reserved.map_err(fail)?;
+                Run { len, kind: RunKind::Unallocated, host: host.and_then(at) }
+            }
         })
-    }
-
-    /// The run from `within` a cluster to where its subclusters change.
-    fn standard(&self, entry: &StandardCluster, within: u64, len: u64) -> Run {
-        let unit = self.format.unit_bytes();
-        let units = self.format.cluster_size.bytes() / unit;
-        let first = within / unit;
-        let bit = |unit: u64, set: u32| set >> unit & 1 != 0;
-        let kind = |unit: u64| match () {
-            () if bit(unit, entry.data) => RunKind::Data,
-            () if bit(unit, entry.zero) => RunKind::Zero,
-            () => RunKind::Unallocated,
-        };
-        let end = (first..units).find(|unit| kind(*unit) != kind(first)).unwrap_or(units) * unit;
-        Run {
-            len: len.min(end - within),
-            kind: kind(first),
-            host: entry.host.map(|host| host.0 + within),
-        }
     }
 }
 

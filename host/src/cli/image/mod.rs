@@ -2,16 +2,24 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `storage.rs` | a file as the container of an image, locked as `qemu-img` locks it |
 //! | `layer.rs` | an open image, and the chain behind it |
 //! | `mapper.rs` | where the bytes of one image are |
+//! | `disk.rs` | the disk that a chain shows |
+//! | `target.rs` | an image that is written |
+//! | `bitmaps.rs` | the persistent bitmaps of an image |
 //! | `info.rs`, `map.rs`, … | one command each |
 //! | `output.rs`, `failure.rs` | what is printed, and how commands fail |
 //!
 //! Everything runs on one thread that becomes a worker for the time of the command.
 
+mod bitmap;
+mod bitmap_list;
+mod bitmap_options;
+mod bitmaps;
 mod check;
+mod convert;
 mod create;
+mod disk;
 mod failure;
 mod info;
 mod layer;
@@ -21,6 +29,7 @@ mod options;
 mod output;
 mod resize;
 mod snapshot;
+mod target;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -28,15 +37,18 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use bitmap_options::{Actions, Extras};
 use check::RepairChoice;
+use convert::ConvertOptions;
 
 use crate::node::Access;
 use failure::{Failure, Result};
 use layer::Format;
-use options::Wanted;
+use options::{Wanted, parse_size};
 use output::OutputFormat;
+use resize::PreallocationChoice;
 
-use crate::config::parse_size;
+use crate::bitmap::Granularity;
 use crate::io::{EngineChoice, run_on_thread};
 
 /// A command on images.
@@ -62,6 +74,13 @@ pub(super) enum ImageCommand {
         /// A file for the data, made together with the image; a relative name is seen from it.
         #[arg(long, value_name = "FILE")]
         data_file: Option<String>,
+        /// Metadata alone: the data are those of the node that the graph file has as `data-file`, a whole
+        /// graph perhaps. The image names no file, so nobody opens it with the wrong one.
+        #[arg(long, conflicts_with = "data_file")]
+        data_node: bool,
+        /// An image whose disk has the size that this one is to have.
+        #[arg(long, value_name = "FILE", conflicts_with = "size")]
+        size_of: Option<PathBuf>,
         /// Overwrites what is there.
         #[arg(long)]
         force: bool,
@@ -77,6 +96,35 @@ pub(super) enum ImageCommand {
               default_missing_value = "all", conflicts_with = "force_share")]
         repair: Option<RepairChoice>,
     },
+    /// Changes or lists the persistent bitmaps of a qcow2 image. Several actions are done in the order in which
+    /// they are written, all of them or none.
+    Bitmap {
+        #[command(flatten)]
+        actions: Actions,
+        /// Lists the image's bitmaps, or the one that is named, with what they hold.
+        #[arg(long)]
+        list: bool,
+        /// The image that has the bitmaps of --merge, if that is another one.
+        #[arg(short = 'b', long, value_name = "FILE")]
+        source_file: Option<PathBuf>,
+        /// The format of that.
+        #[arg(short = 'F', long, value_name = "FORMAT")]
+        source_format: Option<Format>,
+        /// Bytes that a bit of a new bitmap stands for: a power of two, 512 to 2GiB. Without it a cluster's,
+        /// but at least 4KiB and at most 64KiB.
+        #[arg(short, long, value_name = "SIZE")]
+        granularity: Option<String>,
+        #[command(flatten)]
+        image: ReadImage,
+        /// The bitmap.
+        bitmap: Option<String>,
+    },
+    /// Copies a disk, with all that is behind its image, into a new raw or qcow2 image, which is there when it
+    /// is complete.
+    Convert {
+        #[command(flatten)]
+        options: ConvertOptions,
+    },
     /// Makes the disk of an image longer or shorter.
     Resize {
         /// The image.
@@ -90,6 +138,9 @@ pub(super) enum ImageCommand {
         /// Allows that what is behind the new end is lost.
         #[arg(long)]
         shrink: bool,
+        /// What is allocated of a longer disk: off, metadata, falloc or full.
+        #[arg(long, value_name = "HOW", default_value = "off")]
+        preallocation: PreallocationChoice,
     },
     /// Lists, takes, applies or deletes internal snapshots of a qcow2 image.
     Snapshot {
@@ -155,7 +206,17 @@ pub(super) fn run(command: ImageCommand) -> ExitCode {
 
 fn dispatch(command: ImageCommand) -> Result<u8> {
     match command {
-        ImageCommand::Create { file, size, options, backing, backing_format, data_file, force } => {
+        ImageCommand::Create {
+            file,
+            size,
+            options,
+            backing,
+            backing_format,
+            data_file,
+            data_node,
+            size_of,
+            force,
+        } => {
             let mut wanted = Wanted::default();
             for text in &options {
                 wanted.read(text)?;
@@ -168,15 +229,30 @@ fn dispatch(command: ImageCommand) -> Result<u8> {
             wanted.backing = backing.or(wanted.backing);
             wanted.backing_format = backing_format.or(wanted.backing_format);
             wanted.data_file = data_file.or(wanted.data_file);
-            on_worker(create::create_image(file, wanted, force))?;
+            wanted.data_node = data_node;
+            on_worker(create::create_image(file, wanted, size_of, force))?;
         }
         ImageCommand::Check { image, repair } => {
             let access = if repair.is_some() { Access::Write } else { image.access() };
             let (file, format, output) = (image.file, image.format, image.output);
             return on_worker(check::check_image(file, format, repair, access, output));
         }
-        ImageCommand::Resize { file, size, format, shrink } => {
-            on_worker(resize::resize(file, format, size, shrink))?;
+        ImageCommand::Bitmap {
+            actions,
+            list,
+            source_file,
+            source_format,
+            granularity,
+            image,
+            bitmap,
+        } => {
+            let granularity_bytes = granularity.map(|text| granularity_of(&text)).transpose()?;
+            let extras = Extras { source_file, source_format, granularity_bytes };
+            run_bitmap(actions, list, extras, image, bitmap)?;
+        }
+        ImageCommand::Convert { options } => on_worker(convert::convert(options))?,
+        ImageCommand::Resize { file, size, format, shrink, preallocation } => {
+            on_worker(resize::resize(file, format, size, shrink, preallocation))?;
         }
         ImageCommand::Snapshot { what, file, force_share } => match what.change() {
             None => on_worker(snapshot::list(file, reading(force_share)))?,
@@ -224,6 +300,40 @@ impl SnapshotAction {
         let apply = || self.apply.map(snapshot::Change::Apply);
         create.or_else(apply).or_else(|| self.delete.map(snapshot::Change::Delete))
     }
+}
+
+fn granularity_of(text: &str) -> Result<u64> {
+    let wrong = |problem: String| Failure::usage(format!("--granularity {text}: {problem}"));
+    let bytes = parse_size(text).map_err(|problem| wrong(format!("it {problem}")))?;
+    Granularity::from_bytes(bytes).map_err(|error| wrong(error.to_string()))?;
+    Ok(bytes)
+}
+
+fn run_bitmap(
+    actions: Actions,
+    list: bool,
+    extras: Extras,
+    image: ReadImage,
+    bitmap: Option<String>,
+) -> Result<()> {
+    let access = image.access();
+    if list {
+        if !actions.0.is_empty() {
+            return Err(Failure::usage("--list: changes nothing; list after the change"));
+        }
+        let listed = bitmap_list::list(image.file, image.format, bitmap, access, image.output);
+        return on_worker(listed);
+    }
+    if access == Access::ReadShared {
+        let message =
+            "--force-share is for --list: nobody else may have an image open that is changed";
+        return Err(Failure::usage(message));
+    }
+    actions.check(&extras)?;
+    let Some(bitmap) = bitmap else {
+        return Err(Failure::usage("BITMAP is missing: name it behind the image"));
+    };
+    on_worker(bitmap::change(image.file, image.format, bitmap, actions, extras))
 }
 
 fn on_worker<T: 'static>(work: impl Future<Output = Result<T>> + 'static) -> Result<T> {

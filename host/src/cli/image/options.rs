@@ -5,14 +5,14 @@ use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Versi
 
 use super::failure::{Failure, Result};
 use super::layer::{Format, has_protocol};
-use crate::config::parse_size;
+use crate::config;
 
 const KEYS: &str = "size, compat, cluster_size, refcount_bits, backing_file, backing_fmt, \
                     extended_l2, data_file, data_file_raw, lazy_refcounts, preallocation, \
                     compression_type";
 
 /// What is to be made, as the command line says.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     /// Of the disk, bytes; absent: the backing's.
     pub size_bytes: Option<u64>,
@@ -23,6 +23,8 @@ pub(super) struct Wanted {
     /// The data file's name, for the header.
     pub data_file: Option<String>,
     data_file_raw: bool,
+    /// The data are those of a node that whoever opens the image knows.
+    pub data_node: bool,
     compat: Option<Version>,
     cluster_size: Option<ClusterSize>,
     refcount_width: Option<RefcountWidth>,
@@ -114,9 +116,34 @@ impl Wanted {
         options.data_file = self
             .data_file
             .as_ref()
-            .map(|name| DataFile { name: name.clone(), raw: self.data_file_raw });
+            .map(|name| DataFile { name: Some(name.clone()), raw: self.data_file_raw })
+            .or_else(|| self.data_node.then_some(DataFile { name: None, raw: true }));
         options.validate().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(options)
+    }
+
+    /// Whether room is taken beforehand.
+    pub(super) fn is_preallocated(&self) -> bool {
+        self.preallocation != Preallocation::Off
+    }
+
+    /// Whether a raw image can be what is wanted.
+    pub(super) fn check_raw(&self) -> Result<()> {
+        if self.preallocation == Preallocation::Metadata {
+            let message = "-o preallocation=metadata: a raw image has none; off, falloc or full";
+            return Err(Failure::usage(message));
+        }
+        let others = Self {
+            size_bytes: self.size_bytes,
+            preallocation: self.preallocation,
+            ..Self::default()
+        };
+        if *self == others {
+            return Ok(());
+        }
+        let message = "a raw image has no backing and of the options only preallocation: -O qcow2 makes \
+                       a qcow2 image";
+        Err(Failure::usage(message))
     }
 
     /// What does not depend on any file.
@@ -142,13 +169,22 @@ impl Wanted {
                 return fail(format!("{option} {name}: {message}"));
             }
         }
-        if self.data_file_raw && self.data_file.is_none() {
+        if self.data_node && (self.data_file.is_some() || self.backing.is_some()) {
+            let message = "--data-node: all bytes are those of the node: leave the data file, or the backing, out";
+            return fail(message.into());
+        }
+        if self.data_file_raw && self.data_file.is_none() && !self.data_node {
             return fail("-o data_file_raw=on: needs --data-file FILE".into());
         }
-        if self.backing.is_none() && self.size_bytes.is_none() {
-            return fail("SIZE is missing: it can be left out only with --backing".into());
-        }
         Ok(())
+    }
+}
+
+/// A size as in graph files, or with a small letter as `qemu-img` takes it.
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    match text.as_bytes() {
+        [.., b'0'..=b'9', b'm' | b'g' | b't'] => config::parse_size(&text.to_ascii_uppercase()),
+        _ => config::parse_size(text),
     }
 }
 
@@ -186,6 +222,18 @@ mod tests {
         check("a=1,b=2", &["a=1", "b=2"]);
         check("backing_file=a,,b,compat=1.1", &["backing_file=a,b", "compat=1.1"]);
         check("lazy_refcounts,", &["lazy_refcounts"]);
+    }
+
+    #[test]
+    fn sizes_may_have_small_letters() {
+        let check = |text: &str, expect: Option<u64>| {
+            assert_eq!(parse_size(text).ok(), expect, "{text}");
+        };
+        check("10g", Some(10 << 30));
+        check("3m", Some(3 << 20));
+        check("3MiB", Some(3 << 20));
+        check("3mb", None);
+        check("m", None);
     }
 
     #[test]

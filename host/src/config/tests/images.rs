@@ -103,6 +103,7 @@ fn image() -> ImageFacts {
         data_file: DataFileSpec::None,
         data_file_name: None,
         is_dirty: false,
+        is_left_open: false,
     }
 }
 
@@ -517,6 +518,23 @@ fn data_files() {
         ],
         "",
         &expect![[r#"
+            error: image `a.qcow2` of node `a` names `a.raw` as its data file, which would be written: what is written is not for an image to choose
+              --> graph.toml:3:1
+               |
+             3 | file = { driver = "file", path = "a.qcow2" }
+               | ^^^^
+               = help: write `data-file = { driver = "file", path = … }`, or add `backing-dirs = ["/vm"]` to node `a`
+
+            1 error in graph.toml"#]],
+    );
+    check(
+        [
+            ("/vm", Thing::Dir),
+            ("/vm/a.qcow2", with_data(Some("a.raw"), DataFileSpec::Raw)),
+            ("/vm/a.raw", Thing::File(1 << 30)),
+        ],
+        "backing-dirs = [\"/vm\"]",
+        &expect![[r#"
             drive vda
             └── root: a (qcow2 1GiB) [root, uses cr+w, shares cr+wu]
                 ├── file: #a.file (file a.qcow2) [storage, uses cr+w, shares cr+wu]
@@ -598,7 +616,14 @@ fn data_files() {
                | ^^^^
                = help: write `backing = false`
 
-            1 error in graph.toml"#]],
+            error: image `a.qcow2` of node `a` names `a.raw` as its data file, which would be written: what is written is not for an image to choose
+              --> graph.toml:3:1
+               |
+             3 | file = { driver = "file", path = "a.qcow2" }
+               | ^^^^
+               = help: write `data-file = { driver = "file", path = … }`, or add `backing-dirs = ["/vm"]` to node `a`
+
+            2 errors in graph.toml"#]],
     );
 }
 

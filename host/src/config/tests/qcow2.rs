@@ -19,6 +19,7 @@ file = { driver = "file", path = "overlay.qcow2" }
 backing = "base"
 create = { size = "10GiB", cluster-size = "64KiB", extended-l2 = true, preallocation = "metadata" }
 l2-cache = "1MiB"
+lazy-refcounts = false
 backing-dirs = ["images", "/srv/images"]
 
 [node.meta]
@@ -82,6 +83,8 @@ fn chain() {
     assert_eq!(image(&spec, "overlay").backing.value, BackingSpec::Node);
     assert_eq!(image(&spec, "overlay").l2_cache_bytes.value, 1 << 20);
     assert_eq!(image(&spec, "base").l2_cache_bytes.value, 32 << 20);
+    let lazy = |node: &str| image(&spec, node).lazy_refcounts.map(|it| it.value);
+    assert_eq!((lazy("overlay"), lazy("base")), (Some(false), None));
     assert_eq!(image(&spec, "meta").backing.value, BackingSpec::AsImage);
     // The file of an image that is to be made is made empty.
     let made = |node: &str| match &spec.node(node).expect("the file").driver {
@@ -170,7 +173,7 @@ create = true
                 |
              13 | backing-dir = "x"
                 | ^^^^^^^^^^^
-                = help: did you mean `backing-dirs`? keys of driver `qcow2`: file, backing, data-file, create, l2-cache, backing-dirs, read-only
+                = help: did you mean `backing-dirs`? keys of driver `qcow2`: file, backing, data-file, create, l2-cache, lazy-refcounts, backing-dirs, read-only
 
             error: `create` would make the file of node `d` with zeros, which are no qcow2 image
                --> graph.toml:16:54

@@ -137,10 +137,10 @@ fn data_files() {
     place.check(
         "",
         &expect![[r#"
-        a (qcow2 1MiB), not used
-        ├── file: #a.file (file a.qcow2) [storage, uses -, shares cr+wu]
-        └── data-file: #a.data-file (file DIR/a.raw) [data, uses -, shares cr+wu]
-    "#]],
+            a (qcow2 1MiB), not used
+            ├── file: #a.file (file a.qcow2) [storage, uses -, shares cr+wu]
+            └── data-file: #a.data-file (file DIR/a.raw, read-only) [data, uses -, shares cr+wu]
+        "#]],
     );
 }
 

@@ -40,6 +40,7 @@ impl Surroundings for World {
             data_file: DataFileSpec::None,
             data_file_name: None,
             is_dirty: false,
+            is_left_open: false,
         };
         let raw = ImageFacts { backing: None, data_file: DataFileSpec::Raw, ..image.clone() };
         Ok(match path.to_str().unwrap_or("") {

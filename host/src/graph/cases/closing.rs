@@ -48,7 +48,7 @@ async fn remove(stage: &Stage, drive: Option<&str>, nodes: &[&str]) -> Vec<Event
 }
 
 #[test]
-fn what_is_removed_closes_from_the_top() {
+fn what_is_removed_closes_before_its_container_and_after_what_it_shows() {
     let order = Closed::default();
     two_images(&order).drive("vda", "filter").run(async move |stage| {
         stage.write("vda", 1, 7).await;
@@ -70,7 +70,7 @@ fn what_is_removed_closes_from_the_top() {
     let order = Closed::default();
     two_images(&order).drive("vda", "filter").run(async move |stage| {
         let events = remove(&stage, Some("vda"), &["filter", "top", "base", "lower"]).await;
-        assert_eq!(closed(&order), ["top", "base"]);
+        assert_eq!(closed(&order), ["base", "top"]);
         assert!(!events.iter().any(|event| matches!(event, Event::NodeNotClosed { .. })));
     });
 }
@@ -113,7 +113,7 @@ fn the_end_of_a_host_closes_what_is_still() {
         turn().await;
         let error = stage.cell.close_nodes(Duration::ZERO).await.expect_err("a request");
         assert!(error.to_string().contains("requests of `vdb` have not ended"), "{error}");
-        assert_eq!(closed(&order), ["top", "base"]);
+        assert_eq!(closed(&order), ["base", "top"]);
     });
 }
 

@@ -10,6 +10,7 @@
 //! | `growing.rs` | containers that grow under a format, bitmaps of them; clusters that are filled |
 //! | `closing.rs` | drivers that close, and what they do beside requests |
 //! | `data_file.rs` | formats with a container for data beside that for entries |
+//! | `durable.rs` | what a drive wrote before a snapshot is durable after the next flush |
 //! | `section.rs` | formats that write while everything stands still |
 //! | `fleecing.rs` | copies before writes into an overlay of what is written |
 //! | `endless.rs` | what must never wait for ever: writes that copy first, copies over copies, full filters |
@@ -19,6 +20,7 @@
 
 mod closing;
 mod data_file;
+mod durable;
 mod endless;
 mod filter;
 mod fleecing;

@@ -1,7 +1,7 @@
 //! Graph changes by chance: what is asked of the core, and what it means in the model.
 
 use super::super::{self as host, DriveDecl, User, Which};
-use super::parts::{self, JOB_EDGES, bitmap_id, job_name, node_name, probe_name};
+use super::parts::{self, JOB_EDGES, Make, bitmap_id, job_name, node_name, probe_name};
 use super::random::Random;
 use super::run::{Run, bytes_of};
 use super::scene::Scene;
@@ -273,16 +273,17 @@ impl Run {
         }
         let len = self.len(drive.root);
         let (id, len, cluster) = self.new_disk(random, len.next_multiple_of(4));
-        let overlay = parts::disk(id, (len, cluster, true), Some(drive.root), &self.control);
+        let make = Make { len, cluster, is_overlay: true, is_image: self.scene.has_images };
+        let mut nodes = parts::disk(id, make, Some(drive.root), &self.control).ok()?;
+        let overlay = nodes.pop()?;
         let memory = Memory::overlay(len, cluster, Some(drive.root));
         let steps = vec![
             Step::Do(Action::AddNode(id, Node::Memory(memory))),
             Step::Move { user: View::Drive(drive.id), to: Some(id) },
         ];
-        let ask = vec![
-            host::Action::Snapshot { drive: drive.id.to_string(), overlay: overlay.ok()? },
-            host::Action::AddDrive(parts::probe(id)),
-        ];
+        let mut ask: Vec<host::Action> = nodes.into_iter().map(host::Action::AddNode).collect();
+        ask.push(host::Action::Snapshot { drive: drive.id.to_string(), overlay });
+        ask.push(host::Action::AddDrive(parts::probe(id)));
         Some(self.planned(format!("snapshot of {}: {id}", drive.id), ask, steps))
     }
 
@@ -342,8 +343,10 @@ impl Run {
             true => Memory::overlay(len, cluster, backing),
             false => Memory::full(vec![0; len], cluster),
         };
-        let disk = parts::disk(id, (len, cluster, is_overlay), backing, &self.control).ok()?;
-        let ask = vec![host::Action::AddNode(disk), host::Action::AddDrive(parts::probe(id))];
+        let make = Make { len, cluster, is_overlay, is_image: self.scene.has_images };
+        let nodes = parts::disk(id, make, backing, &self.control).ok()?;
+        let mut ask: Vec<host::Action> = nodes.into_iter().map(host::Action::AddNode).collect();
+        ask.push(host::Action::AddDrive(parts::probe(id)));
         let steps = vec![Step::Do(Action::AddNode(id, Node::Memory(memory)))];
         Some(self.planned(format!("add node {id}"), ask, steps))
     }

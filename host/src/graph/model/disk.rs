@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filter::PassNode;
 use crate::graph::testing::turn;
 use crate::io::{Buf, BufMut};
-use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, Upkeep, WriteFlags};
 
 /// What a disk was asked to change, and what of it has landed.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub(super) struct Landed {
     /// The sectors from the start on that have landed; of a discard, all that are its own.
     pub(super) bytes: Vec<u8>,
     pub(super) is_discard: bool,
+    /// Of a discard: which sectors show zeros now, if that is not just those that are its own.
+    pub(super) zeroed: Option<Vec<bool>>,
     pub(super) has_failed: bool,
     /// How many guarded operations caused it.
     pub(super) depth: usize,
@@ -100,10 +102,12 @@ impl Control {
     }
 }
 
-/// A [`MemoryNode`] under [`Control`].
+/// A disk under [`Control`].
 pub(super) struct TestDisk {
     pub(super) id: NodeId,
-    pub(super) memory: MemoryNode,
+    /// In memory, or an image: that one has a container as its first child.
+    pub(super) inner: Box<dyn Node>,
+    pub(super) is_image: bool,
     pub(super) block_bytes: u64,
     pub(super) control: Arc<Control>,
 }
@@ -118,16 +122,29 @@ impl TestDisk {
     /// How much of a change of `len` bytes lands if it fails now.
     fn fail(&self, len: u64) -> Option<u64> {
         let quarters = self.control.fail.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        Some(landing(len, quarters, self.block_bytes))
+        // Around what is written, an image fills by itself.
+        let block_bytes = if self.is_image { SECTOR } else { self.block_bytes };
+        Some(landing(len, quarters, block_bytes))
     }
 
     /// Gives up a part of a range, and fails. A disk without backing keeps what it has.
     async fn fail_half_way(&self, cx: Cx<'_>, at: u64, len: u64, quarters: usize) -> Result<()> {
         let landing = landing(len, quarters, self.block_bytes);
-        if landing > 0 && cx.child(0).is_ok() {
-            self.memory.deallocate(cx, at, landing).await?;
+        if landing > 0 && cx.child(usize::from(self.is_image)).is_ok() {
+            self.inner.deallocate(cx, at, landing).await?;
         }
         Err(failure())
+    }
+
+    /// By sector, whether the disk itself says that it shows zeros.
+    async fn zeroed(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<Vec<bool>> {
+        let mut zeroed = vec![false; (len / SECTOR) as usize];
+        for extent in self.inner.block_status(cx, offset, len).await? {
+            let first = ((extent.offset - offset) / SECTOR) as usize;
+            let count = (extent.len / SECTOR) as usize;
+            zeroed[first..first + count].fill(extent.kind == ExtentKind::Zero);
+        }
+        Ok(zeroed)
     }
 
     fn note(&self, cx: Cx<'_>, (offset, asked): (u64, u64), bytes: Vec<u8>, has_failed: bool) {
@@ -136,6 +153,7 @@ impl TestDisk {
             span: Span::at((offset / SECTOR) as usize, (asked / SECTOR) as usize),
             bytes,
             is_discard: false,
+            zeroed: None,
             has_failed,
             depth: cx.request.operations().len(),
         });
@@ -157,12 +175,12 @@ impl Node for TestDisk {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        self.memory.info(children)
+        self.inner.info(children)
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
         Box::pin(async move {
-            let read = self.memory.read(cx, offset, buf).await;
+            let read = self.inner.read(cx, offset, buf).await;
             self.control.hold(&self.control.reads).await;
             read
         })
@@ -184,7 +202,7 @@ impl Node for TestDisk {
             let bytes = sectors(&buf).unwrap_or_default();
             self.note(cx, (offset, len), bytes, failed.is_some());
             if landing > 0 {
-                self.memory.write(cx, offset, buf, flags).await?;
+                self.inner.write(cx, offset, buf, flags).await?;
             }
             failed.map_or(Ok(()), |_| Err(failure()))
         })
@@ -198,7 +216,7 @@ impl Node for TestDisk {
             let bytes = vec![0; (landing / SECTOR) as usize];
             self.note(cx, (at, len), bytes, failed.is_some());
             if landing > 0 {
-                self.memory.zero(cx, at, landing, flags).await?;
+                self.inner.zero(cx, at, landing, flags).await?;
             }
             failed.map_or(Ok(()), |_| Err(failure()))
         })
@@ -211,25 +229,36 @@ impl Node for TestDisk {
             let depth = cx.request.operations().len();
             let bytes = vec![0; span.len()];
             let (disk, is_discard, has_failed) = (self.id, true, false);
-            self.control.note(Landed { disk, span, bytes, is_discard, has_failed, depth });
-            self.memory.discard(cx, offset, len).await
+            let note = |zeroed| {
+                let landed = Landed { disk, span, bytes, is_discard, zeroed, has_failed, depth };
+                self.control.note(landed);
+            };
+            if !self.is_image {
+                note(None);
+                return self.inner.discard(cx, offset, len).await;
+            }
+            self.inner.discard(cx, offset, len).await?;
+            note(Some(self.zeroed(cx, offset, len).await?));
+            Ok(())
         })
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        self.memory.flush(cx)
+        self.inner.flush(cx)
     }
 
     fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            let old_bytes = self.memory.info(&[])?.size_bytes;
+            let children: Vec<NodeInfo> =
+                (0..).map_while(|at| Some(*cx.child(at).ok()?.node().info())).collect();
+            let old_bytes = self.inner.info(&children)?.size_bytes;
             if size_bytes < old_bytes
                 && let Some(quarters) = self.control.set_fail_work(None)
             {
                 let len = old_bytes - size_bytes;
                 return self.fail_half_way(cx, size_bytes, len, quarters).await;
             }
-            self.memory.resize(cx, size_bytes).await
+            self.inner.resize(cx, size_bytes).await
         })
     }
 
@@ -237,13 +266,21 @@ impl Node for TestDisk {
         Box::pin(async move {
             match self.control.set_fail_work(None) {
                 Some(quarters) => self.fail_half_way(cx, offset, len, quarters).await,
-                None => self.memory.deallocate(cx, offset, len).await,
+                None => self.inner.deallocate(cx, offset, len).await,
             }
         })
     }
 
+    fn upkeep(&self) -> Upkeep {
+        self.inner.upkeep()
+    }
+
+    fn close<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        self.inner.close(cx)
+    }
+
     fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        self.memory.block_status(cx, at, len)
+        self.inner.block_status(cx, at, len)
     }
 }
 

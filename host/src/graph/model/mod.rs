@@ -13,6 +13,9 @@
 //! on what block status says of zeros, the core may choose, and the bytes must be equal if it marks
 //! nothing. Of permissions the model knows nothing: a change may be refused for them.
 //!
+//! In a share of the scenes each overlay is a qcow2 image (`parts`), opened by the real driver, in memory that
+//! grows (`container`): allocation units, fills, guards, deallocation and growth are the driver's then.
+//!
 //! # How to run it
 //!
 //! Two tests share the cases, so that two cores are used. `BLOCKLOOM_MODEL_CASES` says how many run
@@ -74,6 +77,7 @@
 
 mod bitmaps;
 mod changes;
+mod container;
 mod disk;
 mod flights;
 mod load;

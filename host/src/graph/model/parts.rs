@@ -2,14 +2,19 @@
 
 use std::sync::Arc;
 
+use blockloom_qcow2::create::{Backing, CreateOptions, create};
+use blockloom_qcow2::format::ClusterSize;
+use blockloom_qcow2::testing::{MemoryStorage, block_on};
+
 use super::super::{BitmapDecl, BitmapScope, ChildDecl, DriveDecl, NodeDecl};
 use super::SECTOR;
+use super::container::Container;
 use super::disk::{Control, Stop, TestDisk};
 use super::world::{DriveId, NodeId, View};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::Result;
 use crate::filter::CopyOnReadNode;
-use crate::node::MemoryNode;
+use crate::node::{MemoryNode, Node, Qcow2Node, Qcow2Options};
 
 /// Bitmaps of nodes have the node's number; those of drives follow.
 pub(super) const DRIVE_BITMAPS: u32 = 1000;
@@ -58,25 +63,67 @@ pub(super) fn bitmap(scope: View, granularity: usize) -> BitmapDecl {
     BitmapDecl { scope, name, granularity, enabled: true }
 }
 
-/// A disk, alone or with a backing.
+/// How a disk is made: sizes in sectors.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Make {
+    pub(super) len: usize,
+    pub(super) cluster: usize,
+    pub(super) is_overlay: bool,
+    /// It is an image, if it has a backing.
+    pub(super) is_image: bool,
+}
+
+/// A disk, alone or with a backing; it comes last, after what it is kept in.
 pub(super) fn disk(
     id: NodeId,
-    (len, cluster, is_overlay): (usize, usize, bool),
+    make: Make,
     backing: Option<NodeId>,
     control: &Arc<Control>,
-) -> Result<NodeDecl> {
-    let (size_bytes, block_bytes) = (len as u64 * SECTOR, cluster as u64 * SECTOR);
-    let memory = match is_overlay {
-        true => MemoryNode::overlay(size_bytes, block_bytes as u32)?,
-        false => MemoryNode::new(size_bytes, block_bytes as u32)?,
-    };
+) -> Result<Vec<NodeDecl>> {
+    let (size_bytes, block_bytes) = (make.len as u64 * SECTOR, make.cluster as u64 * SECTOR);
     let control = Arc::clone(control);
-    let backing = backing.map(|backing| ChildDecl::backing(node_name(backing)));
-    Ok(NodeDecl {
+    let mut children: Vec<ChildDecl> =
+        backing.map(|backing| ChildDecl::backing(node_name(backing))).into_iter().collect();
+    let mut nodes = Vec::new();
+    let is_image = make.is_image && backing.is_some();
+    let inner: Box<dyn Node> = match make.is_overlay {
+        _ if is_image => {
+            let name = format!("{}.img", node_name(id));
+            children.insert(0, ChildDecl::storage(&name));
+            let (container, image) = image(size_bytes, block_bytes)?;
+            nodes.push(NodeDecl { name, driver: Arc::new(container), children: vec![] });
+            Box::new(image)
+        }
+        true => Box::new(MemoryNode::overlay(size_bytes, block_bytes as u32)?),
+        false => Box::new(MemoryNode::new(size_bytes, block_bytes as u32)?),
+    };
+    nodes.push(NodeDecl {
         name: node_name(id),
-        driver: Arc::new(TestDisk { id, memory, block_bytes, control }),
-        children: backing.into_iter().collect(),
-    })
+        driver: Arc::new(TestDisk { id, inner, is_image, block_bytes, control }),
+        children,
+    });
+    Ok(nodes)
+}
+
+/// An empty image over a backing.
+fn image(size_bytes: u64, cluster_bytes: u64) -> Result<(Container, Qcow2Node)> {
+    let storage = MemoryStorage::default();
+    let name = "backing".into();
+    let options = CreateOptions {
+        cluster_size: ClusterSize::from_bytes(cluster_bytes).expect("512 or more"),
+        backing: Some(Backing { name, format: None }),
+        ..CreateOptions::new(size_bytes)
+    };
+    block_on(create(&storage, &options)).expect("options that go together");
+    let options = Qcow2Options {
+        write: true,
+        backing: Some(1),
+        data_file: None,
+        l2_cache_bytes: 0,
+        lazy_refcounts: None,
+    };
+    let image = block_on(Qcow2Node::open(&storage, &options))?;
+    Ok((Container(storage), image))
 }
 
 /// A filter that copies on read, or one that can hold what passes.

@@ -309,8 +309,10 @@ impl Run {
         let mut bytes = vec![None; span.len()];
         for landed in own {
             for (at, byte) in landed.bytes.iter().enumerate() {
-                let is_its_own =
-                    !landed.is_discard || self.is_allocated(disk, landed.span.start + at);
+                let is_its_own = match &landed.zeroed {
+                    Some(zeroed) => zeroed[at],
+                    None => !landed.is_discard || self.is_allocated(disk, landed.span.start + at),
+                };
                 let place = (landed.span.start + at).checked_sub(shift + span.start);
                 if let Some(slot) = place.and_then(|place| bytes.get_mut(place))
                     && is_its_own

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::{ChildDecl, DriveDecl, GraphCell, GraphDecl, NodeDecl, PermissionSet, Role};
 use super::SECTOR;
 use super::disk::Control;
-use super::parts::{self, DRIVE_BITMAPS, JOB_EDGES, job_name, node_name};
+use super::parts::{self, DRIVE_BITMAPS, JOB_EDGES, Make, job_name, node_name};
 use super::random::Random;
 use super::world::{
     Action, BitmapAction, BitmapId, DriveId, Memory, Node, NodeId, Span, Unproven, View, World,
@@ -70,6 +70,8 @@ pub(super) struct Scene {
     pub(super) granularity: usize,
     /// There are clusters to fill.
     pub(super) is_coarse: bool,
+    /// Overlays are images.
+    pub(super) has_images: bool,
 }
 
 impl Scene {
@@ -118,6 +120,7 @@ impl Scene {
             let is_proven = !random.one_in(3);
             scene.jobs.push(Job { from, beside, to, is_proven });
         }
+        scene.has_images = random.one_in(3);
         scene
     }
 
@@ -251,7 +254,12 @@ impl Scene {
         for node in &self.nodes {
             decl.nodes.push(match node.kind {
                 Kind::Disk { len, cluster, backing, is_overlay } => {
-                    parts::disk(node.id, (len, cluster, is_overlay), backing, control)?
+                    let is_image = self.has_images;
+                    let make = Make { len, cluster, is_overlay, is_image };
+                    decl.nodes.extend(parts::disk(node.id, make, backing, control)?);
+                    decl.drives.push(parts::probe(node.id));
+                    decl.bitmaps.push(parts::bitmap(View::Node(node.id), self.granularity));
+                    continue;
                 }
                 Kind::Filter { child, copies_on_read } => {
                     parts::filter(node.id, child, copies_on_read, control)

@@ -177,7 +177,10 @@ impl Run {
         let bytes = self.world.read(View::Node(from), span).map_err(|error| error.to_string())?;
         let has_failed = result.is_err();
         let payload = Payload::Bytes(bytes);
-        let own = log.iter().filter(|landed| landed.depth == 1).map(|landed| landed.span.len());
+        // The rest of its clusters it only fills.
+        let (_, shift) = self.disk_of(to);
+        let own = log.iter().filter(|landed| landed.depth == 1);
+        let own = own.map(|landed| landed.span.shifted_down(shift).common(span).len());
         if own.sum::<usize>() < span.len() && !has_failed {
             // Only where the target had no bytes of its own.
             let outcome = self.outcome((to, span), &log, 1, true)?;

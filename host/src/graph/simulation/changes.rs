@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::guest::{bytes_of, some_sectors};
+use super::image::{self, Geometry};
 use super::lag::Lag;
 use super::oracle::{By, Leaves};
-use super::scene::{SECTORS, overlay, probe_name};
+use super::scene::{SECTORS, Scene, overlay, probe_name};
 use super::shape::{Link, Shape, View};
 use super::world::World;
 use crate::error::ErrorKind;
@@ -25,8 +26,10 @@ const SNAPSHOTS_MAX: usize = 3;
 
 /// Kinds of graph changes.
 pub(super) const KINDS: usize = 6;
-/// The first of them keep what every drive shows.
-const KINDS_PROVEN: u64 = 3;
+/// Those that keep what every drive shows.
+const PROVEN: [u64; 3] = [0, 1, 2];
+/// Those after which a scene can be built anew: its images tell the rest.
+const TOLD_BY_IMAGES: [u64; 2] = [0, 5];
 
 /// Starts a phase's changes.
 pub(super) fn start(world: &Rc<World>, random: &mut Random) {
@@ -36,14 +39,24 @@ pub(super) fn start(world: &Rc<World>, random: &mut Random) {
     }
     if random.below(3) > 0 {
         let (world_of, random) = (Rc::clone(world), Random::new(random.next()));
-        world.task(change_graph(world_of, random, KINDS as u64));
+        world.task(change_graph(world_of, random, &[0, 1, 2, 3, 4, 5]));
+    }
+}
+
+/// Starts a round's changes in a world of images that is to crash.
+pub(super) fn start_in_images(world: &Rc<World>, random: &mut Random) {
+    let (world_of, bitmaps) = (Rc::clone(world), Random::new(random.next()));
+    world.task(change_bitmaps(world_of, bitmaps));
+    if random.one_in(2) {
+        let (world_of, random) = (Rc::clone(world), Random::new(random.next()));
+        world.task(change_graph(world_of, random, &TOLD_BY_IMAGES));
     }
 }
 
 /// Starts a phase's changes of the graph, of those alone that the core can prove to keep every view.
 pub(super) fn start_harmless(world: &Rc<World>, random: &mut Random) {
     let (world_of, random) = (Rc::clone(world), Random::new(random.next()));
-    world.task(change_graph(world_of, random, KINDS_PROVEN));
+    world.task(change_graph(world_of, random, &PROVEN));
 }
 
 async fn pause(random: &mut Random, most_micros: u64) {
@@ -87,22 +100,25 @@ struct Plan {
     goes: Option<(View, View)>,
     /// A node that is to show its backing at these sectors.
     bares: Option<(String, Range<u64>)>,
+    /// The scene with the image that it adds.
+    scene: Option<Scene>,
 }
 
 impl Plan {
     fn new(transaction: Transaction, shape: Shape) -> Self {
-        Self { transaction, shape, goes: None, bares: None }
+        Self { transaction, shape, goes: None, bares: None, scene: None }
     }
 }
 
 /// What may stand against a change: somebody else's permissions, or a driver that cannot.
 const REFUSED: [ErrorKind; 2] = [ErrorKind::InUse, ErrorKind::NotSupported];
 
-async fn change_graph(world: Rc<World>, mut random: Random, kinds: u64) {
+async fn change_graph(world: Rc<World>, mut random: Random, kinds: &'static [u64]) {
     for number in 0..random.within(1..4) {
         pause(&mut random, 10_000).await;
-        let name = format!("new{}-{number}", world.counts.get().settled);
-        let kind = random.below(kinds);
+        let name = format!("new{}", world.counts.get().graphs);
+        world.count(|counts| counts.graphs += 1);
+        let kind = random.pick(kinds).unwrap_or(0);
         let plan = match kind {
             0 => snapshot(&world, &mut random, name),
             1 => insert(&world, &mut random, name),
@@ -126,29 +142,49 @@ async fn change_graph(world: Rc<World>, mut random: Random, kinds: u64) {
 
 /// Does it in both worlds; whether it could be done. In a `hurry` it may run out of time.
 async fn apply(world: &Rc<World>, plan: Plan, hurry: Option<Duration>) -> bool {
-    let Plan { mut transaction, shape, goes, bares } = plan;
+    let Plan { mut transaction, shape, goes, bares, scene } = plan;
     let mut refused = REFUSED.to_vec();
     if let Some(time) = hurry {
         transaction = transaction.within(time);
         refused.push(ErrorKind::TimedOut);
+    }
+    if world.scene.has_images {
+        // An image that could neither grow nor take that back has another size than its overlay expects.
+        refused.push(ErrorKind::NotPermitted);
     }
     let new = goes.as_ref().map(|(view, _)| view).filter(|view| matches!(view, View::Node(_)));
     let new = new.cloned();
     let bared = {
         let mut oracle = world.oracle.borrow_mut();
         oracle.begin_change(shape, goes);
-        bares.and_then(|(node, sectors)| {
-            let backing = oracle.shape().child(&node)?;
-            let leaves = Leaves::CopyOf(View::Node(oracle.shape().store(backing)));
-            Some(oracle.begin(By::Node(node), sectors, leaves))
+        bares.map(|(node, sectors)| {
+            let leaves = match oracle.shape().child(&node) {
+                Some(backing) => Leaves::CopyOf(View::Node(oracle.shape().store(backing))),
+                None => Leaves::Zeros,
+            };
+            oracle.begin(By::Node(node), sectors, leaves)
         })
     };
-    let applied = world.cell().transact(transaction).await;
+    *world.scene_next.borrow_mut() = scene;
+    let prepared = world.persistence.prepare(&world.cell().load(), transaction);
+    let applied = match prepared {
+        Ok((transaction, entered)) => {
+            let applied = world.cell().transact(transaction).await;
+            if applied.is_ok() {
+                world.persistence.follow(world.cell(), entered).await;
+            }
+            applied.map(drop)
+        }
+        Err(error) => Err(error),
+    };
     let is_done = world.expect("a transaction", &applied, &refused);
     if let Some(bared) = bared {
         world.end_write(bared, false);
     }
     world.oracle.borrow_mut().end_change(is_done, new.as_ref());
+    if let (true, Some(scene)) = (is_done, world.scene_next.take()) {
+        *world.scene_now.borrow_mut() = scene;
+    }
     if let (true, Some(View::Node(store))) = (is_done, new) {
         world.stores.borrow_mut().push(store);
     }
@@ -183,7 +219,8 @@ fn deallocate(world: &Rc<World>, random: &mut Random) -> Option<Plan> {
 fn resize(world: &Rc<World>, random: &mut Random) -> Option<Plan> {
     let node = random.pick(&world.stores.borrow())?;
     let shape = world.oracle.borrow().shape().clone();
-    let size_bytes = random.within(SECTORS..SECTORS + 9) * SECTOR as u64;
+    let most = if world.scene.has_images && random.one_in(3) { 5 * SECTORS } else { SECTORS + 9 };
+    let size_bytes = random.within(SECTORS..most) * SECTOR as u64;
     let transaction = Transaction::new().with(Action::Resize { node, size_bytes });
     Some(Plan::new(transaction, shape))
 }
@@ -199,9 +236,7 @@ fn snapshot(world: &Rc<World>, random: &mut Random, name: String) -> Option<Plan
     shape.stand(&name, &root, Link::Backing);
     shape.set_root(&drive, &name);
     shape.set_root(&probe_name(&name), &name);
-    let children = vec![ChildDecl::backing(&root)];
     let size_bytes = LocalDrive::open(world.graph(random), &drive).ok()?.info().ok()?.size_bytes;
-    let driver = overlay(size_bytes).ok()?;
     let probe = DriveDecl {
         id: probe_name(&name),
         root: Some(name.clone()),
@@ -209,10 +244,30 @@ fn snapshot(world: &Rc<World>, random: &mut Random, name: String) -> Option<Plan
         only_shows: true,
     };
     let goes = Some((View::Node(name.clone()), View::Drive(drive.clone())));
-    let overlay = NodeDecl { name, driver, children };
+    let mut transaction = Transaction::new();
+    let (mut scene, mut overlay_in) = (None, None);
+    if world.scene.has_images {
+        let geometry = Geometry::by_chance(random, true, world.scene.keeps_bitmaps);
+        let simulation = &world.simulation;
+        let make = || image::fresh(&name, &geometry, size_bytes, Some(&root), &[]);
+        image::add(simulation, &name, make);
+        let mut nodes = image::nodes(simulation, &name, &geometry, Some(&root)).ok()?;
+        overlay_in = nodes.pop();
+        for node in nodes {
+            transaction = transaction.with(Action::AddNode(node));
+        }
+        let mut with_it = world.scene_now.borrow().clone();
+        with_it.with_snapshot(&drive, &name, &root, geometry);
+        scene = Some(with_it);
+    }
+    let in_memory = |driver| {
+        let children = vec![ChildDecl::backing(&root)];
+        NodeDecl { name: name.clone(), driver, children }
+    };
+    let overlay = overlay_in.or_else(|| overlay(size_bytes).ok().map(in_memory))?;
     let transaction =
-        Transaction::new().with(Action::Snapshot { drive, overlay }).with(Action::AddDrive(probe));
-    Some(Plan { goes, ..Plan::new(transaction, shape) })
+        transaction.with(Action::Snapshot { drive, overlay }).with(Action::AddDrive(probe));
+    Some(Plan { goes, scene, ..Plan::new(transaction, shape) })
 }
 
 /// A filter over a store.

@@ -39,6 +39,11 @@ pub(super) fn write_of(word: u64) -> Option<WriteId> {
     (write >= FIRST_WRITE && word >> 48 == 0).then_some(WriteId(write))
 }
 
+/// The sector that a write's word names.
+pub(super) fn sector_of(word: u64) -> u64 {
+    word & ((1 << PLACE_BITS) - 1)
+}
+
 pub(super) fn is_damage(word: u64) -> bool {
     word >> 48 == 0xdead
 }
@@ -218,9 +223,8 @@ impl Oracle {
     }
 
     /// Something is being damaged.
-    pub(super) fn damage(&mut self, node: &str, sector: u64, word: u64) -> WriteId {
-        let (range, leaves) = (sector..sector + 1, Leaves::Damage(word));
-        self.begin(By::Node(node.to_owned()), range, leaves)
+    pub(super) fn damage(&mut self, node: &str, sectors: Range<u64>, word: u64) -> WriteId {
+        self.begin(By::Node(node.to_owned()), sectors, Leaves::Damage(word))
     }
 
     /// A write that has ended is on the medium.

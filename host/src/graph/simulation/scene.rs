@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::image::{self, Geometry};
 use super::lag::Lag;
 use super::oracle::first_word;
 use super::overlay::MappedOverlay;
@@ -28,6 +29,11 @@ enum Kind {
     Overlay(String),
     /// An overlay in files.
     Mapped(String),
+    /// A qcow2 image in files.
+    Image {
+        backing: Option<String>,
+        geometry: Geometry,
+    },
     Pass(String),
     Lag(String),
     CopyOnRead(String),
@@ -73,6 +79,10 @@ pub(super) struct Scene {
     places: Vec<Place>,
     pub(super) drives: Vec<Drive>,
     granularity: u64,
+    /// Snapshots add images.
+    pub(super) has_images: bool,
+    /// Bitmaps are kept in images, if those can.
+    pub(super) keeps_bitmaps: bool,
     /// How often it was refused because copies could wait for each other in a circle.
     pub(super) circles: u64,
 }
@@ -95,11 +105,26 @@ pub(super) fn probe_name(store: &str) -> String {
     format!("probe-{store}")
 }
 
+/// No two bitmaps have one name: they may be kept in one image.
+pub(super) fn bitmap_name(view: &View) -> String {
+    match view {
+        View::Drive(id) => format!("of-{id}"),
+        View::Node(node) => format!("at-{node}"),
+    }
+}
+
 pub(super) fn overlay(size_bytes: u64) -> Result<Arc<dyn Node>> {
     Ok(Arc::new(MemoryNode::overlay(size_bytes, SECTOR as u32)?))
 }
 
 impl Scene {
+    /// Whether a node cannot say whether it was changed while nobody had it open.
+    pub(super) fn is_silent(&self, node: &str) -> bool {
+        let is_silent =
+            |kind: &Kind| matches!(kind, Kind::Memory | Kind::Overlay(_) | Kind::Mapped(_));
+        self.places.iter().any(|place| place.name == node && is_silent(&place.kind))
+    }
+
     /// All of it in files.
     pub(super) fn for_crashes(random: &mut Random) -> Self {
         let mut scene = Self { granularity: 1, ..Self::default() };
@@ -119,6 +144,41 @@ impl Scene {
             scene.drives.push(Drive { id: format!("d{at}"), root, is_writable: true });
         }
         scene
+    }
+
+    /// Everything at once, most of it in images.
+    pub(super) fn of_images(random: &mut Random) -> Self {
+        Self::by_chance(random).in_images(random)
+    }
+
+    /// All of it in files, most of them images.
+    pub(super) fn of_images_for_crashes(random: &mut Random) -> Self {
+        Self::for_crashes(random).in_images(random)
+    }
+
+    /// As [`Self::for_copies`], most of it in images.
+    pub(super) fn of_images_for_copies(random: &mut Random) -> Self {
+        Self::for_copies(random).in_images(random)
+    }
+
+    /// With images in the place of most disks.
+    fn in_images(mut self, random: &mut Random) -> Self {
+        self.has_images = true;
+        self.keeps_bitmaps = random.one_in(2);
+        for place in &mut self.places {
+            let backing = match &place.kind {
+                Kind::File => None,
+                Kind::Memory if place.name == "target" => None,
+                Kind::Overlay(child) | Kind::Mapped(child) => Some(child.clone()),
+                _ => continue,
+            };
+            if !random.one_in(6) {
+                let has_backing = backing.is_some();
+                let geometry = Geometry::by_chance(random, has_backing, self.keeps_bitmaps);
+                place.kind = Kind::Image { backing, geometry };
+            }
+        }
+        self
     }
 
     /// One in which nobody changes what anybody sees: there are readers, and copiers of what a view
@@ -267,6 +327,16 @@ impl Scene {
     pub(super) fn graph(&self, simulation: &Simulation) -> Result<Graph> {
         let mut decl = GraphDecl::default();
         for place in &self.places {
+            if let Kind::Image { backing, geometry } = &place.kind {
+                let own =
+                    || if backing.is_none() && place.name == "base" { own_bytes() } else { vec![] };
+                image::add(simulation, &place.name, || {
+                    image::fresh(&place.name, geometry, SIZE, backing.as_deref(), &own())
+                });
+                let backing = backing.as_deref();
+                decl.nodes.extend(image::nodes(simulation, &place.name, geometry, backing)?);
+                continue;
+            }
             let (driver, children) = self.node(place, simulation)?;
             decl.nodes.push(NodeDecl { name: place.name.clone(), driver, children });
         }
@@ -285,7 +355,12 @@ impl Scene {
 
     fn bitmap(&self, scope: BitmapScope) -> Result<BitmapDecl> {
         let granularity = Granularity::from_bytes(self.granularity * SECTOR as u64)?;
-        Ok(BitmapDecl { scope, name: BitmapName::new("b")?, granularity, enabled: true })
+        let view = match &scope {
+            BitmapScope::Drive(id) => View::Drive(id.to_string()),
+            BitmapScope::Node(node) => View::Node(node.to_string()),
+        };
+        let name = BitmapName::new(&bitmap_name(&view))?;
+        Ok(BitmapDecl { scope, name, granularity, enabled: true })
     }
 
     fn node(
@@ -311,6 +386,7 @@ impl Scene {
                 let overlay = MappedOverlay::open(&place.name, simulation)?;
                 (Arc::new(overlay), vec![ChildDecl::backing(child)])
             }
+            Kind::Image { .. } => unreachable!("it has several nodes"),
             Kind::Pass(child) => (Arc::new(PassNode), vec![ChildDecl::filtered(child)]),
             Kind::Lag(child) => (Arc::new(Lag), vec![ChildDecl::filtered(child)]),
             Kind::CopyOnRead(child) => {
@@ -336,10 +412,33 @@ impl Scene {
     /// Nodes with bytes of their own.
     pub(super) fn stores(&self) -> Vec<String> {
         let is_store = |place: &&Place| {
-            use Kind::{File, Mapped, Memory, Overlay};
-            matches!(place.kind, File | Memory | Overlay(_) | Mapped(_))
+            use Kind::{File, Image, Mapped, Memory, Overlay};
+            matches!(place.kind, File | Memory | Overlay(_) | Mapped(_) | Image { .. })
         };
         self.places.iter().filter(is_store).map(|place| place.name.clone()).collect()
+    }
+
+    /// The images, with their kinds.
+    pub(super) fn images(&self) -> impl Iterator<Item = (&str, &Geometry)> {
+        self.places.iter().filter_map(|place| match &place.kind {
+            Kind::Image { geometry, .. } => Some((place.name.as_str(), geometry)),
+            _ => None,
+        })
+    }
+
+    /// With an image that a snapshot has put on what a drive shows.
+    pub(super) fn with_snapshot(
+        &mut self,
+        drive: &str,
+        name: &str,
+        child: &str,
+        geometry: Geometry,
+    ) {
+        let backing = Some(child.to_owned());
+        self.add(name, Kind::Image { backing, geometry });
+        for it in self.drives.iter_mut().filter(|it| it.id == drive) {
+            name.clone_into(&mut it.root);
+        }
     }
 
     pub(super) fn actors(&self) -> Vec<Actor> {
@@ -378,6 +477,10 @@ impl Scene {
                 | Kind::Lag(child)
                 | Kind::CopyOnRead(child)
                 | Kind::Acts(child) => shape.stand(&place.name, child, Link::Filtered),
+                Kind::Image { backing: Some(child), .. } => {
+                    shape.stand(&place.name, child, Link::Backing);
+                }
+                Kind::Image { backing: None, .. } => {}
                 Kind::File | Kind::Memory | Kind::Copies { .. } => {}
             }
         }
@@ -392,11 +495,22 @@ impl Scene {
 
     /// What a view shows at first.
     pub(super) fn first_words(&self, shape: &Shape, view: &View) -> Vec<u64> {
-        let is_file = self.places.iter().any(|place| place.kind == Kind::File);
+        let has_bytes = |place: &Place| match place.kind {
+            Kind::File => true,
+            Kind::Image { .. } => place.name == "base",
+            _ => false,
+        };
+        let is_file = self.places.iter().any(has_bytes);
         let stands_on_base = shape.stands_on(shape.node_of(view), "base");
         let word = |sector| if is_file && stands_on_base { first(sector) } else { 0 };
         (0..SECTORS).map(word).collect()
     }
+}
+
+/// The bytes of a base that are not zeros.
+fn own_bytes() -> Vec<(u64, Vec<u8>)> {
+    let sector = |at: u64| (at * SECTOR as u64, super::world::fill(first(at)).collect());
+    (0..SECTORS).filter(|at| first(*at) != 0).map(sector).collect()
 }
 
 /// A third of the base is zeros.

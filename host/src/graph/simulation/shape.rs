@@ -62,7 +62,7 @@ impl Shape {
     }
 
     /// The node and all that it stands on.
-    fn path(&self, node: &str) -> Vec<String> {
+    pub(super) fn path(&self, node: &str) -> Vec<String> {
         let next = |node: &String| self.children.get(node).map(|(child, _)| child.clone());
         std::iter::successors(Some(node.to_owned()), next).collect()
     }

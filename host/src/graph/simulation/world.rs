@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -10,12 +11,14 @@ use std::time::Duration;
 
 use super::bitmaps::Tracked;
 use super::changes::KINDS;
-use super::oracle::{Oracle, Tick, WriteId, is_damage, write_of};
-use super::scene::{SECTORS, Scene, probe_name};
+use super::image::image_of;
+use super::oracle::{Oracle, Tick, WriteId, is_damage, sector_of, write_of};
+use super::scene::{SECTORS, Scene, bitmap_name, probe_name};
 use super::shape::View;
 use super::{changes, guest, jobs, lag};
 use crate::error::{ErrorKind, Result as HostResult};
 use crate::graph::{BitmapScope, GraphCell, LocalDrive, LocalGraph};
+use crate::host::persist::Persistence;
 use crate::io::sim::{Faults, Random, SECTOR, Simulation, note};
 use crate::io::{BufMut, current as current_worker, sleep_until, spawn, turn_now};
 
@@ -32,6 +35,16 @@ pub(super) struct World {
     pub(super) oracle: RefCell<Oracle>,
     pub(super) bitmaps: RefCell<Vec<Tracked>>,
     pub(super) scene: Scene,
+    /// With the images that snapshots have added.
+    pub(super) scene_now: RefCell<Scene>,
+    /// With the image that a snapshot is adding.
+    pub(super) scene_next: RefCell<Option<Scene>>,
+    /// Of the bitmaps that images keep.
+    pub(super) persistence: Persistence,
+    /// From when images say that their bitmaps are in use.
+    pub(super) keeps: Cell<bool>,
+    /// By name, what those bitmaps hold that are stored when all nodes close: from when that begins.
+    pub(super) closed: RefCell<Option<BTreeMap<String, Vec<u64>>>>,
     /// Views' stores that came with changes have probes like the others.
     pub(super) stores: RefCell<Vec<String>>,
     pub(super) removable: RefCell<Vec<String>>,
@@ -57,6 +70,8 @@ pub(super) struct Counts {
     pub(super) settled: u64,
     /// Scenes that are refused: copies could wait for each other in a circle.
     pub(super) circles: u64,
+    /// Changes of the graph that were tried.
+    pub(super) graphs: u64,
     /// By kind of graph change.
     pub(super) kinds: [u64; KINDS],
 }
@@ -73,6 +88,7 @@ impl Counts {
         self.graph_changes += other.graph_changes;
         self.settled += other.settled;
         self.circles += other.circles;
+        self.graphs += other.graphs;
         self.kinds.iter_mut().zip(other.kinds).for_each(|(count, more)| *count += more);
     }
 }
@@ -105,12 +121,16 @@ pub(super) fn landed(node: &str, offset: u64, bytes: &[u8]) {
     if node.ends_with(".map") {
         return;
     }
+    let image = image_of(node);
     let node = node.trim_end_matches(".data");
     let sectors = offset / SECTOR as u64..;
     for (sector, word) in sectors.zip(words(bytes).unwrap_or_default()) {
         if is_damage(word) {
-            end_damage(world.begin_damage(node, sector, word));
+            // Where it may come to light in an image, nobody knows.
+            let damaged = if image.is_some() { 0..SECTORS } else { sector..sector + 1 };
+            end_damage(world.begin_damage(image.unwrap_or(node), damaged, word));
         } else if let Some(write) = write_of(word) {
+            let sector = sector_of(word);
             let (oracle, bitmaps) = (world.oracle.borrow(), world.bitmaps.borrow());
             let all = bitmaps.iter().try_for_each(|it| it.landed(&oracle, write, sector));
             drop((oracle, bitmaps));
@@ -121,7 +141,7 @@ pub(super) fn landed(node: &str, offset: u64, bytes: &[u8]) {
 
 /// A failed write is about to damage a sector.
 pub(super) fn begin_damage(node: &str, sector: u64, word: u64) -> Option<WriteId> {
-    current()?.begin_damage(node, sector, word)
+    current()?.begin_damage(node, sector..sector + 1, word)
 }
 
 /// It has done so.
@@ -164,7 +184,7 @@ impl World {
                 View::Drive(id) => BitmapScope::Drive(id.as_str().into()),
                 View::Node(node) => BitmapScope::Node(node.as_str().into()),
             };
-            let bitmap = Arc::clone(graph.find_bitmap(&scope, "b")?);
+            let bitmap = Arc::clone(graph.find_bitmap(&scope, &bitmap_name(&view))?);
             Some(Tracked::new(&oracle, view, bitmap))
         });
         let bitmaps = RefCell::new(tracked.collect());
@@ -177,6 +197,11 @@ impl World {
             bitmaps,
             stores: RefCell::new(scene.stores()),
             removable: RefCell::new(scene.filters_to_remove()),
+            scene_now: RefCell::new(scene.clone()),
+            scene_next: RefCell::default(),
+            persistence: Persistence::default(),
+            keeps: Cell::new(false),
+            closed: RefCell::default(),
             scene,
             damages: RefCell::default(),
             flushed: RefCell::default(),
@@ -206,9 +231,9 @@ impl World {
         self.counts.set(counts);
     }
 
-    fn begin_damage(&self, node: &str, sector: u64, word: u64) -> Option<WriteId> {
+    fn begin_damage(&self, node: &str, sectors: Range<u64>, word: u64) -> Option<WriteId> {
         let is_new = self.damages.borrow_mut().insert(word);
-        is_new.then(|| self.oracle.borrow_mut().damage(node, sector, word))
+        is_new.then(|| self.oracle.borrow_mut().damage(node, sectors, word))
     }
 
     /// A flush of a drive that began at `began` has succeeded.
@@ -221,6 +246,11 @@ impl World {
     /// When the last flush of a drive that succeeded began.
     pub(super) fn flushed(&self, drive: &str) -> Tick {
         self.flushed.borrow().get(drive).copied().unwrap_or_default()
+    }
+
+    /// Nobody knows any more what was damaged where.
+    pub(super) fn is_damaged(&self) -> bool {
+        !self.damages.borrow().is_empty()
     }
 
     /// # Errors
@@ -320,7 +350,7 @@ impl World {
     }
 
     /// Nothing is in flight: reads everything, and checks it.
-    async fn settle(&self) -> Verdict {
+    pub(super) async fn settle(&self) -> Verdict {
         self.simulation.set_faults(Faults::HARMLESS);
         lag::set_failures(0);
         // Requests that nobody waits for any more may have to begin yet, behind a gate that was closed.
@@ -350,7 +380,7 @@ impl World {
         Ok(())
     }
 
-    async fn read_all(&self, id: &str) -> Result<Vec<u64>, String> {
+    pub(super) async fn read_all(&self, id: &str) -> Result<Vec<u64>, String> {
         let drive = LocalDrive::open(&self.graphs[0], id).map_err(|error| error.to_string())?;
         let size = drive.info().map_err(|error| error.to_string())?.size_bytes as usize;
         let read = drive.read(0, BufMut::new(size)).await;

@@ -17,6 +17,7 @@ use super::claims::{Claim, claims};
 use super::close;
 use super::draft::Draft;
 use super::drain::{Drained, Place, Side, Still};
+use super::durable;
 use super::event::Event;
 use super::late::{Answer, Parting, Waiting};
 use super::touched::{Touched, end_watches};
@@ -162,6 +163,11 @@ impl Plan {
         };
         let unproven = verified.unwrap_or_else(late)?;
         changes.extend(unproven.changes);
+        let flushed = until(deadline, durable::flush_left(section)).await;
+        flushed.unwrap_or_else(|| {
+            let message = "what was written was not made durable in time: nothing was changed";
+            Err(Error::new(ErrorKind::TimedOut, message))
+        })?;
         for (node, content) in self.entries.drain(..) {
             section.create_stored(&node, content, within).await?;
         }

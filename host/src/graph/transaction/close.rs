@@ -1,17 +1,19 @@
 //! Closing nodes: those that a transaction removes, and all of them when the host ends.
 //!
 //! A node closes in a drained section, so that what it writes is marked in sets that the transaction then
-//! goes on with, and after those that stand on it.
+//! goes on with; in the order of `close_order.rs`.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::close_order::order;
 use super::drain::{Drained, Side, Still};
 use super::event::Event;
 use super::touched::Known;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::{GraphCell, Snapshot};
+use crate::graph::snapshot::GraphNode;
 use crate::io::{turn_now, until};
 use crate::limits::CLOSE_TIME;
 
@@ -19,9 +21,13 @@ use crate::limits::CLOSE_TIME;
 pub(super) async fn removed(section: &Drained<'_>) -> Vec<Event> {
     let (before, known) = (section.graph(Side::Before), Known::of(section.graph(Side::After)));
     let mut events = Vec::new();
-    // Children come before their parents.
-    for (at, node) in before.nodes.iter().enumerate().rev() {
-        if known.node(node.generation).is_none()
+    let goes = |node: &GraphNode| known.node(node.generation).is_none();
+    if !before.nodes.iter().any(goes) {
+        return events;
+    }
+    for at in order(before) {
+        let node = &before.nodes[at];
+        if goes(node)
             && let Err(error) = section.close(at).await
         {
             events.push(Event::NodeNotClosed {
@@ -49,7 +55,8 @@ impl GraphCell {
         let (still, busy) = Still::of_those_who_end(&graph, within).await;
         let section = Drained::new(&graph, &graph, &still);
         let mut result = Ok(());
-        for (at, node) in graph.nodes.iter().enumerate().rev() {
+        for at in order(&graph) {
+            let node = &graph.nodes[at];
             let closed = match section.is_still(node.generation) {
                 true => section.close(at).await,
                 false => {

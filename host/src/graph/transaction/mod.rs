@@ -9,6 +9,7 @@
 //!   ── until here an error costs nobody anything ──
 //!     → drain: those origins' gates close; nothing of theirs is in flight
 //!     → claims are verified here, where nothing can change what they say
+//!     → what drives wrote to nodes that get an overlay is flushed
 //!     → marks, then work that cannot be undone: resize, deallocate (late: a driver that does not answer)
 //!     → nodes that leave the graph close
 //!     → bitmaps are committed and the snapshot is published, which cannot fail; the gates open; who waited
@@ -34,8 +35,10 @@ mod bus;
 mod check;
 mod claims;
 mod close;
+mod close_order;
 mod draft;
 mod drain;
+mod durable;
 mod event;
 mod late;
 mod section_marks;

@@ -9,13 +9,13 @@ use std::sync::atomic::Ordering;
 use super::load::{entry_of, make_entry};
 use super::place::home_for;
 use super::{Entry, Home, Keep, Persistence, scope_of, tell_not_kept};
-use crate::bitmap::Bitmap;
+use crate::bitmap::{Bitmap, BitmapIdentity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, BitmapAction, BitmapScope, Graph, GraphCell, Transaction};
-use crate::node::{StoreChange, Upkeep};
+use crate::node::{BitmapContent, StoreChange, Upkeep};
 
-/// Entries that a transaction makes itself: a bitmap, and the node that keeps it.
-pub(in crate::host) type Entered = Vec<(Arc<Bitmap>, String)>;
+/// Entries that a transaction makes itself: a bitmap, the node that keeps it, and its identity there.
+pub(crate) type Entered = Vec<(Arc<Bitmap>, String, BitmapIdentity)>;
 
 impl Persistence {
     /// Has a transaction make an entry in each image that it puts on top of a drive, for the bitmaps that are
@@ -23,7 +23,7 @@ impl Persistence {
     ///
     /// # Errors
     /// `EROFS` for the removal or renaming of a bitmap whose image is read-only.
-    pub(in crate::host) fn prepare(
+    pub(crate) fn prepare(
         &self,
         graph: &Graph,
         mut transaction: Transaction,
@@ -47,16 +47,19 @@ impl Persistence {
                     let scope = BitmapScope::Drive(drive.as_str().into());
                     for entry in self.entries().iter().filter(|entry| entry.keep == Keep::Root) {
                         if scope_of(graph, &entry.bitmap).as_ref() == Some(&scope) {
-                            entered.retain(|(other, _)| !Arc::ptr_eq(other, &entry.bitmap));
-                            entered.push((Arc::clone(&entry.bitmap), overlay.name.clone()));
+                            let bitmap = &entry.bitmap;
+                            entered.retain(|(other, ..)| !Arc::ptr_eq(other, bitmap));
+                            let identity = bitmap.identity().next();
+                            entered.push((Arc::clone(bitmap), overlay.name.clone(), identity));
                         }
                     }
                 }
                 _ => {}
             }
         }
-        for (bitmap, node) in &entered {
-            transaction = transaction.with_entry(node.clone(), entry_of(bitmap));
+        for (bitmap, node, identity) in &entered {
+            let content = BitmapContent { identity: *identity, ..entry_of(bitmap) };
+            transaction = transaction.with_entry(node.clone(), content);
         }
         Ok((transaction, entered))
     }
@@ -71,12 +74,13 @@ impl Persistence {
     }
 
     /// Follows a change of the graph that has been made, once [`Self::load`] has been called.
-    pub(in crate::host) async fn follow(&self, cell: &Arc<GraphCell>, entered: Entered) {
+    pub(crate) async fn follow(&self, cell: &Arc<GraphCell>, entered: Entered) {
         if !self.begun.load(Ordering::Acquire) {
             return;
         }
         let _turn = self.turn.lock().await;
-        for (bitmap, node) in &entered {
+        for (bitmap, node, identity) in &entered {
+            bitmap.set_identity(*identity);
             let graph = cell.load();
             let home = graph.find_node(node).and_then(|at| Home::of(&graph.nodes()[at]));
             if let Some(store) = home.as_ref().and_then(|home| home.store().ok()) {
@@ -139,10 +143,16 @@ impl Persistence {
         }
         let is_entered = entered
             .iter()
-            .any(|(bitmap, node)| Arc::ptr_eq(bitmap, &entry.bitmap) && **node == *target.name);
+            .any(|(bitmap, node, _)| Arc::ptr_eq(bitmap, &entry.bitmap) && **node == *target.name);
         if !is_entered {
             self.move_to(&entry.bitmap, None);
-            make_entry(cell, &entry.bitmap, &target).await?;
+            if let Err(error) = make_entry(cell, &entry.bitmap, &target).await {
+                // Its former entry stays, marked as in use: what it says is not kept up to date.
+                if let Some(home) = home {
+                    home.store()?.keeping().forget(&entry.bitmap);
+                }
+                return Err(error);
+            }
         }
         self.move_to(&entry.bitmap, Some(target));
         match home {

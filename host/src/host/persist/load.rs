@@ -3,29 +3,34 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::doubt::{Fate, Forms, Later, Listed, are_related, doubt, doubt_of_what_is_above};
 use super::place::home_for;
 use super::{Entry, Home, Keep, Persistence, scope_of, tell_not_kept};
-use crate::bitmap::{Bitmap, BitmapName, BitmapState};
+use crate::bitmap::{Bitmap, BitmapIdentity, BitmapName, BitmapState, Uuid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    Action, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Graph, GraphCell, Transaction,
+    Action, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Event, Graph, GraphCell, Transaction,
 };
-use crate::node::{BitmapContent, LoadedBitmap, StoredBitmap, Trust, create_stored};
+use crate::node::{
+    Below, BitmapContent, LoadedBitmap, StoreChange, StoredBitmap, Trust, create_stored,
+};
 
 /// A bitmap of the graph that is to be kept.
 #[derive(Clone, Debug)]
-pub(in crate::host) struct Wanted {
-    pub(in crate::host) scope: BitmapScope,
-    pub(in crate::host) name: BitmapName,
-    pub(in crate::host) keep: Keep,
+pub(crate) struct Wanted {
+    pub(crate) scope: BitmapScope,
+    pub(crate) name: BitmapName,
+    pub(crate) keep: Keep,
+    /// What is stored of it has to have this UUID.
+    pub(crate) uuid: Option<Uuid>,
 }
 
 /// Why bitmaps are not kept.
 #[derive(Debug)]
-pub(in crate::host) struct NotKept {
+pub(crate) struct NotKept {
     /// Which of those that were to be; `None` if it is about others.
-    pub(in crate::host) wanted: Option<usize>,
-    pub(in crate::host) error: Error,
+    pub(crate) wanted: Option<usize>,
+    pub(crate) error: Error,
 }
 
 impl From<Error> for NotKept {
@@ -34,11 +39,51 @@ impl From<Error> for NotKept {
     }
 }
 
+/// A stored bitmap that is to be loaded.
+struct Found<'a> {
+    stored: &'a StoredBitmap,
+    claim: Option<&'a Wanted>,
+    identity: Option<BitmapIdentity>,
+    later: Option<Later>,
+}
+
 /// A bitmap of the graph, and what is stored of it.
 struct Pair {
+    scope: BitmapScope,
     bitmap: Arc<Bitmap>,
     stored: StoredBitmap,
     keep: Keep,
+    identity: Option<BitmapIdentity>,
+    later: Option<Later>,
+}
+
+impl Pair {
+    /// Has the bitmap be the one that is stored.
+    fn identify(&self) {
+        let Some(identity) = self.identity else { return };
+        self.bitmap.set_identity(match &self.later {
+            None => identity,
+            // From now on this is the last form.
+            Some(Later { generation, .. }) => {
+                BitmapIdentity { generation: *generation, ..identity }.next()
+            }
+        });
+    }
+
+    /// Why it may be clean where it should be dirty.
+    fn doubt(&self, graph: &Graph, home: &Home, below: &Below) -> Option<String> {
+        let later = self.later.as_ref();
+        let later = later.map(|later| format!("{} has a later form of it", later.place));
+        let below = || doubt(&self.scope, below);
+        later.or_else(|| doubt_of_what_is_above(graph, &self.scope, home)).or_else(below)
+    }
+
+    fn disbelieve(&self, cell: &GraphCell, home: &Home, why: &str) {
+        self.bitmap.add_all();
+        let (scope, name) = (self.scope.clone(), self.stored.name.to_string());
+        let why = format!("{why}, since it was stored in the image of node `{}`", home.name);
+        cell.tell(&cell.load(), Event::BitmapMarkedWhole { scope, name, why });
+    }
 }
 
 impl Persistence {
@@ -49,7 +94,7 @@ impl Persistence {
     /// # Errors
     /// The first that stands against it: a stored bitmap that does not fit the wanted one of its name, an
     /// image that cannot keep it, the store's.
-    pub(in crate::host) async fn load(
+    pub(crate) async fn load(
         &self,
         cell: &Arc<GraphCell>,
         wanted: &[Wanted],
@@ -72,55 +117,113 @@ impl Persistence {
             homes.push(home);
         }
         let mut adopted = vec![false; wanted.len()];
-        let known = {
-            let mut loaded = self.loaded();
-            loaded.retain(|known| graph.nodes().iter().any(|node| node.generation() == *known));
-            loaded.clone()
-        };
-        let new = graph.nodes().iter().filter(|node| !known.contains(&node.generation()));
-        for home in new.filter_map(Home::of) {
+        let all = self.list(cell, &graph).await?;
+        let mut outdated = Vec::new();
+        // From above: to mark an image as in use changes what is below others.
+        for listed in all.iter().rev().filter(|listed| listed.is_new) {
+            let home = &listed.home;
             self.loaded().push(home.generation);
-            let mut stored = home.call(cell, async |store, cx| store.stored(cx).await).await?;
-            // Entries that a transaction has made.
-            let keeping = home.store()?.keeping();
-            stored.retain(|stored| !keeping.has(&stored.name));
             let claims = |stored: &StoredBitmap| {
                 let is_it = |at: &usize| {
                     homes[*at].generation == home.generation && wanted[*at].name == stored.name
                 };
                 (0..wanted.len()).find(is_it)
             };
-            for stored in &stored {
-                let Some(at) = claims(stored) else { continue };
+            // One that is to be in another image, where it is not: there it begins anew.
+            let begins_elsewhere = |uuid: Uuid| {
+                let is_it = |at: &usize| {
+                    wanted[*at].uuid == Some(uuid) && homes[*at].generation != home.generation
+                };
+                let places = (0..wanted.len()).filter(is_it).map(|at| homes[at].generation);
+                let images = places.filter_map(|at| all.iter().find(|it| it.home.generation == at));
+                images.into_iter().any(|image| are_related(&graph, image, listed))
+            };
+            let mut found = Vec::new();
+            for stored in &listed.stored {
+                // Entries that a transaction has made.
+                if listed.is_kept(stored)? {
+                    continue;
+                }
+                // It may have been lost, with all that could be believed.
+                let wanted_uuid = claims(stored).and_then(|at| wanted[at].uuid);
+                let lost = wanted_uuid.map(|uuid| BitmapIdentity { uuid, generation: 0 });
+                let identity = stored.identity.or(lost);
+                let forms = identity
+                    .map(|identity| Forms::of(&graph, &all, &self.entries(), listed, identity));
+                let Some(at) = claims(stored) else {
+                    if stored.identity.is_some_and(|it| begins_elsewhere(it.uuid)) {
+                        outdated.push((home, stored));
+                        continue;
+                    }
+                    match forms.map_or(Fate::Loads(None), Forms::fate) {
+                        Fate::Loads(later) => {
+                            found.push(Found { stored, claim: None, identity, later });
+                        }
+                        Fate::Outdated => outdated.push((home, stored)),
+                        Fate::Waits => {}
+                    }
+                    continue;
+                };
                 check_fits(&graph, &wanted[at], stored).map_err(|error| NotKept {
                     wanted: Some(at),
                     error: error.at_node(&home.name),
                 })?;
                 adopted[at] = true;
+                let later = forms.and_then(Forms::later);
+                found.push(Found { stored, claim: Some(&wanted[at]), identity, later });
             }
-            let claim = |stored: &StoredBitmap| claims(stored).map(|at| &wanted[at]);
-            self.load_from(cell, &home, stored.iter().map(|it| (it, claim(it)))).await?;
+            self.load_from(cell, home, found).await?;
         }
         for (at, (wanted, home)) in wanted.iter().zip(&homes).enumerate() {
-            if !adopted[at] {
-                self.begin(cell, wanted, home)
-                    .await
-                    .map_err(|error| NotKept { wanted: Some(at), error })?;
+            if adopted[at] {
+                continue;
             }
+            let here = all.iter().find(|listed| listed.home.generation == home.generation);
+            let forms = here.zip(wanted.uuid).map(|(here, uuid)| {
+                let none = BitmapIdentity { uuid, generation: 0 };
+                Forms::of(&graph, &all, &self.entries(), here, none)
+            });
+            let generation = forms.and_then(Forms::later).map_or(0, |later| later.generation);
+            self.begin(cell, wanted, home, generation)
+                .await
+                .map_err(|error| NotKept { wanted: Some(at), error })?;
+        }
+        for (home, stored) in outdated {
+            remove_outdated(cell, home, stored).await;
         }
         Ok(())
     }
 
+    /// What all images have, if some have come since the last time.
+    async fn list(&self, cell: &Arc<GraphCell>, graph: &Graph) -> Result<Vec<Listed>> {
+        let known = {
+            let mut loaded = self.loaded();
+            loaded.retain(|known| graph.nodes().iter().any(|node| node.generation() == *known));
+            loaded.clone()
+        };
+        let homes: Vec<Home> = graph.nodes().iter().filter_map(Home::of).collect();
+        let mut all = Vec::new();
+        if homes.iter().all(|home| known.contains(&home.generation)) {
+            return Ok(all);
+        }
+        for home in homes {
+            let stored = home.call(cell, async |store, cx| store.stored(cx).await).await?;
+            all.push(Listed { is_new: !known.contains(&home.generation), home, stored });
+        }
+        Ok(all)
+    }
+
     /// Loads bitmaps of one image, each into the bitmap that wants it, or into one of the node's own.
-    async fn load_from<'a>(
+    async fn load_from(
         &self,
         cell: &Arc<GraphCell>,
         home: &Home,
-        stored: impl Iterator<Item = (&'a StoredBitmap, Option<&'a Wanted>)>,
+        found: Vec<Found<'_>>,
     ) -> Result<()> {
         let mut actions = Transaction::new();
         let mut places = Vec::new();
-        for (stored, wanted) in stored.filter(|(stored, _)| stored.trust != Trust::Unknown) {
+        let found = found.into_iter().filter(|found| found.stored.trust != Trust::Unknown);
+        for Found { stored, claim: wanted, identity, later } in found {
             let own = BitmapScope::Node(Arc::clone(&home.name));
             let scope = wanted.map_or(own, |wanted| wanted.scope.clone());
             let name = stored.name.clone();
@@ -149,18 +252,18 @@ impl Persistence {
             }
             let keep =
                 wanted.map_or_else(|| Keep::Node(home.name.to_string()), |it| it.keep.clone());
-            places.push((scope, stored.clone(), keep));
+            places.push((scope, stored.clone(), keep, identity, later));
         }
         if places.is_empty() {
             return Ok(());
         }
         cell.transact(actions).await.map_err(|error| error.at_node(&home.name))?;
         let graph = cell.load();
-        let pair = |(scope, stored, keep): (BitmapScope, StoredBitmap, Keep)| {
+        let pairs = places.into_iter().filter_map(|(scope, stored, keep, identity, later)| {
             let bitmap = Arc::clone(graph.find_bitmap(&scope, stored.name.as_str())?);
-            Some(Pair { bitmap, stored, keep })
-        };
-        let pairs: Vec<Pair> = places.into_iter().filter_map(pair).collect();
+            Some(Pair { scope, bitmap, stored, keep, identity, later })
+        });
+        let pairs: Vec<Pair> = pairs.collect();
         self.take_over(cell, home, &pairs).await
     }
 
@@ -171,12 +274,18 @@ impl Persistence {
         let wanted: Vec<(BitmapName, u64)> = wanted.collect();
         let loaded =
             home.call(cell, async move |store, cx| store.begin_use(cx, wanted).await).await?;
-        let keeping = home.store()?.keeping();
+        let (graph, keeping) = (cell.load(), home.store()?.keeping());
         let mut broken = Transaction::new();
-        for Pair { bitmap, stored, keep } in pairs {
+        for pair in pairs {
+            let Pair { bitmap, stored, keep, .. } = pair;
+            pair.identify();
             let content = loaded.iter().find(|loaded| loaded.name == stored.name);
             match content.map(|LoadedBitmap { words, .. }| words) {
-                Some(Ok(words)) => bitmap.add_words(words),
+                Some(Ok(words)) => match content.and_then(|it| pair.doubt(&graph, home, &it.below))
+                {
+                    None => bitmap.add_words(words),
+                    Some(why) => pair.disbelieve(cell, home, &why),
+                },
                 _ if bitmap.state() == BitmapState::Inconsistent => {}
                 other => {
                     let none = Error::new(ErrorKind::Io, "its image does not have it any more");
@@ -195,8 +304,15 @@ impl Persistence {
         Ok(())
     }
 
-    /// Makes an entry for a bitmap that is not stored yet, and keeps it from now on.
-    async fn begin(&self, cell: &Arc<GraphCell>, wanted: &Wanted, home: &Home) -> Result<()> {
+    /// Makes an entry for a bitmap that is not stored yet, but for forms up to this generation that do not count
+    /// any more, and keeps it from now on.
+    async fn begin(
+        &self,
+        cell: &Arc<GraphCell>,
+        wanted: &Wanted,
+        home: &Home,
+        generation: u64,
+    ) -> Result<()> {
         let graph = cell.load();
         let bitmap = graph.find_bitmap(&wanted.scope, wanted.name.as_str()).ok_or_else(|| {
             let message = format!("there is no bitmap `{}` of {}", wanted.name, wanted.scope);
@@ -205,6 +321,14 @@ impl Persistence {
         if let Some(other) = self.kept_in(bitmap) {
             let message = format!("bitmap `{}` is kept already, in node `{other}`", wanted.name);
             return Err(Error::new(ErrorKind::Exists, message));
+        }
+        if let Some(uuid) = wanted.uuid {
+            bitmap.set_identity(BitmapIdentity { uuid, generation });
+            // Whoever knows it by its UUID knows what was changed from when on: here nobody does.
+            bitmap.add_all();
+            let (scope, name) = (wanted.scope.clone(), wanted.name.to_string());
+            let why = format!("the image of node `{}` has none with the UUID {uuid}", home.name);
+            cell.tell(&graph, Event::BitmapMarkedWhole { scope, name, why });
         }
         make_entry(cell, bitmap, home).await?;
         let (bitmap, keep, home) = (Arc::clone(bitmap), wanted.keep.clone(), Some(home.clone()));
@@ -216,7 +340,7 @@ impl Persistence {
     ///
     /// # Errors
     /// Why it cannot be stored; `EEXIST` if it is kept already, or the image has one of its name.
-    pub(in crate::host) async fn keep(
+    pub(crate) async fn keep(
         &self,
         cell: &Arc<GraphCell>,
         bitmap: &Arc<Bitmap>,
@@ -228,7 +352,7 @@ impl Persistence {
             Error::new(ErrorKind::NotFound, format!("bitmap `{name}` has been removed"))
         })?;
         let home = home_for(&graph, &scope, &keep)?;
-        self.begin(cell, &Wanted { scope, name, keep }, &home).await
+        self.begin(cell, &Wanted { scope, name, keep, uuid: None }, &home, 0).await
     }
 
     /// As [`Self::load`], after a change of the graph: what fails is told.
@@ -249,13 +373,29 @@ pub(super) async fn make_entry(
     home: &Home,
 ) -> Result<()> {
     let content = entry_of(bitmap);
-    let name = content.name.clone();
+    let (name, identity) = (content.name.clone(), content.identity);
     home.call(cell, async move |store, cx| create_stored(store, cx, content).await).await?;
+    bitmap.set_identity(identity);
     home.store()?.keeping().keep(bitmap, name, true);
     Ok(())
 }
 
-/// What is stored of a bitmap while it is in use.
+/// Takes a form of a bitmap that does not count any more out of an image.
+async fn remove_outdated(cell: &Arc<GraphCell>, home: &Home, stored: &StoredBitmap) {
+    let name = &stored.name;
+    tracing::info!(
+        "bitmap `{name}` in the image of node `{}` is left over: there is a later form of it",
+        home.name
+    );
+    if !home.writes() {
+        return;
+    }
+    if let Err(error) = home.change(cell, StoreChange::Remove(name.clone())).await {
+        tracing::warn!("bitmap `{name}`, which is left over, is not removed: {error}");
+    }
+}
+
+/// What is stored of a bitmap in an image that it comes to, while it is in use.
 pub(super) fn entry_of(bitmap: &Arc<Bitmap>) -> BitmapContent {
     let reader = bitmap.read();
     BitmapContent {
@@ -263,19 +403,32 @@ pub(super) fn entry_of(bitmap: &Arc<Bitmap>) -> BitmapContent {
         granularity: reader.granularity(),
         auto: reader.is_recording(),
         in_use: true,
+        identity: bitmap.identity().next(),
         size_bytes: reader.size_bytes(),
         words: Vec::new(),
     }
 }
 
-/// Whether a stored bitmap can be taken over by the one that wants it.
-///
-/// A stored bitmap has no identity but its name: what was stored by another program, or copied with its image,
-/// is not told apart.
+/// Whether a stored bitmap can be taken over by the one that wants it: that of its name, unless it is said
+/// which it has to be.
 fn check_fits(graph: &Graph, wanted: &Wanted, stored: &StoredBitmap) -> Result<()> {
     let name = &wanted.name;
     if stored.trust == Trust::Unknown {
         let message = format!("its image has a bitmap `{name}` of a kind that is not known");
+        return Err(Error::new(ErrorKind::Exists, message));
+    }
+    // One that is inconsistent may have lost it, and counts as all dirty.
+    let is_lost = stored.identity.is_none() && stored.trust == Trust::Inconsistent;
+    let is_other = |uuid: &Uuid| stored.identity.map(|it| it.uuid) != Some(*uuid) && !is_lost;
+    if let Some(uuid) = wanted.uuid.filter(is_other) {
+        let theirs = match stored.identity {
+            Some(identity) => format!("UUID {}", identity.uuid),
+            None => "without a UUID".into(),
+        };
+        let message = format!(
+            "its image has another bitmap `{name}` ({theirs}) than the one with the UUID {uuid}: take that one, \
+             remove the bitmap, or choose another name"
+        );
         return Err(Error::new(ErrorKind::Exists, message));
     }
     let bitmap = graph.find_bitmap(&wanted.scope, name.as_str());

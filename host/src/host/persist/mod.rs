@@ -3,6 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `place.rs` | which node keeps a bitmap, and which stored one an export means |
+//! | `doubt.rs` | whether what is stored can be believed |
 //! | `load.rs` | what images hold comes into the graph; bitmaps that are to be kept get an entry |
 //! | `follow.rs` | after a change of the graph: renamed, removed, at home elsewhere |
 //!
@@ -16,10 +17,20 @@
 //!   content is added to what it has recorded since. So no change is missed, whatever comes meanwhile.
 //! - No change comes to an image between the reading of its bitmaps and their mark: the driver sees to it
 //!   ([`BitmapStore`](crate::node::BitmapStore)).
+//! - What may have changed below an image while nobody here had it open makes its bitmaps all dirty. What is
+//!   below is compared after the bitmaps record, and recorded after it has closed.
+//! - A bitmap has a UUID, and its stored form a generation, which grows with each image that it goes to. The new
+//!   form is durable before the graph changes, the former one goes after that. Of forms in images that stand on
+//!   each other the highest generation counts.
 //! - What cannot be stored is told and stays marked as in use: never clean on trust.
 
+#[cfg(test)]
+mod crash;
+mod doubt;
 mod follow;
 mod load;
+#[cfg(test)]
+mod meta;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -27,7 +38,7 @@ mod tests;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(super) use load::{NotKept, Wanted};
+pub(crate) use load::{NotKept, Wanted};
 pub(super) use place::first_stored;
 
 use crate::bitmap::Bitmap;
@@ -50,7 +61,7 @@ pub enum Keep {
 
 /// The kept bitmaps of a host.
 #[derive(Default)]
-pub(super) struct Persistence {
+pub(crate) struct Persistence {
     /// One at a time loads, or follows a change.
     turn: WriterLock,
     entries: Mutex<Vec<Entry>>,
@@ -132,7 +143,7 @@ impl Persistence {
     }
 
     /// The node whose image keeps a bitmap.
-    pub(super) fn kept_in(&self, bitmap: &Arc<Bitmap>) -> Option<Arc<str>> {
+    pub(crate) fn kept_in(&self, bitmap: &Arc<Bitmap>) -> Option<Arc<str>> {
         self.home_of(bitmap).map(|home| home.name)
     }
 

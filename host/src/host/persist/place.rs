@@ -6,7 +6,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{BitmapScope, Graph, GraphNode, Role};
 
 /// The nodes from what `scope` shows downwards along view edges.
-fn view_path<'g>(graph: &'g Graph, scope: &BitmapScope) -> impl Iterator<Item = &'g GraphNode> {
+pub(super) fn view_path<'g>(
+    graph: &'g Graph,
+    scope: &BitmapScope,
+) -> impl Iterator<Item = &'g GraphNode> {
     let top = match scope {
         BitmapScope::Node(name) => graph.find_node(name),
         BitmapScope::Drive(id) => {

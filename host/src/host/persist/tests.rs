@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::Keep;
-use crate::bitmap::{BitmapName, BitmapState, Granularity};
+use crate::bitmap::{BitmapIdentity, BitmapName, BitmapState, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, BitmapScope, ChildDecl, Cx, Event, NodeDecl, Transaction};
 use crate::host::{DirtyBitmap, Host, HostBuilder, block_on};
 use crate::io::{Buf, BufMut};
 use crate::node::{
-    BitmapContent, BitmapStore, Extent, Keeping, LoadedBitmap, MemoryNode, Node, NodeFuture,
+    Below, BitmapContent, BitmapStore, Extent, Keeping, LoadedBitmap, MemoryNode, Node, NodeFuture,
     NodeInfo, StoreChange, StoredBitmap, Trust, Upkeep, WriteFlags,
 };
 
@@ -26,6 +26,8 @@ struct Disk {
     /// What has been written, in order, also of other disks.
     log: Arc<Mutex<Vec<String>>>,
     fails: Option<ErrorKind>,
+    /// What it says of what is below.
+    below: Option<Below>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,7 @@ struct Entry {
     auto: bool,
     in_use: bool,
     known: bool,
+    identity: Option<BitmapIdentity>,
     words: Vec<u64>,
 }
 
@@ -49,8 +52,8 @@ impl Image {
 
     fn with(self, name: &str, auto: bool, in_use: bool, words: &[u64]) -> Self {
         let words = words.to_vec();
-        let entry =
-            Entry { name: name.into(), granularity: GRANULE, auto, in_use, known: true, words };
+        let (name, granularity, identity) = (name.into(), GRANULE, None);
+        let entry = Entry { name, granularity, auto, in_use, known: true, identity, words };
         self.lock().entries.push(entry);
         self
     }
@@ -171,6 +174,7 @@ impl BitmapStore for ImageNode {
                 (true, true) => Trust::Inconsistent,
                 (true, false) => Trust::Stored,
             },
+            identity: entry.identity,
         };
         let stored = self.image.lock().entries.iter().map(stored).collect();
         Box::pin(async move { Ok(stored) })
@@ -185,7 +189,8 @@ impl BitmapStore for ImageNode {
             assert_eq!(size_bytes, SIZE);
             let entry = self.image.entry(name.as_str()).filter(|entry| !entry.in_use);
             let lost = || Error::new(ErrorKind::Io, "it is in use");
-            LoadedBitmap { name, words: entry.map(|entry| entry.words).ok_or_else(lost) }
+            let below = self.image.lock().below.clone().unwrap_or(Below::Same);
+            LoadedBitmap { name, words: entry.map(|entry| entry.words).ok_or_else(lost), below }
         };
         let loaded = wanted.into_iter().map(load).collect();
         self.mark();
@@ -205,7 +210,8 @@ impl BitmapStore for ImageNode {
             };
             let line = match change {
                 StoreChange::Store(content) => {
-                    let BitmapContent { name, granularity, auto, in_use, words, .. } = content;
+                    let BitmapContent { name, granularity, auto, in_use, words, identity, .. } =
+                        content;
                     if let Some(at) = find(entries, &name) {
                         entries.remove(at);
                     }
@@ -216,6 +222,7 @@ impl BitmapStore for ImageNode {
                         auto,
                         in_use,
                         known: true,
+                        identity: Some(identity),
                         words,
                     });
                     format!("{node}: store {name}{}", if in_use { ", in use" } else { "" })

@@ -20,6 +20,7 @@ use super::faults::{EIO, ENXIO, Fate};
 use super::file::SimFile;
 use super::media::{Landing, sectors};
 use super::random::Random;
+use super::record::Recorded;
 use super::simulation::{Landed, Shared};
 
 /// See the module.
@@ -104,7 +105,16 @@ impl SimEngine {
     }
 
     /// What an operation is going to be, and a name for the trace.
-    fn begin(&self, op: u64, file: &SimFile, what: &FileOp) -> (What, Fate, &'static str) {
+    fn begin(
+        &self,
+        op: u64,
+        (file, name): (&SimFile, &Rc<str>),
+        what: &FileOp,
+    ) -> (What, Fate, &'static str) {
+        let writes = |offset: u64, bytes: &[u8]| {
+            let (file, bytes) = (Rc::clone(name), bytes.to_vec());
+            self.shared.record(|| Recorded::Writes { op, file, offset, bytes });
+        };
         let faults = self.shared.faults();
         let mut random = self.shared.random();
         match what {
@@ -125,6 +135,7 @@ impl SimEngine {
                     len = shorter(at, len, &mut random);
                 }
                 file.media().begin(op, at, &buf[*done..*done + len]);
+                writes(at, &buf[*done..*done + len]);
                 let sectors = sectors(at, len).collect();
                 (What::Write { sectors, len, is_hole: false }, fate, "write")
             }
@@ -140,12 +151,14 @@ impl SimEngine {
                 };
                 let zeros = vec![0; to_usize(end.saturating_sub(*offset))];
                 media.begin(op, *offset, &zeros);
+                writes(*offset, &zeros);
                 let sectors = sectors(*offset, zeros.len()).collect();
                 let is_hole = *mode == AllocateMode::PunchHole;
                 (What::Write { sectors, len: 0, is_hole }, fate, "allocate")
             }
             FileOp::Sync { .. } => {
                 let fate = Fate::of_sync(&faults, &mut random);
+                self.shared.record(|| Recorded::Syncs { op, file: Rc::clone(name) });
                 (What::Sync { mark: file.media().sync_mark() }, fate, "sync")
             }
             FileOp::Seek { offset, target } => {
@@ -185,6 +198,7 @@ impl SimEngine {
             }
             // An interrupted write has written nothing.
             What::Write { sectors, is_hole, .. } if running.fate != Fate::Interrupted => {
+                running.file.touch(self.shared.now());
                 let mut random = self.shared.random();
                 let one_in = random.within(1..4);
                 let mut shown = Vec::new();
@@ -213,8 +227,12 @@ impl SimEngine {
         match &running.what {
             What::Read { .. } => failure.map_or(Ok(running.count), Err),
             What::Write { sectors, len, is_hole } => {
+                running.file.touch(self.shared.now());
                 match failure {
-                    None => running.file.media().complete(op, sectors, *is_hole),
+                    None => {
+                        running.file.media().complete(op, sectors, *is_hole);
+                        self.shared.record(|| Recorded::HasWritten { op });
+                    }
                     Some(errno) => {
                         let is_interrupted = running.fate == Fate::Interrupted;
                         running.file.media().fail(op, sectors, |_| {
@@ -241,6 +259,7 @@ impl SimEngine {
                     Fate::Interrupted => failure.map_or(Ok(0), Err),
                     _ => {
                         media.synced(*mark);
+                        self.shared.record(|| Recorded::HasSynced { op });
                         Ok(0)
                     }
                 }
@@ -249,7 +268,10 @@ impl SimEngine {
                 running.file.media().seek(*offset, *target == SeekTarget::Data).ok_or(ENXIO)
             }
             What::SetLen { len } => {
+                running.file.touch(self.shared.now());
                 running.file.media().set_len(*len);
+                let (file, len) = (Rc::clone(&running.name), *len);
+                self.shared.record(|| Recorded::SetLen { file, len });
                 Ok(0)
             }
         }
@@ -289,7 +311,8 @@ impl Io for SimEngine {
         let sim = file.simulated().expect("a simulation runs simulated files alone");
         let number = self.next_op.get();
         self.next_op.set(number + 1);
-        let (what, fate, name) = self.begin(number, sim, &op);
+        let file_name: Rc<str> = file.path().to_string_lossy().into();
+        let (what, fate, name) = self.begin(number, (sim, &file_name), &op);
         let place = match &op {
             FileOp::Read { offset, .. }
             | FileOp::Write { offset, .. }
@@ -299,14 +322,7 @@ impl Io for SimEngine {
         };
         self.shared.note(name, [number, sim.number, place]);
         let (key, future) = self.table.insert(file, Some(op));
-        let running = Running {
-            key,
-            file: Arc::clone(sim),
-            name: file.path().to_string_lossy().into(),
-            fate,
-            what,
-            count: 0,
-        };
+        let running = Running { key, file: Arc::clone(sim), name: file_name, fate, what, count: 0 };
         self.running.borrow_mut().insert(number, running);
         let acts = self.shared.now() + self.shared.latency();
         self.at(acts, number, Phase::Acts);

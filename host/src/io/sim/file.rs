@@ -2,9 +2,12 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::super::OpenOptions;
+use super::super::time::Time;
+use super::super::{FileStamp, OpenOptions};
 use super::media::Media;
 use super::simulation;
 
@@ -14,11 +17,16 @@ pub(crate) struct SimFile {
     /// In the order of creation.
     pub(super) number: u64,
     media: Mutex<Media>,
+    /// When it was changed last, nanoseconds.
+    changed: AtomicU64,
 }
+
+/// File times are multiples of this, as those of a kernel are.
+const TICK: Duration = Duration::from_millis(10);
 
 impl SimFile {
     pub(super) fn new(number: u64, bytes: Vec<u8>) -> Arc<Self> {
-        Arc::new(Self { number, media: Mutex::new(Media::new(bytes)) })
+        Arc::new(Self { number, media: Mutex::new(Media::new(bytes)), changed: AtomicU64::new(0) })
     }
 
     pub(super) fn media(&self) -> MutexGuard<'_, Media> {
@@ -27,6 +35,23 @@ impl SimFile {
 
     pub(crate) fn len_bytes(&self) -> u64 {
         self.media().len()
+    }
+
+    pub(super) fn touch(&self, now: Time) {
+        self.changed.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn stamp(&self) -> FileStamp {
+        let tick = TICK.as_nanos() as u64;
+        let changed_ns = self.changed.load(Ordering::Relaxed) / tick * tick;
+        let now = simulation::current().map_or_else(Time::default, |shared| shared.now());
+        FileStamp {
+            size_bytes: self.len_bytes(),
+            modified_ns: changed_ns,
+            changed_ns,
+            inode: self.number,
+            age: now.since(Time::from_nanos(changed_ns)),
+        }
     }
 }
 

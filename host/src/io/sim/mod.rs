@@ -14,6 +14,7 @@
 //! | `file.rs` | a file by name, in the place of a descriptor |
 //! | `faults.rs` | how often what goes wrong |
 //! | `random.rs`, `trace.rs` | numbers by chance; what happened |
+//! | `record.rs` | what was written and made durable, for who looks at every point at which all may stop |
 //!
 //! # What is simulated, and what is not
 //!
@@ -41,7 +42,7 @@
 //!   last sync that covers it, that one included, whatever its neighbours have: unsynced writes are lost,
 //!   torn between sectors, and reordered. Operations under way count as unsynced writes. A sector itself
 //!   is never torn, and no synced byte is lost.
-//! - Lengths change at once and for good. Nothing rots: a sector that was read well is read well again.
+//! - Lengths change at once and for good, and so do file times, which are multiples of 10 ms. Nothing rots: a sector that was read well is read well again.
 //!
 //! # Writing a scenario
 //!
@@ -57,6 +58,7 @@ mod faults;
 mod file;
 mod media;
 mod random;
+mod record;
 mod simulation;
 #[cfg(test)]
 mod tests;
@@ -66,6 +68,7 @@ pub(crate) use faults::Faults;
 pub(super) use file::{SimFile, open};
 pub(crate) use media::SECTOR;
 pub(crate) use random::Random;
-pub(super) use simulation::choose_task;
-pub(crate) use simulation::{Simulation, Stop, chance, note};
+pub(crate) use record::Recorded;
+pub(crate) use simulation::{Simulation, Stop, chance, note, say};
+pub(super) use simulation::{choose_task, unique};
 pub(crate) use trace::Trace;

@@ -14,6 +14,7 @@ use super::engine::SimEngine;
 use super::faults::Faults;
 use super::file::SimFile;
 use super::random::Random;
+use super::record::Recorded;
 use super::trace::Trace;
 
 /// Events of one run, at most: more is a run that does not end.
@@ -62,8 +63,11 @@ pub(super) struct Shared {
     faults: Cell<Faults>,
     files: RefCell<BTreeMap<String, Arc<SimFile>>>,
     observer: RefCell<Option<Observer>>,
+    recorded: RefCell<Option<Vec<Recorded>>>,
     /// Bytes that nobody wrote have a number each.
     damages: Cell<u64>,
+    /// Numbers that have been drawn, each once.
+    uniques: Cell<u128>,
     /// No task is next before the worker's next turn.
     is_paused: Cell<bool>,
     events: Cell<u64>,
@@ -87,9 +91,23 @@ pub(crate) fn note(what: &'static str, numbers: [u64; 3]) {
     }
 }
 
+/// Adds to the record of the current simulation.
+pub(crate) fn say(what: u64) {
+    if let Some(shared) = current() {
+        shared.record(|| Recorded::Says(what));
+    }
+}
+
 /// A number of the current simulation, below `limit`; 0 outside of one.
 pub(crate) fn chance(limit: u64) -> u64 {
     current().map_or(0, |shared| shared.random.borrow_mut().below(limit))
+}
+
+/// A number that neither this seed nor another one has drawn before; `None` outside of a simulation.
+pub(in crate::io) fn unique() -> Option<u128> {
+    let shared = current()?;
+    shared.uniques.set(shared.uniques.get() + 1);
+    Some(shared.uniques.get())
 }
 
 /// Which of `ready` tasks is next: `None` outside of a simulation, where the first is;
@@ -112,7 +130,9 @@ impl Simulation {
             faults: Cell::new(Faults::NONE),
             files: RefCell::default(),
             observer: RefCell::default(),
+            recorded: RefCell::default(),
             damages: Cell::new(0),
+            uniques: Cell::new(u128::from(seed) << 64),
             is_paused: Cell::new(false),
             events: Cell::new(0),
             idle_turns: Cell::new(0),
@@ -150,6 +170,16 @@ impl Simulation {
     /// Tells `observer` of all bytes of all files, whenever reads can see them first.
     pub(crate) fn observe(&self, observer: impl Fn(&Landed<'_>) + 'static) {
         *self.0.observer.borrow_mut() = Some(Rc::new(observer));
+    }
+
+    /// From now on what is written is recorded.
+    pub(crate) fn record(&self) {
+        *self.0.recorded.borrow_mut() = Some(Vec::new());
+    }
+
+    /// What was recorded.
+    pub(crate) fn take_record(&self) -> Vec<Recorded> {
+        self.0.recorded.borrow_mut().take().unwrap_or_default()
     }
 
     /// The next run crashes after so many events, if it has not ended by then.
@@ -202,6 +232,12 @@ impl Drop for EndOfRun {
 impl Shared {
     pub(super) fn note(&self, what: &'static str, numbers: [u64; 3]) {
         self.trace.borrow_mut().note(self.now.get().as_nanos(), what, numbers);
+    }
+
+    pub(super) fn record(&self, what: impl FnOnce() -> Recorded) {
+        if let Some(recorded) = &mut *self.recorded.borrow_mut() {
+            recorded.push(what());
+        }
     }
 
     pub(super) fn random(&self) -> std::cell::RefMut<'_, Random> {

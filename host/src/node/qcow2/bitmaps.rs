@@ -8,14 +8,15 @@ use std::sync::{Mutex, PoisonError};
 use blockloom_qcow2::bitmaps::{self as engine, BitmapChange, BitmapImage, Directory, NewBitmap};
 use blockloom_qcow2::format::bitmap::BitmapEntry;
 use blockloom_qcow2::format::header::features;
+use blockloom_qcow2::format::record::{self, Record};
 
 use super::Qcow2Node;
 use super::storage::{Container, from_engine};
-use crate::bitmap::{BitmapName, Granularity};
+use crate::bitmap::{BitmapIdentity, BitmapName, Granularity, Uuid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, WriterLock};
 use crate::node::{
-    BitmapStore, Keeping, LoadedBitmap, NodeFuture, StoreChange, StoredBitmap, Trust,
+    Below, BitmapStore, Keeping, LoadedBitmap, NodeFuture, StoreChange, StoredBitmap, Trust,
 };
 
 /// What a node knows of its image's bitmaps.
@@ -64,7 +65,9 @@ impl State {
             let granularity =
                 Granularity::from_bytes(1_u64.checked_shl(entry.granularity_bits.into())?);
             let trust = self.trust(entry, &name);
-            Some(StoredBitmap { name, granularity: granularity.ok()?, auto: entry.auto(), trust })
+            let identity = self.directory.record().and_then(|it| it.identity(&entry.name));
+            let (auto, identity) = (entry.auto(), identity.map(from_record));
+            Some(StoredBitmap { name, granularity: granularity.ok()?, auto, trust, identity })
         };
         self.directory.entries().iter().filter_map(stored).collect()
     }
@@ -96,11 +99,30 @@ impl Qcow2Node {
 
     /// Reads what can be trusted, and marks everything as in use, unless that has been done: from then on it
     /// is followed.
-    async fn take_bitmaps(&self, state: &mut State, container: &Container<'_>) -> Result<()> {
+    async fn take_bitmaps(
+        &self,
+        cx: Cx<'_>,
+        state: &mut State,
+        container: &Container<'_>,
+    ) -> Result<()> {
         if state.taken {
             return Ok(());
         }
         state.contents.clear();
+        if state
+            .directory
+            .entries()
+            .iter()
+            .any(|it| state.directory.trust(it) == engine::Trust::Stored)
+        {
+            self.load_contents(cx, state, container).await;
+        }
+        if self.write { self.mark_as_used(state, container).await } else { Ok(()) }
+    }
+
+    async fn load_contents(&self, cx: Cx<'_>, state: &mut State, container: &Container<'_>) {
+        let files = self.files_below(cx).await;
+        let (record, is_current) = (state.directory.record(), state.directory.is_record_current());
         let image = self.image.file(container);
         let size_bytes = self.image.size_bytes();
         for entry in state.directory.entries() {
@@ -110,11 +132,16 @@ impl Qcow2Node {
                 continue;
             };
             let words = state.directory.load_words(&image, &entry.name, size_bytes).await;
-            state.contents.push(LoadedBitmap { name, words: words.map_err(from_engine) });
+            let words = words.map_err(from_engine);
+            let known = record.filter(|record| record.identity(&entry.name).is_some());
+            let below = files.since(known.map(|record| &record.below), is_current);
+            state.contents.push(LoadedBitmap { name, words, below });
         }
-        if !self.write {
-            return Ok(());
-        }
+    }
+
+    async fn mark_as_used(&self, state: &mut State, container: &Container<'_>) -> Result<()> {
+        let image = self.image.file(container);
+        self.image.outdate_record(container).await.map_err(from_engine)?;
         let marked = state.directory.begin_use(&image, BitmapEntry::is_usable).await;
         marked.map_err(from_engine)?;
         self.image.follow_bitmaps();
@@ -145,16 +172,16 @@ impl BitmapStore for Qcow2Node {
         Box::pin(self.with_bitmaps(
             cx,
             async move |state: &mut State, container: &Container<'_>| {
-                self.take_bitmaps(state, container).await?;
+                self.take_bitmaps(cx, state, container).await?;
                 let shown = self.image.size_bytes();
                 let take = |(name, size_bytes): (BitmapName, u64)| {
                     let at = state.contents.iter().position(|content| content.name == name);
                     let words = match at.map(|at| state.contents.swap_remove(at)) {
-                        Some(content) if size_bytes == shown => content.words,
+                        Some(content) if size_bytes == shown => return content,
                         Some(_) => lost(format!("it is for {shown} bytes, not {size_bytes}")),
                         None => lost("it is not there, or not to be trusted".into()),
                     };
-                    LoadedBitmap { name, words }
+                    LoadedBitmap { name, words, below: Below::NeverSaid }
                 };
                 let loaded = wanted.into_iter().map(take).collect();
                 state.contents = Vec::new();
@@ -167,16 +194,53 @@ impl BitmapStore for Qcow2Node {
         Box::pin(self.with_bitmaps(
             cx,
             async move |state: &mut State, container: &Container<'_>| {
-                self.take_bitmaps(state, container).await?;
+                self.take_bitmaps(cx, state, container).await?;
+                let mut record = state.directory.record().cloned().unwrap_or(Record::EMPTY);
+                changes.iter().for_each(|change| note(&mut record, change));
+                let is_final = changes.iter().any(is_final);
+                record.below = match is_final {
+                    true => self.files_below(cx).await.recorded(),
+                    false => record::Below::Unknown,
+                };
                 let changes: Vec<BitmapChange<'_>> = changes.iter().map(change).collect();
                 let image = self.image.file(container);
-                state.directory.change(&image, &changes).await.map_err(from_engine)
+                let directory = &mut state.directory;
+                let changed = directory.change_recorded(&image, &changes, Some(record), is_final);
+                changed.await.map_err(from_engine)
             },
         ))
     }
 
     fn keeping(&self) -> &Keeping {
         &self.bitmaps.keeping
+    }
+}
+
+fn from_record(identity: record::BitmapIdentity) -> BitmapIdentity {
+    let record::BitmapIdentity { uuid, generation } = identity;
+    BitmapIdentity { uuid: Uuid::from_bytes(uuid), generation }
+}
+
+/// Whether it is the last change before the image is closed: what it stores is not in use.
+fn is_final(change: &StoreChange) -> bool {
+    matches!(change, StoreChange::Store(content) if !content.in_use)
+}
+
+/// Notes in the record which bitmaps there are after a change.
+fn note(record: &mut Record, change: &StoreChange) {
+    let bytes = |name: &BitmapName| name.as_str().as_bytes().to_vec();
+    match change {
+        StoreChange::Store(content) => {
+            let BitmapIdentity { uuid, generation } = content.identity;
+            let identity = record::BitmapIdentity { uuid: uuid.bytes(), generation };
+            record.set_identity(&bytes(&content.name), Some(identity));
+        }
+        StoreChange::Remove(name) => record.set_identity(&bytes(name), None),
+        StoreChange::Rename { from, to } => {
+            let identity = record.identity(&bytes(from));
+            record.set_identity(&bytes(from), None);
+            record.set_identity(&bytes(to), identity);
+        }
     }
 }
 

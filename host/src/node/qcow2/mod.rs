@@ -8,7 +8,9 @@
 //! | `open` | opening an image over a node that stands already |
 //! | `storage` | the image's container: child `file`, by the edges of a request |
 //! | `bitmaps` | the bitmaps that the image keeps |
+//! | `below` | what lies below the image, as it is recorded with them |
 //! | `plain_file` | a container without a graph |
+//! | `fresh` | a file that becomes an image, or goes |
 //! | `read`, `write`, `zero`, `status` | the node's operations |
 //!
 //! **Invariant**: a request holds an image's `Turn` from before it looks where its bytes lie until they
@@ -17,7 +19,9 @@
 //! **Invariant**: what is in a new cluster beside the bytes written is what showed there before; the
 //! image maps it after it has been written, and keeps that mapping back until it is durable.
 
+mod below;
 mod bitmaps;
+mod fresh;
 mod open;
 mod plain_file;
 mod read;
@@ -26,13 +30,15 @@ mod storage;
 mod write;
 mod zero;
 
+pub(crate) use fresh::{FreshFile, Place};
 pub use open::Qcow2Options;
 pub(crate) use plain_file::{Access, FileStorage};
 
 use blockloom_qcow2::image::{Image, ImageInfo};
 
 use super::{
-    BitmapStore, Caps, Extent, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep, WriteFlags,
+    BitmapStore, Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep,
+    WriteFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef};
@@ -155,6 +161,10 @@ impl Node for Qcow2Node {
         })
     }
 
+    fn identity(&self) -> NodeFuture<'_, Identity> {
+        super::identity::answer(Identity::OfChildren)
+    }
+
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
         Some(self)
     }
@@ -177,9 +187,6 @@ impl Node for Qcow2Node {
     }
 
     fn deallocate<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            let container = self.container(cx)?;
-            self.image.deallocate(&container, offset, len).await.map_err(from_engine)
-        })
+        Box::pin(self.give_up(cx, offset, len))
     }
 }

@@ -25,12 +25,14 @@ pub struct Qcow2Options {
     pub data_file: Option<usize>,
     /// Most bytes of L2 tables in memory.
     pub l2_cache_bytes: u64,
+    /// Whether refcounts are written when the image is closed only; absent: as the image says.
+    pub lazy_refcounts: Option<bool>,
 }
 
 impl Default for Qcow2Options {
     fn default() -> Self {
         let l2_cache_bytes = OpenOptions::default().l2_cache_bytes;
-        Self { write: false, backing: None, data_file: None, l2_cache_bytes }
+        Self { write: false, backing: None, data_file: None, l2_cache_bytes, lazy_refcounts: None }
     }
 }
 
@@ -45,6 +47,7 @@ impl Qcow2Node {
             writable: options.write,
             l2_cache_bytes: options.l2_cache_bytes,
             has_backing: Some(options.backing.is_some()),
+            lazy_refcounts: options.lazy_refcounts,
             ..OpenOptions::default()
         };
         let image = Image::open(storage, &open).await.map_err(from_engine)?;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use blockloom_qcow2::create::{CreateOptions, Preallocation};
 use blockloom_qcow2::{Error, ErrorKind, Result, Storage};
 
-use crate::error::{Error as HostError, Result as HostResult};
+use crate::error::{Error as HostError, ErrorKind as HostErrorKind, Result as HostResult};
 use crate::io::{
     AllocateMode, Buf, BufMut, File, FileOp, ImageLock, LockMode, OpenOptions, SeekTarget,
+    path_facts,
 };
 use crate::limits::ZERO_CHUNK_BYTES;
 
@@ -35,11 +36,18 @@ pub(crate) enum Access {
 pub(crate) struct FileStorage {
     file: Arc<File>,
     _lock: Option<ImageLock>,
+    /// Where guest data is, if not here; flushed with it.
+    data: Option<Box<Self>>,
+    /// Whether a flush reaches the disk.
+    durable: bool,
 }
 
 impl FileStorage {
     /// Opens, or makes, and locks a file.
     pub(crate) fn open(path: &Path, access: Access) -> HostResult<Self> {
+        if access != Access::Create {
+            check_kind(path)?;
+        }
         let options = OpenOptions {
             write: matches!(access, Access::Write | Access::Create),
             create_new: access == Access::Create,
@@ -52,11 +60,42 @@ impl FileStorage {
             Access::Read => lock(&file, LockMode::Read)?,
             Access::Write | Access::Create => lock(&file, LockMode::Write)?,
         };
-        Ok(Self { file, _lock: lock })
+        Ok(Self { file, _lock: lock, data: None, durable: true })
+    }
+
+    /// The same, with guest data in another file.
+    pub(crate) fn with_data_file(self, data: Option<Self>) -> Self {
+        Self { data: data.map(Box::new), ..self }
+    }
+
+    /// Has flushes do nothing: for files that nobody needs after a power loss.
+    pub(crate) fn without_sync(self) -> Self {
+        Self { durable: false, ..self }
     }
 
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// The file that holds guest data.
+    pub(crate) fn data(&self) -> &Self {
+        self.data.as_deref().unwrap_or(self)
+    }
+
+    /// Fills a buffer from `offset`, with zeros past the end.
+    pub(crate) async fn read_buf(&self, offset: u64, buf: BufMut) -> Result<BufMut> {
+        let (result, mut buf) = self.file.read_at(offset, buf).await;
+        let count = result.map_err(|error| self.failed("read", offset, &error))?;
+        if let Some(behind) = buf.get_mut(count..) {
+            behind.fill(0);
+        }
+        Ok(buf)
+    }
+
+    /// Writes a buffer.
+    pub(crate) async fn write_buf(&self, offset: u64, buf: Buf) -> Result<()> {
+        let result = self.file.write_at(offset, buf).await;
+        result.map_err(|error| self.failed("write", offset, &error))
     }
 
     /// The length now, bytes.
@@ -123,6 +162,18 @@ impl FileStorage {
     }
 }
 
+/// Refuses what cannot be an image, before opening it may wait for somebody at the other end.
+fn check_kind(path: &Path) -> HostResult<()> {
+    let facts = path_facts(path).map_err(|error| of_file(path, &error))?;
+    let problem = match facts {
+        _ if facts.is_directory => "is a directory: name an image in it",
+        _ if facts.is_special => "is neither a file nor a block device: name one of those",
+        _ => return Ok(()),
+    };
+    let message = format!("`{}`: {problem}", path.display());
+    Err(HostError::new(HostErrorKind::Invalid, message))
+}
+
 /// A file system without such locks is used without: so does QEMU, by default.
 fn lock(file: &Arc<File>, mode: LockMode) -> HostResult<Option<ImageLock>> {
     match ImageLock::acquire(file, mode) {
@@ -139,17 +190,12 @@ fn lock(file: &Arc<File>, mode: LockMode) -> HostResult<Option<ImageLock>> {
 
 impl Storage for FileStorage {
     async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let (result, bytes) = self.file.read_at(offset, BufMut::new(buf.len())).await;
-        let count = result.map_err(|error| self.failed("read", offset, &error))?;
-        let (head, tail) = buf.split_at_mut(count.min(buf.len()));
-        head.copy_from_slice(&bytes[..head.len()]);
-        tail.fill(0);
+        buf.copy_from_slice(&self.read_buf(offset, BufMut::new(buf.len())).await?);
         Ok(())
     }
 
     async fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let result = self.file.write_at(offset, Buf::copy_of(bytes)).await;
-        result.map_err(|error| self.failed("write", offset, &error))
+        self.write_buf(offset, Buf::copy_of(bytes)).await
     }
 
     async fn zero(&self, offset: u64, len: u64) -> Result<()> {
@@ -170,8 +216,13 @@ impl Storage for FileStorage {
     }
 
     async fn flush(&self) -> Result<()> {
-        let result = self.file.run_op(FileOp::Sync { data_only: true }).await;
-        result.map(drop).map_err(|error| self.failed("flush", 0, &error))
+        for storage in self.data.as_deref().into_iter().chain([self]) {
+            if storage.durable {
+                let result = storage.file.run_op(FileOp::Sync { data_only: true }).await;
+                result.map_err(|error| storage.failed("flush", 0, &error))?;
+            }
+        }
+        Ok(())
     }
 
     fn end_bytes(&self) -> Option<u64> {

@@ -65,10 +65,14 @@ impl Qcow2Node {
         self.data(cx)?.zero(offset, len, WriteFlags { fua: false, ..flags }).await
     }
 
-    /// The clusters that lie in a range, as one; empty and at the range's end if there is none. The last
-    /// cluster of the view counts as whole where the view ends within it.
+    /// The units that lie in a range, as one: see [`Self::whole`].
     fn whole_units(&self, offset: u64, len: u64) -> Range<u64> {
-        let unit = self.info.unit_bytes;
+        self.whole(self.info.unit_bytes, offset, len)
+    }
+
+    /// What of a range consists of whole units, as one; empty and at the range's end if there is none. The last
+    /// one of the view counts as whole where the view ends within it.
+    fn whole(&self, unit: u64, offset: u64, len: u64) -> Range<u64> {
         let end = offset + len;
         let last = if end == self.image.size_bytes() { end } else { end / unit * unit };
         match offset.checked_next_multiple_of(unit) {
@@ -121,12 +125,27 @@ impl Qcow2Node {
         discarded.map_err(from_engine)
     }
 
+    /// Gives up the clusters that lie wholly in a range.
+    pub(super) async fn give_up(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<()> {
+        let whole = self.whole(self.info.cluster_bytes, offset, len);
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let (container, len) = (self.container(cx)?, whole.end - whole.start);
+        self.image.deallocate(&container, whole.start, len).await.map_err(from_engine)
+    }
+
     /// Another size. What is added shows zeros, whatever a backing has there, or the last cluster had.
     pub(super) async fn set_size(&self, cx: Cx<'_>, size_bytes: u64) -> Result<()> {
         let container = self.container(cx)?;
         let before = self.image.size_bytes();
-        if self.info.raw_external_data {
-            self.data(cx)?.set_len(size_bytes).await?;
+        if self.info.raw_external_data && size_bytes > before {
+            let data = self.data(cx)?;
+            // What a shrink that was cut short left behind the end is not to come back.
+            if data.len_bytes() > before {
+                data.set_len(before).await?;
+            }
+            data.set_len(size_bytes).await?;
         }
         let cluster_end = before.next_multiple_of(self.info.cluster_bytes);
         let end = self.shown_bytes(cx)?.max(cluster_end).min(size_bytes);
@@ -138,7 +157,12 @@ impl Qcow2Node {
             }
             return Err(error);
         }
-        self.image.resize(&container, size_bytes).await.map_err(from_engine)
+        self.image.resize(&container, size_bytes).await.map_err(from_engine)?;
+        // Not before the image tells of it: until then these bytes are the disk's.
+        if self.info.raw_external_data && size_bytes < before {
+            self.data(cx)?.set_len(size_bytes).await?;
+        }
+        Ok(())
     }
 
     /// Makes a range behind the end zeros, durably, before the image tells of it.

@@ -5,7 +5,7 @@ use blockloom_tests::{Daemon, Scratch};
 
 use crate::{ENGINES, scratch, serve};
 
-const GRANULE: u64 = 64 << 10;
+pub(super) const GRANULE: u64 = 64 << 10;
 const SIZE: &str = "64M";
 
 /// Serves `disk.qcow2` with the drive's own bitmap `daily` and the image's bitmap `theirs`.
@@ -32,14 +32,14 @@ fn serve_image(scratch: &Scratch, engine: &str) -> Daemon {
 }
 
 /// Granules that are dirty in an export.
-fn dirty(uri: &str, name: &str) -> Vec<u64> {
+pub(super) fn dirty(uri: &str, name: &str) -> Vec<u64> {
     let map = nbd_map(uri, &format!("qemu:dirty-bitmap:{name}"));
     let runs = map.into_iter().filter(|(.., kind)| kind & 1 != 0);
     runs.flat_map(|(offset, len, _)| offset / GRANULE..(offset + len) / GRANULE).collect()
 }
 
 /// Granules that are dirty in the image, as QEMU shows it.
-fn dirty_in_image(disk: &str, name: &str) -> Vec<u64> {
+pub(super) fn dirty_in_image(disk: &str, name: &str) -> Vec<u64> {
     let context = format!("--map=qemu:dirty-bitmap:{name}");
     let server = ["--", "[", "qemu-nbd", "-r", "-f", "qcow2", "-B", name, disk, "]"];
     let map = succeed("nbdinfo", [context.as_str()].into_iter().chain(server));
@@ -55,7 +55,7 @@ fn dirty_in_image(disk: &str, name: &str) -> Vec<u64> {
 }
 
 /// The flags of each of the image's bitmaps, by name.
-fn listed(disk: &str) -> Vec<(String, Vec<String>)> {
+pub(super) fn listed(disk: &str) -> Vec<(String, Vec<String>)> {
     // Also while a server has it.
     let json = succeed("qemu-img", ["info", "-U", "--output=json", "-f", "qcow2", disk]);
     let info: serde_json::Value = serde_json::from_str(&json).expect("JSON");

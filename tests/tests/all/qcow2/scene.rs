@@ -68,10 +68,11 @@ impl Scene {
     pub(super) fn serve(&self, writable: bool, engine: &str) -> Daemon {
         let graph = format!(
             "[node.disk]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{}\" }}\n\
-             [drive.vda]\nroot = \"disk\"\n\
+             backing-dirs = [\"{}\"]\n[drive.vda]\nroot = \"disk\"\n\
              [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\n\
              writable = {writable}\n",
-            self.path("disk.qcow2")
+            self.path("disk.qcow2"),
+            self.path(".")
         );
         serve(&self.scratch, &graph, &["--engine", engine])
     }

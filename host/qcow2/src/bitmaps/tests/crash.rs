@@ -3,9 +3,13 @@
 use super::super::{BitmapChange, BitmapImage, Directory, NewBitmap, Trust, replace_header};
 use super::cases::{new, words};
 use super::image::{Step, TestImage, put, run};
+use crate::error::Result;
 use crate::format::Header;
 use crate::format::bitmap::BitmapCluster;
 use crate::format::extension::Extension;
+use crate::format::header::{features, fields};
+use crate::format::record::{Below, BitmapIdentity, FileIdentity, FileKind, Fit, Record};
+use crate::storage::Storage;
 
 const SIZE: u64 = 1 << 30;
 const SECTOR: usize = 512;
@@ -75,12 +79,43 @@ fn lay_out(image: &TestImage, len: usize, name: Option<&str>) {
     *image.header.borrow_mut() = header;
 }
 
+/// The files below, when the bitmaps had this generation.
+fn files(generation: u64) -> Vec<FileIdentity> {
+    let file = FileIdentity {
+        kind: FileKind::Below,
+        size_bytes: 1 << 20,
+        modified_ns: generation,
+        changed_ns: generation,
+        inode: 7,
+    };
+    vec![file; 2]
+}
+
+fn record(generation: u64) -> Record {
+    let mut record = Record::EMPTY;
+    record.below = Below::Files(files(generation));
+    for name in [&b"a"[..], b"other"] {
+        record.set_identity(name, Some(BitmapIdentity { uuid: [9; 16], generation }));
+    }
+    record
+}
+
+/// As [`crate::image::Image::outdate_record`].
+async fn outdate(image: &TestImage) -> Result<()> {
+    let mut header = image.header();
+    header.autoclear &= !features::RECORD;
+    image.memory.write(fields::FEATURES, &header.features_field()).await?;
+    image.memory.flush().await?;
+    *image.header.borrow_mut() = header;
+    Ok(())
+}
+
 #[test]
 fn a_crash_leaves_what_was_stored_or_nothing_that_is_trusted() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let (mut clean, mut trusted) = (0, 0);
+    let (mut clean, mut trusted, mut current) = (0, 0, 0);
     for round in 0..60 {
         let image = TestImage::new(random.u32(10..=16), SIZE);
         let name = random.bool().then_some("a backing file.qcow2");
@@ -88,8 +123,10 @@ fn a_crash_leaves_what_was_stored_or_nothing_that_is_trusted() {
         let mut directory = run(Directory::load(&image)).expect("a directory");
         let other = [1, 2, 3];
         let first = [new("a", &[1; 256]), new("other", &other)].map(BitmapChange::Store);
-        run(directory.change(&image, &first)).expect("stored");
+        run(directory.change_recorded(&image, &first, Some(record(1)), true)).expect("stored");
+        assert!(image.header().is_record_current());
         let (base, _) = (image.bytes(), image.memory.steps.borrow_mut().clear());
+        run(outdate(&image)).expect("durable");
         run(directory.begin_use(&image, |entry| entry.name == b"a")).expect("marked");
         // From here on the bits on disk are out of date.
         let marked = image.memory.steps.borrow().len();
@@ -99,7 +136,7 @@ fn a_crash_leaves_what_was_stored_or_nothing_that_is_trusted() {
         if random.bool() {
             changes.push(BitmapChange::Store(new(&long, &[4; 256])));
         }
-        run(directory.change(&image, &changes)).expect("stored");
+        run(directory.change_recorded(&image, &changes, Some(record(2)), true)).expect("stored");
         let steps = image.memory.steps.borrow().clone();
         let header = image.header();
         let mut check = |bytes: Vec<u8>, stale: bool| {
@@ -115,12 +152,21 @@ fn a_crash_leaves_what_was_stored_or_nothing_that_is_trusted() {
             check_counts(&image, &directory);
             assert_eq!(words(&image, "other").expect("untouched")[..3], other);
             let entry = directory.entry(b"a").expect("it is there");
+            let known = directory.record().expect("it is there, as the directory is");
+            let generation = known.identity(b"a").map(|it| it.generation).expect("a form");
+            assert_eq!(known.below.fit(&files(generation)), Fit::Same);
+            if directory.is_record_current() {
+                current += 1;
+                assert!(generation == 2 || !stale, "round {round}: of what has changed since");
+                assert!(generation == 1 || directory.trust(entry) == Trust::Stored);
+            }
             if directory.trust(entry) == Trust::Stored {
                 trusted += 1;
                 let a = words(&image, "a").expect("stored");
                 let is_new = a == [u64::MAX; 256] && !entry.auto();
                 let is_old = a == [1; 256] && entry.auto();
                 assert!(is_new || is_old && !stale, "round {round}");
+                assert_eq!(generation, if is_new { 2 } else { 1 });
             }
         };
         crash(&base, &steps[..marked], &mut random, &mut |bytes| check(bytes, false));
@@ -132,7 +178,8 @@ fn a_crash_leaves_what_was_stored_or_nothing_that_is_trusted() {
         }
         crash(&base, &steps[marked..], &mut random, &mut |bytes| check(bytes, true));
     }
-    assert!(clean > 1000 && trusted > 100, "{clean} consistent, {trusted} trusted");
+    let counts = format!("{clean} consistent, {trusted} trusted, {current} current");
+    assert!(clean > 1000 && trusted > 100 && current > 100, "{counts}");
 }
 
 #[test]

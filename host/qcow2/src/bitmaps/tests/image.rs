@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use super::super::{BitmapImage, replace_header, with_bitmaps};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::extension::BitmapsExtension;
+use crate::format::record::Record;
 use crate::format::{
     ClusterSize, CompressionType, Header, HostOffset, L2Format, RefcountWidth, Version,
 };
@@ -202,8 +203,14 @@ impl BitmapImage for TestImage {
         self.header.borrow().clone()
     }
 
-    async fn set_bitmaps(&self, bitmaps: Option<BitmapsExtension>) -> Result<()> {
-        let next = with_bitmaps(&self.header(), bitmaps);
+    async fn set_bitmaps(
+        &self,
+        bitmaps: Option<BitmapsExtension>,
+        record: Option<&Record>,
+        is_current: bool,
+    ) -> Result<()> {
+        let mut next = with_bitmaps(&self.header(), bitmaps);
+        next.set_record(record, is_current);
         replace_header(&self.memory, &next).await?;
         *self.header.borrow_mut() = next;
         Ok(())

@@ -1,9 +1,11 @@
 //! A disk that grows: zeros first, then its size.
 
 use super::{geometries, open_disk};
-use crate::image::MappingKind;
+use crate::image::{Image, MappingKind, OpenOptions};
+use crate::limits::PENDING_FREES_MAX_BYTES;
 use crate::read_header;
-use crate::testing::{Container, Geometry, MemoryStorage, blank_image, block_on};
+use crate::storage::Storage;
+use crate::testing::{Container, Disk, Geometry, MemoryStorage, blank_image, block_on};
 
 /// What is added is zero and durable while the container tells the former size; only then it grows.
 #[test]
@@ -51,4 +53,28 @@ fn growth_is_taken_back() {
     let turn = disk.image.enter();
     let mapped = block_on(disk.image.map(&turn, &disk.container, 1 << 20, 512));
     assert_eq!(mapped.expect("a mapping").kind, MappingKind::Unallocated);
+}
+
+/// A guest that writes and discards and never flushes: what it gave up comes back all the same.
+#[test]
+fn a_container_does_not_grow_without_a_flush() {
+    let geometry = Geometry::usual(1 << 30);
+    let file = MemoryStorage::new(blank_image(&geometry));
+    let options = OpenOptions { writable: true, discard_freed: false, ..OpenOptions::default() };
+    let image = block_on(Image::open(&file, &options)).expect("an image");
+    let disk = Disk { image, container: Container { file, data: None }, backing: None };
+    let piece = vec![1; 8 << 20];
+    for round in 0..40 {
+        block_on(disk.write(round * (8 << 20), &piece)).expect("a write");
+        let discarded = disk.image.discard(&disk.container, round * (8 << 20), 8 << 20);
+        block_on(discarded).expect("a discard");
+    }
+    let len = block_on(disk.container.file.len_bytes()).expect("a length");
+    let most = PENDING_FREES_MAX_BYTES + 3 * piece.len() as u64;
+    assert!(len < most, "{len} bytes");
+    // Once for each bound's worth, and not at every write.
+    assert!((4..30).contains(&disk.container.file.flushes()), "{}", disk.container.file.flushes());
+    block_on(disk.image.close(&disk.container)).expect("closes");
+    let report = super::check(&disk.container.file);
+    assert!(report.is_clean(), "{report:?}");
 }

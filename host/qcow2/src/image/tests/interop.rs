@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use super::{SECTOR, options};
+use crate::format::header::features::OPEN;
 use crate::image::{Image, OpenOptions};
+use crate::read_header;
 use crate::testing::tools::{have, qemu_check, run, succeed};
 use crate::testing::{Container, Disk, MemoryStorage, Random, block_on};
 
@@ -321,4 +323,28 @@ fn crashes_seen_by_qemu() {
         // 3: leaks, and nothing else.
         assert!(matches!(output.status.code(), Some(0 | 3)), "seed {seed}: {output:?}");
     }
+}
+
+/// QEMU writes to an image that was left open, and takes the mark back, as it asks for nothing.
+#[test]
+fn qemu_does_not_mind_the_mark_of_an_open_image() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("disk.qcow2");
+    succeed("qemu-img", &["create", "-q", "-f", "qcow2", text(&path), &SIZE.to_string()]);
+    let disk = open(&path, None);
+    block_on(disk.write(0, &[7; 4096])).expect("writes");
+    block_on(disk.image.flush(&disk.container)).expect("flushes");
+    let left = disk.container.file.content();
+    std::fs::write(&path, &left).expect("a file");
+    let mark = |path: &Path| block_on(read_header(&load(path))).expect("valid").autoclear & OPEN;
+    assert_eq!(mark(&path), OPEN);
+    succeed("qemu-img", &["check", "-q", "-f", "qcow2", text(&path)]);
+    succeed("qemu-io", &["-f", "qcow2", "-r", "-c", "read -P 7 0 4k", text(&path)]);
+    assert_eq!(mark(&path), OPEN, "who reads changes nothing");
+    succeed("qemu-io", &["-f", "qcow2", "-c", "write -P 8 4k 4k", text(&path)]);
+    assert_eq!(mark(&path), 0);
+    succeed("qemu-img", &["check", "-q", "-f", "qcow2", text(&path)]);
 }

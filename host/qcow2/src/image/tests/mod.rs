@@ -13,6 +13,7 @@ mod growth;
 mod hostile;
 mod interop;
 mod model;
+mod points;
 
 use std::collections::BTreeSet;
 
@@ -47,6 +48,8 @@ fn geometries() -> Vec<Geometry> {
             size_bytes: odd_end,
             ..usual.clone()
         },
+        Geometry { lazy_refcounts: true, ..usual.clone() },
+        Geometry { cluster_bits: 9, lazy_refcounts: true, size_bytes: 1 << 20, ..usual.clone() },
         Geometry { external_data: true, size_bytes: odd_end, ..usual.clone() },
         Geometry { external_data: true, backing_name, ..usual },
     ]

@@ -139,7 +139,7 @@ fn a_graph_that_grows_too_deep_is_refused() {
             refused = scene.cell.transact(Transaction::new().with(snapshot)).await.err();
         }
         let message = refused.expect("a bound").to_string();
-        assert!(message.contains("deeper than 64 nodes"), "{message}");
+        assert!(message.contains("deeper than 256 nodes"), "{message}");
     });
 }
 

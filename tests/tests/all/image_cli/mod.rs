@@ -1,95 +1,17 @@
 //! `blockloom image …` beside `qemu-img`: the same images, the same answers.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Output;
+mod bench;
+mod bitmaps;
+mod convert;
 
-use blockloom_tests::Scratch;
-use blockloom_tests::tools::{have, run, succeed};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use blockloom_tests::tools::{have, succeed};
 use serde_json::Value;
 
-use crate::{program, scratch};
-
-/// Images and their tools in one place.
-struct Bench(Scratch);
-
-impl Bench {
-    fn new() -> Self {
-        Self(scratch())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.image(name)
-    }
-
-    /// Arguments of which those that begin with `@` are names of images.
-    fn arguments(&self, line: &str) -> Vec<String> {
-        let place = self.path("");
-        let place = place.to_str().expect("UTF-8");
-        line.split_whitespace().map(|word| word.replace('@', place)).collect()
-    }
-
-    fn qemu_img(&self, line: &str) -> String {
-        succeed("qemu-img", self.arguments(line))
-    }
-
-    /// Commands for the disk that `image` shows.
-    fn qemu_io(&self, image: &str, commands: &[&str]) {
-        let image = self.path(image);
-        let image = image.to_str().expect("UTF-8");
-        let commands = commands.iter().flat_map(|command| ["-c", command]);
-        let output = succeed("qemu-io", commands.chain([image]));
-        assert!(!output.contains("failed"), "{output}");
-    }
-
-    fn run(&self, line: &str) -> Output {
-        let program = program().to_str().expect("UTF-8");
-        run(program, ["image".to_owned()].into_iter().chain(self.arguments(line)))
-    }
-
-    fn succeed(&self, line: &str) -> String {
-        let output = self.run(line);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(0), "image {line}: {stderr}");
-        String::from_utf8(output.stdout).expect("UTF-8")
-    }
-
-    /// Fails with this exit code and says all of `words`.
-    fn fail(&self, line: &str, code: i32, words: &[&str]) {
-        let output = self.run(line);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "image {line}: {stderr}");
-        for word in words {
-            assert!(stderr.contains(word), "image {line}: no `{word}` in: {stderr}");
-        }
-    }
-
-    /// The JSON of both programs, and their exit codes, are equal.
-    fn same(&self, line: &str) {
-        let line = format!("{line} --output=json");
-        let theirs = run("qemu-img", self.arguments(&line));
-        let ours = self.run(&line);
-        let parse = |output: &Output| -> Value {
-            let text = String::from_utf8_lossy(&output.stdout);
-            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{line}: {error}\n{text}"))
-        };
-        assert_eq!(parse(&ours), parse(&theirs), "{line}");
-        assert_eq!(ours.status.code(), theirs.status.code(), "{line}");
-    }
-
-    fn same_in_all(&self, image: &str) {
-        for command in ["info", "info --backing-chain", "map", "check"] {
-            if command != "check" || !image.ends_with(".img") {
-                self.same(&format!("{command} @{image}"));
-            }
-        }
-    }
-
-    fn names(&self) -> Vec<String> {
-        let place = fs::read_dir(self.path("")).expect("list");
-        place.map(|it| it.expect("entry").file_name().into_string().expect("UTF-8")).collect()
-    }
-}
+use bench::Bench;
 
 const OPTIONS: [&str; 12] = [
     "compat=1.1",
@@ -318,8 +240,60 @@ fn disks_are_resized() {
     assert_eq!(fs::metadata(bench.path("base.img")).expect("there").len(), 8 << 20);
     bench.fail("resize @top.qcow2 -6M", 2, &["-6M"]);
     bench.fail("resize @top.qcow2 many", 2, &["many", "KiB"]);
-    bench.qemu_img("bitmap --add @top.qcow2 daily");
-    bench.fail("resize @top.qcow2 6M", 1, &["top.qcow2", "bitmaps"]);
+    bench.fail("resize @top.qcow2 6M --preallocation full", 1, &["top.qcow2", "backing"]);
+    bench.fail("resize @top.qcow2 5M --preallocation full", 2, &["--preallocation"]);
+    bench.fail("resize @base.img 9M --preallocation metadata", 2, &["raw", "falloc"]);
+    bench.succeed("resize @base.img 9M --preallocation full");
+    assert_eq!(fs::metadata(bench.path("base.img")).expect("there").blocks() * 512, 5 << 20);
+}
+
+/// The last cluster is shared with a snapshot, or compressed: what it holds behind the old end is hidden, and
+/// neither the snapshot nor the disk loses anything.
+#[test]
+fn what_is_behind_an_odd_end_is_hidden() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    for options in ["compat=1.1", "extended_l2=on", "cluster_size=2M"] {
+        let bench = Bench::new();
+        bench.qemu_img(&format!("create -q -f qcow2 -o {options} @disk.qcow2 4M"));
+        bench.qemu_io("disk.qcow2", &["write -P 1 0 4M"]);
+        bench.qemu_img("snapshot -c full @disk.qcow2");
+        bench.succeed("resize --shrink @disk.qcow2 3150336");
+        bench.succeed("resize @disk.qcow2 4M");
+        bench.qemu_img("check -q @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["read -P 1 0 3150336", "read -P 0 3150336 1043968"]);
+        bench.qemu_img("snapshot -a full @disk.qcow2");
+        bench.qemu_io("disk.qcow2", &["read -P 1 0 4M"]);
+        bench.qemu_img(&format!("convert -c -O qcow2 -o {options} @disk.qcow2 @packed.qcow2"));
+        bench.succeed("resize --shrink @packed.qcow2 3150336");
+        bench.succeed("resize @packed.qcow2 5M");
+        bench.qemu_img("check -q @packed.qcow2");
+        bench.qemu_io("packed.qcow2", &["read -P 1 0 3150336", "read -P 0 3150336 2092544"]);
+    }
+}
+
+/// Room for a longer disk is taken as asked, and reads as zeros.
+#[test]
+fn longer_disks_are_allocated() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    for options in ["compat=1.1", "compat=0.10,cluster_size=4k", "extended_l2=on"] {
+        for how in ["metadata", "falloc", "full"] {
+            let bench = Bench::new();
+            bench.qemu_img(&format!("create -q -f qcow2 -o {options} @disk.qcow2 1000448"));
+            bench.qemu_io("disk.qcow2", &["write -P 1 0 1000448"]);
+            bench.succeed(&format!("resize --preallocation {how} @disk.qcow2 6M"));
+            bench.qemu_img("check -q @disk.qcow2");
+            bench.qemu_io("disk.qcow2", &["read -P 1 0 1000448", "read -P 0 1000448 5291008"]);
+            let allocated = fs::metadata(bench.path("disk.qcow2")).expect("there").blocks() * 512;
+            assert_eq!(allocated > 6 << 20, how != "metadata", "{options}: {how}: {allocated}");
+            let length = fs::metadata(bench.path("disk.qcow2")).expect("there").len();
+            assert!(length > 6 << 20, "{options}: {how}");
+            bench.same_in_all("disk.qcow2");
+        }
+    }
 }
 
 /// Broken chains and images are refused by name.
@@ -397,4 +371,35 @@ fn locks_are_heeded() {
     daemon.finish();
     bench.succeed("info @disk.qcow2");
     assert_eq!(bench.names(), ["disk.qcow2"]);
+}
+
+/// What is no image, or a part of one, is named, whatever is to be done with it; nothing waits for a pipe.
+#[test]
+fn what_is_no_image_is_named() {
+    let bench = Bench::new();
+    bench.succeed("create @whole.qcow2 8M");
+    let whole = fs::read(bench.path("whole.qcow2")).expect("read");
+    bench.0.image_of("short.qcow2", &whole[..100]);
+    bench.0.image_of("cut.qcow2", &whole[..70_000]);
+    bench.0.image_of("disk.vmdk", b"KDMV\x01\0\0\0");
+    fs::create_dir(bench.path("directory")).expect("a directory");
+    succeed("mkfifo", [bench.path("pipe")]);
+    for command in ["info", "check", "map", "bitmap --list", "snapshot -l", "convert"] {
+        let check = |name: &str, words: &[&str]| {
+            let target = if command == "convert" { " @new.img" } else { "" };
+            bench.fail(&format!("{command} @{name}{target}"), 1, words);
+        };
+        check("directory", &["directory`", "is a directory"]);
+        check("pipe", &["pipe`", "neither a file nor a block device"]);
+        check("gone", &["gone`", "No such file"]);
+        check("short.qcow2", &["short.qcow2`", "cut off", "100 bytes"]);
+        check("disk.vmdk", &["disk.vmdk`", "vmdk", "-f raw"]);
+        if !matches!(command, "info" | "check" | "snapshot -l") {
+            check("cut.qcow2", &["cut.qcow2`", "cut off", "image check"]);
+        }
+    }
+    bench.fail("convert @whole.qcow2 @no/such.img", 1, &["no/such.img`", "directory is not there"]);
+    bench.succeed("convert -f raw @disk.vmdk @bytes.img");
+    assert_eq!(bench.0.peek("bytes.img", 0, 4), b"KDMV");
+    assert!(!bench.names().contains(&"new.img".to_owned()));
 }

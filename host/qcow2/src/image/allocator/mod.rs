@@ -2,8 +2,11 @@
 //!
 //! Nothing here does I/O. An operation that needs a refcount block which is not in memory says so and
 //! has changed nothing yet; its caller loads the block and asks again. New blocks, and a longer refcount
-//! table, are made in memory: [`super::write_back`] writes them in an order in which the container never
+//! table, are made in memory (`grow`): [`super::write_back`] writes them in an order in which the container never
 //! refers to what is not there.
+
+mod dirty;
+mod grow;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
@@ -11,6 +14,7 @@ use std::ops::Range;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{ClusterSize, HostOffset, RefcountTableEntry, RefcountWidth};
 use crate::limits;
+pub(super) use dirty::DirtyTable;
 
 /// A run of host clusters, by index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,24 +64,6 @@ struct Block {
     /// Of the last change.
     generation: u64,
     used: bool,
-}
-
-/// Dirty bytes of a block, to be written.
-pub(super) struct DirtyBlock {
-    pub(super) generation: u64,
-    pub(super) offset: u64,
-    pub(super) bytes: Vec<u8>,
-}
-
-/// The refcount table's entries to be written.
-pub(super) struct DirtyTable {
-    /// Where the table is, or will be once the header says so.
-    pub(super) offset: u64,
-    pub(super) clusters: u32,
-    /// Whether the header does not say so yet: all entries are to be written.
-    pub(super) moved: bool,
-    /// Index and value.
-    pub(super) entries: Vec<(usize, u64)>,
 }
 
 /// The refcounts of an image.
@@ -299,41 +285,6 @@ impl Allocator {
         self.bytes_end = (!self.cluster_size.is_aligned(end)).then_some(end);
     }
 
-    /// Finds exactly so many contiguous clusters, past the end of all others.
-    ///
-    /// # Errors
-    /// As for [`Self::allocate`].
-    pub(super) fn allocate_contiguous(&mut self, count: u64) -> Result<Outcome<Run>> {
-        if !self.end_is_exact {
-            match self.used_end() {
-                Outcome::Done(_) => {}
-                Outcome::NeedsBlock(needed) => return Ok(Outcome::NeedsBlock(needed)),
-            }
-            self.end_is_exact = true;
-        }
-        loop {
-            let run = Run::new(self.end, count);
-            let blocks = self.place(run.first).0..=self.place(run.first + count - 1).0;
-            let absent = |index: &usize| self.table.get(*index).is_none_or(|&entry| entry == 0);
-            if let Some(index) = blocks.clone().find(absent) {
-                if let Outcome::NeedsBlock(needed) = self.create_block_past_end(index)? {
-                    return Ok(Outcome::NeedsBlock(needed));
-                }
-                continue;
-            }
-            // A block may be displaced by the next one while a very long run is looked at.
-            if let Some(needed) = blocks.clone().find(|index| !self.has_block(*index)) {
-                return Ok(Outcome::NeedsBlock(needed));
-            }
-            if let Some(used) = run.indices().rev().find(|&cluster| self.count_of(cluster) != 0) {
-                self.end = used + 1;
-                continue;
-            }
-            self.take(&run)?;
-            return Ok(Outcome::Done(run));
-        }
-    }
-
     /// Counts one reference less for each cluster of a run; says which became free.
     ///
     /// # Errors
@@ -448,170 +399,6 @@ impl Allocator {
         self.end = self.end.max(run.indices().end);
         self.virgin = self.virgin.max(self.end);
         Ok(())
-    }
-
-    /// Makes the block of this index, which is not there, in a cluster that is free and whose count is
-    /// in memory or in the new block itself.
-    fn create_block(&mut self, index: usize, cluster: u64) -> Result<()> {
-        let bytes = vec![0; self.cluster_size.bytes() as usize];
-        let dirty = 0..bytes.len();
-        self.generation += 1;
-        let block = Block { bytes, dirty, generation: self.generation, used: true };
-        self.blocks.insert(index, block);
-        if let Err(error) = self.take(&Run::new(cluster, 1)) {
-            self.blocks.remove(&index);
-            return Err(error);
-        }
-        self.metadata.insert(cluster);
-        self.table[index] = cluster << self.cluster_size.bits();
-        self.table_dirty.insert(index);
-        Ok(())
-    }
-
-    /// Makes the block of this index, the lowest that is missing from the end on, at the end: a run that
-    /// needs several new blocks stays in one piece behind them.
-    fn create_block_past_end(&mut self, index: usize) -> Result<Outcome<()>> {
-        if index >= self.table.len() {
-            return self.grow_table(index);
-        }
-        let (counted_by, _) = self.place(self.end);
-        if counted_by != index && !self.has_block(counted_by) {
-            return Ok(Outcome::NeedsBlock(counted_by));
-        }
-        if counted_by != index && self.count_of(self.end) != 0 {
-            self.end += 1;
-        } else {
-            self.create_block(index, self.end)?;
-        }
-        Ok(Outcome::Done(()))
-    }
-
-    /// Makes the table long enough for a block of this index, half as long again, at a new place.
-    fn grow_table(&mut self, index: usize) -> Result<Outcome<()>> {
-        if self.growing {
-            return Err(no_space("there is no place for a longer refcount table"));
-        }
-        let clusters = self.table_clusters_for(index)?;
-        let old_len = self.table.len();
-        let cluster_entries = self.cluster_size.bytes() / 8;
-        self.table.resize((clusters * cluster_entries) as usize, 0);
-        self.growing = true;
-        let outcome = self.allocate_contiguous(clusters);
-        self.growing = false;
-        let run = match outcome {
-            Ok(Outcome::Done(run)) => run,
-            Ok(Outcome::NeedsBlock(needed)) => {
-                self.shrink_table(old_len);
-                return Ok(Outcome::NeedsBlock(needed));
-            }
-            Err(error) => {
-                self.shrink_table(old_len);
-                return Err(error);
-            }
-        };
-        let old = Run::new(self.cluster_size.index_of(self.table_offset), self.table_clusters);
-        self.tables_before.push(old);
-        self.protect(&run);
-        self.table_offset = run.first << self.cluster_size.bits();
-        self.table_clusters = run.count;
-        Ok(Outcome::Done(()))
-    }
-
-    /// Clusters of a table that has a block of this index, and blocks for itself past the end.
-    fn table_clusters_for(&self, index: usize) -> Result<u64> {
-        let cluster_entries = self.cluster_size.bytes() / 8;
-        let max = limits::REFCOUNT_TABLE_MAX_BYTES >> self.cluster_size.bits();
-        let mut clusters = (index as u64 + 1).div_ceil(cluster_entries);
-        for _ in 0..2 {
-            // Its own clusters, and those of the blocks that count them: one in 64 at most.
-            let end = self.end + clusters + clusters / 32 + 8;
-            let needed = (index as u64 + 1).max(self.place(end).0 as u64 + 2);
-            let needed = needed.div_ceil(cluster_entries);
-            clusters = needed + needed / 2 + 1;
-        }
-        let clusters = clusters.min(max);
-        if index as u64 >= clusters * cluster_entries {
-            return Err(no_space("the refcount table cannot grow any more"));
-        }
-        Ok(clusters)
-    }
-
-    /// Takes back a table that found no place, with the blocks made for it.
-    fn shrink_table(&mut self, len: usize) {
-        for index in len..self.table.len() {
-            if self.table[index] != 0 {
-                let cluster = self.cluster_size.index_of(self.table[index]);
-                self.metadata.remove(&cluster);
-                self.blocks.remove(&index);
-                self.table_dirty.remove(&index);
-                let _ = self.set_count(cluster, 0);
-            }
-        }
-        self.table.truncate(len);
-    }
-}
-
-/// What [`super::write_back`] asks for.
-impl Allocator {
-    /// Blocks that the container does not have as they are.
-    pub(super) fn dirty_blocks(&self) -> Vec<usize> {
-        let dirty = self.blocks.iter().filter(|(_, block)| !block.dirty.is_empty());
-        dirty.map(|(&index, _)| index).collect()
-    }
-
-    /// The dirty bytes of a block, rounded to sectors.
-    pub(super) fn copy_dirty(&self, index: usize) -> Option<DirtyBlock> {
-        let block = self.blocks.get(&index).filter(|block| !block.dirty.is_empty())?;
-        let start = block.dirty.start & !511;
-        let end = block.dirty.end.next_multiple_of(512).min(block.bytes.len());
-        Some(DirtyBlock {
-            generation: block.generation,
-            offset: self.table.get(index)? + start as u64,
-            bytes: block.bytes.get(start..end)?.to_vec(),
-        })
-    }
-
-    /// The block has been written as it was in `generation`.
-    pub(super) fn block_written(&mut self, index: usize, generation: u64) {
-        if let Some(block) = self.blocks.get_mut(&index)
-            && block.generation == generation
-        {
-            block.dirty = 0..0;
-        }
-    }
-
-    /// The table's entries and place, if the container does not have them. The blocks that they name have
-    /// to be durable before they are written.
-    pub(super) fn dirty_table(&self) -> Option<DirtyTable> {
-        let moved = !self.tables_before.is_empty();
-        if !moved && self.table_dirty.is_empty() {
-            return None;
-        }
-        let entry = |index: usize| (index, self.table[index]);
-        let entries = if moved {
-            (0..self.table.len()).map(entry).collect()
-        } else {
-            self.table_dirty.iter().copied().map(entry).collect()
-        };
-        let clusters = self.table_clusters as u32;
-        Some(DirtyTable { offset: self.table_offset, clusters, moved, entries })
-    }
-
-    /// Entries have been written, and the header names this place; what earlier places took is free.
-    pub(super) fn table_written(&mut self, table: &DirtyTable) -> Vec<Run> {
-        if table.offset != self.table_offset {
-            return Vec::new();
-        }
-        for &(index, value) in &table.entries {
-            if self.table.get(index) == Some(&value) {
-                self.table_dirty.remove(&index);
-            }
-        }
-        let old = if table.moved { std::mem::take(&mut self.tables_before) } else { Vec::new() };
-        for run in &old {
-            self.unprotect(run);
-        }
-        old
     }
 }
 
