@@ -1,6 +1,7 @@
 //! Start, end, and what is left behind.
 
 use std::os::unix::net::UnixListener;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockloom_tests::nbd::{Client, Request, command};
@@ -15,9 +16,15 @@ const BLOCKS: u64 = 1024;
 
 /// Writes blocks in turn, each time with another pattern, until the server takes no more. Gives for
 /// each write whether it was acknowledged.
-fn write_until_the_end(uri: &str, at: u64, acknowledged: &AtomicU64) -> Vec<bool> {
+fn write_until_the_end(
+    uri: &str,
+    at: u64,
+    acknowledged: &AtomicU64,
+    all_are_there: &Barrier,
+) -> Vec<bool> {
     const DEPTH: usize = 16;
     let mut client = Client::open(uri);
+    all_are_there.wait();
     let mut writes: Vec<bool> = Vec::new();
     let mut done = 0;
     loop {
@@ -68,11 +75,11 @@ fn check_terminate_under_load(listen: &str, engine: &str) {
         + "[bitmap.daily]\ndrive = \"vda\"\ngranularity = 4096\n";
     let daemon = serve(&scratch, &text, &["--engine", engine]);
     let uri = daemon.uri("vda").to_owned();
-    let acknowledged = AtomicU64::new(0);
+    let (acknowledged, all_are_there) = (AtomicU64::new(0), Barrier::new(4));
     let (done, log) = std::thread::scope(|scope| {
         let writer = |index: u64| {
-            let (uri, acknowledged) = (&uri, &acknowledged);
-            scope.spawn(move || write_until_the_end(uri, index * 8 * MIB, acknowledged))
+            let (uri, acknowledged, all) = (&uri, &acknowledged, &all_are_there);
+            scope.spawn(move || write_until_the_end(uri, index * 8 * MIB, acknowledged, all))
         };
         let writers: Vec<_> = (0..4).map(writer).collect();
         eventually("writes are under way", || {

@@ -182,7 +182,10 @@ fn a_bitmap_of_qemu_is_believed_as_qemu_does_unless_it_is_a_drives() {
         succeed("qemu-img", ["bitmap", "--add", "-g", "64k", &top, name]);
     }
     change(&scratch, "top.qcow2", "qcow2", 5);
-    let text = graph(&scratch, OVERLAY, "persist = \"root\"");
+    // What is written is not for the image to choose.
+    let data = "driver = \"qcow2\"\ndata-file = { driver = \"file\", path = \"PATH/top.raw\" }";
+    let nodes = OVERLAY.replace("driver = \"qcow2\"", data);
+    let text = graph(&scratch, &nodes, "persist = \"root\"");
     let text = text.replace("\"daily\"]", "\"daily\", \"theirs\"]");
     let daemon = serve(&scratch, &text, &[]);
     assert_eq!(dirty(daemon.uri("vda"), "theirs"), [5]);
