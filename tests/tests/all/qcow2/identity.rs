@@ -182,10 +182,7 @@ fn a_bitmap_of_qemu_is_believed_as_qemu_does_unless_it_is_a_drives() {
         succeed("qemu-img", ["bitmap", "--add", "-g", "64k", &top, name]);
     }
     change(&scratch, "top.qcow2", "qcow2", 5);
-    // What is written is not for the image to choose.
-    let data = "driver = \"qcow2\"\ndata-file = { driver = \"file\", path = \"PATH/top.raw\" }";
-    let nodes = OVERLAY.replace("driver = \"qcow2\"", data);
-    let text = graph(&scratch, &nodes, "persist = \"root\"");
+    let text = graph(&scratch, OVERLAY, "persist = \"root\"");
     let text = text.replace("\"daily\"]", "\"daily\", \"theirs\"]");
     let daemon = serve(&scratch, &text, &[]);
     assert_eq!(dirty(daemon.uri("vda"), "theirs"), [5]);
@@ -206,7 +203,10 @@ fn a_data_file_may_be_written_through_the_image_alone() {
     let options = format!("data_file={raw},data_file_raw=on");
     succeed("qemu-img", ["create", "-q", "-f", "qcow2", "-o", &options, &disk, SIZE]);
     succeed("qemu-img", ["bitmap", "--add", "-g", "64k", &disk, "theirs"]);
-    let text = graph(&scratch, OVERLAY, "persist = \"root\"");
+    // What is written is not for the image to choose.
+    let data = "driver = \"qcow2\"\ndata-file = { driver = \"file\", path = \"PATH/top.raw\" }";
+    let nodes = OVERLAY.replace("driver = \"qcow2\"", data);
+    let text = graph(&scratch, &nodes, "persist = \"root\"");
     let text = text.replace("\"daily\"]", "\"daily\", \"theirs\"]");
     let serve = || serve(&scratch, &text, &[]);
     let daemon = serve();
