@@ -97,6 +97,7 @@ mod judge;
 mod lag;
 mod oracle;
 mod overlay;
+pub(super) mod plugins;
 mod power;
 mod scene;
 mod shape;
