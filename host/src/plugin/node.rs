@@ -96,6 +96,15 @@ impl PluginNode {
         Ok(self)
     }
 
+    /// Bytes that are set in a bitmap of the node's own.
+    #[cfg(test)]
+    pub(crate) fn own_bitmap_bytes(&self, name: &str) -> u64 {
+        let bitmaps = &self.instance.lasting().bitmaps;
+        let all = bitmaps.list(self.index);
+        let own = all.iter().find(|bitmap| bitmap.owned && bitmap.name == name);
+        own.map_or(0, |bitmap| bitmaps.count(bitmap.index))
+    }
+
     /// The instance.
     pub fn instance(&self) -> &Arc<Instance> {
         &self.instance
