@@ -35,6 +35,7 @@ use crate::error::Result;
 use crate::format::header::{features, fields};
 use crate::format::{ClusterSize, Header, HostOffset, L2Format, RefcountWidth};
 use crate::header_io::read_header;
+use crate::image::{Image, OpenOptions};
 use crate::storage::Storage;
 
 /// What a check may change.
@@ -72,6 +73,15 @@ impl Default for CheckOptions {
 /// What opening the image would answer, if the header is not valid; `ENOSPC` if more memory or room is
 /// needed than there is; the container's errors. Everything else is in the report.
 pub async fn check<S: Storage>(storage: &S, options: &CheckOptions) -> Result<CheckReport> {
+    let report = check_unmarked(storage, options).await?;
+    if options.repair != Repair::None && !report.is_damaged() {
+        mark_repaired(storage, report.leaks == 0).await?;
+    }
+    Ok(report)
+}
+
+/// As [`check`], with the marks of a repaired image as they were.
+async fn check_unmarked<S: Storage>(storage: &S, options: &CheckOptions) -> Result<CheckReport> {
     let header = read_header(storage).await?;
     let mut scan = Scan::new(storage, &header, options).await?;
     scan.analyse().await?;
@@ -92,17 +102,15 @@ pub async fn check<S: Storage>(storage: &S, options: &CheckOptions) -> Result<Ch
     notes.append(&mut report.findings);
     notes.truncate(FINDINGS_MAX);
     report.findings = notes;
-    if !report.is_damaged() {
-        mark_repaired(storage, &header, report.leaks == 0).await?;
-    }
     Ok(report)
 }
 
 /// Repairs an image whose writer was cut short, as far as the header says so: refcounts where they may be
-/// wrong in any way, leaks where clusters may have leaked. `None`: it was closed.
+/// wrong in any way, leaks where clusters may have leaked. Then what a shrink has left behind the disk's end is
+/// taken away, which others would show again when they make the disk longer. `None`: it was closed.
 ///
 /// # Errors
-/// Those of [`check`].
+/// Those of [`check`], and of the freeing: the image can be used, and stays marked as left open.
 pub async fn mend<S: Storage>(storage: &S, memory_bytes: u64) -> Result<Option<CheckReport>> {
     let header = read_header(storage).await?;
     let repair = if header.incompatible & features::DIRTY != 0 {
@@ -112,7 +120,22 @@ pub async fn mend<S: Storage>(storage: &S, memory_bytes: u64) -> Result<Option<C
     } else {
         return Ok(None);
     };
-    check(storage, &CheckOptions { repair, memory_bytes }).await.map(Some)
+    let report = check_unmarked(storage, &CheckOptions { repair, memory_bytes }).await?;
+    if !report.is_damaged() {
+        mark_repaired(storage, false).await?;
+        finish_shrink(storage).await?;
+        mark_repaired(storage, report.leaks == 0).await?;
+    }
+    Ok(Some(report))
+}
+
+async fn finish_shrink<S: Storage>(storage: &S) -> Result<()> {
+    let options = OpenOptions { writable: true, ..OpenOptions::default() };
+    let image = Image::open(storage, &options).await?;
+    // What is behind the end is nothing that bitmaps know of.
+    image.follow_bitmaps();
+    image.finish_shrink(storage).await?;
+    image.close(storage).await
 }
 
 /// Numbers of what was repaired.
@@ -214,17 +237,19 @@ impl<'a, S: Storage> Scan<'a, S> {
 }
 
 /// An unknown feature that has to be cleared before a change is cleared. Bitmaps that are out of date lose
-/// their clusters as leaks: everybody ignores what the header still says of them.
+/// their clusters as leaks: everybody ignores what the header still says of them. What is recorded of files
+/// below stays current: a repair changes no guest data.
 async fn prepare_to_write<S: Storage>(storage: &S, header: &Header) -> Result<()> {
-    let autoclear = header.autoclear & features::AUTOCLEAR_KNOWN;
+    let autoclear = header.autoclear & (features::AUTOCLEAR_KNOWN | features::RECORD);
     set_features(storage, header, header.incompatible, autoclear).await
 }
 
 /// Takes back the marks that say that something is wrong, or may have leaked.
-async fn mark_repaired<S: Storage>(storage: &S, header: &Header, no_leaks: bool) -> Result<()> {
+async fn mark_repaired<S: Storage>(storage: &S, no_leaks: bool) -> Result<()> {
+    let header = read_header(storage).await?;
     let incompatible = header.incompatible & !(features::DIRTY | features::CORRUPT);
     let autoclear = header.autoclear & !if no_leaks { features::OPEN } else { 0 };
-    set_features(storage, header, incompatible, autoclear).await
+    set_features(storage, &header, incompatible, autoclear).await
 }
 
 async fn set_features<S: Storage>(

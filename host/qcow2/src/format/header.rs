@@ -42,7 +42,8 @@ pub mod features {
     /// Autoclear, private: what is recorded of the files below is current ([`record`](crate::format::record)).
     /// The highest bit: as far as can be from those that the specification gives away.
     pub const RECORD: u64 = 1 << 63;
-    /// Autoclear bits that this crate keeps right through a change. [`RECORD`] is none: it goes with the first.
+    /// Autoclear bits that this crate keeps right through a change. [`RECORD`] is none: it goes with the first
+    /// change of guest data.
     pub const AUTOCLEAR_KNOWN: u64 = BITMAPS | RAW_EXTERNAL_DATA | OPEN;
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Modifying {
     /// As it was opened.
     was_dirty: bool,
     was_left_open: bool,
+    /// Something stays behind that a close does not free.
+    may_leak: AtomicBool,
     lazy_refcounts: bool,
     state: AtomicU8,
     /// Somebody keeps bitmaps up to date.
@@ -44,11 +46,13 @@ impl Modifying {
             return Err(Error::invalid("lazy refcounts need an image of version 3 (compat 1.1)"));
         }
         let has = |bit| header.incompatible & bit != 0;
+        let was_left_open = header.autoclear & features::OPEN != 0;
         let state = if has(features::CORRUPT) { CORRUPT } else { UNTOUCHED };
         Ok(Self {
             writable: options.writable,
             was_dirty: has(features::DIRTY),
-            was_left_open: header.autoclear & features::OPEN != 0,
+            was_left_open,
+            may_leak: AtomicBool::new(was_left_open),
             lazy_refcounts,
             state: AtomicU8::new(state),
             follows_bitmaps: AtomicBool::new(false),
@@ -61,6 +65,11 @@ impl Modifying {
 
     pub(super) fn was_left_open(&self) -> bool {
         self.was_left_open
+    }
+
+    /// Says that something stays behind, to be freed by who opens the image next.
+    pub(super) fn leave_leak(&self) {
+        self.may_leak.store(true, Ordering::Release);
     }
 
     pub(super) fn has_lazy_refcounts(&self) -> bool {
@@ -138,21 +147,21 @@ impl Image {
     /// All changes are durable, refcounts too: the marks are taken back, until the next change. That as open
     /// stays if clusters may have leaked.
     pub(super) async fn end_modifying<S: Storage>(&self, s: &S) -> Result<()> {
-        let may_leak = self.modifying.was_left_open || !self.frees.is_empty();
-        self.update_features(s, |header| {
-            header.incompatible &= !features::DIRTY;
-            if !may_leak {
-                header.autoclear &= !features::OPEN;
-            }
-        })
-        .await?;
+        let may_leak = self.modifying.may_leak.load(Ordering::Acquire) || !self.frees.is_empty();
+        // Whatever becomes of the marks: the next change sets them again.
         let _ = self.modifying.state.compare_exchange(
             MODIFIED,
             UNTOUCHED,
             Ordering::AcqRel,
             Ordering::Acquire,
         );
-        Ok(())
+        self.update_features(s, |header| {
+            header.incompatible &= !features::DIRTY;
+            if !may_leak {
+                header.autoclear &= !features::OPEN;
+            }
+        })
+        .await
     }
 
     /// # Errors
@@ -230,11 +239,12 @@ impl Image {
         let _changing = self.header_changes.lock(0..1).await;
         let mut header = self.header().clone();
         change(&mut header);
-        if header.features_field() == self.header().features_field() {
+        let in_doubt = self.header_in_doubt.load(Ordering::Acquire);
+        let is_there = header.features_field() == self.header().features_field() && !in_doubt;
+        if is_there || header.version < Version::V3 {
             return Ok(());
         }
-        s.write(fields::FEATURES, &header.features_field()).await?;
-        s.flush().await?;
+        self.write_header_field(s, fields::FEATURES, &header.features_field()).await?;
         *self.header() = header;
         Ok(())
     }

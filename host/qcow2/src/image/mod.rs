@@ -44,6 +44,7 @@ mod erase;
 mod features;
 mod fills;
 mod frees;
+mod header_fields;
 mod map;
 mod open;
 mod range_lock;
@@ -168,6 +169,8 @@ pub struct Image {
     header: Mutex<Header>,
     /// Held by who changes the header.
     header_changes: RangeLock,
+    /// The container's may be another: a change of it was cut short.
+    header_in_doubt: AtomicBool,
     modifying: Modifying,
     l1: ArcSwap<L1>,
     /// Held by who makes the L2 table of an L1 entry.
@@ -268,6 +271,7 @@ impl Image {
             || self.l1.load().is_dirty()
             || !self.frees.is_empty()
             || !self.allocator().dirty_blocks().is_empty()
+            || self.header_in_doubt.load(Ordering::Acquire)
     }
 
     fn header(&self) -> MutexGuard<'_, Header> {

@@ -63,6 +63,7 @@ impl Image {
             opened_bytes: len_bytes,
             header: Mutex::new(header),
             header_changes: RangeLock::default(),
+            header_in_doubt: AtomicBool::new(false),
             modifying,
             l1: ArcSwap::from_pointee(l1),
             table_changes: RangeLock::default(),

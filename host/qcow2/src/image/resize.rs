@@ -8,7 +8,7 @@ use super::allocator::Run;
 use super::tables::{L1, bytes_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::fields;
-use crate::format::{HostOffset, Version};
+use crate::format::{Cluster, HostOffset, StandardCluster, Version};
 use crate::limits;
 use crate::storage::Storage;
 
@@ -59,6 +59,43 @@ impl Image {
         Ok(())
     }
 
+    /// Takes away what a shrink that was cut short has left mapped behind the disk's end; nothing changes where
+    /// there is nothing. No request may be in flight.
+    ///
+    /// # Errors
+    /// As for [`Self::resize`].
+    pub async fn finish_shrink<S: Storage>(&self, s: &S) -> Result<()> {
+        let end = self.cluster_end(self.size_bytes());
+        match self.is_mapped_behind(s, end).await? {
+            true => {
+                let freed = self.deallocate_behind(s, end).await;
+                self.mark_if_corrupt(s, freed).await
+            }
+            false => Ok(()),
+        }
+    }
+
+    async fn is_mapped_behind<S: Storage>(&self, s: &S, offset: u64) -> Result<bool> {
+        let span = self.format.table_span_bytes();
+        let end = self.l1.load().len() * span;
+        let mut at = offset;
+        while at < end {
+            let slot = self.slot(at);
+            if self.slice_offset(slot)?.is_none() {
+                at = (slot.l1_index + 1) * span;
+                continue;
+            }
+            let slice_end = self.slice_end(slot);
+            let clusters = self.load_clusters(s, slot, at, slice_end - at).await?;
+            let unallocated = Cluster::Standard(StandardCluster::UNALLOCATED);
+            if clusters.iter().any(|cluster| *cluster != unallocated) {
+                return Ok(true);
+            }
+            at = slice_end;
+        }
+        Ok(false)
+    }
+
     fn cluster_end(&self, offset: u64) -> u64 {
         offset.next_multiple_of(self.format.cluster_size.bytes())
     }
@@ -87,8 +124,7 @@ impl Image {
         self.write_back(s).await?;
         {
             let _changing = self.header_changes.lock(0..1).await;
-            s.write(fields::SIZE, &size_bytes.to_be_bytes()).await?;
-            s.flush().await?;
+            self.write_header_field(s, fields::SIZE, &size_bytes.to_be_bytes()).await?;
             self.header().size_bytes = size_bytes;
             self.size.store(size_bytes, Ordering::Release);
         }
@@ -99,7 +135,11 @@ impl Image {
         // cannot be freed takes room until the disk grows again, and then is freed first.
         match self.deallocate_behind(s, self.cluster_end(size_bytes)).await {
             Err(error) if error.kind() == ErrorKind::Corrupt => Err(error),
-            _ => Ok(()),
+            Err(_) => {
+                self.modifying.leave_leak();
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -121,16 +161,19 @@ impl Image {
             let mut header = self.header().clone();
             header.l1_offset = HostOffset(offset);
             header.l1_entries = entries as u32;
-            s.write(fields::L1, &header.l1_field()).await?;
-            // From here on the new table may be what the container names, whatever comes of the sync.
+            // From here on the new table may be what the container names: nobody else gets its place.
             let run = reserved.keep();
+            let named = self.write_header_field(s, fields::L1, &header.l1_field()).await;
+            if let Err(error) = named {
+                self.modifying.leave_leak();
+                return Err(error);
+            }
             *self.header() = header;
             self.l1.store(Arc::new(L1::new(HostOffset(offset), values())));
             let mut allocator = self.allocator();
             allocator.protect(&run);
             allocator.unprotect(&old_run);
         }
-        s.flush().await?;
         self.frees.retire(&self.turns, old_run);
         Ok(())
     }

@@ -91,6 +91,7 @@ impl Image {
             let message = "the image is corrupt: nothing is written any more";
             return Err(Error::new(ErrorKind::ReadOnly, message));
         }
+        self.settle_header(s).await?;
         let flush = self.flushes_begun.fetch_add(1, Ordering::SeqCst) + 1;
         // What is copied later may be newer, never older: frees were pushed after their change, a change
         // was made after its clusters had been counted, and a commit came after its data was written.

@@ -87,6 +87,8 @@ struct State {
     accesses_max: u64,
     /// After so many operations the container is dead: what it had then is what is left.
     dies_at: Option<u64>,
+    /// The number of flushes before it.
+    flush_that_fails: Option<u64>,
 }
 
 enum Change {
@@ -124,6 +126,7 @@ impl MemoryStorage {
             accesses: 0,
             accesses_max: u64::MAX,
             dies_at: None,
+            flush_that_fails: None,
         };
         Self { state: Mutex::new(state) }
     }
@@ -164,6 +167,12 @@ impl MemoryStorage {
     pub fn die_after(&self, operations: u64) {
         let mut state = self.state();
         state.dies_at = Some(state.operations + operations);
+    }
+
+    /// The flush after so many more fails: what it was to make durable may be, or not.
+    pub fn fail_flush_after(&self, flushes: u64) {
+        let mut state = self.state();
+        state.flush_that_fails = Some(state.flushes + flushes);
     }
 
     /// Operations so far that change it, flushes included.
@@ -353,6 +362,11 @@ impl Storage for MemoryStorage {
         let upto = self.state().unflushed.len();
         self.delay().await?;
         let mut state = self.state();
+        if state.flush_that_fails == Some(state.flushes) {
+            state.flush_that_fails = None;
+            state.flushes += 1;
+            return Err(eio());
+        }
         let upto = upto.min(state.unflushed.len());
         state.flush(upto);
         if state.is_dead() { Err(eio()) } else { Ok(()) }

@@ -169,7 +169,8 @@ impl Target {
             };
             let shows_zeros = match kind {
                 MappingKind::Zero(_) => true,
-                MappingKind::Unallocated => self.below_bytes() <= at,
+                // Past the end of a backing, too: it may get longer, and these stay zeros.
+                MappingKind::Unallocated => self.below.is_none(),
                 MappingKind::Data(_) | MappingKind::Compressed(_) => false,
             };
             if !shows_zeros {

@@ -92,6 +92,7 @@ mod changes;
 mod crash;
 mod guest;
 mod image;
+mod image_zeros;
 mod images;
 mod jobs;
 mod judge;

@@ -242,7 +242,7 @@ fn look(crashed: &Simulation, seed: u64, uuid: Uuid, what: &str) {
 }
 
 /// The same for somebody who knows the bitmap by its name alone: it is there, in whichever image, as long as the
-/// upper one is opened.
+/// upper one is opened. One that has not come there yet is not taken for clean.
 fn look_by_name(crashed: &Simulation, seed: u64, uuid: Uuid, what: &str) {
     let what = format!("{what}, by name");
     // Another seed, another UUID for what is new.
@@ -253,8 +253,10 @@ fn look_by_name(crashed: &Simulation, seed: u64, uuid: Uuid, what: &str) {
         let known =
             || graph.bitmaps().map(|(scope, it)| (scope.clone(), it.state(), it.identity()));
         assert_eq!(forms, 1, "{what}: forms that count: {:?}", known().collect::<Vec<_>>());
-        if machine.bitmap().identity().uuid == uuid {
-            machine.check(uuid, &what).await;
+        machine.check(uuid, &what).await;
+        if machine.bitmap().identity().uuid != uuid {
+            let all: Vec<u64> = (0..SIZE / GRANULE).collect();
+            assert_eq!(machine.dirty(), all, "{what}: it begins anew, and something was changed");
         }
     });
     ran.expect("an end");

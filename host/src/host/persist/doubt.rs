@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::place::view_path;
-use super::{Entry, Home};
+use super::{Entry, Home, Keep, Wanted};
 use crate::bitmap::{BitmapIdentity, Uuid};
 use crate::error::Result;
 use crate::graph::{BitmapScope, Graph, GraphNode, Role};
-use crate::node::{Below, StoredBitmap};
+use crate::node::{Below, StoredBitmap, Trust};
 
 /// What an image has.
 pub(super) struct Listed {
@@ -97,6 +97,28 @@ impl Forms {
             later => Fate::Loads(later),
         }
     }
+}
+
+/// The node of an image below `here` with a form of a bitmap that is wanted there and not stored: a change that
+/// was to bring it along, from a drive's image to the next, was cut short, or made by somebody else. What the
+/// drive has changed since it was last clean is in that form, if anywhere.
+pub(super) fn left_below(
+    graph: &Graph,
+    all: &[Listed],
+    here: &Listed,
+    wanted: &Wanted,
+    is_claimed: impl Fn(&Listed) -> bool,
+) -> Option<Arc<str>> {
+    if matches!(wanted.keep, Keep::Node(_)) {
+        return None;
+    }
+    let below = all.iter().filter(|other| is_over(graph, here, other) && !is_claimed(other));
+    let is_form = |stored: &StoredBitmap| {
+        let was_kept_here = stored.identity.is_some() || stored.trust == Trust::Inconsistent;
+        stored.name == wanted.name && was_kept_here
+    };
+    let mut left = below.filter(|other| other.stored.iter().any(is_form));
+    left.next().map(|image| Arc::clone(&image.home.name))
 }
 
 /// Whether one of two images shows the other.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::doubt::{Fate, Forms, Later, Listed, are_related, doubt, doubt_of_what_is_above};
+use super::doubt::{
+    Fate, Forms, Later, Listed, are_related, doubt, doubt_of_what_is_above, left_below,
+};
 use super::place::home_for;
 use super::{Entry, Home, Keep, Persistence, scope_of, tell_not_kept};
 use crate::bitmap::{Bitmap, BitmapIdentity, BitmapName, BitmapState, Uuid};
@@ -174,6 +176,7 @@ impl Persistence {
             }
             self.load_from(cell, home, found).await?;
         }
+        let wanted_all = wanted;
         for (at, (wanted, home)) in wanted.iter().zip(&homes).enumerate() {
             if adopted[at] {
                 continue;
@@ -184,7 +187,22 @@ impl Persistence {
                 Forms::of(&graph, &all, &self.entries(), here, none)
             });
             let generation = forms.and_then(Forms::later).map_or(0, |later| later.generation);
-            self.begin(cell, wanted, home, generation)
+            let is_claimed = |image: &Listed| {
+                let mut claims = homes.iter().zip(wanted_all);
+                claims.any(|(home, other)| {
+                    home.generation == image.home.generation && other.name == wanted.name
+                })
+            };
+            let left = || left_below(&graph, &all, here?, wanted, is_claimed);
+            // Whoever knows it by its UUID knows what was changed from when on: here nobody does.
+            let doubt = match wanted.uuid {
+                Some(uuid) => {
+                    Some(format!("the image of node `{}` has none with the UUID {uuid}", home.name))
+                }
+                None => left()
+                    .map(|below| format!("the image of node `{below}` has it, which is below")),
+            };
+            self.begin(cell, wanted, home, (generation, doubt))
                 .await
                 .map_err(|error| NotKept { wanted: Some(at), error })?;
         }
@@ -305,13 +323,13 @@ impl Persistence {
     }
 
     /// Makes an entry for a bitmap that is not stored yet, but for forms up to this generation that do not count
-    /// any more, and keeps it from now on.
+    /// any more, and keeps it from now on; all dirty, if there is a doubt.
     async fn begin(
         &self,
         cell: &Arc<GraphCell>,
         wanted: &Wanted,
         home: &Home,
-        generation: u64,
+        (generation, doubt): (u64, Option<String>),
     ) -> Result<()> {
         let graph = cell.load();
         let bitmap = graph.find_bitmap(&wanted.scope, wanted.name.as_str()).ok_or_else(|| {
@@ -324,10 +342,10 @@ impl Persistence {
         }
         if let Some(uuid) = wanted.uuid {
             bitmap.set_identity(BitmapIdentity { uuid, generation });
-            // Whoever knows it by its UUID knows what was changed from when on: here nobody does.
+        }
+        if let Some(why) = doubt {
             bitmap.add_all();
             let (scope, name) = (wanted.scope.clone(), wanted.name.to_string());
-            let why = format!("the image of node `{}` has none with the UUID {uuid}", home.name);
             cell.tell(&graph, Event::BitmapMarkedWhole { scope, name, why });
         }
         make_entry(cell, bitmap, home).await?;
@@ -352,7 +370,7 @@ impl Persistence {
             Error::new(ErrorKind::NotFound, format!("bitmap `{name}` has been removed"))
         })?;
         let home = home_for(&graph, &scope, &keep)?;
-        self.begin(cell, &Wanted { scope, name, keep, uuid: None }, &home, 0).await
+        self.begin(cell, &Wanted { scope, name, keep, uuid: None }, &home, (0, None)).await
     }
 
     /// As [`Self::load`], after a change of the graph: what fails is told.

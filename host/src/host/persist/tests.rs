@@ -530,3 +530,29 @@ fn bitmaps_go_with_their_node_and_come_with_it() {
     host.shutdown().expect("an end in order");
     assert_eq!(other.listed(), ["theirs:r", "daily:r"]);
 }
+
+/// It comes home to the image that it had, whose entry has stayed.
+#[test]
+fn a_bitmap_comes_home_to_the_same_image() {
+    let image = Image::default();
+    let host = host_with_daily(&image).expect("a host");
+    let daily = host.bitmap(&of_drive(), "daily").expect("a bitmap");
+    write(&host, 5);
+    let first = image.entry("daily").and_then(|entry| entry.identity).expect("an identity");
+    transact(&host, vec![Action::EjectMedium { drive: "vda".into() }]).expect("ejected");
+    assert_eq!((daily.kept_in(), image.listed()), (None, vec!["daily:ru".to_owned()]));
+    let insert = Action::InsertMedium { drive: "vda".into(), node: "disk".into() };
+    transact(&host, vec![insert]).expect("inserted");
+    assert_eq!(daily.kept_in().as_deref(), Some("disk"));
+    assert!(host.bitmap(&of_node("disk"), "daily").is_err(), "it is the drive's");
+    let now = image.entry("daily").and_then(|entry| entry.identity).expect("an identity");
+    assert_eq!((now.uuid, now.generation > first.generation), (first.uuid, true));
+    // Nobody has recorded what was changed without the drive.
+    assert_eq!(dirty(&daily), all());
+    host.shutdown().expect("an end in order");
+    assert_eq!(image.listed(), ["daily:r"]);
+    let host = host_with_daily(&image).expect("a host");
+    let daily = host.bitmap(&of_drive(), "daily").expect("a bitmap");
+    assert_eq!((daily.state(), dirty(&daily)), (BitmapState::Recording, all()));
+    host.shutdown().expect("an end in order");
+}

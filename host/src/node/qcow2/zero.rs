@@ -97,7 +97,8 @@ impl Qcow2Node {
             let len = run.len.min(left);
             let shows_zeros = match run.kind {
                 MappingKind::Zero(_) => true,
-                MappingKind::Unallocated => self.shown_bytes(cx)? <= at,
+                // Past the end of a backing, too: it may get longer, and these stay zeros.
+                MappingKind::Unallocated => self.backing.is_none(),
                 MappingKind::Data(_) | MappingKind::Compressed(_) => false,
             };
             if !shows_zeros {

@@ -2,7 +2,7 @@
 
 use super::{SECTOR, new_disk, open_disk};
 use crate::check::mend;
-use crate::format::header::features::{BITMAPS, DIRTY, OPEN, RAW_EXTERNAL_DATA};
+use crate::format::header::features::{BITMAPS, DIRTY, OPEN, RAW_EXTERNAL_DATA, RECORD};
 use crate::read_header;
 use crate::testing::{Container, Geometry, MemoryStorage, blank_image, block_on};
 
@@ -87,6 +87,16 @@ fn a_mark_that_was_found_stays() {
     let mended = block_on(mend(&disk.container.file, 1 << 20)).expect("mends");
     assert!(mended.expect("it was left open").is_clean());
     assert_eq!(marks(&disk.container.file), (false, false));
+}
+
+/// A repair changes nothing that bitmaps, or what is recorded with them, speak of.
+#[test]
+fn mending_leaves_the_record_current() {
+    let file = MemoryStorage::new(blank_image(&Geometry::usual(1 << 20)));
+    file.write_now(AUTOCLEAR, &(BITMAPS | OPEN | RECORD).to_be_bytes());
+    block_on(mend(&file, 1 << 20)).expect("mends");
+    let header = block_on(read_header(&file)).expect("a header");
+    assert_eq!(header.autoclear, BITMAPS | RECORD);
 }
 
 /// What a flush after one new cluster costs, with refcounts and without: a sync for data before the mapping,

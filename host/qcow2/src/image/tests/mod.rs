@@ -8,6 +8,7 @@ mod abandoned;
 mod concurrent;
 mod crash;
 mod device;
+mod failed_syncs;
 mod flags;
 mod growth;
 mod hostile;

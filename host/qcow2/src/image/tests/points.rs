@@ -155,6 +155,11 @@ fn a_disk_shrinks() {
                 if header.size_bytes == old {
                     return;
                 }
+                if header.version >= Version::V3 {
+                    // Others do not look behind the end: who repairs leaves nothing there.
+                    block_on(disk.image.finish_shrink(&disk.container)).expect(context);
+                    assert!(!disk.image.modifying.has_begun(), "{context}: there was something");
+                }
                 grow(disk, old).expect(context);
                 let grown = contents(disk);
                 assert!(grown[..len] == before[..len], "{context}: bytes have changed");

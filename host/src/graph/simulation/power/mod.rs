@@ -259,19 +259,33 @@ fn power_is_lost_while_a_disk_changes_its_size() {
             made(&parts[0], 100, Some("base"), &own((0..100).step_by(3))),
             made(&parts[1], 180, None, &own(0..180)),
         ];
-        let (mut random, mut all, mut sectors) = (Random::new(6), Vec::new(), 100);
-        for round in 0..50 {
-            all.push(match round % 5 {
-                0 => {
-                    sectors = random.within(40..300);
-                    Step::Resize(sectors)
-                }
-                3 => Step::Flush,
-                _ => Step::Write(some(&mut random, sectors, 30)),
-            });
-        }
-        all.push(Step::Close);
-        check("resize", parts, containers, all, false);
+        check("resize", parts, containers, resizes(), false);
+    }
+}
+
+/// Of a disk of 100 sectors, with writes between.
+fn resizes() -> Vec<Step> {
+    let (mut random, mut all, mut sectors) = (Random::new(6), Vec::new(), 100);
+    for round in 0..50 {
+        all.push(match round % 5 {
+            0 => {
+                sectors = random.within(40..300);
+                Step::Resize(sectors)
+            }
+            3 => Step::Flush,
+            _ => Step::Write(some(&mut random, sectors, 30)),
+        });
+    }
+    all.push(Step::Close);
+    all
+}
+
+#[test]
+fn power_is_lost_while_a_disk_in_another_file_changes_its_size() {
+    for data in [Data::Apart, Data::Raw] {
+        let parts = alone(Geometry { cluster_bits: 10, data, ..Geometry::PLAIN });
+        let containers = vec![made(&parts[0], 100, None, &own((0..100).step_by(3)))];
+        check("resize of a data file", parts, containers, resizes(), false);
     }
 }
 
