@@ -8,11 +8,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use blockloom::graph::ChildDecl;
+use blockloom::graph::{ChildDecl, Events};
 use blockloom::io::WorkerOptions;
 use blockloom::node::MemoryNode;
 use blockloom::plugin::{
-    Instance, InstanceError, PluginLimits, PluginModule, PluginNode, PluginRuntime,
+    Instance, InstanceError, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime,
 };
 use blockloom::{Drive, ErrorKind, Host, Result};
 use blockloom_tests::{DEADLINE, eventually};
@@ -53,20 +53,21 @@ pub(super) struct Setup<'a> {
     pub(super) guest: Guest<'a>,
     pub(super) limits: PluginLimits,
     pub(super) workers: usize,
+    pub(super) policy: OnFault,
 }
 
 impl<'a> Setup<'a> {
     /// One worker, so that the neighbour shares it; a call may take 20 ms.
     pub(super) fn of(guest: Guest<'a>) -> Self {
         let limits = PluginLimits { call: Duration::from_millis(20), ..PluginLimits::default() };
-        Self { guest, limits, workers: 1 }
+        Self { guest, limits, workers: 1, policy: OnFault::Fail }
     }
 
     /// The plugin alone.
     pub(super) fn instance(&self) -> Result<Arc<Instance>, InstanceError> {
         let runtime = Arc::new(PluginRuntime::new()?);
         let module = PluginModule::load(&runtime, "evil", &self.guest.module())?;
-        Instance::new(&Arc::new(module), "{}", self.limits)
+        Instance::with_policy(&Arc::new(module), "{}", self.limits, self.policy)
     }
 
     pub(super) fn start(self) -> Scene {
@@ -90,7 +91,8 @@ impl<'a> Setup<'a> {
             .start()?;
         let neighbour = Neighbour::start(host.drive("calm")?);
         let instance = Arc::clone(instance);
-        Ok(Scene { host, instance, disk, fan, neighbour, call: self.limits.call })
+        let events = host.events();
+        Ok(Scene { host, instance, events, disk, fan, neighbour, call: self.limits.call })
     }
 }
 
@@ -98,6 +100,7 @@ impl<'a> Setup<'a> {
 pub(super) struct Scene {
     pub(super) host: Host,
     pub(super) instance: Arc<Instance>,
+    pub(super) events: Events,
     pub(super) disk: Arc<Disk>,
     fan: Fan,
     neighbour: Neighbour,
