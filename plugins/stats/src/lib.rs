@@ -7,7 +7,8 @@
 //!
 //! A report has a line for each kind of which there were requests: how many, how many failed, bytes, and the
 //! latency that half, 99 in 100 and all of them did not exceed (to within an eighth). Each covers what
-//! ended since the one before it; what comes when the node is removed covers all.
+//! ended since the one before it, and comes with the first request that ends when its time has passed; what
+//! comes when the node is removed covers all.
 #![deny(unsafe_code)]
 
 mod histogram;
@@ -63,6 +64,8 @@ struct Counts {
     name: String,
     recent: [Count; ALL.len()],
     whole: [Count; ALL.len()],
+    /// When the time of the next report began; none before the first request.
+    began: Option<Time>,
 }
 
 /// The filter.
@@ -78,7 +81,6 @@ impl Filter for StatsFilter {
     const KINDS: Kinds = Kinds::NONE;
     const DECIDE: Kinds = Kinds::ALL;
     const NOTIFY: Kinds = Kinds::ALL;
-    const JOB: bool = true;
 
     fn describe() -> Description {
         Description::new("stats", env!("CARGO_PKG_VERSION"))
@@ -89,7 +91,6 @@ impl Filter for StatsFilter {
         Ok(Self { config, nodes: RefCell::default(), arrived: RefCell::default() })
     }
 
-    // A time between two reports counts from the next one on.
     fn reload(&self, config: &str) -> Result<(), ConfigError> {
         self.config.set(Config::from_json(config)?);
         let rules = [Rule::always(self.config.get().kinds)];
@@ -101,7 +102,8 @@ impl Filter for StatsFilter {
     fn add_node(&self, node: Node) -> Result<(), String> {
         set_rules(node.index, &[Rule::always(self.config.get().kinds)], 0)?;
         let (recent, whole) = Default::default();
-        self.nodes.borrow_mut().insert(node.index, Counts { name: node.name, recent, whole });
+        let counts = Counts { name: node.name, recent, whole, began: None };
+        self.nodes.borrow_mut().insert(node.index, counts);
         Ok(())
     }
 
@@ -131,6 +133,7 @@ impl Filter for StatsFilter {
         let latency = cx.now() - arrived.unwrap_or_default();
         let mut nodes = self.nodes.borrow_mut();
         if let Some(counts) = nodes.get_mut(&request.node) {
+            let began = *counts.began.get_or_insert(cx.now());
             let kind = request.kind as usize;
             for count in [&mut counts.recent, &mut counts.whole].map(|counts| &mut counts[kind]) {
                 count.failed += u64::from(result.is_err());
@@ -138,21 +141,13 @@ impl Filter for StatsFilter {
                 count.bytes = count.bytes.saturating_add(if has_range { request.len } else { 0 });
                 count.latency.add(latency);
             }
+            if self.config.get().every.is_some_and(|every| cx.now() - began >= every) {
+                report(&counts.name, &counts.recent);
+                counts.recent = Default::default();
+                counts.began = Some(cx.now());
+            }
         }
         result
-    }
-
-    async fn job(&self, node: NodeId, cx: &Cx) {
-        while let Some(every) = self.config.get().every {
-            cx.sleep_until(cx.now() + every).await;
-            if cx.stop_requested() {
-                return;
-            }
-            let mut nodes = self.nodes.borrow_mut();
-            let Some(counts) = nodes.get_mut(&node) else { return };
-            report(&counts.name, &counts.recent);
-            counts.recent = Default::default();
-        }
     }
 }
 
