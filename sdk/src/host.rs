@@ -99,6 +99,26 @@ pub struct Rule {
     pub budget: Option<Budget>,
 }
 
+impl Rule {
+    /// Ask about these kinds, whatever the range.
+    ///
+    /// ```
+    /// use blockloom_sdk::{Condition, Kinds, Rule};
+    ///
+    /// assert_eq!(Rule::always(Kinds::READ).only, Condition::Always);
+    /// ```
+    #[must_use]
+    pub const fn always(kinds: Kinds) -> Self {
+        Self { kinds, only: Condition::Always, budget: None }
+    }
+
+    /// Ask about these kinds where the bitmap has a bit set.
+    #[must_use]
+    pub const fn any_set(kinds: Kinds, bitmap: BitmapIndex) -> Self {
+        Self { kinds, only: Condition::AnySet(bitmap), budget: None }
+    }
+}
+
 /// Where a rule applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {

@@ -81,6 +81,7 @@ pub mod guest;
 mod heap;
 mod host;
 mod lock;
+mod random;
 mod runtime;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
@@ -103,6 +104,7 @@ pub use host::{
     bitmap_set, log, set_rules,
 };
 pub use lock::{RangeGuard, RangeLocks};
+pub use random::Random;
 pub use together::{Signal, each_of, either};
 
 /// Makes a [`Filter`] the one that this component exports. Expands to nothing on other targets.

@@ -23,7 +23,12 @@ use std::{env, fmt, fs, io};
 pub const PLUGINS: &[(&str, &str)] = &[
     ("backup", "blockloom-plugin-backup"),
     ("copy-on-read", "blockloom-plugin-copy-on-read"),
+    ("delay", "blockloom-plugin-delay"),
+    ("error", "blockloom-plugin-error"),
+    ("log", "blockloom-plugin-log"),
     ("pass", "blockloom-plugin-pass"),
+    ("protect", "blockloom-plugin-protect"),
+    ("stats", "blockloom-plugin-stats"),
     ("throttle", "blockloom-plugin-throttle"),
 ];
 

@@ -42,6 +42,18 @@ impl<'a> Iterator for Entries<'a> {
     }
 }
 
+/// The values of a checked array, as they are written.
+pub(super) fn items(array: &str) -> impl Iterator<Item = &str> {
+    let mut scanner = Scanner { json: array, at: 1 };
+    std::iter::from_fn(move || {
+        scanner.take(b',');
+        scanner.space();
+        let from = scanner.at;
+        scanner.value(0).ok()?;
+        Some(scanner.since(from))
+    })
+}
+
 /// What a string's text stands for; none if the text is no string.
 pub(super) fn unquoted(string: &str) -> Option<String> {
     let inner = string.strip_prefix('"')?.strip_suffix('"')?;
@@ -206,6 +218,9 @@ mod tests {
             ]
         );
         assert_eq!(entries("{}").count(), 0);
+        let found: Vec<_> = items(r#"[ 1,"a]" ,[2, 3],{"b":[]} ]"#).collect();
+        assert_eq!(found, ["1", r#""a]""#, "[2, 3]", r#"{"b":[]}"#]);
+        assert_eq!(items("[]").count() + items("[ ]").count(), 0);
     }
 
     #[test]

@@ -6,7 +6,18 @@ mod unit;
 use std::fmt;
 use std::time::Duration;
 
-use crate::text::text;
+use blockloom_abi::Kinds;
+
+use crate::text::{decimal, text};
+
+const KINDS: [(&str, Kinds); 6] = [
+    ("read", Kinds::READ),
+    ("write", Kinds::WRITE),
+    ("zero", Kinds::ZERO),
+    ("discard", Kinds::DISCARD),
+    ("flush", Kinds::FLUSH),
+    ("resize", Kinds::RESIZE),
+];
 
 /// What is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +178,79 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// A list of strings.
+    ///
+    /// # Errors
+    ///
+    /// That the value, or one of the list, is something else.
+    pub fn strings(&mut self, key: &'static str) -> Result<Option<Vec<String>>, ConfigError> {
+        let Some(items) = self.items(key, "a list of strings")? else { return Ok(None) };
+        let mut strings = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            match json::unquoted(item) {
+                Some(string) => strings.push(string),
+                None => {
+                    let message = expected("a string", item);
+                    return Err(ConfigError { path: self.path_in(key, index), message });
+                }
+            }
+        }
+        Ok(Some(strings))
+    }
+
+    /// A list of tables.
+    ///
+    /// # Errors
+    ///
+    /// That the value, or one of the list, is something else.
+    pub fn tables(&mut self, key: &'static str) -> Result<Option<Vec<Self>>, ConfigError> {
+        let Some(items) = self.items(key, "a list of tables")? else { return Ok(None) };
+        let mut tables = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            tables.push(Self::within(self.path_in(key, index), item)?);
+        }
+        Ok(Some(tables))
+    }
+
+    /// Kinds of requests: a list of `"read"`, `"write"`, `"zero"`, `"discard"`, `"flush"` and `"resize"`.
+    ///
+    /// ```
+    /// use blockloom_sdk::{Kinds, Table};
+    ///
+    /// let mut table = Table::parse(r#"{ "kinds": ["read", "flush"] }"#)?;
+    /// assert_eq!(table.kinds("kinds")?, Some(Kinds::READ.with(Kinds::FLUSH)));
+    /// # Ok::<(), blockloom_sdk::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// That the value, or one of the list, is something else.
+    pub fn kinds(&mut self, key: &'static str) -> Result<Option<Kinds>, ConfigError> {
+        let Some(names) = self.strings(key)? else { return Ok(None) };
+        let mut kinds = Kinds::NONE;
+        for (index, name) in names.iter().enumerate() {
+            let Some((_, of)) = KINDS.iter().find(|(known, _)| known == name) else {
+                let message = text(&[
+                    "there is no kind `",
+                    name,
+                    "`; there is: read, write, zero, discard, flush, resize",
+                ]);
+                return Err(ConfigError { path: self.path_in(key, index), message });
+            };
+            kinds = kinds.with(*of);
+        }
+        Ok(Some(kinds))
+    }
+
+    /// A number from 0 to 1 (`0.25`), exact to 9 digits, in parts of 10^9.
+    ///
+    /// # Errors
+    ///
+    /// That the value is something else.
+    pub fn billionths(&mut self, key: &'static str) -> Result<Option<u64>, ConfigError> {
+        self.number(key, "a number from 0 to 1 such as 0.25", unit::billionths)
+    }
+
     /// An error at a key of this table, for what only the plugin knows to be wrong.
     #[must_use]
     pub fn error(&self, key: &str, message: impl Into<String>) -> ConfigError {
@@ -214,6 +298,22 @@ impl<'a> Table<'a> {
             Some(number) => Ok(Some(number)),
             None => Err(self.error(key, expected(wanted, value))),
         }
+    }
+
+    fn items(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+    ) -> Result<Option<Vec<&'a str>>, ConfigError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        if !value.starts_with('[') {
+            return Err(self.error(key, expected(wanted, value)));
+        }
+        Ok(Some(json::items(value).collect()))
+    }
+
+    fn path_in(&self, key: &str, index: usize) -> String {
+        text(&[&self.path_of(key), ".", &decimal(index as u32)])
     }
 
     fn path_of(&self, key: &str) -> String {
@@ -279,6 +379,29 @@ mod tests {
         let error = inner.finish().expect_err("refused");
         assert_eq!(error.to_string(), "read.burts: unknown key; known are: iops");
         outer.finish().expect("all known");
+    }
+
+    #[test]
+    fn lists_are_read_and_their_parts_are_named() {
+        let json = r#"{"k":["read","trim"],"r":[{"at":1},7],"s":["a",null],"n":"read","f":2}"#;
+        let mut table = Table::parse(json).expect("an object");
+        for (error, expect) in [
+            (
+                table.kinds("k").err(),
+                "k.1: there is no kind `trim`; there is: read, write, zero, discard, flush, resize",
+            ),
+            (table.tables("r").err(), "r.1: expected a table, found 7"),
+            (table.strings("s").err(), "s.1: expected a string, found null"),
+            (table.kinds("n").err(), "n: expected a list of strings, found \"read\""),
+            (table.billionths("f").err(), "f: expected a number from 0 to 1 such as 0.25, found 2"),
+        ] {
+            assert_eq!(error.expect("refused").to_string(), expect);
+        }
+        let mut table = Table::parse(r#"{"r":[{"at":1},{"ta":2}]}"#).expect("an object");
+        let mut found = table.tables("r").expect("a list").expect("there");
+        assert_eq!(found[0].integer("at"), Ok(Some(1)));
+        let error = found.remove(1).finish().expect_err("unknown");
+        assert_eq!(error.path, "r.1.ta");
     }
 
     #[test]

@@ -25,6 +25,23 @@ pub(super) fn nanos(text: &str) -> Option<u64> {
     scaled(text, &TIMES)
 }
 
+/// A decimal number from 0 to 1, in parts of 10^9.
+pub(super) fn billionths(text: &str) -> Option<u64> {
+    const DIGITS: usize = 9;
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let used = part.get(..part.len().min(DIGITS))?;
+    let is_number = !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit());
+    let mut billionths = integer(used)?;
+    for _ in used.len()..DIGITS {
+        billionths *= 10;
+    }
+    match integer(whole)? {
+        0 if is_number => Some(billionths),
+        1 if is_number && part.bytes().all(|digit| digit == b'0') => Some(1_000_000_000),
+        _ => None,
+    }
+}
+
 fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.as_bytes().split_at_checked(digits)?;
@@ -56,6 +73,25 @@ mod tests {
             ("1KiBs", None),
         ] {
             assert_eq!(size(text), expect, "{text}");
+        }
+    }
+
+    #[test]
+    fn fractions() {
+        for (text, expect) in [
+            ("0", Some(0)),
+            ("1", Some(1_000_000_000)),
+            ("1.0", Some(1_000_000_000)),
+            ("0.25", Some(250_000_000)),
+            ("0.0000000019", Some(1)),
+            ("1.1", None),
+            ("2", None),
+            ("-0.5", None),
+            ("0.", None),
+            ("0.5.5", None),
+            ("5e-1", None),
+        ] {
+            assert_eq!(billionths(text), expect, "{text}");
         }
     }
 

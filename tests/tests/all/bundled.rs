@@ -13,7 +13,9 @@ const LARGEST_BYTES: usize = 80 << 10;
 #[test]
 fn bundled_modules_are_small_core_modules() {
     let names: Vec<_> = bundled_names().collect();
-    assert_eq!(names, ["backup", "copy-on-read", "pass", "throttle"]);
+    let expect =
+        ["backup", "copy-on-read", "delay", "error", "log", "pass", "protect", "stats", "throttle"];
+    assert_eq!(names, expect);
     for name in names {
         let module = bundled(name).expect("a bundled plugin");
         assert!(module.starts_with(b"\0asm\x01\0\0\0"), "{name} is no core module");
@@ -110,7 +112,7 @@ fn inspecting_what_is_no_plugin() {
     let (code, stdout, stderr) = inspect("passs");
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
     expect![[r#"
-        error: there is no bundled plugin `passs` (there is: backup, copy-on-read, pass, throttle); give a path that ends in .wasm
+        error: there is no bundled plugin `passs` (there is: backup, copy-on-read, delay, error, log, pass, protect, stats, throttle); give a path that ends in .wasm
     "#]].assert_eq(&stderr);
     let path = scratch.image_of("text.wasm", b"hello");
     let (code, _, stderr) = inspect(&path.display().to_string());

@@ -21,6 +21,7 @@ mod locks;
 mod own_node;
 mod qcow2;
 mod requests;
+mod small_filters;
 mod stack;
 mod throttle;
 

@@ -131,6 +131,15 @@ macro_rules! errnos {
                     _ => None,
                 }
             }
+
+            /// The error with that symbol, if it is one of those named here.
+            #[must_use]
+            pub fn named(name: &str) -> Option<Self> {
+                match name {
+                    $(stringify!($name) => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
         }
     };
 }

@@ -2,7 +2,8 @@
 //!
 //! Requests are handed over one by one ([`Harness::submit`]) or as a turn brings them
 //! ([`Harness::submit_all`]); what the filter decides is kept for each. Operations on children are
-//! listed and ended by the test. The clock stands still between calls of [`Harness::advance`].
+//! listed and ended by the test. The clock stands still between calls of [`Harness::advance`]. A harness made
+//! [`with_children`](Harness::with_children) does the operations itself, to bytes in memory.
 //!
 //! ```
 //! use blockloom_sdk::testing::{Answer, Harness};
@@ -20,17 +21,27 @@
 //! # Ok::<(), blockloom_sdk::ConfigError>(())
 //! ```
 
-use std::cell::RefCell;
+mod children;
+mod disk;
+mod host;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use blockloom_abi::{
-    Action, BitmapIndex, Control, Done, Entry, Errno, Event, Extent, Kind, MAX_ACTIONS, MAX_EVENTS,
-    NodeIndex, Operation, PollOne, Request, RequestFlags, RequestId, Subject, Token,
+    Action, BitmapIndex, Control, ControlKind, Done, Entry, Errno, Event, Extent, Kind,
+    MAX_ACTIONS, MAX_EVENTS, NodeIndex, Operation, PollOne, Request, RequestFlags, RequestId,
+    Subject, Token,
+};
+
+use children::Scene;
+pub use disk::Disk;
+pub(crate) use host::{
+    bitmap_count, bitmap_merge, bitmap_next, bitmap_own, bitmap_set, log, set_rules,
 };
 
 use crate::exec::Instance;
-use crate::{ConfigError, Filter, Level, Rule, Time};
+use crate::{Child, ConfigError, Filter, Grants, Level, Node, Rule, Time};
 
 /// What a filter decided about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +78,11 @@ pub struct Harness<F: Filter> {
     instance: Instance<F>,
     now: Time,
     next: u32,
+    nodes: u16,
     answers: BTreeMap<u32, Answer>,
     operations: Vec<Action>,
     timers: BTreeSet<(u64, u32)>,
+    scene: Option<Scene>,
 }
 
 impl<F: Filter> Harness<F> {
@@ -79,14 +92,16 @@ impl<F: Filter> Harness<F> {
     ///
     /// What the filter finds wrong with the configuration.
     pub fn new(config: &str) -> Result<Self, ConfigError> {
-        HOST.with_borrow_mut(|host| *host = Host::default());
+        host::with(|host| *host = host::Host::default());
         Ok(Self {
             instance: Instance::new(F::configure(config)?),
             now: Time::from_nanos(1_000_000_000),
             next: 0,
+            nodes: 0,
             answers: BTreeMap::new(),
             operations: Vec::new(),
             timers: BTreeSet::new(),
+            scene: None,
         })
     }
 
@@ -100,6 +115,38 @@ impl<F: Filter> Harness<F> {
     #[must_use]
     pub fn now(&self) -> Time {
         self.now
+    }
+
+    /// A node of that size with nothing to it but a filtered child; the first has index 0. Requests may be
+    /// handed over without one, too.
+    ///
+    /// # Errors
+    ///
+    /// What the filter says against it.
+    pub fn add_node(&mut self, name: &str, size_bytes: u64) -> Result<NodeIndex, String> {
+        let index = NodeIndex(self.nodes);
+        self.nodes += 1;
+        host::with(|host| host.add_node(index, size_bytes));
+        let file = Child { size_bytes, granted: Grants::NONE };
+        self.filter().add_node(Node {
+            index,
+            name: name.to_owned(),
+            size_bytes,
+            read_only: false,
+            children: vec![Some(file)],
+            bitmaps: Vec::new(),
+        })?;
+        Ok(index)
+    }
+
+    /// Starts the job of a node.
+    pub fn start_job(&mut self, node: NodeIndex) {
+        self.control(Control { kind: ControlKind::JobStart, node, first: 0, second: 0 });
+    }
+
+    /// Asks the job of a node to end.
+    pub fn stop_job(&mut self, node: NodeIndex) {
+        self.control(Control { kind: ControlKind::JobStop, node, first: 0, second: 0 });
     }
 
     /// Hands over one request for node 0, by the flat call.
@@ -116,17 +163,28 @@ impl<F: Filter> Harness<F> {
         offset: u64,
         len: u64,
     ) -> RequestId {
+        if self.scene.is_some() && node == NodeIndex(0) {
+            return self.admit(kind, flags, offset, len, Vec::new());
+        }
         let id = self.new_id();
-        let request = Request { id, node, kind, flags, offset, len };
+        self.offer(Request { id, node, kind, flags, offset, len });
+        id
+    }
+
+    fn offer(&mut self, request: Request) {
+        let id = request.id;
         let word = self.instance.poll_one(self.now.as_nanos(), request.encode());
         match PollOne::decode(word).expect("a verdict word") {
             PollOne::Queued => self.poll(&[]),
             PollOne::Forward { not_before_ns } => {
-                let answer = Answer::forwarded_at(Time::from_nanos(not_before_ns));
-                self.answers.insert(id.bits(), answer);
+                self.answered(id, Answer::forwarded_at(Time::from_nanos(not_before_ns)));
             }
         }
-        id
+    }
+
+    fn answered(&mut self, id: RequestId, answer: Answer) {
+        self.answers.insert(id.bits(), answer);
+        self.note(id, answer);
     }
 
     /// Hands over several requests for node 0 as one turn.
@@ -216,18 +274,18 @@ impl<F: Filter> Harness<F> {
     /// What the filter logged on this thread since the harness was made.
     #[must_use]
     pub fn logged(&self) -> Vec<(Level, String)> {
-        HOST.with_borrow(|host| host.logged.clone())
+        host::with(|host| host.logged.clone())
     }
 
     /// The rules of a node and their epoch, if the filter set any.
     #[must_use]
     pub fn rules(&self, node: NodeIndex) -> Option<(Vec<Rule>, u32)> {
-        HOST.with_borrow(|host| host.rules.get(&node.0).cloned())
+        host::with(|host| host.rules(node).cloned())
     }
 
     /// Makes an empty bitmap of bytes.
     pub fn add_bitmap(&mut self, bitmap: BitmapIndex) {
-        HOST.with_borrow_mut(|host| host.bitmaps.insert(bitmap.0, BTreeMap::new()));
+        host::with(|host| host.add_bitmap(bitmap));
     }
 
     fn new_id(&mut self) -> RequestId {
@@ -254,14 +312,15 @@ impl<F: Filter> Harness<F> {
                     notify: forward.notify,
                     claim: forward.claim,
                 };
-                self.answers.insert(forward.id.bits(), answer);
+                self.answered(forward.id, answer);
             }
             Action::Complete(complete) => {
-                self.answers.insert(complete.id.bits(), Answer::Completed(complete.result));
+                self.answered(complete.id, Answer::Completed(complete.result));
             }
             Action::Timer { token, at_ns } => {
                 self.timers.insert((at_ns.max(self.now.as_nanos()), token.0));
             }
+            Action::Drop { buffer } if self.scene.is_some() => self.drop_buffer(buffer),
             other => self.operations.push(other),
         }
     }
@@ -284,105 +343,4 @@ fn token(action: &Action) -> Option<Token> {
         | Action::Flush(operation) => Some(operation.token),
         _ => None,
     }
-}
-
-/// What stands behind the functions of the host outside the data plane, one for each thread.
-#[derive(Default)]
-struct Host {
-    logged: Vec<(Level, String)>,
-    rules: BTreeMap<u16, (Vec<Rule>, u32)>,
-    /// Runs of set bytes that do not touch: where each starts, and where it ends.
-    bitmaps: BTreeMap<u32, BTreeMap<u64, u64>>,
-    /// Of a node's own: which it is, and its granularity.
-    own_bitmaps: BTreeMap<(u16, String), (u32, u64)>,
-}
-
-thread_local! {
-    static HOST: RefCell<Host> = RefCell::default();
-}
-
-pub(crate) fn log(level: Level, message: &str) {
-    HOST.with_borrow_mut(|host| host.logged.push((level, message.to_owned())));
-}
-
-pub(crate) fn set_rules(node: NodeIndex, rules: &[Rule], epoch: u32) -> Result<(), String> {
-    HOST.with_borrow_mut(|host| host.rules.insert(node.0, (rules.to_vec(), epoch)));
-    Ok(())
-}
-
-pub(crate) fn bitmap_own(
-    node: NodeIndex,
-    name: &str,
-    granularity_bytes: u64,
-) -> Result<BitmapIndex, String> {
-    if !granularity_bytes.is_power_of_two() || !(512..=1 << 31).contains(&granularity_bytes) {
-        return Err(format!("{granularity_bytes} is no granularity"));
-    }
-    HOST.with_borrow_mut(|host| {
-        let key = (node.0, name.to_owned());
-        let (index, granularity) = match host.own_bitmaps.get(&key) {
-            Some(known) => *known,
-            None => {
-                let free = (0..).find(|index| !host.bitmaps.contains_key(index));
-                (free.ok_or("too many bitmaps")?, granularity_bytes)
-            }
-        };
-        if granularity != granularity_bytes {
-            return Err(format!("bitmap `{name}` has granules of {granularity} bytes"));
-        }
-        host.own_bitmaps.insert(key, (index, granularity));
-        host.bitmaps.entry(index).or_default();
-        Ok(BitmapIndex(index))
-    })
-}
-
-pub(crate) fn bitmap_count(bitmap: BitmapIndex) -> u64 {
-    HOST.with_borrow(|host| {
-        let runs = host.bitmaps.get(&bitmap.0);
-        runs.map_or(0, |runs| runs.iter().map(|(start, end)| end - start).sum())
-    })
-}
-
-pub(crate) fn bitmap_merge(into: BitmapIndex, from: BitmapIndex) -> Result<(), String> {
-    let runs = HOST.with_borrow(|host| host.bitmaps.get(&from.0).cloned());
-    for (start, end) in runs.ok_or("no such bitmap")? {
-        bitmap_set(into, start, end - start, true)?;
-    }
-    Ok(())
-}
-
-pub(crate) fn bitmap_next(bitmap: BitmapIndex, from: u64) -> Option<(u64, u64)> {
-    HOST.with_borrow(|host| {
-        let runs = host.bitmaps.get(&bitmap.0)?;
-        let run = runs.iter().find(|(_, end)| **end > from)?;
-        let start = from.max(*run.0);
-        Some((start, run.1 - start))
-    })
-}
-
-pub(crate) fn bitmap_set(
-    bitmap: BitmapIndex,
-    offset: u64,
-    len: u64,
-    value: bool,
-) -> Result<(), String> {
-    let end = offset.checked_add(len).ok_or("past the end")?;
-    HOST.with_borrow_mut(|host| {
-        let runs = host.bitmaps.get_mut(&bitmap.0).ok_or("no such bitmap")?;
-        let mut kept = BTreeMap::new();
-        let (mut first, mut last) = (offset, end);
-        for (&start, &stop) in &*runs {
-            if stop < offset || start > end {
-                kept.insert(start, stop);
-            } else if value {
-                (first, last) = (first.min(start), last.max(stop));
-            } else {
-                kept.extend((start < offset).then_some((start, offset)));
-                kept.extend((stop > end).then_some((end, stop)));
-            }
-        }
-        kept.extend((value && first < last).then_some((first, last)));
-        *runs = kept;
-        Ok(())
-    })
 }

@@ -1,0 +1,550 @@
+//! The part of a host that has children: what a filter asks for is done to bytes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use blockloom_abi::{
+    Action, BitmapIndex, ChildIndex, Control, ControlKind, CopyRange, Done, Errno, Event, Extent,
+    Kind, Kinds, MAX_COPY_BYTES, NodeIndex, Operation, Parent, Request, RequestFlags, RequestId,
+    Subject, Token, Write,
+};
+
+use super::disk::{Disk, flags};
+use super::{Answer, Harness, host, token};
+use crate::exec::Instance;
+use crate::{Child, Condition, ConfigError, Description, Filter, Grants, Node, Random, Rule, Time};
+
+const NODE: NodeIndex = NodeIndex(0);
+
+/// The children of node 0 and the requests for it.
+pub(super) struct Scene {
+    description: Description,
+    kinds: Kinds,
+    config: String,
+    disks: Vec<Option<Disk>>,
+    requests: BTreeMap<u32, Pending>,
+    buffers: BTreeMap<u32, Filled>,
+    armed: u64,
+}
+
+/// A request from its arrival on.
+struct Pending {
+    request: Request,
+    data: Vec<u8>,
+    state: State,
+    /// The rules under which it passed uncalled.
+    passed_under: Option<u64>,
+}
+
+#[derive(Clone, PartialEq)]
+enum State {
+    /// The filter has it.
+    Offered,
+    /// To be done from a time on.
+    Forwarded {
+        not_before: Time,
+        notify: bool,
+    },
+    /// The child has done it, or a copy has served it; the filter's word is awaited.
+    Settled(Result<Vec<u8>, Errno>),
+    Ended(Result<Vec<u8>, Errno>),
+}
+
+/// What a READ brought.
+struct Filled {
+    child: ChildIndex,
+    range: Range<u64>,
+    bytes: Vec<u8>,
+    /// Changes of the child by then.
+    changes: usize,
+}
+
+impl<F: Filter> Harness<F> {
+    /// A configured filter whose node 0 has children with bytes, by the names that it describes; the
+    /// first is the one that it filters. What it wants of them is granted.
+    ///
+    /// Rules are kept, as in the real host: what they let pass is not offered. What was submitted and what
+    /// the filter asks for is done by [`run`](Self::run). Block status above another child
+    /// ([`Cx::status_above`](crate::Cx::status_above)) is that of the child's own blocks.
+    ///
+    /// ```
+    /// use blockloom_sdk::testing::{Disk, Harness};
+    /// # use blockloom_sdk::{ConfigError, Description, Errno, Filter, Kinds};
+    /// # struct Pass;
+    /// # impl Filter for Pass {
+    /// #     const KINDS: Kinds = Kinds::NONE;
+    /// #     fn describe() -> Description { Description::new("pass", "1") }
+    /// #     fn configure(_: &str) -> Result<Self, ConfigError> { Ok(Self) }
+    /// # }
+    ///
+    /// let mut host = Harness::<Pass>::with_children("{}", [("file", Disk::new(vec![0; 4096]))])?;
+    /// let write = host.write(100, b"bytes");
+    /// let read = host.read(102, 2);
+    /// host.run();
+    /// assert_eq!(host.result(write), Some(Ok(vec![])));
+    /// assert_eq!(host.result(read), Some(Ok(b"te".to_vec())));
+    /// assert_eq!(&host.disk("file").bytes()[100..105], b"bytes");
+    /// # Ok::<(), ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What the filter finds wrong with the configuration or the node.
+    ///
+    /// # Panics
+    ///
+    /// If a child that the filter requires is not there, or one is that it does not know.
+    pub fn with_children<'a>(
+        config: &str,
+        children: impl IntoIterator<Item = (&'a str, Disk)>,
+    ) -> Result<Self, ConfigError> {
+        let mut harness = Self::new(config)?;
+        let description = F::describe();
+        let mut disks: Vec<Option<Disk>> = description.children.iter().map(|_| None).collect();
+        for (name, disk) in children {
+            let at = description.children.iter().position(|child| child.name == name);
+            disks[at.unwrap_or_else(|| panic!("the filter has no child `{name}`"))] = Some(disk);
+        }
+        let kinds = F::KINDS.with(F::DECIDE).with(F::NOTIFY).with(description.also_offered);
+        let (requests, buffers) = (BTreeMap::new(), BTreeMap::new());
+        let config = config.to_owned();
+        harness.scene =
+            Some(Scene { description, kinds, config, disks, requests, buffers, armed: 0 });
+        let size_bytes = harness.disk("file").size_bytes();
+        host::with(|host| host.add_node(NODE, size_bytes));
+        harness.begin().map_err(|error| ConfigError::new("", error))?;
+        Ok(harness)
+    }
+
+    /// The node as the filter is told of it, and its job's start.
+    fn begin(&mut self) -> Result<(), String> {
+        let scene = self.scene.as_ref().expect("children");
+        let child = |(disk, want): (&Option<Disk>, &crate::ChildWant)| {
+            assert!(disk.is_some() || !want.required, "the filter needs a child `{}`", want.name);
+            disk.as_ref().map(|disk| Child { size_bytes: disk.size_bytes(), granted: want.wants })
+        };
+        let node = Node {
+            index: NODE,
+            name: "node".to_owned(),
+            size_bytes: self.disk("file").size_bytes(),
+            read_only: false,
+            children: scene.disks.iter().zip(&scene.description.children).map(child).collect(),
+            bitmaps: host::with(|host| host.own_bitmaps(NODE)),
+        };
+        self.filter().add_node(node)?;
+        if F::JOB {
+            self.start_job(NODE);
+        }
+        Ok(())
+    }
+
+    /// The child of that name.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    #[must_use]
+    pub fn disk(&self, name: &str) -> &Disk {
+        let scene = self.scene.as_ref().expect("a harness with children");
+        let at = scene.description.children.iter().position(|child| child.name == name);
+        at.and_then(|at| scene.disks[at].as_ref()).expect("a child of that name")
+    }
+
+    /// The same, to change it.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn disk_mut(&mut self, name: &str) -> &mut Disk {
+        let scene = self.scene.as_mut().expect("a harness with children");
+        let at = scene.description.children.iter().position(|child| child.name == name);
+        at.and_then(|at| scene.disks[at].as_mut()).expect("a child of that name")
+    }
+
+    /// Submits a read for node 0, which has children.
+    pub fn read(&mut self, offset: u64, len: u64) -> RequestId {
+        self.submit(Kind::Read, offset, len)
+    }
+
+    /// Submits a write for node 0, which has children.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> RequestId {
+        self.admit(Kind::Write, RequestFlags::NONE, offset, bytes.len() as u64, bytes.to_vec())
+    }
+
+    /// How a request ended, if it has; what a read has read.
+    #[must_use]
+    pub fn result(&self, id: RequestId) -> Option<Result<Vec<u8>, Errno>> {
+        match &self.scene.as_ref()?.requests.get(&id.bits())?.state {
+            State::Ended(result) => Some(result.clone()),
+            _ => None,
+        }
+    }
+
+    /// Does all that can be done without time passing, in the order in which it was asked for.
+    pub fn run(&mut self) {
+        while self.step(|_| 0) {}
+    }
+
+    /// Does all that can be done without time passing, in an order of chance.
+    pub fn run_in_any_order(&mut self, random: &Random) {
+        while self.step(|choices| random.below(choices as u64) as usize) {}
+    }
+
+    /// Lets time pass, and does all that can be done meanwhile.
+    pub fn run_for(&mut self, time: Duration) {
+        let until = self.now + time;
+        self.run();
+        while let Some(next) = self.next_due().filter(|next| *next <= until) {
+            self.advance(next - self.now);
+            self.run();
+        }
+        self.advance(until - self.now);
+        self.run();
+    }
+
+    /// The instance fails and is started again: with its configuration and its bitmaps and nothing else.
+    /// What it had not forwarded is offered again, what it had asked for is lost.
+    ///
+    /// # Errors
+    ///
+    /// What the filter says against the node.
+    pub fn restart(&mut self) -> Result<(), String> {
+        let scene = self.scene.as_mut().expect("a harness with children");
+        let filter = F::configure(&scene.config).map_err(|error| error.to_string())?;
+        scene.buffers.clear();
+        // Nobody is there any more to be told of an end.
+        for pending in scene.requests.values_mut() {
+            match &mut pending.state {
+                State::Forwarded { notify, .. } => *notify = false,
+                State::Settled(result) => pending.state = State::Ended(result.clone()),
+                State::Offered | State::Ended(_) => {}
+            }
+        }
+        let offered = scene.requests.values().filter(|it| it.state == State::Offered);
+        let offered: Vec<Event> = offered.map(|it| Event::Request(it.request)).collect();
+        host::with(host::Host::reset_rules);
+        self.instance = Instance::new(filter);
+        self.operations.clear();
+        self.timers.clear();
+        self.begin()?;
+        self.poll(&offered);
+        Ok(())
+    }
+
+    /// Takes a request in: it passes, or is offered.
+    pub(super) fn admit(
+        &mut self,
+        kind: Kind,
+        flags: RequestFlags,
+        offset: u64,
+        len: u64,
+        data: Vec<u8>,
+    ) -> RequestId {
+        let id = self.new_id();
+        let request = Request { id, node: NODE, kind, flags, offset, len };
+        let scene = self.scene.as_mut().expect("a harness with children");
+        let passes = !scene.kinds.contains(kind) || scene.passes(&request);
+        let state = if passes {
+            State::Forwarded { not_before: self.now, notify: false }
+        } else {
+            State::Offered
+        };
+        let passed_under = passes.then(|| host::with(|host| host.rules_generation));
+        scene.requests.insert(id.bits(), Pending { request, data, state, passed_under });
+        if passes {
+            self.answers.insert(id.bits(), Answer::forwarded_now());
+        } else {
+            self.offer(request);
+        }
+        id
+    }
+
+    pub(super) fn note(&mut self, id: RequestId, answer: Answer) {
+        let Some(scene) = &mut self.scene else { return };
+        let Some(pending) = scene.requests.get_mut(&id.bits()) else { return };
+        pending.state = match (answer, &pending.state) {
+            (_, State::Ended(_)) => return,
+            (Answer::Forwarded { not_before, notify, .. }, _) => {
+                State::Forwarded { not_before, notify }
+            }
+            (Answer::Completed(Err(errno)), _) => State::Ended(Err(errno)),
+            (Answer::Completed(Ok(())), State::Settled(settled)) => State::Ended(settled.clone()),
+            (Answer::Completed(Ok(())), _) => {
+                panic!("the filter completes a request that it neither forwarded nor served")
+            }
+        };
+    }
+
+    /// A buffer is given back.
+    pub(super) fn drop_buffer(&mut self, buffer: Token) {
+        if let Some(scene) = &mut self.scene {
+            scene.buffers.remove(&buffer.0);
+        }
+    }
+
+    /// When the next timer or request comes due.
+    fn next_due(&self) -> Option<Time> {
+        let timer = self.timers.first().map(|(at, _)| Time::from_nanos(*at));
+        let requests = self.scene.as_ref().into_iter().flat_map(|scene| scene.requests.values());
+        let held = requests.filter_map(|pending| match pending.state {
+            State::Forwarded { not_before, .. } => Some(not_before),
+            _ => None,
+        });
+        held.chain(timer).min()
+    }
+
+    /// Does one of what can be done; whether there was something.
+    fn step(&mut self, choose: impl FnOnce(usize) -> usize) -> bool {
+        if self.tell_armed() {
+            return true;
+        }
+        let now = self.now;
+        let scene = self.scene.as_mut().expect("a harness with children");
+        let due = |pending: &Pending| match pending.state {
+            State::Forwarded { not_before, .. } => not_before <= now,
+            _ => false,
+        };
+        let due: Vec<u32> =
+            scene.requests.iter().filter(|(_, it)| due(it)).map(|(id, _)| *id).collect();
+        let choices = self.operations.len() + due.len();
+        if choices == 0 {
+            return false;
+        }
+        let chosen = choose(choices);
+        match chosen.checked_sub(self.operations.len()) {
+            Some(index) => self.settle(due[index]),
+            None => self.carry_out(chosen),
+        }
+        true
+    }
+
+    /// Tells the filter when nothing is in flight any more that passed under older rules.
+    fn tell_armed(&mut self) -> bool {
+        let Some(scene) = &mut self.scene else { return false };
+        let generation = host::with(|host| host.rules_generation);
+        let is_older = |pending: &Pending| {
+            let is_in_flight = matches!(pending.state, State::Forwarded { .. });
+            is_in_flight && pending.passed_under.is_some_and(|under| under < generation)
+        };
+        if scene.armed == generation || scene.requests.values().any(is_older) {
+            return false;
+        }
+        scene.armed = generation;
+        let Some(epoch) = host::with(|host| host.rules(NODE).map(|rules| rules.1)) else {
+            return true;
+        };
+        let kind = ControlKind::Armed;
+        self.control(Control { kind, node: NODE, first: epoch.into(), second: 0 });
+        true
+    }
+
+    /// The child does a forwarded request.
+    fn settle(&mut self, id: u32) {
+        let scene = self.scene.as_mut().expect("a harness with children");
+        let Some(pending) = scene.requests.get_mut(&id) else { return };
+        let file = scene.disks[0].as_mut().expect("a filtered child");
+        let result = perform(file, &pending.request, &pending.data);
+        let notify = matches!(pending.state, State::Forwarded { notify: true, .. });
+        if notify {
+            let (id, end) = (pending.request.id, result.as_ref().map(|_| ()).map_err(|it| *it));
+            pending.state = State::Settled(result);
+            self.end(id, end);
+        } else {
+            pending.state = State::Ended(result);
+        }
+    }
+
+    fn carry_out(&mut self, index: usize) {
+        let action = self.operations.remove(index);
+        let scene = self.scene.as_mut().expect("a harness with children");
+        let (result, extents) = match scene.carry_out(&action) {
+            Ok(extents) => (Ok(()), extents),
+            Err(errno) => (Err(errno), Vec::new()),
+        };
+        let token = token(&action).expect("an operation");
+        let mut events: Vec<Event> = Vec::new();
+        for (range, is_own) in extents {
+            let (offset, len) = (range.start, range.end - range.start);
+            events.push(Event::Extent(Extent { token, flags: flags(is_own), offset, len }));
+        }
+        events.push(Event::Done(Done { subject: Subject::Operation(token), result, value: 0 }));
+        self.poll(&events);
+    }
+}
+
+/// Runs of a range, and whether each is allocated.
+type Extents = Vec<(Range<u64>, bool)>;
+
+impl Scene {
+    /// Whether the rules let a request pass.
+    fn passes(&self, request: &Request) -> bool {
+        let rules = host::with(|host| host.rules(NODE).map(|(rules, _)| rules.clone()));
+        let applies = |rule: &Rule| {
+            let has_range = !matches!(request.kind, Kind::Flush | Kind::Resize);
+            rule.kinds.contains(request.kind)
+                && match rule.only {
+                    Condition::AnySet(bitmap) if has_range => {
+                        let next = host::bitmap_next(bitmap, request.offset);
+                        next.is_some_and(|(start, _)| start < request.range().end)
+                    }
+                    Condition::Unallocated(child) if has_range => {
+                        self.disk(child).is_ok_and(|disk| {
+                            let runs = disk.status(request.range());
+                            runs.iter().any(|(_, is_own)| !is_own)
+                        })
+                    }
+                    _ => true,
+                }
+        };
+        rules.is_some_and(|rules| !rules.iter().any(applies))
+    }
+
+    fn disk(&self, child: ChildIndex) -> Result<&Disk, Errno> {
+        self.disks.get(usize::from(child.0)).and_then(Option::as_ref).ok_or(Errno::EINVAL)
+    }
+
+    /// A child for which one of the grants is there, and which does not fail.
+    fn granted(
+        &mut self,
+        child: ChildIndex,
+        any: Grants,
+        (kind, range): (Kind, &Range<u64>),
+    ) -> Result<&mut Disk, Errno> {
+        let index = usize::from(child.0);
+        let wants = self.description.children.get(index).ok_or(Errno::EINVAL)?.wants;
+        let disk = self.disks[index].as_mut().ok_or(Errno::EINVAL)?;
+        if any != Grants::NONE && wants.bits() & any.bits() == 0 {
+            return Err(Errno::EPERM);
+        }
+        disk.check(kind, range)?;
+        Ok(disk)
+    }
+
+    fn carry_out(&mut self, action: &Action) -> Result<Extents, Errno> {
+        match *action {
+            Action::Copy(copy) => self.copy(copy)?,
+            Action::Read(operation) => {
+                let (child, range) = (operation.child, range(&operation)?);
+                let disk = self.granted(child, Grants::READ, (Kind::Read, &range))?;
+                let (bytes, changes) = (disk.shown(&range).to_vec(), disk.changes());
+                self.buffers.insert(operation.token.0, Filled { child, range, bytes, changes });
+            }
+            Action::Write(write) => self.write(write)?,
+            Action::Zero(operation) => {
+                let range = range(&operation)?;
+                let disk = self.granted(operation.child, Grants::WRITE, (Kind::Zero, &range))?;
+                disk.change(&range).fill(0);
+            }
+            Action::Discard(operation) => {
+                let any = Grants::DISCARD.with(Grants::WRITE);
+                let range = range(&operation)?;
+                self.granted(operation.child, any, (Kind::Discard, &range))?.change(&range).fill(0);
+            }
+            Action::Flush(operation) => {
+                self.granted(operation.child, Grants::NONE, (Kind::Flush, &(0..0)))?;
+            }
+            Action::Status { operation, .. } => {
+                let range = operation.offset..operation.offset + operation.len;
+                let disk = self.granted(operation.child, Grants::NONE, (Kind::Read, &(0..0)))?;
+                let end = range.end.min(disk.size_bytes());
+                return Ok(disk.status(range.start..end));
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(Vec::new())
+    }
+
+    fn copy(&mut self, copy: CopyRange) -> Result<(), Errno> {
+        let range = copy.offset..copy.offset + copy.len;
+        if copy.len > MAX_COPY_BYTES {
+            return Err(Errno::EINVAL);
+        }
+        let from = self.granted(copy.from, Grants::READ, (Kind::Read, &range))?;
+        let bytes = from.shown(&range).to_vec();
+        if copy.claim && copy.from != copy.to {
+            return Err(Errno::EPERM);
+        }
+        for piece in pieces(&range, copy.clear) {
+            let to = self.granted(copy.to, writing(copy.claim), (Kind::Write, &piece))?;
+            if copy.claim {
+                to.own(&piece);
+            } else {
+                let start = (piece.start - range.start) as usize;
+                let len = (piece.end - piece.start) as usize;
+                to.change(&piece).copy_from_slice(&bytes[start..start + len]);
+            }
+        }
+        if let Some(bitmap) = copy.clear {
+            host::bitmap_set(bitmap, range.start, copy.len, false).map_err(|_| Errno::EINVAL)?;
+        }
+        if let (true, Parent::Request(id)) = (copy.serve, copy.parent)
+            && let Some(pending) = self.requests.get_mut(&id.bits())
+        {
+            pending.state = State::Settled(Ok(bytes));
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, write: Write) -> Result<(), Errno> {
+        let range = range(&write.operation)?;
+        let source = self.buffers.get(&write.source.0).ok_or(Errno::EINVAL)?;
+        if source.bytes.len() as u64 != write.operation.len {
+            return Err(Errno::EINVAL);
+        }
+        let bytes = source.bytes.clone();
+        let child = write.operation.child;
+        if write.claim {
+            if source.range != range || source.child != child {
+                return Err(Errno::EPERM);
+            }
+            if self.disk(child)?.is_changed(&range, source.changes) {
+                return Err(Errno::ESTALE);
+            }
+        }
+        let disk = self.granted(child, writing(write.claim), (Kind::Write, &range))?;
+        if write.claim {
+            disk.own(&range);
+        } else {
+            disk.change(&range).copy_from_slice(&bytes);
+        }
+        Ok(())
+    }
+}
+
+fn writing(claim: bool) -> Grants {
+    if claim { Grants::WRITE.with(Grants::WRITE_UNCHANGED) } else { Grants::WRITE }
+}
+
+/// The parts of a range to copy: those that are set, where a bitmap is named.
+fn pieces(range: &Range<u64>, set: Option<BitmapIndex>) -> Vec<Range<u64>> {
+    let Some(bitmap) = set else { return vec![range.clone()] };
+    let mut pieces: Vec<Range<u64>> = Vec::new();
+    let mut at = range.start;
+    while let Some((start, len)) = host::bitmap_next(bitmap, at).filter(|run| run.0 < range.end) {
+        at = range.end.min(start + len);
+        pieces.push(start..at);
+    }
+    pieces
+}
+
+/// The range of an operation that moves bytes.
+fn range(operation: &Operation) -> Result<Range<u64>, Errno> {
+    let end = operation.offset.checked_add(operation.len).ok_or(Errno::EINVAL)?;
+    Ok(operation.offset..end)
+}
+
+/// A child does a request.
+fn perform(disk: &mut Disk, request: &Request, data: &[u8]) -> Result<Vec<u8>, Errno> {
+    let range = request.range();
+    disk.check(request.kind, &range)?;
+    match request.kind {
+        Kind::Read => return Ok(disk.shown(&range).to_vec()),
+        Kind::Write if data.is_empty() => disk.change(&range).fill(0),
+        Kind::Write => disk.change(&range).copy_from_slice(data),
+        Kind::Zero | Kind::Discard => disk.change(&range).fill(0),
+        Kind::Flush => {}
+        Kind::Resize => disk.resize(request.len),
+    }
+    Ok(Vec::new())
+}

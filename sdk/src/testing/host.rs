@@ -1,0 +1,172 @@
+//! What stands behind the functions of the host outside the data plane, one for each thread.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use blockloom_abi::{BitmapIndex, NodeIndex};
+
+use crate::{Bitmap, Level, Rule};
+
+#[derive(Default)]
+pub(super) struct Host {
+    pub(super) logged: Vec<(Level, String)>,
+    rules: BTreeMap<u16, (Vec<Rule>, u32)>,
+    /// Changes with each set of rules.
+    pub(super) rules_generation: u64,
+    bitmaps: BTreeMap<u32, Bits>,
+    /// Of a node's own.
+    own_bitmaps: BTreeMap<(u16, String), u32>,
+    sizes: BTreeMap<u16, u64>,
+}
+
+/// A bitmap: runs of set bytes that do not touch, where each starts and where it ends.
+struct Bits {
+    granularity: u64,
+    size: u64,
+    runs: BTreeMap<u64, u64>,
+}
+
+thread_local! {
+    static HOST: RefCell<Host> = RefCell::default();
+}
+
+pub(super) fn with<R>(act: impl FnOnce(&mut Host) -> R) -> R {
+    HOST.with_borrow_mut(act)
+}
+
+impl Host {
+    pub(super) fn rules(&self, node: NodeIndex) -> Option<&(Vec<Rule>, u32)> {
+        self.rules.get(&node.0)
+    }
+
+    /// A new instance begins without rules.
+    pub(super) fn reset_rules(&mut self) {
+        self.rules.clear();
+    }
+
+    pub(super) fn add_node(&mut self, node: NodeIndex, size_bytes: u64) {
+        self.sizes.insert(node.0, size_bytes);
+    }
+
+    pub(super) fn add_bitmap(&mut self, bitmap: BitmapIndex) {
+        let bits = Bits { granularity: 1, size: u64::MAX, runs: BTreeMap::new() };
+        self.bitmaps.insert(bitmap.0, bits);
+    }
+
+    /// The bitmaps of a node's own, as a later instance finds them.
+    pub(super) fn own_bitmaps(&self, node: NodeIndex) -> Vec<Bitmap> {
+        let own = self.own_bitmaps.iter().filter(|((of, _), _)| *of == node.0);
+        own.map(|((_, name), index)| Bitmap {
+            name: name.clone(),
+            index: BitmapIndex(*index),
+            granularity_bytes: self.bitmaps[index].granularity,
+            owned: true,
+        })
+        .collect()
+    }
+}
+
+pub(crate) fn log(level: Level, message: &str) {
+    with(|host| host.logged.push((level, message.to_owned())));
+}
+
+pub(crate) fn set_rules(node: NodeIndex, rules: &[Rule], epoch: u32) -> Result<(), String> {
+    with(|host| {
+        host.rules.insert(node.0, (rules.to_vec(), epoch));
+        host.rules_generation += 1;
+    });
+    Ok(())
+}
+
+pub(crate) fn bitmap_own(
+    node: NodeIndex,
+    name: &str,
+    granularity_bytes: u64,
+) -> Result<BitmapIndex, String> {
+    if !granularity_bytes.is_power_of_two() || !(512..=1 << 31).contains(&granularity_bytes) {
+        return Err(format!("{granularity_bytes} is no granularity"));
+    }
+    with(|host| {
+        let key = (node.0, name.to_owned());
+        let free = (0..).find(|index| !host.bitmaps.contains_key(index));
+        let index = host.own_bitmaps.get(&key).copied().or(free).ok_or("too many bitmaps")?;
+        let size = host.sizes.get(&node.0).copied().unwrap_or(u64::MAX);
+        let bits = host.bitmaps.entry(index);
+        let runs = BTreeMap::new();
+        let bits = bits.or_insert(Bits { granularity: granularity_bytes, size, runs });
+        if bits.granularity != granularity_bytes {
+            return Err(format!("bitmap `{name}` has granules of {} bytes", bits.granularity));
+        }
+        host.own_bitmaps.insert(key, index);
+        Ok(BitmapIndex(index))
+    })
+}
+
+pub(crate) fn bitmap_count(bitmap: BitmapIndex) -> u64 {
+    with(|host| {
+        let bits = host.bitmaps.get(&bitmap.0);
+        bits.map_or(0, |bits| bits.runs.iter().map(|(start, end)| end - start).sum())
+    })
+}
+
+pub(crate) fn bitmap_merge(into: BitmapIndex, from: BitmapIndex) -> Result<(), String> {
+    let runs = with(|host| host.bitmaps.get(&from.0).map(|bits| bits.runs.clone()));
+    for (start, end) in runs.ok_or("no such bitmap")? {
+        bitmap_set(into, start, end - start, true)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn bitmap_next(bitmap: BitmapIndex, from: u64) -> Option<(u64, u64)> {
+    with(|host| {
+        let runs = &host.bitmaps.get(&bitmap.0)?.runs;
+        let run = runs.iter().find(|(_, end)| **end > from)?;
+        let start = from.max(*run.0);
+        Some((start, run.1 - start))
+    })
+}
+
+pub(crate) fn bitmap_set(
+    bitmap: BitmapIndex,
+    offset: u64,
+    len: u64,
+    value: bool,
+) -> Result<(), String> {
+    let end = offset.checked_add(len).ok_or("past the end")?;
+    with(|host| {
+        let bits = host.bitmaps.get_mut(&bitmap.0).ok_or("no such bitmap")?;
+        let mask = bits.granularity - 1;
+        let up = |offset: u64| {
+            let up = offset.checked_add(mask).map_or(u64::MAX, |up| up & !mask);
+            up.min(bits.size)
+        };
+        // The last granule may be a part of one.
+        let down = |offset: u64| if offset >= bits.size { bits.size } else { offset & !mask };
+        let (offset, end) = match value {
+            _ if len == 0 => return Ok(()),
+            true => (down(offset), up(end)),
+            false => (up(offset), down(end)),
+        };
+        if offset < end {
+            set_run(&mut bits.runs, offset, end, value);
+        }
+        Ok(())
+    })
+}
+
+fn set_run(runs: &mut BTreeMap<u64, u64>, offset: u64, end: u64, value: bool) {
+    let mut kept = BTreeMap::new();
+    let (mut first, mut last) = (offset, end);
+    for (&start, &stop) in &*runs {
+        if stop < offset || start > end {
+            kept.insert(start, stop);
+        } else if value {
+            (first, last) = (first.min(start), last.max(stop));
+        } else {
+            kept.extend((start < offset).then_some((start, offset)));
+            kept.extend((stop > end).then_some((end, stop)));
+        }
+    }
+    kept.extend(value.then_some((first, last)));
+    *runs = kept;
+}
