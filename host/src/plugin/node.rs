@@ -493,7 +493,7 @@ where
     /// Has the guest judge it.
     fn ask(&mut self) -> Result<()> {
         self.rules = None;
-        match self.node.ask(&self.shape, &LocalPlugin::of(&self.node.instance)) {
+        match self.node.ask(&self.shape, turn_now(), &LocalPlugin::of(&self.node.instance)) {
             Some(waiting) => self.stage = Stage::Judged(waiting),
             None => self.forward()?,
         }

@@ -40,7 +40,7 @@ impl Config {
     fn from_json(json: &str) -> Result<Self, ConfigError> {
         let mut table = Table::parse(json)?;
         let changes = Kinds::WRITE.with(Kinds::ZERO).with(Kinds::DISCARD);
-        let kinds = table.kinds("kinds")?.unwrap_or(Kinds::READ.with(changes));
+        let kinds = table.kinds("kinds")?.unwrap_or_else(|| Kinds::READ.with(changes));
         let name = table.string("errno")?;
         let errno = Errno::named(name.as_deref().unwrap_or("EIO"));
         let errno = errno
