@@ -69,14 +69,23 @@ impl Default for CheckOptions {
 /// Checks the image in `storage`, which nobody else may have open if something is to be repaired. The
 /// report tells what is left after the repair.
 ///
+/// A repair of an image that was left open also takes away what a shrink has left behind the disk's end: others
+/// would show it again when they make the disk longer.
+///
 /// # Errors
 /// What opening the image would answer, if the header is not valid; `ENOSPC` if more memory or room is
 /// needed than there is; the container's errors. Everything else is in the report.
 pub async fn check<S: Storage>(storage: &S, options: &CheckOptions) -> Result<CheckReport> {
+    let was_left_open = read_header(storage).await?.autoclear & features::OPEN != 0;
     let report = check_unmarked(storage, options).await?;
-    if options.repair != Repair::None && !report.is_damaged() {
-        mark_repaired(storage, report.leaks == 0).await?;
+    if options.repair == Repair::None || report.is_damaged() {
+        return Ok(report);
     }
+    if was_left_open {
+        mark_repaired(storage, false).await?;
+        finish_shrink(storage).await?;
+    }
+    mark_repaired(storage, report.leaks == 0).await?;
     Ok(report)
 }
 
@@ -106,11 +115,10 @@ async fn check_unmarked<S: Storage>(storage: &S, options: &CheckOptions) -> Resu
 }
 
 /// Repairs an image whose writer was cut short, as far as the header says so: refcounts where they may be
-/// wrong in any way, leaks where clusters may have leaked. Then what a shrink has left behind the disk's end is
-/// taken away, which others would show again when they make the disk longer. `None`: it was closed.
+/// wrong in any way, leaks where clusters may have leaked. `None`: it was closed.
 ///
 /// # Errors
-/// Those of [`check`], and of the freeing: the image can be used, and stays marked as left open.
+/// Those of [`check`].
 pub async fn mend<S: Storage>(storage: &S, memory_bytes: u64) -> Result<Option<CheckReport>> {
     let header = read_header(storage).await?;
     let repair = if header.incompatible & features::DIRTY != 0 {
@@ -120,13 +128,7 @@ pub async fn mend<S: Storage>(storage: &S, memory_bytes: u64) -> Result<Option<C
     } else {
         return Ok(None);
     };
-    let report = check_unmarked(storage, &CheckOptions { repair, memory_bytes }).await?;
-    if !report.is_damaged() {
-        mark_repaired(storage, false).await?;
-        finish_shrink(storage).await?;
-        mark_repaired(storage, report.leaks == 0).await?;
-    }
-    Ok(Some(report))
+    check(storage, &CheckOptions { repair, memory_bytes }).await.map(Some)
 }
 
 async fn finish_shrink<S: Storage>(storage: &S) -> Result<()> {

@@ -9,6 +9,7 @@
 //! | `world.rs` | one seed: its phases, and the checks between them |
 //! | `crash.rs` | one seed that ends in a crash |
 //! | `image.rs`, `images.rs`, `judge.rs` | disks that are qcow2 images: how they are made, what they owe when a run ends, a look at them without graph and host |
+//! | `image_zeros.rs` | what a guest zeroed stays zero when the backing gets longer |
 //! | `power/` | crashes at every write of recorded workloads on images |
 //!
 //! # What is checked

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::load::{entry_of, make_entry};
+use super::entry::{entry_of, make_entry};
 use super::place::home_for;
 use super::{Entry, Home, Keep, Persistence, scope_of, tell_not_kept};
 use crate::bitmap::{Bitmap, BitmapIdentity};

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | `place.rs` | which node keeps a bitmap, and which stored one an export means |
 //! | `doubt.rs` | whether what is stored can be believed |
-//! | `load.rs` | what images hold comes into the graph; bitmaps that are to be kept get an entry |
+//! | `load.rs` | which of what images hold comes into the graph, and which bitmaps begin there |
+//! | `adopt.rs` | what one image holds comes into bitmaps of the graph |
+//! | `entry.rs` | entries that are made, and taken out |
 //! | `follow.rs` | after a change of the graph: renamed, removed, at home elsewhere |
 //!
 //! A bitmap has an *entry* in the image of one node, its home, from the moment at which it is kept. While it
@@ -24,9 +26,11 @@
 //!   each other the highest generation counts.
 //! - What cannot be stored is told and stays marked as in use: never clean on trust.
 
+mod adopt;
 #[cfg(test)]
 mod crash;
 mod doubt;
+mod entry;
 mod follow;
 mod load;
 #[cfg(test)]
