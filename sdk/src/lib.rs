@@ -57,10 +57,16 @@
 //! # Ok::<(), blockloom_sdk::ConfigError>(())
 //! ```
 //!
+//! - `GUIDE.md` beside this crate goes from nothing to a filter that others use.
 //! - Everything compiles natively too, so a filter's tests are ordinary tests: [`testing`].
 //! - A panic reaches the host's log with its message, file and line; then the instance ends.
 //! - A plugin that forbids `unsafe_code` must only deny it: the export is generated code.
 #![deny(unsafe_code)]
+
+/// The guide's examples are compiled and run with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../GUIDE.md")]
+mod guide {}
 
 #[doc(hidden)]
 #[rustfmt::skip]

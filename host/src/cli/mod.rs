@@ -89,16 +89,7 @@ enum Command {
     /// Tools for plugins.
     Plugin {
         #[command(subcommand)]
-        command: PluginCommand,
-    },
-}
-
-#[derive(Subcommand)]
-enum PluginCommand {
-    /// Shows what a plugin is: ABI version, imports, exports, wants.
-    Inspect {
-        /// A .wasm file (component or core module), or the name of a bundled plugin.
-        plugin: String,
+        command: plugin::PluginCommand,
     },
 }
 
@@ -113,7 +104,7 @@ pub fn main() -> ExitCode {
         }
         Command::Graph { graph, format } => check_text(&graph, format),
         Command::Image { command } => return image::run(command),
-        Command::Plugin { command: PluginCommand::Inspect { plugin } } => plugin::inspect(&plugin),
+        Command::Plugin { command } => plugin::run(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

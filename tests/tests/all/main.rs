@@ -1,5 +1,6 @@
 //! End-to-end and interoperability tests: the program and the library as their users see them.
 
+mod authors;
 mod backup;
 mod bitmaps;
 mod bundled;

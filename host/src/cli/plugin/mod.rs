@@ -1,23 +1,79 @@
-//! `blockloom plugin …`.
+//! `blockloom plugin …`: what a plugin is, a crate for a new one, whether one keeps the rules.
 
-use std::path::Path;
+mod checked;
+mod model;
+mod scaffold;
+mod suite;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockloom_abi::{Kind, Kinds, PACKAGE};
+
+use clap::Subcommand;
 
 use super::println;
 use crate::host::StartError;
 use crate::plugin::{PluginModule, PluginRuntime};
 
-/// Shows what a plugin is.
-pub(super) fn inspect(plugin: &str) -> Result<(), StartError> {
+#[derive(Subcommand)]
+pub(super) enum PluginCommand {
+    /// Shows what a plugin is: ABI version, imports, exports, wants.
+    Inspect {
+        /// A .wasm file (component or core module), or the name of a bundled plugin.
+        plugin: String,
+    },
+    /// Makes a crate for a new plugin, with tests.
+    New {
+        /// The plugin's name: lower-case letters, digits and hyphens.
+        name: String,
+        /// Where the crate goes; a folder of the plugin's name if absent.
+        #[arg(long, value_name = "DIR")]
+        path: Option<PathBuf>,
+        /// Where `blockloom-sdk` lies; if absent, in the checkout around the crate, or else as published.
+        #[arg(long, value_name = "PATH")]
+        sdk: Option<PathBuf>,
+    },
+    /// Sends random requests through a plugin and compares what it shows with a model.
+    Test {
+        /// A .wasm file, or the name of a bundled plugin.
+        plugin: String,
+        /// Its configuration.
+        #[arg(long, value_name = "JSON", default_value = "{}")]
+        config: String,
+        /// The first case's seed; each further one has the next.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+        /// How many cases.
+        #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+        cases: u64,
+    },
+}
+
+pub(super) fn run(command: PluginCommand) -> Result<(), StartError> {
+    match command {
+        PluginCommand::Inspect { plugin } => inspect(&plugin),
+        PluginCommand::New { name, path, sdk } => scaffold::new(&name, path, sdk),
+        PluginCommand::Test { plugin, config, seed, cases } => {
+            suite::test(&Arc::new(load(&plugin)?), &config, seed, cases)
+        }
+    }
+}
+
+/// A file that ends in `.wasm`, or else a bundled plugin of the name.
+fn load(plugin: &str) -> Result<PluginModule, StartError> {
     let runtime = Arc::new(PluginRuntime::new()?);
     let is_file = Path::new(plugin).extension().is_some_and(|it| it == "wasm");
-    let module = if is_file {
+    Ok(if is_file {
         PluginModule::load_file(&runtime, Path::new(plugin))?
     } else {
         PluginModule::load_bundled(&runtime, plugin)?
-    };
+    })
+}
+
+/// Shows what a plugin is.
+fn inspect(plugin: &str) -> Result<(), StartError> {
+    let module = load(plugin)?;
     let it = module.inspection();
     let form = if it.is_core_module { "core module" } else { "component" };
     println(format_args!("plugin    {} {}", it.name, it.version));

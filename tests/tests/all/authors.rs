@@ -1,0 +1,94 @@
+//! What the program offers to plugin authors: a crate for a new plugin, and a test of any plugin.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use blockloom::plugin::bundled_names;
+
+use crate::{program, scratch};
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+fn text(output: &Output) -> String {
+    let [out, err] = [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it));
+    format!("{out}{err}")
+}
+
+/// A cargo that knows nothing of the one that runs this test.
+fn cargo(dir: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let shown = name.to_string_lossy();
+        let is_outer = shown.starts_with("CARGO") && shown != "CARGO_HOME";
+        if is_outer || ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"].contains(&&*shown)
+        {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(dir);
+    command
+}
+
+#[test]
+fn a_new_plugin_builds_passes_its_tests_and_keeps_the_rules() {
+    let scratch = scratch();
+    let dir = scratch.path("my-filter");
+    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk");
+    let made = run(Command::new(program())
+        .args(["plugin", "new", "my-filter", "--path"])
+        .arg(&dir)
+        .arg("--sdk")
+        .arg(&sdk));
+    assert!(made.status.success(), "{}", text(&made));
+    for arguments in [
+        &["test", "--offline", "--quiet"][..],
+        &["build", "--offline", "--release", "--target", "wasm32-unknown-unknown"],
+    ] {
+        let output = run(cargo(&dir).args(arguments));
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+    }
+    let wasm = dir.join("target/wasm32-unknown-unknown/release/my_filter.wasm");
+    let shown = run(Command::new(program()).args(["plugin", "inspect"]).arg(&wasm));
+    let shown = text(&shown);
+    assert!(shown.contains("plugin    my-filter 0.1.0\n"), "{shown}");
+    assert!(shown.contains("kinds     write, zero, discard\n"), "{shown}");
+    let tested = run(Command::new(program()).args(["plugin", "test", "--cases", "8"]).arg(&wasm));
+    assert!(tested.status.success(), "{}", text(&tested));
+    let again =
+        run(Command::new(program()).args(["plugin", "new", "my-filter", "--path"]).arg(&dir));
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again).contains("is there already"), "{}", text(&again));
+}
+
+#[test]
+fn what_is_no_name_is_refused() {
+    let output = run(Command::new(program()).args(["plugin", "new", "../Evil"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("`../Evil` is no name for a plugin"), "{}", text(&output));
+}
+
+#[test]
+fn bundled_plugins_keep_the_rules() {
+    let cases = std::env::var("BLOCKLOOM_PLUGIN_CASES").unwrap_or_else(|_| "16".to_owned());
+    for name in bundled_names() {
+        let config = match name {
+            "backup" => r#"{"min-cluster-size":"4KiB"}"#,
+            "delay" => r#"{"read":"1ms","write":"1ms","jitter":"1ms"}"#,
+            "error" => r#"{"probability":0.2,"kinds":["read","write","flush"]}"#,
+            "protect" => r#"{"ranges":[{"offset":"16KiB","length":1000}]}"#,
+            _ => "{}",
+        };
+        let mut command = Command::new(program());
+        command
+            .args(["--log", "off", "plugin", "test", name, "--config", config, "--cases", &cases]);
+        let output = run(&mut command);
+        let shown = text(&output);
+        assert!(output.status.success(), "{shown}");
+        let start = format!("PASS  plugin `{name}`: {cases} cases from seed 1, ");
+        assert!(shown.starts_with(&start), "{shown}");
+        let never_fails = shown.ends_with(" 0 without a fault below\n");
+        assert_eq!(never_fails, !["error", "protect"].contains(&name), "{shown}");
+    }
+}
