@@ -55,7 +55,15 @@ pub(super) fn read_filter(
     table: &mut Table<'_>,
     node: &mut Partial,
 ) -> DriverSpec {
-    read_children(if kind == FilterKind::CopyOnRead { 2 } else { 1 }, table, node);
+    let most = match kind {
+        FilterKind::CopyOnRead | FilterKind::Backup => 2,
+        FilterKind::Pass | FilterKind::Throttle => 1,
+    };
+    let children = read_children(most, table, node);
+    let is_backup = kind == FilterKind::Backup;
+    if is_backup && !children.iter().any(|child| child == "target") {
+        table.missing("child.target", "\"NODE\"");
+    }
     for key in ["plugin", "grant", "on-fault", "limits"] {
         table.refuse(
             key,
@@ -65,6 +73,7 @@ pub(super) fn read_filter(
     }
     DriverSpec::Filter(FilterSpec {
         kind,
+        bitmaps: if is_backup { read_lent(table) } else { Vec::new() },
         instance: read_instance(table),
         config: read_config(table),
     })

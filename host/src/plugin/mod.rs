@@ -38,6 +38,7 @@ use std::time::Duration;
 pub use grants::Grants;
 pub use instance::{Instance, InstanceError};
 pub use module::{ChildWant, ConfigError, Inspection, PluginModule, bundled, bundled_names};
+pub(crate) use node::OwnSets;
 pub use node::PluginNode;
 pub use runtime::PluginRuntime;
 
