@@ -560,7 +560,11 @@ pub mod exports {
                     pub kinds: u32,
                     /// The children, in the order of their indices. The first is the filtered one.
                     pub children: _rt::Vec<ChildWant>,
-                    /// Names of the point-in-time views it offers.
+                    /// Names of the point-in-time views it offers. The host makes them without a call, from bitmaps of the
+                    /// node's own. It knows `snapshot`: where `covered` and `todo` are set the first child is shown, where
+                    /// `todo` is not, the child `target`; nothing is where `covered` is not. A bit of `todo` is cleared only
+                    /// by a copy, before anything changes there. While `begun` has no bit set, reading fails with EBUSY;
+                    /// once `broken` has one, with EIO: it is set before a change goes on whose old bytes are not kept.
                     pub views: _rt::Vec<_rt::String>,
                     /// Bitmaps that it reads.
                     pub bitmaps: _rt::Vec<BitmapWant>,

@@ -105,10 +105,9 @@ pub(super) fn check_exported(spec: &GraphSpec, declared: &Declared, problems: &P
 /// Reports bitmaps that are lent to plugins and do not exist.
 pub(super) fn check_lent(spec: &GraphSpec, declared: &Declared, problems: &Problems) {
     for node in &spec.nodes {
-        let DriverSpec::Plugin(plugin) = &node.driver else { continue };
         let user = format!("node `{}`", clip(&node.name.value));
         let unknown = |lent: &LentBitmap| unknown("bitmap", &lent.bitmap, &user, &declared.bitmaps);
-        plugin.bitmaps.iter().filter_map(unknown).for_each(|problem| problems.push(problem));
+        node.driver.lent().iter().filter_map(unknown).for_each(|problem| problems.push(problem));
     }
 }
 

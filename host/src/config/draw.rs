@@ -179,6 +179,7 @@ pub(super) fn node_text(node: &NodeSpec) -> String {
         },
         DriverSpec::Plugin(plugin) => format!(" {}", plugin.plugin.value),
         DriverSpec::Filter(_) => String::new(),
+        DriverSpec::View(view) => format!(" {}", view.view),
     };
     let instance = node.driver.instance();
     let instance = instance.map(|it| format!(", instance {it}")).unwrap_or_default();

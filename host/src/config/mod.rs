@@ -54,6 +54,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod units;
+mod views;
 
 pub use crate::graph::{PermissionSet, Role};
 pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity, Span, Spanned};
@@ -71,7 +72,7 @@ pub use qcow2_options::{
 pub use spec::{
     BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,
     FilterSpec, GraphSpec, HostSettings, LentBitmap, Locking, MemorySpec, NodeSpec, NullSpec,
-    Persist, PluginSpec, RawSpec, Scope,
+    Persist, PluginSpec, RawSpec, Scope, ViewSpec,
 };
 pub use surroundings::{ConfigError, FileFacts, Surroundings, check_surroundings};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
@@ -107,6 +108,7 @@ pub fn parse_tolerant(file_name: &str, text: &str) -> (GraphSpec, Diagnostics) {
 }
 
 fn check(spec: &mut GraphSpec, declared: &Declared, problems: &Problems) {
+    views::fill_in(spec, declared, problems);
     spec.is_graph = references::check(&*spec, declared, problems);
     if spec.is_graph {
         qcow2_checks::fill_in(spec);

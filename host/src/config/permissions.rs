@@ -75,7 +75,11 @@ pub(super) fn role_of(node: &NodeSpec, child: &str) -> Role {
                 Role::Source
             }
         }
+        DriverSpec::Filter(filter) if filter.kind == FilterKind::Backup && child == "target" => {
+            Role::Target
+        }
         DriverSpec::Filter(_) if child != "file" => Role::Source,
+        DriverSpec::View(_) => Role::Source,
         _ => Role::Filtered,
     }
 }
@@ -176,6 +180,10 @@ pub(crate) fn grants_of(node: &NodeSpec, child: &str) -> PermissionSet {
         DriverSpec::Filter(filter) if filter.kind == FilterKind::CopyOnRead && child == "file" => {
             PermissionSet::HARMLESS
         }
+        DriverSpec::Filter(filter) if filter.kind == FilterKind::Backup => match child {
+            "target" => PermissionSet::WRITE,
+            _ => PermissionSet::CONSISTENT_READ,
+        },
         _ => PermissionSet::NONE,
     }
 }
@@ -184,7 +192,7 @@ pub(crate) fn grants_of(node: &NodeSpec, child: &str) -> PermissionSet {
 pub(super) fn check(spec: &GraphSpec, problems: &Problems) {
     for node in &spec.nodes {
         let edges: Vec<&EdgeSpec> = spec.edges_to(&node.name.value).collect();
-        if node.read_only.value {
+        if node.read_only.value || matches!(node.driver, DriverSpec::View(_)) {
             let change = edges
                 .iter()
                 .find(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty());
@@ -278,6 +286,11 @@ fn read_only_conflict(spec: &GraphSpec, node: &NodeSpec, edge: &EdgeSpec) -> Dia
         None => (edge.span, format!("{} writes", describe_parent(&edge.parent)), String::new()),
     };
     let message = format!("{who}, but node `{}` is read-only", node.name);
+    if matches!(node.driver, DriverSpec::View(_)) {
+        let fix = fix.strip_prefix(", or ").unwrap_or("give it a node that can be written");
+        let message = format!("{who}, but node `{}` shows a point in time", node.name);
+        return Diagnostic::error(span, message).note(node.name.span, "that node").help(fix);
+    }
     let help = format!("remove `read-only = true` from node `{}`{fix}", node.name);
     Diagnostic::error(span, message).note(node.read_only.span, "read-only here").help(help)
 }

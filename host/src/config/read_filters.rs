@@ -57,7 +57,15 @@ pub(super) fn read_filter(
     table: &mut Table<'_>,
     node: &mut Partial,
 ) -> DriverSpec {
-    read_children(if kind == FilterKind::CopyOnRead { 2 } else { 1 }, table, node);
+    let most = match kind {
+        FilterKind::CopyOnRead | FilterKind::Backup => 2,
+        FilterKind::Pass | FilterKind::Throttle => 1,
+    };
+    let children = read_children(most, table, node);
+    let is_backup = kind == FilterKind::Backup;
+    if is_backup && !children.iter().any(|child| child == "target") {
+        table.missing("child.target", "\"NODE\"");
+    }
     for key in ["plugin", "grant", "on-fault", "restart", "limits"] {
         table.refuse(
             key,
@@ -67,6 +75,7 @@ pub(super) fn read_filter(
     }
     DriverSpec::Filter(FilterSpec {
         kind,
+        bitmaps: if is_backup { read_lent(table) } else { Vec::new() },
         instance: read_instance(table),
         config: read_config(table),
     })
@@ -168,7 +177,7 @@ fn read_lent(table: &mut Table<'_>) -> Vec<LentBitmap> {
 
 fn read_on_fault(table: &mut Table<'_>) -> Spanned<OnFault> {
     let text = table.take::<String>("on-fault");
-    if !text.as_ref().is_some_and(|text| text.value == "restart") {
+    if text.as_ref().is_none_or(|text| text.value != "restart") {
         table.refuse("restart", "needs `on-fault = \"restart\"`", "add it, or remove this key");
     }
     let Some(text) = text else { return table.default(OnFault::Fail) };

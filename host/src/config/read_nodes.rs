@@ -10,13 +10,24 @@ use super::render::clip;
 use super::spec::{ChildSpec, DriverSpec, FileSpec, FilterKind, Locking, MemorySpec, NodeSpec};
 use super::spec::{NullSpec, RawSpec};
 use super::table::{Entry, Table};
-use super::{names, read_filters, read_qcow2, suggest};
+use super::{names, read_filters, read_qcow2, suggest, views};
 
 /// Drivers of this release.
-const DRIVERS: [&str; 9] =
-    ["file", "memory", "null", "raw", "qcow2", "plugin", "pass", "throttle", "copy-on-read"];
+const DRIVERS: [&str; 11] = [
+    "file",
+    "memory",
+    "null",
+    "raw",
+    "qcow2",
+    "plugin",
+    "plugin-view",
+    "pass",
+    "throttle",
+    "copy-on-read",
+    "backup",
+];
 /// Drivers that later releases have.
-const LATER_DRIVERS: [&str; 3] = ["nbd", "plugin-view", "backup"];
+const LATER_DRIVERS: [&str; 1] = ["nbd"];
 
 const MAX_BLOCK_SIZE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
@@ -43,6 +54,8 @@ pub(super) fn read_node(
         "raw" => read_raw(&mut table, &mut node),
         "qcow2" => read_qcow2::read_qcow2(&mut table, &mut node),
         "plugin" => read_filters::read_plugin(&mut table, &mut node),
+        "plugin-view" => views::read_view(&mut table),
+        "backup" => read_filters::read_filter(FilterKind::Backup, &mut table, &mut node),
         "pass" => read_filters::read_filter(FilterKind::Pass, &mut table, &mut node),
         "copy-on-read" => read_filters::read_filter(FilterKind::CopyOnRead, &mut table, &mut node),
         _ => read_filters::read_filter(FilterKind::Throttle, &mut table, &mut node),

@@ -24,7 +24,7 @@ fn known_bytes(
             (None, Some(offset)) => below().map(|bytes| bytes.saturating_sub(offset.value)),
             (None, None) => below(),
         },
-        DriverSpec::Plugin(_) | DriverSpec::Filter(_) => below(),
+        DriverSpec::Plugin(_) | DriverSpec::Filter(_) | DriverSpec::View(_) => below(),
     }
 }
 
@@ -44,6 +44,7 @@ impl GraphSpec {
 fn sized_by<'a>(spec: &'a GraphSpec, node: &NodeSpec) -> Option<&'a NodeSpec> {
     let name = match node.driver {
         DriverSpec::Memory(_) | DriverSpec::Qcow2(_) => "backing",
+        DriverSpec::View(_) => "source",
         _ => "file",
     };
     let child = node.children.iter().find(|child| child.name.value == name)?;

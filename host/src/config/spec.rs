@@ -216,6 +216,8 @@ pub enum DriverSpec {
     Plugin(PluginSpec),
     /// A filter of the host's own.
     Filter(FilterSpec),
+    /// What a node showed at a point in time.
+    View(ViewSpec),
 }
 
 impl DriverSpec {
@@ -229,6 +231,7 @@ impl DriverSpec {
             Self::Qcow2(_) => "qcow2",
             Self::Plugin(_) => "plugin",
             Self::Filter(filter) => filter.kind.name(),
+            Self::View(_) => "plugin-view",
         }
     }
 
@@ -238,6 +241,15 @@ impl DriverSpec {
             Self::Plugin(plugin) => plugin.instance.as_ref(),
             Self::Filter(filter) => filter.instance.as_ref(),
             _ => None,
+        }
+    }
+
+    /// The bitmaps that a plugin or filter reads.
+    pub fn lent(&self) -> &[LentBitmap] {
+        match self {
+            Self::Plugin(plugin) => &plugin.bitmaps,
+            Self::Filter(filter) => &filter.bitmaps,
+            _ => &[],
         }
     }
 
@@ -364,6 +376,8 @@ pub enum FilterKind {
     Throttle,
     /// Keeps in its child what is read from below it.
     CopyOnRead,
+    /// Copies what there was at a point in time.
+    Backup,
 }
 
 impl FilterKind {
@@ -373,6 +387,7 @@ impl FilterKind {
             Self::Pass => "pass",
             Self::Throttle => "throttle",
             Self::CopyOnRead => "copy-on-read",
+            Self::Backup => "backup",
         }
     }
 }
@@ -382,10 +397,21 @@ impl FilterKind {
 pub struct FilterSpec {
     /// Which one.
     pub kind: FilterKind,
+    /// Bitmaps that it reads.
+    pub bitmaps: Vec<LentBitmap>,
     /// The instance that the node shares with others of the same name; absent: one of its own.
     pub instance: Option<Spanned<String>>,
     /// The same as the plugin of the same name takes.
     pub config: ConfigSpec,
+}
+
+/// Options of driver `plugin-view`.
+#[derive(Clone, Debug)]
+pub struct ViewSpec {
+    /// The node whose view it is.
+    pub of: Spanned<String>,
+    /// That node's name for it.
+    pub view: Spanned<String>,
 }
 
 /// A drive: what a guest or client uses.

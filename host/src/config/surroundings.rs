@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::diagnostic::{Diagnostic, Diagnostics, Spanned};
 use super::render::clip;
-use super::spec::{DriverSpec, FileSpec, FilterKind, GraphSpec, Locking, NodeSpec, PluginSpec};
+use super::spec::{
+    DriverSpec, FileSpec, FilterKind, GraphSpec, Locking, NodeSpec, PluginSpec, ViewSpec,
+};
 use super::{
     ImageFacts, ListenAddr, OnFault, PluginSource, images, listen, permissions, qcow2_checks,
     sizes, suggest,
@@ -88,6 +90,9 @@ pub trait Surroundings {
     /// What `plugin`, which can be loaded, finds wrong with `config`.
     fn plugin_config(&self, plugin: &PluginSource, config: &Value) -> Vec<ConfigError>;
 
+    /// The views that `plugin`, which can be loaded, offers.
+    fn plugin_views(&self, plugin: &PluginSource) -> Vec<String>;
+
     /// What the host's own `filter` finds wrong with `config`.
     fn filter_config(&self, filter: FilterKind, config: &Value) -> Vec<ConfigError>;
 }
@@ -116,6 +121,7 @@ pub fn check_surroundings(
                     check.bypass(node, plugin, &source);
                 }
             }
+            DriverSpec::View(view) => check.view(view),
             DriverSpec::Filter(filter) => {
                 let wrong = surroundings.filter_config(filter.kind, &filter.config.json);
                 check.config(node, wrong);
@@ -236,6 +242,34 @@ impl Check<'_> {
             self.found
                 .push(problem.help("write `on-fault = \"restart\"` or `on-fault = \"fail\"`"));
         }
+    }
+
+    /// A view of a plugin must be one that it offers.
+    fn view(&mut self, view: &ViewSpec) {
+        let of = self.spec.node(&view.of.value).map(|node| &node.driver);
+        let Some(DriverSpec::Plugin(plugin)) = of else { return };
+        let source = plugin.plugin.value.in_dir(self.base_dir);
+        let is_there = match &plugin.plugin.value {
+            PluginSource::Bundled(name) => self.surroundings.bundled_plugins().contains(name),
+            PluginSource::File(_) => self.surroundings.plugin(&source).is_ok(),
+        };
+        let offered = self.surroundings.plugin_views(&source);
+        // What cannot be loaded has been reported.
+        if !is_there || offered.contains(&view.view.value) {
+            return;
+        }
+        let name = clip(&view.view.value);
+        let message = format!("plugin `{}` offers no view `{name}`", plugin.plugin.value);
+        let offered: Vec<&str> = offered.iter().map(String::as_str).collect();
+        let help = match offered.is_empty() {
+            true => "name a node whose plugin offers views, such as `backup`".to_owned(),
+            false => suggest::help(&view.view.value, "its views", &offered),
+        };
+        self.found.push(
+            Diagnostic::error(view.view.span, message)
+                .note(plugin.plugin.span, "the plugin")
+                .help(help),
+        );
     }
 
     fn config(&mut self, node: &NodeSpec, wrong: Vec<ConfigError>) {

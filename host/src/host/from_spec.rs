@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockloom_plugin_backup::BackupConfig;
 use blockloom_plugin_throttle::ThrottleConfig;
 
 use super::images::{self, is_written};
@@ -17,12 +18,12 @@ use super::{Host, Keep};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
     self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
-    FilterKind, FilterSpec, GraphSpec, ListenAddr, Locking, NodeSpec, Persist, PluginSpec,
-    Qcow2Spec, Scope, Span,
+    FilterKind, FilterSpec, GraphSpec, LentBitmap, ListenAddr, Locking, NodeSpec, Persist,
+    PluginSpec, Qcow2Spec, Scope, Span, ViewSpec,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
-use crate::filter::{CopyOnReadNode, PassNode, ThrottleGroup, ThrottleNode};
+use crate::filter::{BackupNode, CopyOnReadNode, PassNode, ThrottleGroup, ThrottleNode, ViewNode};
 use crate::graph::{BitmapDecl, BitmapScope, ChildDecl, DriveDecl, PermissionSet};
 use crate::io::{EngineChoice, EngineKind, WorkerOptions, read_text_file};
 use crate::node::{
@@ -147,6 +148,8 @@ pub fn start(path: &Path, overrides: Overrides) -> Result<(Host, Vec<StartedExpo
         machine: &machine,
         instances: BTreeMap::new(),
         groups: BTreeMap::new(),
+        plugins: BTreeMap::new(),
+        backups: BTreeMap::new(),
     };
     let plan = builder.plan()?;
     let host = Host::start(&worker_options(&spec, overrides), plan)
@@ -200,12 +203,18 @@ struct Builder<'a> {
     machine: &'a Machine,
     instances: BTreeMap<String, Arc<Instance>>,
     groups: BTreeMap<String, ThrottleGroup>,
+    /// By their names, for views of them.
+    plugins: BTreeMap<String, Arc<PluginNode>>,
+    backups: BTreeMap<String, Arc<BackupNode>>,
 }
 
 impl Builder<'_> {
     fn plan(&mut self) -> Result<Plan, StartError> {
         let mut plan = Plan::default();
-        for spec in &self.spec.nodes {
+        let is_view = |node: &&NodeSpec| matches!(node.driver, DriverSpec::View(_));
+        let nodes = self.spec.nodes.iter();
+        // Views need the nodes whose views they are.
+        for spec in nodes.clone().filter(|node| !is_view(node)).chain(nodes.filter(is_view)) {
             let driver = self.driver(spec)?;
             let name = spec.name.value.clone();
             let children = self.children(&name);
@@ -293,7 +302,12 @@ impl Builder<'_> {
             DriverSpec::Qcow2(image) => {
                 return Ok(Driver::Open(Box::new(self.qcow2_options(node, image))));
             }
-            DriverSpec::Plugin(plugin) => Arc::new(self.plugin(node, plugin)?),
+            DriverSpec::Plugin(plugin) => {
+                let made = Arc::new(self.plugin(node, plugin)?);
+                self.plugins.insert(node.name.value.clone(), Arc::clone(&made));
+                made
+            }
+            DriverSpec::View(view) => Arc::new(self.view(view)?),
             DriverSpec::Filter(filter) => self.filter(node, filter)?,
         };
         Ok(Driver::Ready(driver))
@@ -371,15 +385,51 @@ impl Builder<'_> {
             (edge.name.clone(), granted.fold(Grants::NONE, Grants::union))
         });
         let children: Vec<(String, Grants)> = children.collect();
-        let lent = spec.bitmaps.iter().filter_map(|lent| {
+        let lent = self.lent(&spec.bitmaps);
+        PluginNode::with_children(instance, &children)
+            .and_then(|node| node.with_bitmaps(&lent))
+            .map_err(|error| self.at(spec.plugin.span, &error))
+    }
+
+    /// Bitmaps that are lent to a filter: what it calls them, and where they are.
+    fn lent(&self, lent: &[LentBitmap]) -> Vec<(String, BitmapScope, String)> {
+        let lent = lent.iter().filter_map(|lent| {
             let bitmap = self.spec.bitmap(&lent.bitmap.value)?;
             let scope = bitmap_scope(&bitmap.scope);
             Some((lent.name.value.clone(), scope, bitmap.name.value.clone()))
         });
-        let lent: Vec<_> = lent.collect();
-        PluginNode::with_children(instance, &children)
-            .and_then(|node| node.with_bitmaps(&lent))
-            .map_err(|error| self.at(spec.plugin.span, &error))
+        lent.collect()
+    }
+
+    fn view(&self, spec: &ViewSpec) -> Result<ViewNode, StartError> {
+        let of = &spec.of.value;
+        if let Some(backup) = self.backups.get(of) {
+            return Ok(ViewNode::of_backup(backup));
+        }
+        let missing = || Error::new(ErrorKind::NotFound, format!("node `{of}` has no views"));
+        let plugin = self.plugins.get(of).ok_or_else(missing);
+        let view = plugin.and_then(|plugin| ViewNode::of_plugin(plugin, &spec.view.value));
+        view.map_err(|error| self.at(spec.view.span, &error))
+    }
+
+    fn backup(&mut self, node: &NodeSpec, spec: &FilterSpec) -> Result<Arc<dyn Node>, StartError> {
+        let config = BackupConfig::from_json(&spec.config.json.to_string());
+        let config = config.map_err(|error| {
+            let span = spec.config.span_of(&error.path);
+            self.at(span, &Error::new(ErrorKind::Invalid, error.message))
+        })?;
+        let mut changes = None;
+        for (name, scope, bitmap) in self.lent(&spec.bitmaps) {
+            if name != BackupNode::CHANGES {
+                let message = format!("driver `backup` reads no bitmap `{name}`");
+                return Err(self.at(node.name.span, &Error::new(ErrorKind::Invalid, message)));
+            }
+            changes = Some((scope, bitmap));
+        }
+        let made = BackupNode::new(config, changes);
+        let made = Arc::new(made.map_err(|error| self.at(node.name.span, &error))?);
+        self.backups.insert(node.name.value.clone(), Arc::clone(&made));
+        Ok(made)
     }
 
     fn filter(&mut self, node: &NodeSpec, spec: &FilterSpec) -> Result<Arc<dyn Node>, StartError> {
@@ -392,6 +442,7 @@ impl Builder<'_> {
                     .position(|edge| edge.name == CopyOnReadNode::BOTTOM);
                 return Ok(Arc::new(CopyOnReadNode::new(bottom)));
             }
+            FilterKind::Backup => return self.backup(node, spec),
             FilterKind::Throttle => {}
         }
         let key = instance_key(node, spec.instance.as_ref().map(|it| it.value.as_str()));

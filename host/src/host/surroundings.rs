@@ -6,6 +6,7 @@ use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use blockloom_plugin_backup::BackupConfig;
 use blockloom_plugin_throttle::ThrottleConfig;
 use serde_json::Value;
 
@@ -123,12 +124,22 @@ impl Surroundings for Machine {
             .collect()
     }
 
+    fn plugin_views(&self, plugin: &PluginSource) -> Vec<String> {
+        self.module(plugin).map(|module| module.inspection().views.clone()).unwrap_or_default()
+    }
+
     fn filter_config(&self, filter: FilterKind, config: &Value) -> Vec<ConfigError> {
         match filter {
             FilterKind::Pass | FilterKind::CopyOnRead => {
                 let key = config.as_object().and_then(|keys| keys.keys().next());
                 let message = format!("`{}` has no configuration: remove the key", filter.name());
                 key.map(|key| ConfigError { path: key.clone(), message }).into_iter().collect()
+            }
+            FilterKind::Backup => {
+                let error = BackupConfig::from_json(&config.to_string()).err();
+                let error =
+                    error.map(|error| ConfigError { path: error.path, message: error.message });
+                error.into_iter().collect()
             }
             FilterKind::Throttle => {
                 let error = ThrottleConfig::from_json(&config.to_string()).err();

@@ -170,6 +170,8 @@ pub enum ExtentKind {
     Hole,
     /// Not allocated here; reads what lies below.
     Unallocated,
+    /// Not there: reading it fails. What is kept of a point in time may be a part of it.
+    Unreadable,
 }
 
 /// A range of one kind.

@@ -2,12 +2,14 @@
 //!
 //! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it.
 
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockloom_abi::NodeIndex;
 
 use super::bindings::exports::blockloom::filter::control;
 use crate::bitmap::{Bitmap, BitmapUse, Granularity, Granules};
+use crate::filter::PointInTime;
 
 /// Bitmaps of one node, its own and lent.
 const BITMAPS_OF_NODE_MAX: usize = 16;
@@ -180,6 +182,8 @@ impl PluginBitmaps {
         match entries.get(index as usize).and_then(Option::as_ref) {
             Some(Entry { content: Content::Own(granules), .. }) => {
                 if value {
+                    // Whoever sees it sees what was set before.
+                    fence(Ordering::Release);
                     granules.mark(offset, len);
                 } else {
                     granules.clear_range(offset, len);
@@ -197,6 +201,23 @@ impl PluginBitmaps {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
         }
+    }
+
+    /// A node's own bitmap of this name, if there is one.
+    fn own_named(&self, node: NodeIndex, name: &str) -> Option<Arc<Granules>> {
+        let entries = self.lock();
+        let mut of_node = entries.iter().flatten().filter(|entry| entry.node == node);
+        match &of_node.find(|entry| entry.name == name)?.content {
+            Content::Own(granules) => Some(Arc::clone(granules)),
+            Content::Lent(_) => None,
+        }
+    }
+
+    /// What makes the view `snapshot` of a node, once its plugin has all of it.
+    pub(super) fn point_in_time(&self, node: NodeIndex) -> Option<PointInTime> {
+        let own = |name| self.own_named(node, name);
+        let (todo, covered) = (own("todo")?, own("covered")?);
+        Some(PointInTime { todo, covered, begun: own("begun")?, broken: own("broken")? })
     }
 
     /// What a rule may look at.

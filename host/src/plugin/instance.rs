@@ -284,6 +284,21 @@ impl Instance {
         }
     }
 
+    /// Checks that the plugin offers a view.
+    pub(super) fn check_view(&self, view: &str) -> Result<()> {
+        let views = &self.module.inspection().views;
+        if views.iter().any(|offered| offered == view) {
+            return Ok(());
+        }
+        let offered = match views.is_empty() {
+            true => "none".to_owned(),
+            false => format!("`{}`", views.join("`, `")),
+        };
+        let message =
+            format!("plugin `{}` offers no view `{view}` (it offers: {offered})", self.plugin());
+        Err(Error::new(ErrorKind::NotFound, message))
+    }
+
     /// The index of one more node.
     pub(super) fn reserve_node(&self) -> Result<NodeIndex> {
         let index = self.nodes.fetch_add(1, Ordering::Relaxed);

@@ -43,6 +43,7 @@ pub use faults::{OnFault, RestartBudget};
 pub use grants::Grants;
 pub use instance::{Instance, InstanceError};
 pub use module::{ChildWant, ConfigError, Inspection, PluginModule, bundled, bundled_names};
+pub(crate) use node::OwnSets;
 pub use node::PluginNode;
 pub use runtime::PluginRuntime;
 

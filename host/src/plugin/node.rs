@@ -17,6 +17,7 @@ use super::rules::{KeptRules, NodeRules, Ruling};
 use super::table::Answer;
 use crate::bitmap::Use;
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::PointInTime;
 use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord};
 use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now};
 use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, WriteFlags};
@@ -34,6 +35,19 @@ pub struct PluginNode {
     rules: Arc<NodeRules>,
     /// What is lent, by its index.
     lent: Vec<(u32, BitmapScope, String)>,
+}
+
+/// The own bitmaps of a node, for who shows a view that they make.
+pub(crate) struct OwnSets {
+    instance: Arc<Instance>,
+    index: NodeIndex,
+}
+
+impl OwnSets {
+    /// Those of the view `snapshot`, once the plugin has all of them.
+    pub(crate) fn point_in_time(&self) -> Option<PointInTime> {
+        self.instance.lasting().bitmaps.point_in_time(self.index)
+    }
 }
 
 /// A request as the guest sees it.
@@ -114,6 +128,15 @@ impl PluginNode {
         let all = bitmaps.list(self.index);
         let own = all.iter().find(|bitmap| bitmap.owned && bitmap.name == name);
         own.map_or(0, |bitmap| bitmaps.count(bitmap.index))
+    }
+
+    /// The node's own bitmaps that make a view which the plugin offers.
+    ///
+    /// # Errors
+    /// `ENOENT` if it does not.
+    pub(crate) fn own_sets_of_view(&self, view: &str) -> Result<OwnSets> {
+        self.instance.check_view(view)?;
+        Ok(OwnSets { instance: Arc::clone(&self.instance), index: self.index })
     }
 
     /// The instance.

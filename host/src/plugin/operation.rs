@@ -305,7 +305,7 @@ fn described(operation: &Operation, extents: &[Extent]) -> Answered {
     let mut answered = Answered::default();
     for extent in extents.iter().take(EXTENTS_MAX) {
         let flags = match extent.kind {
-            ExtentKind::Data => ExtentFlags::ALLOCATED,
+            ExtentKind::Data | ExtentKind::Unreadable => ExtentFlags::ALLOCATED,
             ExtentKind::Zero | ExtentKind::Hole => ExtentFlags::ALLOCATED.with(ExtentFlags::ZERO),
             ExtentKind::Unallocated => ExtentFlags::NONE,
         };

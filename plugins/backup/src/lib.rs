@@ -3,10 +3,12 @@
 //! The point in time is when the node begins: from then on the old bytes of a granule go to the target before
 //! the first change of it does to the child, and the rest follows of its own accord. What is still to be copied
 //! is in the bitmap `todo`, which the host clears as copies settle: two writes to one granule copy it once, and
-//! an instance that starts again after a failure goes on where the former one was.
+//! an instance that starts again after a failure goes on where the former one was. With `covered`, which says
+//! what is to be in the backup at all, it makes the view `snapshot`, that of the point in time.
 #![deny(unsafe_code)]
 
 mod config;
+mod pace;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -18,27 +20,35 @@ use blockloom_sdk::{
     BitmapIndex, ChildIndex, ChildWant, Condition, ConfigError, Control, ControlKind, Cx,
     Description, Errno, FILE, Filter, Grants, Kinds, Level, MAX_COPY_BYTES, Node, NodeId, Request,
     RequestFlags, Rule, Signal, Time, Verdict, bitmap_count, bitmap_merge, bitmap_next, bitmap_own,
-    bitmap_set, each_of, either, log, set_rules,
+    bitmap_set, either, log, set_rules,
 };
 
+pub use blockloom_sdk::each_of;
 pub use config::{BackupConfig, GRANULARITY, MAX_WORKERS, OnError, Sync};
+pub use pace::Pace;
 
 const TARGET: ChildIndex = ChildIndex(1);
 const CHANGES: Kinds = Kinds::WRITE.with(Kinds::ZERO).with(Kinds::DISCARD);
+/// Granules of bitmaps that are set whole or not at all.
+const WHOLE: u64 = 1 << 30;
 /// Time between two reports of progress.
-const REPORT: Duration = Duration::from_secs(5);
+pub const REPORT: Duration = Duration::from_secs(5);
 
 /// The backup of one node.
 struct Backup {
     size_bytes: u64,
     /// What is still to be copied.
     todo: BitmapIndex,
-    /// Set whole once `todo` has been filled.
+    /// What `todo` was at the beginning.
+    covered: BitmapIndex,
+    /// Set whole once the two have been filled.
     begun: BitmapIndex,
+    /// Set whole when it is worth nothing any more.
+    broken: BitmapIndex,
     changes: Option<BitmapIndex>,
+    /// Nothing is forwarded before.
+    ready: Signal,
     armed: Signal,
-    /// It is worth nothing any more.
-    broken: Cell<bool>,
 }
 
 /// The filter.
@@ -63,6 +73,7 @@ impl Filter for BackupFilter {
             .wants(Grants::READ)
             .child(target)
             .bitmap("changes", false)
+            .view("snapshot")
     }
 
     fn configure(config: &str) -> Result<Self, ConfigError> {
@@ -85,10 +96,12 @@ impl Filter for BackupFilter {
         let backup = Backup {
             size_bytes: node.size_bytes,
             todo: bitmap_own(node.index, "todo", self.config.granularity)?,
-            begun: bitmap_own(node.index, "begun", 1 << 30)?,
+            covered: bitmap_own(node.index, "covered", self.config.granularity)?,
+            begun: bitmap_own(node.index, "begun", WHOLE)?,
+            broken: bitmap_own(node.index, "broken", WHOLE)?,
             changes: changes.map(|bitmap| bitmap.index),
+            ready: Signal::default(),
             armed: Signal::default(),
-            broken: Cell::new(false),
         };
         self.nodes.borrow_mut().insert(node.index, Rc::new(backup));
         Ok(())
@@ -109,7 +122,8 @@ impl Filter for BackupFilter {
     // Zeroing and discarding come here, too.
     async fn write(&self, request: Request, cx: &Cx) -> Verdict {
         let Some(backup) = self.backup(request.node) else { return Verdict::Fail(Errno::EIO) };
-        if backup.broken.get() || request.flags.contains(RequestFlags::UNCHANGED) {
+        backup.ready.wait().await;
+        if backup.is_broken() || request.flags.contains(RequestFlags::UNCHANGED) {
             return Verdict::Forward;
         }
         let granules = self.config.granules_of(&request.range());
@@ -133,8 +147,13 @@ impl Filter for BackupFilter {
 
     async fn job(&self, node: NodeId, cx: &Cx) {
         let Some(backup) = self.backup(node) else { return };
-        if let Err(error) = backup.begin(node) {
-            return backup.break_off(node, &error);
+        let begun = backup.begin(node);
+        if let Err(error) = &begun {
+            backup.break_off(node, error);
+        }
+        backup.ready.set();
+        if begun.is_err() || backup.is_broken() {
+            return;
         }
         backup.armed.wait().await;
         log(Level::Info, "the point in time is reached");
@@ -142,7 +161,7 @@ impl Filter for BackupFilter {
             return;
         }
         match self.copy_rest(&backup, cx).await {
-            Ok(()) if backup.broken.get() => {}
+            Ok(()) if backup.is_broken() => {}
             Ok(()) => {
                 backup.stop_asking(node);
                 log(Level::Info, "the backup is complete");
@@ -159,19 +178,20 @@ impl BackupFilter {
 
     /// Copies what is left, until nothing is, and makes it durable.
     async fn copy_rest(&self, backup: &Backup, cx: &Cx) -> Result<(), Errno> {
-        let pace = Pace::new(cx.now(), self.config.speed);
+        let pace = Pace::new(self.config.speed);
         let total = bitmap_count(backup.todo);
         let reported = Cell::new(cx.now());
-        while bitmap_next(backup.todo, 0).is_some() && !backup.broken.get() {
+        while bitmap_next(backup.todo, 0).is_some() && !backup.is_broken() {
             let from = Cell::new(0);
             let pieces = std::iter::from_fn(|| {
                 let (start, len) = bitmap_next(backup.todo, from.get())?;
                 let end = start + len.min(MAX_COPY_BYTES.max(self.config.granularity));
                 from.set(end);
-                (!backup.broken.get() && !cx.stop_requested()).then_some(start..end)
+                (!backup.is_broken() && !cx.stop_requested()).then_some(start..end)
             });
             let copy = |piece: Range<u64>| async {
-                cx.sleep_until(pace.next(cx.now(), piece.end - piece.start)).await;
+                let start = pace.next(cx.now().as_nanos(), piece.end - piece.start);
+                cx.sleep_until(Time::from_nanos(start)).await;
                 let copied = backup.copy(cx, piece).await;
                 if cx.now() - reported.get() >= REPORT {
                     reported.set(cx.now());
@@ -192,12 +212,16 @@ impl Backup {
     /// Everything that is offered from now on is copied first. Nothing is awaited here, so no request comes
     /// between the bitmap and the rules.
     fn begin(&self, node: NodeId) -> Result<(), String> {
+        if self.is_broken() {
+            return Ok(());
+        }
         if bitmap_next(self.begun, 0).is_none() {
             match self.changes {
-                None => bitmap_set(self.todo, 0, self.size_bytes, true)?,
-                Some(changes) => bitmap_merge(self.todo, changes)?,
+                None => bitmap_set(self.covered, 0, self.size_bytes, true)?,
+                Some(changes) => bitmap_merge(self.covered, changes)?,
             }
-            bitmap_set(self.begun, 0, self.size_bytes.max(1), true)?;
+            bitmap_merge(self.todo, self.covered)?;
+            bitmap_set(self.begun, 0, self.size_bytes, true)?;
         }
         let only = Condition::AnySet(self.todo);
         set_rules(node, &[Rule { kinds: CHANGES, only, budget: None }], 1)
@@ -221,8 +245,16 @@ impl Backup {
         }
     }
 
+    fn is_broken(&self) -> bool {
+        bitmap_next(self.broken, 0).is_some()
+    }
+
+    /// To be told before anything that is not copied goes on.
     fn break_off(&self, node: NodeId, why: &str) {
-        if !self.broken.replace(true) {
+        if !self.is_broken() {
+            if let Err(error) = bitmap_set(self.broken, 0, self.size_bytes, true) {
+                log(Level::Error, &error);
+            }
             log(Level::Error, &format!("the backup is broken: {why}"));
             self.stop_asking(node);
         }
@@ -231,26 +263,6 @@ impl Backup {
     fn report(&self, total: u64) {
         let done = total.saturating_sub(bitmap_count(self.todo));
         log(Level::Info, &format!("{done} of {total} bytes are copied"));
-    }
-}
-
-/// When the next bytes may go.
-struct Pace {
-    speed: Option<u64>,
-    next: Cell<Time>,
-}
-
-impl Pace {
-    fn new(now: Time, speed: Option<u64>) -> Self {
-        Self { speed, next: Cell::new(now) }
-    }
-
-    fn next(&self, now: Time, bytes: u64) -> Time {
-        let Some(speed) = self.speed else { return now };
-        let start = self.next.get().max(now);
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(speed);
-        self.next.set(start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
-        start
     }
 }
 

@@ -1,4 +1,4 @@
-//! The `backup` plugin: a target that holds what the disk held at one point in time.
+//! `backup`, the plugin and the host's own: a target that holds what the disk held at one point in time.
 
 use std::fs;
 
@@ -7,16 +7,22 @@ use blockloom_tests::{Daemon, Scratch, pattern};
 
 use crate::{KIB, MIB, scratch, serve, try_serve};
 
-const SIZE: u64 = 48 * MIB;
+pub(crate) const SIZE: u64 = 48 * MIB;
 const TOOLS: [&str; 4] = ["qemu-img", "qemu-io", "nbdinfo", "fio"];
 
+/// The plugin, with its grants, and the host's own.
+pub(crate) const DRIVERS: [&str; 2] = [
+    "driver = \"plugin\"\nplugin = \"backup\"\ngrant.file = [\"read\"]\n\
+     grant.target = [\"write\"]",
+    "driver = \"backup\"",
+];
+
 /// A disk behind a backup, with what else there is.
-fn graph(disk: &str, target: &str, config: &str, more: &str) -> String {
+pub(crate) fn graph(driver: &str, disk: &str, target: &str, config: &str, more: &str) -> String {
     format!(
         "[node.disk]\n{disk}\n\
          [node.target]\n{target}\n\
-         [node.backup]\ndriver = \"plugin\"\nplugin = \"backup\"\nchild.file = \"disk\"\n\
-         child.target = \"target\"\ngrant.file = [\"read\"]\ngrant.target = [\"write\"]\n\
+         [node.backup]\n{driver}\nchild.file = \"disk\"\nchild.target = \"target\"\n\
          config = {{ {config} }}\n\
          {more}\n\
          [drive.vda]\nroot = \"backup\"\n\
@@ -25,16 +31,16 @@ fn graph(disk: &str, target: &str, config: &str, more: &str) -> String {
     )
 }
 
-fn file(scratch: &Scratch, name: &str) -> String {
+pub(crate) fn file(scratch: &Scratch, name: &str) -> String {
     format!("driver = \"file\"\npath = \"{}\"", scratch.image(name).display())
 }
 
-fn text(scratch: &Scratch, name: &str) -> String {
+pub(crate) fn text(scratch: &Scratch, name: &str) -> String {
     scratch.image(name).to_str().expect("UTF-8").to_owned()
 }
 
 /// `disk.img` with data, `then.img` with the same, and an empty `target.img`.
-fn images() -> Scratch {
+pub(crate) fn images() -> Scratch {
     let scratch = scratch();
     let data = pattern(7, (SIZE / 2) as usize);
     for name in ["disk.img", "then.img"] {
@@ -45,9 +51,9 @@ fn images() -> Scratch {
     scratch
 }
 
-fn serve_raw(scratch: &Scratch, config: &str, arguments: &[&str]) -> Daemon {
+fn serve_raw(scratch: &Scratch, driver: &str, config: &str, arguments: &[&str]) -> Daemon {
     let (disk, target) = (file(scratch, "disk.img"), file(scratch, "target.img"));
-    serve(scratch, &graph(&disk, &target, config, ""), arguments)
+    serve(scratch, &graph(driver, &disk, &target, config, ""), arguments)
 }
 
 #[test]
@@ -55,10 +61,10 @@ fn a_full_backup_under_load_holds_what_was_there() {
     if !have(&TOOLS) {
         return;
     }
-    for workers in ["1", "2"] {
+    for (driver, workers) in DRIVERS.into_iter().flat_map(|it| [(it, "1"), (it, "2")]) {
         let scratch = images();
         let config = "speed = \"64MiB\", min-cluster-size = \"16KiB\"";
-        let daemon = serve_raw(&scratch, config, &["--workers", workers]);
+        let daemon = serve_raw(&scratch, driver, config, &["--workers", workers]);
         daemon.wait_for_log("the point in time is reached");
         let uri = format!("uri={}", daemon.uri("vda"));
         fio(&[
@@ -87,8 +93,12 @@ fn without_a_background_copy_only_what_is_overwritten_is_kept() {
     if !have(&TOOLS) {
         return;
     }
+    DRIVERS.into_iter().for_each(check_what_is_kept);
+}
+
+fn check_what_is_kept(driver: &str) {
     let scratch = images();
-    let daemon = serve_raw(&scratch, "sync = \"none\"", &[]);
+    let daemon = serve_raw(&scratch, driver, "sync = \"none\"", &[]);
     daemon.wait_for_log("the point in time is reached");
     let uri = daemon.uri("vda").to_owned();
     qemu_io(&uri, &["write -P 9 6M 1k", "write -P 8 6M 64k", "write -z 7170k 2k", "read 9M 1M"]);
@@ -105,7 +115,7 @@ fn without_a_background_copy_only_what_is_overwritten_is_kept() {
 }
 
 /// `disk.qcow2`, whose bitmap `daily` is kept, served with or without a backup.
-fn serve_image(scratch: &Scratch, sync: Option<&str>) -> Daemon {
+fn serve_image(scratch: &Scratch, driver: &str, sync: Option<&str>) -> Daemon {
     let disk = format!(
         "driver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{}\" }}",
         text(scratch, "disk.qcow2")
@@ -118,8 +128,13 @@ fn serve_image(scratch: &Scratch, sync: Option<&str>) -> Daemon {
              writable = true\nbitmaps = [\"daily\"]\n"
         ),
         Some(lent) => {
-            let graph =
-                graph(&disk, &file(scratch, "target.img"), "sync = \"incremental\"", bitmap);
+            let graph = graph(
+                driver,
+                &disk,
+                &file(scratch, "target.img"),
+                "sync = \"incremental\"",
+                bitmap,
+            );
             graph.replace("child.target", &format!("{lent}\nchild.target"))
         }
     };
@@ -131,12 +146,16 @@ fn an_incremental_backup_copies_what_a_bitmap_says() {
     if !have(&TOOLS) {
         return;
     }
+    DRIVERS.into_iter().for_each(check_incremental);
+}
+
+fn check_incremental(driver: &str) {
     let scratch = scratch();
     scratch.sparse_image("target.img", SIZE);
     let (disk, then) = (text(&scratch, "disk.qcow2"), text(&scratch, "then.img"));
     succeed("qemu-img", ["create", "-q", "-f", "qcow2", &disk, &SIZE.to_string()]);
     succeed("qemu-io", ["-f", "qcow2", "-c", "write -P 1 20M 1M", &disk]);
-    let daemon = serve_image(&scratch, None);
+    let daemon = serve_image(&scratch, driver, None);
     let uri = daemon.uri("vda").to_owned();
     qemu_io(&uri, &["write -P 2 1M 100k", "write -P 3 30M 2M", "write -z 31M 64k"]);
     let dirty = nbd_map(&uri, "qemu:dirty-bitmap:daily");
@@ -144,7 +163,7 @@ fn an_incremental_backup_copies_what_a_bitmap_says() {
     assert_eq!(dirty, 128 * KIB + 2 * MIB);
     daemon.finish();
     succeed("qemu-img", ["convert", "-f", "qcow2", "-O", "raw", &disk, &then]);
-    let daemon = serve_image(&scratch, Some("bitmap.changes = \"daily\""));
+    let daemon = serve_image(&scratch, driver, Some("bitmap.changes = \"daily\""));
     daemon.wait_for_log("the point in time is reached");
     qemu_io(daemon.uri("vda"), &["write -P 4 1M 64k", "write -P 5 40M 64k"]);
     daemon.wait_for_log("the backup is complete");
@@ -164,23 +183,24 @@ fn what_cannot_be_a_backup_is_refused() {
     let scratch = images();
     let (disk, small) = (file(&scratch, "disk.img"), "driver = \"memory\"\nsize = \"1MiB\"");
     let target = file(&scratch, "target.img");
-    let cases = [
-        (graph(&disk, small, "", ""), "the target is smaller than what is to be copied to it"),
-        (graph(&disk, &target, "sync = \"incremental\"", ""), "`bitmap.changes = \"…\"`"),
-        (graph(&disk, &target, "sync = \"top\"", ""), "is `full`, `incremental` or `none`"),
-        (
-            graph(&disk, &target, "", "").replace("grant.target = [\"write\"]\n", ""),
-            "write `grant.target = [\"write\"]`",
-        ),
-        (
-            graph(&disk, &target, "", "")
-                .replace("child.target = \"target\"\n", "")
-                .replace("grant.target = [\"write\"]\n", ""),
-            "needs a child `target`: add `child.target = \"…\"`",
-        ),
-    ];
-    for (graph, expect) in cases {
-        let refused = try_serve(&scratch, &graph, &[]).err().expect("a refusal");
+    let check = |graph: &str, expect: &str| {
+        let refused = try_serve(&scratch, graph, &[]).err().expect("a refusal");
         assert!(refused.stderr.contains(expect), "{expect}: {}", refused.stderr);
+    };
+    for driver in DRIVERS {
+        let graph = |target, config| graph(driver, &disk, target, config, "");
+        check(&graph(small, ""), "the target is smaller than what is to be copied to it");
+        check(&graph(&target, "sync = \"incremental\""), "`bitmap.changes = \"…\"`");
+        check(&graph(&target, "sync = \"top\""), "is `full`, `incremental` or `none`");
+        let lent = graph(&target, "").replace("child.file", "bitmap.changes = \"b\"\nchild.file");
+        let lent = format!("{lent}[bitmap.b]\ndrive = \"vda\"\n");
+        check(&lent, "only with `sync = \"incremental\"`");
     }
+    let [plugin, native] = DRIVERS.map(|driver| graph(driver, &disk, &target, "", ""));
+    let ungranted = plugin.replace("grant.target = [\"write\"]\n", "");
+    check(&ungranted, "write `grant.target = [\"write\"]`");
+    let alone = ungranted.replace("child.target = \"target\"\n", "");
+    check(&alone, "needs a child `target`: add `child.target = \"…\"`");
+    let alone = native.replace("child.target = \"target\"\n", "");
+    check(&alone, "add `child.target = \"NODE\"`");
 }

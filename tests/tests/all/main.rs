@@ -20,6 +20,7 @@ mod lifecycle;
 mod load;
 mod locks;
 mod own_node;
+mod pull;
 mod qcow2;
 mod requests;
 mod small_filters;

@@ -95,6 +95,10 @@ impl Surroundings for Place {
         Vec::new()
     }
 
+    fn plugin_views(&self, _: &PluginSource) -> Vec<String> {
+        Vec::new()
+    }
+
     fn filter_config(&self, _: FilterKind, _: &Value) -> Vec<ConfigError> {
         Vec::new()
     }

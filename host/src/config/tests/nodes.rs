@@ -62,7 +62,7 @@ root = "disc"
                |
              9 | driver = "fil"
                |          ^^^^^
-               = help: did you mean `file`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+               = help: did you mean `file`? this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
             error: drive `vda` refers to node `disc`, which does not exist
                --> graph.toml:12:8
@@ -82,7 +82,7 @@ fn driver() {
 [node.a]
 path = "x"
 [node.b]
-driver = "backup"
+driver = "nbd"
 [node.c]
 driver = "throtle"
 [node.d]
@@ -98,21 +98,21 @@ e = 5
                |
              2 | [node.a]
                |       ^
-               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
-            error: driver `backup` is not in this release
+            error: driver `nbd` is not in this release
               --> graph.toml:5:10
                |
-             5 | driver = "backup"
-               |          ^^^^^^^^
-               = help: this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+             5 | driver = "nbd"
+               |          ^^^^^
+               = help: this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
             error: unknown driver `throtle`
               --> graph.toml:7:10
                |
              7 | driver = "throtle"
                |          ^^^^^^^^^
-               = help: did you mean `throttle`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+               = help: did you mean `throttle`? this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
             error: `driver` of node `d` must be a string, not an integer
               --> graph.toml:9:10
@@ -125,7 +125,7 @@ e = 5
                 |
              10 | [node.f]
                 |       ^
-                = help: is `drivr` meant to be `driver`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+                = help: is `drivr` meant to be `driver`? this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
             error: node `e` must be a table, not an integer
                --> graph.toml:13:5
@@ -398,7 +398,7 @@ file = '#a.file'
                |
              7 | file = { driver = "raw", file = { size = 1 } }
                |                          ^^^^
-               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
             error: `#a.file` is no name that can be referred to
                --> graph.toml:10:8

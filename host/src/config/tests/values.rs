@@ -144,7 +144,7 @@ fn carriage_returns_and_the_end_of_the_file() {
                |
              2 | driver = "nul"
                |          ^^^^^
-               = help: did you mean `null`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+               = help: did you mean `null`? this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
             1 error in graph.toml"#]],
     );

@@ -81,9 +81,16 @@ impl Surroundings for World {
         }
     }
 
+    fn plugin_views(&self, plugin: &PluginSource) -> Vec<String> {
+        match plugin {
+            PluginSource::Bundled(_) => Vec::new(),
+            PluginSource::File(_) => vec!["snapshot".to_owned()],
+        }
+    }
+
     fn filter_config(&self, filter: FilterKind, config: &Value) -> Vec<ConfigError> {
         match filter {
-            FilterKind::Pass | FilterKind::CopyOnRead => Vec::new(),
+            FilterKind::Pass | FilterKind::CopyOnRead | FilterKind::Backup => Vec::new(),
             FilterKind::Throttle => {
                 self.plugin_config(&PluginSource::Bundled(String::new()), config)
             }

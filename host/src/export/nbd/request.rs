@@ -201,6 +201,8 @@ fn allocation_flags(kind: ExtentKind) -> u32 {
         ExtentKind::Data | ExtentKind::Unallocated => 0,
         ExtentKind::Zero => STATE_ZERO,
         ExtentKind::Hole => STATE_HOLE | STATE_ZERO,
+        // Neither data nor zero: clients that have a backing of their own keep that.
+        ExtentKind::Unreadable => STATE_HOLE,
     }
 }
 
@@ -258,6 +260,7 @@ mod tests {
         let flags = [ExtentKind::Data, ExtentKind::Zero, ExtentKind::Hole, ExtentKind::Unallocated]
             .map(allocation_flags);
         assert_eq!(flags, [0, STATE_ZERO, STATE_HOLE | STATE_ZERO, 0]);
+        assert_eq!(allocation_flags(ExtentKind::Unreadable), STATE_HOLE);
     }
 
     #[test]

@@ -678,7 +678,7 @@ async fn is_zero(edge: EdgeRef<'_>, range: Range<u64>) -> Result<bool> {
             let end = range.end.min(extent.offset + extent.len);
             let zero = match extent.kind {
                 ExtentKind::Zero | ExtentKind::Hole => true,
-                ExtentKind::Data => false,
+                ExtentKind::Data | ExtentKind::Unreadable => false,
                 ExtentKind::Unallocated => backing_is_zero(edge, at..end).await?,
             };
             if !zero {

@@ -169,7 +169,7 @@ async fn is_zero_below(section: &Drained<'_>, place: Place, range: Range<u64>) -
                 let part = at..extent.offset + extent.len;
                 at = part.end;
                 match extent.kind {
-                    ExtentKind::Data => return Ok(false),
+                    ExtentKind::Data | ExtentKind::Unreadable => return Ok(false),
                     ExtentKind::Zero | ExtentKind::Hole => {}
                     ExtentKind::Unallocated => pending.push((below, part, depth + 1)),
                 }

@@ -280,6 +280,7 @@ impl Chain {
             (true, ExtentKind::Zero) => own && shown == 0,
             (true, ExtentKind::Unallocated) => !own && byte < self.size_below(at),
             (true, ExtentKind::Hole) => !own && byte >= self.size_below(at) && shown == 0,
+            (true, ExtentKind::Unreadable) => false,
         };
         if is_right { Ok(()) } else { Err(format!("layer {at}: byte {byte} is no {kind:?}")) }
     }

@@ -65,6 +65,7 @@ impl Qcow2Node {
                 kind if self.info.raw_external_data => kind,
                 ExtentKind::Data | ExtentKind::Unallocated => ExtentKind::Data,
                 ExtentKind::Zero | ExtentKind::Hole => ExtentKind::Zero,
+                ExtentKind::Unreadable => ExtentKind::Unreadable,
             };
             let host_offset = Some(host.0 + (at - run.start)).filter(|_| kind == ExtentKind::Data);
             push(extents, at, end, kind, host_offset);

@@ -1,0 +1,273 @@
+//! `backup`: copies to `target` what was there at one point in time, while the disk goes on changing.
+//!
+//! The point in time is when the node joins the graph, before its first request. From then on the old bytes of
+//! a granule are copied before the first change of it; the rest follows of the node's own accord. The
+//! configuration is the plugin's (`blockloom-plugin-backup`).
+
+use std::cell::Cell;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+
+use blockloom_plugin_backup::{BackupConfig, OnError, Pace, REPORT, Sync, each_of};
+
+use super::PassNode;
+use super::point_in_time::PointInTime;
+use crate::bitmap::Granularity;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{BitmapScope, ChildDecl, CopyHow, Cx, LocalGraph, OnBehalf, OwnAccord};
+use crate::graph::{PermissionSet, Role};
+use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now, until};
+use crate::limits::COPY_MAX_BYTES;
+use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+
+/// Number of the edge to the child.
+const FILE: usize = 0;
+/// Number of the edge to the target.
+const TARGET: usize = 1;
+
+/// The native `backup` filter; for its edges see [`BackupNode::children`].
+pub struct BackupNode {
+    config: BackupConfig,
+    /// What says what an incremental one copies.
+    changes: Option<(BitmapScope, String)>,
+    state: Arc<OnceLock<PointInTime>>,
+}
+
+impl BackupNode {
+    /// What the bitmap is called that says what has changed.
+    pub const CHANGES: &str = "changes";
+    /// What the child is called to which it copies.
+    pub const TARGET: &str = "target";
+
+    /// `changes` is the bitmap of an incremental backup, and of no other.
+    ///
+    /// # Errors
+    /// `EINVAL` if that is not so.
+    pub fn new(config: BackupConfig, changes: Option<(BitmapScope, String)>) -> Result<Self> {
+        let message = match (config.sync == Sync::Incremental, &changes) {
+            (false, Some(_)) => "only with `sync = \"incremental\"` is there a bitmap `changes`",
+            (true, None) => "an incremental backup needs `bitmap.changes = \"…\"`",
+            _ => return Ok(Self { config, changes, state: Arc::default() }),
+        };
+        Err(Error::new(ErrorKind::Invalid, message))
+    }
+
+    /// Its edges, with the grants that it needs: to read `file` and to write `target`.
+    pub fn children(file: impl Into<String>, target: impl Into<String>) -> Vec<ChildDecl> {
+        let file =
+            ChildDecl { grants: PermissionSet::CONSISTENT_READ, ..ChildDecl::filtered(file) };
+        let target = ChildDecl {
+            name: Self::TARGET.to_owned(),
+            role: Role::Target,
+            grants: PermissionSet::WRITE,
+            ..ChildDecl::filtered(target)
+        };
+        vec![file, target]
+    }
+
+    /// What makes the view of its point in time.
+    pub(super) fn state(&self) -> Arc<OnceLock<PointInTime>> {
+        Arc::clone(&self.state)
+    }
+
+    fn sets(&self) -> Result<&PointInTime> {
+        let missing = || Error::new(ErrorKind::Io, "the backup has not begun");
+        self.state.get().ok_or_else(missing)
+    }
+
+    /// Copies what is still to be copied of the granules that a change is going to touch.
+    async fn before(&self, cx: Cx<'_>, range: Range<u64>) -> Result<()> {
+        let (sets, range) = (self.sets()?, self.config.granules_of(&range));
+        if cx.is_unchanged() || !sets.is_todo(&range) || sets.is_broken() {
+            return Ok(());
+        }
+        let copy = copy(cx.on_behalf(), sets, range);
+        let copied = match self.config.timeout {
+            None => copy.await,
+            Some(timeout) => {
+                let late =
+                    || Error::new(ErrorKind::TimedOut, "a copy before a write took too long");
+                until(turn_now() + timeout, copy).await.unwrap_or_else(|| Err(late()))
+            }
+        };
+        match (copied, self.config.on_error) {
+            (Err(error), OnError::BreakSnapshot) => {
+                let why = format!("a copy before a write failed ({error})");
+                break_off(sets, cx.node_name(), &why);
+                Ok(())
+            }
+            (copied, _) => copied,
+        }
+    }
+
+    /// An incremental one is of what the bitmap says; until now all was copied before it was changed.
+    fn narrow(&self, graph: &LocalGraph) -> Result<()> {
+        let Some((scope, name)) = &self.changes else { return Ok(()) };
+        let (sets, snapshot) = (self.sets()?, graph.current());
+        let missing = || Error::new(ErrorKind::NotFound, format!("there is no `{name}`"));
+        let changes = snapshot.find_bitmap(scope, name).ok_or_else(missing)?;
+        changes
+            .ranges(0..u64::MAX)
+            .for_each(|run| sets.covered.mark(run.start, run.end - run.start));
+        let mut at = 0;
+        for run in sets.covered.ranges(0..u64::MAX) {
+            sets.todo.clear_range(at, run.start - at);
+            at = run.end;
+        }
+        sets.todo.clear_range(at, u64::MAX - at);
+        Ok(())
+    }
+}
+
+/// Copies those of a range that are still to be copied.
+async fn copy(ground: OnBehalf, sets: &PointInTime, range: Range<u64>) -> Result<()> {
+    let (how, todo) = (CopyHow::default(), Arc::clone(&sets.todo));
+    ground.copy_set(FILE, TARGET, range, how, todo).await.map(drop)
+}
+
+/// To be told before anything that is not copied goes on.
+fn break_off(sets: &PointInTime, node: &str, why: &str) {
+    if !sets.is_broken() {
+        sets.broken.set_all();
+        tracing::error!("node `{node}`: the backup is broken: {why}");
+    }
+}
+
+/// Copies what is left, until nothing is, and makes it durable.
+async fn copy_rest(own: &OwnAccord, sets: &PointInTime, config: &BackupConfig) -> Result<()> {
+    let (pace, total) = (Pace::new(config.speed), sets.todo.dirty_bytes());
+    let most = config.granularity.max(COPY_MAX_BYTES as u64);
+    let reported = Cell::new(turn_now());
+    while sets.todo.next_dirty(0).is_some() && !sets.is_broken() {
+        let from = Cell::new(0);
+        let pieces = std::iter::from_fn(|| {
+            let run = sets.todo.next_dirty(from.get()).filter(|_| !sets.is_broken())?;
+            let piece = run.start..run.end.min(run.start.saturating_add(most));
+            from.set(piece.end);
+            Some(piece)
+        });
+        let copies = pieces.map(|piece| async {
+            let start = pace.next(turn_now().as_nanos(), piece.end - piece.start);
+            if start > turn_now().as_nanos() {
+                sleep_until(Time::from_nanos(start)).await;
+            }
+            copy(own.on_behalf().await?, sets, piece).await?;
+            if turn_now().since(reported.get()) >= REPORT {
+                reported.set(turn_now());
+                let done = total.saturating_sub(sets.todo.dirty_bytes());
+                tracing::info!("backup: {done} of {total} bytes are copied");
+            }
+            Ok::<(), Error>(())
+        });
+        each_of(config.workers, copies).await?;
+    }
+    own.on_behalf().await?.flush(TARGET).await
+}
+
+async fn job(own: OwnAccord, sets: PointInTime, config: BackupConfig, node: String) {
+    match copy_rest(&own, &sets, &config).await {
+        Ok(()) if sets.is_broken() => {}
+        Ok(()) => tracing::info!("node `{node}`: the backup is complete"),
+        Err(error) => break_off(&sets, &node, &format!("copying failed ({error})")),
+    }
+}
+
+impl Node for BackupNode {
+    fn driver(&self) -> &'static str {
+        "backup"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        PassNode.info(children)
+    }
+
+    fn is_transparent(&self) -> bool {
+        true
+    }
+
+    fn start(&self, _name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
+        let invalid = |message: String| Error::new(ErrorKind::Invalid, message);
+        if children.get(TARGET).is_none_or(|target| target.size_bytes < info.size_bytes) {
+            let message = "the target is smaller than what is to be copied to it";
+            return Err(invalid(message.to_owned()));
+        }
+        let granularity = Granularity::from_bytes(self.config.granularity);
+        let sets = granularity.and_then(|it| PointInTime::new(info.size_bytes, it));
+        let sets = sets.map_err(|error| invalid(error.to_string()))?;
+        sets.todo.set_all();
+        if self.changes.is_none() {
+            sets.covered.set_all();
+            sets.begun.set_all();
+        }
+        self.state.set(sets).map_err(|_| invalid("a backup is of one node".to_owned()))
+    }
+
+    fn run(&self, graph: &Rc<LocalGraph>, name: &str) {
+        let Ok(sets) = self.sets() else { return };
+        let own = self.narrow(graph).and_then(|()| OwnAccord::open(graph, name));
+        let own = match own {
+            Ok(own) => own,
+            Err(error) => return break_off(sets, name, &error.to_string()),
+        };
+        sets.begun.set_all();
+        tracing::info!("node `{name}`: the point in time is reached");
+        if self.config.sync != Sync::None {
+            spawn(job(own, sets.clone(), self.config, name.to_owned()));
+        }
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        PassNode.read(cx, offset, buf)
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.before(cx, offset..offset + buf.len() as u64).await?;
+            cx.child(FILE)?.write(offset, buf, flags).await
+        })
+    }
+
+    fn zero<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.before(cx, offset..offset + len).await?;
+            cx.child(FILE)?.zero(offset, len, flags).await
+        })
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.before(cx, offset..offset + len).await?;
+            cx.child(FILE)?.discard(offset, len).await
+        })
+    }
+
+    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.set_len(cx, len)
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        PassNode.flush(cx)
+    }
+
+    fn block_status<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+    ) -> NodeFuture<'a, Vec<Extent>> {
+        PassNode.block_status(cx, offset, len)
+    }
+}

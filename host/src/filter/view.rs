@@ -1,0 +1,200 @@
+//! `plugin-view`: what a node that copies before writes showed at its point in time, read-only.
+//!
+//! Bytes that are still to be copied are read where they are; if they have been copied by the time they are
+//! there, from the target. So nobody who writes waits for a reader. What the backup does not cover cannot be
+//! read (`EINVAL`), and is [`ExtentKind::Unreadable`] in block status, which never fails as a whole. Before the
+//! point in time reading fails with `EBUSY`, once the backup is broken with `EIO`; a complete backup is read
+//! from its target.
+
+use std::sync::{Arc, OnceLock};
+
+use super::backup::BackupNode;
+use super::point_in_time::{Place, PointInTime, not_begun};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{ChildDecl, Cx, PermissionSet, Role};
+use crate::io::{Buf, BufMut};
+use crate::limits::EXTENTS_MAX;
+use crate::node::{
+    Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags,
+};
+use crate::plugin::{OwnSets, PluginNode};
+
+/// Number of the edge to what the backup copies.
+const SOURCE: usize = 0;
+/// Number of the edge to what it copies to.
+const TARGET: usize = 1;
+
+/// Whose view it is.
+enum Of {
+    Plugin(OwnSets),
+    Native(Arc<OnceLock<PointInTime>>),
+}
+
+/// The view of a backup's point in time; for its edges see [`ViewNode::children`].
+pub struct ViewNode {
+    of: Of,
+    /// Kept once found.
+    found: OnceLock<PointInTime>,
+}
+
+impl ViewNode {
+    /// The one view that this host makes.
+    pub const SNAPSHOT: &str = "snapshot";
+
+    /// Of the host's own backup.
+    pub fn of_backup(node: &BackupNode) -> Self {
+        Self { of: Of::Native(node.state()), found: OnceLock::new() }
+    }
+
+    /// Of a plugin's node.
+    ///
+    /// # Errors
+    /// `ENOENT` for a view that the plugin does not offer, or this host does not know.
+    pub fn of_plugin(node: &PluginNode, view: &str) -> Result<Self> {
+        let sets = node.own_sets_of_view(view)?;
+        if view != Self::SNAPSHOT {
+            let message = format!("this host makes the view `{}` alone", Self::SNAPSHOT);
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
+        Ok(Self { of: Of::Plugin(sets), found: OnceLock::new() })
+    }
+
+    /// Its edges: to the backup's child and target, and to the backup itself, which is to stay as long as it.
+    pub fn children(source: &str, target: &str, of: &str) -> Vec<ChildDecl> {
+        let edges = [("source", source), ("target", target), ("of", of)];
+        let child = |(name, node): (&str, &str)| ChildDecl {
+            name: name.to_owned(),
+            node: node.to_owned(),
+            role: Role::Source,
+            grants: PermissionSet::NONE,
+            proven_for: None,
+        };
+        edges.map(child).into()
+    }
+
+    fn sets(&self) -> Result<&PointInTime> {
+        if let Some(found) = self.found.get() {
+            return Ok(found);
+        }
+        let found = match &self.of {
+            Of::Native(state) => state.get().cloned(),
+            Of::Plugin(sets) => sets.point_in_time(),
+        };
+        let found = found.ok_or_else(not_begun)?;
+        Ok(self.found.get_or_init(|| found))
+    }
+
+    async fn read_then(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        let range = offset..offset + buf.len() as u64;
+        let sets = self.sets()?;
+        sets.check()?;
+        sets.check_covered(&range)?;
+        if !sets.is_todo(&range) {
+            return cx.child(TARGET)?.read(offset, buf).await;
+        }
+        let mut buf = cx.child(SOURCE)?.read(offset, buf).await?;
+        for part in sets.copied(&range) {
+            let len = usize::try_from(part.end - part.start).unwrap_or(usize::MAX);
+            let bytes = cx.child(TARGET)?.read(part.start, BufMut::new(len)).await?;
+            let at = usize::try_from(part.start - offset).unwrap_or(usize::MAX);
+            buf[at..at + len].copy_from_slice(&bytes);
+        }
+        // If it broke while this read the source, what was read may be what came later.
+        sets.check()?;
+        Ok(buf)
+    }
+
+    async fn extents(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let end = offset + len;
+        let sets = self.sets().and_then(|sets| sets.check().map(|()| sets));
+        let Ok(sets) = sets else {
+            let kind = ExtentKind::Unreadable;
+            return Ok(vec![Extent { offset, len, kind, host_offset: None }]);
+        };
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = offset;
+        while at < end && extents.len() < EXTENTS_MAX {
+            let (run, place) = sets.first(at..end);
+            let child = match place {
+                Place::Nowhere => {
+                    let (offset, len) = (run.start, run.end - run.start);
+                    let kind = ExtentKind::Unreadable;
+                    extents.push(Extent { offset, len, kind, host_offset: None });
+                    at = run.end;
+                    continue;
+                }
+                Place::Source => SOURCE,
+                Place::Target => TARGET,
+            };
+            let found = cx.child(child)?.block_status(run.start, run.end - run.start).await?;
+            let found = found.into_iter().map(shown);
+            // What has been copied meanwhile is looked at again: that happens once to each granule.
+            let is_still = place == Place::Target || sets.copied(&run).is_empty();
+            if is_still {
+                extents.extend(found.take(EXTENTS_MAX - extents.len()));
+                at = extents.last().map_or(end, |last| last.offset.saturating_add(last.len));
+            }
+        }
+        Ok(extents)
+    }
+}
+
+/// What shows of an extent of a child, of whose backings and files nobody is told.
+fn shown(extent: Extent) -> Extent {
+    let kind = match extent.kind {
+        ExtentKind::Unallocated => ExtentKind::Data,
+        kind => kind,
+    };
+    Extent { kind, host_offset: None, ..extent }
+}
+
+fn read_only<'a, T>() -> NodeFuture<'a, T> {
+    Box::pin(async { Err(Error::new(ErrorKind::ReadOnly, "a point in time cannot be changed")) })
+}
+
+impl Node for ViewNode {
+    fn driver(&self) -> &'static str {
+        "plugin-view"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        let missing = || Error::new(ErrorKind::Invalid, "a view needs a child `source`");
+        let size_bytes = children.first().ok_or_else(missing)?.size_bytes;
+        let caps = Caps {
+            zero: Support::None,
+            discard: Support::None,
+            fua: Support::Native,
+            flush: Support::Native,
+        };
+        Ok(NodeInfo { size_bytes, limits: Limits::NONE, caps, read_only: true, growable: false })
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        Box::pin(self.read_then(cx, offset, buf))
+    }
+
+    fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
+        read_only()
+    }
+
+    fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
+        read_only()
+    }
+
+    fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
+        read_only()
+    }
+
+    fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn block_status<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+    ) -> NodeFuture<'a, Vec<Extent>> {
+        Box::pin(self.extents(cx, offset, len))
+    }
+}
