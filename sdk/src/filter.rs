@@ -240,6 +240,8 @@ pub struct Description {
     pub bitmaps: Vec<(&'static str, bool)>,
     /// Whether it answers requests with bytes that are not its child's.
     pub wants_transform: bool,
+    /// Whether requests may go to the filtered child without it, should it fail.
+    pub may_bypass: bool,
 }
 
 impl Description {
@@ -255,6 +257,7 @@ impl Description {
             views: Vec::new(),
             bitmaps: Vec::new(),
             wants_transform: false,
+            may_bypass: false,
         }
     }
 
@@ -285,6 +288,13 @@ impl Description {
     pub fn bitmap(mut self, name: &'static str, required: bool) -> Self {
         self.bitmaps.push((name, required));
         self
+    }
+
+    /// Nothing that anybody relies on is lost where requests go to the filtered child without it: a
+    /// configuration may have them do so once it has failed (`on-fault = "bypass"`).
+    #[must_use]
+    pub fn may_bypass(self) -> Self {
+        Self { may_bypass: true, ..self }
     }
 
     /// One view more.

@@ -48,6 +48,7 @@ fn lower<F: Filter>(description: crate::Description, kinds: Kinds) -> control::D
         bitmaps,
         wants_transform: description.wants_transform,
         has_job: F::JOB,
+        may_bypass: description.may_bypass,
     }
 }
 

@@ -35,6 +35,9 @@ pub(super) fn inspect(plugin: &str) -> Result<(), StartError> {
         let needed = if *required { "required" } else { "optional" };
         println(format_args!("bitmap    {name}, {needed}"));
     }
+    if it.may_bypass {
+        println(format_args!("bypass    allowed"));
+    }
     if it.has_job {
         println(format_args!("job       yes"));
     }

@@ -110,6 +110,15 @@ pub enum OnFault {
     /// Its requests fail.
     #[default]
     Fail,
+    /// Its requests go to the child that it filters, if the plugin allows it.
+    Bypass,
+    /// It starts again.
+    Restart {
+        /// So many faults,
+        faults: u32,
+        /// in so long a time; one more, and requests fail.
+        within: Duration,
+    },
 }
 
 /// What a plugin may use.

@@ -22,6 +22,8 @@ const MOST_CHILDREN: usize = 64;
 const MEMORY_BYTES: (u64, u64) = (64 << 10, 1 << 30);
 const CALL: (Duration, Duration) = (Duration::from_micros(100), Duration::from_secs(10));
 const IN_FLIGHT: (u64, u64) = (1, 65535);
+const BUDGET: (u64, u64) = (1, 1000);
+const WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
 const HOLD: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(3600));
 
 impl Choice for Grant {
@@ -56,7 +58,7 @@ pub(super) fn read_filter(
     node: &mut Partial,
 ) -> DriverSpec {
     read_children(if kind == FilterKind::CopyOnRead { 2 } else { 1 }, table, node);
-    for key in ["plugin", "grant", "on-fault", "limits"] {
+    for key in ["plugin", "grant", "on-fault", "restart", "limits"] {
         table.refuse(
             key,
             "is for plugins: this driver is the host's own",
@@ -165,15 +167,45 @@ fn read_lent(table: &mut Table<'_>) -> Vec<LentBitmap> {
 }
 
 fn read_on_fault(table: &mut Table<'_>) -> Spanned<OnFault> {
-    let Some(text) = table.take::<String>("on-fault") else { return table.default(OnFault::Fail) };
-    if text.value != "fail" {
-        let later = ["restart", "bypass"].contains(&text.value.as_str());
-        let why = if later { "is not in this release" } else { "is no fault policy" };
-        let message = format!("`on-fault = \"{}\"` of {} {why}", clip(&text.value), table.what);
-        let help = "this release has `on-fault = \"fail\"` alone, which is the default";
-        table.problem(Diagnostic::error(text.span, message).help(help));
+    let text = table.take::<String>("on-fault");
+    if text.as_ref().is_none_or(|text| text.value != "restart") {
+        table.refuse("restart", "needs `on-fault = \"restart\"`", "add it, or remove this key");
     }
-    text.map(|_| OnFault::Fail)
+    let Some(text) = text else { return table.default(OnFault::Fail) };
+    let policy = match text.value.as_str() {
+        "fail" => OnFault::Fail,
+        "bypass" => OnFault::Bypass,
+        "restart" => read_restart(table),
+        _ => {
+            let message = format!(
+                "`on-fault = \"{}\"` of {} is no fault policy",
+                clip(&text.value),
+                table.what
+            );
+            let help = "write \"restart\", \"bypass\" or \"fail\", which is the default";
+            table.problem(Diagnostic::error(text.span, message).help(help));
+            OnFault::Fail
+        }
+    };
+    text.map(|_| policy)
+}
+
+fn read_restart(table: &mut Table<'_>) -> OnFault {
+    let (mut faults, mut within) = (5, Duration::from_secs(60));
+    let what = format!("`restart` of {}", table.what);
+    if let Some(mut table) = table.table("restart", what) {
+        let (least, most) = BUDGET;
+        let rule = format!("must be {least} to {most}");
+        let is_right = |it: &u64| (least..=most).contains(it);
+        if let Some(budget) = table.take_if("budget", is_right, &rule) {
+            faults = budget.value as u32;
+        }
+        if let Some(time) = take_duration(&mut table, "within", WITHIN) {
+            within = time;
+        }
+        table.finish("`restart`");
+    }
+    OnFault::Restart { faults, within }
 }
 
 fn read_limits(table: &mut Table<'_>) -> PluginLimits {

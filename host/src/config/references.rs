@@ -133,6 +133,9 @@ fn instance_difference(
         if one.limits != other.limits {
             return Some(("limits", None, None));
         }
+        if one.on_fault.value != other.on_fault.value {
+            return Some(("on-fault", Some(one.on_fault.span), Some(other.on_fault.span)));
+        }
     } else if one.name() != other.name() {
         return Some(("driver", None, None));
     }

@@ -10,9 +10,10 @@ use serde_json::Value;
 
 use super::diagnostic::{Diagnostic, Diagnostics, Spanned};
 use super::render::clip;
-use super::spec::{DriverSpec, FileSpec, FilterKind, GraphSpec, Locking, NodeSpec};
+use super::spec::{DriverSpec, FileSpec, FilterKind, GraphSpec, Locking, NodeSpec, PluginSpec};
 use super::{
-    ImageFacts, ListenAddr, PluginSource, images, listen, permissions, qcow2_checks, sizes, suggest,
+    ImageFacts, ListenAddr, OnFault, PluginSource, images, listen, permissions, qcow2_checks,
+    sizes, suggest,
 };
 
 /// What is known of a path.
@@ -81,6 +82,9 @@ pub trait Surroundings {
     /// Why not.
     fn plugin(&self, plugin: &PluginSource) -> Result<(), String>;
 
+    /// Whether requests may go round `plugin`, which can be loaded, once it has failed.
+    fn may_bypass(&self, plugin: &PluginSource) -> bool;
+
     /// What `plugin`, which can be loaded, finds wrong with `config`.
     fn plugin_config(&self, plugin: &PluginSource, config: &Value) -> Vec<ConfigError>;
 
@@ -109,6 +113,7 @@ pub fn check_surroundings(
                     let source = plugin.plugin.value.in_dir(base_dir);
                     let wrong = surroundings.plugin_config(&source, &plugin.config.json);
                     check.config(node, wrong);
+                    check.bypass(node, plugin, &source);
                 }
             }
             DriverSpec::Filter(filter) => {
@@ -218,6 +223,19 @@ impl Check<'_> {
         };
         self.found.push(problem);
         false
+    }
+
+    fn bypass(&mut self, node: &NodeSpec, plugin: &PluginSpec, source: &PluginSource) {
+        if plugin.on_fault.value == OnFault::Bypass && !self.surroundings.may_bypass(source) {
+            let message = format!(
+                "plugin `{}` of node `{}` may not be bypassed when it fails",
+                clip(&plugin.plugin.value.to_string()),
+                clip(&node.name.value)
+            );
+            let problem = Diagnostic::error(plugin.on_fault.span, message);
+            self.found
+                .push(problem.help("write `on-fault = \"restart\"` or `on-fault = \"fail\"`"));
+        }
     }
 
     fn config(&mut self, node: &NodeSpec, wrong: Vec<ConfigError>) {

@@ -28,7 +28,9 @@ use crate::io::{EngineChoice, EngineKind, WorkerOptions, read_text_file};
 use crate::node::{
     FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, Qcow2Options, RawNode,
 };
-use crate::plugin::{Grants, Instance, InstanceError, PluginLimits, PluginNode};
+use crate::plugin::{
+    Grants, Instance, InstanceError, OnFault, PluginLimits, PluginNode, RestartBudget,
+};
 
 /// Longest graph file, bytes.
 const FILE_MAX_BYTES: u64 = 4 << 20;
@@ -336,7 +338,15 @@ impl Builder<'_> {
             in_flight: spec.limits.in_flight,
             hold: spec.limits.hold,
         };
-        let made = Instance::new(&module, &spec.config.json.to_string(), limits);
+        let policy = match spec.on_fault.value {
+            config::OnFault::Fail => OnFault::Fail,
+            config::OnFault::Bypass => OnFault::Bypass,
+            config::OnFault::Restart { faults, within } => {
+                OnFault::Restart(RestartBudget { faults, within })
+            }
+        };
+        let json = spec.config.json.to_string();
+        let made = Instance::with_policy(&module, &json, limits, policy);
         let instance = made.map_err(|error| match error {
             InstanceError::Plugin(error) => self.at(spec.plugin.span, &error),
             InstanceError::Config(error) => {

@@ -106,6 +106,10 @@ impl Surroundings for Machine {
         self.module(plugin).map(drop).map_err(|error: Error| error.to_string())
     }
 
+    fn may_bypass(&self, plugin: &PluginSource) -> bool {
+        self.module(plugin).is_ok_and(|module| module.inspection().may_bypass)
+    }
+
     fn plugin_config(&self, plugin: &PluginSource, config: &Value) -> Vec<ConfigError> {
         let whole = |message: String| ConfigError { path: String::new(), message };
         let checked = match self.module(plugin) {

@@ -7,8 +7,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
 use blockloom_abi::{
     Action, ActionTag, Control, ControlKind, Done, ENTRY_WORDS, Entry, Errno, EventTag, Forward,
@@ -20,14 +20,16 @@ use wasmtime::Store;
 
 use super::bindings::Filter;
 use super::bindings::exports::blockloom::filter::control;
+use super::faults::{Faults, OnFault, Phase, PhaseCell};
 use super::grants::{Grants, PluginChild, resolve};
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
 use super::module::{ConfigError, PluginModule, arm, call_ticks};
-use super::operation::{Ended, subject};
+use super::operation::{Asked as AskedFor, Ended, StoreNumber, subject};
 use super::store::{HostState, Lasting, printable};
 use super::table::{Answer, Breach, Table};
 use super::{PluginLimits, module};
 use crate::error::{Error, ErrorKind, Result};
+use crate::graph::GraphCell;
 use crate::io::{Time, WorkerHandle, turn_now};
 use crate::limits::WORKERS_MAX;
 use crate::node::NodeInfo;
@@ -67,7 +69,16 @@ pub(super) enum Asked {
 }
 
 /// What only the worker inside touches.
-struct Inside {
+pub(super) struct Place {
+    /// `None` while there is no store.
+    pub(super) live: Option<Inside>,
+    /// Kept from store to store, so that ids of an earlier one name nothing in the next.
+    pub(super) table: Option<Table>,
+}
+
+/// A store, and what its guest has in hand.
+pub(super) struct Inside {
+    number: StoreNumber,
     store: Store<HostState>,
     filter: Filter,
     table: Table,
@@ -86,63 +97,96 @@ struct Inside {
     words: Vec<u64>,
 }
 
+/// What a store begins with.
+pub(super) struct SetUp {
+    pub(super) config: String,
+    pub(super) nodes: Vec<control::Node>,
+}
+
 /// See the module.
 pub struct Instance {
     id: usize,
-    module: Arc<PluginModule>,
-    limits: PluginLimits,
-    call_ticks: u32,
+    pub(super) module: Arc<PluginModule>,
+    pub(super) limits: PluginLimits,
+    pub(super) policy: OnFault,
+    pub(super) call_ticks: u32,
     kinds: Kinds,
-    inside: Mutex<Option<Inside>>,
+    pub(super) inside: Mutex<Place>,
+    pub(super) set_up: Mutex<SetUp>,
     queue: ArrayQueue<Offer>,
-    failed: AtomicBool,
-    failure: OnceLock<String>,
+    pub(super) phase: PhaseCell,
+    pub(super) phase_changes: AtomicU64,
+    /// Of the store that is there, or the next one.
+    pub(super) number: AtomicU32,
+    pub(super) faults: Mutex<Faults>,
+    /// Why the last store was lost.
+    pub(super) last_fault: Mutex<String>,
+    /// Why there will be none any more.
+    pub(super) failure: OnceLock<String>,
+    /// Who is told of faults.
+    pub(super) watchers: Mutex<Vec<Weak<GraphCell>>>,
     workers: Mutex<Vec<WorkerHandle>>,
     /// By worker. Bounded by the worker's waiters.
     outboxes: Box<[SegQueue<(Ticket, Verdict)>]>,
     /// Operations that have ended. Bounded by those in flight.
     ended: SegQueue<Ended>,
-    lasting: Arc<Lasting>,
+    pub(super) lasting: Arc<Lasting>,
     nodes: AtomicU16,
 }
 
 impl Instance {
-    /// Instantiates and configures a plugin. `config` is JSON text.
+    /// Instantiates and configures a plugin. `config` is JSON text. Once it fails, its nodes do.
     ///
     /// # Errors
-    /// What the plugin says against its configuration, or how it failed.
+    /// What the plugin says against it, or how it failed.
     pub fn new(
         module: &Arc<PluginModule>,
         config: &str,
         limits: PluginLimits,
     ) -> Result<Arc<Self>, InstanceError> {
+        Self::with_policy(module, config, limits, OnFault::Fail)
+    }
+
+    /// The same with a policy for its faults.
+    ///
+    /// # Errors
+    /// The same; `EPERM` for a bypass of a plugin that does not allow it.
+    pub fn with_policy(
+        module: &Arc<PluginModule>,
+        config: &str,
+        limits: PluginLimits,
+        policy: OnFault,
+    ) -> Result<Arc<Self>, InstanceError> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
+        if policy == OnFault::Bypass && !module.inspection().may_bypass {
+            let message = format!(
+                "plugin `{}` may not be bypassed when it fails: choose \"restart\" or \"fail\"",
+                module.name()
+            );
+            return Err(Error::new(ErrorKind::NotPermitted, message).into());
+        }
         let lasting = Arc::<Lasting>::default();
         let (mut store, filter) = module.instantiate(&limits, Arc::clone(&lasting))?;
         let configured = module.configure(&mut store, &filter, config, &limits)?;
         configured.map_err(InstanceError::Config)?;
-        let inside = Inside {
-            store,
-            filter,
-            table: Table::new(limits.in_flight),
-            waiting: VecDeque::new(),
-            carry: Vec::new(),
-            operations: 0,
-            buffers: HashMap::new(),
-            jobs: HashMap::new(),
-            rules_seen: 0,
-            words: Vec::new(),
-        };
+        let inside = Inside::new((store, filter), 0, Table::new(limits.in_flight));
         Ok(Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             module: Arc::clone(module),
             limits,
+            policy,
             call_ticks: call_ticks(&limits),
             kinds: module.kinds(),
-            inside: Mutex::new(Some(inside)),
+            inside: Mutex::new(Place { live: Some(inside), table: None }),
+            set_up: Mutex::new(SetUp { config: config.to_owned(), nodes: Vec::new() }),
             queue: ArrayQueue::new(QUEUE_MAX),
-            failed: AtomicBool::new(false),
+            phase: PhaseCell::new(),
+            phase_changes: AtomicU64::new(0),
+            number: AtomicU32::new(0),
+            faults: Mutex::default(),
+            last_fault: Mutex::default(),
             failure: OnceLock::new(),
+            watchers: Mutex::default(),
             workers: Mutex::default(),
             outboxes: (0..WORKERS_MAX).map(|_| SegQueue::new()).collect(),
             ended: SegQueue::new(),
@@ -161,9 +205,25 @@ impl Instance {
         &self.limits
     }
 
-    /// Why it is dead, if it is.
+    /// Why it is out of service for good, if it is.
     pub fn failure(&self) -> Option<&str> {
-        if self.is_failed() { self.failure.get().map(String::as_str) } else { None }
+        match self.phase() {
+            Phase::Bypassed | Phase::Failed => self.failure.get().map(String::as_str),
+            Phase::Running | Phase::Down => None,
+        }
+    }
+
+    /// How many stores it has had before the present one.
+    pub fn restarts(&self) -> u32 {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// Has the guest fail in its next call, which is told what the layout does not allow. For tests.
+    #[doc(hidden)]
+    pub fn confuse(&self) {
+        if let Some(inside) = self.lock().live.as_mut() {
+            inside.carry.push(Entry([u64::MAX; ENTRY_WORDS]));
+        }
     }
 
     pub(super) fn id(&self) -> usize {
@@ -171,8 +231,19 @@ impl Instance {
     }
 
     #[inline]
-    pub(super) fn is_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+    pub(super) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// How often the phase has changed.
+    #[inline]
+    pub(super) fn phase_changes(&self) -> u64 {
+        self.phase_changes.load(Ordering::Acquire)
+    }
+
+    /// The store that is there, or the next one.
+    pub(super) fn store_number(&self) -> StoreNumber {
+        self.number.load(Ordering::Acquire)
     }
 
     #[inline]
@@ -182,7 +253,7 @@ impl Instance {
 
     /// The error of requests to a dead instance.
     pub(super) fn fault_error(&self) -> Error {
-        let reason = self.failure.get().map_or("it has failed", String::as_str);
+        let reason = self.last_fault.lock().unwrap_or_else(PoisonError::into_inner);
         Error::new(ErrorKind::Io, format!("plugin `{}` is out of service: {reason}", self.plugin()))
     }
 
@@ -255,13 +326,22 @@ impl Instance {
             bitmaps: self.lasting.bitmaps.list(index),
         };
         let mut guard = self.lock();
-        let Some(inside) = guard.as_mut() else { return Err(self.fault_error()) };
-        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
-        let answer =
-            inside.filter.blockloom_filter_control().call_add_node(&mut inside.store, &node);
-        let answer =
-            answer.map_err(|error| self.module.trapped(&inside.store, "add-node", &error))?;
+        let Some(inside) = guard.live.as_mut() else { return Err(self.fault_error()) };
+        self.call_add_node((&mut inside.store, &inside.filter), &node)?;
         self.tell_rules(inside);
+        self.set_up.lock().unwrap_or_else(PoisonError::into_inner).nodes.push(node);
+        Ok(())
+    }
+
+    /// Has a guest serve a node.
+    pub(super) fn call_add_node(
+        &self,
+        (store, filter): (&mut Store<HostState>, &Filter),
+        node: &control::Node,
+    ) -> Result<()> {
+        arm(&self.module.runtime, store, self.call_ticks);
+        let answer = filter.blockloom_filter_control().call_add_node(&mut *store, node);
+        let answer = answer.map_err(|error| self.module.trapped(store, "add-node", &error))?;
         answer.map_err(|reason| {
             let reason = printable(&reason);
             let message = format!("plugin `{}` refuses the node: {reason}", self.plugin());
@@ -269,11 +349,11 @@ impl Instance {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Inside>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Place> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn try_lock(&self) -> Option<MutexGuard<'_, Option<Inside>>> {
+    fn try_lock(&self) -> Option<MutexGuard<'_, Place>> {
         match self.inside.try_lock() {
             Ok(guard) => Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -317,13 +397,8 @@ impl Instance {
     }
 
     /// Runs one batch inside; returns whether there is more to do.
-    fn run(
-        &self,
-        inside: &mut Option<Inside>,
-        batch: &mut Vec<Offer>,
-        local: &LocalPlugin,
-    ) -> bool {
-        let again = self.guarded(inside, local, |live| self.process(live, batch, local));
+    fn run(&self, place: &mut Place, batch: &mut Vec<Offer>, local: &LocalPlugin) -> bool {
+        let again = self.guarded(place, local, |live| self.process(live, batch, local));
         if again.is_none() {
             for offer in batch.drain(..) {
                 self.deliver_fault(offer, local);
@@ -336,17 +411,17 @@ impl Instance {
     #[inline]
     fn guarded<T>(
         &self,
-        inside: &mut Option<Inside>,
+        place: &mut Place,
         local: &LocalPlugin,
         act: impl FnOnce(&mut Inside) -> Result<T, String>,
     ) -> Option<T> {
-        let live = inside.as_mut()?;
+        let live = place.live.as_mut()?;
         // The second line of defence: a panic of the WebAssembly runtime fails one plugin only.
         let result = catch_unwind(AssertUnwindSafe(|| act(live)));
         match result.unwrap_or_else(|_| Err("the WebAssembly runtime panicked".into())) {
             Ok(value) => Some(value),
             Err(reason) => {
-                self.fail(inside, reason, local);
+                self.fail(place, reason, local);
                 None
             }
         }
@@ -357,7 +432,7 @@ impl Instance {
     #[inline]
     pub(super) fn ask(&self, request: Offer, local: &Rc<LocalPlugin>) -> Asked {
         let Some(mut guard) = self.try_lock() else { return Asked::NotOffered };
-        let Some(live) = guard.as_mut() else { return Asked::NotOffered };
+        let Some(live) = guard.live.as_mut() else { return Asked::NotOffered };
         let now_ns = turn_now().as_nanos();
         live.words.clear();
         let alone = self.queue.is_empty() && live.waiting.is_empty() && live.carry.is_empty();
@@ -365,7 +440,7 @@ impl Instance {
             return Asked::NotOffered;
         }
         let forwarded = self.guarded(&mut guard, local, |live| self.call_one(live, now_ns, local));
-        let more = guard.as_ref().is_some_and(Inside::has_more);
+        let more = guard.live.as_ref().is_some_and(Inside::has_more);
         drop(guard);
         // Whoever found this worker inside has left its offers in the queue.
         if more || !self.queue.is_empty() {
@@ -387,7 +462,7 @@ impl Instance {
     /// Whether there are events that nobody has taken in.
     #[inline]
     pub(super) fn has_controls(&self) -> bool {
-        !self.lasting.controls.is_empty() && !self.is_failed()
+        !self.lasting.controls.is_empty() && self.phase() == Phase::Running
     }
 
     /// Whether the plugin has work of its own.
@@ -401,7 +476,7 @@ impl Instance {
     }
 
     fn deliver_fault(&self, offer: Offer, local: &LocalPlugin) {
-        if let Offer::Request { ticket, .. } | Offer::Done { ticket, .. } = offer {
+        if let Offer::Request { ticket, .. } | Offer::Job { ticket, .. } = offer {
             self.deliver(ticket, Verdict::Fault, local);
         }
     }
@@ -416,7 +491,7 @@ impl Instance {
         }
     }
 
-    fn wake(&self, which: impl Fn(&WorkerHandle) -> bool) {
+    pub(super) fn wake(&self, which: impl Fn(&WorkerHandle) -> bool) {
         let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         workers.iter().filter(|worker| which(worker)).for_each(WorkerHandle::wake);
     }
@@ -434,22 +509,19 @@ impl Instance {
         any
     }
 
-    /// Drops the store for good.
-    fn fail(&self, inside: &mut Option<Inside>, reason: String, local: &LocalPlugin) {
-        if self.is_failed() {
-            return;
-        }
-        tracing::error!("plugin `{}` failed and is out of service: {reason}", self.plugin());
-        *inside = None;
-        while self.ended.pop().is_some() {}
+    /// Drops the store, and tells everyone who waits for it. What comes then, the policy says.
+    fn fail(&self, place: &mut Place, reason: String, local: &LocalPlugin) {
+        let Some(mut dead) = place.live.take() else { return };
+        self.number.fetch_add(1, Ordering::AcqRel);
         self.lasting.reset_rules();
-        let _ = self.failure.set(reason);
-        self.failed.store(true, Ordering::Release);
-        // Answers given before the failure stand.
-        self.drain_outbox(local);
-        local.fault_all();
-        // The other workers look at `failed` in their next turn.
-        self.wake(|worker| worker.index() != local.worker() as usize);
+        while self.ended.pop().is_some() {}
+        self.after_fault(reason, local);
+        let mut table = dead.table;
+        // Of each worker's requests those that were offered came before those that wait for a place.
+        table.clear().into_iter().for_each(|it| self.deliver(it, Verdict::Fault, local));
+        dead.waiting.drain(..).for_each(|offer| self.deliver_fault(offer, local));
+        dead.jobs.into_values().for_each(|it| self.deliver(it, Verdict::Fault, local));
+        place.table = Some(table);
     }
 
     /// Fails the instance if it has owed some answer for longer than it may. Requests that wait for a
@@ -460,7 +532,7 @@ impl Instance {
         let hold = self.limits.hold;
         let hold_ns = u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX);
         let now_ns = turn_now().as_nanos();
-        if guard.as_ref().is_some_and(|inside| inside.table.is_overdue(now_ns, hold_ns)) {
+        if guard.live.as_ref().is_some_and(|inside| inside.table.is_overdue(now_ns, hold_ns)) {
             let reason = format!("it kept a request for more than {hold:?} without an answer");
             self.fail(&mut guard, reason, local);
         }
@@ -484,7 +556,10 @@ impl Instance {
         while !self.ended.is_empty()
             && let Some(ended) = self.ended.pop()
         {
-            inside.tell(ended, now_ns);
+            // What an earlier store asked for concerns nobody.
+            if ended.store == inside.number {
+                inside.tell(ended, now_ns);
+            }
         }
         for offer in batch.drain(..) {
             match offer {
@@ -494,7 +569,7 @@ impl Instance {
                     let (kind, first, second) = (ControlKind::JobStart, 0, 0);
                     inside.push(Control { kind, node, first, second }.encode());
                 }
-                Offer::Done { id, result, .. } => {
+                Offer::Done { id, result } => {
                     if inside.table.done(id, result.is_err(), now_ns) {
                         let subject = Subject::Request(id);
                         inside.push(Done { subject, result, value: 0 }.encode());
@@ -620,7 +695,8 @@ impl Instance {
                 Action::Timer { token, at_ns } => self.set_timer(inside, token, at_ns, local)?,
                 Action::Drop { buffer } => {
                     if let Some(ticket) = inside.buffers.remove(&buffer) {
-                        self.deliver(ticket, Verdict::Operate(Action::Drop { buffer }), local);
+                        let asked = inside.asked(Action::Drop { buffer });
+                        self.deliver(ticket, Verdict::Operate(asked), local);
                     }
                 }
                 operation => self.operate(inside, operation, now_ns, local)?,
@@ -664,7 +740,7 @@ impl Instance {
             return Err(Breach::BufferInUse(token.0).to_string());
         }
         inside.operations += 1;
-        self.deliver(ticket, Verdict::Operate(action), local);
+        self.deliver(ticket, Verdict::Operate(inside.asked(action)), local);
         Ok(())
     }
 
@@ -688,7 +764,7 @@ impl Instance {
             return inside.refuse(token, Errno::EBUSY);
         }
         inside.operations += 1;
-        local.end_at(at, Ended::of_timer(token));
+        local.end_at(at, Ended::of_timer(inside.number, token));
         Ok(())
     }
 
@@ -717,6 +793,30 @@ impl Instance {
 }
 
 impl Inside {
+    pub(super) fn new(
+        (store, filter): (Store<HostState>, Filter),
+        number: StoreNumber,
+        table: Table,
+    ) -> Self {
+        Self {
+            number,
+            store,
+            filter,
+            table,
+            waiting: VecDeque::new(),
+            carry: Vec::new(),
+            operations: 0,
+            buffers: HashMap::new(),
+            jobs: HashMap::new(),
+            rules_seen: 0,
+            words: Vec::new(),
+        }
+    }
+
+    fn asked(&self, action: Action) -> AskedFor {
+        AskedFor { store: self.number, action }
+    }
+
     /// Adds a request to `words`; `false` when there is no slot or no room for it.
     #[inline]
     fn encode(&mut self, request: Offer, now_ns: u64) -> bool {

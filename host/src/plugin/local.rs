@@ -1,20 +1,25 @@
 //! One worker's side of an instance: the batch that the turn gathers, and who waits for an answer.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
-use blockloom_abi::{Action, Errno, Kind, NodeIndex, RequestFlags, RequestId};
+use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
+use super::faults::Phase;
 use super::instance::{Asked, Instance};
-use super::operation::Ended;
+use super::operation::{Asked as AskedFor, Ended};
 use super::rules::{KeptRules, NodeRules};
 use super::store::Lasting;
 use super::table::Answer;
 use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
+
+/// Between two looks of a timer at whether its store is still there.
+const TIMER_LOOK: Duration = Duration::from_secs(5);
 
 /// Names a waiting request of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +42,7 @@ pub(super) enum Offer {
         len: u64,
     },
     /// The child's result of a request forwarded with notify.
-    Done { ticket: Ticket, id: RequestId, result: Result<(), Errno> },
+    Done { id: RequestId, result: Result<(), Errno> },
     /// A held request has gone to the child.
     LetGo { id: RequestId },
     /// A node's job is to begin; its operations go to that ticket.
@@ -50,8 +55,8 @@ pub(super) enum Verdict {
     /// The guest's answer.
     Answer(Answer),
     /// The guest wants something done for it first; its answer follows.
-    Operate(Action),
-    /// The instance failed.
+    Operate(AskedFor),
+    /// The store that knew of it is no more.
     Fault,
 }
 
@@ -60,9 +65,13 @@ struct Waiter {
     /// Of the tenant; 0 when the place is free.
     sequence: u64,
     verdict: Option<Verdict>,
+    /// The store that knew of it is no more: it learns so after its verdict.
+    is_lost: bool,
+    /// When the tenant came to the plugin.
+    since: Time,
     /// Operations that the tenant is to begin, before it takes its verdict. Bounded by those that the
     /// instance may have in flight.
-    operations: VecDeque<Action>,
+    operations: VecDeque<AskedFor>,
     waker: Waker,
     /// The tenant is to be woken.
     waits: bool,
@@ -79,7 +88,7 @@ struct Waiters {
 
 impl Waiters {
     #[inline]
-    fn insert(&mut self, sequence: u64) -> u32 {
+    fn insert(&mut self, sequence: u64, since: Time) -> u32 {
         let Some(index) = self.free.pop() else {
             // Far fewer can wait at once.
             let index = self.places.len() as u32;
@@ -88,6 +97,8 @@ impl Waiters {
             self.places.push(Waiter {
                 sequence,
                 verdict: None,
+                is_lost: false,
+                since,
                 operations,
                 waker,
                 waits: false,
@@ -97,13 +108,13 @@ impl Waiters {
         };
         let place = &mut self.places[index as usize];
         (place.sequence, place.verdict, place.waits) = (sequence, None, false);
-        place.is_job = false;
+        (place.is_job, place.is_lost, place.since) = (false, false, since);
         index
     }
 
     /// Returns operations that have not been begun.
     #[inline]
-    fn remove(&mut self, index: u32) -> VecDeque<Action> {
+    fn remove(&mut self, index: u32) -> VecDeque<AskedFor> {
         let place = &mut self.places[index as usize];
         place.sequence = 0;
         self.free.push(index);
@@ -124,7 +135,10 @@ pub(super) struct LocalPlugin {
     waiters: RefCell<Waiters>,
     sequence: Cell<u64>,
     queued: Cell<bool>,
-    faulted: Cell<bool>,
+    /// Who waits for a new store, by arrival.
+    resting: RefCell<BTreeMap<u64, Waker>>,
+    /// How often the instance's phase had changed when they were last woken.
+    phases_seen: Cell<u64>,
     watched: Cell<bool>,
     /// The rules of each node, as this worker has them.
     rules: RefCell<Vec<Ruled>>,
@@ -143,6 +157,26 @@ struct Ruled {
 pub(super) struct Waiting {
     plugin: Rc<LocalPlugin>,
     ticket: Ticket,
+}
+
+/// When a request came to the plugin for the first time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrival {
+    /// Its place in the order of this worker.
+    sequence: u64,
+    pub(super) since: Time,
+}
+
+/// Someone who waits for a new store.
+struct Resting<'a> {
+    plugin: &'a LocalPlugin,
+    sequence: u64,
+}
+
+impl Drop for Resting<'_> {
+    fn drop(&mut self) {
+        self.plugin.resting.borrow_mut().remove(&self.sequence);
+    }
 }
 
 thread_local! {
@@ -214,7 +248,8 @@ impl LocalPlugin {
             waiters: RefCell::default(),
             sequence: Cell::new(0),
             queued: Cell::new(false),
-            faulted: Cell::new(false),
+            resting: RefCell::default(),
+            phases_seen: Cell::new(0),
             watched: Cell::new(false),
             rules: RefCell::default(),
             rules_seen: Cell::new(0),
@@ -263,19 +298,23 @@ impl LocalPlugin {
 
     /// Begins a node's job: what the guest does in it comes to the place that is returned.
     pub(super) fn begin_job(self: &Rc<Self>, node: NodeIndex) -> Waiting {
-        let sequence = self.sequence.get() + 1;
-        self.sequence.set(sequence);
-        let waiter = self.waiters.borrow_mut().insert(sequence);
+        let sequence = self.next_sequence();
+        let waiter = self.waiters.borrow_mut().insert(sequence, turn_now());
         self.waiters.borrow_mut().places[waiter as usize].is_job = true;
         let ticket = Ticket { worker: self.worker, waiter, sequence };
         self.offer(Offer::Job { ticket, node });
         Waiting { plugin: Rc::clone(self), ticket }
     }
 
-    /// Takes answers that other workers brought out, and notices a failure; whether there was any.
+    fn next_sequence(&self) -> u64 {
+        let sequence = self.sequence.get() + 1;
+        self.sequence.set(sequence);
+        sequence
+    }
+
+    /// Takes answers that other workers brought out, and wakes those who wait for a new store; whether there
+    /// was any.
     fn catch_up(self: &Rc<Self>) -> bool {
-        // In this order: answers given before the failure stand.
-        let is_failed = self.instance.is_failed();
         let any = self.instance.drain_outbox(self);
         if self.rules_seen.get() != self.instance.rules_changes() {
             self.rules_seen.set(self.instance.rules_changes());
@@ -284,9 +323,12 @@ impl LocalPlugin {
         if self.instance.has_controls() {
             self.queue();
         }
-        if is_failed && !self.faulted.get() {
-            self.fault_all();
-            return true;
+        let phases = self.instance.phase_changes();
+        if self.phases_seen.replace(phases) != phases {
+            let resting = self.resting.take();
+            let any = any || !resting.is_empty();
+            resting.into_values().for_each(Waker::wake);
+            return any;
         }
         any
     }
@@ -295,11 +337,11 @@ impl LocalPlugin {
     #[inline]
     pub(super) fn request(
         self: &Rc<Self>,
+        since: Time,
         request: impl FnOnce(Ticket) -> Offer,
     ) -> Option<Waiting> {
-        let sequence = self.sequence.get() + 1;
-        self.sequence.set(sequence);
-        let waiter = self.waiters.borrow_mut().insert(sequence);
+        let sequence = self.next_sequence();
+        let waiter = self.waiters.borrow_mut().insert(sequence, since);
         let ticket = Ticket { worker: self.worker, waiter, sequence };
         let request = request(ticket);
         // If nothing of this turn is going to join it, it need not wait for the turn's end.
@@ -347,13 +389,18 @@ impl LocalPlugin {
         let mut waiters = self.waiters.borrow_mut();
         let waiter = waiters.places.get_mut(ticket.waiter as usize);
         let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else {
-            if let Verdict::Operate(action) = verdict {
-                self.cancel(&action);
+            if let Verdict::Operate(asked) = verdict {
+                self.cancel(&asked);
             }
             return;
         };
         match verdict {
-            Verdict::Operate(action) => waiter.operations.push_back(action),
+            Verdict::Operate(asked) => waiter.operations.push_back(asked),
+            // Answers given before the fault stand; what was not begun is not begun any more.
+            Verdict::Fault => {
+                waiter.is_lost = true;
+                waiter.operations.clear();
+            }
             verdict => waiter.verdict = Some(verdict),
         }
         if std::mem::take(&mut waiter.waits) {
@@ -367,18 +414,51 @@ impl LocalPlugin {
         self.queue();
     }
 
-    /// The same at a time.
+    /// The same at a time, if the store lives so long.
     pub(super) fn end_at(&self, at: Time, ended: Ended) {
         let Some(plugin) = Self::known(self.instance.id()) else { return };
         spawn(async move {
-            sleep_until(at).await;
+            while at > turn_now() {
+                if plugin.instance.store_number() != ended.store {
+                    return;
+                }
+                sleep_until(at.min(turn_now() + TIMER_LOOK)).await;
+            }
             plugin.end_operation(ended);
         });
     }
 
+    /// Has a new store made at a time.
+    pub(super) fn restart_at(&self, at: Time) {
+        let Some(plugin) = Self::known(self.instance.id()) else { return };
+        spawn(async move {
+            sleep_until(at).await;
+            plugin.instance.restart(&plugin).await;
+        });
+    }
+
+    /// A place among those who wait for a new store, behind those that came before.
+    pub(super) fn arrive(&self) -> Arrival {
+        Arrival { sequence: self.next_sequence(), since: turn_now() }
+    }
+
+    /// Waits as long as the instance is down; says how it stands then.
+    pub(super) async fn rest(&self, arrival: Arrival) -> Phase {
+        let _resting = Resting { plugin: self, sequence: arrival.sequence };
+        poll_fn(|cx| match self.instance.phase() {
+            Phase::Down => {
+                self.resting.borrow_mut().insert(arrival.sequence, cx.waker().clone());
+                Poll::Pending
+            }
+            phase => Poll::Ready(phase),
+        })
+        .await
+    }
+
     /// An operation whose request has gone.
-    fn cancel(&self, action: &Action) {
-        let Some(ended) = Ended::refused(action, Errno::ECANCELED) else { return };
+    fn cancel(&self, asked: &AskedFor) {
+        let ended = Ended::refused(asked.store, &asked.action, Errno::ECANCELED);
+        let Some(ended) = ended else { return };
         self.instance.end_operation(ended);
         if let Some(plugin) = Self::known(self.instance.id()) {
             plugin.queue();
@@ -393,18 +473,6 @@ impl LocalPlugin {
     /// The plugin's name, for messages.
     pub(super) fn name(&self) -> &str {
         self.instance.plugin()
-    }
-
-    /// Tells every waiter that the instance failed; verdicts given before stand.
-    pub(super) fn fault_all(&self) {
-        self.faulted.set(true);
-        let mut waiters = self.waiters.borrow_mut();
-        for waiter in waiters.places.iter_mut().filter(|place| place.sequence != 0) {
-            waiter.verdict.get_or_insert(Verdict::Fault);
-            if std::mem::take(&mut waiter.waits) {
-                waiter.waker.wake_by_ref();
-            }
-        }
     }
 
     /// This worker's number.
@@ -429,9 +497,10 @@ impl Waiting {
         &self.plugin
     }
 
-    /// Its name for the instance.
-    pub(super) fn ticket(&self) -> Ticket {
-        self.ticket
+    /// When it came.
+    pub(super) fn arrival(&self) -> Arrival {
+        let since = self.plugin.waiters.borrow().places[self.ticket.waiter as usize].since;
+        Arrival { sequence: self.ticket.sequence, since }
     }
 
     /// Takes the verdict if there is one, else leaves a waker.
@@ -439,11 +508,14 @@ impl Waiting {
     pub(super) fn poll(&self, waker: &Waker) -> Poll<Verdict> {
         let mut waiters = self.plugin.waiters.borrow_mut();
         let waiter = &mut waiters.places[self.ticket.waiter as usize];
-        if let Some(action) = waiter.operations.pop_front() {
-            return Poll::Ready(Verdict::Operate(action));
+        if let Some(asked) = waiter.operations.pop_front() {
+            return Poll::Ready(Verdict::Operate(asked));
         }
         if let Some(verdict) = waiter.verdict.take() {
             return Poll::Ready(verdict);
+        }
+        if waiter.is_lost {
+            return Poll::Ready(Verdict::Fault);
         }
         waiter.waits = true;
         if !waiter.waker.will_wake(waker) {
@@ -461,6 +533,6 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let left = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
-        left.iter().for_each(|action| self.plugin.cancel(action));
+        left.iter().for_each(|asked| self.plugin.cancel(asked));
     }
 }

@@ -13,21 +13,25 @@
 //! bitmaps that outlive it (`bitmaps.rs`).
 //!
 //! The data stays in the host: a plugin sees ids and ranges. What it answers is judged (`table`), not
-//! trusted. **Any** error of a call, and any breach of the layout, drops the store: a request that the
-//! plugin had not forwarded fails with `EIO`; one that it had forwarded completes with the child's
-//! result; each exactly once; nothing else in the daemon notices.
+//! trusted. **Any** error of a call, and any breach of the layout, drops the store. A request that the
+//! plugin had forwarded completes with the child's result, and is never issued again. One that it had not
+//! waits until what was done for it is over; then the policy decides ([`OnFault`]): it fails with `EIO`, goes
+//! to the child, or is offered to a new store (`restart.rs`), which begins with the same configuration, the
+//! same nodes and the bitmaps as they are, and without rules. Nothing else in the daemon notices.
 //!
 //! **Invariant**: no host lock, and no reference into the graph, is held while a guest runs, except the
 //! instance's own.
 
 mod bindings;
 mod bitmaps;
+mod faults;
 mod grants;
 mod instance;
 mod local;
 mod module;
 mod node;
 mod operation;
+mod restart;
 mod rules;
 mod runtime;
 mod store;
@@ -35,6 +39,7 @@ mod table;
 
 use std::time::Duration;
 
+pub use faults::{OnFault, RestartBudget};
 pub use grants::Grants;
 pub use instance::{Instance, InstanceError};
 pub use module::{ChildWant, ConfigError, Inspection, PluginModule, bundled, bundled_names};

@@ -85,6 +85,8 @@ pub struct Inspection {
     pub wants_transform: bool,
     /// Whether it has work of its own.
     pub has_job: bool,
+    /// Whether requests may go to the filtered child without it, should it fail.
+    pub may_bypass: bool,
     /// Imports of the component.
     pub imports: Vec<String>,
     /// Exports of the component.
@@ -291,6 +293,7 @@ impl PluginModule {
         inspection.bitmaps = it.bitmaps.into_iter().map(bitmap).collect();
         inspection.wants_transform = it.wants_transform;
         inspection.has_job = it.has_job;
+        inspection.may_bypass = it.may_bypass;
         Ok(())
     }
 }

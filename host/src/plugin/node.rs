@@ -6,12 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use blockloom_abi::{Action, ChildIndex, Errno, Kind, NodeIndex, RequestFlags, RequestId};
+use blockloom_abi::{ChildIndex, Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
+use super::faults::Phase;
 use super::grants::{Grants, PluginChild};
 use super::instance::Instance;
-use super::local::{LocalPlugin, Offer, Verdict, Waiting};
-use super::operation::{Operations, errno_of};
+use super::local::{Arrival, LocalPlugin, Offer, Verdict, Waiting};
+use super::operation::{Asked, Operations, errno_of};
 use super::rules::{KeptRules, NodeRules, Ruling};
 use super::table::Answer;
 use crate::bitmap::Use;
@@ -53,7 +54,17 @@ enum Offered {
     /// It does if the child has nothing allocated in some part of the range.
     Look(ChildIndex, Rc<KeptRules>),
     Waiting(Waiting),
+    /// There is no store to offer it to.
+    Down(Arrival),
     Fail(Error),
+}
+
+/// Where a request stands that the guest has not forwarded.
+enum Stand {
+    /// It is offered.
+    Judged(Waiting, Verdict),
+    /// It waits for a new store.
+    Down(Arrival),
 }
 
 impl PluginNode {
@@ -119,7 +130,10 @@ impl PluginNode {
             Offered::Fail(error) => Err(error),
             Offered::Waiting(waiting) => {
                 let verdict = waiting.verdict().await;
-                self.obey(cx, shape.kind, (waiting, verdict), unforwarded, call).await
+                self.obey(cx, shape, Stand::Judged(waiting, verdict), unforwarded, call).await
+            }
+            Offered::Down(arrival) => {
+                Box::pin(self.obey(cx, shape, Stand::Down(arrival), unforwarded, call)).await
             }
         }
     }
@@ -159,10 +173,10 @@ impl PluginNode {
             return self.pass(cx, rules, call).await;
         }
         drop(rules);
-        match self.ask(&shape, &LocalPlugin::of(&self.instance)) {
+        match self.ask(&shape, turn_now(), &LocalPlugin::of(&self.instance)) {
             Some(waiting) => {
                 let verdict = waiting.verdict().await;
-                self.obey(cx, shape.kind, (waiting, verdict), unforwarded, call).await
+                self.obey(cx, shape, Stand::Judged(waiting, verdict), unforwarded, call).await
             }
             None => call(cx.child(self.file)?).await,
         }
@@ -171,10 +185,9 @@ impl PluginNode {
     #[inline]
     fn offer(&self, shape: &Shape) -> Offered {
         let kind = shape.kind;
-        if self.instance.is_failed() {
-            // A flush never depends on the plugin.
-            let is_flush = kind == Kind::Flush;
-            return if is_flush { Offered::Forward } else { Offered::Fail(self.fault_error()) };
+        let phase = self.instance.phase();
+        if phase != Phase::Running {
+            return self.without(kind, phase);
         }
         if !self.instance.wants(kind) {
             return Offered::Forward;
@@ -187,42 +200,77 @@ impl PluginNode {
                 Ruling::AskIfUnallocated(child) => return Offered::Look(child, rules),
             }
         }
-        match self.ask(shape, &plugin) {
+        match self.ask(shape, turn_now(), &plugin) {
             Some(waiting) => Offered::Waiting(waiting),
             None => Offered::Forward,
         }
     }
 
-    /// `None` if it may go to the child already.
-    #[inline]
-    fn ask(&self, shape: &Shape, plugin: &Rc<LocalPlugin>) -> Option<Waiting> {
-        let &Shape { kind, flags, offset, len } = shape;
-        let node = self.index;
-        plugin.request(|ticket| Offer::Request { ticket, node, kind, flags, offset, len })
+    /// What becomes of a request that comes while no guest is there.
+    #[cold]
+    fn without(&self, kind: Kind, phase: Phase) -> Offered {
+        match phase {
+            // A flush never depends on the plugin.
+            _ if kind == Kind::Flush => Offered::Forward,
+            Phase::Bypassed => Offered::Forward,
+            Phase::Failed => Offered::Fail(self.fault_error()),
+            Phase::Running | Phase::Down => Offered::Down(LocalPlugin::of(&self.instance).arrive()),
+        }
     }
 
-    /// Does with a request what the guest decided.
+    /// `None` if it may go to the child already.
+    #[inline]
+    fn ask(&self, shape: &Shape, since: Time, plugin: &Rc<LocalPlugin>) -> Option<Waiting> {
+        let &Shape { kind, flags, offset, len } = shape;
+        let node = self.index;
+        plugin.request(since, |ticket| Offer::Request { ticket, node, kind, flags, offset, len })
+    }
+
+    /// Does with a request what the guest decided. One that the guest had not forwarded when its store was lost
+    /// is offered to the next one.
     async fn obey<T>(
         &self,
         cx: Cx<'_>,
-        kind: Kind,
-        (waiting, verdict): (Waiting, Verdict),
+        shape: Shape,
+        stand: Stand,
         unforwarded: Option<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
         // A flush never depends on the plugin.
-        let is_flush = kind == Kind::Flush;
+        let is_flush = shape.kind == Kind::Flush;
         let child = cx.child(self.file)?;
-        let operations = Operations::default();
-        let mut verdict = verdict;
-        let answer = loop {
-            match verdict {
+        let mut operations = Operations::default();
+        let mut stand = stand;
+        let (waiting, answer) = loop {
+            let (waiting, verdict) = match stand {
+                Stand::Judged(waiting, verdict) => (waiting, verdict),
+                Stand::Down(arrival) => {
+                    let plugin = LocalPlugin::of(&self.instance);
+                    if self.outlast(cx, &plugin, arrival).await? == Phase::Bypassed {
+                        return call(child).await;
+                    }
+                    let Some(waiting) = self.ask(&shape, arrival.since, &plugin) else {
+                        return call(child).await;
+                    };
+                    let verdict = waiting.verdict().await;
+                    (waiting, verdict)
+                }
+            };
+            stand = match verdict {
                 Verdict::Fault if is_flush => return call(child).await,
-                Verdict::Fault => return Err(self.fault_error()),
-                Verdict::Answer(answer) => break answer,
-                Verdict::Operate(action) => self.operate(cx, &waiting, &operations, action),
-            }
-            verdict = waiting.verdict().await;
+                Verdict::Fault => {
+                    // What was done for it is over before it begins anew.
+                    operations.ended().await;
+                    operations = Operations::default();
+                    Stand::Down(waiting.arrival())
+                }
+                Verdict::Answer(answer) => break (waiting, answer),
+                Verdict::Operate(asked) => {
+                    self.operate(cx, &waiting, &operations, asked);
+                    let verdict = waiting.verdict().await;
+                    Stand::Judged(waiting, verdict)
+                }
+            };
         };
         match answer {
             Answer::Complete(Ok(())) => unforwarded.ok_or_else(|| self.fault_error()),
@@ -246,12 +294,36 @@ impl PluginNode {
         }
     }
 
+    /// Waits until the guest's place is taken, by a new store or for good by the child; as long as a request may
+    /// be held, and not while the node is drained.
+    async fn outlast(&self, cx: Cx<'_>, plugin: &LocalPlugin, arrival: Arrival) -> Result<Phase> {
+        let end = arrival.since + self.instance.limits().hold;
+        let mut rest = pin!(plugin.rest(arrival));
+        let mut timer = pin!(sleep_until(end));
+        let phase = poll_fn(|task| {
+            // A store that is there counts before the time that is over.
+            if let Poll::Ready(phase) = rest.as_mut().poll(task) {
+                return Poll::Ready(Some(phase));
+            }
+            if cx.poll_drained(task) {
+                return Poll::Ready(None);
+            }
+            timer.as_mut().poll(task).map(|()| None)
+        })
+        .await;
+        match phase {
+            // One that has been held for that long is not tried again.
+            Some(Phase::Running) if turn_now() < end => Ok(Phase::Running),
+            Some(Phase::Bypassed) => Ok(Phase::Bypassed),
+            _ => Err(self.fault_error()),
+        }
+    }
+
     /// Keeps a request until its time, which the guest may change; lets it go at once when the node is
-    /// drained or the plugin fails.
+    /// drained or the store is lost.
     async fn hold(&self, cx: Cx<'_>, waiting: &Waiting, until: Time) {
         let mut until = until;
-        // A verdict that the failure found unread stands, and is the last one: nobody would end the wait.
-        while until > turn_now() && !self.instance.is_failed() {
+        while until > turn_now() {
             let mut timer = pin!(sleep_until(until));
             let retimed = poll_fn(|task| {
                 if let Poll::Ready(verdict) = waiting.poll(task.waker()) {
@@ -273,25 +345,32 @@ impl PluginNode {
         }
     }
 
-    /// The node's job: what the guest does in it, until it fails.
+    /// The node's job: what the guest does in it, and the next one after a fault.
     fn job(&self, own: OwnAccord) -> impl Future<Output = ()> + 'static {
         let (instance, children) = (Arc::clone(&self.instance), Arc::clone(&self.children));
         let index = self.index;
         async move {
-            let waiting = LocalPlugin::of(&instance).begin_job(index);
-            let operations = Operations::default();
-            while let Verdict::Operate(action) = waiting.verdict().await {
-                let own = own.clone();
-                let ground = async move { own.on_behalf().await };
-                operations.start(ground, &children, waiting.plugin(), action);
+            let plugin = LocalPlugin::of(&instance);
+            loop {
+                let waiting = plugin.begin_job(index);
+                let operations = Operations::default();
+                while let Verdict::Operate(asked) = waiting.verdict().await {
+                    let own = own.clone();
+                    let ground = async move { own.on_behalf().await };
+                    operations.start(ground, &children, &plugin, asked);
+                }
+                operations.ended().await;
+                if plugin.rest(waiting.arrival()).await != Phase::Running {
+                    return;
+                }
             }
         }
     }
 
     /// Begins what the guest wants done for a request.
-    fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, action: Action) {
+    fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, asked: Asked) {
         let ground = ready(Ok(cx.on_behalf()));
-        operations.start(ground, &self.children, waiting.plugin(), action);
+        operations.start(ground, &self.children, waiting.plugin(), asked);
     }
 
     fn fault_error(&self) -> Error {
@@ -308,15 +387,12 @@ impl PluginNode {
         result: Result<T>,
     ) -> Result<T> {
         let told = result.as_ref().map(drop).map_err(errno_of);
-        waiting.plugin().offer(Offer::Done { ticket: waiting.ticket(), id, result: told });
+        waiting.plugin().offer(Offer::Done { id, result: told });
         loop {
             match waiting.verdict().await {
                 // Another time for a request that had gone: the guest still owes its completion.
-                Verdict::Answer(Answer::Forward { .. }) if self.instance.is_failed() => {
-                    return result;
-                }
                 Verdict::Answer(Answer::Forward { .. }) => {}
-                Verdict::Operate(action) => self.operate(cx, waiting, operations, action),
+                Verdict::Operate(asked) => self.operate(cx, waiting, operations, asked),
                 Verdict::Answer(Answer::Complete(Err(errno))) => {
                     return result.and(Err(self.refusal(errno)));
                 }
@@ -388,11 +464,22 @@ where
         let (Stage::Judged(waiting), Some(call)) = (stage, self.call.take()) else {
             return Err(self.node.fault_error());
         };
-        let (node, cx, kind) = (self.node, self.cx, self.shape.kind);
+        let (node, cx, shape) = (self.node, self.cx, self.shape);
         self.stage = Stage::Other(Box::pin(async move {
             // The edge is the one that `obey` would lend.
             let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
-            node.obey(cx, kind, (waiting, verdict), None, call).await
+            node.obey(cx, shape, Stand::Judged(waiting, verdict), None, call).await
+        }));
+        Ok(())
+    }
+
+    #[cold]
+    fn down(&mut self, arrival: Arrival) -> Result<()> {
+        let call = self.call.take().ok_or_else(|| self.node.fault_error())?;
+        let (node, cx, shape) = (self.node, self.cx, self.shape);
+        self.stage = Stage::Other(Box::pin(async move {
+            let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
+            node.obey(cx, shape, Stand::Down(arrival), None, call).await
         }));
         Ok(())
     }
@@ -416,6 +503,7 @@ where
                     this.forward()?;
                 }
                 Offered::Look(child, rules) => this.look(child, rules)?,
+                Offered::Down(arrival) => this.down(arrival)?,
                 Offered::Fail(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -465,6 +553,7 @@ impl Node for PluginNode {
 
     fn run(&self, graph: &Rc<LocalGraph>, name: &str) {
         let snapshot = graph.current();
+        self.instance.watch_by(graph.cell());
         for (index, scope, bitmap) in &self.lent {
             let found = snapshot.find_bitmap(scope, bitmap);
             let missing = || Error::new(ErrorKind::NotFound, format!("there is no `{bitmap}`"));

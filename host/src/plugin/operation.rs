@@ -1,10 +1,11 @@
 //! What a guest asks the host to do to a node's children: done on the worker of the request for which it is
 //! asked, on that request's ground, within the grants.
 
-use std::cell::RefCell;
-use std::future::Future;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use blockloom_abi::{
     self as abi, Action, ChildIndex, CopyRange, Errno, ExtentFlags, Operation, Parent, RequestId,
@@ -22,9 +23,21 @@ use crate::node::{Extent, ExtentKind};
 /// Extents that one STATUS answers with; what it does not describe is asked again.
 const EXTENTS_MAX: usize = 64;
 
+/// Tells the stores of an instance apart, one after the other.
+pub(super) type StoreNumber = u32;
+
+/// What a guest wants done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) store: StoreNumber,
+    pub(super) action: Action,
+}
+
 /// The end of an operation, on its way to the guest.
 #[derive(Debug)]
 pub(super) struct Ended {
+    /// The store whose guest asked for it.
+    pub(super) store: StoreNumber,
     pub(super) token: Token,
     /// The request for which it was done; none for one that is nobody's.
     pub(super) request: Option<RequestId>,
@@ -51,20 +64,20 @@ impl Answered {
 
 impl Ended {
     /// Of a timer.
-    pub(super) fn of_timer(token: Token) -> Self {
+    pub(super) fn of_timer(store: StoreNumber, token: Token) -> Self {
         let result = Ok(Answered::default());
-        Self { token, request: None, result, is_read: false, serves: false }
+        Self { store, token, request: None, result, is_read: false, serves: false }
     }
 
     /// Of an operation that was never begun; `None` for an action that is none.
-    pub(super) fn refused(action: &Action, errno: Errno) -> Option<Self> {
+    pub(super) fn refused(store: StoreNumber, action: &Action, errno: Errno) -> Option<Self> {
         let (token, parent) = subject(action)?;
         let request = match parent {
             Parent::Request(id) => Some(id),
             Parent::Job(_) => None,
         };
         let is_read = matches!(action, Action::Read(_));
-        Some(Self { token, request, result: Err(errno), is_read, serves: false })
+        Some(Self { store, token, request, result: Err(errno), is_read, serves: false })
     }
 }
 
@@ -89,20 +102,35 @@ pub(super) fn subject(action: &Action) -> Option<(Token, Parent)> {
 pub(super) struct Operations(Rc<Buffers>);
 
 #[derive(Default)]
-struct Buffers(RefCell<Vec<(Token, ProvenBuf)>>);
+struct Buffers {
+    filled: RefCell<Vec<(Token, ProvenBuf)>>,
+    /// Operations that have not ended.
+    running: Cell<usize>,
+    /// Who waits until there is none.
+    waker: RefCell<Option<Waker>>,
+}
 
 impl Buffers {
+    fn end_one(&self) {
+        self.running.set(self.running.get() - 1);
+        if self.running.get() == 0
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+
     fn keep(&self, token: Token, bytes: ProvenBuf) {
-        self.0.borrow_mut().push((token, bytes));
+        self.filled.borrow_mut().push((token, bytes));
     }
 
     fn get(&self, token: Token) -> Option<ProvenBuf> {
-        let buffers = self.0.borrow();
+        let buffers = self.filled.borrow();
         buffers.iter().find(|(known, _)| *known == token).map(|(_, bytes)| bytes.clone())
     }
 
     fn forget(&self, token: Token) {
-        self.0.borrow_mut().retain(|(known, _)| *known != token);
+        self.filled.borrow_mut().retain(|(known, _)| *known != token);
     }
 }
 
@@ -113,16 +141,17 @@ impl Operations {
         ground: impl Future<Output = Result<OnBehalf>> + 'static,
         children: &Arc<[PluginChild]>,
         plugin: &Rc<LocalPlugin>,
-        action: Action,
+        Asked { store, action }: Asked,
     ) {
         if let Action::Drop { buffer } = action {
             self.0.forget(buffer);
             return;
         }
-        let Some(mut ended) = Ended::refused(&action, Errno::EINVAL) else { return };
+        let Some(mut ended) = Ended::refused(store, &action, Errno::EINVAL) else { return };
         ended.serves = matches!(action, Action::Copy(copy) if copy.serve);
         let plugin = Rc::clone(plugin);
         let (buffers, children) = (Rc::clone(&self.0), Arc::clone(children));
+        buffers.running.set(buffers.running.get() + 1);
         spawn(async move {
             let lasting = plugin.lasting();
             let result = async { run(ground.await?, &children, (&buffers, lasting), action).await };
@@ -131,8 +160,21 @@ impl Operations {
                 tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
                 errno_of(&error)
             });
+            buffers.end_one();
             plugin.end_operation(ended);
         });
+    }
+
+    /// Waits until those that were begun have ended.
+    pub(super) async fn ended(&self) {
+        poll_fn(|cx| {
+            if self.0.running.get() == 0 {
+                return Poll::Ready(());
+            }
+            *self.0.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 }
 

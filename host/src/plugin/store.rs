@@ -57,10 +57,11 @@ impl Lasting {
         self.rules_changes.load(Ordering::Acquire)
     }
 
-    /// There are no rules any more.
+    /// There are no rules any more, and nothing is to be told of those that were.
     pub(super) fn reset_rules(&self) {
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone();
         rules.iter().for_each(|rules| rules.reset());
+        while self.controls.pop().is_some() {}
         self.rules_changes.fetch_add(1, Ordering::Release);
     }
 }

@@ -325,6 +325,23 @@ impl Table {
         Ok(())
     }
 
+    /// Forgets all requests: those who wait for an answer, in the order of their arrival on each worker. Their
+    /// ids name nothing any more, and are not given out again soon.
+    pub(super) fn clear(&mut self) -> Vec<Ticket> {
+        let mut tickets = Vec::with_capacity(self.live);
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.state != State::Free {
+                slot.state = State::Free;
+                tickets.push(slot.ticket);
+                // There are no more slots than a `u16` counts.
+                self.free.push(index as u16);
+            }
+        }
+        self.live = 0;
+        tickets.sort_by_key(|ticket| ticket.sequence);
+        tickets
+    }
+
     /// Whether one more request fits.
     pub(super) fn has_room(&self) -> bool {
         self.live < self.limit
@@ -433,6 +450,26 @@ mod tests {
         assert_eq!(table.complete(complete(id, Ok(()))), Ok((ticket(1), Answer::GONE)), "served");
         assert_eq!(table.operate(id, 1005), Err(Breach::UnknownRequest(id.bits())));
         table.operated(id, true, 1006);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_named_in_the_order_of_its_arrival() {
+        let mut table = Table::new(4);
+        let ticket = |sequence| Ticket { worker: 0, waiter: 0, sequence };
+        let first = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
+        let held = table.offer((Kind::Read, false), ticket(2), 0).expect("a slot");
+        table.forward(Forward::now(first), 0).expect("gone");
+        table.offer((Kind::Read, false), ticket(3), 0).expect("a slot");
+        let until = Forward { not_before_ns: 9, ..Forward::now(held) };
+        table.forward(until, 0).expect("held");
+        assert_eq!(table.clear(), [ticket(2), ticket(3)]);
+        table.let_go(held);
+        assert!(!table.done(held, false, 0), "it is named no more");
+        for sequence in 4..8 {
+            let id = table.offer((Kind::Read, false), ticket(sequence), 0).expect("a slot");
+            assert_ne!(id, held);
+        }
+        assert!(!table.has_room());
     }
 
     #[test]

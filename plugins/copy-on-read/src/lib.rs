@@ -30,6 +30,7 @@ impl Filter for CopyOnRead {
         Description::new("copy-on-read", env!("CARGO_PKG_VERSION"))
             .wants(Grants::READ.with(Grants::WRITE_UNCHANGED))
             .child(ChildWant { required: false, ..ChildWant::new("bottom") })
+            .may_bypass()
     }
 
     fn configure(config: &str) -> Result<Self, ConfigError> {

@@ -11,7 +11,7 @@ impl Filter for Pass {
     const KINDS: Kinds = Kinds::NONE;
 
     fn describe() -> Description {
-        Description::new("pass", env!("CARGO_PKG_VERSION")).also_offered(Kinds::ALL)
+        Description::new("pass", env!("CARGO_PKG_VERSION")).also_offered(Kinds::ALL).may_bypass()
     }
 
     fn configure(config: &str) -> Result<Self, ConfigError> {

@@ -25,7 +25,7 @@ impl Filter for ThrottleFilter {
     const DECIDE: Kinds = Kinds::READ.with(Kinds::WRITE).with(Kinds::ZERO).with(Kinds::DISCARD);
 
     fn describe() -> Description {
-        Description::new("throttle", env!("CARGO_PKG_VERSION"))
+        Description::new("throttle", env!("CARGO_PKG_VERSION")).may_bypass()
     }
 
     fn configure(config: &str) -> Result<Self, ConfigError> {

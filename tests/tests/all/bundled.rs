@@ -49,6 +49,7 @@ fn inspecting_bundled_plugins() {
         transform no
         child     file, required; wants read, write-unchanged
         child     bottom, optional; wants nothing of its own
+        bypass    allowed
         import    blockloom:filter/host@0.1.0
         export    blockloom:filter/control@0.1.0
         export    blockloom:filter/data@0.1.0
@@ -63,6 +64,7 @@ fn inspecting_bundled_plugins() {
         kinds     read, write, zero, discard, flush, resize
         transform no
         child     file, required; wants nothing of its own
+        bypass    allowed
         import    blockloom:filter/host@0.1.0
         export    blockloom:filter/control@0.1.0
         export    blockloom:filter/data@0.1.0
@@ -77,6 +79,7 @@ fn inspecting_bundled_plugins() {
         kinds     read, write, zero, discard
         transform no
         child     file, required; wants nothing of its own
+        bypass    allowed
         import    blockloom:filter/host@0.1.0
         export    blockloom:filter/control@0.1.0
         export    blockloom:filter/data@0.1.0
@@ -97,6 +100,7 @@ fn inspecting_a_file() {
         kinds     read, write, zero, discard, flush, resize
         transform no
         child     file, required; wants nothing of its own
+        bypass    allowed
         import    blockloom:filter/host@0.1.0
         export    blockloom:filter/control@0.1.0
         export    blockloom:filter/data@0.1.0

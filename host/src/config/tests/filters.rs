@@ -66,13 +66,6 @@ limits = 5
                 | ^^^^
                 = help: write `child.file = "NODE"`, or `child.file = { driver = … }`
 
-            error: `on-fault = "restart"` of node `b` is not in this release
-               --> graph.toml:11:12
-                |
-             11 | on-fault = "restart"
-                |            ^^^^^^^^^
-                = help: this release has `on-fault = "fail"` alone, which is the default
-
             error: `memory` of `limits` of node `b` must be 64KiB to 1GiB
                --> graph.toml:12:21
                 |
@@ -156,7 +149,7 @@ limits = 5
                 |
              22 | on-fault = "explode"
                 |            ^^^^^^^^^
-                = help: this release has `on-fault = "fail"` alone, which is the default
+                = help: write "restart", "bypass" or "fail", which is the default
 
             error: `config` of node `c` has a number that is not finite
                --> graph.toml:23:16
@@ -195,7 +188,7 @@ limits = 5
              29 | limits = 5
                 |          ^
 
-            24 errors in graph.toml"#]],
+            23 errors in graph.toml"#]],
     );
 }
 

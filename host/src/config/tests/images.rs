@@ -87,6 +87,10 @@ impl Surroundings for Place {
         Ok(())
     }
 
+    fn may_bypass(&self, _: &PluginSource) -> bool {
+        true
+    }
+
     fn plugin_config(&self, _: &PluginSource, _: &Value) -> Vec<ConfigError> {
         Vec::new()
     }

@@ -66,6 +66,10 @@ impl Surroundings for World {
         }
     }
 
+    fn may_bypass(&self, plugin: &PluginSource) -> bool {
+        matches!(plugin, PluginSource::Bundled(_))
+    }
+
     fn plugin_config(&self, _: &PluginSource, config: &Value) -> Vec<ConfigError> {
         let wrong = |path: &str, message: &str| ConfigError {
             path: path.to_owned(),

@@ -92,6 +92,38 @@ pub enum Event {
         /// The error.
         why: String,
     },
+    /// A plugin failed: its store was lost. What comes of it follows.
+    PluginFault {
+        /// What it is called.
+        plugin: Arc<str>,
+        /// The node that it serves.
+        node: Arc<str>,
+        /// How it failed.
+        why: String,
+    },
+    /// A plugin that had failed serves again, in a new store.
+    PluginRestarted {
+        /// What it is called.
+        plugin: Arc<str>,
+        /// The node that it serves.
+        node: Arc<str>,
+    },
+    /// A plugin has failed, and requests go to the node's child without it.
+    PluginBypassed {
+        /// What it is called.
+        plugin: Arc<str>,
+        /// The node that it served.
+        node: Arc<str>,
+    },
+    /// A plugin has failed for good, and the node's requests fail.
+    PluginFailed {
+        /// What it is called.
+        plugin: Arc<str>,
+        /// The node that it served.
+        node: Arc<str>,
+        /// It has failed more often than its budget of restarts allows.
+        is_spent: bool,
+    },
     /// Drives had to pause.
     Paused {
         /// Their ids.
@@ -114,6 +146,9 @@ impl Event {
                 | Self::BitmapNotKept { .. }
                 | Self::DriverLate { .. }
                 | Self::NodeNotClosed { .. }
+                | Self::PluginFault { .. }
+                | Self::PluginBypassed { .. }
+                | Self::PluginFailed { .. }
         )
     }
 
@@ -180,6 +215,19 @@ impl fmt::Display for Event {
             }
             Self::NodeNotClosed { node, why } => {
                 write!(f, "node `{node}` was removed, and did not close: {why}")
+            }
+            Self::PluginFault { plugin, node, why } => {
+                write!(f, "node `{node}`: its plugin `{plugin}` failed: {why}")
+            }
+            Self::PluginRestarted { plugin, node } => {
+                write!(f, "node `{node}`: its plugin `{plugin}` serves again")
+            }
+            Self::PluginBypassed { plugin, node } => {
+                write!(f, "node `{node}`: requests go on without its plugin `{plugin}`")
+            }
+            Self::PluginFailed { plugin, node, is_spent } => {
+                write!(f, "node `{node}`: its plugin `{plugin}` is out of service")?;
+                if *is_spent { f.write_str(": it failed too often") } else { Ok(()) }
             }
             Self::Paused { drives, drain, still } => {
                 write!(f, "paused {}: {drain:?} to drain, {still:?} still", names(drives))

@@ -206,13 +206,6 @@ on-fault = "bypass"
 limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpu = 1 }
 "#,
         &expect![[r#"
-            error: `on-fault = "bypass"` of node `a` is not in this release
-              --> DIR/graph.toml:9:12
-               |
-             9 | on-fault = "bypass"
-               |            ^^^^^^^^
-               = help: this release has `on-fault = "fail"` alone, which is the default
-
             error: `memory` of `limits` of node `a` must be 64KiB to 1GiB
                --> DIR/graph.toml:10:21
                 |
@@ -244,7 +237,7 @@ limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpu = 1 }
                 |                                                                   ^^^
                 = help: keys of `limits`: memory, call, in-flight, hold
 
-            6 errors in DIR/graph.toml"#]],
+            5 errors in DIR/graph.toml"#]],
     );
 }
 

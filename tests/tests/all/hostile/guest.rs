@@ -20,6 +20,8 @@ pub(super) struct Guest<'a> {
     pub(super) layout: u32,
     /// The kinds of requests that it wants to be offered.
     pub(super) kinds: u32,
+    /// Whether it says that it may be bypassed.
+    pub(super) may_bypass: bool,
     /// Its name.
     pub(super) name: &'a str,
     /// Pages of memory at the start.
@@ -51,6 +53,7 @@ impl Guest<'_> {
     pub(super) const PASS: Guest<'static> = Guest {
         layout: 1,
         kinds: 0b11_1111,
+        may_bypass: false,
         name: "evil",
         pages: 6,
         event: "(call $forward (local.get $id))",
@@ -141,7 +144,7 @@ impl Guest<'_> {
             0,
             0,
             0,
-            0,
+            u32::from(self.may_bypass) << 16,
         ];
         let child = [file, 4, 1];
         let bytes = |words: &[u32]| -> String {

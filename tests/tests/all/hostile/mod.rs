@@ -11,6 +11,7 @@ mod guest;
 mod holding;
 mod loading;
 mod operations;
+mod policies;
 mod protocol;
 mod scene;
 mod time;

@@ -8,11 +8,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use blockloom::graph::ChildDecl;
+use blockloom::graph::{ChildDecl, Events};
 use blockloom::io::WorkerOptions;
 use blockloom::node::MemoryNode;
 use blockloom::plugin::{
-    Instance, InstanceError, PluginLimits, PluginModule, PluginNode, PluginRuntime,
+    Grants, Instance, InstanceError, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime,
 };
 use blockloom::{Drive, ErrorKind, Host, Result};
 use blockloom_tests::{DEADLINE, eventually};
@@ -53,20 +53,23 @@ pub(super) struct Setup<'a> {
     pub(super) guest: Guest<'a>,
     pub(super) limits: PluginLimits,
     pub(super) workers: usize,
+    pub(super) policy: OnFault,
+    /// What the plugin may do to the disk.
+    pub(super) grants: Grants,
 }
 
 impl<'a> Setup<'a> {
     /// One worker, so that the neighbour shares it; a call may take 20 ms.
     pub(super) fn of(guest: Guest<'a>) -> Self {
         let limits = PluginLimits { call: Duration::from_millis(20), ..PluginLimits::default() };
-        Self { guest, limits, workers: 1 }
+        Self { guest, limits, workers: 1, policy: OnFault::Fail, grants: Grants::NONE }
     }
 
     /// The plugin alone.
     pub(super) fn instance(&self) -> Result<Arc<Instance>, InstanceError> {
         let runtime = Arc::new(PluginRuntime::new()?);
         let module = PluginModule::load(&runtime, "evil", &self.guest.module())?;
-        Instance::new(&Arc::new(module), "{}", self.limits)
+        Instance::with_policy(&Arc::new(module), "{}", self.limits, self.policy)
     }
 
     pub(super) fn start(self) -> Scene {
@@ -78,10 +81,12 @@ impl<'a> Setup<'a> {
         let (disk, fan) = (Disk::new(), Fan::default());
         let runtime = Arc::new(PluginRuntime::new()?);
         let pass = Instance::bundled(&runtime, "pass", "{}")?;
+        let evil = PluginNode::with_children(instance, &[("file".to_owned(), self.grants)])?;
+        let child = ChildDecl { grants: self.grants.permissions(), ..ChildDecl::filtered("disk") };
         let host = Host::builder()
             .workers(WorkerOptions { workers: self.workers, ..WorkerOptions::default() })
             .node("disk", DiskNode(Arc::clone(&disk)), vec![])
-            .node("evil", PluginNode::new(instance)?, vec![ChildDecl::filtered("disk")])
+            .node("evil", evil, vec![child])
             .node("fan", fan.clone(), vec![ChildDecl::filtered("evil")])
             .drive("victim", "fan", true)
             .node("memory", MemoryNode::new(1 << 20, 1)?, vec![])
@@ -90,7 +95,8 @@ impl<'a> Setup<'a> {
             .start()?;
         let neighbour = Neighbour::start(host.drive("calm")?);
         let instance = Arc::clone(instance);
-        Ok(Scene { host, instance, disk, fan, neighbour, call: self.limits.call })
+        let events = host.events();
+        Ok(Scene { host, instance, events, disk, fan, neighbour, call: self.limits.call })
     }
 }
 
@@ -98,6 +104,7 @@ impl<'a> Setup<'a> {
 pub(super) struct Scene {
     pub(super) host: Host,
     pub(super) instance: Arc<Instance>,
+    pub(super) events: Events,
     pub(super) disk: Arc<Disk>,
     fan: Fan,
     neighbour: Neighbour,
