@@ -2,6 +2,7 @@
 //!
 //! Requests of 4 KiB on a null node, 1, 8 and 32 in one turn of one worker: without a filter, through
 //! the native filter, through the plugin. The difference between the last two is what the sandbox adds.
+//! `copy-on-read` is over a child that has all of its bytes: by its rule the plugin is not called there.
 //! A table of medians and best samples against the targets follows the criterion figures.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
@@ -14,13 +15,13 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use blockloom::error::Result;
-use blockloom::filter::PassNode;
+use blockloom::filter::{CopyOnReadNode, PassNode};
 use blockloom::graph::{
-    ChildDecl, Cx, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl,
+    ChildDecl, Cx, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl, PermissionSet,
 };
 use blockloom::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
 use blockloom::node::{Extent, Node, NodeFuture, NodeInfo, NullNode, WriteFlags};
-use blockloom::plugin::{Instance, PluginNode, PluginRuntime};
+use blockloom::plugin::{Grants, Instance, PluginNode, PluginRuntime};
 use blockloom_plugin_throttle::ThrottleConfig;
 
 #[global_allocator]
@@ -30,13 +31,13 @@ const SIZE_BYTES: u64 = 1 << 30;
 const SAMPLES: usize = 20;
 const REQUESTS_PER_SAMPLE: usize = 32 * 256;
 
-fn graph(filter: Option<Arc<dyn Node>>) -> Rc<LocalGraph> {
+fn graph(filter: Option<Arc<dyn Node>>, grants: PermissionSet) -> Rc<LocalGraph> {
     let mut decl = GraphDecl::default();
     let null = NullNode::new(SIZE_BYTES, false, Duration::ZERO);
     decl.nodes.push(NodeDecl { name: "null".into(), driver: Arc::new(null), children: vec![] });
     let mut root = "null";
     if let Some(driver) = filter {
-        let children = vec![ChildDecl::filtered("null")];
+        let children = vec![ChildDecl { grants, ..ChildDecl::filtered("null") }];
         decl.nodes.push(NodeDecl { name: "filter".into(), driver, children });
         root = "filter";
     }
@@ -145,7 +146,15 @@ fn contestants() -> Vec<Contestant> {
     let group = || {
         blockloom::filter::ThrottleGroup::new(&ThrottleConfig::from_json(limited).expect("limits"))
     };
-    let drive = |filter| LocalDrive::open(&graph(filter), "d").expect("a drive");
+    let open = |filter, grants| LocalDrive::open(&graph(filter, grants), "d").expect("a drive");
+    let drive = |filter| open(filter, PermissionSet::NONE);
+    let copies = |filter| open(Some(filter), PermissionSet::HARMLESS);
+    let copy_on_read: Arc<dyn Node> = {
+        let instance = Instance::bundled(&runtime, "copy-on-read", "{}").expect("a bundled plugin");
+        let granted = Grants::READ.union(Grants::WRITE_UNCHANGED);
+        let children = [("file".to_owned(), granted)];
+        Arc::new(PluginNode::with_children(&instance, &children).expect("a node"))
+    };
     vec![
         Contestant { name: "no filter", drive: drive(None) },
         Contestant { name: "pass native", drive: drive(Some(Arc::new(PassNode))) },
@@ -156,6 +165,11 @@ fn contestants() -> Vec<Contestant> {
             drive: drive(Some(Arc::new(blockloom::filter::ThrottleNode::new(group())))),
         },
         Contestant { name: "throttle plugin", drive: drive(plugin("throttle", limited)) },
+        Contestant {
+            name: "copy-on-read native",
+            drive: copies(Arc::new(CopyOnReadNode::default())),
+        },
+        Contestant { name: "copy-on-read plugin", drive: copies(copy_on_read) },
     ]
 }
 
@@ -165,7 +179,7 @@ fn on_worker(future: impl Future<Output = ()> + 'static) {
 
 async fn table() {
     let contestants = contestants();
-    println!("\n{:<18}{:>8}{:>12}{:>12}   (ns a request)", "filter", "a turn", "best", "median");
+    println!("\n{:<22}{:>8}{:>12}{:>12}   (ns a request)", "filter", "a turn", "best", "median");
     let mut nop = NopCall::new();
     let mut nop_ns = f64::MAX;
     let mut best = std::collections::BTreeMap::new();
@@ -183,7 +197,7 @@ async fn table() {
             samples.sort();
             let (least, median) = (samples[0].as_nanos(), samples[SAMPLES / 2].as_nanos());
             best.insert((contestant.name, batch), least);
-            println!("{:<18}{batch:>8}{least:>12}{median:>12}", contestant.name);
+            println!("{:<22}{batch:>8}{least:>12}{median:>12}", contestant.name);
         }
     }
     let added = |name: &str, batch| {
@@ -194,6 +208,10 @@ async fn table() {
         of("plugin") - of("native")
     };
     println!("\na nop component call (best): {nop_ns:.0} ns");
+    for batch in [1, 32] {
+        let what = format!("copy-on-read plugin, not called, adds at {batch} a turn");
+        verdict(&what, added("copy-on-read", batch), 30.0);
+    }
     for name in ["pass", "throttle"] {
         verdict(&format!("{name} plugin adds at 32 a turn"), added(name, 32), 90.0);
         verdict(&format!("{name} plugin adds at 1 a turn"), added(name, 1), 1.6 * nop_ns);

@@ -41,6 +41,12 @@ pub(super) fn fits(limits: &Limits, offset: u64, bytes: &[u8]) -> bool {
         && bytes.as_ptr().addr() & (limits.memory_alignment as usize - 1) == 0
 }
 
+/// Whether the driver takes a range as it is.
+#[inline]
+pub(super) fn is_aligned_to(limits: &Limits, offset: u64, len: u64) -> bool {
+    is_aligned(offset, len, limits.request_alignment)
+}
+
 /// Splits an aligned range into transfers.
 fn transfers(range: Range<u64>, limits: &Limits) -> impl Iterator<Item = Range<u64>> + use<> {
     let alignment = u64::from(limits.request_alignment);

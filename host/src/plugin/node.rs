@@ -19,7 +19,7 @@ use crate::bitmap::Use;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord};
 use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now};
-use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, WriteFlags};
 
 /// The filtered child.
 const FILE: ChildIndex = ChildIndex(0);
@@ -105,6 +105,15 @@ impl PluginNode {
             self.lent.push((index, scope.clone(), bitmap.clone()));
         }
         Ok(self)
+    }
+
+    /// Bytes that are set in a bitmap of the node's own.
+    #[cfg(test)]
+    pub(crate) fn own_bitmap_bytes(&self, name: &str) -> u64 {
+        let bitmaps = &self.instance.lasting().bitmaps;
+        let all = bitmaps.list(self.index);
+        let own = all.iter().find(|bitmap| bitmap.owned && bitmap.name == name);
+        own.map_or(0, |bitmap| bitmaps.count(bitmap.index))
     }
 
     /// The instance.
@@ -425,6 +434,8 @@ struct Passing<'a, T, C> {
 
 enum Stage<'a, T> {
     New,
+    /// By its rules the guest is asked unless the child has all of the range, which is known up to there.
+    Looking(EdgeRef<'a>, u64, NodeFuture<'a, Vec<Extent>>),
     Judged(Waiting),
     Child(EdgeCall<'a, T>),
     Other(NodeFuture<'a, T>),
@@ -448,13 +459,44 @@ where
         Ok(())
     }
 
+    #[inline]
     fn look(&mut self, child: ChildIndex, rules: Rc<KeptRules>) -> Result<()> {
-        let call = self.call.take().ok_or_else(|| self.node.fault_error())?;
-        let (node, cx, shape) = (self.node, self.cx, self.shape);
-        self.stage = Stage::Other(Box::pin(async move {
-            let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
-            node.look(cx, shape, (child, rules), None, call).await
-        }));
+        let known = self.node.children.iter().find(|known| known.index == child);
+        let Some(known) = known else { return self.ask() };
+        self.rules = Some(rules);
+        let (edge, Shape { offset, len, .. }) = (self.cx.child(known.edge)?, self.shape);
+        self.stage = Stage::Looking(edge, offset, edge.hinted_status(offset, len));
+        Ok(())
+    }
+
+    /// What the child has of the range, from where that is not known.
+    #[inline]
+    fn looked(&mut self, edge: EdgeRef<'a>, from: u64, found: Result<Vec<Extent>>) -> Result<()> {
+        let end = self.shape.offset.saturating_add(self.shape.len);
+        let mut at = from;
+        for extent in found.unwrap_or_default() {
+            if extent.offset > at || extent.kind == ExtentKind::Unallocated {
+                return self.ask();
+            }
+            at = at.max(extent.offset.saturating_add(extent.len));
+        }
+        if at >= end {
+            return self.forward();
+        }
+        if at == from {
+            return self.ask();
+        }
+        self.stage = Stage::Looking(edge, at, edge.hinted_status(at, end - at));
+        Ok(())
+    }
+
+    /// Has the guest judge it.
+    fn ask(&mut self) -> Result<()> {
+        self.rules = None;
+        match self.node.ask(&self.shape, turn_now(), &LocalPlugin::of(&self.node.instance)) {
+            Some(waiting) => self.stage = Stage::Judged(waiting),
+            None => self.forward()?,
+        }
         Ok(())
     }
 
@@ -506,6 +548,11 @@ where
                 Offered::Down(arrival) => this.down(arrival)?,
                 Offered::Fail(error) => return Poll::Ready(Err(error)),
             }
+        }
+        while let Stage::Looking(edge, at, status) = &mut this.stage {
+            let (edge, at) = (*edge, *at);
+            let found = std::task::ready!(status.as_mut().poll(task));
+            this.looked(edge, at, found)?;
         }
         if let Stage::Judged(waiting) = &this.stage {
             match std::task::ready!(waiting.poll(task.waker())) {

@@ -86,6 +86,7 @@
 //! | a bitmap that did not come to another image is still stored | `images` (seed 19) | a bitmap counts that nobody keeps |
 //! | a snapshot does not flush what its drive wrote | `power`, `images` | flushed bytes are not there |
 
+mod backups;
 mod bitmaps;
 mod changes;
 mod crash;
@@ -97,6 +98,7 @@ mod judge;
 mod lag;
 mod oracle;
 mod overlay;
+mod plugins;
 mod power;
 mod scene;
 mod shape;

@@ -8,6 +8,7 @@ use super::image::{self, Geometry};
 use super::lag::Lag;
 use super::oracle::first_word;
 use super::overlay::MappedOverlay;
+use super::plugins;
 use super::shape::{Link, Shape, View};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{ErrorKind, Result};
@@ -83,6 +84,8 @@ pub(super) struct Scene {
     pub(super) has_images: bool,
     /// Bitmaps are kept in images, if those can.
     pub(super) keeps_bitmaps: bool,
+    /// What copies on read is the plugin.
+    has_plugins: bool,
     /// How often it was refused because copies could wait for each other in a circle.
     pub(super) circles: u64,
 }
@@ -96,6 +99,9 @@ impl fmt::Display for Scene {
         for Drive { id, root, is_writable } in &self.drives {
             let how = if *is_writable { "writes" } else { "shows" };
             writeln!(f, "drive {id} {how} {root}")?;
+        }
+        if self.has_plugins {
+            writeln!(f, "what copies on read is the plugin")?;
         }
         write!(f, "granules of {} sectors", self.granularity)
     }
@@ -127,7 +133,8 @@ impl Scene {
 
     /// All of it in files.
     pub(super) fn for_crashes(random: &mut Random) -> Self {
-        let mut scene = Self { granularity: 1, ..Self::default() };
+        let has_plugins = random.one_in(2);
+        let mut scene = Self { granularity: 1, has_plugins, ..Self::default() };
         let base = scene.add("base", Kind::File);
         let root = scene.filters(random, &base);
         if random.one_in(4) {
@@ -232,7 +239,8 @@ impl Scene {
 
     fn with(random: &mut Random, allows_circles: bool) -> Self {
         let granularity = 1 << random.below(3);
-        let mut scene = Self { granularity, ..Self::default() };
+        let has_plugins = random.one_in(2);
+        let mut scene = Self { granularity, has_plugins, ..Self::default() };
         let kind = if random.one_in(3) { Kind::Memory } else { Kind::File };
         let base = scene.add("base", kind);
         let base_top = scene.filters(random, &base);
@@ -350,7 +358,9 @@ impl Scene {
             decl.drives.push(DriveDecl { id: id.clone(), root, writable, only_shows: !writable });
             decl.bitmaps.push(self.bitmap(BitmapScope::Drive(id.as_str().into()))?);
         }
-        decl.build()
+        let graph = decl.build()?;
+        graph.start_drivers(None)?;
+        Ok(graph)
     }
 
     fn bitmap(&self, scope: BitmapScope) -> Result<BitmapDecl> {
@@ -389,6 +399,7 @@ impl Scene {
             Kind::Image { .. } => unreachable!("it has several nodes"),
             Kind::Pass(child) => (Arc::new(PassNode), vec![ChildDecl::filtered(child)]),
             Kind::Lag(child) => (Arc::new(Lag), vec![ChildDecl::filtered(child)]),
+            Kind::CopyOnRead(child) if self.has_plugins => plugins::copy_on_read(child)?,
             Kind::CopyOnRead(child) => {
                 (Arc::new(CopyOnReadNode::default()), vec![CopyOnReadNode::child(child)])
             }
