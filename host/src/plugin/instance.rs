@@ -218,6 +218,14 @@ impl Instance {
         self.number.load(Ordering::Acquire)
     }
 
+    /// Has the guest fail in its next call, which is told what the layout does not allow. For tests.
+    #[doc(hidden)]
+    pub fn confuse(&self) {
+        if let Some(inside) = self.lock().live.as_mut() {
+            inside.carry.push(Entry([u64::MAX; ENTRY_WORDS]));
+        }
+    }
+
     pub(super) fn id(&self) -> usize {
         self.id
     }

@@ -51,6 +51,7 @@ fn inspecting_bundled_plugins() {
         transform no
         child     file, required; wants read, write-unchanged
         child     bottom, optional; wants nothing of its own
+        bypass    allowed
         import    blockloom:filter/host@0.1.0
         export    blockloom:filter/control@0.1.0
         export    blockloom:filter/data@0.1.0
@@ -65,6 +66,7 @@ fn inspecting_bundled_plugins() {
         kinds     read, write, zero, discard, flush, resize
         transform no
         child     file, required; wants nothing of its own
+        bypass    allowed
         import    blockloom:filter/host@0.1.0
         export    blockloom:filter/control@0.1.0
         export    blockloom:filter/data@0.1.0
@@ -79,6 +81,7 @@ fn inspecting_bundled_plugins() {
         kinds     read, write, zero, discard
         transform no
         child     file, required; wants nothing of its own
+        bypass    allowed
         import    blockloom:filter/host@0.1.0
         export    blockloom:filter/control@0.1.0
         export    blockloom:filter/data@0.1.0
@@ -99,6 +102,7 @@ fn inspecting_a_file() {
         kinds     read, write, zero, discard, flush, resize
         transform no
         child     file, required; wants nothing of its own
+        bypass    allowed
         import    blockloom:filter/host@0.1.0
         export    blockloom:filter/control@0.1.0
         export    blockloom:filter/data@0.1.0

@@ -86,7 +86,7 @@ impl Disk {
         }
     }
 
-    fn fill(&self, offset: u64, len: u64, byte: u8) {
+    pub(super) fn fill(&self, offset: u64, len: u64, byte: u8) {
         self.bytes.lock().expect("bytes")[offset as usize..][..len as usize].fill(byte);
     }
 }

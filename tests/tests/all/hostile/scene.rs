@@ -12,7 +12,7 @@ use blockloom::graph::{ChildDecl, Events};
 use blockloom::io::WorkerOptions;
 use blockloom::node::MemoryNode;
 use blockloom::plugin::{
-    Instance, InstanceError, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime,
+    Grants, Instance, InstanceError, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime,
 };
 use blockloom::{Drive, ErrorKind, Host, Result};
 use blockloom_tests::{DEADLINE, eventually};
@@ -54,13 +54,15 @@ pub(super) struct Setup<'a> {
     pub(super) limits: PluginLimits,
     pub(super) workers: usize,
     pub(super) policy: OnFault,
+    /// What the plugin may do to the disk.
+    pub(super) grants: Grants,
 }
 
 impl<'a> Setup<'a> {
     /// One worker, so that the neighbour shares it; a call may take 20 ms.
     pub(super) fn of(guest: Guest<'a>) -> Self {
         let limits = PluginLimits { call: Duration::from_millis(20), ..PluginLimits::default() };
-        Self { guest, limits, workers: 1, policy: OnFault::Fail }
+        Self { guest, limits, workers: 1, policy: OnFault::Fail, grants: Grants::NONE }
     }
 
     /// The plugin alone.
@@ -79,10 +81,12 @@ impl<'a> Setup<'a> {
         let (disk, fan) = (Disk::new(), Fan::default());
         let runtime = Arc::new(PluginRuntime::new()?);
         let pass = Instance::bundled(&runtime, "pass", "{}")?;
+        let evil = PluginNode::with_children(instance, &[("file".to_owned(), self.grants)])?;
+        let child = ChildDecl { grants: self.grants.permissions(), ..ChildDecl::filtered("disk") };
         let host = Host::builder()
             .workers(WorkerOptions { workers: self.workers, ..WorkerOptions::default() })
             .node("disk", DiskNode(Arc::clone(&disk)), vec![])
-            .node("evil", PluginNode::new(instance)?, vec![ChildDecl::filtered("disk")])
+            .node("evil", evil, vec![child])
             .node("fan", fan.clone(), vec![ChildDecl::filtered("evil")])
             .drive("victim", "fan", true)
             .node("memory", MemoryNode::new(1 << 20, 1)?, vec![])
