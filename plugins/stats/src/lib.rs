@@ -133,7 +133,7 @@ impl Filter for StatsFilter {
         let latency = cx.now() - arrived.unwrap_or_default();
         let mut nodes = self.nodes.borrow_mut();
         if let Some(counts) = nodes.get_mut(&request.node) {
-            let began = *counts.began.get_or_insert(cx.now());
+            let began = *counts.began.get_or_insert_with(|| cx.now());
             let kind = request.kind as usize;
             for count in [&mut counts.recent, &mut counts.whole].map(|counts| &mut counts[kind]) {
                 count.failed += u64::from(result.is_err());

@@ -13,6 +13,7 @@ mod loading;
 mod operations;
 mod protocol;
 mod scene;
+mod suite;
 mod time;
 mod traps;
 mod workers;
