@@ -1,4 +1,5 @@
 //! Copy-on-read over bytes in memory.
+#![allow(clippy::single_range_in_vec_init, reason = "a list of ranges may have one")]
 
 use blockloom_plugin_copy_on_read::CopyOnRead;
 use blockloom_sdk::testing::{Disk, Harness};

@@ -23,6 +23,7 @@ use blockloom_sdk::{
     Rule, Table, Time, Verdict, log, set_rules,
 };
 
+const WITH_RANGE: Kinds = Kinds::READ.with(Kinds::WRITE).with(Kinds::ZERO).with(Kinds::DISCARD);
 const CERTAIN: u64 = 1_000_000_000;
 
 #[derive(Clone, Debug)]
@@ -39,8 +40,7 @@ struct Config {
 impl Config {
     fn from_json(json: &str) -> Result<Self, ConfigError> {
         let mut table = Table::parse(json)?;
-        let changes = Kinds::WRITE.with(Kinds::ZERO).with(Kinds::DISCARD);
-        let kinds = table.kinds("kinds")?.unwrap_or_else(|| Kinds::READ.with(changes));
+        let kinds = table.kinds("kinds")?.unwrap_or(WITH_RANGE);
         let name = table.string("errno")?;
         let errno = Errno::named(name.as_deref().unwrap_or("EIO"));
         let errno = errno

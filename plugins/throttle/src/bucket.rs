@@ -104,6 +104,8 @@ const _: () = assert!(MAX_RATE.checked_mul(NANOS_PER_SECOND).is_some());
 #[derive(Clone, Debug)]
 pub struct Throttle {
     burst_ns: u64,
+    /// Bytes that count as one request; 0 if each counts as one.
+    iops_size: u64,
     /// Of both directions, of reads, of writes: of requests and of bytes each.
     buckets: [[Bucket; 2]; 3],
 }
@@ -123,6 +125,7 @@ impl Throttle {
         };
         Self {
             burst_ns: config.burst.as_nanos().try_into().unwrap_or(u64::MAX),
+            iops_size: config.iops_size.unwrap_or(0),
             buckets: [
                 of(|limits| limits.total),
                 of(|limits| limits.read),
@@ -159,21 +162,25 @@ impl Throttle {
         };
         // What limits both directions is charged before what limits one: a write does not wait for
         // reads that only the limit of reads holds back.
+        let requests = match self.iops_size {
+            0 => 1,
+            size => len_bytes.div_ceil(size).max(1),
+        };
         let mut start_ns = now_ns;
         for buckets in [BOTH, direction] {
-            start_ns = self.admit_to(buckets, len_bytes, start_ns);
+            start_ns = self.admit_to(buckets, (requests, len_bytes), start_ns);
         }
         if start_ns > now_ns { start_ns } else { 0 }
     }
 
     /// Admits a request to a pair of buckets at the earliest time from `from_ns` on that both allow.
     #[inline]
-    fn admit_to(&mut self, pair: usize, len_bytes: u64, from_ns: u64) -> u64 {
+    fn admit_to(&mut self, pair: usize, cost: (u64, u64), from_ns: u64) -> u64 {
         let [requests, bytes] = &mut self.buckets[pair];
         let earliest_ns = requests.empty_ns().max(bytes.empty_ns()).saturating_sub(self.burst_ns);
         let start_ns = from_ns.max(earliest_ns);
-        requests.charge(1, start_ns);
-        bytes.charge(len_bytes, start_ns);
+        requests.charge(cost.0, start_ns);
+        bytes.charge(cost.1, start_ns);
         start_ns
     }
 }

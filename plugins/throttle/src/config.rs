@@ -17,6 +17,7 @@ pub const MAX_RATE: u64 = 1 << 34;
 /// |---|---|
 /// | `iops` | requests a second, reads and writes together |
 /// | `iops-read`, `iops-write` | the same, separately |
+/// | `iops-size` | bytes that count as one request (`"64KiB"`): a longer one counts as several. Absent: each is one |
 /// | `bps` | bytes a second (`"400MiB"`), reads and writes together |
 /// | `bps-read`, `bps-write` | the same, separately |
 /// | `burst` | what may pass at once after a pause, as the time that it takes at the rate; 100 ms if absent |
@@ -26,6 +27,8 @@ pub const MAX_RATE: u64 = 1 << 34;
 pub struct ThrottleConfig {
     /// Requests a second.
     pub iops: Limits,
+    /// Bytes that count as one request; none if each counts as one.
+    pub iops_size: Option<u64>,
     /// Bytes a second.
     pub bps: Limits,
     /// What may pass ahead of the rate after a pause.
@@ -45,7 +48,8 @@ pub struct Limits {
 
 impl Default for ThrottleConfig {
     fn default() -> Self {
-        Self { iops: Limits::default(), bps: Limits::default(), burst: DEFAULT_BURST }
+        let (iops, bps) = (Limits::default(), Limits::default());
+        Self { iops, iops_size: None, bps, burst: DEFAULT_BURST }
     }
 }
 
@@ -68,13 +72,17 @@ impl ThrottleConfig {
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
         let mut table = Table::parse(json)?;
         let iops = limits(&mut table, ["iops", "iops-read", "iops-write"], Table::integer)?;
+        let iops_size = table.size("iops-size")?.filter(|size| *size > 0);
+        if iops_size.is_some() && iops == Limits::default() {
+            return Err(table.error("iops-size", "has a meaning only with a limit of requests"));
+        }
         let bps = limits(&mut table, ["bps", "bps-read", "bps-write"], Table::rate)?;
         let burst = table.duration("burst")?.unwrap_or(DEFAULT_BURST);
         if burst > MAX_BURST {
             return Err(table.error("burst", "must be at most 1h"));
         }
         table.finish()?;
-        Ok(Self { iops, bps, burst })
+        Ok(Self { iops, iops_size, bps, burst })
     }
 }
 
@@ -149,7 +157,7 @@ mod tests {
         );
         check(
             r#"{"iosp":1}"#,
-            "iosp: unknown key; known are: iops, iops-read, iops-write, bps, bps-read, bps-write, \
+            "iosp: unknown key; known are: iops, iops-read, iops-write, iops-size, bps, bps-read, bps-write, \
              burst",
         );
     }

@@ -117,6 +117,18 @@ fn a_request_larger_than_the_burst_passes_whole_and_is_paid_for() {
 }
 
 #[test]
+fn a_long_request_counts_as_several() {
+    let mut throttle = throttle(r#"{"iops":10,"iops-size":"64KiB","burst":"0s"}"#);
+    let lens = [1, 64 << 10, (64 << 10) + 1, 1 << 20, 0, 1];
+    let starts: Vec<u64> =
+        lens.iter().map(|len| start(&mut throttle, Kind::Read, *len, SECOND)).collect();
+    let tenths = [0, 1, 2, 4, 20, 21];
+    assert_eq!(starts, tenths.map(|tenth| SECOND + tenth * SECOND / 10));
+    assert_eq!(start(&mut throttle, Kind::Discard, 1 << 40, SECOND), SECOND + 22 * SECOND / 10);
+    ThrottleConfig::from_json(r#"{"bps":1,"iops-size":1}"#).expect_err("requests are not limited");
+}
+
+#[test]
 fn nothing_is_limited_by_default() {
     let mut throttle = throttle("{}");
     for now in 0..1000 {

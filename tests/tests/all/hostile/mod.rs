@@ -14,6 +14,7 @@ mod operations;
 mod policies;
 mod protocol;
 mod scene;
+mod suite;
 mod time;
 mod traps;
 mod workers;
