@@ -22,6 +22,7 @@
 
 mod bindings;
 mod bitmaps;
+mod buffers;
 mod grants;
 mod instance;
 mod local;

@@ -306,7 +306,7 @@ impl PluginNode {
             while let Verdict::Operate(action) = waiting.verdict().await {
                 let own = own.clone();
                 let ground = async move { own.on_behalf().await };
-                operations.start(ground, &children, waiting.plugin(), action);
+                operations.start(ground, (index, &children), waiting.plugin(), action);
             }
         }
     }
@@ -314,7 +314,7 @@ impl PluginNode {
     /// Begins what the guest wants done for a request.
     fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, action: Action) {
         let ground = ready(Ok(cx.on_behalf()));
-        operations.start(ground, &self.children, waiting.plugin(), action);
+        operations.start(ground, (self.index, &self.children), waiting.plugin(), action);
     }
 
     fn fault_error(&self) -> Error {

@@ -1,21 +1,21 @@
 //! What a guest asks the host to do to a node's children: done on the worker of the request for which it is
 //! asked, on that request's ground, within the grants.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use blockloom_abi::{
-    self as abi, Action, ChildIndex, CopyRange, Errno, ExtentFlags, Operation, Parent, RequestId,
-    Token, Write,
+    self as abi, Action, ChildIndex, CopyRange, Errno, ExtentFlags, NodeIndex, Operation, Parent,
+    RequestId, Token, Write,
 };
 
+use super::buffers::Buffers;
 use super::grants::{Grants, PluginChild};
 use super::local::LocalPlugin;
 use super::store::Lasting;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{CopyHow, OnBehalf, ProvenBuf};
+use crate::graph::{CopyHow, OnBehalf};
 use crate::io::spawn;
 use crate::node::{Extent, ExtentKind};
 
@@ -88,30 +88,12 @@ pub(super) fn subject(action: &Action) -> Option<(Token, Parent)> {
 #[derive(Default)]
 pub(super) struct Operations(Rc<Buffers>);
 
-#[derive(Default)]
-struct Buffers(RefCell<Vec<(Token, ProvenBuf)>>);
-
-impl Buffers {
-    fn keep(&self, token: Token, bytes: ProvenBuf) {
-        self.0.borrow_mut().push((token, bytes));
-    }
-
-    fn get(&self, token: Token) -> Option<ProvenBuf> {
-        let buffers = self.0.borrow();
-        buffers.iter().find(|(known, _)| *known == token).map(|(_, bytes)| bytes.clone())
-    }
-
-    fn forget(&self, token: Token) {
-        self.0.borrow_mut().retain(|(known, _)| *known != token);
-    }
-}
-
 impl Operations {
     /// Begins what the guest asked for. Its end goes to the guest with the next batch.
     pub(super) fn start(
         &self,
         ground: impl Future<Output = Result<OnBehalf>> + 'static,
-        children: &Arc<[PluginChild]>,
+        (node, children): (NodeIndex, &Arc<[PluginChild]>),
         plugin: &Rc<LocalPlugin>,
         action: Action,
     ) {
@@ -125,7 +107,8 @@ impl Operations {
         let (buffers, children) = (Rc::clone(&self.0), Arc::clone(children));
         spawn(async move {
             let lasting = plugin.lasting();
-            let result = async { run(ground.await?, &children, (&buffers, lasting), action).await };
+            let result =
+                async { run(ground.await?, (node, &children), (&buffers, lasting), action).await };
             let result = result.await;
             ended.result = result.map_err(|error| {
                 tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
@@ -143,16 +126,17 @@ pub(super) fn errno_of(error: &Error) -> Errno {
 
 async fn run(
     ground: OnBehalf,
-    children: &[PluginChild],
+    (node, children): (NodeIndex, &[PluginChild]),
     (buffers, lasting): (&Buffers, &Lasting),
     action: Action,
 ) -> Result<Answered> {
     match action {
-        Action::Copy(copy) => run_copy(ground, children, lasting, copy).await,
+        Action::Copy(copy) => run_copy(ground, (node, children), lasting, copy).await,
         Action::Read(operation) => {
             let child = granted(children, operation.child, Grants::READ)?;
+            let room = lasting.buffers.take(operation.len)?;
             let bytes = ground.read_proven(child, range(&operation)).await?;
-            buffers.keep(operation.token, bytes);
+            buffers.keep(operation.token, bytes, room);
             Ok(Answered::bytes(operation.len))
         }
         Action::Write(write) => run_write(ground, children, buffers, write).await,
@@ -185,7 +169,7 @@ async fn run(
 
 async fn run_copy(
     ground: OnBehalf,
-    children: &[PluginChild],
+    (node, children): (NodeIndex, &[PluginChild]),
     lasting: &Lasting,
     copy: CopyRange,
 ) -> Result<Answered> {
@@ -197,7 +181,7 @@ async fn run_copy(
     let copied = match copy.clear {
         None => ground.copy(from, to, range, how).await?,
         Some(index) => {
-            let owned = lasting.bitmaps.owned(index.0).ok_or_else(|| {
+            let owned = lasting.bitmaps.owned_by(node, index.0).ok_or_else(|| {
                 let message = format!("there is no bitmap {} of its own to clear", index.0);
                 Error::new(ErrorKind::NotFound, message)
             })?;
@@ -215,10 +199,11 @@ async fn run_write(
 ) -> Result<Answered> {
     let operation = write.operation;
     let to = granted(children, operation.child, writing(write.claim))?;
-    let bytes = buffers
+    // It keeps its room until it is written.
+    let filled = buffers
         .get(write.source)
         .ok_or_else(|| Error::new(ErrorKind::Invalid, "there is no such buffer of this request"))?;
-    let len = operation.len;
+    let (bytes, len) = (filled.bytes.clone(), operation.len);
     if bytes.bytes().len() as u64 != len {
         let message = format!("the buffer has {} bytes, not {len}", bytes.bytes().len());
         return Err(Error::new(ErrorKind::Invalid, message));
