@@ -195,8 +195,18 @@ impl PluginBitmaps {
         }
     }
 
-    /// A node's own bitmap.
-    pub(super) fn owned(&self, index: u32) -> Option<Arc<Granules>> {
+    /// A bitmap of this node's own.
+    pub(super) fn owned_by(&self, node: NodeIndex, index: u32) -> Option<Arc<Granules>> {
+        match self.lock().get(index as usize)?.as_ref()? {
+            Entry { node: of, content: Content::Own(granules), .. } if *of == node => {
+                Some(Arc::clone(granules))
+            }
+            _ => None,
+        }
+    }
+
+    /// A bitmap of some node's own.
+    fn owned(&self, index: u32) -> Option<Arc<Granules>> {
         match &self.lock().get(index as usize)?.as_ref()?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
@@ -283,6 +293,9 @@ mod tests {
         let lent = bitmaps.lend(NodeIndex(1), "lent").expect("a place");
         assert_eq!(bitmaps.next(lent, 0), None, "not there yet");
         bitmaps.set(lent, 0, 1, true).expect_err("not its own");
+        assert!(bitmaps.owned_by(NodeIndex(1), lent).is_none(), "lent");
+        assert!(bitmaps.owned_by(node, 0).is_some());
+        assert!(bitmaps.owned_by(NodeIndex(1), 0).is_none(), "another node's");
         bitmaps.set(99, 0, 1, true).expect_err("none");
     }
 }

@@ -694,7 +694,10 @@ impl Instance {
                 let forward = Forward::decode(entry).map_err(broken)?;
                 let plain = forward.not_before_ns <= now_ns && !forward.notify && !forward.claim;
                 match plain.then(|| inside.table.forward_now(forward.id)).flatten() {
-                    Some(ticket) => self.deliver(ticket, Verdict::Answer(Answer::GONE), local),
+                    Some(ticket) => {
+                        inside.forget_buffers(ticket);
+                        self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
+                    }
                     None => self.forward(inside, forward, now_ns, local)?,
                 }
                 continue;
@@ -800,7 +803,10 @@ impl Instance {
         }
         let answer = inside.table.forward(forward, now_ns).map_err(|breach| breach.to_string())?;
         if let Some((ticket, answer)) = answer {
-            inside.forget_buffers(ticket);
+            // With notify it has not ended yet.
+            if !matches!(answer, Answer::Forward { notify: true, .. }) {
+                inside.forget_buffers(ticket);
+            }
             self.deliver(ticket, Verdict::Answer(answer), local);
         }
         Ok(())

@@ -24,6 +24,7 @@
 
 mod bindings;
 mod bitmaps;
+mod buffers;
 mod faults;
 mod grants;
 mod instance;

@@ -389,7 +389,7 @@ impl PluginNode {
                 while let Verdict::Operate(asked) = waiting.verdict().await {
                     let own = own.clone();
                     let ground = async move { own.on_behalf().await };
-                    operations.start(ground, &children, &plugin, asked);
+                    operations.start(ground, (index, &children), &plugin, asked);
                 }
                 operations.ended().await;
                 if plugin.rest(waiting.arrival()).await != Phase::Running {
@@ -402,7 +402,7 @@ impl PluginNode {
     /// Begins what the guest wants done for a request.
     fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, asked: Asked) {
         let ground = ready(Ok(cx.on_behalf()));
-        operations.start(ground, &self.children, waiting.plugin(), asked);
+        operations.start(ground, (self.index, &self.children), waiting.plugin(), asked);
     }
 
     fn fault_error(&self) -> Error {

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use blockloom_abi::{
-    self as abi, Action, ChildIndex, CopyRange, Errno, ExtentFlags, Operation, Parent, RequestId,
-    Token, Write,
+    self as abi, Action, ChildIndex, CopyRange, Errno, ExtentFlags, NodeIndex, Operation, Parent,
+    RequestId, Token, Write,
 };
 
+use super::buffers::Buffers;
 use super::grants::{Grants, PluginChild};
 use super::local::LocalPlugin;
 use super::store::Lasting;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{CopyHow, OnBehalf, ProvenBuf};
+use crate::graph::{CopyHow, OnBehalf};
 use crate::io::spawn;
 use crate::node::{Extent, ExtentKind};
 
@@ -99,18 +100,19 @@ pub(super) fn subject(action: &Action) -> Option<(Token, Parent)> {
 
 /// The operations done for one request: the bytes that they have read end with it.
 #[derive(Default)]
-pub(super) struct Operations(Rc<Buffers>);
+pub(super) struct Operations(Rc<Work>);
 
+/// What is under way for one request, and what it has read.
 #[derive(Default)]
-struct Buffers {
-    filled: RefCell<Vec<(Token, ProvenBuf)>>,
+struct Work {
+    buffers: Buffers,
     /// Operations that have not ended.
     running: Cell<usize>,
     /// Who waits until there is none.
     waker: RefCell<Option<Waker>>,
 }
 
-impl Buffers {
+impl Work {
     fn end_one(&self) {
         self.running.set(self.running.get() - 1);
         if self.running.get() == 0
@@ -119,19 +121,6 @@ impl Buffers {
             waker.wake();
         }
     }
-
-    fn keep(&self, token: Token, bytes: ProvenBuf) {
-        self.filled.borrow_mut().push((token, bytes));
-    }
-
-    fn get(&self, token: Token) -> Option<ProvenBuf> {
-        let buffers = self.filled.borrow();
-        buffers.iter().find(|(known, _)| *known == token).map(|(_, bytes)| bytes.clone())
-    }
-
-    fn forget(&self, token: Token) {
-        self.filled.borrow_mut().retain(|(known, _)| *known != token);
-    }
 }
 
 impl Operations {
@@ -139,28 +128,30 @@ impl Operations {
     pub(super) fn start(
         &self,
         ground: impl Future<Output = Result<OnBehalf>> + 'static,
-        children: &Arc<[PluginChild]>,
+        (node, children): (NodeIndex, &Arc<[PluginChild]>),
         plugin: &Rc<LocalPlugin>,
         Asked { store, action }: Asked,
     ) {
         if let Action::Drop { buffer } = action {
-            self.0.forget(buffer);
+            self.0.buffers.forget(buffer);
             return;
         }
         let Some(mut ended) = Ended::refused(store, &action, Errno::EINVAL) else { return };
         ended.serves = matches!(action, Action::Copy(copy) if copy.serve);
         let plugin = Rc::clone(plugin);
-        let (buffers, children) = (Rc::clone(&self.0), Arc::clone(children));
-        buffers.running.set(buffers.running.get() + 1);
+        let (work, children) = (Rc::clone(&self.0), Arc::clone(children));
+        work.running.set(work.running.get() + 1);
         spawn(async move {
             let lasting = plugin.lasting();
-            let result = async { run(ground.await?, &children, (&buffers, lasting), action).await };
+            let result = async {
+                run(ground.await?, (node, &children), (&work.buffers, lasting), action).await
+            };
             let result = result.await;
             ended.result = result.map_err(|error| {
                 tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
                 errno_of(&error)
             });
-            buffers.end_one();
+            work.end_one();
             plugin.end_operation(ended);
         });
     }
@@ -185,16 +176,17 @@ pub(super) fn errno_of(error: &Error) -> Errno {
 
 async fn run(
     ground: OnBehalf,
-    children: &[PluginChild],
+    (node, children): (NodeIndex, &[PluginChild]),
     (buffers, lasting): (&Buffers, &Lasting),
     action: Action,
 ) -> Result<Answered> {
     match action {
-        Action::Copy(copy) => run_copy(ground, children, lasting, copy).await,
+        Action::Copy(copy) => run_copy(ground, (node, children), lasting, copy).await,
         Action::Read(operation) => {
             let child = granted(children, operation.child, Grants::READ)?;
+            let room = lasting.buffers.take(operation.len)?;
             let bytes = ground.read_proven(child, range(&operation)).await?;
-            buffers.keep(operation.token, bytes);
+            buffers.keep(operation.token, bytes, room);
             Ok(Answered::bytes(operation.len))
         }
         Action::Write(write) => run_write(ground, children, buffers, write).await,
@@ -227,7 +219,7 @@ async fn run(
 
 async fn run_copy(
     ground: OnBehalf,
-    children: &[PluginChild],
+    (node, children): (NodeIndex, &[PluginChild]),
     lasting: &Lasting,
     copy: CopyRange,
 ) -> Result<Answered> {
@@ -239,7 +231,7 @@ async fn run_copy(
     let copied = match copy.clear {
         None => ground.copy(from, to, range, how).await?,
         Some(index) => {
-            let owned = lasting.bitmaps.owned(index.0).ok_or_else(|| {
+            let owned = lasting.bitmaps.owned_by(node, index.0).ok_or_else(|| {
                 let message = format!("there is no bitmap {} of its own to clear", index.0);
                 Error::new(ErrorKind::NotFound, message)
             })?;
@@ -257,10 +249,11 @@ async fn run_write(
 ) -> Result<Answered> {
     let operation = write.operation;
     let to = granted(children, operation.child, writing(write.claim))?;
-    let bytes = buffers
+    // It keeps its room until it is written.
+    let filled = buffers
         .get(write.source)
         .ok_or_else(|| Error::new(ErrorKind::Invalid, "there is no such buffer of this request"))?;
-    let len = operation.len;
+    let (bytes, len) = (filled.bytes.clone(), operation.len);
     if bytes.bytes().len() as u64 != len {
         let message = format!("the buffer has {} bytes, not {len}", bytes.bytes().len());
         return Err(Error::new(ErrorKind::Invalid, message));

@@ -11,6 +11,7 @@ use wasmtime::{StoreLimits, StoreLimitsBuilder, Trap};
 use super::PluginLimits;
 use super::bindings::blockloom::filter::host;
 use super::bitmaps::PluginBitmaps;
+use super::buffers::BufferRoom;
 use super::rules::{Controls, NodeRules};
 use crate::io::{Time, thread_time, turn_now};
 
@@ -28,6 +29,8 @@ const TABLE_ELEMENTS_MAX: usize = 10_000;
 pub(super) struct Lasting {
     pub(super) bitmaps: PluginBitmaps,
     pub(super) controls: Arc<Controls>,
+    /// For bytes that are read, on all workers.
+    pub(super) buffers: Arc<BufferRoom>,
     rules: Mutex<Vec<Arc<NodeRules>>>,
     /// How often rules have changed.
     rules_changes: AtomicU64,

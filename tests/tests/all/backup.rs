@@ -204,3 +204,71 @@ fn what_cannot_be_a_backup_is_refused() {
     let alone = native.replace("child.target = \"target\"\n", "");
     check(&alone, "add `child.target = \"NODE\"`");
 }
+
+/// What is only copied up below or above a backup is no change: nothing gets dirty, and the backup has what was
+/// there. (QEMU's marks what copy-on-read writes above its node's filters, and copies it before the write.)
+#[test]
+fn copies_on_read_beside_a_backup_change_nothing() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let readers = [
+        "driver = \"plugin\"\nplugin = \"copy-on-read\"\n\
+         grant.file = [\"read\", \"write-unchanged\"]",
+        "driver = \"copy-on-read\"",
+    ];
+    let both = DRIVERS.into_iter().flat_map(|driver| readers.map(|reader| (driver, reader)));
+    for ((driver, reader), is_above) in both.flat_map(|both| [(both, true), (both, false)]) {
+        check_beside(driver, reader, is_above);
+    }
+}
+
+fn check_beside(driver: &str, reader: &str, is_above: bool) {
+    let scratch = images();
+    let overlay = text(&scratch, "top.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-b", "disk.img", "-F", "raw", &overlay];
+    succeed("qemu-img", create);
+    let (below, above, root) = match is_above {
+        true => ("top", "backup", "cor"),
+        false => ("cor", "top", "backup"),
+    };
+    let image = format!("driver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{overlay}\" }}");
+    let graph = format!(
+        "[node.top]\n{image}\n[node.target]\n{}\n\
+         [node.backup]\n{driver}\nchild.file = \"{below}\"\nchild.target = \"target\"\n\
+         config = {{ sync = \"none\" }}\n\
+         [node.cor]\n{reader}\nchild.file = \"{above}\"\n\
+         [drive.vda]\nroot = \"{root}\"\n\
+         [bitmap.drive]\ndrive = \"vda\"\n[bitmap.node]\nnode = \"top\"\n\
+         [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\n\
+         writable = true\nbitmaps = [\"drive\", \"node\"]\n",
+        file(&scratch, "target.img")
+    );
+    let daemon = serve(&scratch, &graph, &[]);
+    daemon.wait_for_log("the point in time is reached");
+    let uri = daemon.uri("vda").to_owned();
+    let dirty = |bitmap: &str| {
+        let map = nbd_map(&uri, &format!("qemu:dirty-bitmap:{bitmap}"));
+        let runs = map.into_iter().filter(|(.., kind)| kind & 1 != 0);
+        runs.map(|(at, len, _)| (at, len)).collect::<Vec<_>>()
+    };
+    qemu_io(&uri, &["read 5M 1M"]);
+    for bitmap in ["drive", "node"] {
+        assert_eq!(dirty(bitmap), [], "{driver} {reader} {is_above}: `{bitmap}`");
+    }
+    qemu_io(&uri, &["write -P 9 5M 64k", "write -P 9 6M 64k"]);
+    let expect = [(5 * MIB, 64 * KIB), (6 * MIB, 64 * KIB)];
+    for bitmap in ["drive", "node"] {
+        assert_eq!(dirty(bitmap), expect, "{driver} {reader} {is_above}: `{bitmap}`");
+    }
+    daemon.finish();
+    let map = succeed("qemu-img", ["map", "-f", "qcow2", &overlay]);
+    assert!(map.contains("0x110000"), "1 MiB was copied up, 64 KiB written: {map}");
+    let then = fs::read(scratch.image("then.img")).expect("the disk as it was");
+    let target = fs::read(scratch.image("target.img")).expect("the target");
+    for (at, byte) in target.iter().enumerate() {
+        let is_kept =
+            expect.iter().any(|(start, len)| (*start..start + len).contains(&(at as u64)));
+        assert_eq!(*byte, if is_kept { then[at] } else { 0 }, "byte {at}");
+    }
+}

@@ -10,6 +10,7 @@
 //!   0x4_0000  what cabi_realloc gives out, from here on; taken back by each $take
 //! ```
 
+use blockloom::plugin::Grants;
 use wit_component::{StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
@@ -46,6 +47,24 @@ pub(super) struct Guest<'a> {
     pub(super) items: &'a str,
     /// More imports.
     pub(super) imports: &'a str,
+    /// What it wants to do to its child `file`.
+    pub(super) wants: Grants,
+    /// A second child, `target`.
+    pub(super) target: Option<Target>,
+}
+
+/// A second child.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    /// What the plugin wants to do to it.
+    pub(super) wants: Grants,
+}
+
+/// As the contract packs them.
+fn bits(grants: Grants) -> u32 {
+    let all = ["read", "write-unchanged", "write", "discard", "resize"];
+    let has = |name: &str| grants.names().any(|it| it == name);
+    all.iter().enumerate().map(|(at, name)| u32::from(has(name)) << at).sum()
 }
 
 impl Guest<'_> {
@@ -70,6 +89,8 @@ impl Guest<'_> {
         post_poll: "",
         items: "",
         imports: "",
+        wants: Grants::NONE,
+        target: None,
     };
 
     /// The plugin as a core module that carries the type of a filter.
@@ -128,9 +149,9 @@ impl Guest<'_> {
         )
     }
 
-    /// The record `description`, with one child `file`.
+    /// The record `description`, with the child `file`, and perhaps `target`.
     fn description(&self) -> String {
-        let (name, file) = (0x300, 0x2f0);
+        let (name, file, target) = (0x300, 0x2f0, 0x2e0);
         let words = [
             self.layout,
             name,
@@ -139,22 +160,23 @@ impl Guest<'_> {
             0,
             self.kinds,
             0x280,
-            1,
+            1 + u32::from(self.target.is_some()),
             0,
             0,
             0,
             0,
             u32::from(self.may_bypass) << 16,
         ];
-        let child = [file, 4, 1];
+        let second = self.target.map_or(Grants::NONE, |target| target.wants);
+        let children = [file, 4, 1 | bits(self.wants) << 8, target, 6, 1 | bits(second) << 8];
         let bytes = |words: &[u32]| -> String {
             words.iter().flat_map(|word| word.to_le_bytes()).map(escaped).collect()
         };
         format!(
             r#"(data (i32.const 0x200) "{}") (data (i32.const 0x280) "{}")
-            (data (i32.const {file}) "file") (data (i32.const {name}) "{}")"#,
+            (data (i32.const {target}) "target") (data (i32.const {file}) "file") (data (i32.const {name}) "{}")"#,
             bytes(&words),
-            bytes(&child),
+            bytes(&children),
             self.name.bytes().map(escaped).collect::<String>()
         )
     }

@@ -1,6 +1,7 @@
 //! A host with a hostile plugin and a neighbour, and what must hold of both in every test.
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use blockloom::graph::{ChildDecl, Events};
+use blockloom::bitmap::{BitmapName, Granularity};
+use blockloom::graph::{BitmapScope, ChildDecl, Events, Role};
 use blockloom::io::WorkerOptions;
 use blockloom::node::MemoryNode;
 use blockloom::plugin::{
@@ -58,6 +60,26 @@ pub(super) struct Setup<'a> {
     pub(super) grants: Grants,
 }
 
+fn bitmap_name() -> BitmapName {
+    BitmapName::new("all").expect("a name")
+}
+
+impl Guest<'_> {
+    /// The children that it has, with all that it wants of them, and `more` of the first.
+    fn children(&self, more: Grants) -> (Vec<(String, Grants)>, Vec<ChildDecl>) {
+        let of_file = self.wants.union(more);
+        let file = ChildDecl { grants: of_file.permissions(), ..ChildDecl::filtered("disk") };
+        let mut all = (vec![("file".to_owned(), of_file)], vec![file]);
+        if let Some(target) = self.target {
+            let (name, role, grants) =
+                ("target".to_owned(), Role::Target, target.wants.permissions());
+            all.0.push((name.clone(), target.wants));
+            all.1.push(ChildDecl { name, role, grants, ..ChildDecl::filtered("target") });
+        }
+        all
+    }
+}
+
 impl<'a> Setup<'a> {
     /// One worker, so that the neighbour shares it; a call may take 20 ms.
     pub(super) fn of(guest: Guest<'a>) -> Self {
@@ -78,15 +100,17 @@ impl<'a> Setup<'a> {
     }
 
     pub(super) fn start_with(&self, instance: &Arc<Instance>) -> Result<Scene> {
-        let (disk, fan) = (Disk::new(), Fan::default());
+        let (disk, target, fan) = (Disk::new(), Disk::new(), Fan::default());
         let runtime = Arc::new(PluginRuntime::new()?);
         let pass = Instance::bundled(&runtime, "pass", "{}")?;
-        let evil = PluginNode::with_children(instance, &[("file".to_owned(), self.grants)])?;
-        let child = ChildDecl { grants: self.grants.permissions(), ..ChildDecl::filtered("disk") };
+        let (granted, children) = self.guest.children(self.grants);
         let host = Host::builder()
             .workers(WorkerOptions { workers: self.workers, ..WorkerOptions::default() })
             .node("disk", DiskNode(Arc::clone(&disk)), vec![])
-            .node("evil", evil, vec![child])
+            .node("target", DiskNode(Arc::clone(&target)), vec![])
+            .bitmap(BitmapScope::Node("disk".into()), bitmap_name(), Granularity::MIN)
+            .bitmap(BitmapScope::Node("target".into()), bitmap_name(), Granularity::MIN)
+            .node("evil", PluginNode::with_children(instance, &granted)?, children)
             .node("fan", fan.clone(), vec![ChildDecl::filtered("evil")])
             .drive("victim", "fan", true)
             .node("memory", MemoryNode::new(1 << 20, 1)?, vec![])
@@ -96,7 +120,8 @@ impl<'a> Setup<'a> {
         let neighbour = Neighbour::start(host.drive("calm")?);
         let instance = Arc::clone(instance);
         let events = host.events();
-        Ok(Scene { host, instance, events, disk, fan, neighbour, call: self.limits.call })
+        let call = self.limits.call;
+        Ok(Scene { host, instance, events, disk, target, fan, neighbour, call })
     }
 }
 
@@ -106,6 +131,8 @@ pub(super) struct Scene {
     pub(super) instance: Arc<Instance>,
     pub(super) events: Events,
     pub(super) disk: Arc<Disk>,
+    /// The plugin's second child, if it has one.
+    pub(super) target: Arc<Disk>,
     fan: Fan,
     neighbour: Neighbour,
     call: Duration,
@@ -145,6 +172,12 @@ impl Scene {
     ) -> JoinHandle<T> {
         let drive = self.victim();
         thread::spawn(move || work(drive))
+    }
+
+    /// What has got dirty of a node's view.
+    pub(super) fn dirty(&self, node: &str) -> Vec<Range<u64>> {
+        let bitmap = self.host.bitmap(&BitmapScope::Node(node.into()), "all").expect("a bitmap");
+        bitmap.ranges(0..u64::MAX).collect()
     }
 
     /// How the requests of each block ended since the last call.
