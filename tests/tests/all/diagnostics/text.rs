@@ -116,21 +116,21 @@ size = 512
                |
              3 | driver = "flie"
                |          ^^^^^^
-               = help: did you mean `file`? this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+               = help: did you mean `file`? this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
             error: driver `nbd` is not in this release
               --> DIR/graph.toml:6:10
                |
              6 | driver = "nbd"
                |          ^^^^^
-               = help: this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+               = help: this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
             error: node `nothing` has no `driver`
               --> DIR/graph.toml:8:7
                |
              8 | [node.nothing]
                |       ^^^^^^^
-               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, pass, throttle, copy-on-read
+               = help: add `driver = "file"`; this release has: file, memory, null, raw, qcow2, plugin, plugin-view, pass, throttle, copy-on-read, backup
 
             3 errors in DIR/graph.toml"#]],
     );
