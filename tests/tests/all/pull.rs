@@ -36,6 +36,7 @@ fn load(uri: &str, seed: &str) {
         "io_size=40M",
         &seed,
         "verify=crc32c",
+        "verify_state_save=0",
     ]);
 }
 
