@@ -2,6 +2,7 @@
 //!
 //! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it.
 
+use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -53,12 +54,12 @@ impl Probe {
 /// See the module. Names are bounded, and so is the number of bitmaps of a node.
 #[derive(Default)]
 pub(super) struct PluginBitmaps {
-    entries: Mutex<Vec<Option<Entry>>>,
+    entries: Mutex<Vec<Entry>>,
     sizes: Mutex<Vec<(NodeIndex, u64)>>,
 }
 
 impl PluginBitmaps {
-    fn lock(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -89,9 +90,9 @@ impl PluginBitmaps {
         }
         let mut entries = self.lock();
         let is_it = |entry: &Entry| entry.node == node && entry.name == name;
-        if let Some(index) = entries.iter().position(|entry| entry.as_ref().is_some_and(is_it)) {
+        if let Some(index) = entries.iter().position(is_it) {
             return match &entries[index] {
-                Some(Entry { content: Content::Own(granules), .. })
+                Entry { content: Content::Own(granules), .. }
                     if granules.granularity() == granularity =>
                 {
                     Ok(number(index))
@@ -119,7 +120,7 @@ impl PluginBitmaps {
 
     /// What is lent is there.
     pub(super) fn attach(&self, index: u32, bitmap: BitmapUse) {
-        if let Some(Some(entry)) = self.lock().get_mut(index as usize) {
+        if let Some(entry) = self.lock().get_mut(index as usize) {
             entry.content = Content::Lent(Some(bitmap));
         }
     }
@@ -127,22 +128,22 @@ impl PluginBitmaps {
     /// The bitmaps of a node, for the guest.
     pub(super) fn list(&self, node: NodeIndex) -> Vec<control::Bitmap> {
         let entries = self.lock();
-        let of_node = entries.iter().enumerate().filter_map(|(index, entry)| {
-            let entry = entry.as_ref().filter(|entry| entry.node == node)?;
+        let of_node = entries.iter().enumerate().filter(|(_, entry)| entry.node == node);
+        let of_node = of_node.map(|(index, entry)| {
             let (granularity_bytes, owned) = match &entry.content {
                 Content::Own(granules) => (granules.granularity().bytes(), true),
                 Content::Lent(Some(bitmap)) => (bitmap.granularity().bytes(), false),
                 Content::Lent(None) => (0, false),
             };
             let (name, index) = (entry.name.clone(), number(index));
-            Some(control::Bitmap { name, index, granularity_bytes, owned })
+            control::Bitmap { name, index, granularity_bytes, owned }
         });
         of_node.collect()
     }
 
     /// The first run of set bytes at or after `from`: where it starts, how long it is.
     pub(super) fn next(&self, index: u32, from: u64) -> Option<(u64, u64)> {
-        let run = match &self.lock().get(index as usize)?.as_ref()?.content {
+        let run = match &self.lock().get(index as usize)?.content {
             Content::Own(granules) => granules.next_dirty(from),
             Content::Lent(bitmap) => bitmap.as_ref()?.next_dirty(from),
         };
@@ -163,15 +164,11 @@ impl PluginBitmaps {
         let into = self
             .owned(into)
             .ok_or_else(|| format!("there is no bitmap {into} of the node's own"))?;
+        let mark = |run: Range<u64>| into.mark(run.start, run.end - run.start);
         match self.probe(from).ok_or_else(|| format!("there is no bitmap {from} to read"))? {
             Probe::Own(other) if Arc::ptr_eq(&into, &other) => {}
-            Probe::Own(other) => {
-                other.ranges(0..u64::MAX).for_each(|run| into.mark(run.start, run.end - run.start));
-            }
-            Probe::Lent(bitmap) => {
-                let all = bitmap.ranges(0..u64::MAX);
-                all.for_each(|run| into.mark(run.start, run.end - run.start));
-            }
+            Probe::Own(other) => other.ranges(0..u64::MAX).for_each(mark),
+            Probe::Lent(bitmap) => bitmap.ranges(0..u64::MAX).for_each(mark),
         }
         Ok(())
     }
@@ -179,7 +176,7 @@ impl PluginBitmaps {
     /// Sets or clears a range of a node's own bitmap.
     pub(super) fn set(&self, index: u32, offset: u64, len: u64, value: bool) -> Result<(), String> {
         let entries = self.lock();
-        match entries.get(index as usize).and_then(Option::as_ref) {
+        match entries.get(index as usize) {
             Some(Entry { content: Content::Own(granules), .. }) => {
                 if value {
                     // Whoever sees it sees what was set before.
@@ -197,7 +194,7 @@ impl PluginBitmaps {
 
     /// A bitmap of this node's own.
     pub(super) fn owned_by(&self, node: NodeIndex, index: u32) -> Option<Arc<Granules>> {
-        match self.lock().get(index as usize)?.as_ref()? {
+        match self.lock().get(index as usize)? {
             Entry { node: of, content: Content::Own(granules), .. } if *of == node => {
                 Some(Arc::clone(granules))
             }
@@ -207,7 +204,7 @@ impl PluginBitmaps {
 
     /// A bitmap of some node's own.
     fn owned(&self, index: u32) -> Option<Arc<Granules>> {
-        match &self.lock().get(index as usize)?.as_ref()?.content {
+        match &self.lock().get(index as usize)?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
         }
@@ -216,7 +213,7 @@ impl PluginBitmaps {
     /// A node's own bitmap of this name, if there is one.
     fn own_named(&self, node: NodeIndex, name: &str) -> Option<Arc<Granules>> {
         let entries = self.lock();
-        let mut of_node = entries.iter().flatten().filter(|entry| entry.node == node);
+        let mut of_node = entries.iter().filter(|entry| entry.node == node);
         match &of_node.find(|entry| entry.name == name)?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
@@ -232,7 +229,7 @@ impl PluginBitmaps {
 
     /// What a rule may look at.
     pub(super) fn probe(&self, index: u32) -> Option<Probe> {
-        match &self.lock().get(index as usize)?.as_ref()?.content {
+        match &self.lock().get(index as usize)?.content {
             Content::Own(granules) => Some(Probe::Own(Arc::clone(granules))),
             Content::Lent(bitmap) => {
                 bitmap.as_ref().map(|bitmap| Probe::Lent(Arc::clone(bitmap.bitmap())))
@@ -246,12 +243,12 @@ fn number(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-fn add(entries: &mut Vec<Option<Entry>>, entry: Entry) -> Result<u32, String> {
-    let of_node = entries.iter().flatten().filter(|known| known.node == entry.node).count();
+fn add(entries: &mut Vec<Entry>, entry: Entry) -> Result<u32, String> {
+    let of_node = entries.iter().filter(|known| known.node == entry.node).count();
     if of_node >= BITMAPS_OF_NODE_MAX {
         return Err(format!("a node has at most {BITMAPS_OF_NODE_MAX} bitmaps of its plugin"));
     }
-    entries.push(Some(entry));
+    entries.push(entry);
     Ok(number(entries.len() - 1))
 }
 

@@ -1,7 +1,6 @@
 //! Scenes by chance: several drives on a shared base, with overlays, filters and copiers.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::image::{self, Geometry};
@@ -17,7 +16,7 @@ use crate::graph::{
     BitmapDecl, BitmapScope, ChildDecl, DriveDecl, Graph, GraphDecl, NodeDecl, PermissionSet, Role,
 };
 use crate::io::sim::{Random, SECTOR, Simulation};
-use crate::node::{FileNode, FileOptions, ImageLocking, MemoryNode, Node};
+use crate::node::{MemoryNode, Node};
 
 /// Sectors of every view.
 pub(super) const SECTORS: u64 = 32;
@@ -381,14 +380,7 @@ impl Scene {
         Ok(match &place.kind {
             Kind::File => {
                 simulation.file_or(&place.name, first_bytes);
-                let options = FileOptions {
-                    path: PathBuf::from(&place.name),
-                    write: true,
-                    discard: true,
-                    locking: ImageLocking::Off,
-                    ..FileOptions::default()
-                };
-                (Arc::new(FileNode::open(&options)?), vec![])
+                (plugins::file(&place.name)?, vec![])
             }
             Kind::Memory => (Arc::new(MemoryNode::new(SIZE, SECTOR as u32)?), vec![]),
             Kind::Overlay(child) => (overlay(SIZE)?, vec![ChildDecl::backing(child)]),
