@@ -4,10 +4,8 @@
 //! more than the time of one call at once. Until it is complete nothing of it counts; if one of the steps
 //! fails, that is a fault more.
 
-use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::task::Poll;
 
 use wasmtime::Store;
 
@@ -20,7 +18,7 @@ use super::store::HostState;
 use super::table::Table;
 use crate::error::{Error, Result};
 use crate::graph::{Event, GraphCell};
-use crate::io::turn_now;
+use crate::io::{next_turn, turn_now};
 
 impl Instance {
     /// Has the users of a graph told of faults.
@@ -132,17 +130,4 @@ impl Instance {
         }
         Ok((store, filter))
     }
-}
-
-/// Lets others have their turn.
-async fn next_turn() {
-    let mut is_over = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut is_over, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
