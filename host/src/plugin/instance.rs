@@ -4,8 +4,8 @@
 //! bounded queue and goes; the one inside takes them before and after it leaves. Answers for another
 //! worker's requests go to that worker's outbox.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use blockloom_abi::{ENTRY_WORDS, Entry, Kind, Kinds};
 use crossbeam::queue::{ArrayQueue, SegQueue};
@@ -58,6 +58,8 @@ pub struct Instance {
     pub(super) inside: Mutex<Place>,
     pub(super) set_up: Mutex<SetUp>,
     pub(super) queue: ArrayQueue<Offer>,
+    /// Somebody who could not see to it has left offers there.
+    pub(super) is_left: AtomicBool,
     pub(super) phase: PhaseCell,
     pub(super) phase_changes: AtomicU64,
     /// Of the store that is there, or the next one.
@@ -124,6 +126,7 @@ impl Instance {
             inside: Mutex::new(Place { live: Some(inside), table: None }),
             set_up: Mutex::new(SetUp { config: config.to_owned(), nodes: Vec::new() }),
             queue: ArrayQueue::new(QUEUE_MAX),
+            is_left: AtomicBool::new(false),
             phase: PhaseCell::new(),
             phase_changes: AtomicU64::new(0),
             number: AtomicU32::new(0),
@@ -165,7 +168,7 @@ impl Instance {
     /// Has the guest fail in its next call, which is told what the layout does not allow. For tests.
     #[doc(hidden)]
     pub fn confuse(&self) {
-        if let Some(inside) = self.lock().live.as_mut() {
+        if let Some(inside) = self.go_in(None).live.as_mut() {
             inside.carry.push(Entry([u64::MAX; ENTRY_WORDS]));
         }
     }
@@ -206,18 +209,6 @@ impl Instance {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         workers.retain(|known| known.index() != worker.index());
         workers.push(worker);
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Place> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Place>> {
-        match self.inside.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
     }
 
     pub(super) fn lasting(&self) -> &Arc<Lasting> {

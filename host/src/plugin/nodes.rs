@@ -95,7 +95,7 @@ impl Instance {
             children: (0..described).map(child).collect(),
             bitmaps: self.lasting.bitmaps.list(index),
         };
-        let mut guard = self.lock();
+        let mut guard = self.go_in(None);
         let Some(inside) = guard.live.as_mut() else { return Err(self.fault_error()) };
         self.call_add_node((&mut inside.store, &inside.filter), &node)?;
         self.tell_rules(inside);

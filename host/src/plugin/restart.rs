@@ -4,6 +4,7 @@
 //! more than the time of one call at once. Until it is complete nothing of it counts; if one of the steps
 //! fails, that is a fault more.
 
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -91,10 +92,10 @@ impl Instance {
     }
 
     /// Puts a new store in the place of the one that was lost.
-    pub(super) async fn restart(&self, local: &LocalPlugin) {
+    pub(super) async fn restart(&self, local: &Rc<LocalPlugin>) {
         match self.new_store().await {
             Ok(store) => {
-                let mut place = self.lock();
+                let mut place = self.go_in(Some(local));
                 let table = place.table.take().unwrap_or_else(|| Table::new(self.limits.in_flight));
                 place.live = Some(Inside::new(store, self.store_number(), table));
                 drop(place);
