@@ -4,22 +4,22 @@
 //! more than the time of one call at once. Until it is complete nothing of it counts; if one of the steps
 //! fails, that is a fault more.
 
-use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::task::Poll;
 
 use wasmtime::Store;
 
 use super::bindings::Filter;
 use super::faults::{Next, OnFault, Phase};
-use super::instance::{Inside, Instance};
+use super::inside::Inside;
+use super::instance::Instance;
 use super::local::LocalPlugin;
 use super::store::HostState;
 use super::table::Table;
 use crate::error::{Error, Result};
 use crate::graph::{Event, GraphCell};
-use crate::io::turn_now;
+use crate::io::{next_turn, turn_now};
 
 impl Instance {
     /// Has the users of a graph told of faults.
@@ -92,10 +92,10 @@ impl Instance {
     }
 
     /// Puts a new store in the place of the one that was lost.
-    pub(super) async fn restart(&self, local: &LocalPlugin) {
+    pub(super) async fn restart(&self, local: &Rc<LocalPlugin>) {
         match self.new_store().await {
             Ok(store) => {
-                let mut place = self.lock();
+                let mut place = self.go_in(Some(local));
                 let table = place.table.take().unwrap_or_else(|| Table::new(self.limits.in_flight));
                 place.live = Some(Inside::new(store, self.store_number(), table));
                 drop(place);
@@ -131,17 +131,4 @@ impl Instance {
         }
         Ok((store, filter))
     }
-}
-
-/// Lets others have their turn.
-async fn next_turn() {
-    let mut is_over = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut is_over, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
