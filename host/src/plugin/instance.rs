@@ -20,7 +20,9 @@ use wasmtime::Store;
 
 use super::bindings::Filter;
 use super::bindings::exports::blockloom::filter::control;
-use super::faults::{Faults, OnFault, Phase, PhaseCell};
+use super::counters::{PluginCounters, Refused};
+use super::cpu::{Account, Standing};
+use super::faults::{Fault, Faults, OnFault, Phase, PhaseCell};
 use super::grants::{Grants, PluginChild, resolve};
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
 use super::module::{ConfigError, PluginModule, arm, call_ticks};
@@ -92,9 +94,8 @@ pub(super) struct Inside {
     buffers: HashMap<Token, Ticket>,
     /// Where each node's job is.
     jobs: HashMap<NodeIndex, Ticket>,
-    /// How often rules had changed when the workers were last told.
-    rules_seen: u64,
     words: Vec<u64>,
+    cpu: Account,
 }
 
 /// What a store begins with.
@@ -132,6 +133,10 @@ pub struct Instance {
     ended: SegQueue<Ended>,
     pub(super) lasting: Arc<Lasting>,
     nodes: AtomicU16,
+    /// Until then it is not called, as it has used up its processor time: nanoseconds.
+    put_off_until: AtomicU64,
+    /// When somebody was last told of a refused claim.
+    pub(super) refusal_told: Mutex<Option<Time>>,
 }
 
 impl Instance {
@@ -165,11 +170,11 @@ impl Instance {
             );
             return Err(Error::new(ErrorKind::NotPermitted, message).into());
         }
-        let lasting = Arc::<Lasting>::default();
+        let lasting = Arc::new(Lasting::of(module.inspection()));
         let (mut store, filter) = module.instantiate(&limits, Arc::clone(&lasting))?;
         let configured = module.configure(&mut store, &filter, config, &limits)?;
         configured.map_err(InstanceError::Config)?;
-        let inside = Inside::new((store, filter), 0, Table::new(limits.in_flight));
+        let inside = Inside::new((store, filter), 0, Table::new(limits.in_flight), &limits);
         Ok(Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             module: Arc::clone(module),
@@ -192,6 +197,8 @@ impl Instance {
             ended: SegQueue::new(),
             lasting,
             nodes: AtomicU16::new(0),
+            put_off_until: AtomicU64::new(0),
+            refusal_told: Mutex::default(),
         }))
     }
 
@@ -216,6 +223,11 @@ impl Instance {
     /// How many stores it has had before the present one.
     pub fn restarts(&self) -> u32 {
         self.number.load(Ordering::Acquire)
+    }
+
+    /// What has been counted of it, and of all its nodes.
+    pub fn counters(&self) -> PluginCounters {
+        self.lasting.counters.sum(None, self.restarts().into())
     }
 
     /// Has the guest fail in its next call, which is told what the layout does not allow. For tests.
@@ -342,8 +354,9 @@ impl Instance {
         };
         let mut guard = self.lock();
         let Some(inside) = guard.live.as_mut() else { return Err(self.fault_error()) };
-        self.call_add_node((&mut inside.store, &inside.filter), &node)?;
-        self.tell_rules(inside);
+        let added = self.call_add_node((&mut inside.store, &inside.filter), &node);
+        self.publish_rules();
+        added?;
         self.set_up.lock().unwrap_or_else(PoisonError::into_inner).nodes.push(node);
         Ok(())
     }
@@ -419,6 +432,7 @@ impl Instance {
                 self.deliver_fault(offer, local);
             }
         }
+        self.publish_rules();
         again.unwrap_or(false)
     }
 
@@ -428,15 +442,15 @@ impl Instance {
         &self,
         place: &mut Place,
         local: &LocalPlugin,
-        act: impl FnOnce(&mut Inside) -> Result<T, String>,
+        act: impl FnOnce(&mut Inside) -> Result<T, Fault>,
     ) -> Option<T> {
         let live = place.live.as_mut()?;
         // The second line of defence: a panic of the WebAssembly runtime fails one plugin only.
         let result = catch_unwind(AssertUnwindSafe(|| act(live)));
-        match result.unwrap_or_else(|_| Err("the WebAssembly runtime panicked".into())) {
+        match result.unwrap_or_else(|_| Err(Fault::of("the WebAssembly runtime panicked"))) {
             Ok(value) => Some(value),
-            Err(reason) => {
-                self.fail(place, reason, local);
+            Err(fault) => {
+                self.fail(place, fault, local);
                 None
             }
         }
@@ -456,6 +470,7 @@ impl Instance {
         }
         let forwarded = self.guarded(&mut guard, local, |live| self.call_one(live, now_ns, local));
         let more = guard.live.as_ref().is_some_and(Inside::has_more);
+        self.publish_rules();
         drop(guard);
         // Whoever found this worker inside has left its offers in the queue.
         if more || !self.queue.is_empty() {
@@ -468,16 +483,12 @@ impl Instance {
         &self.lasting
     }
 
-    /// How often rules have changed.
-    #[inline]
-    pub(super) fn rules_changes(&self) -> u64 {
-        self.lasting.rules_changes()
-    }
-
     /// Whether there are events that nobody has taken in.
     #[inline]
     pub(super) fn has_controls(&self) -> bool {
-        !self.lasting.controls.is_empty() && self.phase() == Phase::Running
+        !self.lasting.controls.is_empty()
+            && self.phase() == Phase::Running
+            && self.put_off_until().is_none()
     }
 
     /// Whether the plugin has work of its own.
@@ -525,12 +536,13 @@ impl Instance {
     }
 
     /// Drops the store, and tells everyone who waits for it. What comes then, the policy says.
-    fn fail(&self, place: &mut Place, reason: String, local: &LocalPlugin) {
+    fn fail(&self, place: &mut Place, fault: Fault, local: &LocalPlugin) {
         let Some(mut dead) = place.live.take() else { return };
         self.number.fetch_add(1, Ordering::AcqRel);
         self.lasting.reset_rules();
         while self.ended.pop().is_some() {}
-        self.after_fault(reason, local);
+        self.put_off_until.store(0, Ordering::Release);
+        self.after_fault(fault, local);
         let mut table = dead.table;
         // Of each worker's requests those that were offered came before those that wait for a place.
         table.clear().into_iter().for_each(|it| self.deliver(it, Verdict::Fault, local));
@@ -549,7 +561,7 @@ impl Instance {
         let now_ns = turn_now().as_nanos();
         if guard.live.as_ref().is_some_and(|inside| inside.table.is_overdue(now_ns, hold_ns)) {
             let reason = format!("it kept a request for more than {hold:?} without an answer");
-            self.fail(&mut guard, reason, local);
+            self.fail(&mut guard, Fault::of(reason), local);
         }
     }
 
@@ -558,7 +570,7 @@ impl Instance {
         inside: &mut Inside,
         batch: &mut Vec<Offer>,
         local: &LocalPlugin,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, Fault> {
         let now_ns = turn_now().as_nanos();
         inside.words.clear();
         let carried = inside.carry.len().min(MAX_EVENTS);
@@ -626,18 +638,18 @@ impl Instance {
         inside: &mut Inside,
         now_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<Option<Ticket>, String> {
+    ) -> Result<Option<Ticket>, Fault> {
         let &[head, id, offset, len] = inside.words.as_slice() else { return Ok(None) };
         arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();
         let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
         let word = word.map_err(|error| self.trap(inside, "poll-one", &error))?;
-        self.tell_rules(inside);
-        let broken = |violation| Breach::Layout(violation).to_string();
-        match PollOne::decode(word).map_err(broken)? {
+        self.stand(inside.cpu.end(begun))?;
+        match PollOne::decode(word)? {
             PollOne::Forward { not_before_ns } => {
                 let id = Entry([head, id, offset, len]).id();
-                let id = RequestId::from_bits(id).map_err(broken)?;
+                let id = RequestId::from_bits(id)?;
                 if not_before_ns <= now_ns
                     && let Some(ticket) = inside.table.forward_now(id)
                 {
@@ -656,27 +668,52 @@ impl Instance {
     }
 
     /// The call for a batch: the events are in `words`.
-    fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, String> {
+    fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, Fault> {
         arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();
         let actions = data.call_poll(&mut inside.store, now_ns, &inside.words);
         let actions = actions.map_err(|error| self.trap(inside, "poll", &error))?;
-        self.tell_rules(inside);
+        self.stand(inside.cpu.end(begun))?;
         Ok(actions)
     }
 
-    /// Has every worker let go of rules that are no more.
+    /// Puts off further calls of a guest that has used up its processor time.
     #[inline]
-    fn tell_rules(&self, inside: &mut Inside) {
-        let changes = self.rules_changes();
-        if inside.rules_seen != changes {
-            inside.rules_seen = changes;
+    fn stand(&self, standing: Standing) -> Result<(), Fault> {
+        match standing {
+            Standing::Well => Ok(()),
+            Standing::PutOff(until) => {
+                self.put_off_until.store(until.as_nanos(), Ordering::Release);
+                self.lasting.counters.put_off.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Standing::Starving => {
+                let PluginLimits { cpu, hold, .. } = self.limits;
+                let reason =
+                    format!("for {hold:?} it has wanted more processor time than {cpu:?} a second");
+                Err(Fault::of(reason))
+            }
+        }
+    }
+
+    /// Until when it is not called, as it has used up its processor time.
+    #[inline]
+    pub(super) fn put_off_until(&self) -> Option<Time> {
+        let until = Time::from_nanos(self.put_off_until.load(Ordering::Acquire));
+        (until > turn_now()).then_some(until)
+    }
+
+    /// Has every worker let go of rules that are no more. What was answered so far has been delivered.
+    #[inline]
+    pub(super) fn publish_rules(&self) {
+        if self.lasting.publish_rules() {
             self.wake(|_| true);
         }
     }
 
-    fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> String {
-        self.module.trapped(&inside.store, call, error).to_string()
+    fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> Fault {
+        Fault::of(self.module.trapped(&inside.store, call, error).to_string())
     }
 
     /// Does what the guest answered, up to the first breach.
@@ -686,12 +723,11 @@ impl Instance {
         words: &[u64],
         now_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<(), String> {
-        let broken = |violation| Breach::Layout(violation).to_string();
-        for entry in Entry::list(words, MAX_ACTIONS).map_err(broken)? {
+    ) -> Result<(), Fault> {
+        for entry in Entry::list(words, MAX_ACTIONS)? {
             // Nearly all: spared the way through the enum of all actions.
             if entry.tag() == ActionTag::Forward as u8 {
-                let forward = Forward::decode(entry).map_err(broken)?;
+                let forward = Forward::decode(entry)?;
                 let plain = forward.not_before_ns <= now_ns && !forward.notify && !forward.claim;
                 match plain.then(|| inside.table.forward_now(forward.id)).flatten() {
                     Some(ticket) => {
@@ -702,11 +738,10 @@ impl Instance {
                 }
                 continue;
             }
-            match Action::decode(entry).map_err(broken)? {
+            match Action::decode(entry)? {
                 Action::Forward(forward) => self.forward(inside, forward, now_ns, local)?,
                 Action::Complete(complete) => {
-                    let (ticket, answer) =
-                        inside.table.complete(complete).map_err(|breach| breach.to_string())?;
+                    let (ticket, answer) = inside.table.complete(complete)?;
                     inside.forget_buffers(ticket);
                     self.deliver(ticket, Verdict::Answer(answer), local);
                 }
@@ -730,7 +765,7 @@ impl Instance {
         action: Action,
         now_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<(), String> {
+    ) -> Result<(), Fault> {
         let Some((token, parent)) = subject(&action) else { return Ok(()) };
         if inside.operations >= self.operations_max() {
             return inside.refuse(token, Errno::EBUSY);
@@ -748,14 +783,14 @@ impl Instance {
             return inside.refuse(token, Errno::EINVAL);
         }
         let ticket = match (parent, ticket) {
-            (Parent::Request(id), _) => {
-                inside.table.operate(id, now_ns).map_err(|breach| breach.to_string())?
-            }
+            (Parent::Request(id), _) => inside.table.operate(id, now_ns)?,
             (Parent::Job(_), Some(ticket)) => ticket,
-            (Parent::Job(node), None) => return Err(format!("node {} has no job", node.0)),
+            (Parent::Job(node), None) => {
+                return Err(Fault::breach(format!("node {} has no job", node.0)));
+            }
         };
         if matches!(action, Action::Read(_)) && inside.buffers.insert(token, ticket).is_some() {
-            return Err(Breach::BufferInUse(token.0).to_string());
+            return Err(Breach::BufferInUse(token.0).into());
         }
         inside.operations += 1;
         self.deliver(ticket, Verdict::Operate(inside.asked(action)), local);
@@ -773,7 +808,7 @@ impl Instance {
         token: Token,
         at_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<(), String> {
+    ) -> Result<(), Fault> {
         let at = Time::from_nanos(at_ns);
         if at <= turn_now() {
             return inside.end(token, Ok(()));
@@ -793,15 +828,16 @@ impl Instance {
         forward: Forward,
         now_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<(), String> {
+    ) -> Result<(), Fault> {
         // Nothing but the host's own proof says that bytes of a request are unchanged; a refused claim writes
         // nothing.
         if forward.claim && !inside.table.is_unchanged(forward.id) {
-            inside.table.refuse_claim(forward.id).map_err(|breach| breach.to_string())?;
+            let node = inside.table.refuse_claim(forward.id)?;
+            self.claim_refused(node, Refused::NotProven);
             let subject = Subject::Request(forward.id);
             return inside.carry(Done { subject, result: Err(Errno::EPERM), value: 0 });
         }
-        let answer = inside.table.forward(forward, now_ns).map_err(|breach| breach.to_string())?;
+        let answer = inside.table.forward(forward, now_ns)?;
         if let Some((ticket, answer)) = answer {
             // With notify it has not ended yet.
             if !matches!(answer, Answer::Forward { notify: true, .. }) {
@@ -818,6 +854,7 @@ impl Inside {
         (store, filter): (Store<HostState>, Filter),
         number: StoreNumber,
         table: Table,
+        limits: &PluginLimits,
     ) -> Self {
         Self {
             number,
@@ -829,8 +866,8 @@ impl Inside {
             operations: 0,
             buffers: HashMap::new(),
             jobs: HashMap::new(),
-            rules_seen: 0,
             words: Vec::new(),
+            cpu: Account::new(limits),
         }
     }
 
@@ -848,7 +885,9 @@ impl Inside {
             return false;
         }
         let unchanged = flags.contains(RequestFlags::UNCHANGED);
-        let Some(id) = self.table.offer((kind, unchanged), ticket, now_ns) else { return false };
+        let Some(id) = self.table.offer((node, kind, unchanged), ticket, now_ns) else {
+            return false;
+        };
         self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
         true
     }
@@ -894,17 +933,18 @@ impl Inside {
     }
 
     /// Ends an operation that is not begun.
-    fn refuse(&mut self, token: Token, errno: Errno) -> Result<(), String> {
+    fn refuse(&mut self, token: Token, errno: Errno) -> Result<(), Fault> {
         self.end(token, Err(errno))
     }
 
-    fn end(&mut self, token: Token, result: Result<(), Errno>) -> Result<(), String> {
+    fn end(&mut self, token: Token, result: Result<(), Errno>) -> Result<(), Fault> {
         self.carry(Done { subject: Subject::Operation(token), result, value: 0 })
     }
 
-    fn carry(&mut self, done: Done) -> Result<(), String> {
+    fn carry(&mut self, done: Done) -> Result<(), Fault> {
         if self.carry.len() >= MAX_EVENTS {
-            return Err(format!("it asked for more than {MAX_EVENTS} operations at once"));
+            let reason = format!("it asked for more than {MAX_EVENTS} operations at once");
+            return Err(Fault::breach(reason));
         }
         self.carry.push(done.encode());
         Ok(())
