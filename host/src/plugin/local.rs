@@ -11,8 +11,9 @@ use std::time::Duration;
 use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
 use super::counters::Refused;
+use super::enter::Asked;
 use super::faults::Phase;
-use super::instance::{Asked, Instance};
+use super::instance::Instance;
 use super::operation::{Asked as AskedFor, Ended};
 use super::rules::{KeptRules, NodeRules};
 use super::store::Lasting;
@@ -347,7 +348,7 @@ impl LocalPlugin {
             self.refresh_rules();
             self.requests_go_by_new_rules();
         }
-        if self.instance.has_controls() {
+        if self.instance.has_controls() || self.instance.take_left() {
             self.queue();
         }
         let phases = self.instance.phase_changes();

@@ -18,7 +18,7 @@ use super::rules::{KeptRules, NodeRules, Ruling};
 use super::table::Answer;
 use crate::bitmap::Use;
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::PointInTime;
+use crate::filter::{PointInTime, ViewNode};
 use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord};
 use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now};
 use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, WriteFlags};
@@ -700,6 +700,13 @@ impl Node for PluginNode {
 
     fn is_exclusive(&self, edge: usize) -> bool {
         self.children.iter().any(|child| child.edge == edge && child.exclusive)
+    }
+
+    fn keeps_old_bytes(&self) -> bool {
+        let views = &self.instance.module.inspection().views;
+        let makes_one = views.iter().any(|view| view == ViewNode::SNAPSHOT);
+        let sets = || self.instance.lasting().bitmaps.point_in_time(self.index);
+        makes_one && sets().is_ok_and(|sets| sets.is_none_or(|sets| sets.is_unfinished()))
     }
 
     fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {

@@ -4,10 +4,9 @@
 //! more than the time of one call at once. Until it is complete nothing of it counts; if one of the steps
 //! fails, that is a fault more.
 
-use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use blockloom_abi::NodeIndex;
@@ -16,13 +15,14 @@ use wasmtime::Store;
 use super::bindings::Filter;
 use super::counters::Refused;
 use super::faults::{Fault, Next, OnFault, Phase};
-use super::instance::{Inside, Instance};
+use super::inside::Inside;
+use super::instance::Instance;
 use super::local::LocalPlugin;
 use super::store::HostState;
 use super::table::Table;
 use crate::error::{Error, Result};
 use crate::graph::{Event, GraphCell};
-use crate::io::turn_now;
+use crate::io::{next_turn, turn_now};
 
 /// Time between two events of refused claims.
 const REFUSALS_APART: Duration = Duration::from_secs(1);
@@ -163,10 +163,10 @@ impl Instance {
     }
 
     /// Puts a new store in the place of the one that was lost.
-    pub(super) async fn restart(&self, local: &LocalPlugin) {
+    pub(super) async fn restart(&self, local: &Rc<LocalPlugin>) {
         match self.new_store().await {
             Ok(store) => {
-                let mut place = self.lock();
+                let mut place = self.go_in(Some(local));
                 let table = place.table.take().unwrap_or_else(|| Table::new(self.limits.in_flight));
                 place.live = Some(Inside::new(store, self.store_number(), table, &self.limits));
                 self.publish_rules();
@@ -203,17 +203,4 @@ impl Instance {
         }
         Ok((store, filter))
     }
-}
-
-/// Lets others have their turn.
-async fn next_turn() {
-    let mut is_over = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut is_over, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
