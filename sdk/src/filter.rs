@@ -295,6 +295,16 @@ impl Description {
         self
     }
 
+    /// Nobody else may change what the filtered child shows, but through the node: for a filter that keeps old
+    /// bytes before they are changed. Others may read it, and write what is proven to change nothing.
+    #[must_use]
+    pub fn exclusive(mut self) -> Self {
+        if let Some(file) = self.children.first_mut() {
+            file.exclusive = true;
+        }
+        self
+    }
+
     /// One child more.
     #[must_use]
     pub fn child(mut self, child: ChildWant) -> Self {
@@ -333,13 +343,15 @@ pub struct ChildWant {
     pub required: bool,
     /// What the plugin wants to do to it on its own account.
     pub wants: Grants,
+    /// Whether nobody else may change what it shows, but through the node.
+    pub exclusive: bool,
 }
 
 impl ChildWant {
     /// A required child, to which nothing is done on the plugin's own account.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
-        Self { name, required: true, wants: Grants::NONE }
+        Self { name, required: true, wants: Grants::NONE, exclusive: false }
     }
 
     /// The plugin can do without it.
@@ -352,6 +364,12 @@ impl ChildWant {
     #[must_use]
     pub const fn wants(self, wants: Grants) -> Self {
         Self { wants, ..self }
+    }
+
+    /// Nobody else may change what it shows, but through the node.
+    #[must_use]
+    pub const fn exclusive(self) -> Self {
+        Self { exclusive: true, ..self }
     }
 }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError, TryLockError};
 
+use super::faults::Fault;
 use super::inside::{Inside, Place};
 use super::instance::Instance;
 use super::local::{LocalPlugin, Offer, Verdict};
@@ -133,6 +134,7 @@ impl Instance {
                 self.deliver_fault(offer, local);
             }
         }
+        self.publish_rules();
         again.unwrap_or(false)
     }
 
@@ -142,15 +144,15 @@ impl Instance {
         &self,
         place: &mut Place,
         local: &LocalPlugin,
-        act: impl FnOnce(&mut Inside) -> Result<T, String>,
+        act: impl FnOnce(&mut Inside) -> Result<T, Fault>,
     ) -> Option<T> {
         let live = place.live.as_mut()?;
         // The second line of defence: a panic of the WebAssembly runtime fails one plugin only.
         let result = catch_unwind(AssertUnwindSafe(|| act(live)));
-        match result.unwrap_or_else(|_| Err("the WebAssembly runtime panicked".into())) {
+        match result.unwrap_or_else(|_| Err(Fault::of("the WebAssembly runtime panicked"))) {
             Ok(value) => Some(value),
-            Err(reason) => {
-                self.fail(place, reason, local);
+            Err(fault) => {
+                self.fail(place, fault, local);
                 None
             }
         }
@@ -170,6 +172,7 @@ impl Instance {
         }
         let forwarded = self.guarded(&mut guard, local, |live| self.call_one(live, now_ns, local));
         let more = guard.live.as_ref().is_some_and(Inside::has_more);
+        self.publish_rules();
         drop(guard);
         // Whoever found this worker inside has left its offers in the queue.
         if more || !self.queue.is_empty() {
@@ -179,12 +182,13 @@ impl Instance {
     }
 
     /// Drops the store, and tells everyone who waits for it. What comes then, the policy says.
-    fn fail(&self, place: &mut Place, reason: String, local: &LocalPlugin) {
+    fn fail(&self, place: &mut Place, fault: Fault, local: &LocalPlugin) {
         let Some(mut dead) = place.live.take() else { return };
         self.number.fetch_add(1, Ordering::AcqRel);
         self.lasting.reset_rules();
         while self.ended.pop().is_some() {}
-        self.after_fault(reason, local);
+        self.put_off_until.store(0, Ordering::Release);
+        self.after_fault(fault, local);
         let mut table = dead.table;
         // Of each worker's requests those that were offered came before those that wait for a place.
         table.clear().into_iter().for_each(|it| self.deliver(it, Verdict::Fault, local));
@@ -205,7 +209,7 @@ impl Instance {
         let now_ns = turn_now().as_nanos();
         if guard.live.as_ref().is_some_and(|inside| inside.table.is_overdue(now_ns, hold_ns)) {
             let reason = format!("it kept a request for more than {hold:?} without an answer");
-            self.fail(&mut guard, reason, local);
+            self.fail(&mut guard, Fault::of(reason), local);
         }
     }
 }
@@ -224,7 +228,11 @@ mod tests {
     fn offer(local: &Rc<LocalPlugin>) -> Waiting {
         let (node, kind, flags) = (NodeIndex(0), Kind::Read, RequestFlags::NONE);
         let request = |ticket| Offer::Request { ticket, node, kind, flags, offset: 0, len: 512 };
-        local.request(turn_now(), request).expect("somebody is inside")
+        let rules = local.rules(&local.lasting().add_node(node, 0));
+        match local.request(turn_now(), rules, request) {
+            Ok(waiting) => waiting,
+            Err(_) => panic!("somebody is inside"),
+        }
     }
 
     async fn verdict(waiting: &Waiting) -> Option<Verdict> {
@@ -249,7 +257,7 @@ mod tests {
                 let waiting = offer(&local);
                 assert_eq!((verdict(&waiting).await, instance.queue.len()), (None, 1));
                 if fails {
-                    instance.fail(&mut entered, "the test wants it so".into(), &local);
+                    instance.fail(&mut entered, Fault::of("the test wants it so"), &local);
                 }
                 drop(entered);
                 let expect = if fails { Verdict::Fault } else { Verdict::Answer(Answer::GONE) };
