@@ -55,7 +55,7 @@ impl DerefMut for Entered<'_> {
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        if self.instance.queue.is_empty() {
+        if !self.instance.has_left() {
             return;
         }
         match self.local {
@@ -77,6 +77,12 @@ impl Instance {
     /// Whether offers were left by somebody who could not see to them: then the caller has to.
     pub(super) fn take_left(&self) -> bool {
         self.is_left.load(Ordering::Relaxed) && self.is_left.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether there is something that whoever found somebody inside has left to them.
+    #[inline]
+    fn has_left(&self) -> bool {
+        !self.queue.is_empty() || !self.ended.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -118,11 +124,14 @@ impl Instance {
                 batch.push(offer);
             }
             let again = self.run(&mut inside, batch, local);
+            // What ended while there is no store concerns nobody.
+            let is_live = inside.live.is_some();
             drop(inside);
             if again {
                 local.queue();
             }
-            guard = if self.queue.is_empty() { None } else { self.try_lock() };
+            let is_left = if is_live { self.has_left() } else { !self.queue.is_empty() };
+            guard = if is_left { self.try_lock() } else { None };
         }
     }
 
@@ -174,8 +183,7 @@ impl Instance {
         let more = guard.live.as_ref().is_some_and(Inside::has_more);
         self.publish_rules();
         drop(guard);
-        // Whoever found this worker inside has left its offers in the queue.
-        if more || !self.queue.is_empty() {
+        if more || self.has_left() {
             local.queue();
         }
         if forwarded.flatten().is_some() { Asked::Forward } else { Asked::Offered }
@@ -218,12 +226,14 @@ impl Instance {
 mod tests {
     use std::sync::Arc;
     use std::task::{Poll, Waker};
+    use std::time::Duration;
 
-    use blockloom_abi::{Kind, NodeIndex, RequestFlags};
+    use blockloom_abi::{Kind, NodeIndex, RequestFlags, Token};
 
+    use super::super::operation::Ended;
     use super::super::{PluginRuntime, local::Waiting, table::Answer};
     use super::*;
-    use crate::io::{EngineChoice, EngineKind, next_turn, run_on_thread};
+    use crate::io::{EngineChoice, EngineKind, run_on_thread, sleep_until};
 
     fn offer(local: &Rc<LocalPlugin>) -> Waiting {
         let (node, kind, flags) = (NodeIndex(0), Kind::Read, RequestFlags::NONE);
@@ -236,9 +246,8 @@ mod tests {
     }
 
     async fn verdict(waiting: &Waiting) -> Option<Verdict> {
-        for _ in 0..4 {
-            next_turn().await;
-        }
+        // Whatever is ready, and the batch of the turn, comes before this.
+        sleep_until(turn_now() + Duration::from_nanos(1)).await;
         match waiting.poll(Waker::noop()) {
             Poll::Ready(verdict) => Some(verdict),
             Poll::Pending => None,
@@ -255,7 +264,8 @@ mod tests {
                 let local = LocalPlugin::of(&instance);
                 let mut entered = instance.go_in(is_on_worker.then_some(&local));
                 let waiting = offer(&local);
-                assert_eq!((verdict(&waiting).await, instance.queue.len()), (None, 1));
+                assert_eq!(verdict(&waiting).await, None);
+                assert_eq!(instance.queue.len(), 1);
                 if fails {
                     instance.fail(&mut entered, Fault::of("the test wants it so"), &local);
                 }
@@ -265,5 +275,27 @@ mod tests {
             });
             ended.expect("a worker");
         }
+    }
+
+    /// So are ends of operations, which nothing else may follow.
+    #[test]
+    fn ends_that_were_left_for_the_one_inside_are_seen_to() {
+        let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async move {
+            let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
+            let instance = Instance::bundled(&runtime, "pass", "{}").expect("a plugin");
+            let local = LocalPlugin::of(&instance);
+            let mut entered = instance.go_in(Some(&local));
+            let inside = entered.live.as_mut().expect("a store");
+            inside.operations = 1;
+            local.end_operation(Ended::of_timer(inside.number, Token(7)));
+            sleep_until(turn_now() + Duration::from_nanos(1)).await;
+            assert!(!instance.ended.is_empty(), "somebody is inside");
+            drop(entered);
+            sleep_until(turn_now() + Duration::from_nanos(1)).await;
+            assert!(instance.ended.is_empty());
+            let entered = instance.go_in(Some(&local));
+            assert_eq!(entered.live.as_ref().map(|inside| inside.operations), Some(0));
+        });
+        ended.expect("a worker");
     }
 }

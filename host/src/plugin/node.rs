@@ -19,9 +19,9 @@ use super::table::Answer;
 use crate::bitmap::Use;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{PointInTime, ViewNode};
-use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord};
+use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord, had_until};
 use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now};
-use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
 /// The filtered child.
 const FILE: ChildIndex = ChildIndex(0);
@@ -210,10 +210,7 @@ impl PluginNode {
         let range = shape.offset..shape.offset.saturating_add(shape.len);
         let known = self.children.iter().find(|known| known.index == child);
         let is_allocated = match known {
-            Some(known) => {
-                let unallocated = cx.child(known.edge)?.first_unallocated(range).await;
-                unallocated.is_ok_and(|found| found.is_none())
-            }
+            Some(known) => cx.child(known.edge)?.has_all(range).await,
             None => false,
         };
         if is_allocated {
@@ -564,19 +561,10 @@ where
     #[inline]
     fn looked(&mut self, edge: EdgeRef<'a>, from: u64, found: Result<Vec<Extent>>) -> Result<()> {
         let end = self.shape.offset.saturating_add(self.shape.len);
-        let mut at = from;
-        for extent in found.unwrap_or_default() {
-            if extent.offset > at || extent.kind == ExtentKind::Unallocated {
-                return self.ask();
-            }
-            at = at.max(extent.offset.saturating_add(extent.len));
-        }
+        let Some(at) = had_until(from, found) else { return self.ask() };
         if at >= end {
             self.node.counters.passed(LocalPlugin::of(&self.node.instance).worker());
             return self.forward();
-        }
-        if at == from {
-            return self.ask();
         }
         self.stage = Stage::Looking(edge, at, edge.hinted_status(at, end - at));
         Ok(())

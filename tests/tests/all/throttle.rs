@@ -150,13 +150,12 @@ fn a_group_is_fair_whatever_the_depth() {
         return;
     }
     for twin in TWINS {
-        for (config, total) in [("iops = 2000", 2000.0), ("iops = 8000, iops-max = 8000", 8000.0)] {
-            let jobs = [(0, "randread", "4k", 1), (1, "randread", "4k", 32)];
-            let jobs = check(twin, config, 2, &jobs, total_iops, total);
-            for job in &jobs {
-                let share = iops(job) / total;
-                assert!((0.425..0.575).contains(&share), "{twin}, {config}: a share of {share}");
-            }
+        // One at a time can do as much as half of it.
+        let jobs = [(0, "randread", "4k", 1), (1, "randread", "4k", 32)];
+        let jobs = check(twin, "iops = 1500", 2, &jobs, total_iops, 1500.0);
+        for job in &jobs {
+            let share = iops(job) / 1500.0;
+            assert!((0.425..0.575).contains(&share), "{twin}: a share of {share}");
         }
     }
 }
