@@ -113,13 +113,13 @@ impl Waiters {
         index
     }
 
-    /// Returns operations that have not been begun.
+    /// Returns what the tenant has not taken: operations, and its verdict.
     #[inline]
-    fn remove(&mut self, index: u32) -> VecDeque<AskedFor> {
+    fn remove(&mut self, index: u32) -> (VecDeque<AskedFor>, Option<Verdict>) {
         let place = &mut self.places[index as usize];
         place.sequence = 0;
         self.free.push(index);
-        std::mem::take(&mut place.operations)
+        (std::mem::take(&mut place.operations), place.verdict.take())
     }
 
     fn live(&self) -> impl Iterator<Item = &Waiter> {
@@ -229,10 +229,11 @@ impl LocalPlugin {
 
     /// The current worker's side of the instance with this number, if it has one.
     fn known(id: usize) -> Option<Rc<Self>> {
-        PLUGINS.with(|plugins| {
+        let known = PLUGINS.try_with(|plugins| {
             let plugins = plugins.borrow();
             plugins.iter().find(|(known, _)| *known == id).map(|(_, plugin)| Rc::clone(plugin))
-        })
+        });
+        known.ok().flatten()
     }
 
     fn new(instance: &Arc<Instance>) -> Self {
@@ -371,7 +372,8 @@ impl LocalPlugin {
     /// Has the instance entered at the end of this turn.
     pub(super) fn queue(self: &Rc<Self>) {
         if !self.queued.replace(true) {
-            QUEUED.with(|queued| queued.borrow_mut().push(Rc::clone(self)));
+            // At the end of a thread what waited is dropped, and nobody goes in any more.
+            let _ = QUEUED.try_with(|queued| queued.borrow_mut().push(Rc::clone(self)));
         }
     }
 
@@ -390,9 +392,8 @@ impl LocalPlugin {
         let mut waiters = self.waiters.borrow_mut();
         let waiter = waiters.places.get_mut(ticket.waiter as usize);
         let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else {
-            if let Verdict::Operate(asked) = verdict {
-                self.cancel(&asked);
-            }
+            drop(waiters);
+            self.lose(verdict);
             return;
         };
         match verdict {
@@ -454,6 +455,27 @@ impl LocalPlugin {
             phase => Poll::Ready(phase),
         })
         .await
+    }
+
+    /// A verdict for a request that has gone.
+    fn lose(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Operate(asked) => self.cancel(&asked),
+            Verdict::Answer(Answer::Forward { known: Some(id), notify, .. }) => {
+                if let Some(plugin) = Self::known(self.instance.id()) {
+                    plugin.give_up(id, notify);
+                }
+            }
+            Verdict::Answer(_) | Verdict::Fault => {}
+        }
+    }
+
+    /// A forwarded request that the guest may still name has gone before its end.
+    fn give_up(self: &Rc<Self>, id: RequestId, notify: bool) {
+        self.offer(match notify {
+            true => Offer::Done { id, result: Err(Errno::ECANCELED) },
+            false => Offer::LetGo { id },
+        });
     }
 
     /// An operation whose request has gone.
@@ -534,6 +556,38 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let left = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
-        left.iter().for_each(|asked| self.plugin.cancel(asked));
+        let (operations, verdict) = left;
+        operations.iter().for_each(|asked| self.plugin.cancel(asked));
+        if let Some(verdict) = verdict {
+            self.plugin.lose(verdict);
+        }
+    }
+}
+
+/// A forwarded request that the guest may still name: it learns of its end, or that nobody waits for that.
+pub(super) struct Named {
+    plugin: Rc<LocalPlugin>,
+    id: RequestId,
+    notify: bool,
+    is_told: bool,
+}
+
+impl Named {
+    pub(super) fn new(waiting: &Waiting, id: RequestId, notify: bool) -> Self {
+        Self { plugin: Rc::clone(&waiting.plugin), id, notify, is_told: false }
+    }
+
+    /// The child has ended it.
+    pub(super) fn end(mut self, result: Result<(), Errno>) {
+        self.is_told = true;
+        self.plugin.offer(Offer::Done { id: self.id, result });
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if !self.is_told {
+            self.plugin.give_up(self.id, self.notify);
+        }
     }
 }

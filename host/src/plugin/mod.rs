@@ -43,6 +43,8 @@ mod rules;
 mod runtime;
 mod store;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
