@@ -9,7 +9,7 @@ use super::instance::Instance;
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
 use super::module::arm;
 use super::table::{Answer, Breach};
-use crate::io::turn_now;
+use crate::io::{Time, turn_now};
 
 impl Instance {
     pub(super) fn process(
@@ -35,6 +35,7 @@ impl Instance {
                 inside.tell(ended, now_ns);
             }
         }
+        inside.tell_due(now_ns);
         for offer in batch.drain(..) {
             match offer {
                 Offer::LetGo { id } => inside.table.let_go(id),
@@ -62,8 +63,22 @@ impl Instance {
         {
             inside.waiting.pop_front();
         }
+        self.process_words(inside, now_ns, local)?;
+        if let Some(next_ns) = inside.timers.next_ns() {
+            local.alarm_at(Time::from_nanos(next_ns));
+        }
+        Ok(inside.has_more())
+    }
+
+    /// Calls the guest with the events that are in `words`, if there are any.
+    fn process_words(
+        &self,
+        inside: &mut Inside,
+        now_ns: u64,
+        local: &LocalPlugin,
+    ) -> Result<(), String> {
         match inside.words.as_slice() {
-            [] => return Ok(false),
+            [] => {}
             [head, _, _, _] if *head & 0xff == EventTag::Request as u64 => {
                 if let Some(ticket) = self.call_one(inside, now_ns, local)? {
                     self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
@@ -74,7 +89,7 @@ impl Instance {
                 self.obey(inside, &actions, now_ns, local)?;
             }
         }
-        Ok(inside.has_more())
+        Ok(())
     }
 
     /// The flat call for a single request, which is in `words`. Returns its ticket if it is to be

@@ -2,11 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
 
 use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
@@ -18,9 +18,6 @@ use super::rules::{KeptRules, NodeRules};
 use super::store::Lasting;
 use super::table::Answer;
 use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
-
-/// Between two looks of a timer at whether its store is still there.
-const TIMER_LOOK: Duration = Duration::from_secs(5);
 
 /// Names a waiting request of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +138,10 @@ pub(super) struct LocalPlugin {
     /// How often the instance's phase had changed when they were last woken.
     phases_seen: Cell<u64>,
     watched: Cell<bool>,
+    /// When the instance is to be entered for its timers.
+    alarm: Cell<Option<Time>>,
+    /// Of the task that sees to it, while there is one.
+    alarm_task: RefCell<Option<Waker>>,
     /// The rules of each node, as this worker has them.
     rules: RefCell<Vec<Ruled>>,
     /// How often rules had changed when this worker last let go of those before.
@@ -253,6 +254,8 @@ impl LocalPlugin {
             resting: RefCell::default(),
             phases_seen: Cell::new(0),
             watched: Cell::new(false),
+            alarm: Cell::new(None),
+            alarm_task: RefCell::default(),
             rules: RefCell::default(),
             rules_seen: Cell::new(0),
         }
@@ -416,18 +419,20 @@ impl LocalPlugin {
         self.queue();
     }
 
-    /// The same at a time, if the store lives so long.
-    pub(super) fn end_at(&self, at: Time, ended: Ended) {
-        let Some(plugin) = Self::known(self.instance.id()) else { return };
-        spawn(async move {
-            while at > turn_now() {
-                if plugin.instance.store_number() != ended.store {
-                    return;
-                }
-                sleep_until(at.min(turn_now() + TIMER_LOOK)).await;
-            }
-            plugin.end_operation(ended);
-        });
+    /// Has the instance entered at a time, unless that is going to be sooner.
+    pub(super) fn alarm_at(&self, at: Time) {
+        let former = self.alarm.get();
+        if former.is_some_and(|former| former <= at) {
+            return;
+        }
+        self.alarm.set(Some(at));
+        if let Some(task) = self.alarm_task.borrow().as_ref() {
+            task.wake_by_ref();
+        } else if former.is_none()
+            && let Some(plugin) = Self::known(self.instance.id())
+        {
+            spawn(ring(plugin));
+        }
     }
 
     /// Has a new store made at a time.
@@ -502,6 +507,27 @@ impl LocalPlugin {
     pub(super) fn worker(&self) -> u32 {
         self.worker
     }
+}
+
+/// Has the instance entered when its timers come due, for as long as there are any.
+async fn ring(plugin: Rc<LocalPlugin>) {
+    while let Some(at) = plugin.alarm.get() {
+        let mut sleep = pin!(sleep_until(at));
+        poll_fn(|cx| {
+            // It may have become sooner.
+            if plugin.alarm.get() != Some(at) {
+                return Poll::Ready(());
+            }
+            *plugin.alarm_task.borrow_mut() = Some(cx.waker().clone());
+            sleep.as_mut().poll(cx)
+        })
+        .await;
+        if at <= turn_now() {
+            plugin.alarm.set(None);
+            plugin.queue();
+        }
+    }
+    plugin.alarm_task.take();
 }
 
 /// Bounds how long the guest keeps requests, for as long as there are any.

@@ -45,6 +45,7 @@ mod store;
 mod table;
 #[cfg(test)]
 mod tests;
+mod timers;
 
 use std::time::Duration;
 

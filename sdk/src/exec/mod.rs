@@ -19,7 +19,7 @@ use blockloom_abi::{
     Forward, Kinds, MAX_ACTIONS, NodeIndex, PollOne, Request, Subject, Token,
 };
 
-pub(crate) use shared::{Ended, Shared};
+pub(crate) use shared::{Ended, Shared, Unwanted};
 pub(crate) use slot::Task;
 use slot::{Outcome, Slot, Woken};
 
