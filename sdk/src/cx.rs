@@ -65,7 +65,8 @@ impl Cx {
         }
     }
 
-    /// The block status of a child's range.
+    /// The block status of a child's range: its first extents, 64 at most. Where they end before the range does,
+    /// ask again from there.
     ///
     /// # Errors
     ///

@@ -197,7 +197,8 @@ async fn run(
         Action::Status { operation, above } => {
             let child = at(children, operation.child)?.edge;
             let above = above.map(|above| at(children, above).map(|child| child.edge));
-            let extents = ground.block_status(child, above.transpose()?, range(&operation)).await?;
+            let (above, range) = (above.transpose()?, range(&operation));
+            let extents = ground.block_status(child, above, range, EXTENTS_MAX).await?;
             Ok(described(&operation, &extents))
         }
         Action::Zero(operation) => {
@@ -300,7 +301,7 @@ fn granted(children: &[PluginChild], index: ChildIndex, any: Grants) -> Result<u
 
 fn described(operation: &Operation, extents: &[Extent]) -> Answered {
     let mut answered = Answered::default();
-    for extent in extents.iter().take(EXTENTS_MAX) {
+    for extent in extents {
         let flags = match extent.kind {
             ExtentKind::Data | ExtentKind::Unreadable => ExtentFlags::ALLOCATED,
             ExtentKind::Zero | ExtentKind::Hole => ExtentFlags::ALLOCATED.with(ExtentFlags::ZERO),
