@@ -330,7 +330,8 @@ impl PluginNode {
     }
 
     /// Waits until the guest's place is taken, by a new store or for good by the child; as long as a request may
-    /// be held, and not while the node is drained.
+    /// be held, and not at the end of the host. Whoever drains the node waits for it, too: a store comes back
+    /// within seconds, or never.
     async fn outlast(&self, cx: Cx<'_>, plugin: &LocalPlugin, arrival: Arrival) -> Result<Phase> {
         let end = arrival.since + self.instance.limits().hold;
         let mut rest = pin!(plugin.rest(arrival));
@@ -340,7 +341,7 @@ impl PluginNode {
             if let Poll::Ready(phase) = rest.as_mut().poll(task) {
                 return Poll::Ready(Some(phase));
             }
-            if cx.poll_drained(task) {
+            if cx.poll_ends(task) {
                 return Poll::Ready(None);
             }
             timer.as_mut().poll(task).map(|()| None)
