@@ -27,7 +27,9 @@ impl Instance {
         while let Some(control) = self.lasting.controls.pop() {
             inside.push(control.encode());
         }
-        while !self.ended.is_empty()
+        // The others come with the next call.
+        while inside.has_room_for_events()
+            && !self.ended.is_empty()
             && let Some(ended) = self.ended.pop()
         {
             // What an earlier store asked for concerns nobody.
@@ -67,7 +69,7 @@ impl Instance {
         if let Some(next_ns) = inside.timers.next_ns() {
             local.alarm_at(Time::from_nanos(next_ns));
         }
-        Ok(inside.has_more())
+        Ok(inside.has_more() || !self.ended.is_empty())
     }
 
     /// Calls the guest with the events that are in `words`, if there are any.

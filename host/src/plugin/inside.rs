@@ -88,7 +88,7 @@ impl Inside {
         let Offer::Request { ticket, node, kind, flags, offset, len } = request else {
             return true;
         };
-        if self.words.len() >= MAX_EVENTS * ENTRY_WORDS {
+        if !self.has_room_for_events() {
             return false;
         }
         let unchanged = flags.contains(RequestFlags::UNCHANGED);
@@ -102,9 +102,13 @@ impl Inside {
         !self.carry.is_empty() || (!self.waiting.is_empty() && self.table.has_room())
     }
 
+    pub(super) fn has_room_for_events(&self) -> bool {
+        self.words.len() < MAX_EVENTS * ENTRY_WORDS
+    }
+
     /// Adds an event; what one call cannot take goes with the next.
     pub(super) fn push(&mut self, event: Entry) {
-        if self.words.len() < MAX_EVENTS * ENTRY_WORDS {
+        if self.has_room_for_events() {
             self.words.extend(event.0);
         } else {
             self.carry.push(event);
