@@ -141,9 +141,20 @@ impl<F: Filter> Harness<F> {
             size_bytes,
             read_only: false,
             children: vec![Some(file)],
-            bitmaps: Vec::new(),
+            bitmaps: host::with(|host| host.bitmaps_of(index)),
         })?;
         Ok(index)
+    }
+
+    /// Lends an empty bitmap to the node that is added next, to be read under that name.
+    ///
+    /// # Panics
+    ///
+    /// For a granularity that is no power of two from 512 on.
+    pub fn lend_bitmap(&mut self, name: &str, granularity_bytes: u64) -> BitmapIndex {
+        let node = NodeIndex(self.nodes);
+        let lent = host::with(|host| host.lend(node, name, granularity_bytes));
+        lent.expect("a granularity")
     }
 
     /// Starts the job of a node.
