@@ -644,8 +644,10 @@ impl Node for PluginNode {
                 let user = format!("plugin `{}` of node `{name}`", self.instance.plugin());
                 Ok(found.use_by(user, Use::Keep)?)
             });
-            match lent {
-                Ok(lent) => self.instance.lasting().bitmaps.attach(*index, lent),
+            let bitmaps = &self.instance.lasting().bitmaps;
+            let too_large = |error| Error::new(ErrorKind::Invalid, error);
+            match lent.and_then(|lent| bitmaps.attach(*index, lent).map_err(too_large)) {
+                Ok(()) => {}
                 Err(error) => tracing::error!("node `{name}`: a bitmap cannot be lent: {error}"),
             }
         }

@@ -8,10 +8,16 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::local::LocalPlugin;
-use super::{Instance, PluginLimits, PluginModule, PluginNode, PluginRuntime};
-use crate::graph::{ChildDecl, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl};
-use crate::io::{BufMut, EngineChoice, EngineKind, next_turn, run_on_thread, turn_now, until};
-use crate::node::{MemoryNode, Node};
+use super::{Grants, Instance, PluginLimits, PluginModule, PluginNode, PluginRuntime};
+use crate::bitmap::{BitmapName, Granularity};
+use crate::graph::{
+    BitmapDecl, BitmapScope, ChildDecl, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph,
+    NodeDecl, PermissionSet, Role,
+};
+use crate::io::{
+    BufMut, EngineChoice, EngineKind, next_turn, run_on_thread, sleep_until, turn_now, until,
+};
+use crate::node::{MemoryNode, Node, NullNode};
 
 fn instance(name: &str, config: &str, limits: PluginLimits) -> Arc<Instance> {
     let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
@@ -88,5 +94,61 @@ fn a_request_that_is_dropped_gives_up_its_place() {
             begin_and_drop(&drive, 2).await;
             read_in_time(&drive).await;
         }
+    });
+}
+
+const TIB: u64 = 1 << 40;
+const GRANULE: u64 = 64 << 10;
+
+/// What an incremental backup has to go through before it begins: a bitmap of many little runs.
+#[test]
+fn a_backup_of_many_runs_begins_within_the_time_of_a_call() {
+    const RUNS: u64 = 250_000;
+    run(|| async {
+        let config = r#"{ "sync": "incremental", "speed": 1 }"#;
+        let instance = instance("backup", config, PluginLimits::default());
+        let scope = BitmapScope::Node("disk".into());
+        let children = [("file".to_owned(), Grants::READ), ("target".to_owned(), Grants::WRITE)];
+        let backup = PluginNode::with_children(&instance, &children).expect("a node");
+        let lent = [("changes".to_owned(), scope.clone(), "b".to_owned())];
+        let backup = Arc::new(backup.with_bitmaps(&lent).expect("a bitmap that it reads"));
+        let node = |name: &str, driver: Arc<dyn Node>, children| NodeDecl {
+            name: name.into(),
+            driver,
+            children,
+        };
+        let null = || Arc::new(NullNode::new(TIB, true, Duration::ZERO));
+        let edge = |name: &str, role, node: &str, grants| ChildDecl {
+            name: name.into(),
+            role,
+            grants,
+            ..ChildDecl::filtered(node)
+        };
+        let edges = vec![
+            edge("file", Role::Filtered, "disk", PermissionSet::CONSISTENT_READ),
+            edge("target", Role::Target, "target", PermissionSet::WRITE),
+        ];
+        let nodes = vec![
+            node("disk", null(), vec![]),
+            node("target", null(), vec![]),
+            node("backup", Arc::clone(&backup) as _, edges),
+        ];
+        let granularity = Granularity::from_bytes(GRANULE).expect("one");
+        let name = BitmapName::new("b").expect("a name");
+        let bitmap = BitmapDecl { scope: scope.clone(), name, granularity, enabled: true };
+        let graph = GraphDecl { nodes, drives: vec![], bitmaps: vec![bitmap] };
+        let graph = graph.build().expect("a graph");
+        let changes = graph.find_bitmap(&scope, "b").and_then(|it| it.recording()).expect("it");
+        (0..RUNS).for_each(|run| changes.mark(run * 64 * GRANULE, 1));
+        graph.start_drivers(None).expect("drivers that start");
+        let local = LocalGraph::of(&Arc::new(GraphCell::new(graph)));
+        backup.run(&local, "backup");
+        let end = turn_now() + Duration::from_secs(20);
+        while backup.own_bitmap_bytes("begun") == 0 && turn_now() < end {
+            assert_eq!(instance.failure(), None);
+            sleep_until(turn_now() + Duration::from_millis(1)).await;
+        }
+        assert_eq!(instance.failure(), None);
+        assert_eq!(backup.own_bitmap_bytes("covered"), RUNS * GRANULE);
     });
 }
