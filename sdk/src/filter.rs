@@ -445,8 +445,8 @@ impl Node {
     /// A bitmap of that name.
     #[must_use]
     pub fn bitmap(&self, name: &str) -> Option<(BitmapIndex, &Bitmap)> {
-        let index = self.bitmaps.iter().position(|bitmap| bitmap.name == name)?;
-        Some((BitmapIndex(index as u32), &self.bitmaps[index]))
+        let bitmap = self.bitmaps.iter().find(|bitmap| bitmap.name == name)?;
+        Some((bitmap.index, bitmap))
     }
 }
 

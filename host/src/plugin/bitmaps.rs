@@ -5,7 +5,6 @@
 //! nothing takes back that the view is broken, which the host says itself before anything goes past the plugin
 //! ([`PluginBitmaps::lose_view`]).
 
-use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,8 +17,12 @@ use crate::filter::PointInTime;
 
 /// Bitmaps of one node, its own and lent.
 const BITMAPS_OF_NODE_MAX: usize = 16;
-/// Memory of one bitmap of a node's own, bytes.
-const OWN_MAX_BYTES: u64 = 64 << 20;
+/// Memory of one bitmap of a node's own, bytes: all of it is gone through within a millisecond or so.
+const OWN_MAX_BYTES: u64 = 8 << 20;
+/// Memory of all bitmaps that the nodes of one instance own, bytes.
+const OWN_OF_INSTANCE_MAX_BYTES: u64 = 64 << 20;
+/// Memory of a bitmap that is lent, bytes: it is gone through in some milliseconds at most.
+const LENT_MAX_BYTES: u64 = 32 << 20;
 /// Longest name of one, bytes.
 const NAME_MAX_BYTES: usize = 255;
 
@@ -28,6 +31,21 @@ enum Content {
     Own(Arc<Granules>),
     /// What is lent, once it is there.
     Lent(Option<BitmapUse>),
+}
+
+impl Content {
+    /// Bytes of memory.
+    fn len_bytes(&self) -> u64 {
+        match self {
+            Self::Own(granules) => granules.len_granules().div_ceil(8),
+            Self::Lent(Some(bitmap)) => len_bytes(bitmap),
+            Self::Lent(None) => 0,
+        }
+    }
+}
+
+fn len_bytes(bitmap: &Bitmap) -> u64 {
+    bitmap.size_bytes().div_ceil(bitmap.granularity().bytes()).div_ceil(8)
 }
 
 struct Entry {
@@ -159,6 +177,14 @@ impl PluginBitmaps {
                  {OWN_MAX_BYTES}: choose larger ones"
             ));
         }
+        let owned = entries.iter().filter(|entry| matches!(entry.content, Content::Own(_)));
+        let owned_bytes: u64 = owned.map(|entry| entry.content.len_bytes()).sum();
+        if owned_bytes.saturating_add(bytes) > OWN_OF_INSTANCE_MAX_BYTES {
+            return Err(format!(
+                "the bitmaps of its instance would take more than {OWN_OF_INSTANCE_MAX_BYTES} bytes of \
+                 memory: choose larger granules, or fewer nodes for each instance"
+            ));
+        }
         let granules = Granules::new(size_bytes, granularity).map_err(|error| error.to_string())?;
         if is_lost && name == "broken" {
             granules.set_all();
@@ -174,10 +200,24 @@ impl PluginBitmaps {
     }
 
     /// What is lent is there.
-    pub(super) fn attach(&self, index: u32, bitmap: BitmapUse) {
+    pub(super) fn attach(&self, index: u32, bitmap: BitmapUse) -> Result<(), String> {
+        let bytes = len_bytes(&bitmap);
+        if bytes > LENT_MAX_BYTES {
+            return Err(format!(
+                "it takes {bytes} bytes of memory, and plugins read those of {LENT_MAX_BYTES} at most: \
+                 choose larger granules for it"
+            ));
+        }
         if let Some(entry) = self.lock().get_mut(index as usize) {
             entry.content = Content::Lent(Some(bitmap));
         }
+        Ok(())
+    }
+
+    /// Words of a bitmap: what it takes to go through all of it.
+    pub(super) fn words(&self, index: u32) -> u64 {
+        let entries = self.lock();
+        entries.get(index as usize).map_or(0, |entry| entry.content.len_bytes().div_ceil(8))
     }
 
     /// The bitmaps of a node, for the guest.
@@ -196,13 +236,37 @@ impl PluginBitmaps {
         of_node.collect()
     }
 
+    /// Words of a bitmap for so many bytes of its view.
+    pub(super) fn words_of(&self, index: u32, len: u64) -> u64 {
+        match self.lock().get(index as usize).map(|entry| &entry.content) {
+            Some(Content::Own(granules)) => {
+                len.min(granules.size_bytes()) / granules.granularity().bytes() / 64
+            }
+            _ => 0,
+        }
+    }
+
     /// The first run of set bytes at or after `from`: where it starts, how long it is.
-    pub(super) fn next(&self, index: u32, from: u64) -> Option<(u64, u64)> {
-        let run = match &self.lock().get(index as usize)?.content {
-            Content::Own(granules) => granules.next_dirty(from),
-            Content::Lent(bitmap) => bitmap.as_ref()?.next_dirty(from),
+    #[cfg(test)]
+    fn next(&self, index: u32, from: u64) -> Option<(u64, u64)> {
+        self.next_and_words(index, from).0
+    }
+
+    /// The first run of set bytes at or after `from`: where it starts, how long it is. And how many words were
+    /// looked at for that.
+    pub(super) fn next_and_words(&self, index: u32, from: u64) -> (Option<(u64, u64)>, u64) {
+        let entries = self.lock();
+        let (run, end, granularity) = match entries.get(index as usize).map(|it| &it.content) {
+            Some(Content::Own(granules)) => {
+                (granules.next_dirty(from), granules.size_bytes(), granules.granularity())
+            }
+            Some(Content::Lent(Some(bitmap))) => {
+                (bitmap.next_dirty(from), bitmap.size_bytes(), bitmap.granularity())
+            }
+            Some(Content::Lent(None)) | None => return (None, 0),
         };
-        run.map(|run| (run.start, run.end - run.start))
+        let seen = run.as_ref().map_or(end, |run| run.end).saturating_sub(from);
+        (run.map(|run| (run.start, run.end - run.start)), seen / granularity.bytes() / 64)
     }
 
     /// How many bytes are set.
@@ -220,13 +284,20 @@ impl PluginBitmaps {
         let into = self
             .owned(into)
             .ok_or_else(|| format!("there is no bitmap {into} of the node's own"))?;
-        let mark = |run: Range<u64>| into.mark(run.start, run.end - run.start);
-        match self.probe(from).ok_or_else(|| format!("there is no bitmap {from} to read"))? {
-            Probe::Own(other) if Arc::ptr_eq(&into, &other) => {}
-            Probe::Own(other) => other.ranges(0..u64::MAX).for_each(mark),
-            Probe::Lent(bitmap) => bitmap.ranges(0..u64::MAX).for_each(mark),
-        }
-        Ok(())
+        let merged = match self.probe(from) {
+            None => return Err(format!("there is no bitmap {from} to read")),
+            Some(Probe::Own(other)) if Arc::ptr_eq(&into, &other) => Ok(()),
+            // Whoever sees it sees what was set before.
+            Some(Probe::Own(other)) => {
+                fence(Ordering::Release);
+                into.merge_from(&other)
+            }
+            Some(Probe::Lent(bitmap)) => {
+                fence(Ordering::Release);
+                bitmap.read().merge_into(&into)
+            }
+        };
+        merged.map_err(|error| error.to_string())
     }
 
     /// Sets or clears a range of a node's own bitmap.
@@ -367,6 +438,45 @@ mod tests {
         assert!(bitmaps.probe(index).expect("a probe").any_set(8000, 10), "not covered");
         bitmaps.set(index, 4096, 4096, false).expect("its own");
         assert_eq!(bitmaps.next(index, 0), None);
+    }
+
+    #[test]
+    fn the_memory_of_an_instances_bitmaps_is_bounded() {
+        let bitmaps = PluginBitmaps::default();
+        for node in 0..9 {
+            bitmaps.add_node(NodeIndex(node), 1 << 42);
+        }
+        let own = |node, name, granularity| bitmaps.own(NodeIndex(node), name, granularity);
+        let error = own(0, "a", 1 << 15).expect_err("16 MiB");
+        assert!(error.contains("choose larger ones"), "{error}");
+        let index = own(0, "a", 1 << 16).expect("8 MiB");
+        for node in 1..8 {
+            own(node, "a", 1 << 16).expect("8 MiB more");
+        }
+        let error = own(8, "a", 1 << 30).expect_err("64 MiB are there");
+        assert!(error.contains("of its instance"), "{error}");
+        assert_eq!(own(0, "a", 1 << 16), Ok(index), "what is there is found all the same");
+        assert_eq!(bitmaps.words(index), 1 << 20);
+    }
+
+    #[test]
+    fn bitmaps_of_different_granules_are_merged() {
+        let bitmaps = PluginBitmaps::default();
+        let node = NodeIndex(0);
+        bitmaps.add_node(node, 1 << 30);
+        let own = |name, granularity| bitmaps.own(node, name, granularity).expect("a bitmap");
+        let (fine, middle, coarse) = (own("f", 512), own("m", 4096), own("c", 1 << 20));
+        for at in [0, 5000, 70_000, (1 << 20) - 1, (1 << 30) - 1] {
+            bitmaps.set(fine, at, 1, true).expect("its own");
+        }
+        bitmaps.merge(middle, fine).expect("merged");
+        bitmaps.merge(coarse, fine).expect("merged");
+        assert_eq!(bitmaps.next(middle, 0), Some((0, 8192)));
+        assert_eq!(bitmaps.next(middle, 8192), Some((69_632, 4096)));
+        assert_eq!((bitmaps.count(middle), bitmaps.count(coarse)), (5 * 4096, 2 << 20));
+        bitmaps.merge(fine, coarse).expect("merged");
+        assert_eq!(bitmaps.next(fine, 0), Some((0, 1 << 20)));
+        assert_eq!(bitmaps.count(fine), 2 << 20);
     }
 
     #[test]

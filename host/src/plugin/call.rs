@@ -32,7 +32,9 @@ impl Instance {
         while let Some(control) = self.lasting.controls.pop() {
             inside.push(control.encode());
         }
-        while !self.ended.is_empty()
+        // The others come with the next call.
+        while inside.has_room_for_events()
+            && !self.ended.is_empty()
             && let Some(ended) = self.ended.pop()
         {
             // What an earlier store asked for concerns nobody.
@@ -40,6 +42,7 @@ impl Instance {
                 inside.tell(ended, now_ns);
             }
         }
+        inside.tell_due(now_ns);
         for offer in batch.drain(..) {
             match offer {
                 Offer::LetGo { id } => inside.table.let_go(id),
@@ -67,8 +70,22 @@ impl Instance {
         {
             inside.waiting.pop_front();
         }
+        self.process_words(inside, now_ns, local)?;
+        if let Some(next_ns) = inside.timers.next_ns() {
+            local.alarm_at(Time::from_nanos(next_ns));
+        }
+        Ok(inside.has_more() || !self.ended.is_empty())
+    }
+
+    /// Calls the guest with the events that are in `words`, if there are any.
+    fn process_words(
+        &self,
+        inside: &mut Inside,
+        now_ns: u64,
+        local: &LocalPlugin,
+    ) -> Result<(), Fault> {
         match inside.words.as_slice() {
-            [] => return Ok(false),
+            [] => {}
             [head, _, _, _] if *head & 0xff == EventTag::Request as u64 => {
                 if let Some(ticket) = self.call_one(inside, now_ns, local)? {
                     self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
@@ -79,7 +96,7 @@ impl Instance {
                 self.obey(inside, &actions, now_ns, local)?;
             }
         }
-        Ok(inside.has_more())
+        Ok(())
     }
 
     /// The flat call for a single request, which is in `words`. Returns its ticket if it is to be

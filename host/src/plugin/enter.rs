@@ -230,7 +230,7 @@ mod tests {
 
     use blockloom_abi::{Kind, NodeIndex, RequestFlags, Token};
 
-    use super::super::operation::Ended;
+    use super::super::operation::{Answered, Ended};
     use super::super::{PluginRuntime, local::Waiting, table::Answer};
     use super::*;
     use crate::io::{EngineChoice, EngineKind, run_on_thread, sleep_until};
@@ -287,7 +287,14 @@ mod tests {
             let mut entered = instance.go_in(Some(&local));
             let inside = entered.live.as_mut().expect("a store");
             inside.operations = 1;
-            local.end_operation(Ended::of_timer(inside.number, Token(7)));
+            local.end_operation(Ended {
+                store: inside.number,
+                token: Token(7),
+                request: None,
+                result: Ok(Answered::default()),
+                is_read: false,
+                serves: false,
+            });
             sleep_until(turn_now() + Duration::from_nanos(1)).await;
             assert!(!instance.ended.is_empty(), "somebody is inside");
             drop(entered);

@@ -17,6 +17,7 @@ use super::local::{Offer, Ticket};
 use super::operation::{Asked, Ended, StoreNumber};
 use super::store::HostState;
 use super::table::Table;
+use super::timers::Timers;
 
 /// What only the worker inside touches.
 pub(super) struct Place {
@@ -24,6 +25,16 @@ pub(super) struct Place {
     pub(super) live: Option<Inside>,
     /// Kept from store to store, so that ids of an earlier one name nothing in the next.
     pub(super) table: Option<Table>,
+}
+
+/// A buffer of a guest's, from its READ on.
+#[derive(Clone, Copy)]
+pub(super) struct Buffer {
+    /// The request for which it is read; it ends with it.
+    pub(super) of: Ticket,
+    /// The READ has yet to end: until then the token stays in use.
+    pub(super) is_filling: bool,
+    pub(super) is_dropped: bool,
 }
 
 /// A store, and what its guest has in hand.
@@ -38,8 +49,9 @@ pub(super) struct Inside {
     pub(super) carry: Vec<Entry>,
     /// Operations in flight.
     pub(super) operations: usize,
-    /// The request for which each buffer was read; it ends with it.
-    pub(super) buffers: HashMap<Token, Ticket>,
+    /// The buffers that the guest may name.
+    pub(super) buffers: HashMap<Token, Buffer>,
+    pub(super) timers: Timers,
     /// Where each node's job is.
     pub(super) jobs: HashMap<NodeIndex, Ticket>,
     pub(super) words: Vec<u64>,
@@ -62,6 +74,7 @@ impl Inside {
             carry: Vec::new(),
             operations: 0,
             buffers: HashMap::new(),
+            timers: Timers::default(),
             jobs: HashMap::new(),
             words: Vec::new(),
             cpu: Account::new(limits),
@@ -78,7 +91,7 @@ impl Inside {
         let Offer::Request { ticket, node, kind, flags, offset, len } = request else {
             return true;
         };
-        if self.words.len() >= MAX_EVENTS * ENTRY_WORDS {
+        if !self.has_room_for_events() {
             return false;
         }
         let unchanged = flags.contains(RequestFlags::UNCHANGED);
@@ -94,9 +107,13 @@ impl Inside {
         !self.carry.is_empty() || (!self.waiting.is_empty() && self.table.has_room())
     }
 
+    pub(super) fn has_room_for_events(&self) -> bool {
+        self.words.len() < MAX_EVENTS * ENTRY_WORDS
+    }
+
     /// Adds an event; what one call cannot take goes with the next.
     pub(super) fn push(&mut self, event: Entry) {
-        if self.words.len() < MAX_EVENTS * ENTRY_WORDS {
+        if self.has_room_for_events() {
             self.words.extend(event.0);
         } else {
             self.carry.push(event);
@@ -110,8 +127,13 @@ impl Inside {
         if let Some(id) = ended.request {
             self.table.operated(id, ended.serves && result.is_ok(), now_ns);
         }
-        if ended.is_read && result.is_err() {
-            self.buffers.remove(&ended.token);
+        if ended.is_read
+            && let Some(buffer) = self.buffers.get_mut(&ended.token)
+        {
+            buffer.is_filling = false;
+            if result.is_err() || buffer.is_dropped {
+                self.buffers.remove(&ended.token);
+            }
         }
         let answered = ended.result.unwrap_or_default();
         for extent in &answered.extents {
@@ -125,8 +147,35 @@ impl Inside {
     #[inline]
     pub(super) fn forget_buffers(&mut self, ticket: Ticket) {
         if !self.buffers.is_empty() {
-            self.buffers.retain(|_, of| *of != ticket);
+            self.buffers.retain(|_, buffer| buffer.of != ticket);
         }
+    }
+
+    /// Tells the guest of timers that are due.
+    pub(super) fn tell_due(&mut self, now_ns: u64) {
+        while let Some(token) = self.timers.take_due(now_ns) {
+            let subject = Subject::Operation(token);
+            self.push(Done { subject, result: Ok(()), value: 0 }.encode());
+        }
+    }
+
+    /// A buffer, or a timer, that the guest lets go of: the request for which it was read.
+    pub(super) fn drop_named(&mut self, token: Token) -> Option<Ticket> {
+        let Some(buffer) = self.buffers.get_mut(&token) else {
+            self.timers.remove(token);
+            return None;
+        };
+        let Buffer { of, is_filling, is_dropped } = *buffer;
+        buffer.is_dropped = true;
+        if !is_filling {
+            self.buffers.remove(&token);
+        }
+        (!is_dropped).then_some(of)
+    }
+
+    /// Operations in flight, and timers.
+    pub(super) fn in_flight(&self) -> usize {
+        self.operations + self.timers.len()
     }
 
     /// Ends an operation that is not begun.

@@ -59,6 +59,8 @@ pub struct Instance {
     pub(super) inside: Mutex<Place>,
     pub(super) set_up: Mutex<SetUp>,
     pub(super) queue: ArrayQueue<Offer>,
+    /// Requests have gone on because they had been held for too long.
+    has_let_go: AtomicBool,
     /// Somebody who could not see to it has left offers there.
     pub(super) is_left: AtomicBool,
     pub(super) phase: PhaseCell,
@@ -131,6 +133,7 @@ impl Instance {
             inside: Mutex::new(Place { live: Some(inside), table: None }),
             set_up: Mutex::new(SetUp { config: config.to_owned(), nodes: Vec::new() }),
             queue: ArrayQueue::new(QUEUE_MAX),
+            has_let_go: AtomicBool::new(false),
             is_left: AtomicBool::new(false),
             phase: PhaseCell::new(),
             phase_changes: AtomicU64::new(0),
@@ -214,6 +217,19 @@ impl Instance {
     pub(super) fn fault_error(&self) -> Error {
         let reason = self.last_fault.lock().unwrap_or_else(PoisonError::into_inner);
         Error::new(ErrorKind::Io, format!("plugin `{}` is out of service: {reason}", self.plugin()))
+    }
+
+    /// A request has been held for as long as it may, and goes on before its time. Said once.
+    #[cold]
+    pub(super) fn tell_let_go(&self) {
+        if !self.has_let_go.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "plugin `{}` holds requests for longer than {:?}: they go on then (`limits.hold` allows \
+                 more)",
+                self.plugin(),
+                self.limits.hold
+            );
+        }
     }
 
     /// Makes the worker known, so that answers reach it.

@@ -45,6 +45,9 @@ mod rules;
 mod runtime;
 mod store;
 mod table;
+#[cfg(test)]
+mod tests;
+mod timers;
 
 use std::time::Duration;
 

@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
-use blockloom_abi::{ChildIndex, Errno, Kind, NodeIndex, RequestFlags, RequestId};
+use blockloom_abi::{ChildIndex, Errno, Kind, NodeIndex, RequestFlags};
 
 use super::counters::{NodeCounters, PluginCounters};
 use super::faults::Phase;
 use super::grants::{Grants, PluginChild};
 use super::instance::Instance;
-use super::local::{Arrival, LocalPlugin, Offer, Verdict, Waiting};
+use super::local::{Arrival, LocalPlugin, Named, Offer, Verdict, Waiting};
 use super::operation::{Asked, Operations, errno_of};
 use super::rules::{KeptRules, NodeRules, Ruling};
 use super::table::Answer;
@@ -350,15 +350,18 @@ impl PluginNode {
                 call(child).await
             }
             Answer::Forward { not_before_ns, notify, known: Some(id) } => {
+                let named = Named::new(&waiting, id, notify);
                 if !is_flush {
-                    Box::pin(self.hold(cx, &waiting, Time::from_nanos(not_before_ns))).await;
+                    let until = Time::from_nanos(not_before_ns);
+                    Box::pin(self.hold(cx, (&waiting, &operations), until)).await;
                 }
                 if notify {
                     let result = call(child).await;
                     drop(rules);
-                    return Box::pin(self.settle(cx, (&waiting, &operations), id, result)).await;
+                    named.end(result.as_ref().map(drop).map_err(errno_of));
+                    return Box::pin(self.settle(cx, (&waiting, &operations), result)).await;
                 }
-                waiting.plugin().offer(Offer::LetGo { id });
+                drop(named);
                 drop(waiting);
                 call(child).await
             }
@@ -366,7 +369,8 @@ impl PluginNode {
     }
 
     /// Waits until the guest's place is taken, by a new store or for good by the child; as long as a request may
-    /// be held, and not while the node is drained.
+    /// be held, and not at the end of the host. Whoever drains the node waits for it, too: a store comes back
+    /// within seconds, or never.
     async fn outlast(&self, cx: Cx<'_>, plugin: &LocalPlugin, arrival: Arrival) -> Result<Phase> {
         let end = arrival.since + self.instance.limits().hold;
         let mut rest = pin!(plugin.rest(arrival));
@@ -376,7 +380,7 @@ impl PluginNode {
             if let Poll::Ready(phase) = rest.as_mut().poll(task) {
                 return Poll::Ready(Some(phase));
             }
-            if cx.poll_drained(task) {
+            if cx.poll_ends(task) {
                 return Poll::Ready(None);
             }
             timer.as_mut().poll(task).map(|()| None)
@@ -390,20 +394,16 @@ impl PluginNode {
         }
     }
 
-    /// Keeps a request until its time, which the guest may change; lets it go at once when the node is
-    /// drained or the store is lost.
-    async fn hold(&self, cx: Cx<'_>, waiting: &Waiting, until: Time) {
+    /// Keeps a request until its time, which the guest may change, and no longer than it may be held; lets it go
+    /// at once when the node is drained or the store is lost.
+    async fn hold(&self, cx: Cx<'_>, (waiting, operations): (&Waiting, &Operations), until: Time) {
+        let end = turn_now() + self.instance.limits().hold;
         let mut until = until;
         while until > turn_now() {
-            let mut timer = pin!(sleep_until(until));
-            let retimed = poll_fn(|task| {
+            let mut timer = pin!(sleep_until(until.min(end)));
+            let verdict = poll_fn(|task| {
                 if let Poll::Ready(verdict) = waiting.poll(task.waker()) {
-                    return Poll::Ready(match verdict {
-                        Verdict::Answer(Answer::Forward { not_before_ns, .. }) => {
-                            Some(Time::from_nanos(not_before_ns))
-                        }
-                        _ => None,
-                    });
+                    return Poll::Ready(Some(verdict));
                 }
                 if cx.poll_drained(task) {
                     return Poll::Ready(None);
@@ -411,8 +411,17 @@ impl PluginNode {
                 timer.as_mut().poll(task).map(|()| None)
             })
             .await;
-            let Some(time) = retimed else { return };
-            until = time;
+            match verdict {
+                Some(Verdict::Answer(Answer::Forward { not_before_ns, .. })) => {
+                    until = Time::from_nanos(not_before_ns);
+                }
+                // It lets go of a buffer, not of the request.
+                Some(Verdict::Operate(asked)) => self.operate(cx, waiting, operations, asked),
+                None if turn_now() >= end && until > end => {
+                    return self.instance.tell_let_go();
+                }
+                _ => return,
+            }
         }
     }
 
@@ -448,17 +457,14 @@ impl PluginNode {
         self.instance.fault_error()
     }
 
-    /// Tells the guest the child's result and waits for its completion. It may turn a success into an
-    /// error, never the other way.
+    /// Waits for the completion of a guest that has been told the child's result. It may turn a success into
+    /// an error, never the other way.
     async fn settle<T>(
         &self,
         cx: Cx<'_>,
         (waiting, operations): (&Waiting, &Operations),
-        id: RequestId,
         result: Result<T>,
     ) -> Result<T> {
-        let told = result.as_ref().map(drop).map_err(errno_of);
-        waiting.plugin().offer(Offer::Done { id, result: told });
         loop {
             match waiting.verdict().await {
                 // Another time for a request that had gone: the guest still owes its completion.
@@ -711,8 +717,10 @@ impl Node for PluginNode {
                 let user = format!("plugin `{}` of node `{name}`", self.instance.plugin());
                 Ok(found.use_by(user, Use::Keep)?)
             });
-            match lent {
-                Ok(lent) => self.instance.lasting().bitmaps.attach(*index, lent),
+            let bitmaps = &self.instance.lasting().bitmaps;
+            let too_large = |error| Error::new(ErrorKind::Invalid, error);
+            match lent.and_then(|lent| bitmaps.attach(*index, lent).map_err(too_large)) {
+                Ok(()) => {}
                 Err(error) => tracing::error!("node `{name}`: a bitmap cannot be lent: {error}"),
             }
         }

@@ -6,10 +6,10 @@ use blockloom_abi::{
 
 use super::counters::Refused;
 use super::faults::Fault;
-use super::inside::Inside;
+use super::inside::{Buffer, Inside};
 use super::instance::Instance;
 use super::local::{LocalPlugin, Verdict};
-use super::operation::{Ended, subject};
+use super::operation::subject;
 use super::table::{Answer, Breach};
 use crate::io::{Time, turn_now};
 
@@ -47,9 +47,9 @@ impl Instance {
                     self.deliver(ticket, Verdict::Answer(answer), local);
                 }
                 Action::Timer { token, at_ns } => self.set_timer(inside, token, at_ns, local)?,
-                Action::Drop { buffer } => {
-                    if let Some(ticket) = inside.buffers.remove(&buffer) {
-                        let asked = inside.asked(Action::Drop { buffer });
+                Action::Drop { token } => {
+                    if let Some(ticket) = inside.drop_named(token) {
+                        let asked = inside.asked(Action::Drop { token });
                         self.deliver(ticket, Verdict::Operate(asked), local);
                     }
                 }
@@ -68,7 +68,7 @@ impl Instance {
         local: &LocalPlugin,
     ) -> Result<(), Fault> {
         let Some((token, parent)) = subject(&action) else { return Ok(()) };
-        if inside.operations >= self.operations_max() {
+        if inside.in_flight() >= self.operations_max() {
             return inside.refuse(token, Errno::EBUSY);
         }
         let (ticket, kind) = match parent {
@@ -77,7 +77,10 @@ impl Instance {
         };
         let refused = match action {
             Action::Copy(copy) if copy.serve => kind.is_some_and(|kind| kind != Kind::Read),
-            Action::Write(write) => inside.buffers.get(&write.source).copied() != ticket,
+            Action::Write(write) => {
+                let buffer = inside.buffers.get(&write.source).filter(|it| !it.is_dropped);
+                buffer.map(|buffer| buffer.of) != ticket
+            }
             _ => false,
         };
         if refused {
@@ -90,7 +93,8 @@ impl Instance {
                 return Err(Fault::breach(format!("node {} has no job", node.0)));
             }
         };
-        if matches!(action, Action::Read(_)) && inside.buffers.insert(token, ticket).is_some() {
+        let buffer = Buffer { of: ticket, is_filling: true, is_dropped: false };
+        if matches!(action, Action::Read(_)) && inside.buffers.insert(token, buffer).is_some() {
             return Err(Breach::BufferInUse(token.0).into());
         }
         inside.operations += 1;
@@ -110,15 +114,16 @@ impl Instance {
         at_ns: u64,
         local: &LocalPlugin,
     ) -> Result<(), Fault> {
+        inside.timers.remove(token);
         let at = Time::from_nanos(at_ns);
         if at <= turn_now() {
             return inside.end(token, Ok(()));
         }
-        if inside.operations >= self.operations_max() {
+        if inside.in_flight() >= self.operations_max() {
             return inside.refuse(token, Errno::EBUSY);
         }
-        inside.operations += 1;
-        local.end_at(at, Ended::of_timer(inside.number, token));
+        inside.timers.set(token, at_ns);
+        local.alarm_at(at);
         Ok(())
     }
 

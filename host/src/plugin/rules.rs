@@ -7,12 +7,12 @@
 //! goes by the new ones, and a guest may keep it until they are armed.
 //! Asking more often than a rule demands is always right, asking less never.
 
+use std::collections::VecDeque;
 use std::ops::{Deref, Range};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use blockloom_abi::{ChildIndex, Control, ControlKind, Kind, Kinds, NodeIndex};
-use crossbeam::queue::SegQueue;
 
 use super::bindings::blockloom::filter::host;
 use super::bitmaps::{PluginBitmaps, Probe};
@@ -21,22 +21,41 @@ use crate::io::{Time, turn_now};
 /// Rules of one node.
 const RULES_MAX: usize = 32;
 
-/// Events for the guest that no request and no operation brings. At most two for a set of rules, and those of
-/// jobs.
+/// Events for the guest that no request and no operation brings. Of what is said of a node's rules the latest
+/// counts: so there are at most two of each node.
 #[derive(Default)]
-pub(super) struct Controls(SegQueue<Control>);
+pub(super) struct Controls {
+    queue: Mutex<VecDeque<Control>>,
+    len: AtomicUsize,
+}
 
 impl Controls {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Control>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn push(&self, control: Control) {
-        self.0.push(control);
+        let mut queue = self.lock();
+        if matches!(control.kind, ControlKind::Armed | ControlKind::BudgetUsed) {
+            queue.retain(|it| (it.kind, it.node) != (control.kind, control.node));
+        }
+        queue.push_back(control);
+        self.len.store(queue.len(), Ordering::Release);
     }
 
     pub(super) fn pop(&self) -> Option<Control> {
-        self.0.pop()
+        if self.is_empty() {
+            return None;
+        }
+        let mut queue = self.lock();
+        let control = queue.pop_front();
+        self.len.store(queue.len(), Ordering::Release);
+        control
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len.load(Ordering::Acquire) == 0
     }
 }
 
@@ -314,6 +333,24 @@ mod tests {
         assert_eq!(told(&controls), None, "what was asked without rules counts as well");
         drop(none);
         assert_eq!(told(&controls), Some((ControlKind::Armed, 4)));
+    }
+
+    /// A guest that sets rules all the time is told of the last ones: nothing piles up.
+    #[test]
+    fn what_is_said_of_rules_is_said_once() {
+        let (controls, rules, bitmaps) = scene();
+        let budget = Some(host::Budget { requests: 0, bytes: 0, until: 0 });
+        for epoch in 1..=1000 {
+            rules
+                .set(&[host::Rule { budget, ..always(Kinds::READ) }], epoch, &bitmaps)
+                .expect("rules");
+            let (_, current) = rules.current();
+            assert_eq!(current.judge(Kind::Read, &(0..1)), Ruling::Ask);
+        }
+        let mut all: Vec<_> = std::iter::from_fn(|| told(&controls)).collect();
+        all.sort_by_key(|(kind, _)| *kind as u8);
+        assert_eq!(all, [(ControlKind::Armed, 1000), (ControlKind::BudgetUsed, 1000)]);
+        assert!(controls.is_empty());
     }
 
     #[test]

@@ -80,6 +80,14 @@ impl Lasting {
         is_new
     }
 
+    fn set_rules(&self, node: NodeIndex, rules: &[host::Rule], epoch: u32) -> Result<(), String> {
+        let of_node = self.rules_of(node);
+        let of_node = of_node.ok_or_else(|| format!("node {} is not known", node.0))?;
+        of_node.set(rules, epoch, &self.bitmaps)?;
+        self.rules_changes.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
     /// There are no rules any more, and nothing is to be told of those that were.
     pub(super) fn reset_rules(&self) {
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -94,6 +102,10 @@ pub(super) struct HostState {
     pub(super) limits: StoreLimits,
     lasting: Arc<Lasting>,
     plugin: String,
+    /// What going through bitmaps may take in one call, and what of it is left, in words: one takes a nanosecond
+    /// or so.
+    words_max: u64,
+    words_left: u64,
     /// Processor time that the thread had had when the first half of the call's limit was over.
     half_over: Option<Duration>,
     window_start: Time,
@@ -107,6 +119,7 @@ pub(super) struct HostState {
 impl HostState {
     pub(super) fn new(plugin: &str, limits: &PluginLimits, lasting: Arc<Lasting>) -> Self {
         let messages_max = limits.messages;
+        let words_max = u64::try_from(limits.call.as_nanos()).unwrap_or(u64::MAX);
         let limits = StoreLimitsBuilder::new()
             .memory_size(usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX))
             .table_elements(TABLE_ELEMENTS_MAX)
@@ -118,6 +131,8 @@ impl HostState {
             limits,
             lasting,
             plugin: plugin.to_owned(),
+            words_max,
+            words_left: words_max,
             half_over: None,
             window_start: Time::default(),
             messages: 0,
@@ -131,7 +146,24 @@ impl HostState {
     #[inline]
     pub(super) fn begin_call(&mut self) {
         self.half_over = None;
+        self.words_left = self.words_max;
         self.last_error = None;
+    }
+
+    /// The guest has the host go through so many words of bitmaps. Nobody looks at the clock meanwhile, so they
+    /// are counted.
+    ///
+    /// # Errors
+    /// The trap, when that takes longer than the call may.
+    fn charge(&mut self, words: u64) -> wasmtime::Result<()> {
+        // One for the way here.
+        match self.words_left.checked_sub(words.saturating_add(1)) {
+            Some(left) => {
+                self.words_left = left;
+                Ok(())
+            }
+            None => Err(Trap::Interrupt.into()),
+        }
     }
 
     /// Half of the call's limit is over by the clock, or more. The second half is of processor time: what
@@ -183,12 +215,12 @@ pub(super) fn printable(message: &str) -> String {
 }
 
 impl host::Host for HostState {
-    fn log(&mut self, level: u8, message: String) {
+    fn log(&mut self, level: u8, message: String) -> wasmtime::Result<()> {
         if level <= 1 {
             self.last_error = Some(printable(&message));
         }
         if !self.admit_message() {
-            return;
+            return Ok(());
         }
         let (plugin, message) = (&self.plugin, printable(&message));
         match level {
@@ -198,10 +230,13 @@ impl host::Host for HostState {
             4 => tracing::debug!("plugin `{plugin}`: {message}"),
             _ => tracing::trace!("plugin `{plugin}`: {message}"),
         }
+        Ok(())
     }
 
-    fn bitmap_next(&mut self, bitmap: u32, from: u64) -> Option<(u64, u64)> {
-        self.lasting.bitmaps.next(bitmap, from)
+    fn bitmap_next(&mut self, bitmap: u32, from: u64) -> wasmtime::Result<Option<(u64, u64)>> {
+        let (next, words) = self.lasting.bitmaps.next_and_words(bitmap, from);
+        self.charge(words)?;
+        Ok(next)
     }
 
     fn bitmap_own(
@@ -209,16 +244,20 @@ impl host::Host for HostState {
         node: u16,
         name: String,
         granularity_bytes: u64,
-    ) -> Result<u32, String> {
-        self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes)
+    ) -> wasmtime::Result<Result<u32, String>> {
+        self.charge(0)?;
+        Ok(self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes))
     }
 
-    fn bitmap_count(&mut self, bitmap: u32) -> u64 {
-        self.lasting.bitmaps.count(bitmap)
+    fn bitmap_count(&mut self, bitmap: u32) -> wasmtime::Result<u64> {
+        self.charge(self.lasting.bitmaps.words(bitmap))?;
+        Ok(self.lasting.bitmaps.count(bitmap))
     }
 
-    fn bitmap_merge(&mut self, into: u32, from: u32) -> Result<(), String> {
-        self.lasting.bitmaps.merge(into, from)
+    fn bitmap_merge(&mut self, into: u32, from: u32) -> wasmtime::Result<Result<(), String>> {
+        let bitmaps = &self.lasting.bitmaps;
+        self.charge(bitmaps.words(into).max(bitmaps.words(from)))?;
+        Ok(self.lasting.bitmaps.merge(into, from))
     }
 
     fn bitmap_set(
@@ -227,16 +266,18 @@ impl host::Host for HostState {
         offset: u64,
         len: u64,
         value: bool,
-    ) -> Result<(), String> {
-        self.lasting.bitmaps.set(bitmap, offset, len, value)
+    ) -> wasmtime::Result<Result<(), String>> {
+        self.charge(self.lasting.bitmaps.words_of(bitmap, len))?;
+        Ok(self.lasting.bitmaps.set(bitmap, offset, len, value))
     }
 
-    fn set_rules(&mut self, node: u16, rules: Vec<host::Rule>, epoch: u32) -> Result<(), String> {
-        let of_node = self.lasting.rules_of(NodeIndex(node));
-        let of_node = of_node.ok_or_else(|| format!("node {node} is not known"))?;
-        of_node.set(&rules, epoch, &self.lasting.bitmaps)?;
-        self.lasting.rules_changes.fetch_add(1, Ordering::Release);
-        Ok(())
+    fn set_rules(
+        &mut self,
+        node: u16,
+        rules: Vec<host::Rule>,
+        epoch: u32,
+    ) -> wasmtime::Result<Result<(), String>> {
+        Ok(self.lasting.set_rules(NodeIndex(node), &rules, epoch))
     }
 }
 

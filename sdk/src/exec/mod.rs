@@ -19,7 +19,7 @@ use blockloom_abi::{
     EventTag, Forward, Kinds, MAX_ACTIONS, NodeIndex, PollOne, Request, RequestId, Subject, Token,
 };
 
-pub(crate) use shared::{Ended, Shared};
+pub(crate) use shared::{Ended, Shared, Unwanted};
 pub(crate) use slot::Task;
 use slot::{Outcome, Slot, Woken};
 
