@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use blockloom_abi::{
     BitmapIndex, ChildIndex, Control, Errno, Kind, Kinds, LAYOUT_VERSION, NodeIndex, Request,
+    RequestId,
 };
 
 use crate::{ConfigError, Cx};
@@ -55,6 +56,13 @@ pub trait Filter: Sized + 'static {
         Err(ConfigError::new("", "cannot be changed while the plugin runs; load it again"))
     }
 
+    /// Other times for requests that are held ([`Verdict::ForwardAt`]), after [`reload`](Self::reload) or a
+    /// change of a node's size. One that has gone meanwhile is passed over.
+    fn retime(&self, now: Time) -> Vec<(RequestId, Time)> {
+        let _ = now;
+        Vec::new()
+    }
+
     /// From now on the instance also serves this node.
     ///
     /// # Errors
@@ -65,7 +73,7 @@ pub trait Filter: Sized + 'static {
         Ok(())
     }
 
-    /// The node has no request left and gets no more.
+    /// The node has no request left and gets no more; its job has ended. Its index may be another node's later.
     fn remove_node(&self, node: NodeIndex) {
         let _ = node;
     }
@@ -138,12 +146,15 @@ pub trait Filter: Sized + 'static {
         let _ = control;
     }
 
-    /// The state to hand to a new version of the plugin; called when nothing is in flight.
+    /// The state to hand to a new version of the plugin; called when nothing is in flight and no job runs. At
+    /// most 1 MiB. Begin it with a number of its form: what reads it may be older or newer than what wrote
+    /// it. By default there is none.
     fn save(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes over a state that [`save`](Self::save) returned.
+    /// Takes over a state that [`save`](Self::save) returned, after [`configure`](Self::configure) and every
+    /// [`add_node`](Self::add_node). Not called for an empty one. If it fails the former version goes on.
     ///
     /// # Errors
     ///

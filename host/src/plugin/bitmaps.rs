@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use blockloom_abi::NodeIndex;
 
 use super::bindings::exports::blockloom::filter::control;
-use crate::bitmap::{Bitmap, BitmapUse, Granularity, Granules};
+use crate::bitmap::{Bitmap, BitmapUse, Extension, Granularity, Granules};
 use crate::filter::PointInTime;
 
 /// Bitmaps of one node, its own and lent.
@@ -51,15 +51,24 @@ impl Probe {
     }
 }
 
+/// A bitmap of a node's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owned {
+    pub(super) index: u32,
+    /// It was not there before.
+    pub(super) is_new: bool,
+}
+
 /// See the module. Names are bounded, and so is the number of bitmaps of a node.
 #[derive(Default)]
 pub(super) struct PluginBitmaps {
-    entries: Mutex<Vec<Entry>>,
+    /// A place is free again when its node has gone.
+    entries: Mutex<Vec<Option<Entry>>>,
     sizes: Mutex<Vec<(NodeIndex, u64)>>,
 }
 
 impl PluginBitmaps {
-    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -80,7 +89,7 @@ impl PluginBitmaps {
         node: NodeIndex,
         name: &str,
         granularity_bytes: u64,
-    ) -> Result<u32, String> {
+    ) -> Result<Owned, String> {
         let size = self.sizes().iter().find(|(known, _)| *known == node).map(|(_, size)| *size);
         let size_bytes = size.ok_or_else(|| format!("node {} is not known", node.0))?;
         let granularity =
@@ -89,13 +98,15 @@ impl PluginBitmaps {
             return Err(format!("the name of a bitmap has 1 to {NAME_MAX_BYTES} bytes"));
         }
         let mut entries = self.lock();
-        let is_it = |entry: &Entry| entry.node == node && entry.name == name;
-        if let Some(index) = entries.iter().position(is_it) {
-            return match &entries[index] {
-                Entry { content: Content::Own(granules), .. }
-                    if granules.granularity() == granularity =>
-                {
-                    Ok(number(index))
+        let mut known = entries.iter().enumerate();
+        let known = known.find_map(|(index, entry)| {
+            let entry = entry.as_ref().filter(|it| it.node == node && it.name == name)?;
+            Some((number(index), &entry.content))
+        });
+        if let Some((index, content)) = known {
+            return match content {
+                Content::Own(granules) if granules.granularity() == granularity => {
+                    Ok(Owned { index, is_new: false })
                 }
                 _ => Err(format!("there is a bitmap `{name}` already, with other granules")),
             };
@@ -109,7 +120,39 @@ impl PluginBitmaps {
         }
         let granules = Granules::new(size_bytes, granularity).map_err(|error| error.to_string())?;
         let content = Content::Own(Arc::new(granules));
-        add(&mut entries, Entry { node, name: name.to_owned(), content })
+        let index = add(&mut entries, Entry { node, name: name.to_owned(), content })?;
+        Ok(Owned { index, is_new: true })
+    }
+
+    /// Takes one out.
+    pub(super) fn remove(&self, index: u32) {
+        if let Some(entry) = self.lock().get_mut(index as usize) {
+            *entry = None;
+        }
+    }
+
+    /// A node has gone, and what it had.
+    pub(super) fn end_node(&self, node: NodeIndex) {
+        self.sizes().retain(|(known, _)| *known != node);
+        let mut gone = Vec::new();
+        for entry in self.lock().iter_mut() {
+            gone.extend(entry.take_if(|entry| entry.node == node));
+        }
+        // What is lent is given back without the lock.
+        drop(gone);
+    }
+
+    /// A node has another size. Its own bitmaps keep what they have; what is gained is clean.
+    pub(super) fn resize(&self, node: NodeIndex, size_bytes: u64) {
+        self.add_node(node, size_bytes);
+        for entry in self.lock().iter_mut().flatten().filter(|entry| entry.node == node) {
+            if let Content::Own(granules) = &mut entry.content {
+                match granules.resized(size_bytes, Extension::Clean) {
+                    Ok(resized) => *granules = Arc::new(resized),
+                    Err(error) => tracing::error!("bitmap `{}` of a plugin: {error}", entry.name),
+                }
+            }
+        }
     }
 
     /// A bitmap that is to be lent under this name.
@@ -120,7 +163,7 @@ impl PluginBitmaps {
 
     /// What is lent is there.
     pub(super) fn attach(&self, index: u32, bitmap: BitmapUse) {
-        if let Some(entry) = self.lock().get_mut(index as usize) {
+        if let Some(Some(entry)) = self.lock().get_mut(index as usize) {
             entry.content = Content::Lent(Some(bitmap));
         }
     }
@@ -128,22 +171,22 @@ impl PluginBitmaps {
     /// The bitmaps of a node, for the guest.
     pub(super) fn list(&self, node: NodeIndex) -> Vec<control::Bitmap> {
         let entries = self.lock();
-        let of_node = entries.iter().enumerate().filter(|(_, entry)| entry.node == node);
-        let of_node = of_node.map(|(index, entry)| {
+        let of_node = entries.iter().enumerate().filter_map(|(index, entry)| {
+            let entry = entry.as_ref().filter(|entry| entry.node == node)?;
             let (granularity_bytes, owned) = match &entry.content {
                 Content::Own(granules) => (granules.granularity().bytes(), true),
                 Content::Lent(Some(bitmap)) => (bitmap.granularity().bytes(), false),
                 Content::Lent(None) => (0, false),
             };
             let (name, index) = (entry.name.clone(), number(index));
-            control::Bitmap { name, index, granularity_bytes, owned }
+            Some(control::Bitmap { name, index, granularity_bytes, owned })
         });
         of_node.collect()
     }
 
     /// The first run of set bytes at or after `from`: where it starts, how long it is.
     pub(super) fn next(&self, index: u32, from: u64) -> Option<(u64, u64)> {
-        let run = match &self.lock().get(index as usize)?.content {
+        let run = match &self.lock().get(index as usize)?.as_ref()?.content {
             Content::Own(granules) => granules.next_dirty(from),
             Content::Lent(bitmap) => bitmap.as_ref()?.next_dirty(from),
         };
@@ -176,7 +219,7 @@ impl PluginBitmaps {
     /// Sets or clears a range of a node's own bitmap.
     pub(super) fn set(&self, index: u32, offset: u64, len: u64, value: bool) -> Result<(), String> {
         let entries = self.lock();
-        match entries.get(index as usize) {
+        match entries.get(index as usize).and_then(Option::as_ref) {
             Some(Entry { content: Content::Own(granules), .. }) => {
                 if value {
                     // Whoever sees it sees what was set before.
@@ -194,7 +237,7 @@ impl PluginBitmaps {
 
     /// A bitmap of this node's own.
     pub(super) fn owned_by(&self, node: NodeIndex, index: u32) -> Option<Arc<Granules>> {
-        match self.lock().get(index as usize)? {
+        match self.lock().get(index as usize)?.as_ref()? {
             Entry { node: of, content: Content::Own(granules), .. } if *of == node => {
                 Some(Arc::clone(granules))
             }
@@ -203,8 +246,8 @@ impl PluginBitmaps {
     }
 
     /// A bitmap of some node's own.
-    fn owned(&self, index: u32) -> Option<Arc<Granules>> {
-        match &self.lock().get(index as usize)?.content {
+    pub(super) fn owned(&self, index: u32) -> Option<Arc<Granules>> {
+        match &self.lock().get(index as usize)?.as_ref()?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
         }
@@ -213,7 +256,7 @@ impl PluginBitmaps {
     /// A node's own bitmap of this name, if there is one.
     fn own_named(&self, node: NodeIndex, name: &str) -> Option<Arc<Granules>> {
         let entries = self.lock();
-        let mut of_node = entries.iter().filter(|entry| entry.node == node);
+        let mut of_node = entries.iter().flatten().filter(|entry| entry.node == node);
         match &of_node.find(|entry| entry.name == name)?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
@@ -229,7 +272,7 @@ impl PluginBitmaps {
 
     /// What a rule may look at.
     pub(super) fn probe(&self, index: u32) -> Option<Probe> {
-        match &self.lock().get(index as usize)?.content {
+        match &self.lock().get(index as usize)?.as_ref()?.content {
             Content::Own(granules) => Some(Probe::Own(Arc::clone(granules))),
             Content::Lent(bitmap) => {
                 bitmap.as_ref().map(|bitmap| Probe::Lent(Arc::clone(bitmap.bitmap())))
@@ -243,13 +286,17 @@ fn number(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-fn add(entries: &mut Vec<Entry>, entry: Entry) -> Result<u32, String> {
-    let of_node = entries.iter().filter(|known| known.node == entry.node).count();
+fn add(entries: &mut Vec<Option<Entry>>, entry: Entry) -> Result<u32, String> {
+    let of_node = entries.iter().flatten().filter(|known| known.node == entry.node).count();
     if of_node >= BITMAPS_OF_NODE_MAX {
         return Err(format!("a node has at most {BITMAPS_OF_NODE_MAX} bitmaps of its plugin"));
     }
-    entries.push(entry);
-    Ok(number(entries.len() - 1))
+    let free = entries.iter().position(Option::is_none).unwrap_or(entries.len());
+    match entries.get_mut(free) {
+        Some(place) => *place = Some(entry),
+        None => entries.push(Some(entry)),
+    }
+    Ok(number(free))
 }
 
 #[cfg(test)]
@@ -262,10 +309,13 @@ mod tests {
         let node = NodeIndex(3);
         bitmaps.own(node, "todo", 4096).expect_err("an unknown node");
         bitmaps.add_node(node, 1 << 20);
-        let index = bitmaps.own(node, "todo", 4096).expect("a bitmap");
+        let Owned { index, is_new: true } = bitmaps.own(node, "todo", 4096).expect("a bitmap")
+        else {
+            panic!("it was there")
+        };
         bitmaps.set(index, 5000, 1, true).expect("its own");
         assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)));
-        assert_eq!(bitmaps.own(node, "todo", 4096), Ok(index));
+        assert_eq!(bitmaps.own(node, "todo", 4096), Ok(Owned { index, is_new: false }));
         assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)), "as it was left");
         bitmaps.own(node, "todo", 8192).expect_err("other granules");
         bitmaps.set(index, 4096, 4095, false).expect("its own");

@@ -1,8 +1,6 @@
 //! Calls of the guest for requests: what goes in, and the flat twin for a single one.
 
-use blockloom_abi::{
-    Control, ControlKind, Done, Entry, EventTag, Forward, MAX_EVENTS, PollOne, RequestId, Subject,
-};
+use blockloom_abi::{Done, Entry, EventTag, Forward, MAX_EVENTS, PollOne, RequestId, Subject};
 
 use super::inside::Inside;
 use super::instance::Instance;
@@ -18,6 +16,10 @@ impl Instance {
         batch: &mut Vec<Offer>,
         local: &LocalPlugin,
     ) -> Result<bool, String> {
+        if inside.is_frozen {
+            inside.put_by(batch);
+            return Ok(false);
+        }
         let now_ns = turn_now().as_nanos();
         inside.words.clear();
         let carried = inside.carry.len().min(MAX_EVENTS);
@@ -39,9 +41,9 @@ impl Instance {
             match offer {
                 Offer::LetGo { id } => inside.table.let_go(id),
                 Offer::Job { ticket, node } => {
-                    inside.jobs.insert(node, ticket);
-                    let (kind, first, second) = (ControlKind::JobStart, 0, 0);
-                    inside.push(Control { kind, node, first, second }.encode());
+                    inside.begin_job(node, ticket);
+                    // Not behind the requests that come after it.
+                    std::mem::take(&mut inside.carry).into_iter().for_each(|it| inside.push(it));
                 }
                 Offer::Done { id, result } => {
                     if inside.table.done(id, result.is_err(), now_ns) {
@@ -51,19 +53,45 @@ impl Instance {
                 }
                 request @ Offer::Request { .. } => {
                     // Those that wait for a slot go first.
-                    if !inside.waiting.is_empty() || !inside.encode(request, now_ns) {
+                    let is_next = !inside.is_gated && inside.waiting.is_empty();
+                    if !is_next || !inside.wants(&request) || !inside.encode(request, now_ns) {
                         inside.waiting.push_back(request);
                     }
                 }
             }
         }
-        while let Some(request) = inside.waiting.front().copied()
-            && inside.encode(request, now_ns)
+        self.take_in(inside, now_ns, local);
+        self.call_all(inside, now_ns, local)?;
+        self.see_off(inside, local)?;
+        Ok(inside.has_more())
+    }
+
+    /// Takes in requests that wait, as far as there is room.
+    fn take_in(&self, inside: &mut Inside, now_ns: u64, local: &LocalPlugin) {
+        while !inside.is_gated
+            && let Some(request) = inside.waiting.front().copied()
         {
+            match request {
+                // The guest before this one wanted it.
+                Offer::Request { ticket, .. } if !inside.wants(&request) => {
+                    self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
+                }
+                _ if !inside.encode(request, now_ns) => return,
+                _ => {}
+            }
             inside.waiting.pop_front();
         }
+    }
+
+    /// The call for what is in `words`.
+    fn call_all(
+        &self,
+        inside: &mut Inside,
+        now_ns: u64,
+        local: &LocalPlugin,
+    ) -> Result<(), String> {
         match inside.words.as_slice() {
-            [] => return Ok(false),
+            [] => {}
             [head, _, _, _] if *head & 0xff == EventTag::Request as u64 => {
                 if let Some(ticket) = self.call_one(inside, now_ns, local)? {
                     self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
@@ -74,7 +102,7 @@ impl Instance {
                 self.obey(inside, &actions, now_ns, local)?;
             }
         }
-        Ok(inside.has_more())
+        Ok(())
     }
 
     /// The flat call for a single request, which is in `words`. Returns its ticket if it is to be
@@ -87,7 +115,7 @@ impl Instance {
         local: &LocalPlugin,
     ) -> Result<Option<Ticket>, String> {
         let &[head, id, offset, len] = inside.words.as_slice() else { return Ok(None) };
-        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        arm(&inside.module.runtime, &mut inside.store, self.call_ticks);
         let data = inside.filter.blockloom_filter_data();
         let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
         let word = word.map_err(|error| self.trap(inside, "poll-one", &error))?;
@@ -116,7 +144,7 @@ impl Instance {
 
     /// The call for a batch: the events are in `words`.
     fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, String> {
-        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        arm(&inside.module.runtime, &mut inside.store, self.call_ticks);
         let data = inside.filter.blockloom_filter_data();
         let actions = data.call_poll(&mut inside.store, now_ns, &inside.words);
         let actions = actions.map_err(|error| self.trap(inside, "poll", &error))?;
@@ -134,7 +162,7 @@ impl Instance {
         }
     }
 
-    fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> String {
-        self.module.trapped(&inside.store, call, error).to_string()
+    pub(super) fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> String {
+        inside.module.trapped(&inside.store, call, error).to_string()
     }
 }

@@ -2,15 +2,18 @@
 //! to it.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use blockloom_abi::{
-    Action, Done, ENTRY_WORDS, Entry, Errno, MAX_EVENTS, NodeIndex, Request, RequestFlags, Subject,
-    Token,
+    Action, Done, ENTRY_WORDS, Entry, Errno, Kinds, MAX_EVENTS, NodeIndex, Request, RequestFlags,
+    Subject, Token,
 };
 use wasmtime::Store;
 
 use super::bindings::Filter;
+use super::jobs::Job;
 use super::local::{Offer, Ticket};
+use super::module::PluginModule;
 use super::operation::{Asked, Ended, StoreNumber};
 use super::store::HostState;
 use super::table::Table;
@@ -23,9 +26,22 @@ pub(super) struct Place {
     pub(super) table: Option<Table>,
 }
 
+/// A store that may take the place, and the nodes that its guest was told of.
+pub(super) struct Made {
+    pub(super) module: Arc<PluginModule>,
+    pub(super) store: Store<HostState>,
+    pub(super) filter: Filter,
+    pub(super) serves: Vec<NodeIndex>,
+    /// How often nodes had had another size by then.
+    pub(super) resizes: u64,
+}
+
 /// A store, and what its guest has in hand.
 pub(super) struct Inside {
     pub(super) number: StoreNumber,
+    pub(super) module: Arc<PluginModule>,
+    /// What it wants to be offered.
+    pub(super) kinds: Kinds,
     pub(super) store: Store<HostState>,
     pub(super) filter: Filter,
     pub(super) table: Table,
@@ -33,33 +49,47 @@ pub(super) struct Inside {
     pub(super) waiting: VecDeque<Offer>,
     /// Ends of operations, for the next call.
     pub(super) carry: Vec<Entry>,
-    /// Operations in flight.
+    /// Operations in flight, and timers.
     pub(super) operations: usize,
+    /// Of them, those that are timers.
+    pub(super) timers: usize,
     /// The request for which each buffer was read; it ends with it.
     pub(super) buffers: HashMap<Token, Ticket>,
-    /// Where each node's job is.
-    pub(super) jobs: HashMap<NodeIndex, Ticket>,
+    /// Each node's job.
+    pub(super) jobs: HashMap<NodeIndex, Job>,
+    /// The nodes that the guest was told of.
+    pub(super) serves: Vec<NodeIndex>,
+    /// Those of them of which it is to be told that they have gone.
+    pub(super) leaving: Vec<NodeIndex>,
+    /// No request is offered: another store is to take the place.
+    pub(super) is_gated: bool,
+    /// Nor is the guest called at all.
+    pub(super) is_frozen: bool,
     /// How often rules had changed when the workers were last told.
     pub(super) rules_seen: u64,
     pub(super) words: Vec<u64>,
 }
 
 impl Inside {
-    pub(super) fn new(
-        (store, filter): (Store<HostState>, Filter),
-        number: StoreNumber,
-        table: Table,
-    ) -> Self {
+    pub(super) fn new(made: Made, number: StoreNumber, table: Table) -> Self {
+        let Made { module, store, filter, serves, .. } = made;
         Self {
             number,
+            kinds: module.kinds(),
+            module,
             store,
             filter,
             table,
             waiting: VecDeque::new(),
             carry: Vec::new(),
             operations: 0,
+            timers: 0,
             buffers: HashMap::new(),
             jobs: HashMap::new(),
+            serves,
+            leaving: Vec::new(),
+            is_gated: false,
+            is_frozen: false,
             rules_seen: 0,
             words: Vec::new(),
         }
@@ -84,9 +114,19 @@ impl Inside {
         true
     }
 
+    /// Whether the guest wants to be offered a request.
+    #[inline]
+    pub(super) fn wants(&self, request: &Offer) -> bool {
+        match request {
+            Offer::Request { kind, .. } => self.kinds.contains(*kind),
+            _ => true,
+        }
+    }
+
     /// Whether there is something that the next call can take.
     pub(super) fn has_more(&self) -> bool {
-        !self.carry.is_empty() || (!self.waiting.is_empty() && self.table.has_room())
+        let may_offer = !self.waiting.is_empty() && !self.is_gated && self.table.has_room();
+        !self.carry.is_empty() || may_offer
     }
 
     /// Adds an event; what one call cannot take goes with the next.
@@ -101,6 +141,7 @@ impl Inside {
     /// Tells the guest how an operation ended.
     pub(super) fn tell(&mut self, ended: Ended, now_ns: u64) {
         self.operations = self.operations.saturating_sub(1);
+        self.timers = self.timers.saturating_sub(usize::from(ended.is_timer));
         let result = ended.result.as_ref().map(drop).map_err(|errno| *errno);
         if let Some(id) = ended.request {
             self.table.operated(id, ended.serves && result.is_ok(), now_ns);
@@ -121,6 +162,29 @@ impl Inside {
     pub(super) fn forget_buffers(&mut self, ticket: Ticket) {
         if !self.buffers.is_empty() {
             self.buffers.retain(|_, of| *of != ticket);
+        }
+    }
+
+    /// Whether the guest owes nothing, nothing is done for it, and it has nothing to learn. What is held for it
+    /// and timers do not count.
+    pub(super) fn is_quiet(&self) -> bool {
+        let jobs_rest = self.jobs.values().all(|job| !job.state.is_unasked());
+        self.table.is_quiet()
+            && self.operations == self.timers
+            && self.carry.is_empty()
+            && jobs_rest
+    }
+
+    /// What comes while the guest is not called any more waits for the next one.
+    pub(super) fn put_by(&mut self, batch: &mut Vec<Offer>) {
+        for offer in batch.drain(..) {
+            match offer {
+                Offer::LetGo { id } => self.table.let_go(id),
+                Offer::Job { ticket, node } => drop(self.jobs.insert(node, Job::stopped(ticket))),
+                // Nothing was forwarded for which this is owed.
+                Offer::Done { .. } => {}
+                request @ Offer::Request { .. } => self.waiting.push_back(request),
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use blockloom_abi::{
 
 use super::inside::Inside;
 use super::instance::Instance;
-use super::local::{LocalPlugin, Verdict};
+use super::local::{LocalPlugin, Ticket, Verdict};
 use super::operation::{Ended, subject};
 use super::table::{Answer, Breach};
 use crate::io::{Time, turn_now};
@@ -53,6 +53,10 @@ impl Instance {
                         self.deliver(ticket, Verdict::Operate(asked), local);
                     }
                 }
+                Action::JobEnd { node } => {
+                    let ticket = inside.end_job(node)?;
+                    self.drop_buffers(inside, Some(ticket), local);
+                }
                 operation => self.operate(inside, operation, now_ns, local)?,
             }
         }
@@ -73,7 +77,10 @@ impl Instance {
         }
         let (ticket, kind) = match parent {
             Parent::Request(id) => (inside.table.ticket(id), inside.table.kind(id)),
-            Parent::Job(node) => (inside.jobs.get(&node).copied(), None),
+            Parent::Job(node) => {
+                let job = inside.jobs.get(&node).filter(|job| job.state.is_running());
+                (job.map(|job| job.ticket), None)
+            }
         };
         let refused = match action {
             Action::Copy(copy) if copy.serve => kind.is_some_and(|kind| kind != Kind::Read),
@@ -98,6 +105,25 @@ impl Instance {
         Ok(())
     }
 
+    /// Lets go of what was read for one who asks for nothing any more, or for all.
+    pub(super) fn drop_buffers(
+        &self,
+        inside: &mut Inside,
+        of: Option<Ticket>,
+        local: &LocalPlugin,
+    ) {
+        let mut dropped = Vec::new();
+        inside.buffers.retain(|buffer, ticket| {
+            let goes = of.is_none_or(|of| of == *ticket);
+            dropped.extend(goes.then_some((*buffer, *ticket)));
+            !goes
+        });
+        for (buffer, ticket) in dropped {
+            let asked = inside.asked(Action::Drop { buffer });
+            self.deliver(ticket, Verdict::Operate(asked), local);
+        }
+    }
+
     fn operations_max(&self) -> usize {
         OPERATIONS_OF_REQUEST.saturating_mul(self.limits.in_flight as usize + 1)
     }
@@ -118,6 +144,7 @@ impl Instance {
             return inside.refuse(token, Errno::EBUSY);
         }
         inside.operations += 1;
+        inside.timers += 1;
         local.end_at(at, Ended::of_timer(inside.number, token));
         Ok(())
     }

@@ -47,6 +47,7 @@ pub(super) struct Ended {
     pub(super) is_read: bool,
     /// It answers the request, if it succeeded.
     pub(super) serves: bool,
+    pub(super) is_timer: bool,
 }
 
 /// What an operation brought.
@@ -67,7 +68,8 @@ impl Ended {
     /// Of a timer.
     pub(super) fn of_timer(store: StoreNumber, token: Token) -> Self {
         let result = Ok(Answered::default());
-        Self { store, token, request: None, result, is_read: false, serves: false }
+        let (request, is_timer) = (None, true);
+        Self { store, token, request, result, is_read: false, serves: false, is_timer }
     }
 
     /// Of an operation that was never begun; `None` for an action that is none.
@@ -78,7 +80,8 @@ impl Ended {
             Parent::Job(_) => None,
         };
         let is_read = matches!(action, Action::Read(_));
-        Some(Self { store, token, request, result: Err(errno), is_read, serves: false })
+        let (result, serves, is_timer) = (Err(errno), false, false);
+        Some(Self { store, token, request, result, is_read, serves, is_timer })
     }
 }
 
@@ -92,9 +95,11 @@ pub(super) fn subject(action: &Action) -> Option<(Token, Parent)> {
         | Action::Zero(operation)
         | Action::Discard(operation)
         | Action::Flush(operation) => Some((operation.token, operation.parent)),
-        Action::Forward(_) | Action::Complete(_) | Action::Timer { .. } | Action::Drop { .. } => {
-            None
-        }
+        Action::Forward(_)
+        | Action::Complete(_)
+        | Action::Timer { .. }
+        | Action::Drop { .. }
+        | Action::JobEnd { .. } => None,
     }
 }
 
@@ -128,7 +133,7 @@ impl Operations {
     pub(super) fn start(
         &self,
         ground: impl Future<Output = Result<OnBehalf>> + 'static,
-        (node, children): (NodeIndex, &Arc<[PluginChild]>),
+        (node, children): (NodeIndex, Arc<Vec<PluginChild>>),
         plugin: &Rc<LocalPlugin>,
         Asked { store, action }: Asked,
     ) {
@@ -139,7 +144,7 @@ impl Operations {
         let Some(mut ended) = Ended::refused(store, &action, Errno::EINVAL) else { return };
         ended.serves = matches!(action, Action::Copy(copy) if copy.serve);
         let plugin = Rc::clone(plugin);
-        let (work, children) = (Rc::clone(&self.0), Arc::clone(children));
+        let work = Rc::clone(&self.0);
         work.running.set(work.running.get() + 1);
         spawn(async move {
             let lasting = plugin.lasting();
@@ -211,9 +216,11 @@ async fn run(
             ground.flush(at(children, operation.child)?.edge).await?;
             Ok(Answered::default())
         }
-        Action::Forward(_) | Action::Complete(_) | Action::Timer { .. } | Action::Drop { .. } => {
-            Err(Error::new(ErrorKind::Invalid, "it is no operation"))
-        }
+        Action::Forward(_)
+        | Action::Complete(_)
+        | Action::Timer { .. }
+        | Action::Drop { .. }
+        | Action::JobEnd { .. } => Err(Error::new(ErrorKind::Invalid, "it is no operation")),
     }
 }
 

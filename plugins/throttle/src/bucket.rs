@@ -15,6 +15,8 @@ use blockloom_sdk::Kind;
 use crate::ThrottleConfig;
 use crate::config::{Limits, MAX_RATE};
 
+/// Of what [`Throttle::save`] returns.
+const FORM: u8 = 1;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// One limit. Its unit is a request or a byte.
@@ -144,6 +146,56 @@ impl Throttle {
                 new.drained_ns = old.drained_ns;
             }
         }
+    }
+
+    /// What was admitted counts no more, but as if a burst had been: the next request may start at once, and those
+    /// after it at the rate. For whoever gives requests that wait new times.
+    pub fn begin_again(&mut self, now_ns: u64) {
+        let full_ns = now_ns.saturating_add(self.burst_ns);
+        for bucket in self.buckets.as_flattened_mut() {
+            (bucket.drained_ns, bucket.remainder) = (full_ns, 0);
+        }
+    }
+
+    /// What was admitted, for [`Throttle::restore`]: the number of this form, then for each bucket its rate, when
+    /// it has leaked out, and what is left over, little-endian.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        let mut state = vec![FORM];
+        for bucket in self.buckets.as_flattened() {
+            for word in [bucket.units_per_second, bucket.drained_ns, bucket.remainder] {
+                state.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+        state
+    }
+
+    /// Takes over what another throttle has admitted, as by [`Throttle::reconfigure`] if that had other limits.
+    ///
+    /// # Errors
+    ///
+    /// A state of another form.
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), &'static str> {
+        let wrong = "its form is not known";
+        let (FORM, words) = state.split_first().map_or((0, &[][..]), |(form, rest)| (*form, rest))
+        else {
+            return Err(wrong);
+        };
+        let (words, []) = words.as_chunks::<8>() else { return Err(wrong) };
+        let (saved, []) = words.as_chunks::<3>() else { return Err(wrong) };
+        let buckets = self.buckets.as_flattened_mut();
+        if saved.len() != buckets.len() {
+            return Err(wrong);
+        }
+        for (bucket, saved) in buckets.iter_mut().zip(saved) {
+            let [rate, drained_ns, remainder] = saved.map(u64::from_le_bytes);
+            if bucket.units_per_second > 0 {
+                bucket.drained_ns = drained_ns;
+                let is_same = rate == bucket.units_per_second;
+                bucket.remainder = if is_same { remainder.min(rate - 1) } else { 0 };
+            }
+        }
+        Ok(())
     }
 
     /// Admits a request that arrived at `now_ns`, and returns the time before which it must not

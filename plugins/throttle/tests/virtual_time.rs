@@ -180,3 +180,47 @@ fn one_call_or_many_give_the_same_times() {
     }
     assert!(single.operations().is_empty());
 }
+
+/// What was admitted counts in the version that takes over.
+#[test]
+fn levels_go_over_to_the_next_version() {
+    let config = r#"{ "iops": 10, "burst": "0s" }"#;
+    let mut host = Harness::<ThrottleFilter>::new(config).expect("valid");
+    host.add_node("disk", 1 << 20).expect("a node");
+    let now = host.now();
+    for nth in 0..3 {
+        let id = host.submit(Kind::Write, 0, 512);
+        let at = if nth == 0 { Time::default() } else { now + Duration::from_millis(100 * nth) };
+        assert_eq!(host.answer(id), Some(Answer::forwarded_at(at)));
+    }
+    let mut host = host.replace::<ThrottleFilter>(config).expect("replaced");
+    let id = host.submit(Kind::Write, 0, 512);
+    let expect = Answer::forwarded_at(now + Duration::from_millis(300));
+    assert_eq!(host.answer(id), Some(expect));
+    let throttle = throttle(config);
+    for state in [&[][..], &[2], &[1], &throttle.save()[1..], &throttle.save()[..144]] {
+        throttle.clone().restore(state).expect_err("of another form");
+    }
+}
+
+/// Requests that are held get the times that other limits ask for.
+#[test]
+fn held_requests_are_timed_anew() {
+    let mut host =
+        Harness::<ThrottleFilter>::new(r#"{ "iops": 1, "burst": "0s" }"#).expect("valid");
+    host.add_node("disk", 1 << 20).expect("a node");
+    let ids: Vec<_> = (0..4).map(|_| host.submit(Kind::Read, 0, 512)).collect();
+    host.advance(Duration::from_millis(1500));
+    let now = host.now();
+    let gone = [host.answer(ids[0]), host.answer(ids[1])];
+    host.reconfigure(r#"{ "iops": "fast" }"#).expect_err("no number");
+    host.reconfigure(r#"{ "iops": 10, "burst": "0s" }"#).expect("valid");
+    let times = [Time::default(), now + Duration::from_millis(100)].map(Answer::forwarded_at);
+    assert_eq!([host.answer(ids[2]), host.answer(ids[3])], times.map(Some));
+    assert_eq!([host.answer(ids[0]), host.answer(ids[1])], gone, "they have gone");
+    let next = host.submit(Kind::Read, 0, 512);
+    let expect = Answer::forwarded_at(now + Duration::from_millis(200));
+    assert_eq!(host.answer(next), Some(expect));
+    host.reconfigure("{}").expect("valid");
+    assert_eq!(host.answer(next), Some(Answer::forwarded_now()), "without limits none is held");
+}

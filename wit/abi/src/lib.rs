@@ -50,6 +50,7 @@
 //! | 9 | FLUSH | child | | | | token | yes | | |
 //! | 10 | TIMER | | | | | token | | time | |
 //! | 11 | DROP | | | | buffer token | | | | |
+//! | 15 | JOB-END | | | | node | | | | |
 //!
 //! Tags 12 to 14 are kept for forward-part, remap and guest-visible bytes.
 //!
@@ -62,6 +63,8 @@
 //! - COPY runs under a range guard. `serve`: its bytes answer the parent request. `clear`: once
 //!   settled, the covered bits of the bitmap are cleared before the guard is released.
 //! - READ fills a host buffer that its token names until a DROP; WRITE writes such a buffer.
+//! - JOB-END: the node's job, begun by `job-start`, has ended. It answers `job-stop`, or comes by itself; what
+//!   the job has read is dropped. An operation for a job that does not run is a violation.
 //! - STATUS answers with EXTENT entries before its DONE.
 //! - An operation ends in one DONE. A refused claim reports [`Errno::ESTALE`] (the bytes may have
 //!   changed since they were read) or [`Errno::EPERM`] (not proven); an action that this host does

@@ -14,6 +14,7 @@ mod loading;
 mod operations;
 mod policies;
 mod protocol;
+mod reload;
 mod scene;
 mod suite;
 mod time;
