@@ -33,6 +33,9 @@ pub trait Filter: Sized + 'static {
     /// The kinds of requests after whose end [`done`](Self::done) is run.
     const NOTIFY: Kinds = Kinds::NONE;
 
+    /// The kinds of requests that [`decide`](Self::decide) may have held.
+    const HOLDS: Kinds = Kinds::NONE;
+
     /// Whether [`job`](Self::job) is written.
     const JOB: bool = false;
 
@@ -56,13 +59,6 @@ pub trait Filter: Sized + 'static {
         Err(ConfigError::new("", "cannot be changed while the plugin runs; load it again"))
     }
 
-    /// Other times for requests that are held ([`Verdict::ForwardAt`]), after [`reload`](Self::reload) or a
-    /// change of a node's size. One that has gone meanwhile is passed over.
-    fn retime(&self, now: Time) -> Vec<(RequestId, Time)> {
-        let _ = now;
-        Vec::new()
-    }
-
     /// From now on the instance also serves this node.
     ///
     /// # Errors
@@ -84,6 +80,19 @@ pub trait Filter: Sized + 'static {
     fn decide(&self, request: &Request, now: Time) -> Option<Verdict> {
         let _ = (request, now);
         None
+    }
+
+    /// Lets held requests go ([`Verdict::Hold`]): by their ids, in the order in which they are to go. Asked at
+    /// the end of every call for as long as it returns when to ask again at the latest; none says that no
+    /// request is held.
+    fn release(&self, now: Time, let_go: &mut dyn FnMut(RequestId)) -> Option<Time> {
+        let _ = (now, let_go);
+        None
+    }
+
+    /// A held request is gone, although it was not let go: the host lets all go when their node is drained.
+    fn gone(&self, request: &Request) {
+        let _ = request;
     }
 
     /// A read.
@@ -174,6 +183,8 @@ pub enum Verdict {
     Forward,
     /// Passed on, but not before a time. The host holds it and needs no further word.
     ForwardAt(Time),
+    /// Kept by the host until [`release`](Filter::release) lets it go; see [`HOLDS`](Filter::HOLDS).
+    Hold,
     /// Refused.
     Fail(Errno),
     /// Answered by a copy that serves it.

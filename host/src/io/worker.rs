@@ -221,6 +221,19 @@ pub async fn until<T>(at: Time, future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
+/// Lets others have their turn.
+pub(crate) async fn next_turn() {
+    let mut is_over = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut is_over, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 struct Sleep {
     local: Rc<Local>,
     at: Time,

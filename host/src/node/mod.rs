@@ -346,6 +346,12 @@ pub trait Node: Any + Send + Sync {
         false
     }
 
+    /// Whether it relies on bytes of its view that are to be kept elsewhere before they change: none may change
+    /// unless the change has passed the node. Where that cannot be, the change is refused.
+    fn keeps_old_bytes(&self) -> bool {
+        false
+    }
+
     /// The length of a growable node without children, now: at least what has been written, bytes.
     fn len_bytes(&self) -> Option<u64> {
         None

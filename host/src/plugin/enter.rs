@@ -1,8 +1,10 @@
 //! Going inside: one worker at a time, which takes what the others left; and what a failure in there does.
 
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError, TryLockError};
 
 use super::inside::{Inside, Place};
 use super::instance::Instance;
@@ -22,7 +24,72 @@ pub(super) enum Asked {
     NotOffered,
 }
 
+/// Being inside for anything but offers, until it is dropped: then somebody sees to the offers of those who
+/// found it busy meanwhile.
+pub(super) struct Entered<'a> {
+    place: MutexGuard<'a, Place>,
+    /// Dropped after the lock.
+    _leaving: Leaving<'a>,
+}
+
+struct Leaving<'a> {
+    instance: &'a Instance,
+    /// None for who is on no worker: then any worker sees to them.
+    local: Option<&'a Rc<LocalPlugin>>,
+}
+
+impl Deref for Entered<'_> {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl DerefMut for Entered<'_> {
+    fn deref_mut(&mut self) -> &mut Place {
+        &mut self.place
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if self.instance.queue.is_empty() {
+            return;
+        }
+        match self.local {
+            Some(local) => local.queue(),
+            None => {
+                self.instance.is_left.store(true, Ordering::Release);
+                self.instance.wake(|_| true);
+            }
+        }
+    }
+}
+
 impl Instance {
+    /// Goes inside for something else than offers.
+    pub(super) fn go_in<'a>(&'a self, local: Option<&'a Rc<LocalPlugin>>) -> Entered<'a> {
+        Entered { place: self.lock(), _leaving: Leaving { instance: self, local } }
+    }
+
+    /// Whether offers were left by somebody who could not see to them: then the caller has to.
+    pub(super) fn take_left(&self) -> bool {
+        self.is_left.load(Ordering::Relaxed) && self.is_left.swap(false, Ordering::AcqRel)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Place> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, Place>> {
+        match self.inside.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Hands the instance a worker's batch. On return every offer has been taken, by this worker or by
     /// the one inside.
     pub(super) fn enter(&self, local: &Rc<LocalPlugin>, batch: &mut Vec<Offer>) {
@@ -131,15 +198,67 @@ impl Instance {
 
     /// Fails the instance if it has owed some answer for longer than it may. Requests that wait for a
     /// place have not been offered: nothing is owed for them.
-    pub(super) fn check_overdue(&self, local: &LocalPlugin) {
+    pub(super) fn check_overdue(&self, local: &Rc<LocalPlugin>) {
         // Whoever is inside now, the next look comes soon.
-        let Some(mut guard) = self.try_lock() else { return };
+        let Some(place) = self.try_lock() else { return };
+        let leaving = Leaving { instance: self, local: Some(local) };
+        let mut guard = Entered { place, _leaving: leaving };
         let hold = self.limits.hold;
         let hold_ns = u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX);
         let now_ns = turn_now().as_nanos();
         if guard.live.as_ref().is_some_and(|inside| inside.table.is_overdue(now_ns, hold_ns)) {
             let reason = format!("it kept a request for more than {hold:?} without an answer");
             self.fail(&mut guard, reason, local);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::{Poll, Waker};
+
+    use blockloom_abi::{Kind, NodeIndex, RequestFlags};
+
+    use super::super::{PluginRuntime, local::Waiting, table::Answer};
+    use super::*;
+    use crate::io::{EngineChoice, EngineKind, next_turn, run_on_thread};
+
+    fn offer(local: &Rc<LocalPlugin>) -> Waiting {
+        let (node, kind, flags) = (NodeIndex(0), Kind::Read, RequestFlags::NONE);
+        let request = |ticket| Offer::Request { ticket, node, kind, flags, offset: 0, len: 512 };
+        local.request(turn_now(), request).expect("somebody is inside")
+    }
+
+    async fn verdict(waiting: &Waiting) -> Option<Verdict> {
+        for _ in 0..4 {
+            next_turn().await;
+        }
+        match waiting.poll(Waker::noop()) {
+            Poll::Ready(verdict) => Some(verdict),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Whoever was inside, for whatever reason: what was left in the queue meanwhile is offered, or fails.
+    #[test]
+    fn offers_that_were_left_for_the_one_inside_are_seen_to() {
+        for (is_on_worker, fails) in [(true, false), (false, false), (true, true)] {
+            let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async move {
+                let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
+                let instance = Instance::bundled(&runtime, "pass", "{}").expect("a plugin");
+                let local = LocalPlugin::of(&instance);
+                let mut entered = instance.go_in(is_on_worker.then_some(&local));
+                let waiting = offer(&local);
+                assert_eq!((verdict(&waiting).await, instance.queue.len()), (None, 1));
+                if fails {
+                    instance.fail(&mut entered, "the test wants it so".into(), &local);
+                }
+                drop(entered);
+                let expect = if fails { Verdict::Fault } else { Verdict::Answer(Answer::GONE) };
+                assert_eq!(verdict(&waiting).await, Some(expect));
+            });
+            ended.expect("a worker");
         }
     }
 }

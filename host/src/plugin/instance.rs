@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use blockloom_abi::{ENTRY_WORDS, Entry, Kind, NodeIndex};
 use crossbeam::queue::{ArrayQueue, SegQueue};
@@ -71,6 +71,8 @@ pub struct Instance {
     /// Nodes that have left the graph. Bounded by those that there are.
     pub(super) departures: SegQueue<NodeIndex>,
     pub(super) queue: ArrayQueue<Offer>,
+    /// Somebody who could not see to it has left offers there.
+    pub(super) is_left: AtomicBool,
     pub(super) phase: PhaseCell,
     pub(super) phase_changes: AtomicU64,
     /// Of the store that is there, or the next one.
@@ -145,6 +147,7 @@ impl Instance {
             served: Served::default(),
             departures: SegQueue::new(),
             queue: ArrayQueue::new(QUEUE_MAX),
+            is_left: AtomicBool::new(false),
             phase: PhaseCell::new(),
             phase_changes: AtomicU64::new(0),
             number: AtomicU32::new(0),
@@ -213,7 +216,7 @@ impl Instance {
     /// Has the guest fail in its next call, which is told what the layout does not allow. For tests.
     #[doc(hidden)]
     pub fn confuse(&self) {
-        if let Some(inside) = self.lock().live.as_mut() {
+        if let Some(inside) = self.go_in(None).live.as_mut() {
             inside.carry.push(Entry([u64::MAX; ENTRY_WORDS]));
         }
     }
@@ -256,18 +259,6 @@ impl Instance {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         workers.retain(|known| known.index() != worker.index());
         workers.push(worker);
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Place> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Place>> {
-        match self.inside.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
     }
 
     pub(super) fn lasting(&self) -> &Arc<Lasting> {

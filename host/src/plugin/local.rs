@@ -321,7 +321,7 @@ impl LocalPlugin {
             self.rules_seen.set(self.instance.rules_changes());
             self.refresh_rules();
         }
-        if self.instance.has_controls() {
+        if self.instance.has_controls() || self.instance.take_left() {
             self.queue();
         }
         let phases = self.instance.phase_changes();

@@ -20,7 +20,7 @@ use super::served::{Children, Departure};
 use super::table::Answer;
 use crate::bitmap::Use;
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::PointInTime;
+use crate::filter::{PointInTime, ViewNode};
 use crate::graph::{
     BitmapScope, Cx, EdgeCall, EdgeRef, GraphNode, LocalGraph, OnBehalf, OwnAccord,
 };
@@ -663,6 +663,13 @@ impl Node for PluginNode {
 
     fn is_transparent(&self) -> bool {
         true
+    }
+
+    fn keeps_old_bytes(&self) -> bool {
+        let module = self.instance.module();
+        let makes_one = module.inspection().views.iter().any(|view| view == ViewNode::SNAPSHOT);
+        let sets = || self.instance.lasting().bitmaps.point_in_time(self.index);
+        makes_one && sets().is_none_or(|sets| sets.is_unfinished())
     }
 
     fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {

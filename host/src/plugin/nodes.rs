@@ -1,5 +1,6 @@
 //! The nodes that an instance serves: telling the guest of one, of its size, and that it has gone.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use blockloom_abi::{Control, ControlKind, NodeIndex};
@@ -62,7 +63,7 @@ impl Instance {
         info: &NodeInfo,
         infos: &[NodeInfo],
     ) -> Result<()> {
-        let mut place = self.lock();
+        let mut place = self.go_in(None);
         let Some(inside) = place.live.as_mut() else { return Err(self.fault_error()) };
         if inside.is_gated {
             let message = format!("plugin `{}` is being replaced: try again", self.plugin());
@@ -183,8 +184,8 @@ impl Instance {
     }
 
     /// The job of a node that has left does not end: its plugin is at fault.
-    pub(super) fn end_leaving(&self, node: NodeIndex, local: &LocalPlugin) {
-        let mut place = self.lock();
+    pub(super) fn end_leaving(&self, node: NodeIndex, local: &Rc<LocalPlugin>) {
+        let mut place = self.go_in(Some(local));
         self.take_departures(&mut place);
         if place.live.as_ref().is_some_and(|inside| inside.leaving.contains(&node)) {
             let reason = "it went on working for a node that was removed".to_owned();

@@ -4,7 +4,7 @@
 //! ```text
 //!   aside    instantiate, check, configure            the former serves
 //!   jobs     job-stop, until they have ended          the former serves
-//!   gate     requests wait; what is offered, done or awaited ends; what is held stays held
+//!   gate     requests wait; what is offered, done or awaited ends; what is held till a time stays held
 //!   hand     save │ add-node …, restore               nobody is called for a request
 //!   place    rules, children, kinds; jobs begin       the next serves, those that wait first
 //! ```
@@ -14,6 +14,7 @@
 //! which the former was not asked takes the place with nothing in flight at all: so what it has set as rules is
 //! armed for those, too. One that is down, or out of service, has no state to hand over.
 
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
@@ -25,18 +26,19 @@ use super::local::{LocalPlugin, Verdict};
 use super::module::{PluginModule, arm};
 use super::node::PluginNode;
 use super::operation::StoreNumber;
-use super::restart::next_turn;
 use super::served::Fit;
 use super::store::{CALL_DATA_BYTES, Lasting, STATE_MAX_BYTES, printable};
 use super::table::{Answer, Table};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Event, GraphCell};
-use crate::io::{Time, sleep_until, turn_now};
+use crate::io::{Time, next_turn, sleep_until, turn_now};
 
 /// Time that jobs have to end. One that does nothing but wait by then is given up.
 const JOB_STOP_TIME: Duration = Duration::from_secs(2);
 /// Longest time for which requests wait: for the ends of those before them.
 const GATE_TIME: Duration = Duration::from_secs(2);
+/// Time after which requests that the guest holds, and whose end it awaits, are let go.
+const RELEASE_AFTER: Duration = Duration::from_millis(100);
 /// Between two looks at what is still to end, at first and at last.
 const LOOKS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(5));
 
@@ -121,7 +123,7 @@ impl Instance {
     pub async fn reconfigure(self: &Arc<Self>, config: &str) -> Result<(), InstanceError> {
         let local = LocalPlugin::of(self);
         let _changing = self.change().await;
-        let mut place = self.lock();
+        let mut place = self.go_in(Some(&local));
         if place.live.is_none() {
             return Err(self.fault_error().into());
         }
@@ -187,7 +189,7 @@ impl Instance {
     }
 
     /// Tells jobs to end, and waits until they have, or for long enough.
-    async fn stop_jobs(&self, local: &LocalPlugin) {
+    async fn stop_jobs(&self, local: &Rc<LocalPlugin>) {
         let deadline = turn_now() + JOB_STOP_TIME;
         self.look_until(deadline, local, |place| {
             let Some(inside) = place.live.as_mut() else { return true };
@@ -201,12 +203,12 @@ impl Instance {
     async fn look_until(
         &self,
         deadline: Time,
-        local: &LocalPlugin,
+        local: &Rc<LocalPlugin>,
         mut is_so: impl FnMut(&mut Place) -> bool,
     ) -> bool {
         let mut pause = LOOKS.0;
         loop {
-            if is_so(&mut self.lock()) {
+            if is_so(&mut self.go_in(Some(local))) {
                 return true;
             }
             if turn_now() >= deadline {
@@ -228,7 +230,7 @@ impl Instance {
     async fn take_place_still(
         self: &Arc<Self>,
         next: Next,
-        local: &LocalPlugin,
+        local: &Rc<LocalPlugin>,
         mut cells: Vec<Arc<GraphCell>>,
     ) -> Result<()> {
         let Some(cell) = cells.pop() else { return self.take_place(next, local).await };
@@ -236,7 +238,7 @@ impl Instance {
         cell.while_still(|node| PluginNode::is_of(node, self), GATE_TIME, act).await?
     }
 
-    async fn take_place(&self, mut next: Next, local: &LocalPlugin) -> Result<()> {
+    async fn take_place(&self, mut next: Next, local: &Rc<LocalPlugin>) -> Result<()> {
         let handed = self.take_over(local).await?;
         next.fit = self.served.fit(&next.made.module)?;
         next.made.store.data_mut().begin_aside(&self.lasting);
@@ -249,7 +251,7 @@ impl Instance {
     }
 
     /// Has the guest that is there hand over its state, once it has nothing in hand.
-    async fn take_over(&self, local: &LocalPlugin) -> Result<Handed> {
+    async fn take_over(&self, local: &Rc<LocalPlugin>) -> Result<Handed> {
         let number = self.store_number();
         let has_place = match self.phase() {
             Phase::Running => self.gate(local),
@@ -259,10 +261,14 @@ impl Instance {
             return Ok(Handed { number: self.store_number(), state: Vec::new() });
         }
         let mut owes = "";
+        let mut release = Some(turn_now() + RELEASE_AFTER);
         let is_quiet = self.look_until(turn_now() + GATE_TIME, local, |place| {
             self.pass_by(place);
             let Some(inside) = place.live.as_mut() else { return true };
             owes = unfinished(inside);
+            if release.take_if(|at| turn_now() >= *at).is_some() {
+                self.release_awaited(inside, local);
+            }
             inside.is_frozen = inside.is_quiet() && self.ended.is_empty();
             inside.is_frozen
         });
@@ -273,7 +279,7 @@ impl Instance {
             );
             return Err(Error::new(ErrorKind::TimedOut, message));
         }
-        let mut place = self.lock();
+        let mut place = self.go_in(Some(local));
         let state = self.guarded(&mut place, local, |inside| self.call_save(inside));
         let state = state.ok_or_else(|| self.has_failed())?;
         Ok(Handed { number, state })
@@ -286,19 +292,22 @@ impl Instance {
     }
 
     /// No request is offered from now on; whether there is a guest.
-    fn gate(&self, local: &LocalPlugin) -> bool {
-        let mut place = self.lock();
+    fn gate(&self, local: &Rc<LocalPlugin>) -> bool {
+        let mut place = self.go_in(Some(local));
         let Some(inside) = place.live.as_mut() else { return false };
         inside.is_gated = true;
         inside.stop_jobs();
         // Under the lock: who comes in later sees it.
         self.phase.set(Phase::Reloading);
-        // Whoever waits for the end of one that is held would wait for its time.
+        true
+    }
+
+    /// Lets those go whose end the guest awaits: they may be held for longer than others can wait.
+    fn release_awaited(&self, inside: &Inside, local: &LocalPlugin) {
         for (ticket, id) in inside.table.awaited() {
             let at_once = Answer::Forward { not_before_ns: 0, notify: true, known: Some(id) };
             self.deliver(ticket, Verdict::Answer(at_once), local);
         }
-        true
     }
 
     /// What others have left for whoever is inside.
@@ -345,9 +354,9 @@ impl Instance {
     ///
     /// # Errors
     /// If the one before has failed meanwhile.
-    fn put_in_place(&self, next: Next, handed: &Handed, local: &LocalPlugin) -> Result<()> {
+    fn put_in_place(&self, next: Next, handed: &Handed, local: &Rc<LocalPlugin>) -> Result<()> {
         let Next { mut made, config, fit } = next;
-        let mut place = self.lock();
+        let mut place = self.go_in(Some(local));
         if self.store_number() != handed.number {
             made.store.data_mut().take_back();
             return Err(self.has_failed());
@@ -382,7 +391,7 @@ impl Instance {
     }
 
     /// Takes over what is not the guest's: requests that wait, those that are held, and where jobs are.
-    fn succeed(&self, mut former: Inside, made: Made, local: &LocalPlugin) -> Inside {
+    fn succeed(&self, mut former: Inside, made: Made, local: &Rc<LocalPlugin>) -> Inside {
         self.drop_buffers(&mut former, None, local);
         former.table.forget_held();
         let Inside { table, waiting, jobs, .. } = former;
@@ -398,8 +407,8 @@ impl Instance {
     }
 
     /// Nothing came of it: the guest that is there goes on.
-    fn go_on(&self, local: &LocalPlugin) {
-        let mut place = self.lock();
+    fn go_on(&self, local: &Rc<LocalPlugin>) {
+        let mut place = self.go_in(Some(local));
         let Some(inside) = place.live.as_mut() else { return };
         let was_gated = std::mem::take(&mut inside.is_gated);
         inside.is_frozen = false;

@@ -4,10 +4,9 @@
 //! more than the time of one call at once. Until it is complete nothing of it counts; if one of the steps
 //! fails, that is a fault more.
 
-use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::task::Poll;
 
 use super::faults::{Next, OnFault, Phase};
 use super::inside::{Inside, Made};
@@ -17,7 +16,7 @@ use super::served::Fit;
 use super::table::Table;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Event, GraphCell};
-use crate::io::turn_now;
+use crate::io::{next_turn, turn_now};
 
 impl Instance {
     /// Has the users of a graph told of faults.
@@ -86,10 +85,10 @@ impl Instance {
     }
 
     /// Puts a new store in the place of the one that was lost.
-    pub(super) async fn restart(&self, local: &LocalPlugin) {
+    pub(super) async fn restart(&self, local: &Rc<LocalPlugin>) {
         match self.new_store().await {
             Ok(made) => {
-                let mut place = self.lock();
+                let mut place = self.go_in(Some(local));
                 let table = place.table.take().unwrap_or_else(|| Table::new(self.limits.in_flight));
                 place.live = Some(self.settle(made, table));
                 drop(place);
@@ -147,17 +146,4 @@ impl Instance {
         }
         Ok(())
     }
-}
-
-/// Lets others have their turn.
-pub(super) async fn next_turn() {
-    let mut is_over = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut is_over, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

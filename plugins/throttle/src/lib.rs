@@ -1,113 +1,82 @@
 //! Limits requests and bytes a second by delaying requests; it never fails one.
 //!
-//! Each request is forwarded with a time before which the host holds it, so the plugin is called
-//! once a request and needs no timer. Nodes that name the same instance share its limits: a group.
-//! [`ThrottleConfig`] lists the keys, [`Throttle`] is the arithmetic, which the host's own throttle
-//! shares.
+//! A request that the limits allow is forwarded at once. The others the host holds until their turn comes:
+//! nodes that name the same instance share its limits, and those that wait for them get equal shares.
+//! [`ThrottleConfig`] lists the keys, [`Throttle`] decides, which the host's own throttle does with it, too.
 #![deny(unsafe_code)]
 
 mod bucket;
 mod config;
+mod group;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::time::Duration;
 
-use blockloom_sdk::{
-    ConfigError, Description, Filter, Kind, Kinds, Request, RequestId, Time, Verdict,
-};
+use blockloom_sdk::{ConfigError, Description, Filter, Kinds, Request, RequestId, Time, Verdict};
 
-pub use bucket::Throttle;
-pub use config::{DEFAULT_BURST, Limits, MAX_BURST, MAX_RATE, ThrottleConfig};
+pub use config::{DEFAULT_BURST, Limit, MAX_BURST, MAX_RATE, ThrottleConfig};
+pub use group::{CREDIT_NS, Next, Throttle};
 
-/// A request that the host holds, until a time.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    id: RequestId,
-    kind: Kind,
-    len: u64,
-    until_ns: u64,
-}
+/// When to look again at the latest: the limits may have changed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The throttle as a plugin.
 #[derive(Debug)]
-pub struct ThrottleFilter {
-    throttle: RefCell<Throttle>,
-    /// The last one of each slot of the host's.
-    held: RefCell<Vec<Option<Held>>>,
-    has_changed: Cell<bool>,
-}
+pub struct ThrottleFilter(RefCell<Throttle<RequestId>>);
 
 impl Filter for ThrottleFilter {
     const KINDS: Kinds = Kinds::NONE;
     const DECIDE: Kinds = Kinds::READ.with(Kinds::WRITE).with(Kinds::ZERO).with(Kinds::DISCARD);
+    const HOLDS: Kinds = Self::DECIDE;
 
     fn describe() -> Description {
         Description::new("throttle", env!("CARGO_PKG_VERSION")).may_bypass()
     }
 
     fn configure(config: &str) -> Result<Self, ConfigError> {
-        let throttle = RefCell::new(Throttle::new(&ThrottleConfig::from_json(config)?));
-        Ok(Self { throttle, held: RefCell::default(), has_changed: Cell::new(false) })
+        Ok(Self(RefCell::new(Throttle::new(&ThrottleConfig::from_json(config)?))))
     }
 
     fn reload(&self, config: &str) -> Result<(), ConfigError> {
         let config = ThrottleConfig::from_json(config)?;
-        self.throttle.borrow_mut().reconfigure(&config);
-        self.has_changed.set(true);
+        if let Ok(mut throttle) = self.0.try_borrow_mut() {
+            throttle.reconfigure(&config);
+        }
         Ok(())
     }
 
-    /// Those that are held wait as long as the new limits ask.
-    fn retime(&self, now: Time) -> Vec<(RequestId, Time)> {
-        if !self.has_changed.replace(false) {
-            return Vec::new();
-        }
-        let now_ns = now.as_nanos();
-        let mut held = self.held.borrow_mut();
-        let mut waiting: Vec<&mut Held> =
-            held.iter_mut().flatten().filter(|held| held.until_ns > now_ns).collect();
-        if waiting.is_empty() {
-            return Vec::new();
-        }
-        waiting.sort_by_key(|held| held.until_ns);
-        let mut throttle = self.throttle.borrow_mut();
-        throttle.begin_again(now_ns);
-        let mut times = Vec::with_capacity(waiting.len());
-        for held in waiting {
-            held.until_ns = throttle.admit(held.kind, held.len, now_ns);
-            times.push((held.id, Time::from_nanos(held.until_ns)));
-        }
-        times
-    }
-
     fn save(&self) -> Vec<u8> {
-        self.throttle.borrow().save()
+        self.0.borrow().save()
     }
 
     fn restore(&self, state: &[u8]) -> Result<(), String> {
-        self.throttle.borrow_mut().restore(state).map_err(str::to_owned)
+        self.0.borrow_mut().restore(state).map_err(str::to_owned)
     }
 
     #[inline]
     fn decide(&self, request: &Request, now: Time) -> Option<Verdict> {
         // Borrowed only within a call, and calls do not nest: what is left undecided is forwarded.
-        let mut throttle = self.throttle.try_borrow_mut().ok()?;
-        let until_ns = throttle.admit(request.kind, request.len, now.as_nanos());
-        if until_ns == 0 {
-            return Some(Verdict::Forward);
-        }
-        self.keep(request, until_ns);
-        Some(Verdict::ForwardAt(Time::from_nanos(until_ns)))
+        let mut throttle = self.0.try_borrow_mut().ok()?;
+        let &Request { id, node, kind, len, .. } = request;
+        let starts = throttle.offer(node.0, kind, len, id, now.as_nanos());
+        Some(if starts { Verdict::Forward } else { Verdict::Hold })
     }
-}
 
-impl ThrottleFilter {
-    fn keep(&self, request: &Request, until_ns: u64) {
-        let slot = usize::from(request.id.slot());
-        let mut held = self.held.borrow_mut();
-        if held.len() <= slot {
-            held.resize(slot + 1, None);
+    fn release(&self, now: Time, let_go: &mut dyn FnMut(RequestId)) -> Option<Time> {
+        let mut throttle = self.0.try_borrow_mut().ok()?;
+        loop {
+            match throttle.next(now.as_nanos()) {
+                Next::Start(id) => let_go(id),
+                Next::At(nanos) => return Some(Time::from_nanos(nanos).min(now + LOOK)),
+                Next::Idle => return None,
+            }
         }
-        held[slot] = Some(Held { id: request.id, kind: request.kind, len: request.len, until_ns });
+    }
+
+    fn gone(&self, request: &Request) {
+        if let Ok(mut throttle) = self.0.try_borrow_mut() {
+            throttle.forget(request.node.0, request.id);
+        }
     }
 }
 

@@ -142,3 +142,21 @@ fn a_group_shares_its_rate() {
         }
     }
 }
+
+/// Two busy drives of one group have equal shares, whatever their depths.
+#[test]
+fn a_group_is_fair_whatever_the_depth() {
+    if !have(&["fio"]) {
+        return;
+    }
+    for twin in TWINS {
+        for (config, total) in [("iops = 2000", 2000.0), ("iops = 8000, iops-max = 8000", 8000.0)] {
+            let jobs = [(0, "randread", "4k", 1), (1, "randread", "4k", 32)];
+            let jobs = check(twin, config, 2, &jobs, total_iops, total);
+            for job in &jobs {
+                let share = iops(job) / total;
+                assert!((0.425..0.575).contains(&share), "{twin}, {config}: a share of {share}");
+            }
+        }
+    }
+}
