@@ -43,7 +43,7 @@ fn node(name: &str, driver: Arc<dyn Node>, children: Vec<ChildDecl>) -> NodeDecl
 fn open(mut decl: GraphDecl, root: &str) -> Rc<LocalGraph> {
     let root = Some(root.into());
     decl.drives.push(DriveDecl { id: "d".into(), root, writable: true, only_shows: false });
-    local(&decl)
+    local(decl)
 }
 
 async fn write(drive: &LocalDrive, at: usize) {

@@ -47,11 +47,11 @@ fn graph(filter: Option<Arc<dyn Node>>, grants: PermissionSet) -> Rc<LocalGraph>
     }
     let root = Some(root.into());
     decl.drives.push(DriveDecl { id: "d".into(), root, writable: true, only_shows: false });
-    local(&decl)
+    local(decl)
 }
 
 /// The graph on this worker, with its nodes started.
-fn local(decl: &GraphDecl) -> Rc<LocalGraph> {
+fn local(decl: GraphDecl) -> Rc<LocalGraph> {
     let graph = decl.build().expect("a graph");
     for node in graph.nodes() {
         let infos: Vec<_> =
