@@ -11,6 +11,7 @@ mod from_spec;
 mod image_facts;
 mod images;
 pub(crate) mod persist;
+mod plugins;
 mod report;
 mod start;
 mod surroundings;
@@ -26,6 +27,7 @@ pub use call::block_on;
 pub use drive::Drive;
 pub use from_spec::{Overrides, StartError, StartedExport, check, read_spec, start};
 pub use persist::Keep;
+pub use plugins::{ChangedPlugin, PluginBinary};
 pub use report::report as report_of;
 
 use crate::bitmap::{BitmapName, Granularity};
