@@ -196,6 +196,10 @@ impl Node for BackupNode {
         true
     }
 
+    fn is_exclusive(&self, edge: usize) -> bool {
+        edge == FILE
+    }
+
     fn start(&self, _name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
         let invalid = |message: String| Error::new(ErrorKind::Invalid, message);
         if children.get(TARGET).is_none_or(|target| target.size_bytes < info.size_bytes) {

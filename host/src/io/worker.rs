@@ -205,6 +205,13 @@ pub fn turn_now() -> Time {
     })
 }
 
+/// The time now: costs a look at the clock.
+pub(crate) fn clock_now() -> Time {
+    CURRENT.with(|current| {
+        current.borrow().as_ref().map_or_else(Time::monotonic, |local| local.io.now())
+    })
+}
+
 /// Waits until the worker's clock reaches `at`.
 pub async fn sleep_until(at: Time) {
     let mut sleep = Sleep { local: expect_current(), at, key: None };

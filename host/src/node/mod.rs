@@ -319,6 +319,18 @@ pub trait Node: Send + Sync + 'static {
         Upkeep::None
     }
 
+    /// Whether nobody but those who come through the node may change what its child number `edge` shows: it keeps
+    /// old bytes before they are changed. Always the same.
+    fn is_exclusive(&self, edge: usize) -> bool {
+        let _ = edge;
+        false
+    }
+
+    /// What it has counted beside what its edges count, for reports: one line.
+    fn report(&self) -> Option<String> {
+        None
+    }
+
     /// The bitmaps that it keeps beside its bytes, if it can.
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
         None

@@ -9,7 +9,10 @@ use blockloom_abi::{
 };
 use wasmtime::Store;
 
+use super::PluginLimits;
 use super::bindings::Filter;
+use super::cpu::Account;
+use super::faults::Fault;
 use super::local::{Offer, Ticket};
 use super::operation::{Asked, Ended, StoreNumber};
 use super::store::HostState;
@@ -51,9 +54,8 @@ pub(super) struct Inside {
     pub(super) timers: Timers,
     /// Where each node's job is.
     pub(super) jobs: HashMap<NodeIndex, Ticket>,
-    /// How often rules had changed when the workers were last told.
-    pub(super) rules_seen: u64,
     pub(super) words: Vec<u64>,
+    pub(super) cpu: Account,
 }
 
 impl Inside {
@@ -61,6 +63,7 @@ impl Inside {
         (store, filter): (Store<HostState>, Filter),
         number: StoreNumber,
         table: Table,
+        limits: &PluginLimits,
     ) -> Self {
         Self {
             number,
@@ -73,8 +76,8 @@ impl Inside {
             buffers: HashMap::new(),
             timers: Timers::default(),
             jobs: HashMap::new(),
-            rules_seen: 0,
             words: Vec::new(),
+            cpu: Account::new(limits),
         }
     }
 
@@ -92,7 +95,9 @@ impl Inside {
             return false;
         }
         let unchanged = flags.contains(RequestFlags::UNCHANGED);
-        let Some(id) = self.table.offer((kind, unchanged), ticket, now_ns) else { return false };
+        let Some(id) = self.table.offer((node, kind, unchanged), ticket, now_ns) else {
+            return false;
+        };
         self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
         true
     }
@@ -174,17 +179,18 @@ impl Inside {
     }
 
     /// Ends an operation that is not begun.
-    pub(super) fn refuse(&mut self, token: Token, errno: Errno) -> Result<(), String> {
+    pub(super) fn refuse(&mut self, token: Token, errno: Errno) -> Result<(), Fault> {
         self.end(token, Err(errno))
     }
 
-    pub(super) fn end(&mut self, token: Token, result: Result<(), Errno>) -> Result<(), String> {
+    pub(super) fn end(&mut self, token: Token, result: Result<(), Errno>) -> Result<(), Fault> {
         self.carry(Done { subject: Subject::Operation(token), result, value: 0 })
     }
 
-    pub(super) fn carry(&mut self, done: Done) -> Result<(), String> {
+    pub(super) fn carry(&mut self, done: Done) -> Result<(), Fault> {
         if self.carry.len() >= MAX_EVENTS {
-            return Err(format!("it asked for more than {MAX_EVENTS} operations at once"));
+            let reason = format!("it asked for more than {MAX_EVENTS} operations at once");
+            return Err(Fault::breach(reason));
         }
         self.carry.push(done.encode());
         Ok(())

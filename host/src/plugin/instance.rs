@@ -11,6 +11,7 @@ use blockloom_abi::{ENTRY_WORDS, Entry, Kind, Kinds};
 use crossbeam::queue::{ArrayQueue, SegQueue};
 
 use super::bindings::exports::blockloom::filter::control;
+use super::counters::PluginCounters;
 use super::faults::{Faults, OnFault, Phase, PhaseCell};
 use super::inside::{Inside, Place};
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
@@ -21,7 +22,7 @@ use super::table::Table;
 use super::{PluginLimits, module};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::GraphCell;
-use crate::io::WorkerHandle;
+use crate::io::{Time, WorkerHandle};
 use crate::limits::WORKERS_MAX;
 
 /// Offers that wait for the worker inside. A worker that finds it full waits for its turn instead.
@@ -80,6 +81,10 @@ pub struct Instance {
     pub(super) ended: SegQueue<Ended>,
     pub(super) lasting: Arc<Lasting>,
     pub(super) nodes: AtomicU16,
+    /// Until then it is not called, as it has used up its processor time: nanoseconds.
+    pub(super) put_off_until: AtomicU64,
+    /// When somebody was last told of a refused claim.
+    pub(super) refusal_told: Mutex<Option<Time>>,
 }
 
 impl Instance {
@@ -113,11 +118,11 @@ impl Instance {
             );
             return Err(Error::new(ErrorKind::NotPermitted, message).into());
         }
-        let lasting = Arc::<Lasting>::default();
+        let lasting = Arc::new(Lasting::of(module.inspection()));
         let (mut store, filter) = module.instantiate(&limits, Arc::clone(&lasting))?;
         let configured = module.configure(&mut store, &filter, config, &limits)?;
         configured.map_err(InstanceError::Config)?;
-        let inside = Inside::new((store, filter), 0, Table::new(limits.in_flight));
+        let inside = Inside::new((store, filter), 0, Table::new(limits.in_flight), &limits);
         Ok(Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             module: Arc::clone(module),
@@ -142,6 +147,8 @@ impl Instance {
             ended: SegQueue::new(),
             lasting,
             nodes: AtomicU16::new(0),
+            put_off_until: AtomicU64::new(0),
+            refusal_told: Mutex::default(),
         }))
     }
 
@@ -166,6 +173,11 @@ impl Instance {
     /// How many stores it has had before the present one.
     pub fn restarts(&self) -> u32 {
         self.number.load(Ordering::Acquire)
+    }
+
+    /// What has been counted of it, and of all its nodes.
+    pub fn counters(&self) -> PluginCounters {
+        self.lasting.counters.sum(None, self.restarts().into())
     }
 
     /// Has the guest fail in its next call, which is told what the layout does not allow. For tests.
@@ -231,16 +243,12 @@ impl Instance {
         &self.lasting
     }
 
-    /// How often rules have changed.
-    #[inline]
-    pub(super) fn rules_changes(&self) -> u64 {
-        self.lasting.rules_changes()
-    }
-
     /// Whether there are events that nobody has taken in.
     #[inline]
     pub(super) fn has_controls(&self) -> bool {
-        !self.lasting.controls.is_empty() && self.phase() == Phase::Running
+        !self.lasting.controls.is_empty()
+            && self.phase() == Phase::Running
+            && self.put_off_until().is_none()
     }
 
     /// Whether the plugin has work of its own.

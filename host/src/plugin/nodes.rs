@@ -97,8 +97,9 @@ impl Instance {
         };
         let mut guard = self.go_in(None);
         let Some(inside) = guard.live.as_mut() else { return Err(self.fault_error()) };
-        self.call_add_node((&mut inside.store, &inside.filter), &node)?;
-        self.tell_rules(inside);
+        let added = self.call_add_node((&mut inside.store, &inside.filter), &node);
+        self.publish_rules();
+        added?;
         self.set_up.lock().unwrap_or_else(PoisonError::into_inner).nodes.push(node);
         Ok(())
     }

@@ -71,6 +71,7 @@ impl Filter for BackupFilter {
         let target = ChildWant { wants: Grants::WRITE, ..ChildWant::new("target") };
         Description::new("backup", env!("CARGO_PKG_VERSION"))
             .wants(Grants::READ)
+            .exclusive()
             .child(target)
             .bitmap("changes", false)
             .view("snapshot")
