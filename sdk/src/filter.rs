@@ -90,7 +90,8 @@ pub trait Filter: Sized + 'static {
         None
     }
 
-    /// A held request is gone, although it was not let go: the host lets all go when their node is drained.
+    /// A held request is gone, although it was not let go: the host lets all go when their node is drained,
+    /// and each after `limits.hold`.
     fn gone(&self, request: &Request) {
         let _ = request;
     }
