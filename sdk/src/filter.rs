@@ -165,7 +165,8 @@ pub enum Verdict {
     ForwardAt(Time),
     /// Refused.
     Fail(Errno),
-    /// Answered by a copy that serves it.
+    /// Answered by a copy that serves it, or by the bytes that were put to it; a write or zeroing of a filter
+    /// that transforms data: done by its operations.
     Served,
 }
 
@@ -238,8 +239,8 @@ pub struct Description {
     pub views: Vec<&'static str>,
     /// Bitmaps that it reads, and whether it cannot do without.
     pub bitmaps: Vec<(&'static str, bool)>,
-    /// Whether it answers requests with bytes that are not its child's.
-    pub wants_transform: bool,
+    /// What it wants to do with the data of requests.
+    pub bytes: ByteAccess,
     /// Whether requests may go to the filtered child without it, should it fail.
     pub may_bypass: bool,
 }
@@ -256,7 +257,7 @@ impl Description {
             children: vec![ChildWant::new("file")],
             views: Vec::new(),
             bitmaps: Vec::new(),
-            wants_transform: false,
+            bytes: ByteAccess::None,
             may_bypass: false,
         }
     }
@@ -281,6 +282,12 @@ impl Description {
     pub fn child(mut self, child: ChildWant) -> Self {
         self.children.push(child);
         self
+    }
+
+    /// What it wants to do with the data of requests: see [`Cx::bytes`].
+    #[must_use]
+    pub fn bytes(self, bytes: ByteAccess) -> Self {
+        Self { bytes, ..self }
     }
 
     /// One bitmap more that it reads, if `bitmap.NAME` of its node lends one.
@@ -379,6 +386,19 @@ impl Grants {
     }
 }
 
+/// What a plugin may do with the data of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ByteAccess {
+    /// Nothing.
+    #[default]
+    None,
+    /// Look at it.
+    Read,
+    /// Make it other data: the node shows bytes of its own. A zeroing is then a write, and a discard does
+    /// nothing, unless [`Filter::KINDS`] has them.
+    Transform,
+}
+
 /// A node that the instance serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -394,6 +414,8 @@ pub struct Node {
     pub children: Vec<Option<Child>>,
     /// The bitmaps it may use.
     pub bitmaps: Vec<Bitmap>,
+    /// What it may do with the data of requests.
+    pub bytes: ByteAccess,
 }
 
 impl Node {

@@ -341,6 +341,11 @@ pub trait Node: Send + Sync + 'static {
         false
     }
 
+    /// Whether it makes other bytes of those of its children: then no edge of it may be one of view.
+    fn is_opaque(&self) -> bool {
+        false
+    }
+
     /// The length of a growable node without children, now: at least what has been written, bytes.
     fn len_bytes(&self) -> Option<u64> {
         None

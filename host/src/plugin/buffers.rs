@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockloom_abi::Token;
 
+use super::bytes::BufferBytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::ProvenBuf;
+use crate::io::Buf;
 
 /// Bytes that one instance may have in buffers, on all workers: 64 of the largest.
 const BUFFER_BYTES_MAX: u64 = 64 << 20;
@@ -49,8 +51,28 @@ impl Drop for Taken {
 /// What is in a buffer, with its room.
 #[derive(Clone)]
 pub(super) struct Filled {
-    pub(super) bytes: ProvenBuf,
+    /// As it was read; `None` of one that the guest has made.
+    read: Option<ProvenBuf>,
+    /// As the guest sees it, if it does.
+    seen: Option<Arc<BufferBytes>>,
     _room: Rc<Taken>,
+}
+
+impl Filled {
+    pub(super) fn len_bytes(&self) -> u64 {
+        let read = self.read.as_ref().map(|read| read.bytes().len());
+        read.or_else(|| self.seen.as_ref().map(|seen| seen.len())).unwrap_or(0) as u64
+    }
+
+    /// The guest's own bytes, if it has made them or altered what was read: nothing is proven of them.
+    pub(super) fn own(&self) -> Option<Buf> {
+        self.seen.as_ref()?.own()
+    }
+
+    /// As it was read.
+    pub(super) fn into_read(self) -> Option<ProvenBuf> {
+        self.read
+    }
 }
 
 /// The buffers of one request, or job.
@@ -58,8 +80,23 @@ pub(super) struct Filled {
 pub(super) struct Buffers(RefCell<Vec<(Token, Filled)>>);
 
 impl Buffers {
-    pub(super) fn keep(&self, token: Token, bytes: ProvenBuf, room: Taken) {
-        self.0.borrow_mut().push((token, Filled { bytes, _room: Rc::new(room) }));
+    /// What was read; what of it the guest sees.
+    pub(super) fn keep(
+        &self,
+        token: Token,
+        read: ProvenBuf,
+        (seen, room): (Option<Arc<BufferBytes>>, Taken),
+    ) {
+        self.add(token, Filled { read: Some(read), seen, _room: Rc::new(room) });
+    }
+
+    /// One for the guest's own bytes.
+    pub(super) fn keep_made(&self, token: Token, made: Arc<BufferBytes>, room: Taken) {
+        self.add(token, Filled { read: None, seen: Some(made), _room: Rc::new(room) });
+    }
+
+    fn add(&self, token: Token, filled: Filled) {
+        self.0.borrow_mut().push((token, filled));
     }
 
     pub(super) fn get(&self, token: Token) -> Option<Filled> {

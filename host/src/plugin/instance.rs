@@ -20,6 +20,7 @@ use wasmtime::Store;
 
 use super::bindings::Filter;
 use super::bindings::exports::blockloom::filter::control;
+use super::bytes::ByteAccess;
 use super::faults::{Faults, OnFault, Phase, PhaseCell};
 use super::grants::{Grants, PluginChild, resolve};
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
@@ -218,6 +219,11 @@ impl Instance {
         self.number.load(Ordering::Acquire)
     }
 
+    /// How many claims of its plugin the host has refused: not proven, or of bytes that may be old.
+    pub fn refused_claims(&self) -> u64 {
+        self.lasting.refused_claims.load(Ordering::Relaxed)
+    }
+
     /// Has the guest fail in its next call, which is told what the layout does not allow. For tests.
     #[doc(hidden)]
     pub fn confuse(&self) {
@@ -292,6 +298,30 @@ impl Instance {
         }
     }
 
+    /// Checks what is granted of the data of a node's requests.
+    pub(super) fn check_bytes(&self, granted: ByteAccess) -> Result<()> {
+        let (wanted, plugin) = (self.module.inspection().wants_bytes, self.plugin());
+        let not_permitted = |message: String| Err(Error::new(ErrorKind::NotPermitted, message));
+        if wanted > granted {
+            let to = match wanted {
+                ByteAccess::Transform => "change the data of requests",
+                _ => "look at the data of requests",
+            };
+            return not_permitted(format!(
+                "plugin `{plugin}` wants to {to}, and is not granted that: write `grant.bytes = \"{}\"`, or \
+                 use another plugin",
+                wanted.name()
+            ));
+        }
+        if granted == ByteAccess::Transform && self.policy == OnFault::Bypass {
+            return not_permitted(format!(
+                "plugin `{plugin}` changes the data of requests, and may not be bypassed when it fails: choose \
+                 \"restart\" or \"fail\""
+            ));
+        }
+        Ok(())
+    }
+
     /// Checks that the plugin offers a view.
     pub(super) fn check_view(&self, view: &str) -> Result<()> {
         let views = &self.module.inspection().views;
@@ -323,7 +353,7 @@ impl Instance {
         index: NodeIndex,
         name: &str,
         info: &NodeInfo,
-        (children, infos): (&[PluginChild], &[NodeInfo]),
+        (children, infos, access): (&[PluginChild], &[NodeInfo], ByteAccess),
     ) -> Result<()> {
         self.lasting.add_node(index, info.size_bytes);
         let described = self.module.inspection().children.len().max(1);
@@ -333,6 +363,7 @@ impl Instance {
             Some(control::Child { size_bytes, granted: child.granted.to_wire() })
         };
         let node = control::Node {
+            bytes: access.to_wire(),
             index: index.0,
             name: name.to_owned(),
             size_bytes: info.size_bytes,
@@ -641,6 +672,7 @@ impl Instance {
                 if not_before_ns <= now_ns
                     && let Some(ticket) = inside.table.forward_now(id)
                 {
+                    inside.forget_buffers(ticket);
                     return Ok(Some(ticket));
                 }
                 let forward = Forward { not_before_ns, ..Forward::now(id) };
@@ -705,14 +737,16 @@ impl Instance {
             match Action::decode(entry).map_err(broken)? {
                 Action::Forward(forward) => self.forward(inside, forward, now_ns, local)?,
                 Action::Complete(complete) => {
-                    let (ticket, answer) =
-                        inside.table.complete(complete).map_err(|breach| breach.to_string())?;
+                    let is_put = inside.store.data().bytes.is_put(complete.id);
+                    let completed = inside.table.complete(complete, is_put);
+                    let (ticket, answer) = completed.map_err(|breach| breach.to_string())?;
                     inside.forget_buffers(ticket);
                     self.deliver(ticket, Verdict::Answer(answer), local);
                 }
                 Action::Timer { token, at_ns } => self.set_timer(inside, token, at_ns, local)?,
                 Action::Drop { buffer } => {
                     if let Some(ticket) = inside.buffers.remove(&buffer) {
+                        inside.store.data_mut().bytes.forget(buffer);
                         let asked = inside.asked(Action::Drop { buffer });
                         self.deliver(ticket, Verdict::Operate(asked), local);
                     }
@@ -754,7 +788,8 @@ impl Instance {
             (Parent::Job(_), Some(ticket)) => ticket,
             (Parent::Job(node), None) => return Err(format!("node {} has no job", node.0)),
         };
-        if matches!(action, Action::Read(_)) && inside.buffers.insert(token, ticket).is_some() {
+        let fills = matches!(action, Action::Read(_) | Action::Make { .. });
+        if fills && inside.buffers.insert(token, ticket).is_some() {
             return Err(Breach::BufferInUse(token.0).to_string());
         }
         inside.operations += 1;
@@ -796,7 +831,9 @@ impl Instance {
     ) -> Result<(), String> {
         // Nothing but the host's own proof says that bytes of a request are unchanged; a refused claim writes
         // nothing.
-        if forward.claim && !inside.table.is_unchanged(forward.id) {
+        let is_put = inside.store.data().bytes.is_put(forward.id);
+        if forward.claim && (is_put || !inside.table.is_unchanged(forward.id)) {
+            self.lasting.refuse_claim();
             inside.table.refuse_claim(forward.id).map_err(|breach| breach.to_string())?;
             let subject = Subject::Request(forward.id);
             return inside.carry(Done { subject, result: Err(Errno::EPERM), value: 0 });
@@ -804,7 +841,9 @@ impl Instance {
         let answer = inside.table.forward(forward, now_ns).map_err(|breach| breach.to_string())?;
         if let Some((ticket, answer)) = answer {
             // With notify it has not ended yet.
-            if !matches!(answer, Answer::Forward { notify: true, .. }) {
+            if matches!(answer, Answer::Forward { notify: true, .. }) {
+                inside.store.data_mut().bytes.go(forward.id);
+            } else {
                 inside.forget_buffers(ticket);
             }
             self.deliver(ticket, Verdict::Answer(answer), local);
@@ -849,6 +888,9 @@ impl Inside {
         }
         let unchanged = flags.contains(RequestFlags::UNCHANGED);
         let Some(id) = self.table.offer((kind, unchanged), ticket, now_ns) else { return false };
+        if self.store.data_mut().take_lent(id, ticket) == ByteAccess::Transform {
+            self.table.transforms(id);
+        }
         self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
         true
     }
@@ -878,6 +920,9 @@ impl Inside {
             self.buffers.remove(&ended.token);
         }
         let answered = ended.result.unwrap_or_default();
+        if let (Some(seen), Some(ticket)) = (answered.seen, self.buffers.get(&ended.token)) {
+            self.store.data_mut().bytes.fill(ended.token, *ticket, seen);
+        }
         for extent in &answered.extents {
             self.push(extent.encode());
         }
@@ -885,9 +930,10 @@ impl Inside {
         self.push(Done { subject, result, value: answered.value }.encode());
     }
 
-    /// What was read for a request ends with it.
+    /// The data of a request, and what was read for it, end with it.
     #[inline]
     fn forget_buffers(&mut self, ticket: Ticket) {
+        self.store.data_mut().bytes.end(ticket);
         if !self.buffers.is_empty() {
             self.buffers.retain(|_, of| *of != ticket);
         }

@@ -22,7 +22,7 @@ use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, tu
 const TIMER_LOOK: Duration = Duration::from_secs(5);
 
 /// Names a waiting request of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ticket {
     pub(super) worker: u32,
     pub(super) waiter: u32,

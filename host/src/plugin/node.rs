@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use blockloom_abi::{ChildIndex, Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
+use super::bytes::{ByteAccess, Handed, TRANSFORM_MAX_BYTES, is_lowered};
 use super::faults::Phase;
 use super::grants::{Grants, PluginChild};
 use super::instance::Instance;
@@ -20,7 +21,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filter::PointInTime;
 use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord};
 use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now};
-use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{
+    Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags,
+};
 
 /// The filtered child.
 const FILE: ChildIndex = ChildIndex(0);
@@ -35,6 +38,8 @@ pub struct PluginNode {
     rules: Arc<NodeRules>,
     /// What is lent, by its index.
     lent: Vec<(u32, BitmapScope, String)>,
+    /// What the plugin may do with the data of requests.
+    access: ByteAccess,
 }
 
 /// The own bitmaps of a node, for who shows a view that they make.
@@ -104,7 +109,8 @@ impl PluginNode {
         // Its size comes with the graph.
         let rules = instance.lasting().add_node(index, 0);
         let (instance, children) = (Arc::clone(instance), children.into());
-        Ok(Self { instance, index, children, file, rules, lent: Vec::new() })
+        let (lent, access) = (Vec::new(), ByteAccess::None);
+        Ok(Self { instance, index, children, file, rules, lent, access })
     }
 
     /// Lends bitmaps to the plugin, to be read: by the names that it has for them.
@@ -118,6 +124,20 @@ impl PluginNode {
             let index = lent.map_err(|error| Error::new(ErrorKind::Invalid, error))?;
             self.lent.push((index, scope.clone(), bitmap.clone()));
         }
+        Ok(self)
+    }
+
+    /// Grants something of the data of requests. A node whose data the plugin transforms shows bytes of its
+    /// own: its edge to the filtered child is one of storage.
+    ///
+    /// # Errors
+    /// `EPERM` if the plugin wants more, or may be bypassed when it fails.
+    pub fn with_bytes(mut self, access: ByteAccess) -> Result<Self> {
+        self.instance.check_bytes(access)?;
+        if access != ByteAccess::None {
+            self.instance.lasting().bytes.grant();
+        }
+        self.access = access;
         Ok(self)
     }
 
@@ -149,23 +169,26 @@ impl PluginNode {
     async fn judge<T>(
         &self,
         cx: Cx<'_>,
-        shape: Shape,
+        (shape, bytes): (Shape, Option<&Handed>),
         unforwarded: Option<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
-        match self.offer(&shape) {
+        match self.offer(&shape, bytes) {
             Offered::Forward => call(cx.child(self.file)?).await,
             Offered::Pass(rules) => self.pass(cx, rules, call).await,
             Offered::Look(child, rules) => {
+                let shape = (shape, bytes);
                 Box::pin(self.look(cx, shape, (child, rules), unforwarded, call)).await
             }
             Offered::Fail(error) => Err(error),
             Offered::Waiting(waiting) => {
                 let verdict = waiting.verdict().await;
-                self.obey(cx, shape, Stand::Judged(waiting, verdict), unforwarded, call).await
+                let stand = Stand::Judged(waiting, verdict);
+                self.obey(cx, (shape, bytes), stand, unforwarded, call).await
             }
             Offered::Down(arrival) => {
-                Box::pin(self.obey(cx, shape, Stand::Down(arrival), unforwarded, call)).await
+                let stand = Stand::Down(arrival);
+                Box::pin(self.obey(cx, (shape, bytes), stand, unforwarded, call)).await
             }
         }
     }
@@ -187,7 +210,7 @@ impl PluginNode {
     async fn look<T>(
         &self,
         cx: Cx<'_>,
-        shape: Shape,
+        (shape, bytes): (Shape, Option<&Handed>),
         (child, rules): (ChildIndex, Rc<KeptRules>),
         unforwarded: Option<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
@@ -205,17 +228,18 @@ impl PluginNode {
             return self.pass(cx, rules, call).await;
         }
         drop(rules);
-        match self.ask(&shape, turn_now(), &LocalPlugin::of(&self.instance)) {
+        match self.ask(&shape, bytes, turn_now(), &LocalPlugin::of(&self.instance)) {
             Some(waiting) => {
                 let verdict = waiting.verdict().await;
-                self.obey(cx, shape, Stand::Judged(waiting, verdict), unforwarded, call).await
+                let stand = Stand::Judged(waiting, verdict);
+                self.obey(cx, (shape, bytes), stand, unforwarded, call).await
             }
             None => call(cx.child(self.file)?).await,
         }
     }
 
     #[inline]
-    fn offer(&self, shape: &Shape) -> Offered {
+    fn offer(&self, shape: &Shape, bytes: Option<&Handed>) -> Offered {
         let kind = shape.kind;
         let phase = self.instance.phase();
         if phase != Phase::Running {
@@ -232,7 +256,7 @@ impl PluginNode {
                 Ruling::AskIfUnallocated(child) => return Offered::Look(child, rules),
             }
         }
-        match self.ask(shape, turn_now(), &plugin) {
+        match self.ask(shape, bytes, turn_now(), &plugin) {
             Some(waiting) => Offered::Waiting(waiting),
             None => Offered::Forward,
         }
@@ -252,10 +276,21 @@ impl PluginNode {
 
     /// `None` if it may go to the child already.
     #[inline]
-    fn ask(&self, shape: &Shape, since: Time, plugin: &Rc<LocalPlugin>) -> Option<Waiting> {
+    fn ask(
+        &self,
+        shape: &Shape,
+        bytes: Option<&Handed>,
+        since: Time,
+        plugin: &Rc<LocalPlugin>,
+    ) -> Option<Waiting> {
         let &Shape { kind, flags, offset, len } = shape;
         let node = self.index;
-        plugin.request(since, |ticket| Offer::Request { ticket, node, kind, flags, offset, len })
+        plugin.request(since, |ticket| {
+            if let Some(bytes) = bytes {
+                bytes.lend(ticket);
+            }
+            Offer::Request { ticket, node, kind, flags, offset, len }
+        })
     }
 
     /// Does with a request what the guest decided. One that the guest had not forwarded when its store was lost
@@ -263,7 +298,7 @@ impl PluginNode {
     async fn obey<T>(
         &self,
         cx: Cx<'_>,
-        shape: Shape,
+        (shape, bytes): (Shape, Option<&Handed>),
         stand: Stand,
         unforwarded: Option<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
@@ -281,7 +316,7 @@ impl PluginNode {
                     if self.outlast(cx, &plugin, arrival).await? == Phase::Bypassed {
                         return call(child).await;
                     }
-                    let Some(waiting) = self.ask(&shape, arrival.since, &plugin) else {
+                    let Some(waiting) = self.ask(&shape, bytes, arrival.since, &plugin) else {
                         return call(child).await;
                     };
                     let verdict = waiting.verdict().await;
@@ -317,13 +352,55 @@ impl PluginNode {
                 }
                 if notify {
                     let result = call(child).await;
-                    return Box::pin(self.settle(cx, (&waiting, &operations), id, result)).await;
+                    let waiting = (&waiting, &operations, bytes);
+                    return Box::pin(self.settle(cx, waiting, id, result)).await;
                 }
                 waiting.plugin().offer(Offer::LetGo { id });
                 drop(waiting);
                 call(child).await
             }
         }
+    }
+
+    /// Whether the guest is offered requests of a kind with their data.
+    #[inline]
+    fn shows_data_of(&self, kind: Kind) -> bool {
+        self.access != ByteAccess::None && self.instance.wants(kind)
+    }
+
+    /// A read of which the guest may see what the child gives, and perhaps answer with other bytes. One whose
+    /// answer was lost with the guest is done again.
+    async fn read_seen(&self, cx: Cx<'_>, shape: Shape, buf: BufMut) -> Result<BufMut> {
+        let (offset, len) = (shape.offset, buf.len());
+        let handed = Handed::of_read(self.instance.lasting(), self.access, len);
+        let mut buf = Some(buf);
+        loop {
+            let buf = buf.take().unwrap_or_else(|| BufMut::new(len));
+            let call = async |child: EdgeRef<'_>| {
+                handed.give(child.read(offset, buf).await?);
+                Ok(())
+            };
+            self.judge(cx, (shape, Some(&handed)), Some(()), call).await?;
+            if !handed.is_lost() {
+                return Ok(handed.answer());
+            }
+        }
+    }
+
+    /// A write of which the guest may see the data, and perhaps have other bytes written.
+    async fn write_seen(
+        &self,
+        cx: Cx<'_>,
+        shape: Shape,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let handed = Handed::of_write(self.instance.lasting(), self.access, buf);
+        let call = async |child: EdgeRef<'_>| {
+            child.write(shape.offset, handed.payload(), flags).await
+        };
+        let unforwarded = self.is_opaque().then_some(());
+        self.judge(cx, (shape, Some(&handed)), unforwarded, call).await
     }
 
     /// Waits until the guest's place is taken, by a new store or for good by the child; as long as a request may
@@ -380,7 +457,7 @@ impl PluginNode {
     /// The node's job: what the guest does in it, and the next one after a fault.
     fn job(&self, own: OwnAccord) -> impl Future<Output = ()> + 'static {
         let (instance, children) = (Arc::clone(&self.instance), Arc::clone(&self.children));
-        let index = self.index;
+        let (index, access) = (self.index, self.access);
         async move {
             let plugin = LocalPlugin::of(&instance);
             loop {
@@ -389,7 +466,7 @@ impl PluginNode {
                 while let Verdict::Operate(asked) = waiting.verdict().await {
                     let own = own.clone();
                     let ground = async move { own.on_behalf().await };
-                    operations.start(ground, (index, &children), &plugin, asked);
+                    operations.start(ground, (index, &children, access), &plugin, asked);
                 }
                 operations.ended().await;
                 if plugin.rest(waiting.arrival()).await != Phase::Running {
@@ -402,7 +479,8 @@ impl PluginNode {
     /// Begins what the guest wants done for a request.
     fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, asked: Asked) {
         let ground = ready(Ok(cx.on_behalf()));
-        operations.start(ground, (self.index, &self.children), waiting.plugin(), asked);
+        let node = (self.index, &self.children, self.access);
+        operations.start(ground, node, waiting.plugin(), asked);
     }
 
     fn fault_error(&self) -> Error {
@@ -414,7 +492,7 @@ impl PluginNode {
     async fn settle<T>(
         &self,
         cx: Cx<'_>,
-        (waiting, operations): (&Waiting, &Operations),
+        (waiting, operations, bytes): (&Waiting, &Operations, Option<&Handed>),
         id: RequestId,
         result: Result<T>,
     ) -> Result<T> {
@@ -428,7 +506,13 @@ impl PluginNode {
                 Verdict::Answer(Answer::Complete(Err(errno))) => {
                     return result.and(Err(self.refusal(errno)));
                 }
-                Verdict::Answer(Answer::Complete(Ok(()))) | Verdict::Fault => return result,
+                Verdict::Answer(Answer::Complete(Ok(()))) => return result,
+                Verdict::Fault => {
+                    if let Some(bytes) = bytes {
+                        bytes.lose();
+                    }
+                    return result;
+                }
             }
         }
     }
@@ -516,7 +600,7 @@ where
     /// Has the guest judge it.
     fn ask(&mut self) -> Result<()> {
         self.rules = None;
-        match self.node.ask(&self.shape, turn_now(), &LocalPlugin::of(&self.node.instance)) {
+        match self.node.ask(&self.shape, None, turn_now(), &LocalPlugin::of(&self.node.instance)) {
             Some(waiting) => self.stage = Stage::Judged(waiting),
             None => self.forward()?,
         }
@@ -533,7 +617,7 @@ where
         self.stage = Stage::Other(Box::pin(async move {
             // The edge is the one that `obey` would lend.
             let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
-            node.obey(cx, shape, Stand::Judged(waiting, verdict), None, call).await
+            node.obey(cx, (shape, None), Stand::Judged(waiting, verdict), None, call).await
         }));
         Ok(())
     }
@@ -544,7 +628,7 @@ where
         let (node, cx, shape) = (self.node, self.cx, self.shape);
         self.stage = Stage::Other(Box::pin(async move {
             let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
-            node.obey(cx, shape, Stand::Down(arrival), None, call).await
+            node.obey(cx, (shape, None), Stand::Down(arrival), None, call).await
         }));
         Ok(())
     }
@@ -560,7 +644,7 @@ where
     fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Result<T>> {
         let this = self.get_mut();
         if let Stage::New = this.stage {
-            match this.node.offer(&this.shape) {
+            match this.node.offer(&this.shape, None) {
                 Offered::Waiting(waiting) => this.stage = Stage::Judged(waiting),
                 Offered::Forward => this.forward()?,
                 Offered::Pass(rules) => {
@@ -610,15 +694,32 @@ impl Node for PluginNode {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children.get(self.file..).unwrap_or_default())
+        let info = NodeInfo::of_filter(children.get(self.file..).unwrap_or_default())?;
+        if self.access != ByteAccess::Transform {
+            return Ok(info);
+        }
+        // What it is not offered is made of what it is: zeros of the child are none of the node.
+        let support = |kind| match is_lowered(self.access, kind) && !self.instance.wants(kind) {
+            true => Support::None,
+            false => Support::Native,
+        };
+        let (zero, discard) = (support(Kind::Zero), support(Kind::Discard));
+        let caps = Caps { zero, discard, ..info.caps };
+        let limits = Limits { transfer_max_bytes: TRANSFORM_MAX_BYTES, ..info.limits };
+        Ok(NodeInfo { caps, limits, growable: false, ..info })
     }
 
     fn is_transparent(&self) -> bool {
-        true
+        !self.is_opaque()
+    }
+
+    fn is_opaque(&self) -> bool {
+        self.access == ByteAccess::Transform
     }
 
     fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
-        self.instance.add_node(self.index, name, info, (&self.children, children))
+        self.instance.check_bytes(self.access)?;
+        self.instance.add_node(self.index, name, info, (&self.children, children, self.access))
     }
 
     fn run(&self, graph: &Rc<LocalGraph>, name: &str) {
@@ -647,6 +748,9 @@ impl Node for PluginNode {
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
         let (kind, flags, len) = (Kind::Read, RequestFlags::NONE, buf.len() as u64);
         let shape = Shape { kind, flags, offset, len };
+        if self.shows_data_of(kind) {
+            return Box::pin(self.read_seen(cx, shape, buf));
+        }
         Passing::boxed(self, cx, shape, move |child| child.read(offset, buf))
     }
 
@@ -659,6 +763,9 @@ impl Node for PluginNode {
     ) -> NodeFuture<'a, ()> {
         let len = buf.len() as u64;
         let shape = Shape { kind: Kind::Write, flags: write_flags(cx, flags), offset, len };
+        if self.shows_data_of(Kind::Write) {
+            return Box::pin(self.write_seen(cx, shape, buf, flags));
+        }
         Passing::boxed(self, cx, shape, move |child| child.write(offset, buf, flags))
     }
 
@@ -670,21 +777,27 @@ impl Node for PluginNode {
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
         let shape = Shape { kind: Kind::Zero, flags: write_flags(cx, flags), offset, len };
-        Box::pin(
-            self.judge(cx, shape, None, async move |child| child.zero(offset, len, flags).await),
-        )
+        Box::pin(async move {
+            let call = async move |child: EdgeRef<'_>| child.zero(offset, len, flags).await;
+            if self.access == ByteAccess::None {
+                return self.judge(cx, (shape, None), None, call).await;
+            }
+            let handed = Handed::of_none(self.instance.lasting(), self.access);
+            let unforwarded = self.is_opaque().then_some(());
+            self.judge(cx, (shape, Some(&handed)), unforwarded, call).await
+        })
     }
 
     fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
         let shape = Shape { kind: Kind::Discard, flags: RequestFlags::NONE, offset, len };
-        Box::pin(
-            self.judge(cx, shape, Some(()), async move |child| child.discard(offset, len).await),
-        )
+        let call = async move |child: EdgeRef<'_>| child.discard(offset, len).await;
+        Box::pin(self.judge(cx, (shape, None), Some(()), call))
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         let shape = Shape { kind: Kind::Flush, flags: RequestFlags::NONE, offset: 0, len: 0 };
-        Box::pin(self.judge(cx, shape, None, async move |child| child.flush().await))
+        let call = async move |child: EdgeRef<'_>| child.flush().await;
+        Box::pin(self.judge(cx, (shape, None), None, call))
     }
 
     fn block_status<'a>(
@@ -693,6 +806,11 @@ impl Node for PluginNode {
         offset: u64,
         len: u64,
     ) -> NodeFuture<'a, Vec<Extent>> {
+        if self.is_opaque() {
+            // Zeros of the child are not zeros here.
+            let data = Extent { offset, len, kind: ExtentKind::Data, host_offset: None };
+            return Box::pin(async move { Ok(vec![data]) });
+        }
         // A transparent filter's block status is its child's.
         Box::pin(async move { cx.child(self.file)?.block_status(offset, len).await })
     }

@@ -13,6 +13,7 @@ use blockloom_abi::{
 };
 
 use super::buffers::Buffers;
+use super::bytes::{BufferBytes, ByteAccess};
 use super::grants::{Grants, PluginChild};
 use super::local::LocalPlugin;
 use super::store::Lasting;
@@ -55,11 +56,13 @@ pub(super) struct Answered {
     /// Bytes moved or described.
     pub(super) value: u64,
     pub(super) extents: Vec<abi::Extent>,
+    /// What a buffer has been filled with, for a guest that sees it.
+    pub(super) seen: Option<Arc<BufferBytes>>,
 }
 
 impl Answered {
     fn bytes(value: u64) -> Self {
-        Self { value, extents: Vec::new() }
+        Self { value, ..Self::default() }
     }
 }
 
@@ -77,7 +80,7 @@ impl Ended {
             Parent::Request(id) => Some(id),
             Parent::Job(_) => None,
         };
-        let is_read = matches!(action, Action::Read(_));
+        let is_read = matches!(action, Action::Read(_) | Action::Make { .. });
         Some(Self { store, token, request, result: Err(errno), is_read, serves: false })
     }
 }
@@ -92,6 +95,7 @@ pub(super) fn subject(action: &Action) -> Option<(Token, Parent)> {
         | Action::Zero(operation)
         | Action::Discard(operation)
         | Action::Flush(operation) => Some((operation.token, operation.parent)),
+        Action::Make { token, parent, .. } => Some((token, parent)),
         Action::Forward(_) | Action::Complete(_) | Action::Timer { .. } | Action::Drop { .. } => {
             None
         }
@@ -128,7 +132,7 @@ impl Operations {
     pub(super) fn start(
         &self,
         ground: impl Future<Output = Result<OnBehalf>> + 'static,
-        (node, children): (NodeIndex, &Arc<[PluginChild]>),
+        (node, children, access): (NodeIndex, &Arc<[PluginChild]>, ByteAccess),
         plugin: &Rc<LocalPlugin>,
         Asked { store, action }: Asked,
     ) {
@@ -144,9 +148,13 @@ impl Operations {
         spawn(async move {
             let lasting = plugin.lasting();
             let result = async {
-                run(ground.await?, (node, &children), (&work.buffers, lasting), action).await
+                let served = Served { node, children: &children, access };
+                run(ground.await?, &served, (&work.buffers, lasting), action).await
             };
             let result = result.await;
+            if is_claim(&action) && result.as_ref().is_err_and(is_refusal) {
+                lasting.refuse_claim();
+            }
             ended.result = result.map_err(|error| {
                 tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
                 errno_of(&error)
@@ -174,20 +182,53 @@ pub(super) fn errno_of(error: &Error) -> Errno {
     Errno::new(error.errno().unsigned_abs()).unwrap_or(Errno::EIO)
 }
 
+/// The node for which something is done.
+struct Served<'a> {
+    node: NodeIndex,
+    children: &'a [PluginChild],
+    access: ByteAccess,
+}
+
+fn is_claim(action: &Action) -> bool {
+    match action {
+        Action::Copy(copy) => copy.claim,
+        Action::Write(write) => write.claim,
+        _ => false,
+    }
+}
+
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotPermitted | ErrorKind::Stale)
+}
+
 async fn run(
     ground: OnBehalf,
-    (node, children): (NodeIndex, &[PluginChild]),
+    served: &Served<'_>,
     (buffers, lasting): (&Buffers, &Lasting),
     action: Action,
 ) -> Result<Answered> {
+    let &Served { node, children, access } = served;
     match action {
         Action::Copy(copy) => run_copy(ground, (node, children), lasting, copy).await,
         Action::Read(operation) => {
             let child = granted(children, operation.child, Grants::READ)?;
             let room = lasting.buffers.take(operation.len)?;
             let bytes = ground.read_proven(child, range(&operation)).await?;
-            buffers.keep(operation.token, bytes, room);
-            Ok(Answered::bytes(operation.len))
+            let plain = || bytes.clone().into_plain();
+            let seen = (access != ByteAccess::None).then(|| BufferBytes::of_read(access, plain()));
+            buffers.keep(operation.token, bytes, (seen.clone(), room));
+            Ok(Answered { seen, ..Answered::bytes(operation.len) })
+        }
+        Action::Make { token, len, .. } => {
+            if access != ByteAccess::Transform {
+                let message = "it makes bytes of its own, and lacks `grant.bytes = \"transform\"`";
+                return Err(Error::new(ErrorKind::NotPermitted, message));
+            }
+            let room = lasting.buffers.take(len)?;
+            // What has room is no longer than one copy.
+            let made = BufferBytes::made(access, len as usize);
+            buffers.keep_made(token, Arc::clone(&made), room);
+            Ok(Answered { seen: Some(made), ..Answered::bytes(len) })
         }
         Action::Write(write) => run_write(ground, children, buffers, write).await,
         Action::Status { operation, above } => {
@@ -253,11 +294,20 @@ async fn run_write(
     let filled = buffers
         .get(write.source)
         .ok_or_else(|| Error::new(ErrorKind::Invalid, "there is no such buffer of this request"))?;
-    let (bytes, len) = (filled.bytes.clone(), operation.len);
-    if bytes.bytes().len() as u64 != len {
-        let message = format!("the buffer has {} bytes, not {len}", bytes.bytes().len());
+    let len = operation.len;
+    if filled.len_bytes() != len {
+        let message = format!("the buffer has {} bytes, not {len}", filled.len_bytes());
         return Err(Error::new(ErrorKind::Invalid, message));
     }
+    if let Some(own) = filled.own() {
+        if write.claim {
+            let message = "nothing is proven of bytes that the plugin has put there";
+            return Err(Error::new(ErrorKind::NotPermitted, message));
+        }
+        ground.write_changed(to, operation.offset, own).await?;
+        return Ok(Answered::bytes(len));
+    }
+    let Some(bytes) = filled.clone().into_read() else { return Ok(Answered::default()) };
     if !write.claim {
         ground.write_changed(to, operation.offset, bytes.into_plain()).await?;
     } else if bytes.range() == range(&operation) {

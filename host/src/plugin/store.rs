@@ -12,6 +12,7 @@ use super::PluginLimits;
 use super::bindings::blockloom::filter::host;
 use super::bitmaps::PluginBitmaps;
 use super::buffers::BufferRoom;
+use super::bytes::{LentBytes, StoreBytes};
 use super::rules::{Controls, NodeRules};
 use crate::io::{Time, thread_time, turn_now};
 
@@ -31,6 +32,10 @@ pub(super) struct Lasting {
     pub(super) controls: Arc<Controls>,
     /// For bytes that are read, on all workers.
     pub(super) buffers: Arc<BufferRoom>,
+    /// Of requests that are offered.
+    pub(super) bytes: LentBytes,
+    /// Claims that were refused.
+    pub(super) refused_claims: AtomicU64,
     rules: Mutex<Vec<Arc<NodeRules>>>,
     /// How often rules have changed.
     rules_changes: AtomicU64,
@@ -60,6 +65,11 @@ impl Lasting {
         self.rules_changes.load(Ordering::Acquire)
     }
 
+    /// A claim is refused.
+    pub(super) fn refuse_claim(&self) {
+        self.refused_claims.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// There are no rules any more, and nothing is to be told of those that were.
     pub(super) fn reset_rules(&self) {
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -72,7 +82,9 @@ impl Lasting {
 /// The data of one store.
 pub(super) struct HostState {
     pub(super) limits: StoreLimits,
-    lasting: Arc<Lasting>,
+    pub(super) lasting: Arc<Lasting>,
+    /// The data that the guest may name.
+    pub(super) bytes: StoreBytes,
     plugin: String,
     /// Processor time that the thread had had when the first half of the call's limit was over.
     half_over: Option<Duration>,
@@ -95,6 +107,7 @@ impl HostState {
         Self {
             limits,
             lasting,
+            bytes: StoreBytes::default(),
             plugin: plugin.to_owned(),
             half_over: None,
             window_start: Time::default(),

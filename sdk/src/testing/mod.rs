@@ -37,11 +37,12 @@ use blockloom_abi::{
 use children::Scene;
 pub use disk::Disk;
 pub(crate) use host::{
-    bitmap_count, bitmap_merge, bitmap_next, bitmap_own, bitmap_set, log, set_rules,
+    bitmap_count, bitmap_merge, bitmap_next, bitmap_own, bitmap_set, bytes_get, bytes_put, log,
+    set_rules,
 };
 
 use crate::exec::Instance;
-use crate::{Child, ConfigError, Filter, Grants, Level, Node, Rule, Time};
+use crate::{ByteAccess, Child, ConfigError, Filter, Grants, Level, Node, Rule, Time};
 
 /// What a filter decided about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +136,7 @@ impl<F: Filter> Harness<F> {
             read_only: false,
             children: vec![Some(file)],
             bitmaps: Vec::new(),
+            bytes: ByteAccess::None,
         })?;
         Ok(index)
     }
@@ -336,6 +338,7 @@ fn token(action: &Action) -> Option<Token> {
     match *action {
         Action::Copy(copy) => Some(copy.token),
         Action::Write(write) => Some(write.operation.token),
+        Action::Make { token, .. } => Some(token),
         Action::Status { operation: Operation { token, .. }, .. } => Some(token),
         Action::Read(operation)
         | Action::Zero(operation)

@@ -80,7 +80,7 @@ fn inspect(plugin: &str) -> Result<(), StartError> {
     println(format_args!("file      {} bytes, {form}", it.file_bytes));
     println(format_args!("abi       {PACKAGE}, layout {}", it.layout));
     println(format_args!("kinds     {}", kinds(it.kinds)));
-    println(format_args!("transform {}", if it.wants_transform { "yes" } else { "no" }));
+    println(format_args!("bytes     {}", it.wants_bytes.name()));
     for child in &it.children {
         let needed = if child.required { "required" } else { "optional" };
         let wants: Vec<&str> = child.wants.names().collect();

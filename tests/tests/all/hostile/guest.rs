@@ -21,6 +21,8 @@ pub(super) struct Guest<'a> {
     pub(super) layout: u32,
     /// The kinds of requests that it wants to be offered.
     pub(super) kinds: u32,
+    /// What it wants to do with data: 0 nothing, 1 read, 2 transform.
+    pub(super) wants_bytes: u32,
     /// Whether it says that it may be bypassed.
     pub(super) may_bypass: bool,
     /// Its name.
@@ -37,7 +39,7 @@ pub(super) struct Guest<'a> {
     pub(super) describe: &'a str,
     /// `$config $bytes → i32`: pointer to the result.
     pub(super) configure: &'a str,
-    /// Nine parameters, of which the first is `$index` `→ i32`: pointer to the result.
+    /// Ten parameters, of which the first is `$index` `→ i32`: pointer to the result.
     pub(super) add_node: &'a str,
     /// `$old $old_bytes $align $bytes → i32`.
     pub(super) realloc: &'a str,
@@ -72,6 +74,7 @@ impl Guest<'_> {
     pub(super) const PASS: Guest<'static> = Guest {
         layout: 1,
         kinds: 0b11_1111,
+        wants_bytes: 0,
         may_bypass: false,
         name: "evil",
         pages: 6,
@@ -138,7 +141,8 @@ impl Guest<'_> {
             (func (export "blockloom:filter/control@0.1.0#configure")
                 (param $config i32) (param $bytes i32) (result i32) {configure})
             (func (export "blockloom:filter/control@0.1.0#add-node")
-                (param $index i32) (param i32 i32 i64 i32 i32 i32 i32 i32) (result i32) {add_node})
+                (param $index i32) (param i32 i32 i64 i32 i32 i32 i32 i32 i32) (result i32)
+                {add_node})
             (func (export "blockloom:filter/control@0.1.0#remove-node") (param i32))
             (func (export "blockloom:filter/control@0.1.0#save") (result i32) (i32.const 0x100))
             (func (export "blockloom:filter/control@0.1.0#restore")
@@ -165,7 +169,7 @@ impl Guest<'_> {
             0,
             0,
             0,
-            u32::from(self.may_bypass) << 16,
+            self.wants_bytes | u32::from(self.may_bypass) << 16,
         ];
         let second = self.target.map_or(Grants::NONE, |target| target.wants);
         let children = [file, 4, 1 | bits(self.wants) << 8, target, 6, 1 | bits(second) << 8];

@@ -5,6 +5,7 @@
 //! over a [`disk::Disk`] that keeps books, beside a drive with a plugin of its own that must not notice.
 
 mod answers;
+mod bytes;
 mod claims;
 mod disk;
 mod flood;
