@@ -9,78 +9,34 @@
 
 use std::future::Future;
 use std::hint::black_box;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use blockloom::error::Result;
 use blockloom::filter::{CopyOnReadNode, PassNode};
-use blockloom::graph::{
-    ChildDecl, Cx, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl, PermissionSet,
-};
-use blockloom::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
-use blockloom::node::{Extent, Node, NodeFuture, NodeInfo, NullNode, WriteFlags};
+use blockloom::graph::{ChildDecl, Cx, LocalDrive, PermissionSet};
+use blockloom::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread};
+use blockloom::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use blockloom::plugin::measure::{self, Work, over_null};
 use blockloom::plugin::{Grants, Instance, PluginNode, PluginRuntime};
 use blockloom_plugin_throttle::ThrottleConfig;
 
 #[global_allocator]
 static ALLOCATOR: blockloom::cli::Allocator = blockloom::cli::Allocator;
 
-const SIZE_BYTES: u64 = 1 << 30;
 const SAMPLES: usize = 20;
 const REQUESTS_PER_SAMPLE: usize = 32 * 256;
 
-fn graph(filter: Option<Arc<dyn Node>>, grants: PermissionSet) -> Rc<LocalGraph> {
-    let mut decl = GraphDecl::default();
-    let null = NullNode::new(SIZE_BYTES, false, Duration::ZERO);
-    decl.nodes.push(NodeDecl { name: "null".into(), driver: Arc::new(null), children: vec![] });
-    let mut root = "null";
-    if let Some(driver) = filter {
-        let children = vec![ChildDecl { grants, ..ChildDecl::filtered("null") }];
-        decl.nodes.push(NodeDecl { name: "filter".into(), driver, children });
-        root = "filter";
-    }
-    let root = Some(root.into());
-    decl.drives.push(DriveDecl { id: "d".into(), root, writable: true, only_shows: false });
-    let graph = decl.build().expect("a graph");
-    for node in graph.nodes() {
-        let infos: Vec<_> =
-            node.edges().iter().map(|edge| *graph.nodes()[edge.child()].info()).collect();
-        node.driver().start(node.name(), node.info(), &infos).expect("a node that starts");
-    }
-    Rc::new(LocalGraph::new(Arc::new(GraphCell::new(graph)), 0))
+fn drive_over(filter: Option<Arc<dyn Node>>, grants: PermissionSet) -> LocalDrive {
+    let filter =
+        filter.map(|driver| (driver, vec![ChildDecl { grants, ..ChildDecl::filtered("null") }]));
+    over_null(filter).expect("a drive")
 }
 
 /// Runs `count` reads, `batch` in each turn, and returns the time of one.
 async fn run(drive: &LocalDrive, batch: usize, count: usize) -> Duration {
-    let rounds = count / batch;
-    let start = Instant::now();
-    for round in 0..rounds {
-        let done = Rc::new(std::cell::Cell::new(0));
-        let waker: Rc<std::cell::Cell<Option<std::task::Waker>>> = Rc::default();
-        for slot in 0..batch {
-            let (drive, done, waker) = (drive.clone(), Rc::clone(&done), Rc::clone(&waker));
-            let offset = ((round * batch + slot) as u64 * 4096) % SIZE_BYTES;
-            spawn(async move {
-                let buf = drive.read(offset, BufMut::new(4096)).await.expect("a read");
-                black_box(&buf[0]);
-                done.set(done.get() + 1);
-                if let Some(waker) = waker.take() {
-                    waker.wake();
-                }
-            });
-        }
-        std::future::poll_fn(|cx| {
-            if done.get() == batch {
-                return Poll::Ready(());
-            }
-            waker.set(Some(cx.waker().clone()));
-            Poll::Pending
-        })
-        .await;
-    }
-    start.elapsed() / u32::try_from(rounds * batch).expect("few requests")
+    measure::run(drive, Work::Read, batch, count).await.expect("reads")
 }
 
 struct Contestant {
@@ -146,9 +102,8 @@ fn contestants() -> Vec<Contestant> {
     let group = || {
         blockloom::filter::ThrottleGroup::new(&ThrottleConfig::from_json(limited).expect("limits"))
     };
-    let open = |filter, grants| LocalDrive::open(&graph(filter, grants), "d").expect("a drive");
-    let drive = |filter| open(filter, PermissionSet::NONE);
-    let copies = |filter| open(Some(filter), PermissionSet::HARMLESS);
+    let drive = |filter| drive_over(filter, PermissionSet::NONE);
+    let copies = |filter| drive_over(Some(filter), PermissionSet::HARMLESS);
     let copy_on_read: Arc<dyn Node> = {
         let instance = Instance::bundled(&runtime, "copy-on-read", "{}").expect("a bundled plugin");
         let granted = Grants::READ.union(Grants::WRITE_UNCHANGED);

@@ -105,7 +105,8 @@ pub use cx::{Buffer, Copy, Cx};
 #[doc(hidden)]
 pub use exec::Instance;
 pub use filter::{
-    Bitmap, ByteAccess, Child, ChildWant, Description, FILE, Filter, Grants, Node, NodeId, Time, Verdict,
+    Bitmap, ByteAccess, Child, ChildWant, Description, FILE, Filter, Grants, Node, NodeId, Time,
+    Verdict,
 };
 pub use host::{
     Budget, Condition, Level, Rule, bitmap_count, bitmap_merge, bitmap_next, bitmap_own,

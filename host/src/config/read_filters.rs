@@ -9,7 +9,9 @@ use toml::de::DeValue;
 use super::convert::{Choice, Size, integer};
 use super::diagnostic::{Diagnostic, Span, Spanned};
 use super::plugin_options::pointer_part;
-use super::plugin_options::{BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
+use super::plugin_options::{
+    BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource,
+};
 use super::read_nodes::Partial;
 use super::render::clip;
 use super::spec::{DriverSpec, FilterKind, FilterSpec, LentBitmap, PluginSpec};
@@ -133,7 +135,8 @@ fn read_children(most: usize, table: &mut Table<'_>, node: &mut Partial) -> Vec<
         let name = Spanned::new(entry.key.to_owned(), entry.key_span);
         if name.value == BYTES {
             let message = format!("`child.{BYTES}` of {} cannot be", table.what);
-            let help = format!("`grant.{BYTES}` is about the data of requests: no child has that name");
+            let help =
+                format!("`grant.{BYTES}` is about the data of requests: no child has that name");
             table.problem(Diagnostic::error(name.span, message).help(help));
         } else if names::check_child_name(&name, table) {
             node.read_child(entry, table);

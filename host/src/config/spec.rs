@@ -11,7 +11,9 @@ use std::time::Duration;
 use super::PluginSource;
 use super::Qcow2Spec;
 use super::diagnostic::{Diagnostics, Source, Span, Spanned};
-use super::{BytesGrant, ConfigSpec, EdgeParent, EdgeSpec, GrantSpec, ListenAddr, OnFault, PluginLimits};
+use super::{
+    BytesGrant, ConfigSpec, EdgeParent, EdgeSpec, GrantSpec, ListenAddr, OnFault, PluginLimits,
+};
 
 /// Most nodes, drives, bitmaps and exports (of each) in one file. It bounds the depth of the graph,
 /// and so every recursion over it.

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
+use super::enter::Asked;
 use super::faults::Phase;
-use super::instance::{Asked, Instance};
+use super::instance::Instance;
 use super::operation::{Asked as AskedFor, Ended};
 use super::rules::{KeptRules, NodeRules};
 use super::store::Lasting;

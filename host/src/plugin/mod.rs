@@ -3,8 +3,9 @@
 //! ```text
 //!   PluginNode (node.rs)      one per node: offers each request, then forwards or fails it
 //!     → LocalPlugin (local.rs)    this worker's batch of the turn, and who waits for an answer
-//!        → Instance (instance.rs)     one store; one worker inside at a time; one call for all
-//!             → guest                     events in, actions out (crate `blockloom-abi`)
+//!        → Instance (instance.rs)     one store; one worker inside at a time (enter.rs, inside.rs)
+//!             → guest (call.rs)           one call for all: events in, actions out (crate `blockloom-abi`)
+//!             ← obey.rs                   judging the actions, and handing them out
 //!   ← operation.rs            what the guest asks for: copies, reads, writes of its node's children, done
 //!                             on the ground of the request that they serve, within the grants (grants.rs)
 //! ```
@@ -26,12 +27,18 @@ mod bindings;
 mod bitmaps;
 mod buffers;
 mod bytes;
+mod call;
+mod enter;
 mod faults;
 mod grants;
+mod inside;
 mod instance;
 mod local;
+pub mod measure;
 mod module;
 mod node;
+mod nodes;
+mod obey;
 mod operation;
 mod restart;
 mod rules;

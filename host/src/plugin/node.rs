@@ -40,6 +40,8 @@ pub struct PluginNode {
     lent: Vec<(u32, BitmapScope, String)>,
     /// What the plugin may do with the data of requests.
     access: ByteAccess,
+    /// Its rules do not count.
+    asks_always: bool,
 }
 
 /// The own bitmaps of a node, for who shows a view that they make.
@@ -110,7 +112,8 @@ impl PluginNode {
         let rules = instance.lasting().add_node(index, 0);
         let (instance, children) = (Arc::clone(instance), children.into());
         let (lent, access) = (Vec::new(), ByteAccess::None);
-        Ok(Self { instance, index, children, file, rules, lent, access })
+        let asks_always = false;
+        Ok(Self { instance, index, children, file, rules, lent, access, asks_always })
     }
 
     /// Lends bitmaps to the plugin, to be read: by the names that it has for them.
@@ -125,6 +128,13 @@ impl PluginNode {
             self.lent.push((index, scope.clone(), bitmap.clone()));
         }
         Ok(self)
+    }
+
+    /// Has the plugin asked about every request of a kind that it wants, whatever its rules say: which they
+    /// allow. For measurements.
+    #[must_use]
+    pub fn asking_always(self) -> Self {
+        Self { asks_always: true, ..self }
     }
 
     /// Grants something of the data of requests. A node whose data the plugin transforms shows bytes of its
@@ -249,7 +259,9 @@ impl PluginNode {
             return Offered::Forward;
         }
         let plugin = LocalPlugin::of(&self.instance);
-        if let Some(rules) = plugin.rules(&self.rules) {
+        if !self.asks_always
+            && let Some(rules) = plugin.rules(&self.rules)
+        {
             match rules.judge(shape.kind, &(shape.offset..shape.offset.saturating_add(shape.len))) {
                 Ruling::Ask => {}
                 Ruling::Pass => return Offered::Pass(rules),
@@ -396,9 +408,8 @@ impl PluginNode {
         flags: WriteFlags,
     ) -> Result<()> {
         let handed = Handed::of_write(self.instance.lasting(), self.access, buf);
-        let call = async |child: EdgeRef<'_>| {
-            child.write(shape.offset, handed.payload(), flags).await
-        };
+        let call =
+            async |child: EdgeRef<'_>| child.write(shape.offset, handed.payload(), flags).await;
         let unforwarded = self.is_opaque().then_some(());
         self.judge(cx, (shape, Some(&handed)), unforwarded, call).await
     }

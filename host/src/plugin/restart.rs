@@ -13,7 +13,8 @@ use wasmtime::Store;
 
 use super::bindings::Filter;
 use super::faults::{Next, OnFault, Phase};
-use super::instance::{Inside, Instance};
+use super::inside::Inside;
+use super::instance::Instance;
 use super::local::LocalPlugin;
 use super::store::HostState;
 use super::table::Table;

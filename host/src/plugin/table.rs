@@ -473,7 +473,11 @@ mod tests {
         table.operated(id, true, 1000);
         assert!(!table.is_overdue(1003, 5));
         assert!(table.is_overdue(1004, 5), "2 before, 4 after");
-        assert_eq!(table.complete(complete(id, Ok(())), false), Ok((ticket(1), Answer::GONE)), "served");
+        assert_eq!(
+            table.complete(complete(id, Ok(())), false),
+            Ok((ticket(1), Answer::GONE)),
+            "served"
+        );
         assert_eq!(table.operate(id, 1005), Err(Breach::UnknownRequest(id.bits())));
         table.operated(id, true, 1006);
     }

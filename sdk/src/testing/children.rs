@@ -15,7 +15,10 @@ use super::host::Held;
 use super::{Answer, Harness, host, token};
 use crate::bytes::Holder;
 use crate::exec::Instance;
-use crate::{ByteAccess, Child, Condition, ConfigError, Description, Filter, Grants, Node, Random, Rule, Time};
+use crate::{
+    ByteAccess, Child, Condition, ConfigError, Description, Filter, Grants, Node, Random, Rule,
+    Time,
+};
 
 const NODE: NodeIndex = NodeIndex(0);
 

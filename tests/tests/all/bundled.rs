@@ -14,7 +14,16 @@ const LARGEST_BYTES: usize = 84 << 10;
 fn bundled_modules_are_small_core_modules() {
     let names: Vec<_> = bundled_names().collect();
     let expect = [
-        "backup", "copy-on-read", "delay", "error", "log", "pass", "protect", "stats", "throttle", "xor",
+        "backup",
+        "copy-on-read",
+        "delay",
+        "error",
+        "log",
+        "pass",
+        "protect",
+        "stats",
+        "throttle",
+        "xor",
     ];
     assert_eq!(names, expect);
     for name in names {
@@ -102,6 +111,7 @@ fn inspecting_a_plugin_that_changes_data() {
         kinds     read, write
         bytes     transform
         child     file, required; wants nothing of its own
+        import    blockloom:filter/host@0.1.0
         import    blockloom:filter/bytes@0.1.0
         export    blockloom:filter/control@0.1.0
         export    blockloom:filter/data@0.1.0

@@ -157,7 +157,7 @@ fn copies_on_reads_below_and_above_it() {
         let base = scratch.image_of("base.img", &vec![0x77; MIB as usize]);
         let graph = format!(
             "[node.base]\ndriver = \"file\"\npath = \"{}\"\nread-only = true\n\
-             [node.top]\ndriver = \"memory\"\nsize = \"1MiB\"\nbacking = \"base\"\n{filters}\
+             [node.top]\ndriver = \"memory\"\nsize = \"1MiB\"\nchild.backing = \"base\"\n{filters}\
              [drive.vda]\nroot = \"{root}\"\n\
              [bitmap.drive]\ndrive = \"vda\"\n[bitmap.top]\nnode = \"top\"\n{EXPORT}",
             base.display()
@@ -202,10 +202,15 @@ fn what_is_not_granted_is_shown_at_its_line() {
     let scratch = scratch();
     let graph = |more: &str| {
         let node = node("xor", "disk").replace("grant.bytes = \"transform\"\n", more);
-        format!("[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n{node}[drive.vda]\nroot = \"xor\"\n{EXPORT}")
+        format!(
+            "[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n{node}[drive.vda]\nroot = \"xor\"\n{EXPORT}"
+        )
     };
     for (more, expect) in [
-        ("", "wants to change the data of requests, and is not granted that: write `grant.bytes = \"transform\"`"),
+        (
+            "",
+            "wants to change the data of requests, and is not granted that: write `grant.bytes = \"transform\"`",
+        ),
         ("grant.bytes = \"read\"\n", "write `grant.bytes = \"transform\"`"),
         ("grant.bytes = \"write\"\n", "`grant.bytes` of node `xor`"),
         ("grant.bytes = [\"read\"]\n", "`grant.bytes` of node `xor` must be one of"),

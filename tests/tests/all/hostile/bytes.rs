@@ -73,7 +73,8 @@ const ALL: Grants = Grants::READ.union(Grants::WRITE_UNCHANGED).union(Grants::WR
 
 fn setup<'a>(event: &'a str, bytes: ByteAccess) -> Setup<'a> {
     let wants_bytes = bytes as u32;
-    let guest = Guest { event, items: ITEMS, imports: IMPORTS, wants: ALL, wants_bytes, ..Guest::PASS };
+    let guest =
+        Guest { event, items: ITEMS, imports: IMPORTS, wants: ALL, wants_bytes, ..Guest::PASS };
     Setup { bytes, ..Setup::of(guest) }
 }
 
@@ -89,6 +90,8 @@ fn check_write(act: &str, bytes: ByteAccess) {
     assert_eq!(scene.instance.failure(), None);
     let expect = |block: usize| if block == 1 { 7 } else { first_byte(block) };
     assert!((0..BLOCKS).all(|block| scene.disk.byte(block) == expect(block)));
+    let block = BLOCK as u64;
+    assert!(scene.dirty("evil").into_iter().eq(std::iter::once(block..2 * block)));
     scene.assert_alive();
     scene.end();
 }
@@ -106,8 +109,7 @@ fn without_the_grant_there_are_no_bytes() {
 
 #[test]
 fn who_may_look_may_not_change_a_write() {
-    let calls =
-        [get(REQUEST, 0, 4096, 0), put(REQUEST, 0, 4096, EPERM), get(REQUEST, 4095, 1, 0)];
+    let calls = [get(REQUEST, 0, 4096, 0), put(REQUEST, 0, 4096, EPERM), get(REQUEST, 4095, 1, 0)];
     check_write(&format!("{} {FORWARD}", calls.concat()), ByteAccess::Read);
 }
 
@@ -230,7 +232,8 @@ fn what_is_altered_proves_nothing() {
 /// Makes buffers until there is no room, and one without the grant.
 #[test]
 fn buffers_of_its_own_are_bounded_and_need_the_grant() {
-    for (bytes, fits, errno) in [(ByteAccess::Transform, 64, ENOMEM), (ByteAccess::Read, 0, EPERM)] {
+    for (bytes, fits, errno) in [(ByteAccess::Transform, 64, ENOMEM), (ByteAccess::Read, 0, EPERM)]
+    {
         let make = "(call $emit (i64.const 12)
             (i64.or (i64.extend_i32_u (global.get $step))
                 (i64.shl (global.get $request) (i64.const 32)))
@@ -285,6 +288,10 @@ fn who_may_transform_may_do_all_of_it() {
     let scene = scene(&event, ByteAccess::Transform);
     scene.write(1, 1, 7).expect("done by the plugin");
     assert_eq!((scene.disk.byte(1), scene.disk.byte(5)), (first_byte(1), 0xee));
+    // What it changes below of its own accord may show anywhere.
+    let (block, all) = (BLOCK as u64, (BLOCKS * BLOCK) as u64);
+    assert!(scene.dirty("disk").into_iter().eq(std::iter::once(5 * block..6 * block)));
+    assert!(scene.dirty("evil").into_iter().eq(std::iter::once(0..all)));
     assert_eq!(scene.read(9).expect("answered by the plugin"), 0xee);
     assert_eq!((scene.disk.books().reads, scene.instance.failure()), (0, None));
     scene.flush().expect("a flush");

@@ -14,7 +14,8 @@ use blockloom::graph::{BitmapScope, ChildDecl, Events, Role};
 use blockloom::io::WorkerOptions;
 use blockloom::node::MemoryNode;
 use blockloom::plugin::{
-    ByteAccess, Grants, Instance, InstanceError, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime,
+    ByteAccess, Grants, Instance, InstanceError, OnFault, PluginLimits, PluginModule, PluginNode,
+    PluginRuntime,
 };
 use blockloom::{Drive, ErrorKind, Host, Result};
 use blockloom_tests::{DEADLINE, eventually};
@@ -87,7 +88,14 @@ impl<'a> Setup<'a> {
     /// One worker, so that the neighbour shares it; a call may take 20 ms.
     pub(super) fn of(guest: Guest<'a>) -> Self {
         let limits = PluginLimits { call: Duration::from_millis(20), ..PluginLimits::default() };
-        Self { guest, limits, workers: 1, policy: OnFault::Fail, grants: Grants::NONE, bytes: ByteAccess::None }
+        Self {
+            guest,
+            limits,
+            workers: 1,
+            policy: OnFault::Fail,
+            grants: Grants::NONE,
+            bytes: ByteAccess::None,
+        }
     }
 
     /// The plugin alone.
@@ -118,6 +126,7 @@ impl<'a> Setup<'a> {
             .node("target", DiskNode(Arc::clone(&target)), vec![])
             .bitmap(BitmapScope::Node("disk".into()), bitmap_name(), Granularity::MIN)
             .bitmap(BitmapScope::Node("target".into()), bitmap_name(), Granularity::MIN)
+            .bitmap(BitmapScope::Node("evil".into()), bitmap_name(), Granularity::MIN)
             .node("evil", evil, children)
             .node("fan", fan.clone(), vec![ChildDecl::filtered("evil")])
             .drive("victim", "fan", true)
