@@ -757,6 +757,9 @@ pub mod exports {
                     pub required: bool,
                     /// What it wants to do to the child on its own account, beyond forwarding requests.
                     pub wants: Grants,
+                    /// Whether nobody else may change what the child shows, but through the node: for a plugin that keeps old
+                    /// bytes before they are changed. Others may read the child, and write what is proven to change nothing.
+                    pub exclusive: bool,
                 }
                 impl ::core::fmt::Debug for ChildWant {
                     fn fmt(
@@ -767,6 +770,7 @@ pub mod exports {
                             .field("name", &self.name)
                             .field("required", &self.required)
                             .field("wants", &self.wants)
+                            .field("exclusive", &self.exclusive)
                             .finish()
                     }
                 }
@@ -973,6 +977,7 @@ pub mod exports {
                                     name: name5,
                                     required: required5,
                                     wants: wants5,
+                                    exclusive: exclusive5,
                                 } = e;
                                 let vec6 = (name5.into_bytes()).into_boxed_slice();
                                 let ptr6 = vec6.as_ptr().cast::<u8>();
@@ -992,6 +997,12 @@ pub mod exports {
                                 *base
                                     .add(1 + 2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<u8>() = ((flags7.bits() >> 0) as i32) as u8;
+                                *base
+                                    .add(2 + 2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>() = (match exclusive5 {
+                                    true => 1,
+                                    false => 0,
+                                }) as u8;
                             }
                         }
                         *ptr1
@@ -1853,9 +1864,9 @@ macro_rules! __export_filter_impl {
         =
         "component-type:wit-bindgen:0.60.0:blockloom:filter@0.1.0:filter:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1565] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1576] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xa0\x0b\x01A\x02\x01\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xab\x0b\x01A\x02\x01\
 A\x08\x01B\x1a\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
 \0\x09condition\x03\0\0\x01r\x03\x08requestsw\x05bytesw\x05untilw\x04\0\x06budge\
 t\x03\0\x02\x01k\x03\x01r\x03\x05kindsy\x04only\x01\x06budget\x04\x04\0\x04rule\x03\
@@ -1872,24 +1883,25 @@ ilter/host@0.1.0\x05\0\x01B\x09\x01q\x02\x07request\x01y\0\x06buffer\x01y\0\x04\
 \0\x05\x04\0\x03put\x01\x06\x03\0\x1cblockloom:filter/bytes@0.1.0\x05\x01\x01B'\x01\
 r\x02\x04names\x08required\x7f\x04\0\x0bbitmap-want\x03\0\0\x01m\x03\x04none\x04\
 read\x09transform\x04\0\x0bbyte-access\x03\0\x02\x01n\x05\x04read\x0fwrite-uncha\
-nged\x05write\x07discard\x06resize\x04\0\x06grants\x03\0\x04\x01r\x03\x04names\x08\
-required\x7f\x05wants\x05\x04\0\x0achild-want\x03\0\x06\x01p\x07\x01ps\x01p\x01\x01\
-r\x0a\x06layouty\x04names\x07versions\x05kindsy\x08children\x08\x05views\x09\x07\
-bitmaps\x0a\x0bwants-bytes\x03\x07has-job\x7f\x0amay-bypass\x7f\x04\0\x0bdescrip\
-tion\x03\0\x0b\x01r\x02\x04paths\x07messages\x04\0\x0cconfig-error\x03\0\x0d\x01\
-r\x02\x0asize-bytesw\x07granted\x05\x04\0\x05child\x03\0\x0f\x01r\x04\x04names\x05\
-indexy\x11granularity-bytesw\x05owned\x7f\x04\0\x06bitmap\x03\0\x11\x01k\x10\x01\
-p\x13\x01p\x12\x01r\x07\x05index{\x04names\x0asize-bytesw\x09read-only\x7f\x08ch\
-ildren\x14\x07bitmaps\x15\x05bytes\x03\x04\0\x04node\x03\0\x16\x01@\0\0\x0c\x04\0\
-\x08describe\x01\x18\x01j\0\x01\x0e\x01@\x01\x06configs\0\x19\x04\0\x09configure\
-\x01\x1a\x01j\0\x01s\x01@\x01\x04node\x17\0\x1b\x04\0\x08add-node\x01\x1c\x01@\x01\
-\x05index{\x01\0\x04\0\x0bremove-node\x01\x1d\x01p}\x01@\0\0\x1e\x04\0\x04save\x01\
-\x1f\x01@\x01\x05state\x1e\0\x1b\x04\0\x07restore\x01\x20\x04\0\x1eblockloom:fil\
-ter/control@0.1.0\x05\x02\x01B\x05\x01pw\x01@\x02\x03noww\x06events\0\0\0\x04\0\x04\
-poll\x01\x01\x01@\x05\x03noww\x04headw\x02idw\x06offsetw\x03lenw\0w\x04\0\x08pol\
-l-one\x01\x02\x04\0\x1bblockloom:filter/data@0.1.0\x05\x03\x04\0\x1dblockloom:fi\
-lter/filter@0.1.0\x04\0\x0b\x0c\x01\0\x06filter\x03\0\0\0G\x09producers\x01\x0cp\
-rocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+nged\x05write\x07discard\x06resize\x04\0\x06grants\x03\0\x04\x01r\x04\x04names\x08\
+required\x7f\x05wants\x05\x09exclusive\x7f\x04\0\x0achild-want\x03\0\x06\x01p\x07\
+\x01ps\x01p\x01\x01r\x0a\x06layouty\x04names\x07versions\x05kindsy\x08children\x08\
+\x05views\x09\x07bitmaps\x0a\x0bwants-bytes\x03\x07has-job\x7f\x0amay-bypass\x7f\
+\x04\0\x0bdescription\x03\0\x0b\x01r\x02\x04paths\x07messages\x04\0\x0cconfig-er\
+ror\x03\0\x0d\x01r\x02\x0asize-bytesw\x07granted\x05\x04\0\x05child\x03\0\x0f\x01\
+r\x04\x04names\x05indexy\x11granularity-bytesw\x05owned\x7f\x04\0\x06bitmap\x03\0\
+\x11\x01k\x10\x01p\x13\x01p\x12\x01r\x07\x05index{\x04names\x0asize-bytesw\x09re\
+ad-only\x7f\x08children\x14\x07bitmaps\x15\x05bytes\x03\x04\0\x04node\x03\0\x16\x01\
+@\0\0\x0c\x04\0\x08describe\x01\x18\x01j\0\x01\x0e\x01@\x01\x06configs\0\x19\x04\
+\0\x09configure\x01\x1a\x01j\0\x01s\x01@\x01\x04node\x17\0\x1b\x04\0\x08add-node\
+\x01\x1c\x01@\x01\x05index{\x01\0\x04\0\x0bremove-node\x01\x1d\x01p}\x01@\0\0\x1e\
+\x04\0\x04save\x01\x1f\x01@\x01\x05state\x1e\0\x1b\x04\0\x07restore\x01\x20\x04\0\
+\x1eblockloom:filter/control@0.1.0\x05\x02\x01B\x05\x01pw\x01@\x02\x03noww\x06ev\
+ents\0\0\0\x04\0\x04poll\x01\x01\x01@\x05\x03noww\x04headw\x02idw\x06offsetw\x03\
+lenw\0w\x04\0\x08poll-one\x01\x02\x04\0\x1bblockloom:filter/data@0.1.0\x05\x03\x04\
+\0\x1dblockloom:filter/filter@0.1.0\x04\0\x0b\x0c\x01\0\x06filter\x03\0\0\0G\x09\
+producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rus\
+t\x060.60.0";
         };
     };
 }

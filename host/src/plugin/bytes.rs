@@ -453,15 +453,20 @@ impl HostState {
 }
 
 impl Host for HostState {
-    fn get(&mut self, of: Holder, offset: u32, len: u32) -> Result<Vec<u8>, u32> {
+    fn get(&mut self, of: Holder, offset: u32, len: u32) -> wasmtime::Result<Result<Vec<u8>, u32>> {
         if len > CALL_BYTES_MAX {
-            return Err(Errno::EINVAL.number());
+            return Ok(Err(Errno::EINVAL.number()));
         }
-        self.held(of, |bytes| bytes.get(offset, len), |bytes| bytes.get(offset, len))
+        Ok(self.held(of, |bytes| bytes.get(offset, len), |bytes| bytes.get(offset, len)))
     }
 
-    fn put(&mut self, of: Holder, offset: u32, bytes: Vec<u8>) -> Result<(), u32> {
-        self.held(of, |of| of.put(offset, &bytes), |of| of.put(offset, &bytes))
+    fn put(
+        &mut self,
+        of: Holder,
+        offset: u32,
+        bytes: Vec<u8>,
+    ) -> wasmtime::Result<Result<(), u32>> {
+        Ok(self.held(of, |of| of.put(offset, &bytes), |of| of.put(offset, &bytes)))
     }
 }
 

@@ -12,8 +12,9 @@ use blockloom_abi::{
     RequestId, Token, Write,
 };
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Filling};
 use super::bytes::{BufferBytes, ByteAccess};
+use super::counters::Refused;
 use super::grants::{Grants, PluginChild};
 use super::local::LocalPlugin;
 use super::store::Lasting;
@@ -67,12 +68,6 @@ impl Answered {
 }
 
 impl Ended {
-    /// Of a timer.
-    pub(super) fn of_timer(store: StoreNumber, token: Token) -> Self {
-        let result = Ok(Answered::default());
-        Self { store, token, request: None, result, is_read: false, serves: false }
-    }
-
     /// Of an operation that was never begun; `None` for an action that is none.
     pub(super) fn refused(store: StoreNumber, action: &Action, errno: Errno) -> Option<Self> {
         let (token, parent) = subject(action)?;
@@ -136,12 +131,13 @@ impl Operations {
         plugin: &Rc<LocalPlugin>,
         Asked { store, action }: Asked,
     ) {
-        if let Action::Drop { buffer } = action {
-            self.0.buffers.forget(buffer);
+        if let Action::Drop { token } = action {
+            self.0.buffers.forget(token);
             return;
         }
         let Some(mut ended) = Ended::refused(store, &action, Errno::EINVAL) else { return };
         ended.serves = matches!(action, Action::Copy(copy) if copy.serve);
+        let filling = ended.is_read.then(|| self.0.buffers.begin(ended.token));
         let plugin = Rc::clone(plugin);
         let (work, children) = (Rc::clone(&self.0), Arc::clone(children));
         work.running.set(work.running.get() + 1);
@@ -149,11 +145,17 @@ impl Operations {
             let lasting = plugin.lasting();
             let result = async {
                 let served = Served { node, children: &children, access };
-                run(ground.await?, &served, (&work.buffers, lasting), action).await
+                let buffers = (&work.buffers, filling);
+                run(ground.await?, &served, (buffers, lasting), action).await
             };
             let result = result.await;
-            if is_claim(&action) && result.as_ref().is_err_and(is_refusal) {
-                lasting.refuse_claim();
+            if let (Err(_), Some(filling)) = (&result, filling) {
+                work.buffers.give_up(filling);
+            }
+            if let Err(error) = &result
+                && let Some(why) = refused_claim(&children, &action, error)
+            {
+                plugin.claim_refused(node, why);
             }
             ended.result = result.map_err(|error| {
                 tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
@@ -189,22 +191,10 @@ struct Served<'a> {
     access: ByteAccess,
 }
 
-fn is_claim(action: &Action) -> bool {
-    match action {
-        Action::Copy(copy) => copy.claim,
-        Action::Write(write) => write.claim,
-        _ => false,
-    }
-}
-
-fn is_refusal(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotPermitted | ErrorKind::Stale)
-}
-
 async fn run(
     ground: OnBehalf,
     served: &Served<'_>,
-    (buffers, lasting): (&Buffers, &Lasting),
+    ((buffers, filling), lasting): ((&Buffers, Option<Filling>), &Lasting),
     action: Action,
 ) -> Result<Answered> {
     let &Served { node, children, access } = served;
@@ -216,10 +206,12 @@ async fn run(
             let bytes = ground.read_proven(child, range(&operation)).await?;
             let plain = || bytes.clone().into_plain();
             let seen = (access != ByteAccess::None).then(|| BufferBytes::of_read(access, plain()));
-            buffers.keep(operation.token, bytes, (seen.clone(), room));
+            if let Some(filling) = filling {
+                buffers.keep(filling, bytes, (seen.clone(), room));
+            }
             Ok(Answered { seen, ..Answered::bytes(operation.len) })
         }
-        Action::Make { token, len, .. } => {
+        Action::Make { len, .. } => {
             if access != ByteAccess::Transform {
                 let message = "it makes bytes of its own, and lacks `grant.bytes = \"transform\"`";
                 return Err(Error::new(ErrorKind::NotPermitted, message));
@@ -227,14 +219,17 @@ async fn run(
             let room = lasting.buffers.take(len)?;
             // What has room is no longer than one copy.
             let made = BufferBytes::made(access, len as usize);
-            buffers.keep_made(token, Arc::clone(&made), room);
+            if let Some(filling) = filling {
+                buffers.keep_made(filling, Arc::clone(&made), room);
+            }
             Ok(Answered { seen: Some(made), ..Answered::bytes(len) })
         }
         Action::Write(write) => run_write(ground, children, buffers, write).await,
         Action::Status { operation, above } => {
             let child = at(children, operation.child)?.edge;
             let above = above.map(|above| at(children, above).map(|child| child.edge));
-            let extents = ground.block_status(child, above.transpose()?, range(&operation)).await?;
+            let (above, range) = (above.transpose()?, range(&operation));
+            let extents = ground.block_status(child, above, range, EXTENTS_MAX).await?;
             Ok(described(&operation, &extents))
         }
         Action::Zero(operation) => {
@@ -319,6 +314,23 @@ async fn run_write(
     Ok(Answered::bytes(len))
 }
 
+/// Why an operation's claim was refused, if it was that which failed it.
+fn refused_claim(children: &[PluginChild], action: &Action, error: &Error) -> Option<Refused> {
+    let to = match action {
+        Action::Copy(copy) if copy.claim => copy.to,
+        Action::Write(write) if write.claim => write.operation.child,
+        _ => return None,
+    };
+    match error.kind() {
+        ErrorKind::Stale => Some(Refused::Stale),
+        // Without a grant it was not looked at.
+        ErrorKind::NotPermitted if granted(children, to, writing(true)).is_ok() => {
+            Some(Refused::NotProven)
+        }
+        _ => None,
+    }
+}
+
 /// What lets a plugin write: either of these.
 fn writing(claim: bool) -> Grants {
     if claim { Grants::WRITE.union(Grants::WRITE_UNCHANGED) } else { Grants::WRITE }
@@ -346,7 +358,7 @@ fn granted(children: &[PluginChild], index: ChildIndex, any: Grants) -> Result<u
 
 fn described(operation: &Operation, extents: &[Extent]) -> Answered {
     let mut answered = Answered::default();
-    for extent in extents.iter().take(EXTENTS_MAX) {
+    for extent in extents {
         let flags = match extent.kind {
             ExtentKind::Data | ExtentKind::Unreadable => ExtentFlags::ALLOCATED,
             ExtentKind::Zero | ExtentKind::Hole => ExtentFlags::ALLOCATED.with(ExtentFlags::ZERO),

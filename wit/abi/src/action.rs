@@ -271,10 +271,10 @@ pub enum Action {
         /// When; a time that has passed is due at once.
         at_ns: u64,
     },
-    /// Let go of a host buffer.
+    /// Let go of a host buffer, or of a timer, which then has no DONE unless that is under way.
     Drop {
-        /// The READ or MAKE from which it comes.
-        buffer: Token,
+        /// The READ or MAKE from which it comes, or the TIMER.
+        token: Token,
     },
     /// Make a host buffer of zeros, for bytes of the guest's own.
     Make {
@@ -325,9 +325,9 @@ impl Action {
                 let head = Head { tag: ActionTag::Timer as u8, a: 0, b: 0, flags: 0, aux: 0 };
                 Entry::pack(head, token.0, 0, at_ns, 0)
             }
-            Self::Drop { buffer } => {
+            Self::Drop { token } => {
                 let tag = ActionTag::Drop as u8;
-                Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux: buffer.0 }, 0, 0, 0, 0)
+                Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux: token.0 }, 0, 0, 0, 0)
             }
             Self::Make { token, parent, len } => {
                 let head = Head { tag: ActionTag::Make as u8, a: 0, b: 0, flags: 0, aux: 0 };
@@ -384,7 +384,7 @@ impl Action {
             }
             ActionTag::Drop => {
                 entry.only([TAG | AUX, 0, 0, 0])?;
-                Ok(Self::Drop { buffer: Token(entry.aux()) })
+                Ok(Self::Drop { token: Token(entry.aux()) })
             }
             ActionTag::Make => {
                 entry.only([TAG, ID | PARENT, 0, WORD])?;

@@ -69,7 +69,11 @@ fn bitmap_name() -> BitmapName {
 
 impl Guest<'_> {
     /// The children that it has, with all that it wants of them, and `more` of the first.
-    fn children(&self, more: Grants, role: Role) -> (Vec<(String, Grants)>, Vec<ChildDecl>) {
+    pub(super) fn children(
+        &self,
+        more: Grants,
+        role: Role,
+    ) -> (Vec<(String, Grants)>, Vec<ChildDecl>) {
         let of_file = self.wants.union(more);
         let grants = of_file.permissions();
         let file = ChildDecl { grants, role, ..ChildDecl::filtered("disk") };
@@ -119,7 +123,12 @@ impl<'a> Setup<'a> {
             ByteAccess::None | ByteAccess::Read => Role::Filtered,
         };
         let (granted, children) = self.guest.children(self.grants, role);
-        let evil = PluginNode::with_children(instance, &granted)?.with_bytes(self.bytes)?;
+        let lent = self.guest.lent.iter().map(|name| {
+            let scope = BitmapScope::Node("disk".into());
+            ((*name).to_owned(), scope, bitmap_name().to_string())
+        });
+        let node = PluginNode::with_children(instance, &granted)?.with_bytes(self.bytes)?;
+        let node = node.with_bitmaps(&lent.collect::<Vec<_>>())?;
         let host = Host::builder()
             .workers(WorkerOptions { workers: self.workers, ..WorkerOptions::default() })
             .node("disk", DiskNode(Arc::clone(&disk)), vec![])
@@ -127,7 +136,7 @@ impl<'a> Setup<'a> {
             .bitmap(BitmapScope::Node("disk".into()), bitmap_name(), Granularity::MIN)
             .bitmap(BitmapScope::Node("target".into()), bitmap_name(), Granularity::MIN)
             .bitmap(BitmapScope::Node("evil".into()), bitmap_name(), Granularity::MIN)
-            .node("evil", evil, children)
+            .node("evil", node, children)
             .node("fan", fan.clone(), vec![ChildDecl::filtered("evil")])
             .drive("victim", "fan", true)
             .node("memory", MemoryNode::new(1 << 20, 1)?, vec![])
