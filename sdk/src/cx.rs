@@ -7,10 +7,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use blockloom_abi::{
-    Action, BitmapIndex, ChildIndex, CopyRange, Errno, Extent, NodeIndex, Operation, Parent, Token,
-    Write,
+    Action, BitmapIndex, ChildIndex, CopyRange, Errno, Extent, Kind, NodeIndex, Operation, Parent,
+    Token, Write,
 };
 
+use crate::bytes::{Bytes, Holder};
 use crate::exec::{Ended, Shared, Task, Unwanted};
 use crate::{Signal, Time};
 
@@ -25,18 +26,22 @@ pub struct Cx {
     slot: u16,
     parent: Parent,
     node: NodeIndex,
+    /// Of the data of the request.
+    len: u64,
     stop: Option<Rc<Signal>>,
 }
 
 impl Cx {
     pub(crate) fn new(shared: Rc<Shared>, slot: u16, task: Task) -> Self {
-        let (parent, node, stop) = match task {
+        let (parent, node, len, stop) = match task {
             Task::Request(request) | Task::Done(request, _) => {
-                (Parent::Request(request.id), request.node, None)
+                let has_data = matches!(request.kind, Kind::Read | Kind::Write);
+                let len = if has_data { request.len } else { 0 };
+                (Parent::Request(request.id), request.node, len, None)
             }
-            Task::Job(node, stop) => (Parent::Job(node), node, Some(stop)),
+            Task::Job(node, stop) => (Parent::Job(node), node, 0, Some(stop)),
         };
-        Self { shared, slot, parent, node, stop }
+        Self { shared, slot, parent, node, len, stop }
     }
 
     /// The time of the present call.
@@ -63,6 +68,29 @@ impl Cx {
             Some(stop) => stop.wait().await,
             None => std::future::pending().await,
         }
+    }
+
+    /// The data of the request, for a filter to which it is granted ([`Description::bytes`]).
+    ///
+    /// In the body of a write it is what the guest writes; bytes that are put there are forwarded in its
+    /// place. In [`done`](crate::Filter::done) of a read it is what the child gave, and bytes that are put
+    /// there answer the read. A body of a read may put bytes, too, and say [`Served`](crate::Verdict::Served).
+    ///
+    /// [`Description::bytes`]: crate::Description::bytes
+    #[must_use]
+    pub fn bytes(&self) -> Bytes<'_> {
+        let Parent::Request(id) = self.parent else { return Bytes::none() };
+        Bytes::of(Holder::Request(id.bits()), self.len)
+    }
+
+    /// A buffer of zeros in the host, for bytes of the filter's own: at most 1 MiB.
+    ///
+    /// # Errors
+    ///
+    /// The host's; [`Errno::ENOMEM`] while there are too many.
+    pub async fn make(&self, len: u64) -> Result<Buffer, Errno> {
+        let action = Action::Make { token: NO_TOKEN, parent: self.parent, len };
+        self.fill(action, len).await
     }
 
     /// Waits until a time; not at all for one that has passed.
@@ -121,10 +149,15 @@ impl Cx {
     ///
     /// The host's.
     pub async fn read(&self, child: ChildIndex, range: Range<u64>) -> Result<Buffer, Errno> {
-        let mut running = self.operation(Action::Read(self.on(child, range)));
+        let operation = self.on(child, range);
+        self.fill(Action::Read(operation), operation.len).await
+    }
+
+    async fn fill(&self, action: Action, len: u64) -> Result<Buffer, Errno> {
+        let mut running = self.operation(action);
         let ended = (&mut running).await;
         let token = running.token.unwrap_or(NO_TOKEN);
-        ended.result.map(|()| Buffer { shared: Rc::clone(&self.shared), token })
+        ended.result.map(|()| Buffer { shared: Rc::clone(&self.shared), token, len })
     }
 
     /// Writes a buffer of the host to a child, from an offset on.
@@ -235,7 +268,7 @@ impl Drop for Running<'_> {
             && !self.ended
         {
             let unwanted = match self.action {
-                Action::Read(_) => Unwanted::Buffer,
+                Action::Read(_) | Action::Make { .. } => Unwanted::Buffer,
                 Action::Timer { .. } => Unwanted::Timer,
                 _ => Unwanted::GoesOn,
             };
@@ -284,11 +317,21 @@ impl Future for Copy<'_> {
     }
 }
 
-/// Bytes that a child held, in a buffer of the host; dropping it gives the buffer back.
+/// Bytes in a buffer of the host, such as a child held; dropping it gives the buffer back.
 #[derive(Debug)]
 pub struct Buffer {
     shared: Rc<Shared>,
     token: Token,
+    len: u64,
+}
+
+impl Buffer {
+    /// Its bytes, for a filter to which they are granted. A buffer to which some are put proves nothing any
+    /// more: a claim for it is refused.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes<'_> {
+        Bytes::of(Holder::Buffer(self.token.0), self.len)
+    }
 }
 
 impl Drop for Buffer {

@@ -188,7 +188,8 @@ pub enum Verdict {
     Hold,
     /// Refused.
     Fail(Errno),
-    /// Answered by a copy that serves it.
+    /// Answered by a copy that serves it, or by the bytes that were put to it; a write or zeroing of a filter
+    /// that transforms data: done by its operations.
     Served,
 }
 
@@ -261,8 +262,8 @@ pub struct Description {
     pub views: Vec<&'static str>,
     /// Bitmaps that it reads, and whether it cannot do without.
     pub bitmaps: Vec<(&'static str, bool)>,
-    /// Whether it answers requests with bytes that are not its child's.
-    pub wants_transform: bool,
+    /// What it wants to do with the data of requests.
+    pub bytes: ByteAccess,
     /// Whether requests may go to the filtered child without it, should it fail.
     pub may_bypass: bool,
 }
@@ -279,7 +280,7 @@ impl Description {
             children: vec![ChildWant::new("file")],
             views: Vec::new(),
             bitmaps: Vec::new(),
-            wants_transform: false,
+            bytes: ByteAccess::None,
             may_bypass: false,
         }
     }
@@ -314,6 +315,12 @@ impl Description {
     pub fn child(mut self, child: ChildWant) -> Self {
         self.children.push(child);
         self
+    }
+
+    /// What it wants to do with the data of requests: see [`Cx::bytes`].
+    #[must_use]
+    pub fn bytes(self, bytes: ByteAccess) -> Self {
+        Self { bytes, ..self }
     }
 
     /// One bitmap more that it reads, if `bitmap.NAME` of its node lends one.
@@ -420,6 +427,19 @@ impl Grants {
     }
 }
 
+/// What a plugin may do with the data of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ByteAccess {
+    /// Nothing.
+    #[default]
+    None,
+    /// Look at it.
+    Read,
+    /// Make it other data: the node shows bytes of its own. A zeroing is then a write, and a discard does
+    /// nothing, unless [`Filter::KINDS`] has them.
+    Transform,
+}
+
 /// A node that the instance serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -435,6 +455,8 @@ pub struct Node {
     pub children: Vec<Option<Child>>,
     /// The bitmaps it may use.
     pub bitmaps: Vec<Bitmap>,
+    /// What it may do with the data of requests.
+    pub bytes: ByteAccess,
 }
 
 impl Node {

@@ -358,6 +358,11 @@ pub trait Node: Any + Send + Sync {
         false
     }
 
+    /// Whether it makes other bytes of those of its children: then no edge of it may be one of view.
+    fn is_opaque(&self) -> bool {
+        false
+    }
+
     /// Whether it relies on bytes of its view that are to be kept elsewhere before they change: none may change
     /// unless the change has passed the node. Where that cannot be, the change is refused.
     fn keeps_old_bytes(&self) -> bool {

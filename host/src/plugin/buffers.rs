@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockloom_abi::Token;
 
+use super::bytes::BufferBytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::ProvenBuf;
+use crate::io::Buf;
 
 /// Bytes that one instance may have in buffers, on all workers: 64 of the largest.
 const BUFFER_BYTES_MAX: u64 = 64 << 20;
@@ -49,8 +51,28 @@ impl Drop for Taken {
 /// What is in a buffer, with its room.
 #[derive(Clone)]
 pub(super) struct Filled {
-    pub(super) bytes: ProvenBuf,
+    /// As it was read; `None` of one that the guest has made.
+    read: Option<ProvenBuf>,
+    /// As the guest sees it, if it does.
+    seen: Option<Arc<BufferBytes>>,
     _room: Rc<Taken>,
+}
+
+impl Filled {
+    pub(super) fn len_bytes(&self) -> u64 {
+        let read = self.read.as_ref().map(|read| read.bytes().len());
+        read.or_else(|| self.seen.as_ref().map(|seen| seen.len())).unwrap_or(0) as u64
+    }
+
+    /// The guest's own bytes, if it has made them or altered what was read: nothing is proven of them.
+    pub(super) fn own(&self) -> Option<Buf> {
+        self.seen.as_ref()?.own()
+    }
+
+    /// As it was read.
+    pub(super) fn into_read(self) -> Option<ProvenBuf> {
+        self.read
+    }
 }
 
 /// A buffer that is being filled, among those of one request.
@@ -64,7 +86,7 @@ struct Buffer {
     filled: Option<Filled>,
 }
 
-/// The buffers of one request, or job, from their READ on.
+/// The buffers of one request, or job, from their READ or MAKE on.
 #[derive(Default)]
 pub(super) struct Buffers {
     begun: Cell<u64>,
@@ -79,11 +101,25 @@ impl Buffers {
         number
     }
 
-    /// It is filled; one that has been let go of meanwhile is gone.
-    pub(super) fn keep(&self, number: Filling, bytes: ProvenBuf, room: Taken) {
+    /// What was read; what of it the guest sees. One that has been let go of meanwhile is gone.
+    pub(super) fn keep(
+        &self,
+        number: Filling,
+        read: ProvenBuf,
+        (seen, room): (Option<Arc<BufferBytes>>, Taken),
+    ) {
+        self.fill(number, Filled { read: Some(read), seen, _room: Rc::new(room) });
+    }
+
+    /// One for the guest's own bytes.
+    pub(super) fn keep_made(&self, number: Filling, made: Arc<BufferBytes>, room: Taken) {
+        self.fill(number, Filled { read: None, seen: Some(made), _room: Rc::new(room) });
+    }
+
+    fn fill(&self, number: Filling, filled: Filled) {
         let mut all = self.all.borrow_mut();
         if let Some(buffer) = all.iter_mut().find(|buffer| buffer.number == number) {
-            buffer.filled = Some(Filled { bytes, _room: Rc::new(room) });
+            buffer.filled = Some(filled);
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use blockloom_abi::{Done, Entry, EventTag, Forward, MAX_EVENTS, PollOne, RequestId, Subject};
+use blockloom_abi::{
+    Done, ENTRY_WORDS, Entry, EventTag, Forward, MAX_EVENTS, PollOne, RequestId, Subject,
+};
 
 use super::PluginLimits;
 use super::cpu::Standing;
@@ -121,6 +123,7 @@ impl Instance {
         local: &LocalPlugin,
     ) -> Result<Option<Ticket>, Fault> {
         let &[head, id, offset, len] = inside.words.as_slice() else { return Ok(None) };
+        inside.calls = (inside.calls.0 + 1, inside.calls.1 + 1);
         arm(&inside.module.runtime, &mut inside.store, self.call_ticks);
         let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();
@@ -134,6 +137,7 @@ impl Instance {
                 if not_before_ns <= now_ns
                     && let Some(ticket) = inside.table.forward_now(id)
                 {
+                    inside.forget_buffers(ticket);
                     return Ok(Some(ticket));
                 }
                 let forward = Forward { not_before_ns, ..Forward::now(id) };
@@ -150,6 +154,8 @@ impl Instance {
 
     /// The call for a batch: the events are in `words`.
     fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, Fault> {
+        let events = inside.words.len() / ENTRY_WORDS;
+        inside.calls = (inside.calls.0 + 1, inside.calls.1 + events as u64);
         arm(&inside.module.runtime, &mut inside.store, self.call_ticks);
         let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();

@@ -5,6 +5,7 @@ use std::fmt;
 use blockloom_abi::ChildIndex;
 
 use super::bindings::exports::blockloom::filter::control;
+use super::bytes::ByteAccess;
 use super::module::PluginModule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::PermissionSet;
@@ -218,6 +219,25 @@ pub(super) fn check_bitmaps<'a>(
         Some(name) => invalid(format!("plugin `{plugin}` reads no bitmap `{name}`")),
         None => Ok(()),
     }
+}
+
+/// Checks what is granted of the data of a node's requests.
+pub(super) fn check_bytes(module: &PluginModule, granted: ByteAccess) -> Result<()> {
+    let wanted = module.inspection().wants_bytes;
+    if wanted <= granted {
+        return Ok(());
+    }
+    let to = match wanted {
+        ByteAccess::Transform => "change the data of requests",
+        _ => "look at the data of requests",
+    };
+    let message = format!(
+        "plugin `{}` wants to {to}, and is not granted that: write `grant.bytes = \"{}\"`, or use another \
+         plugin",
+        module.name(),
+        wanted.name()
+    );
+    Err(Error::new(ErrorKind::NotPermitted, message))
 }
 
 /// Checks that the plugin offers a view.

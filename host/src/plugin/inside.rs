@@ -12,6 +12,7 @@ use wasmtime::Store;
 
 use super::PluginLimits;
 use super::bindings::Filter;
+use super::bytes::ByteAccess;
 use super::cpu::Account;
 use super::faults::Fault;
 use super::jobs::Job;
@@ -30,12 +31,12 @@ pub(super) struct Place {
     pub(super) table: Option<Table>,
 }
 
-/// A buffer of a guest's, from its READ on.
+/// A buffer of a guest's, from its READ or MAKE on.
 #[derive(Clone, Copy)]
 pub(super) struct Buffer {
-    /// The request for which it is read; it ends with it.
+    /// The request for which it is filled; it ends with it.
     pub(super) of: Ticket,
-    /// The READ has yet to end: until then the token stays in use.
+    /// That has yet to end: until then the token stays in use.
     pub(super) is_filling: bool,
     pub(super) is_dropped: bool,
 }
@@ -79,6 +80,8 @@ pub(super) struct Inside {
     /// Nor is the guest called at all.
     pub(super) is_frozen: bool,
     pub(super) words: Vec<u64>,
+    /// Calls for requests so far, and the events in them.
+    pub(super) calls: (u64, u64),
     pub(super) cpu: Account,
 }
 
@@ -108,6 +111,7 @@ impl Inside {
             is_gated: false,
             is_frozen: false,
             words: Vec::new(),
+            calls: (0, 0),
             cpu: Account::new(limits),
         }
     }
@@ -129,6 +133,9 @@ impl Inside {
         let Some(id) = self.table.offer((node, kind, unchanged), ticket, now_ns) else {
             return false;
         };
+        if self.store.data_mut().take_lent(id, ticket) == ByteAccess::Transform {
+            self.table.transforms(id);
+        }
         self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
         true
     }
@@ -177,6 +184,9 @@ impl Inside {
             }
         }
         let answered = ended.result.unwrap_or_default();
+        if let (Some(seen), Some(buffer)) = (answered.seen, self.buffers.get(&ended.token)) {
+            self.store.data_mut().bytes.fill(ended.token, buffer.of, seen);
+        }
         for extent in &answered.extents {
             self.push(extent.encode());
         }
@@ -184,9 +194,10 @@ impl Inside {
         self.push(Done { subject, result, value: answered.value }.encode());
     }
 
-    /// What was read for a request ends with it.
+    /// The data of a request, and what was read for it, end with it.
     #[inline]
     pub(super) fn forget_buffers(&mut self, ticket: Ticket) {
+        self.store.data_mut().bytes.end(ticket);
         if !self.buffers.is_empty() {
             self.buffers.retain(|_, buffer| buffer.of != ticket);
         }

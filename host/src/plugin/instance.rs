@@ -223,6 +223,11 @@ impl Instance {
         self.reloads.load(Ordering::Acquire)
     }
 
+    /// How often the present store was called for requests, and with how many events.
+    pub fn calls(&self) -> (u64, u64) {
+        self.go_in(None).live.as_ref().map_or((0, 0), |inside| inside.calls)
+    }
+
     /// What has been counted of it, and of all its nodes.
     pub fn counters(&self) -> PluginCounters {
         self.lasting.counters.sum(None, self.restarts().into())

@@ -13,7 +13,7 @@
 //! Which requests a guest is asked about at all, its rules say (`rules.rs`); what it has to remember is in
 //! bitmaps that outlive it (`bitmaps.rs`).
 //!
-//! The data stays in the host: a plugin sees ids and ranges. What it answers is judged (`table`), not
+//! The data stays in the host: a plugin sees ids and ranges, and bytes only of nodes that grant it (`bytes.rs`). What it answers is judged (`table`), not
 //! trusted. **Any** error of a call, and any breach of the layout, drops the store. A request that the
 //! plugin had forwarded completes with the child's result, and is never issued again. One that it had not
 //! waits until what was done for it is over; then the policy decides ([`OnFault`]): it fails with `EIO`, goes
@@ -29,6 +29,7 @@
 mod bindings;
 mod bitmaps;
 mod buffers;
+mod bytes;
 mod call;
 mod counters;
 mod cpu;
@@ -39,6 +40,7 @@ mod inside;
 mod instance;
 mod jobs;
 mod local;
+pub mod measure;
 mod module;
 mod node;
 mod nodes;
@@ -57,6 +59,7 @@ mod timers;
 
 use std::time::Duration;
 
+pub use bytes::ByteAccess;
 pub use counters::PluginCounters;
 pub use faults::{OnFault, RestartBudget};
 pub use grants::Grants;

@@ -12,6 +12,7 @@ use wasmtime::{Store, UpdateDeadline};
 use super::PluginLimits;
 use super::bindings::exports::blockloom::filter::control;
 use super::bindings::{Filter, FilterPre};
+use super::bytes::ByteAccess;
 use super::grants::Grants;
 use super::runtime::{PluginRuntime, TICK};
 use super::store::{CALL_DATA_BYTES, HostState, Lasting, printable};
@@ -22,8 +23,8 @@ include!(concat!(env!("OUT_DIR"), "/bundled.rs"));
 
 /// Longest plugin file, bytes: compiling takes time in proportion.
 const FILE_MAX_BYTES: u64 = 16 << 20;
-/// The one interface that a plugin may import.
-const HOST_INTERFACE: &str = "blockloom:filter/host@0.1.0";
+/// The interfaces that a plugin may import; it needs neither.
+const HOST_INTERFACES: [&str; 2] = ["blockloom:filter/host@0.1.0", "blockloom:filter/bytes@0.1.0"];
 /// An interface that every plugin exports, without its version.
 const CONTROL_INTERFACE: &str = "blockloom:filter/control";
 
@@ -82,8 +83,8 @@ pub struct Inspection {
     pub views: Vec<String>,
     /// Bitmaps that it reads, and whether it cannot do without.
     pub bitmaps: Vec<(String, bool)>,
-    /// Whether it answers with bytes that are not its child's.
-    pub wants_transform: bool,
+    /// What it wants to do with the data of requests.
+    pub wants_bytes: ByteAccess,
     /// Whether it has work of its own.
     pub has_job: bool,
     /// Whether requests may go to the filtered child without it, should it fail.
@@ -334,7 +335,7 @@ impl PluginModule {
         inspection.views = it.views.iter().map(|view| printable(view)).collect();
         let bitmap = |want: control::BitmapWant| (printable(&want.name), want.required);
         inspection.bitmaps = it.bitmaps.into_iter().map(bitmap).collect();
-        inspection.wants_transform = it.wants_transform;
+        inspection.wants_bytes = ByteAccess::of_wants(it.wants_bytes);
         inspection.has_job = it.has_job;
         inspection.may_bypass = it.may_bypass;
         Ok(())
@@ -385,10 +386,11 @@ fn check_interfaces(imports: &[String], exports: &[String]) -> std::result::Resu
              rebuild it"
         ));
     }
-    if let Some(foreign) = imports.iter().find(|name| *name != HOST_INTERFACE) {
+    if let Some(foreign) = imports.iter().find(|name| !HOST_INTERFACES.contains(&name.as_str())) {
         return Err(format!(
-            "it imports `{foreign}`; a plugin may import `{HOST_INTERFACE}` alone: build it for \
-             wasm32-unknown-unknown, not for a WASI target"
+            "it imports `{foreign}`; a plugin may import `{}` alone: build it for \
+             wasm32-unknown-unknown, not for a WASI target",
+            HOST_INTERFACES.join("` and `")
         ));
     }
     if !is_ours {

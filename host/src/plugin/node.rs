@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use blockloom_abi::{ChildIndex, Errno, Kind, NodeIndex, RequestFlags};
 
+use super::bytes::{ByteAccess, Handed, TRANSFORM_MAX_BYTES, is_lowered};
 use super::counters::{NodeCounters, PluginCounters};
 use super::faults::Phase;
 use super::grants::{FILE, Grants};
@@ -26,7 +27,9 @@ use crate::graph::{
     BitmapScope, Cx, EdgeCall, EdgeRef, GraphNode, LocalGraph, OnBehalf, OwnAccord, had_until,
 };
 use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now, until};
-use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{
+    Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags,
+};
 
 /// Time that a node's job has to end when the node is removed.
 const LEAVE_TIME: Duration = Duration::from_secs(1);
@@ -43,6 +46,10 @@ pub struct PluginNode {
     rules: Arc<NodeRules>,
     /// What is lent, by its index.
     lent: Vec<(u32, BitmapScope, String)>,
+    /// What the plugin may do with the data of requests.
+    access: ByteAccess,
+    /// Its rules do not count.
+    asks_always: bool,
     counters: Arc<NodeCounters>,
     /// What makes its view, if it offers one, once found.
     view: Option<OnceLock<PointInTime>>,
@@ -121,10 +128,22 @@ impl PluginNode {
         // Its size comes with the graph.
         let rules = instance.lasting().add_node(index, 0);
         let instance = Arc::clone(instance);
+        let (lent, access, asks_always) = (Vec::new(), ByteAccess::None, false);
         let counters = instance.lasting().counters.of_node(index);
         let view = instance.lasting().bitmaps.makes_views().then(OnceLock::new);
-        let lent = Vec::new();
-        Ok(Self { instance, index, children, departure, file, rules, lent, counters, view })
+        Ok(Self {
+            instance,
+            index,
+            children,
+            departure,
+            file,
+            rules,
+            lent,
+            access,
+            asks_always,
+            counters,
+            view,
+        })
     }
 
     /// Lends bitmaps to the plugin, to be read: by the names that it has for them.
@@ -137,6 +156,28 @@ impl PluginNode {
         for (index, (_, scope, bitmap)) in indices.into_iter().zip(bitmaps) {
             self.lent.push((index, scope.clone(), bitmap.clone()));
         }
+        Ok(self)
+    }
+
+    /// Has the plugin asked about every request of a kind that it wants, whatever its rules say: which they
+    /// allow. For measurements.
+    #[must_use]
+    pub fn asking_always(mut self) -> Self {
+        self.asks_always = true;
+        self
+    }
+
+    /// Grants something of the data of requests. A node whose data the plugin transforms shows bytes of its
+    /// own: its edge to the filtered child is one of storage.
+    ///
+    /// # Errors
+    /// `EPERM` if the plugin wants more, or may be bypassed when it fails.
+    pub fn with_bytes(mut self, access: ByteAccess) -> Result<Self> {
+        self.instance.check_bytes(access)?;
+        if access != ByteAccess::None {
+            self.instance.lasting().bytes.grant();
+        }
+        self.access = access;
         Ok(self)
     }
 
@@ -185,23 +226,26 @@ impl PluginNode {
     async fn judge<T>(
         &self,
         cx: Cx<'_>,
-        shape: Shape,
+        (shape, bytes): (Shape, Option<&Handed>),
         unforwarded: Option<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
-        match self.offer(&shape) {
+        match self.offer(&shape, bytes) {
             Offered::Forward => call(cx.child(self.file)?).await,
             Offered::Pass(rules) => self.pass(cx, rules, call).await,
             Offered::Look(child, rules) => {
+                let shape = (shape, bytes);
                 Box::pin(self.look(cx, shape, (child, rules), unforwarded, call)).await
             }
             Offered::Fail(error) => Err(error),
             Offered::Waiting(waiting) => {
                 let verdict = waiting.verdict().await;
-                self.obey(cx, shape, Stand::Judged(waiting, verdict), unforwarded, call).await
+                let stand = Stand::Judged(waiting, verdict);
+                self.obey(cx, (shape, bytes), stand, unforwarded, call).await
             }
             Offered::Down(arrival) => {
-                Box::pin(self.obey(cx, shape, Stand::Down(arrival), unforwarded, call)).await
+                let stand = Stand::Down(arrival);
+                Box::pin(self.obey(cx, (shape, bytes), stand, unforwarded, call)).await
             }
         }
     }
@@ -223,7 +267,7 @@ impl PluginNode {
     async fn look<T>(
         &self,
         cx: Cx<'_>,
-        shape: Shape,
+        (shape, bytes): (Shape, Option<&Handed>),
         (child, rules): (ChildIndex, Rc<KeptRules>),
         unforwarded: Option<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
@@ -238,10 +282,11 @@ impl PluginNode {
             return self.pass(cx, rules, call).await;
         }
         drop(rules);
-        match self.ask(&shape, turn_now(), &LocalPlugin::of(&self.instance)) {
+        match self.ask(&shape, bytes, turn_now(), &LocalPlugin::of(&self.instance)) {
             Ok(waiting) => {
                 let verdict = waiting.verdict().await;
-                self.obey(cx, shape, Stand::Judged(waiting, verdict), unforwarded, call).await
+                let stand = Stand::Judged(waiting, verdict);
+                self.obey(cx, (shape, bytes), stand, unforwarded, call).await
             }
             Err(rules) => self.pass(cx, rules, call).await,
         }
@@ -255,7 +300,7 @@ impl PluginNode {
     }
 
     #[inline]
-    fn offer(&self, shape: &Shape) -> Offered {
+    fn offer(&self, shape: &Shape, bytes: Option<&Handed>) -> Offered {
         let kind = shape.kind;
         let phase = self.instance.phase();
         if phase != Phase::Running {
@@ -266,7 +311,8 @@ impl PluginNode {
         }
         let plugin = LocalPlugin::of(&self.instance);
         let rules = plugin.rules(&self.rules);
-        match rules.judge(kind, &(shape.offset..shape.offset.saturating_add(shape.len))) {
+        let range = shape.offset..shape.offset.saturating_add(shape.len);
+        match if self.asks_always { Ruling::Ask } else { rules.judge(kind, &range) } {
             Ruling::Pass => {
                 self.counters.passed(plugin.worker());
                 return Offered::Pass(rules);
@@ -274,7 +320,7 @@ impl PluginNode {
             Ruling::AskIfUnallocated(child) => return Offered::Look(child, rules),
             Ruling::Ask => {}
         }
-        match self.ask_by(rules, shape, turn_now(), &plugin) {
+        match self.ask_by(rules, (shape, bytes), turn_now(), &plugin) {
             Ok(waiting) => Offered::Waiting(waiting),
             Err(rules) => Offered::Pass(rules),
         }
@@ -300,25 +346,30 @@ impl PluginNode {
     fn ask(
         &self,
         shape: &Shape,
+        bytes: Option<&Handed>,
         since: Time,
         plugin: &Rc<LocalPlugin>,
     ) -> Result<Waiting, Rc<KeptRules>> {
-        self.ask_by(plugin.rules(&self.rules), shape, since, plugin)
+        self.ask_by(plugin.rules(&self.rules), (shape, bytes), since, plugin)
     }
 
     #[inline]
     fn ask_by(
         &self,
         rules: Rc<KeptRules>,
-        shape: &Shape,
+        (shape, bytes): (&Shape, Option<&Handed>),
         since: Time,
         plugin: &Rc<LocalPlugin>,
     ) -> Result<Waiting, Rc<KeptRules>> {
         let &Shape { kind, flags, offset, len } = shape;
         let node = self.index;
         self.counters.asked(plugin.worker());
-        let offer = |ticket| Offer::Request { ticket, node, kind, flags, offset, len };
-        plugin.request(since, rules, offer)
+        plugin.request(since, rules, |ticket| {
+            if let Some(bytes) = bytes {
+                bytes.lend(ticket);
+            }
+            Offer::Request { ticket, node, kind, flags, offset, len }
+        })
     }
 
     /// Does with a request what the guest decided. One that the guest had not forwarded when its store was lost
@@ -326,7 +377,7 @@ impl PluginNode {
     async fn obey<T>(
         &self,
         cx: Cx<'_>,
-        shape: Shape,
+        (shape, bytes): (Shape, Option<&Handed>),
         stand: Stand,
         unforwarded: Option<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
@@ -351,7 +402,7 @@ impl PluginNode {
                     if !is_asked || !self.instance.wants(shape.kind) {
                         return call(child).await;
                     }
-                    let waiting = match self.ask(&shape, arrival.since, &plugin) {
+                    let waiting = match self.ask(&shape, bytes, arrival.since, &plugin) {
                         Ok(waiting) => waiting,
                         Err(rules) => return self.pass(cx, rules, call).await,
                     };
@@ -394,13 +445,55 @@ impl PluginNode {
                     let result = call(child).await;
                     drop(rules);
                     named.end(result.as_ref().map(drop).map_err(errno_of));
-                    return Box::pin(self.settle(cx, (&waiting, &operations), result)).await;
+                    return Box::pin(self.settle(cx, (&waiting, &operations, bytes), result)).await;
                 }
                 drop(named);
                 drop(waiting);
                 call(child).await
             }
         }
+    }
+
+    /// Whether the guest is offered requests of a kind with their data.
+    #[inline]
+    fn shows_data_of(&self, kind: Kind) -> bool {
+        self.access != ByteAccess::None && self.instance.wants(kind)
+    }
+
+    /// A read of which the guest may see what the child gives, and perhaps answer with other bytes. One whose
+    /// answer was lost with the guest is done again.
+    async fn read_seen(&self, cx: Cx<'_>, shape: Shape, buf: BufMut) -> Result<BufMut> {
+        let (offset, len) = (shape.offset, buf.len());
+        let handed = Handed::of_read(self.instance.lasting(), self.access, len);
+        let mut buf = Some(buf);
+        loop {
+            let buf = buf.take().unwrap_or_else(|| BufMut::new(len));
+            let call = async |child: EdgeRef<'_>| {
+                handed.give(child.read(offset, buf).await?);
+                Ok(())
+            };
+            self.judge(cx, (shape, Some(&handed)), Some(()), call).await?;
+            if !handed.is_lost() {
+                return Ok(handed.answer());
+            }
+        }
+    }
+
+    /// A write of which the guest may see the data, and perhaps have other bytes written.
+    async fn write_seen(
+        &self,
+        cx: Cx<'_>,
+        shape: Shape,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> Result<()> {
+        let handed = Handed::of_write(self.instance.lasting(), self.access, buf);
+        let call = async |child: EdgeRef<'_>| {
+            self.change_passes(&shape);
+            child.write(shape.offset, handed.payload(), flags).await
+        };
+        let unforwarded = self.is_opaque().then_some(());
+        self.judge(cx, (shape, Some(&handed)), unforwarded, call).await
     }
 
     /// Waits until the guest's place is taken, by a new store or for good by the child; as long as a request may
@@ -468,7 +561,7 @@ impl PluginNode {
     /// The node's job: what the guest does in it, and the next one after a fault, until the node has gone.
     fn job(&self, own: Result<OwnAccord>) -> impl Future<Output = ()> + 'static {
         let (instance, children) = (Arc::clone(&self.instance), Arc::clone(&self.children));
-        let (index, departure) = (self.index, Arc::clone(&self.departure));
+        let (index, access, departure) = (self.index, self.access, Arc::clone(&self.departure));
         async move {
             let plugin = LocalPlugin::of(&instance);
             while departure.is_here() {
@@ -476,7 +569,8 @@ impl PluginNode {
                 let operations = Operations::default();
                 while let Verdict::Operate(asked) = waiting.verdict().await {
                     let ground = job_ground(own.clone(), Arc::clone(&departure));
-                    operations.start(ground, (index, children.load_full()), &plugin, asked);
+                    let node = (index, children.load_full(), access);
+                    operations.start(ground, node, &plugin, asked);
                 }
                 operations.ended().await;
                 let is_absent = |phase| phase != Phase::Running && departure.is_here();
@@ -488,7 +582,8 @@ impl PluginNode {
     /// Begins what the guest wants done for a request.
     fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, asked: Asked) {
         let ground = ready(Ok(cx.on_behalf()));
-        operations.start(ground, (self.index, self.children.load_full()), waiting.plugin(), asked);
+        let node = (self.index, self.children.load_full(), self.access);
+        operations.start(ground, node, waiting.plugin(), asked);
     }
 
     fn fault_error(&self) -> Error {
@@ -500,7 +595,7 @@ impl PluginNode {
     async fn settle<T>(
         &self,
         cx: Cx<'_>,
-        (waiting, operations): (&Waiting, &Operations),
+        (waiting, operations, bytes): (&Waiting, &Operations, Option<&Handed>),
         result: Result<T>,
     ) -> Result<T> {
         loop {
@@ -511,17 +606,23 @@ impl PluginNode {
                 Verdict::Answer(Answer::Complete(Err(errno))) => {
                     return result.and(Err(self.refusal(errno)));
                 }
-                Verdict::Answer(Answer::Complete(Ok(()))) | Verdict::Fault => return result,
+                Verdict::Answer(Answer::Complete(Ok(()))) => return result,
+                Verdict::Fault => {
+                    if let Some(bytes) = bytes {
+                        bytes.lose();
+                    }
+                    return result;
+                }
             }
         }
     }
 
     /// A change goes to the child. If what it changes is still to be kept for the view, whoever let it pass, the
-    /// view is no more, before it does.
+    /// view is no more, before it does. Of what the plugin makes of data nothing is proven.
     #[inline]
     fn change_passes(&self, shape: &Shape) {
         if let Some(view) = &self.view
-            && !shape.flags.contains(RequestFlags::UNCHANGED)
+            && (self.is_opaque() || !shape.flags.contains(RequestFlags::UNCHANGED))
         {
             self.keep_view(view, shape);
         }
@@ -630,7 +731,7 @@ where
     /// Has the guest judge it.
     fn ask(&mut self) -> Result<()> {
         self.rules = None;
-        match self.node.ask(&self.shape, turn_now(), &LocalPlugin::of(&self.node.instance)) {
+        match self.node.ask(&self.shape, None, turn_now(), &LocalPlugin::of(&self.node.instance)) {
             Ok(waiting) => {
                 self.stage = Stage::Judged(waiting);
                 Ok(())
@@ -652,7 +753,7 @@ where
         self.stage = Stage::Other(Box::pin(async move {
             // The edge is the one that `obey` would lend.
             let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
-            node.obey(cx, shape, Stand::Judged(waiting, verdict), None, call).await
+            node.obey(cx, (shape, None), Stand::Judged(waiting, verdict), None, call).await
         }));
         Ok(())
     }
@@ -663,7 +764,7 @@ where
         let (node, cx, shape) = (self.node, self.cx, self.shape);
         self.stage = Stage::Other(Box::pin(async move {
             let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
-            node.obey(cx, shape, Stand::Down(arrival), None, call).await
+            node.obey(cx, (shape, None), Stand::Down(arrival), None, call).await
         }));
         Ok(())
     }
@@ -679,7 +780,7 @@ where
     fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Result<T>> {
         let this = self.get_mut();
         if let Stage::New = this.stage {
-            match this.node.offer(&this.shape) {
+            match this.node.offer(&this.shape, None) {
                 Offered::Waiting(waiting) => this.stage = Stage::Judged(waiting),
                 Offered::Forward => this.forward()?,
                 Offered::Pass(rules) => {
@@ -732,11 +833,27 @@ impl Node for PluginNode {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children.get(self.file..).unwrap_or_default())
+        let info = NodeInfo::of_filter(children.get(self.file..).unwrap_or_default())?;
+        if self.access != ByteAccess::Transform {
+            return Ok(info);
+        }
+        // What it is not offered is made of what it is: zeros of the child are none of the node.
+        let support = |kind| match is_lowered(self.access, kind) && !self.instance.wants(kind) {
+            true => Support::None,
+            false => Support::Native,
+        };
+        let (zero, discard) = (support(Kind::Zero), support(Kind::Discard));
+        let caps = Caps { zero, discard, ..info.caps };
+        let limits = Limits { transfer_max_bytes: TRANSFORM_MAX_BYTES, ..info.limits };
+        Ok(NodeInfo { caps, limits, growable: false, ..info })
     }
 
     fn is_transparent(&self) -> bool {
-        true
+        !self.is_opaque()
+    }
+
+    fn is_opaque(&self) -> bool {
+        self.access == ByteAccess::Transform
     }
 
     fn report(&self) -> Option<String> {
@@ -755,7 +872,8 @@ impl Node for PluginNode {
     }
 
     fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
-        self.instance.add_node(self.index, name, info, children)
+        self.instance.check_bytes(self.access)?;
+        self.instance.add_node(self.index, name, info, (children, self.access))
     }
 
     fn resized(&self, info: &NodeInfo, children: &[NodeInfo]) {
@@ -798,6 +916,9 @@ impl Node for PluginNode {
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
         let (kind, flags, len) = (Kind::Read, RequestFlags::NONE, buf.len() as u64);
         let shape = Shape { kind, flags, offset, len };
+        if self.shows_data_of(kind) {
+            return Box::pin(self.read_seen(cx, shape, buf));
+        }
         Passing::boxed(self, cx, shape, move |child| child.read(offset, buf))
     }
 
@@ -810,6 +931,9 @@ impl Node for PluginNode {
     ) -> NodeFuture<'a, ()> {
         let len = buf.len() as u64;
         let shape = Shape { kind: Kind::Write, flags: write_flags(cx, flags), offset, len };
+        if self.shows_data_of(Kind::Write) {
+            return Box::pin(self.write_seen(cx, shape, buf, flags));
+        }
         Passing::boxed(self, cx, shape, move |child| {
             self.change_passes(&shape);
             child.write(offset, buf, flags)
@@ -824,23 +948,33 @@ impl Node for PluginNode {
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
         let shape = Shape { kind: Kind::Zero, flags: write_flags(cx, flags), offset, len };
-        Box::pin(self.judge(cx, shape, None, async move |child| {
-            self.change_passes(&shape);
-            child.zero(offset, len, flags).await
-        }))
+        Box::pin(async move {
+            let call = async move |child: EdgeRef<'_>| {
+                self.change_passes(&shape);
+                child.zero(offset, len, flags).await
+            };
+            if self.access == ByteAccess::None {
+                return self.judge(cx, (shape, None), None, call).await;
+            }
+            let handed = Handed::of_none(self.instance.lasting(), self.access);
+            let unforwarded = self.is_opaque().then_some(());
+            self.judge(cx, (shape, Some(&handed)), unforwarded, call).await
+        })
     }
 
     fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
         let shape = Shape { kind: Kind::Discard, flags: RequestFlags::NONE, offset, len };
-        Box::pin(self.judge(cx, shape, Some(()), async move |child| {
+        let call = async move |child: EdgeRef<'_>| {
             self.change_passes(&shape);
             child.discard(offset, len).await
-        }))
+        };
+        Box::pin(self.judge(cx, (shape, None), Some(()), call))
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         let shape = Shape { kind: Kind::Flush, flags: RequestFlags::NONE, offset: 0, len: 0 };
-        Box::pin(self.judge(cx, shape, None, async move |child| child.flush().await))
+        let call = async move |child: EdgeRef<'_>| child.flush().await;
+        Box::pin(self.judge(cx, (shape, None), None, call))
     }
 
     fn block_status<'a>(
@@ -849,6 +983,11 @@ impl Node for PluginNode {
         offset: u64,
         len: u64,
     ) -> NodeFuture<'a, Vec<Extent>> {
+        if self.is_opaque() {
+            // Zeros of the child are not zeros here.
+            let data = Extent { offset, len, kind: ExtentKind::Data, host_offset: None };
+            return Box::pin(async move { Ok(vec![data]) });
+        }
         // A transparent filter's block status is its child's.
         Box::pin(async move { cx.child(self.file)?.block_status(offset, len).await })
     }

@@ -8,8 +8,9 @@ use wasmtime::Store;
 
 use super::bindings::Filter;
 use super::bindings::exports::blockloom::filter::control;
-use super::faults::{Fault, Phase};
-use super::grants::{Grants, check_bitmaps, check_view, resolve};
+use super::bytes::ByteAccess;
+use super::faults::{Fault, OnFault, Phase};
+use super::grants::{Grants, check_bitmaps, check_bytes, check_view, resolve};
 use super::inside::{Inside, Place};
 use super::instance::Instance;
 use super::local::{LocalPlugin, Verdict};
@@ -51,6 +52,20 @@ impl Instance {
         Ok(self.served.show(node, view))
     }
 
+    /// Checks what is granted of the data of a node's requests.
+    pub(super) fn check_bytes(&self, granted: ByteAccess) -> Result<()> {
+        check_bytes(&self.module(), granted)?;
+        if granted == ByteAccess::Transform && self.policy == OnFault::Bypass {
+            let message = format!(
+                "plugin `{}` changes the data of requests, and may not be bypassed when it fails: choose \
+                 \"restart\" or \"fail\"",
+                self.plugin()
+            );
+            return Err(Error::new(ErrorKind::NotPermitted, message));
+        }
+        Ok(())
+    }
+
     /// Tells the guest of a node, before its first request. `infos` are its children's, in the order of its
     /// edges.
     ///
@@ -61,7 +76,7 @@ impl Instance {
         index: NodeIndex,
         name: &str,
         info: &NodeInfo,
-        infos: &[NodeInfo],
+        (infos, bytes): (&[NodeInfo], ByteAccess),
     ) -> Result<()> {
         let mut place = self.go_in(None);
         let Some(inside) = place.live.as_mut() else { return Err(self.fault_error()) };
@@ -71,7 +86,8 @@ impl Instance {
         }
         let (size_bytes, read_only) = (info.size_bytes, info.read_only);
         let child_bytes = infos.iter().map(|info| info.size_bytes).collect();
-        self.served.tell(index, Told { name: name.into(), size_bytes, read_only, child_bytes })?;
+        self.served
+            .tell(index, Told { name: name.into(), size_bytes, read_only, child_bytes, bytes })?;
         self.lasting.add_node(index, size_bytes);
         let added = self.tell_of(inside, index);
         if added.is_err() {

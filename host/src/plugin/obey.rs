@@ -42,7 +42,8 @@ impl Instance {
             match Action::decode(entry)? {
                 Action::Forward(forward) => self.forward(inside, forward, now_ns, local)?,
                 Action::Complete(complete) => {
-                    let (ticket, answer) = inside.table.complete(complete)?;
+                    let is_put = inside.store.data().bytes.is_put(complete.id);
+                    let (ticket, answer) = inside.table.complete(complete, is_put)?;
                     inside.forget_buffers(ticket);
                     self.deliver(ticket, Verdict::Answer(answer), local);
                 }
@@ -95,8 +96,9 @@ impl Instance {
                 return Err(Fault::breach(format!("node {} has no job", node.0)));
             }
         };
+        let fills = matches!(action, Action::Read(_) | Action::Make { .. });
         let buffer = Buffer { of: ticket, is_filling: true, is_dropped: false };
-        if matches!(action, Action::Read(_)) && inside.buffers.insert(token, buffer).is_some() {
+        if fills && inside.buffers.insert(token, buffer).is_some() {
             return Err(Breach::BufferInUse(token.0).into());
         }
         inside.operations += 1;
@@ -122,6 +124,7 @@ impl Instance {
     /// Lets go of what a token names.
     fn drop_named(&self, inside: &mut Inside, token: Token, local: &LocalPlugin) {
         if let Some(ticket) = inside.drop_named(token) {
+            inside.store.data_mut().bytes.forget(token);
             let asked = inside.asked(Action::Drop { token });
             self.deliver(ticket, Verdict::Operate(asked), local);
         }
@@ -162,7 +165,8 @@ impl Instance {
     ) -> Result<(), Fault> {
         // Nothing but the host's own proof says that bytes of a request are unchanged; a refused claim writes
         // nothing.
-        if forward.claim && !inside.table.is_unchanged(forward.id) {
+        let is_put = inside.store.data().bytes.is_put(forward.id);
+        if forward.claim && (is_put || !inside.table.is_unchanged(forward.id)) {
             let node = inside.table.refuse_claim(forward.id)?;
             self.claim_refused(node, Refused::NotProven);
             let subject = Subject::Request(forward.id);
@@ -171,7 +175,9 @@ impl Instance {
         let answer = inside.table.forward(forward, now_ns)?;
         if let Some((ticket, answer)) = answer {
             // With notify it has not ended yet.
-            if !matches!(answer, Answer::Forward { notify: true, .. }) {
+            if matches!(answer, Answer::Forward { notify: true, .. }) {
+                inside.store.data_mut().bytes.go(forward.id);
+            } else {
                 inside.forget_buffers(ticket);
             }
             self.deliver(ticket, Verdict::Answer(answer), local);

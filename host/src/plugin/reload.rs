@@ -165,9 +165,6 @@ impl Instance {
                  \"fail\" can have it",
             );
         }
-        if is.wants_transform && !was.wants_transform {
-            return not_permitted("wants to answer with bytes of its own, which is not granted");
-        }
         // What the host keeps for views it keeps from the beginning.
         if is.views.is_empty() != was.views.is_empty() {
             let message = format!(

@@ -14,7 +14,8 @@ use blockloom_abi::NodeIndex;
 
 use super::bindings::exports::blockloom::filter::control;
 use super::bitmaps::PluginBitmaps;
-use super::grants::{FILE, Grants, PluginChild, check_bitmaps, check_view, resolve};
+use super::bytes::ByteAccess;
+use super::grants::{FILE, Grants, PluginChild, check_bitmaps, check_bytes, check_view, resolve};
 use super::module::PluginModule;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -32,6 +33,8 @@ pub(super) struct Told {
     pub(super) read_only: bool,
     /// In the order of its edges.
     pub(super) child_bytes: Vec<u64>,
+    /// What is granted of the data of its requests.
+    pub(super) bytes: ByteAccess,
 }
 
 struct Record {
@@ -182,6 +185,7 @@ impl Served {
                 read_only: told.read_only,
                 children: (0..described).map(child).collect(),
                 bitmaps: bitmaps.list(node),
+                bytes: told.bytes.to_wire(),
             })
         })?
     }
@@ -274,6 +278,9 @@ impl Record {
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         check_bitmaps(module, self.lent.iter().map(String::as_str))?;
+        if let Some(told) = &self.told {
+            check_bytes(module, told.bytes)?;
+        }
         let shown = self.views.iter().filter_map(Weak::upgrade);
         shown.into_iter().try_for_each(|view| check_view(module, &view))?;
         Ok(fits)

@@ -11,6 +11,7 @@ use wasmtime::{StoreLimits, StoreLimitsBuilder, Trap};
 use super::bindings::blockloom::filter::host;
 use super::bitmaps::PluginBitmaps;
 use super::buffers::BufferRoom;
+use super::bytes::{LentBytes, StoreBytes};
 use super::counters::InstanceCounters;
 use super::rules::{Controls, NodeRules, RuleSet};
 use super::{Inspection, PluginLimits};
@@ -36,6 +37,8 @@ pub(super) struct Lasting {
     pub(super) counters: InstanceCounters,
     /// For bytes that are read, on all workers.
     pub(super) buffers: Arc<BufferRoom>,
+    /// Of requests that are offered.
+    pub(super) bytes: LentBytes,
     rules: Mutex<Vec<Arc<NodeRules>>>,
     /// How many nodes there have been.
     births: AtomicU32,
@@ -166,9 +169,11 @@ fn take_back(bitmap: &Granules, former: &Granules) {
 /// The data of one store.
 pub(super) struct HostState {
     pub(super) limits: StoreLimits,
-    lasting: Arc<Lasting>,
+    pub(super) lasting: Arc<Lasting>,
     /// While it is not in its place.
     aside: Option<Aside>,
+    /// The data that the guest may name.
+    pub(super) bytes: StoreBytes,
     plugin: String,
     /// What going through bitmaps may take in one call, and what of it is left, in words: one takes a nanosecond
     /// or so.
@@ -199,6 +204,7 @@ impl HostState {
             limits,
             lasting,
             aside: None,
+            bytes: StoreBytes::default(),
             plugin: plugin.to_owned(),
             words_max,
             words_left: words_max,

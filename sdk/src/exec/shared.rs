@@ -208,6 +208,7 @@ fn named(action: Action, token: Token) -> Action {
         Action::Discard(operation) => Action::Discard(Operation { token, ..operation }),
         Action::Flush(operation) => Action::Flush(Operation { token, ..operation }),
         Action::Timer { at_ns, .. } => Action::Timer { token, at_ns },
+        Action::Make { parent, len, .. } => Action::Make { token, parent, len },
         other => other,
     }
 }

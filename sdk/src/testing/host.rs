@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use blockloom_abi::{BitmapIndex, NodeIndex};
+use blockloom_abi::{BitmapIndex, Errno, NodeIndex};
 
-use crate::{Bitmap, Level, Rule};
+use crate::bytes::Holder;
+use crate::{Bitmap, ByteAccess, Level, Rule};
 
 #[derive(Default)]
 pub(super) struct Host {
@@ -18,6 +19,17 @@ pub(super) struct Host {
     own_bitmaps: BTreeMap<(u16, String), u32>,
     lent_bitmaps: BTreeMap<(u16, String), u32>,
     sizes: BTreeMap<u16, u64>,
+    held: BTreeMap<Holder, Held>,
+}
+
+/// The data of a request or buffer, as the filter may see it.
+pub(super) struct Held {
+    pub(super) access: ByteAccess,
+    pub(super) len: u64,
+    /// None of a read that the child has not done.
+    pub(super) bytes: Option<Vec<u8>>,
+    /// The filter has put some of them.
+    pub(super) is_put: bool,
 }
 
 /// A bitmap: runs of set bytes that do not touch, where each starts and where it ends.
@@ -47,6 +59,20 @@ impl Host {
 
     pub(super) fn add_node(&mut self, node: NodeIndex, size_bytes: u64) {
         self.sizes.insert(node.0, size_bytes);
+    }
+
+    /// The filter may name these bytes from now on.
+    pub(super) fn hold(&mut self, holder: Holder, held: Held) {
+        self.held.insert(holder, held);
+    }
+
+    pub(super) fn held(&mut self, holder: Holder) -> Option<&mut Held> {
+        self.held.get_mut(&holder)
+    }
+
+    /// It may name them no more.
+    pub(super) fn take_held(&mut self, holder: Holder) -> Option<Held> {
+        self.held.remove(&holder)
     }
 
     pub(super) fn add_bitmap(&mut self, bitmap: BitmapIndex) {
@@ -87,6 +113,30 @@ impl Host {
             })
             .collect()
     }
+}
+
+pub(crate) fn bytes_get(holder: Holder, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
+    with(|host| {
+        let held = host.held(holder).ok_or(Errno::EINVAL)?;
+        let end = offset.checked_add(len).filter(|end| *end <= held.len).ok_or(Errno::EINVAL)?;
+        let bytes = held.bytes.as_ref().ok_or(Errno::EBUSY)?;
+        Ok(bytes[offset as usize..end as usize].to_vec())
+    })
+}
+
+pub(crate) fn bytes_put(holder: Holder, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+    with(|host| {
+        let held = host.held(holder).ok_or(Errno::EINVAL)?;
+        if held.access != ByteAccess::Transform {
+            return Err(Errno::EPERM);
+        }
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= held.len);
+        let end = end.ok_or(Errno::EINVAL)?;
+        held.is_put = true;
+        let all = held.bytes.get_or_insert_with(|| vec![0; held.len as usize]);
+        all[offset as usize..end as usize].copy_from_slice(bytes);
+        Ok(())
+    })
 }
 
 pub(crate) fn log(level: Level, message: &str) {

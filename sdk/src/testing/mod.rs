@@ -37,11 +37,12 @@ use blockloom_abi::{
 use children::Scene;
 pub use disk::Disk;
 pub(crate) use host::{
-    bitmap_count, bitmap_merge, bitmap_next, bitmap_own, bitmap_set, log, set_rules,
+    bitmap_count, bitmap_merge, bitmap_next, bitmap_own, bitmap_set, bytes_get, bytes_put, log,
+    set_rules,
 };
 
 use crate::exec::Instance;
-use crate::{Child, ConfigError, Filter, Grants, Level, Node, Rule, Time};
+use crate::{ByteAccess, Child, ConfigError, Filter, Grants, Level, Node, Rule, Time};
 
 /// Operations, timers among them, that a host with the default limits has in flight for one instance; more are
 /// refused with `EBUSY`.
@@ -147,6 +148,7 @@ impl<F: Filter> Harness<F> {
             read_only: false,
             children: vec![Some(file)],
             bitmaps: host::with(|host| host.bitmaps_of(index)),
+            bytes: ByteAccess::None,
         })?;
         Ok(index)
     }
@@ -457,6 +459,7 @@ fn token(action: &Action) -> Option<Token> {
     match *action {
         Action::Copy(copy) => Some(copy.token),
         Action::Write(write) => Some(write.operation.token),
+        Action::Make { token, .. } => Some(token),
         Action::Status { operation: Operation { token, .. }, .. } => Some(token),
         Action::Read(operation)
         | Action::Zero(operation)

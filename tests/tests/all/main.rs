@@ -27,6 +27,7 @@ mod requests;
 mod small_filters;
 mod stack;
 mod throttle;
+mod xor;
 
 use std::path::Path;
 

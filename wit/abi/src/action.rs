@@ -31,6 +31,8 @@ wire_enum! {
         Timer = 10,
         /// Let go of a host buffer.
         Drop = 11,
+        /// Make a host buffer of zeros.
+        Make = 12,
         /// A node's job has ended.
         JobEnd = 15,
     }
@@ -232,7 +234,7 @@ impl Operation {
 pub struct Write {
     /// Where, and for what.
     pub operation: Operation,
-    /// The READ that filled the buffer.
+    /// The READ or MAKE from which the buffer comes.
     pub source: Token,
     /// Whether the write is claimed to leave the view unchanged.
     pub claim: bool,
@@ -273,8 +275,17 @@ pub enum Action {
     },
     /// Let go of a host buffer, or of a timer, which then has no DONE unless that is under way.
     Drop {
-        /// The READ that fills it, or the TIMER.
+        /// The READ or MAKE from which it comes, or the TIMER.
         token: Token,
+    },
+    /// Make a host buffer of zeros, for bytes of the guest's own.
+    Make {
+        /// Names the operation in its DONE, and the buffer.
+        token: Token,
+        /// For what it is done.
+        parent: Parent,
+        /// How long it is, in bytes: 1 to [`MAX_COPY_BYTES`].
+        len: u64,
     },
     /// A node's job has ended: by itself, or because it was to stop.
     JobEnd {
@@ -324,6 +335,10 @@ impl Action {
             Self::Drop { token } => {
                 let tag = ActionTag::Drop as u8;
                 Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux: token.0 }, 0, 0, 0, 0)
+            }
+            Self::Make { token, parent, len } => {
+                let head = Head { tag: ActionTag::Make as u8, a: 0, b: 0, flags: 0, aux: 0 };
+                Entry::pack(head, token.0, parent.bits(), 0, len)
             }
             Self::JobEnd { node } => {
                 let (tag, aux) = (ActionTag::JobEnd as u8, node.0 as u32);
@@ -381,6 +396,12 @@ impl Action {
             ActionTag::Drop => {
                 entry.only([TAG | AUX, 0, 0, 0])?;
                 Ok(Self::Drop { token: Token(entry.aux()) })
+            }
+            ActionTag::Make => {
+                entry.only([TAG, ID | PARENT, 0, WORD])?;
+                let parent = Parent::from_bits(entry.parent());
+                let (_, len) = moved(entry)?;
+                Ok(Self::Make { token: Token(entry.id()), parent, len })
             }
             ActionTag::JobEnd => {
                 entry.only([TAG | AUX, 0, 0, 0])?;

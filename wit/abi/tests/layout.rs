@@ -77,6 +77,7 @@ fn actions() -> Vec<Action> {
             actions.push(Action::Status { operation, above });
         }
         actions.push(Action::Read(operation));
+        actions.push(Action::Make { token: TOKEN, parent, len: MAX_COPY_BYTES });
         actions.push(Action::Zero(operation));
         actions.push(Action::Discard(operation));
         actions.push(Action::Flush(Operation { offset: 0, len: 0, ..operation }));

@@ -96,7 +96,7 @@ child.file = "c"
                |
              7 | plugin = "throtle"
                |          ^^^^^^^^^
-               = help: did you mean `throttle`? bundled plugins: backup, copy-on-read, delay, error, log, pass, protect, stats, throttle; a file's name ends in `.wasm`
+               = help: did you mean `throttle`? bundled plugins: backup, copy-on-read, delay, error, log, pass, protect, stats, throttle, xor; a file's name ends in `.wasm`
 
             error: plugin `missing.wasm` cannot be loaded: cannot read plugin `DIR/missing.wasm`: No such file or directory (os error 2)
                --> DIR/graph.toml:11:10

@@ -21,6 +21,8 @@ pub(super) struct Guest<'a> {
     pub(super) layout: u32,
     /// The kinds of requests that it wants to be offered.
     pub(super) kinds: u32,
+    /// What it wants to do with data: 0 nothing, 1 read, 2 transform.
+    pub(super) wants_bytes: u32,
     /// Whether it says that it may be bypassed.
     pub(super) may_bypass: bool,
     /// Its name.
@@ -37,7 +39,7 @@ pub(super) struct Guest<'a> {
     pub(super) describe: &'a str,
     /// `$config $bytes → i32`: pointer to the result.
     pub(super) configure: &'a str,
-    /// Nine parameters, of which the first is `$index` `→ i32`: pointer to the result.
+    /// Ten parameters, of which the first is `$index` `→ i32`: pointer to the result.
     pub(super) add_node: &'a str,
     /// `$index`.
     pub(super) remove_node: &'a str,
@@ -84,6 +86,7 @@ impl Guest<'_> {
     pub(super) const PASS: Guest<'static> = Guest {
         layout: 1,
         kinds: 0b11_1111,
+        wants_bytes: 0,
         may_bypass: false,
         name: "evil",
         pages: 6,
@@ -156,7 +159,8 @@ impl Guest<'_> {
             (func (export "blockloom:filter/control@0.1.0#configure")
                 (param $config i32) (param $bytes i32) (result i32) {configure})
             (func (export "blockloom:filter/control@0.1.0#add-node")
-                (param $index i32) (param i32 i32 i64 i32 i32 i32 i32 i32) (result i32) {add_node})
+                (param $index i32) (param i32 i32 i64 i32 i32 i32 i32 i32 i32) (result i32)
+                {add_node})
             (func (export "blockloom:filter/control@0.1.0#remove-node")
                 (param $index i32) {remove_node})
             (func (export "blockloom:filter/control@0.1.0#save") (result i32) {save})
@@ -187,7 +191,7 @@ impl Guest<'_> {
             u32::from(self.view.is_some()),
             bitmaps,
             u32::from(self.lent.is_some()),
-            u32::from(self.may_bypass) << 16 | u32::from(self.has_job) << 8,
+            self.wants_bytes | u32::from(self.has_job) << 8 | u32::from(self.may_bypass) << 16,
         ];
         let length = |text: &str| u32::try_from(text.len()).expect("a short name");
         let view_want = [view, length(&view_name)];

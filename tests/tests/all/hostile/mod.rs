@@ -32,6 +32,7 @@
 //! | faults while several workers ask | traps among hundreds of requests | `workers`, `policies` |
 
 mod answers;
+mod bytes;
 mod claims;
 mod counting;
 mod disk;
