@@ -99,7 +99,9 @@ enum Data {
 
 struct Request {
     data: Data,
-    /// It has been forwarded, and the child has not answered.
+    /// It has been forwarded.
+    is_forwarded: bool,
+    /// It has, and the child has not answered.
     is_gone: bool,
     /// The store is no more that was to make an answer of what the child gave.
     is_lost: bool,
@@ -114,14 +116,15 @@ pub(super) struct RequestBytes {
 
 impl RequestBytes {
     fn new(access: ByteAccess, len: usize, data: Data) -> Arc<Self> {
-        let request = Mutex::new(Request { data, is_gone: false, is_lost: false });
+        let request = Request { data, is_forwarded: false, is_gone: false, is_lost: false };
+        let request = Mutex::new(request);
         Arc::new(Self { access, len, request })
     }
 
     /// It is offered anew: nothing that a former store did to it counts.
     fn renew(&self) {
         let mut request = lock(&self.request);
-        (request.is_gone, request.is_lost) = (false, false);
+        (request.is_forwarded, request.is_gone, request.is_lost) = (false, false, false);
         match &mut request.data {
             Data::Payload { put, .. } => *put = None,
             data @ Data::Answer { .. } => *data = Data::Open,
@@ -129,9 +132,13 @@ impl RequestBytes {
         }
     }
 
-    /// It goes to the child: what a guest has put to a read does not count.
+    /// It goes to the child: what a guest has put to a read does not count. To forward it again changes its
+    /// time alone, and the child may have answered by then.
     fn go(&self) {
         let mut request = lock(&self.request);
+        if std::mem::replace(&mut request.is_forwarded, true) {
+            return;
+        }
         request.is_gone = true;
         if let data @ Data::Answer { .. } = &mut request.data {
             *data = Data::Open;
@@ -473,4 +480,20 @@ impl Host for HostState {
 /// Whether a kind of request, which the plugin does not want, has data in it that the plugin makes other data.
 pub(super) fn is_lowered(access: ByteAccess, kind: Kind) -> bool {
     access == ByteAccess::Transform && matches!(kind, Kind::Zero | Kind::Discard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_child_gave_outlives_another_time_for_the_request() {
+        let handed = Handed::of_read(&Arc::default(), ByteAccess::Transform, 4);
+        handed.bytes.go();
+        handed.give(BufMut::copy_of(&[1, 2, 3, 4]));
+        handed.bytes.go();
+        assert_eq!(handed.bytes.get(0, 4), Ok(vec![1, 2, 3, 4]));
+        assert_eq!(handed.bytes.put(1, &[9]), Ok(()));
+        assert_eq!(handed.answer()[..], [1, 9, 3, 4]);
+    }
 }
