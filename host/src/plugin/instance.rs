@@ -305,6 +305,7 @@ impl Instance {
 
     pub(super) fn deliver_fault(&self, offer: Offer, local: &LocalPlugin) {
         if let Offer::Request { ticket, .. } | Offer::Job { ticket, .. } = offer {
+            self.lasting.bytes.take_back(ticket);
             self.deliver(ticket, Verdict::Fault, local);
         }
     }
