@@ -23,6 +23,7 @@ mod own_node;
 mod pull;
 mod qcow2;
 mod requests;
+mod running;
 mod small_filters;
 mod stack;
 mod throttle;
