@@ -13,12 +13,12 @@ use blockloom_abi::{
 };
 
 use crate::Time;
-use crate::exec::{Ended, Shared, Task};
+use crate::exec::{Ended, Shared, Task, Unwanted};
 
 /// A body's way to the host.
 ///
 /// Operations are done for the request (or job) whose body it is, to the children of its node.
-/// One whose future is dropped before it ended goes on; its result is lost. Ranges are byte
+/// One whose future is dropped before it ended goes on, and its result is lost; a wait ends. Ranges are byte
 /// offsets; a copy, read or write moves at most 1 MiB ([`MAX_COPY_BYTES`](crate::MAX_COPY_BYTES)).
 #[derive(Debug)]
 pub struct Cx {
@@ -65,7 +65,8 @@ impl Cx {
         }
     }
 
-    /// The block status of a child's range.
+    /// The block status of a child's range: its first extents, 64 at most. Where they end before the range does,
+    /// ask again from there.
     ///
     /// # Errors
     ///
@@ -226,7 +227,12 @@ impl Drop for Running<'_> {
         if let Some(token) = self.token
             && !self.ended
         {
-            self.cx.shared.abandon(token, matches!(self.action, Action::Read(_)));
+            let unwanted = match self.action {
+                Action::Read(_) => Unwanted::Buffer,
+                Action::Timer { .. } => Unwanted::Timer,
+                _ => Unwanted::GoesOn,
+            };
+            self.cx.shared.abandon(token, unwanted);
         }
     }
 }
@@ -280,6 +286,6 @@ pub struct Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.shared.push(Action::Drop { buffer: self.token }.encode());
+        self.shared.push(Action::Drop { token: self.token }.encode());
     }
 }

@@ -263,6 +263,7 @@ impl Host {
         block_on(on_worker(&worker, move || async move {
             let deadline = turn_now() + DRAIN_TIME;
             let grace_end = turn_now() + GRACE;
+            cell.end_waits();
             let mut settled = cell.settle().await;
             // Requests that had arrived may still begin: what filters hold of them is let go, too.
             while until(turn_now() + DRAIN_STEP, server.stopped()).await.is_none() {

@@ -1,6 +1,6 @@
 //! The bytes that a guest has had read, until it lets go of them or what they were read for has ended.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,22 +53,52 @@ pub(super) struct Filled {
     _room: Rc<Taken>,
 }
 
-/// The buffers of one request, or job.
+/// A buffer that is being filled, among those of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Filling(u64);
+
+struct Buffer {
+    number: Filling,
+    token: Token,
+    /// `None` until it is.
+    filled: Option<Filled>,
+}
+
+/// The buffers of one request, or job, from their READ on.
 #[derive(Default)]
-pub(super) struct Buffers(RefCell<Vec<(Token, Filled)>>);
+pub(super) struct Buffers {
+    begun: Cell<u64>,
+    all: RefCell<Vec<Buffer>>,
+}
 
 impl Buffers {
-    pub(super) fn keep(&self, token: Token, bytes: ProvenBuf, room: Taken) {
-        self.0.borrow_mut().push((token, Filled { bytes, _room: Rc::new(room) }));
+    pub(super) fn begin(&self, token: Token) -> Filling {
+        let number = Filling(self.begun.get());
+        self.begun.set(number.0 + 1);
+        self.all.borrow_mut().push(Buffer { number, token, filled: None });
+        number
+    }
+
+    /// It is filled; one that has been let go of meanwhile is gone.
+    pub(super) fn keep(&self, number: Filling, bytes: ProvenBuf, room: Taken) {
+        let mut all = self.all.borrow_mut();
+        if let Some(buffer) = all.iter_mut().find(|buffer| buffer.number == number) {
+            buffer.filled = Some(Filled { bytes, _room: Rc::new(room) });
+        }
+    }
+
+    /// It is not going to be filled.
+    pub(super) fn give_up(&self, number: Filling) {
+        self.all.borrow_mut().retain(|buffer| buffer.number != number);
     }
 
     pub(super) fn get(&self, token: Token) -> Option<Filled> {
-        let buffers = self.0.borrow();
-        buffers.iter().find(|(known, _)| *known == token).map(|(_, filled)| filled.clone())
+        let all = self.all.borrow();
+        all.iter().find(|buffer| buffer.token == token)?.filled.clone()
     }
 
     pub(super) fn forget(&self, token: Token) {
-        self.0.borrow_mut().retain(|(known, _)| *known != token);
+        self.all.borrow_mut().retain(|buffer| buffer.token != token);
     }
 }
 

@@ -1,15 +1,20 @@
 //! Calls of the guest for requests: what goes in, and the flat twin for a single one.
 
+use std::sync::atomic::Ordering;
+
 use blockloom_abi::{
     Control, ControlKind, Done, Entry, EventTag, Forward, MAX_EVENTS, PollOne, RequestId, Subject,
 };
 
+use super::PluginLimits;
+use super::cpu::Standing;
+use super::faults::Fault;
 use super::inside::Inside;
 use super::instance::Instance;
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
 use super::module::arm;
-use super::table::{Answer, Breach};
-use crate::io::turn_now;
+use super::table::Answer;
+use crate::io::{Time, turn_now};
 
 impl Instance {
     pub(super) fn process(
@@ -17,7 +22,7 @@ impl Instance {
         inside: &mut Inside,
         batch: &mut Vec<Offer>,
         local: &LocalPlugin,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, Fault> {
         let now_ns = turn_now().as_nanos();
         inside.words.clear();
         let carried = inside.carry.len().min(MAX_EVENTS);
@@ -27,7 +32,9 @@ impl Instance {
         while let Some(control) = self.lasting.controls.pop() {
             inside.push(control.encode());
         }
-        while !self.ended.is_empty()
+        // The others come with the next call.
+        while inside.has_room_for_events()
+            && !self.ended.is_empty()
             && let Some(ended) = self.ended.pop()
         {
             // What an earlier store asked for concerns nobody.
@@ -35,6 +42,7 @@ impl Instance {
                 inside.tell(ended, now_ns);
             }
         }
+        inside.tell_due(now_ns);
         for offer in batch.drain(..) {
             match offer {
                 Offer::LetGo { id } => inside.table.let_go(id),
@@ -62,8 +70,22 @@ impl Instance {
         {
             inside.waiting.pop_front();
         }
+        self.process_words(inside, now_ns, local)?;
+        if let Some(next_ns) = inside.timers.next_ns() {
+            local.alarm_at(Time::from_nanos(next_ns));
+        }
+        Ok(inside.has_more() || !self.ended.is_empty())
+    }
+
+    /// Calls the guest with the events that are in `words`, if there are any.
+    fn process_words(
+        &self,
+        inside: &mut Inside,
+        now_ns: u64,
+        local: &LocalPlugin,
+    ) -> Result<(), Fault> {
         match inside.words.as_slice() {
-            [] => return Ok(false),
+            [] => {}
             [head, _, _, _] if *head & 0xff == EventTag::Request as u64 => {
                 if let Some(ticket) = self.call_one(inside, now_ns, local)? {
                     self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
@@ -74,7 +96,7 @@ impl Instance {
                 self.obey(inside, &actions, now_ns, local)?;
             }
         }
-        Ok(inside.has_more())
+        Ok(())
     }
 
     /// The flat call for a single request, which is in `words`. Returns its ticket if it is to be
@@ -85,18 +107,18 @@ impl Instance {
         inside: &mut Inside,
         now_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<Option<Ticket>, String> {
+    ) -> Result<Option<Ticket>, Fault> {
         let &[head, id, offset, len] = inside.words.as_slice() else { return Ok(None) };
         arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();
         let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
         let word = word.map_err(|error| self.trap(inside, "poll-one", &error))?;
-        self.tell_rules(inside);
-        let broken = |violation| Breach::Layout(violation).to_string();
-        match PollOne::decode(word).map_err(broken)? {
+        self.stand(inside.cpu.end(begun))?;
+        match PollOne::decode(word)? {
             PollOne::Forward { not_before_ns } => {
                 let id = Entry([head, id, offset, len]).id();
-                let id = RequestId::from_bits(id).map_err(broken)?;
+                let id = RequestId::from_bits(id)?;
                 if not_before_ns <= now_ns
                     && let Some(ticket) = inside.table.forward_now(id)
                 {
@@ -115,26 +137,51 @@ impl Instance {
     }
 
     /// The call for a batch: the events are in `words`.
-    fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, String> {
+    fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, Fault> {
         arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();
         let actions = data.call_poll(&mut inside.store, now_ns, &inside.words);
         let actions = actions.map_err(|error| self.trap(inside, "poll", &error))?;
-        self.tell_rules(inside);
+        self.stand(inside.cpu.end(begun))?;
         Ok(actions)
     }
 
-    /// Has every worker let go of rules that are no more.
+    /// Puts off further calls of a guest that has used up its processor time.
     #[inline]
-    pub(super) fn tell_rules(&self, inside: &mut Inside) {
-        let changes = self.rules_changes();
-        if inside.rules_seen != changes {
-            inside.rules_seen = changes;
+    fn stand(&self, standing: Standing) -> Result<(), Fault> {
+        match standing {
+            Standing::Well => Ok(()),
+            Standing::PutOff(until) => {
+                self.put_off_until.store(until.as_nanos(), Ordering::Release);
+                self.lasting.counters.put_off.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Standing::Starving => {
+                let PluginLimits { cpu, hold, .. } = self.limits;
+                let reason =
+                    format!("for {hold:?} it has wanted more processor time than {cpu:?} a second");
+                Err(Fault::of(reason))
+            }
+        }
+    }
+
+    /// Until when it is not called, as it has used up its processor time.
+    #[inline]
+    pub(super) fn put_off_until(&self) -> Option<Time> {
+        let until = Time::from_nanos(self.put_off_until.load(Ordering::Acquire));
+        (until > turn_now()).then_some(until)
+    }
+
+    /// Has every worker let go of rules that are no more. What was answered so far has been delivered.
+    #[inline]
+    pub(super) fn publish_rules(&self) {
+        if self.lasting.publish_rules() {
             self.wake(|_| true);
         }
     }
 
-    fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> String {
-        self.module.trapped(&inside.store, call, error).to_string()
+    fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> Fault {
+        Fault::of(self.module.trapped(&inside.store, call, error).to_string())
     }
 }

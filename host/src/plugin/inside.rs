@@ -9,11 +9,15 @@ use blockloom_abi::{
 };
 use wasmtime::Store;
 
+use super::PluginLimits;
 use super::bindings::Filter;
+use super::cpu::Account;
+use super::faults::Fault;
 use super::local::{Offer, Ticket};
 use super::operation::{Asked, Ended, StoreNumber};
 use super::store::HostState;
 use super::table::Table;
+use super::timers::Timers;
 
 /// What only the worker inside touches.
 pub(super) struct Place {
@@ -21,6 +25,16 @@ pub(super) struct Place {
     pub(super) live: Option<Inside>,
     /// Kept from store to store, so that ids of an earlier one name nothing in the next.
     pub(super) table: Option<Table>,
+}
+
+/// A buffer of a guest's, from its READ on.
+#[derive(Clone, Copy)]
+pub(super) struct Buffer {
+    /// The request for which it is read; it ends with it.
+    pub(super) of: Ticket,
+    /// The READ has yet to end: until then the token stays in use.
+    pub(super) is_filling: bool,
+    pub(super) is_dropped: bool,
 }
 
 /// A store, and what its guest has in hand.
@@ -35,13 +49,13 @@ pub(super) struct Inside {
     pub(super) carry: Vec<Entry>,
     /// Operations in flight.
     pub(super) operations: usize,
-    /// The request for which each buffer was read; it ends with it.
-    pub(super) buffers: HashMap<Token, Ticket>,
+    /// The buffers that the guest may name.
+    pub(super) buffers: HashMap<Token, Buffer>,
+    pub(super) timers: Timers,
     /// Where each node's job is.
     pub(super) jobs: HashMap<NodeIndex, Ticket>,
-    /// How often rules had changed when the workers were last told.
-    pub(super) rules_seen: u64,
     pub(super) words: Vec<u64>,
+    pub(super) cpu: Account,
 }
 
 impl Inside {
@@ -49,6 +63,7 @@ impl Inside {
         (store, filter): (Store<HostState>, Filter),
         number: StoreNumber,
         table: Table,
+        limits: &PluginLimits,
     ) -> Self {
         Self {
             number,
@@ -59,9 +74,10 @@ impl Inside {
             carry: Vec::new(),
             operations: 0,
             buffers: HashMap::new(),
+            timers: Timers::default(),
             jobs: HashMap::new(),
-            rules_seen: 0,
             words: Vec::new(),
+            cpu: Account::new(limits),
         }
     }
 
@@ -75,11 +91,13 @@ impl Inside {
         let Offer::Request { ticket, node, kind, flags, offset, len } = request else {
             return true;
         };
-        if self.words.len() >= MAX_EVENTS * ENTRY_WORDS {
+        if !self.has_room_for_events() {
             return false;
         }
         let unchanged = flags.contains(RequestFlags::UNCHANGED);
-        let Some(id) = self.table.offer((kind, unchanged), ticket, now_ns) else { return false };
+        let Some(id) = self.table.offer((node, kind, unchanged), ticket, now_ns) else {
+            return false;
+        };
         self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
         true
     }
@@ -89,9 +107,13 @@ impl Inside {
         !self.carry.is_empty() || (!self.waiting.is_empty() && self.table.has_room())
     }
 
+    pub(super) fn has_room_for_events(&self) -> bool {
+        self.words.len() < MAX_EVENTS * ENTRY_WORDS
+    }
+
     /// Adds an event; what one call cannot take goes with the next.
     pub(super) fn push(&mut self, event: Entry) {
-        if self.words.len() < MAX_EVENTS * ENTRY_WORDS {
+        if self.has_room_for_events() {
             self.words.extend(event.0);
         } else {
             self.carry.push(event);
@@ -105,8 +127,13 @@ impl Inside {
         if let Some(id) = ended.request {
             self.table.operated(id, ended.serves && result.is_ok(), now_ns);
         }
-        if ended.is_read && result.is_err() {
-            self.buffers.remove(&ended.token);
+        if ended.is_read
+            && let Some(buffer) = self.buffers.get_mut(&ended.token)
+        {
+            buffer.is_filling = false;
+            if result.is_err() || buffer.is_dropped {
+                self.buffers.remove(&ended.token);
+            }
         }
         let answered = ended.result.unwrap_or_default();
         for extent in &answered.extents {
@@ -120,22 +147,50 @@ impl Inside {
     #[inline]
     pub(super) fn forget_buffers(&mut self, ticket: Ticket) {
         if !self.buffers.is_empty() {
-            self.buffers.retain(|_, of| *of != ticket);
+            self.buffers.retain(|_, buffer| buffer.of != ticket);
         }
     }
 
+    /// Tells the guest of timers that are due.
+    pub(super) fn tell_due(&mut self, now_ns: u64) {
+        while let Some(token) = self.timers.take_due(now_ns) {
+            let subject = Subject::Operation(token);
+            self.push(Done { subject, result: Ok(()), value: 0 }.encode());
+        }
+    }
+
+    /// A buffer, or a timer, that the guest lets go of: the request for which it was read.
+    pub(super) fn drop_named(&mut self, token: Token) -> Option<Ticket> {
+        let Some(buffer) = self.buffers.get_mut(&token) else {
+            self.timers.remove(token);
+            return None;
+        };
+        let Buffer { of, is_filling, is_dropped } = *buffer;
+        buffer.is_dropped = true;
+        if !is_filling {
+            self.buffers.remove(&token);
+        }
+        (!is_dropped).then_some(of)
+    }
+
+    /// Operations in flight, and timers.
+    pub(super) fn in_flight(&self) -> usize {
+        self.operations + self.timers.len()
+    }
+
     /// Ends an operation that is not begun.
-    pub(super) fn refuse(&mut self, token: Token, errno: Errno) -> Result<(), String> {
+    pub(super) fn refuse(&mut self, token: Token, errno: Errno) -> Result<(), Fault> {
         self.end(token, Err(errno))
     }
 
-    pub(super) fn end(&mut self, token: Token, result: Result<(), Errno>) -> Result<(), String> {
+    pub(super) fn end(&mut self, token: Token, result: Result<(), Errno>) -> Result<(), Fault> {
         self.carry(Done { subject: Subject::Operation(token), result, value: 0 })
     }
 
-    pub(super) fn carry(&mut self, done: Done) -> Result<(), String> {
+    pub(super) fn carry(&mut self, done: Done) -> Result<(), Fault> {
         if self.carry.len() >= MAX_EVENTS {
-            return Err(format!("it asked for more than {MAX_EVENTS} operations at once"));
+            let reason = format!("it asked for more than {MAX_EVENTS} operations at once");
+            return Err(Fault::breach(reason));
         }
         self.carry.push(done.encode());
         Ok(())

@@ -4,13 +4,14 @@
 //! bounded queue and goes; the one inside takes them before and after it leaves. Answers for another
 //! worker's requests go to that worker's outbox.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use blockloom_abi::{ENTRY_WORDS, Entry, Kind, Kinds};
 use crossbeam::queue::{ArrayQueue, SegQueue};
 
 use super::bindings::exports::blockloom::filter::control;
+use super::counters::PluginCounters;
 use super::faults::{Faults, OnFault, Phase, PhaseCell};
 use super::inside::{Inside, Place};
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
@@ -21,7 +22,7 @@ use super::table::Table;
 use super::{PluginLimits, module};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::GraphCell;
-use crate::io::WorkerHandle;
+use crate::io::{Time, WorkerHandle};
 use crate::limits::WORKERS_MAX;
 
 /// Offers that wait for the worker inside. A worker that finds it full waits for its turn instead.
@@ -58,6 +59,10 @@ pub struct Instance {
     pub(super) inside: Mutex<Place>,
     pub(super) set_up: Mutex<SetUp>,
     pub(super) queue: ArrayQueue<Offer>,
+    /// Requests have gone on because they had been held for too long.
+    has_let_go: AtomicBool,
+    /// Somebody who could not see to it has left offers there.
+    pub(super) is_left: AtomicBool,
     pub(super) phase: PhaseCell,
     pub(super) phase_changes: AtomicU64,
     /// Of the store that is there, or the next one.
@@ -76,6 +81,10 @@ pub struct Instance {
     pub(super) ended: SegQueue<Ended>,
     pub(super) lasting: Arc<Lasting>,
     pub(super) nodes: AtomicU16,
+    /// Until then it is not called, as it has used up its processor time: nanoseconds.
+    pub(super) put_off_until: AtomicU64,
+    /// When somebody was last told of a refused claim.
+    pub(super) refusal_told: Mutex<Option<Time>>,
 }
 
 impl Instance {
@@ -109,11 +118,11 @@ impl Instance {
             );
             return Err(Error::new(ErrorKind::NotPermitted, message).into());
         }
-        let lasting = Arc::<Lasting>::default();
+        let lasting = Arc::new(Lasting::of(module.inspection()));
         let (mut store, filter) = module.instantiate(&limits, Arc::clone(&lasting))?;
         let configured = module.configure(&mut store, &filter, config, &limits)?;
         configured.map_err(InstanceError::Config)?;
-        let inside = Inside::new((store, filter), 0, Table::new(limits.in_flight));
+        let inside = Inside::new((store, filter), 0, Table::new(limits.in_flight), &limits);
         Ok(Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             module: Arc::clone(module),
@@ -124,6 +133,8 @@ impl Instance {
             inside: Mutex::new(Place { live: Some(inside), table: None }),
             set_up: Mutex::new(SetUp { config: config.to_owned(), nodes: Vec::new() }),
             queue: ArrayQueue::new(QUEUE_MAX),
+            has_let_go: AtomicBool::new(false),
+            is_left: AtomicBool::new(false),
             phase: PhaseCell::new(),
             phase_changes: AtomicU64::new(0),
             number: AtomicU32::new(0),
@@ -136,6 +147,8 @@ impl Instance {
             ended: SegQueue::new(),
             lasting,
             nodes: AtomicU16::new(0),
+            put_off_until: AtomicU64::new(0),
+            refusal_told: Mutex::default(),
         }))
     }
 
@@ -162,10 +175,15 @@ impl Instance {
         self.number.load(Ordering::Acquire)
     }
 
+    /// What has been counted of it, and of all its nodes.
+    pub fn counters(&self) -> PluginCounters {
+        self.lasting.counters.sum(None, self.restarts().into())
+    }
+
     /// Has the guest fail in its next call, which is told what the layout does not allow. For tests.
     #[doc(hidden)]
     pub fn confuse(&self) {
-        if let Some(inside) = self.lock().live.as_mut() {
+        if let Some(inside) = self.go_in(None).live.as_mut() {
             inside.carry.push(Entry([u64::MAX; ENTRY_WORDS]));
         }
     }
@@ -201,6 +219,19 @@ impl Instance {
         Error::new(ErrorKind::Io, format!("plugin `{}` is out of service: {reason}", self.plugin()))
     }
 
+    /// A request has been held for as long as it may, and goes on before its time. Said once.
+    #[cold]
+    pub(super) fn tell_let_go(&self) {
+        if !self.has_let_go.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "plugin `{}` holds requests for longer than {:?}: they go on then (`limits.hold` allows \
+                 more)",
+                self.plugin(),
+                self.limits.hold
+            );
+        }
+    }
+
     /// Makes the worker known, so that answers reach it.
     pub(super) fn register(&self, worker: WorkerHandle) {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -208,32 +239,16 @@ impl Instance {
         workers.push(worker);
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Place> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Place>> {
-        match self.inside.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
     pub(super) fn lasting(&self) -> &Arc<Lasting> {
         &self.lasting
-    }
-
-    /// How often rules have changed.
-    #[inline]
-    pub(super) fn rules_changes(&self) -> u64 {
-        self.lasting.rules_changes()
     }
 
     /// Whether there are events that nobody has taken in.
     #[inline]
     pub(super) fn has_controls(&self) -> bool {
-        !self.lasting.controls.is_empty() && self.phase() == Phase::Running
+        !self.lasting.controls.is_empty()
+            && self.phase() == Phase::Running
+            && self.put_off_until().is_none()
     }
 
     /// Whether the plugin has work of its own.

@@ -27,6 +27,8 @@ mod bindings;
 mod bitmaps;
 mod buffers;
 mod call;
+mod counters;
+mod cpu;
 mod enter;
 mod faults;
 mod grants;
@@ -43,9 +45,13 @@ mod rules;
 mod runtime;
 mod store;
 mod table;
+#[cfg(test)]
+mod tests;
+mod timers;
 
 use std::time::Duration;
 
+pub use counters::PluginCounters;
 pub use faults::{OnFault, RestartBudget};
 pub use grants::Grants;
 pub use instance::{Instance, InstanceError};
@@ -65,6 +71,11 @@ pub struct PluginLimits {
     pub in_flight: u32,
     /// Time that it may keep one request without an answer.
     pub hold: Duration,
+    /// Processor time that its calls may take of each second; a whole second is no limit. One that always wants
+    /// more, for as long as `hold`, has failed.
+    pub cpu: Duration,
+    /// Messages that it may log in each second; more are counted, and dropped.
+    pub messages: u32,
 }
 
 impl Default for PluginLimits {
@@ -74,6 +85,8 @@ impl Default for PluginLimits {
             call: Duration::from_millis(5),
             in_flight: 256,
             hold: Duration::from_secs(30),
+            cpu: Duration::from_millis(500),
+            messages: 100,
         }
     }
 }

@@ -95,10 +95,11 @@ impl Instance {
             children: (0..described).map(child).collect(),
             bitmaps: self.lasting.bitmaps.list(index),
         };
-        let mut guard = self.lock();
+        let mut guard = self.go_in(None);
         let Some(inside) = guard.live.as_mut() else { return Err(self.fault_error()) };
-        self.call_add_node((&mut inside.store, &inside.filter), &node)?;
-        self.tell_rules(inside);
+        let added = self.call_add_node((&mut inside.store, &inside.filter), &node);
+        self.publish_rules();
+        added?;
         self.set_up.lock().unwrap_or_else(PoisonError::into_inner).nodes.push(node);
         Ok(())
     }

@@ -4,10 +4,12 @@ use blockloom_abi::{
     Action, ActionTag, Done, Entry, Errno, Forward, Kind, MAX_ACTIONS, Parent, Subject, Token,
 };
 
-use super::inside::Inside;
+use super::counters::Refused;
+use super::faults::Fault;
+use super::inside::{Buffer, Inside};
 use super::instance::Instance;
 use super::local::{LocalPlugin, Verdict};
-use super::operation::{Ended, subject};
+use super::operation::subject;
 use super::table::{Answer, Breach};
 use crate::io::{Time, turn_now};
 
@@ -22,12 +24,11 @@ impl Instance {
         words: &[u64],
         now_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<(), String> {
-        let broken = |violation| Breach::Layout(violation).to_string();
-        for entry in Entry::list(words, MAX_ACTIONS).map_err(broken)? {
+    ) -> Result<(), Fault> {
+        for entry in Entry::list(words, MAX_ACTIONS)? {
             // Nearly all: spared the way through the enum of all actions.
             if entry.tag() == ActionTag::Forward as u8 {
-                let forward = Forward::decode(entry).map_err(broken)?;
+                let forward = Forward::decode(entry)?;
                 let plain = forward.not_before_ns <= now_ns && !forward.notify && !forward.claim;
                 match plain.then(|| inside.table.forward_now(forward.id)).flatten() {
                     Some(ticket) => {
@@ -38,18 +39,17 @@ impl Instance {
                 }
                 continue;
             }
-            match Action::decode(entry).map_err(broken)? {
+            match Action::decode(entry)? {
                 Action::Forward(forward) => self.forward(inside, forward, now_ns, local)?,
                 Action::Complete(complete) => {
-                    let (ticket, answer) =
-                        inside.table.complete(complete).map_err(|breach| breach.to_string())?;
+                    let (ticket, answer) = inside.table.complete(complete)?;
                     inside.forget_buffers(ticket);
                     self.deliver(ticket, Verdict::Answer(answer), local);
                 }
                 Action::Timer { token, at_ns } => self.set_timer(inside, token, at_ns, local)?,
-                Action::Drop { buffer } => {
-                    if let Some(ticket) = inside.buffers.remove(&buffer) {
-                        let asked = inside.asked(Action::Drop { buffer });
+                Action::Drop { token } => {
+                    if let Some(ticket) = inside.drop_named(token) {
+                        let asked = inside.asked(Action::Drop { token });
                         self.deliver(ticket, Verdict::Operate(asked), local);
                     }
                 }
@@ -66,9 +66,9 @@ impl Instance {
         action: Action,
         now_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<(), String> {
+    ) -> Result<(), Fault> {
         let Some((token, parent)) = subject(&action) else { return Ok(()) };
-        if inside.operations >= self.operations_max() {
+        if inside.in_flight() >= self.operations_max() {
             return inside.refuse(token, Errno::EBUSY);
         }
         let (ticket, kind) = match parent {
@@ -77,21 +77,25 @@ impl Instance {
         };
         let refused = match action {
             Action::Copy(copy) if copy.serve => kind.is_some_and(|kind| kind != Kind::Read),
-            Action::Write(write) => inside.buffers.get(&write.source).copied() != ticket,
+            Action::Write(write) => {
+                let buffer = inside.buffers.get(&write.source).filter(|it| !it.is_dropped);
+                buffer.map(|buffer| buffer.of) != ticket
+            }
             _ => false,
         };
         if refused {
             return inside.refuse(token, Errno::EINVAL);
         }
         let ticket = match (parent, ticket) {
-            (Parent::Request(id), _) => {
-                inside.table.operate(id, now_ns).map_err(|breach| breach.to_string())?
-            }
+            (Parent::Request(id), _) => inside.table.operate(id, now_ns)?,
             (Parent::Job(_), Some(ticket)) => ticket,
-            (Parent::Job(node), None) => return Err(format!("node {} has no job", node.0)),
+            (Parent::Job(node), None) => {
+                return Err(Fault::breach(format!("node {} has no job", node.0)));
+            }
         };
-        if matches!(action, Action::Read(_)) && inside.buffers.insert(token, ticket).is_some() {
-            return Err(Breach::BufferInUse(token.0).to_string());
+        let buffer = Buffer { of: ticket, is_filling: true, is_dropped: false };
+        if matches!(action, Action::Read(_)) && inside.buffers.insert(token, buffer).is_some() {
+            return Err(Breach::BufferInUse(token.0).into());
         }
         inside.operations += 1;
         self.deliver(ticket, Verdict::Operate(inside.asked(action)), local);
@@ -109,16 +113,17 @@ impl Instance {
         token: Token,
         at_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<(), String> {
+    ) -> Result<(), Fault> {
+        inside.timers.remove(token);
         let at = Time::from_nanos(at_ns);
         if at <= turn_now() {
             return inside.end(token, Ok(()));
         }
-        if inside.operations >= self.operations_max() {
+        if inside.in_flight() >= self.operations_max() {
             return inside.refuse(token, Errno::EBUSY);
         }
-        inside.operations += 1;
-        local.end_at(at, Ended::of_timer(inside.number, token));
+        inside.timers.set(token, at_ns);
+        local.alarm_at(at);
         Ok(())
     }
 
@@ -129,15 +134,16 @@ impl Instance {
         forward: Forward,
         now_ns: u64,
         local: &LocalPlugin,
-    ) -> Result<(), String> {
+    ) -> Result<(), Fault> {
         // Nothing but the host's own proof says that bytes of a request are unchanged; a refused claim writes
         // nothing.
         if forward.claim && !inside.table.is_unchanged(forward.id) {
-            inside.table.refuse_claim(forward.id).map_err(|breach| breach.to_string())?;
+            let node = inside.table.refuse_claim(forward.id)?;
+            self.claim_refused(node, Refused::NotProven);
             let subject = Subject::Request(forward.id);
             return inside.carry(Done { subject, result: Err(Errno::EPERM), value: 0 });
         }
-        let answer = inside.table.forward(forward, now_ns).map_err(|breach| breach.to_string())?;
+        let answer = inside.table.forward(forward, now_ns)?;
         if let Some((ticket, answer)) = answer {
             // With notify it has not ended yet.
             if !matches!(answer, Answer::Forward { notify: true, .. }) {

@@ -12,7 +12,8 @@ use blockloom_abi::{
     RequestId, Token, Write,
 };
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Filling};
+use super::counters::Refused;
 use super::grants::{Grants, PluginChild};
 use super::local::LocalPlugin;
 use super::store::Lasting;
@@ -64,12 +65,6 @@ impl Answered {
 }
 
 impl Ended {
-    /// Of a timer.
-    pub(super) fn of_timer(store: StoreNumber, token: Token) -> Self {
-        let result = Ok(Answered::default());
-        Self { store, token, request: None, result, is_read: false, serves: false }
-    }
-
     /// Of an operation that was never begun; `None` for an action that is none.
     pub(super) fn refused(store: StoreNumber, action: &Action, errno: Errno) -> Option<Self> {
         let (token, parent) = subject(action)?;
@@ -132,21 +127,34 @@ impl Operations {
         plugin: &Rc<LocalPlugin>,
         Asked { store, action }: Asked,
     ) {
-        if let Action::Drop { buffer } = action {
-            self.0.buffers.forget(buffer);
+        if let Action::Drop { token } = action {
+            self.0.buffers.forget(token);
             return;
         }
         let Some(mut ended) = Ended::refused(store, &action, Errno::EINVAL) else { return };
         ended.serves = matches!(action, Action::Copy(copy) if copy.serve);
+        let filling = match action {
+            Action::Read(operation) => Some(self.0.buffers.begin(operation.token)),
+            _ => None,
+        };
         let plugin = Rc::clone(plugin);
         let (work, children) = (Rc::clone(&self.0), Arc::clone(children));
         work.running.set(work.running.get() + 1);
         spawn(async move {
             let lasting = plugin.lasting();
             let result = async {
-                run(ground.await?, (node, &children), (&work.buffers, lasting), action).await
+                let buffers = (&work.buffers, filling);
+                run(ground.await?, (node, &children), (buffers, lasting), action).await
             };
             let result = result.await;
+            if let (Err(_), Some(filling)) = (&result, filling) {
+                work.buffers.give_up(filling);
+            }
+            if let Err(error) = &result
+                && let Some(why) = refused_claim(&children, &action, error)
+            {
+                plugin.claim_refused(node, why);
+            }
             ended.result = result.map_err(|error| {
                 tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
                 errno_of(&error)
@@ -177,7 +185,7 @@ pub(super) fn errno_of(error: &Error) -> Errno {
 async fn run(
     ground: OnBehalf,
     (node, children): (NodeIndex, &[PluginChild]),
-    (buffers, lasting): (&Buffers, &Lasting),
+    ((buffers, filling), lasting): ((&Buffers, Option<Filling>), &Lasting),
     action: Action,
 ) -> Result<Answered> {
     match action {
@@ -186,14 +194,17 @@ async fn run(
             let child = granted(children, operation.child, Grants::READ)?;
             let room = lasting.buffers.take(operation.len)?;
             let bytes = ground.read_proven(child, range(&operation)).await?;
-            buffers.keep(operation.token, bytes, room);
+            if let Some(filling) = filling {
+                buffers.keep(filling, bytes, room);
+            }
             Ok(Answered::bytes(operation.len))
         }
         Action::Write(write) => run_write(ground, children, buffers, write).await,
         Action::Status { operation, above } => {
             let child = at(children, operation.child)?.edge;
             let above = above.map(|above| at(children, above).map(|child| child.edge));
-            let extents = ground.block_status(child, above.transpose()?, range(&operation)).await?;
+            let (above, range) = (above.transpose()?, range(&operation));
+            let extents = ground.block_status(child, above, range, EXTENTS_MAX).await?;
             Ok(described(&operation, &extents))
         }
         Action::Zero(operation) => {
@@ -269,6 +280,23 @@ async fn run_write(
     Ok(Answered::bytes(len))
 }
 
+/// Why an operation's claim was refused, if it was that which failed it.
+fn refused_claim(children: &[PluginChild], action: &Action, error: &Error) -> Option<Refused> {
+    let to = match action {
+        Action::Copy(copy) if copy.claim => copy.to,
+        Action::Write(write) if write.claim => write.operation.child,
+        _ => return None,
+    };
+    match error.kind() {
+        ErrorKind::Stale => Some(Refused::Stale),
+        // Without a grant it was not looked at.
+        ErrorKind::NotPermitted if granted(children, to, writing(true)).is_ok() => {
+            Some(Refused::NotProven)
+        }
+        _ => None,
+    }
+}
+
 /// What lets a plugin write: either of these.
 fn writing(claim: bool) -> Grants {
     if claim { Grants::WRITE.union(Grants::WRITE_UNCHANGED) } else { Grants::WRITE }
@@ -296,7 +324,7 @@ fn granted(children: &[PluginChild], index: ChildIndex, any: Grants) -> Result<u
 
 fn described(operation: &Operation, extents: &[Extent]) -> Answered {
     let mut answered = Answered::default();
-    for extent in extents.iter().take(EXTENTS_MAX) {
+    for extent in extents {
         let flags = match extent.kind {
             ExtentKind::Data | ExtentKind::Unreadable => ExtentFlags::ALLOCATED,
             ExtentKind::Zero | ExtentKind::Hole => ExtentFlags::ALLOCATED.with(ExtentFlags::ZERO),

@@ -8,17 +8,16 @@ use blockloom_abi::NodeIndex;
 
 use wasmtime::{StoreLimits, StoreLimitsBuilder, Trap};
 
-use super::PluginLimits;
 use super::bindings::blockloom::filter::host;
 use super::bitmaps::PluginBitmaps;
 use super::buffers::BufferRoom;
+use super::counters::InstanceCounters;
 use super::rules::{Controls, NodeRules};
+use super::{Inspection, PluginLimits};
 use crate::io::{Time, thread_time, turn_now};
 
 /// Messages kept of one message, bytes.
 const MESSAGE_MAX_BYTES: usize = 1024;
-/// Messages of one instance in one second; more are counted and dropped.
-const MESSAGES_PER_SECOND: u32 = 100;
 /// Tables and core instances of one component: an encoded core module needs three.
 const INSTANCES_MAX: usize = 16;
 /// Elements of one table.
@@ -29,14 +28,23 @@ const TABLE_ELEMENTS_MAX: usize = 10_000;
 pub(super) struct Lasting {
     pub(super) bitmaps: PluginBitmaps,
     pub(super) controls: Arc<Controls>,
+    pub(super) counters: InstanceCounters,
     /// For bytes that are read, on all workers.
     pub(super) buffers: Arc<BufferRoom>,
     rules: Mutex<Vec<Arc<NodeRules>>>,
     /// How often rules have changed.
     rules_changes: AtomicU64,
+    /// How often they had when all that guests answered before was delivered.
+    rules_published: AtomicU64,
 }
 
 impl Lasting {
+    /// Of an instance of this plugin.
+    pub(super) fn of(inspection: &Inspection) -> Self {
+        let makes_views = !inspection.views.is_empty();
+        Self { bitmaps: PluginBitmaps::with_views(makes_views), ..Self::default() }
+    }
+
     /// The rules of one more node.
     pub(super) fn add_node(&self, node: NodeIndex, size_bytes: u64) -> Arc<NodeRules> {
         self.bitmaps.add_node(node, size_bytes);
@@ -54,10 +62,30 @@ impl Lasting {
         rules.iter().find(|known| known.node() == node).map(Arc::clone)
     }
 
-    /// How often rules have changed.
+    /// How often rules had changed when all that guests answered before was delivered.
     #[inline]
-    pub(super) fn rules_changes(&self) -> u64 {
-        self.rules_changes.load(Ordering::Acquire)
+    pub(super) fn rules_published(&self) -> u64 {
+        self.rules_published.load(Ordering::Acquire)
+    }
+
+    /// What guests answered so far has been delivered; returns whether rules have changed since it was last so.
+    /// Only who is inside the instance may say it.
+    #[inline]
+    pub(super) fn publish_rules(&self) -> bool {
+        let changes = self.rules_changes.load(Ordering::Acquire);
+        let is_new = self.rules_published.load(Ordering::Relaxed) != changes;
+        if is_new {
+            self.rules_published.store(changes, Ordering::Release);
+        }
+        is_new
+    }
+
+    fn set_rules(&self, node: NodeIndex, rules: &[host::Rule], epoch: u32) -> Result<(), String> {
+        let of_node = self.rules_of(node);
+        let of_node = of_node.ok_or_else(|| format!("node {} is not known", node.0))?;
+        of_node.set(rules, epoch, &self.bitmaps)?;
+        self.rules_changes.fetch_add(1, Ordering::Release);
+        Ok(())
     }
 
     /// There are no rules any more, and nothing is to be told of those that were.
@@ -74,10 +102,15 @@ pub(super) struct HostState {
     pub(super) limits: StoreLimits,
     lasting: Arc<Lasting>,
     plugin: String,
+    /// What going through bitmaps may take in one call, and what of it is left, in words: one takes a nanosecond
+    /// or so.
+    words_max: u64,
+    words_left: u64,
     /// Processor time that the thread had had when the first half of the call's limit was over.
     half_over: Option<Duration>,
     window_start: Time,
     messages: u32,
+    messages_max: u32,
     dropped: u64,
     /// The last error that the guest logged: after a panic, what it says.
     pub(super) last_error: Option<String>,
@@ -85,6 +118,8 @@ pub(super) struct HostState {
 
 impl HostState {
     pub(super) fn new(plugin: &str, limits: &PluginLimits, lasting: Arc<Lasting>) -> Self {
+        let messages_max = limits.messages;
+        let words_max = u64::try_from(limits.call.as_nanos()).unwrap_or(u64::MAX);
         let limits = StoreLimitsBuilder::new()
             .memory_size(usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX))
             .table_elements(TABLE_ELEMENTS_MAX)
@@ -96,9 +131,12 @@ impl HostState {
             limits,
             lasting,
             plugin: plugin.to_owned(),
+            words_max,
+            words_left: words_max,
             half_over: None,
             window_start: Time::default(),
             messages: 0,
+            messages_max,
             dropped: 0,
             last_error: None,
         }
@@ -108,7 +146,24 @@ impl HostState {
     #[inline]
     pub(super) fn begin_call(&mut self) {
         self.half_over = None;
+        self.words_left = self.words_max;
         self.last_error = None;
+    }
+
+    /// The guest has the host go through so many words of bitmaps. Nobody looks at the clock meanwhile, so they
+    /// are counted.
+    ///
+    /// # Errors
+    /// The trap, when that takes longer than the call may.
+    fn charge(&mut self, words: u64) -> wasmtime::Result<()> {
+        // One for the way here.
+        match self.words_left.checked_sub(words.saturating_add(1)) {
+            Some(left) => {
+                self.words_left = left;
+                Ok(())
+            }
+            None => Err(Trap::Interrupt.into()),
+        }
     }
 
     /// Half of the call's limit is over by the clock, or more. The second half is of processor time: what
@@ -131,9 +186,13 @@ impl HostState {
             }
             (self.window_start, self.messages, self.dropped) = (now, 0, 0);
         }
-        self.messages += 1;
-        let fits = self.messages <= MESSAGES_PER_SECOND;
-        self.dropped += u64::from(!fits);
+        let fits = self.messages < self.messages_max;
+        if fits {
+            self.messages += 1;
+        } else {
+            self.dropped += 1;
+            self.lasting.counters.dropped_messages.fetch_add(1, Ordering::Relaxed);
+        }
         fits
     }
 }
@@ -156,12 +215,12 @@ pub(super) fn printable(message: &str) -> String {
 }
 
 impl host::Host for HostState {
-    fn log(&mut self, level: u8, message: String) {
+    fn log(&mut self, level: u8, message: String) -> wasmtime::Result<()> {
         if level <= 1 {
             self.last_error = Some(printable(&message));
         }
         if !self.admit_message() {
-            return;
+            return Ok(());
         }
         let (plugin, message) = (&self.plugin, printable(&message));
         match level {
@@ -171,10 +230,13 @@ impl host::Host for HostState {
             4 => tracing::debug!("plugin `{plugin}`: {message}"),
             _ => tracing::trace!("plugin `{plugin}`: {message}"),
         }
+        Ok(())
     }
 
-    fn bitmap_next(&mut self, bitmap: u32, from: u64) -> Option<(u64, u64)> {
-        self.lasting.bitmaps.next(bitmap, from)
+    fn bitmap_next(&mut self, bitmap: u32, from: u64) -> wasmtime::Result<Option<(u64, u64)>> {
+        let (next, words) = self.lasting.bitmaps.next_and_words(bitmap, from);
+        self.charge(words)?;
+        Ok(next)
     }
 
     fn bitmap_own(
@@ -182,16 +244,20 @@ impl host::Host for HostState {
         node: u16,
         name: String,
         granularity_bytes: u64,
-    ) -> Result<u32, String> {
-        self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes)
+    ) -> wasmtime::Result<Result<u32, String>> {
+        self.charge(0)?;
+        Ok(self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes))
     }
 
-    fn bitmap_count(&mut self, bitmap: u32) -> u64 {
-        self.lasting.bitmaps.count(bitmap)
+    fn bitmap_count(&mut self, bitmap: u32) -> wasmtime::Result<u64> {
+        self.charge(self.lasting.bitmaps.words(bitmap))?;
+        Ok(self.lasting.bitmaps.count(bitmap))
     }
 
-    fn bitmap_merge(&mut self, into: u32, from: u32) -> Result<(), String> {
-        self.lasting.bitmaps.merge(into, from)
+    fn bitmap_merge(&mut self, into: u32, from: u32) -> wasmtime::Result<Result<(), String>> {
+        let bitmaps = &self.lasting.bitmaps;
+        self.charge(bitmaps.words(into).max(bitmaps.words(from)))?;
+        Ok(self.lasting.bitmaps.merge(into, from))
     }
 
     fn bitmap_set(
@@ -200,16 +266,18 @@ impl host::Host for HostState {
         offset: u64,
         len: u64,
         value: bool,
-    ) -> Result<(), String> {
-        self.lasting.bitmaps.set(bitmap, offset, len, value)
+    ) -> wasmtime::Result<Result<(), String>> {
+        self.charge(self.lasting.bitmaps.words_of(bitmap, len))?;
+        Ok(self.lasting.bitmaps.set(bitmap, offset, len, value))
     }
 
-    fn set_rules(&mut self, node: u16, rules: Vec<host::Rule>, epoch: u32) -> Result<(), String> {
-        let of_node = self.lasting.rules_of(NodeIndex(node));
-        let of_node = of_node.ok_or_else(|| format!("node {node} is not known"))?;
-        of_node.set(&rules, epoch, &self.lasting.bitmaps)?;
-        self.lasting.rules_changes.fetch_add(1, Ordering::Release);
-        Ok(())
+    fn set_rules(
+        &mut self,
+        node: u16,
+        rules: Vec<host::Rule>,
+        epoch: u32,
+    ) -> wasmtime::Result<Result<(), String>> {
+        Ok(self.lasting.set_rules(NodeIndex(node), &rules, epoch))
     }
 }
 
@@ -228,7 +296,9 @@ mod tests {
     fn a_flood_is_cut_off() {
         let mut state = HostState::new("flood", &PluginLimits::default(), Arc::default());
         let admitted = (0..1000).filter(|_| state.admit_message()).count();
-        assert_eq!(admitted, MESSAGES_PER_SECOND as usize);
+        assert_eq!(admitted, 100);
         assert_eq!(state.dropped, 900);
+        let none = PluginLimits { messages: 0, ..PluginLimits::default() };
+        assert!(!HostState::new("flood", &none, Arc::default()).admit_message());
     }
 }

@@ -127,3 +127,20 @@ fn a_new_instance_goes_on_where_the_former_one_was() {
         assert!(host.disk("target").bytes() == then(), "seed {seed}");
     }
 }
+
+/// Each wait for a copy is over with it: so many writes in so short a time have no more in flight than one does.
+#[test]
+fn waits_that_are_over_count_no_more() {
+    const GRANULES: u64 = 2000;
+    let disk = || Disk::new(vec![7; (GRANULES * 512) as usize]);
+    let config = r#"{"min-cluster-size":512,"sync":"none","cbw-timeout":"30s"}"#;
+    let children = [("file", disk()), ("target", disk())];
+    let mut host: Harness<BackupFilter> =
+        Harness::with_children(config, children).expect("a harness");
+    host.run();
+    for granule in 0..GRANULES {
+        let write = host.write(granule * 512, &[9; 10]);
+        host.run();
+        assert_eq!(host.result(write), Some(Ok(vec![])), "write {granule}");
+    }
+}

@@ -112,6 +112,7 @@ impl<F: Filter> Harness<F> {
         harness.scene =
             Some(Scene { description, kinds, config, disks, requests, buffers, armed: 0 });
         let size_bytes = harness.disk("file").size_bytes();
+        harness.nodes = NODE.0 + 1;
         host::with(|host| host.add_node(NODE, size_bytes));
         harness.begin().map_err(|error| ConfigError::new("", error))?;
         Ok(harness)
@@ -130,7 +131,7 @@ impl<F: Filter> Harness<F> {
             size_bytes: self.disk("file").size_bytes(),
             read_only: false,
             children: scene.disks.iter().zip(&scene.description.children).map(child).collect(),
-            bitmaps: host::with(|host| host.own_bitmaps(NODE)),
+            bitmaps: host::with(|host| host.bitmaps_of(NODE)),
         };
         self.filter().add_node(node)?;
         if F::JOB {

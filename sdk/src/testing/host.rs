@@ -16,6 +16,7 @@ pub(super) struct Host {
     bitmaps: BTreeMap<u32, Bits>,
     /// Of a node's own.
     own_bitmaps: BTreeMap<(u16, String), u32>,
+    lent_bitmaps: BTreeMap<(u16, String), u32>,
     sizes: BTreeMap<u16, u64>,
 }
 
@@ -53,16 +54,38 @@ impl Host {
         self.bitmaps.insert(bitmap.0, bits);
     }
 
-    /// The bitmaps of a node's own, as a later instance finds them.
-    pub(super) fn own_bitmaps(&self, node: NodeIndex) -> Vec<Bitmap> {
-        let own = self.own_bitmaps.iter().filter(|((of, _), _)| *of == node.0);
-        own.map(|((_, name), index)| Bitmap {
-            name: name.clone(),
-            index: BitmapIndex(*index),
-            granularity_bytes: self.bitmaps[index].granularity,
-            owned: true,
-        })
-        .collect()
+    /// A bitmap that a node reads.
+    pub(super) fn lend(
+        &mut self,
+        node: NodeIndex,
+        name: &str,
+        granularity: u64,
+    ) -> Result<BitmapIndex, String> {
+        check_granularity(granularity)?;
+        let index = self.free_index()?;
+        self.bitmaps.insert(index, Bits { granularity, size: u64::MAX, runs: BTreeMap::new() });
+        self.lent_bitmaps.insert((node.0, name.to_owned()), index);
+        Ok(BitmapIndex(index))
+    }
+
+    fn free_index(&self) -> Result<u32, String> {
+        let free = (0..).find(|index| !self.bitmaps.contains_key(index));
+        free.ok_or_else(|| "too many bitmaps".to_owned())
+    }
+
+    /// The bitmaps that are lent to a node, and its own, as a later instance finds them.
+    pub(super) fn bitmaps_of(&self, node: NodeIndex) -> Vec<Bitmap> {
+        let lent = self.lent_bitmaps.iter().map(|it| (it, false));
+        let all = lent.chain(self.own_bitmaps.iter().map(|it| (it, true)));
+        let of_node = all.filter(|(((of, _), _), _)| *of == node.0);
+        of_node
+            .map(|(((_, name), index), owned)| Bitmap {
+                name: name.clone(),
+                index: BitmapIndex(*index),
+                granularity_bytes: self.bitmaps[index].granularity,
+                owned,
+            })
+            .collect()
     }
 }
 
@@ -78,18 +101,23 @@ pub(crate) fn set_rules(node: NodeIndex, rules: &[Rule], epoch: u32) -> Result<(
     Ok(())
 }
 
+fn check_granularity(bytes: u64) -> Result<(), String> {
+    match bytes.is_power_of_two() && (512..=1 << 31).contains(&bytes) {
+        true => Ok(()),
+        false => Err(format!("{bytes} is no granularity")),
+    }
+}
+
 pub(crate) fn bitmap_own(
     node: NodeIndex,
     name: &str,
     granularity_bytes: u64,
 ) -> Result<BitmapIndex, String> {
-    if !granularity_bytes.is_power_of_two() || !(512..=1 << 31).contains(&granularity_bytes) {
-        return Err(format!("{granularity_bytes} is no granularity"));
-    }
+    check_granularity(granularity_bytes)?;
     with(|host| {
         let key = (node.0, name.to_owned());
-        let free = (0..).find(|index| !host.bitmaps.contains_key(index));
-        let index = host.own_bitmaps.get(&key).copied().or(free).ok_or("too many bitmaps")?;
+        let known = host.own_bitmaps.get(&key).copied();
+        let index = known.map_or_else(|| host.free_index(), Ok)?;
         let size = host.sizes.get(&node.0).copied().unwrap_or(u64::MAX);
         let bits = host.bitmaps.entry(index);
         let runs = BTreeMap::new();

@@ -43,6 +43,10 @@ pub(crate) use host::{
 use crate::exec::Instance;
 use crate::{Child, ConfigError, Filter, Grants, Level, Node, Rule, Time};
 
+/// Operations, timers among them, that a host with the default limits has in flight for one instance; more are
+/// refused with `EBUSY`.
+const OPERATIONS_MAX: usize = 4 * (256 + 1);
+
 /// What a filter decided about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -82,6 +86,8 @@ pub struct Harness<F: Filter> {
     answers: BTreeMap<u32, Answer>,
     operations: Vec<Action>,
     timers: BTreeSet<(u64, u32)>,
+    /// Tokens of what was asked for while too much was under way.
+    refused: Vec<Token>,
     scene: Option<Scene>,
 }
 
@@ -101,6 +107,7 @@ impl<F: Filter> Harness<F> {
             answers: BTreeMap::new(),
             operations: Vec::new(),
             timers: BTreeSet::new(),
+            refused: Vec::new(),
             scene: None,
         })
     }
@@ -134,9 +141,20 @@ impl<F: Filter> Harness<F> {
             size_bytes,
             read_only: false,
             children: vec![Some(file)],
-            bitmaps: Vec::new(),
+            bitmaps: host::with(|host| host.bitmaps_of(index)),
         })?;
         Ok(index)
+    }
+
+    /// Lends an empty bitmap to the node that is added next, to be read under that name.
+    ///
+    /// # Panics
+    ///
+    /// For a granularity that is no power of two from 512 on.
+    pub fn lend_bitmap(&mut self, name: &str, granularity_bytes: u64) -> BitmapIndex {
+        let node = NodeIndex(self.nodes);
+        let lent = host::with(|host| host.lend(node, name, granularity_bytes));
+        lent.expect("a granularity")
     }
 
     /// Starts the job of a node.
@@ -302,6 +320,20 @@ impl<F: Filter> Harness<F> {
             let action = Action::decode(entry).expect("an action");
             self.act(action);
         }
+        if !self.refused.is_empty() {
+            let refused = std::mem::take(&mut self.refused).into_iter().map(|token| {
+                let subject = Subject::Operation(token);
+                Event::Done(Done { subject, result: Err(Errno::EBUSY), value: 0 })
+            });
+            let refused: Vec<Event> = refused.collect();
+            refused.chunks(MAX_EVENTS).for_each(|events| self.poll(events));
+        }
+    }
+
+    /// Whether the host would begin one more operation.
+    fn has_room(&self) -> bool {
+        let operations = self.operations.iter().filter(|action| token(action).is_some());
+        operations.count() + self.timers.len() < OPERATIONS_MAX
     }
 
     fn act(&mut self, action: Action) {
@@ -317,11 +349,18 @@ impl<F: Filter> Harness<F> {
             Action::Complete(complete) => {
                 self.answered(complete.id, Answer::Completed(complete.result));
             }
+            Action::Drop { token } if self.timers.iter().any(|timer| timer.1 == token.0) => {
+                self.timers.retain(|timer| timer.1 != token.0);
+            }
+            Action::Timer { token, .. } if !self.has_room() => self.refused.push(token),
             Action::Timer { token, at_ns } => {
                 self.timers.insert((at_ns.max(self.now.as_nanos()), token.0));
             }
-            Action::Drop { buffer } if self.scene.is_some() => self.drop_buffer(buffer),
-            other => self.operations.push(other),
+            Action::Drop { token } if self.scene.is_some() => self.drop_buffer(token),
+            other => match token(&other) {
+                Some(token) if !self.has_room() => self.refused.push(token),
+                _ => self.operations.push(other),
+            },
         }
     }
 }

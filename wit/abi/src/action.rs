@@ -269,10 +269,10 @@ pub enum Action {
         /// When; a time that has passed is due at once.
         at_ns: u64,
     },
-    /// Let go of a host buffer.
+    /// Let go of a host buffer, or of a timer, which then has no DONE unless that is under way.
     Drop {
-        /// The READ that filled it.
-        buffer: Token,
+        /// The READ that fills it, or the TIMER.
+        token: Token,
     },
 }
 
@@ -314,9 +314,9 @@ impl Action {
                 let head = Head { tag: ActionTag::Timer as u8, a: 0, b: 0, flags: 0, aux: 0 };
                 Entry::pack(head, token.0, 0, at_ns, 0)
             }
-            Self::Drop { buffer } => {
+            Self::Drop { token } => {
                 let tag = ActionTag::Drop as u8;
-                Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux: buffer.0 }, 0, 0, 0, 0)
+                Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux: token.0 }, 0, 0, 0, 0)
             }
         }
     }
@@ -369,7 +369,7 @@ impl Action {
             }
             ActionTag::Drop => {
                 entry.only([TAG | AUX, 0, 0, 0])?;
-                Ok(Self::Drop { buffer: Token(entry.aux()) })
+                Ok(Self::Drop { token: Token(entry.aux()) })
             }
         }
     }

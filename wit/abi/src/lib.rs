@@ -49,7 +49,7 @@
 //! | 8 | DISCARD | child | | | | token | yes | offset | length |
 //! | 9 | FLUSH | child | | | | token | yes | | |
 //! | 10 | TIMER | | | | | token | | time | |
-//! | 11 | DROP | | | | buffer token | | | | |
+//! | 11 | DROP | | | | token | | | | |
 //!
 //! Tags 12 to 14 are kept for forward-part, remap and guest-visible bytes.
 //!
@@ -61,7 +61,11 @@
 //! - COMPLETE with errno 0 is in order only after the request was forwarded or served.
 //! - COPY runs under a range guard. `serve`: its bytes answer the parent request. `clear`: once
 //!   settled, the covered bits of the bitmap are cleared before the guard is released.
-//! - READ fills a host buffer that its token names until a DROP; WRITE writes such a buffer.
+//! - READ fills a host buffer that its token names until a DROP; WRITE writes such a buffer. A DROP before
+//!   the READ's DONE lets the buffer go as soon as it is filled; until then the token stays in use.
+//! - TIMER has a DONE at its time, or at once for one that has passed. Sent again under the token of one that
+//!   runs, it changes the time. A DROP ends it without a DONE, unless that is under way already. A timer that
+//!   runs counts as an operation in flight.
 //! - STATUS answers with EXTENT entries before its DONE.
 //! - An operation ends in one DONE. A refused claim reports [`Errno::ESTALE`] (the bytes may have
 //!   changed since they were read) or [`Errno::EPERM`] (not proven); an action that this host does

@@ -82,7 +82,7 @@ fn actions() -> Vec<Action> {
         actions.push(Action::Flush(Operation { offset: 0, len: 0, ..operation }));
     }
     actions.push(Action::Timer { token: TOKEN, at_ns: u64::MAX });
-    actions.push(Action::Drop { buffer: TOKEN });
+    actions.push(Action::Drop { token: TOKEN });
     actions
 }
 
