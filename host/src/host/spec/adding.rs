@@ -187,7 +187,7 @@ impl Host {
             not_started(spec, Failed { node, kept: None, error: failed.error })
         })?;
         let registry = &self.inner.registry;
-        let mut builder = Builder::new(spec, base, machine, registry.living());
+        let mut builder = Builder::new(spec, base, machine, registry.living(&self.graph()));
         let plan = builder.plan()?;
         let made = builder.made;
         self.add_plan(plan, placed, done).map_err(|failed| not_started(spec, failed))?;

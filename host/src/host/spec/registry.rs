@@ -1,7 +1,7 @@
 //! What a host remembers of all that it was given: descriptions of nodes that are there, and what several nodes
 //! share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -77,21 +77,24 @@ impl Living {
 }
 
 impl State {
-    /// Forgets what has gone.
-    fn tidy(&mut self) {
-        self.described.retain(|(driver, _)| driver.strong_count() > 0);
+    /// Forgets what is not in the graph. Workers may keep a node for some time longer.
+    fn tidy(&mut self, graph: &Graph) {
+        let nodes = graph.nodes();
+        self.described.retain(|(driver, _)| {
+            let driver = driver.upgrade();
+            driver
+                .is_some_and(|driver| nodes.iter().any(|node| Arc::ptr_eq(node.driver(), &driver)))
+        });
+        let keys = self.described.iter().map(|(_, node)| {
+            let shared = node.driver.instance();
+            instance_key(node, shared.map(|it| it.value.as_str()))
+        });
+        let keys: BTreeSet<String> = keys.collect();
         let living = &mut self.living;
-        living.instances.retain(|_, it| it.strong_count() > 0);
-        living.plugins.retain(|_, it| it.strong_count() > 0);
-        living.backups.retain(|_, it| it.strong_count() > 0);
-        let described = self.described.iter().map(|(_, node)| node);
-        let keys: Vec<String> = described
-            .map(|node| {
-                let shared = node.driver.instance();
-                instance_key(node, shared.map(|it| it.value.as_str()))
-            })
-            .collect();
+        living.instances.retain(|key, _| keys.contains(key));
         living.groups.retain(|key, _| keys.contains(key));
+        living.plugins.retain(|name, _| graph.find_node(name).is_some());
+        living.backups.retain(|name, _| graph.find_node(name).is_some());
     }
 
     fn described(&self, node: &GraphNode) -> Option<&NodeSpec> {
@@ -123,9 +126,9 @@ impl Registry {
         self.state().machine.anew()
     }
 
-    pub(super) fn living(&self) -> Living {
+    pub(super) fn living(&self, graph: &Graph) -> Living {
         let mut state = self.state();
-        state.tidy();
+        state.tidy(graph);
         state.living.clone()
     }
 
@@ -151,13 +154,13 @@ impl Registry {
             }
         }
         state.living.add(made);
-        state.tidy();
+        state.tidy(graph);
     }
 
     /// What is there.
     pub(super) fn live(&self, graph: &Graph, server: &NbdServer) -> Live {
         let mut state = self.state();
-        state.tidy();
+        state.tidy(graph);
         let nodes = graph.nodes().iter().map(|node| {
             let children = node.edges().iter().map(|edge| {
                 let child = graph.nodes()[edge.child()].name();

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{add, empty, export, socket, uri};
 use crate::embed_bitmaps::decl;
-use crate::{MIB, scratch};
+use crate::scratch;
 
 /// `NBD_REP_ERR_POLICY`.
 const POLICY: OptionRefused = OptionRefused(0x8000_0002);
@@ -137,8 +137,8 @@ fn two_exports_show_one_bitmap_and_release_it() {
     for client in [&mut first, &mut second] {
         assert_eq!(client.flagged("qemu:dirty-bitmap:daily"), [(65_536, 65_536)]);
     }
-    let error = block_on(bitmap.remove()).expect_err("in use");
-    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    let error = block_on(bitmap.remove()).expect_err("in use").to_string();
+    assert!(error.contains("export `a`") && error.contains("export `b`"), "{error}");
     block_on(host.remove_export("a", RemovalMode::Hard)).expect("an end");
     block_on(bitmap.remove()).expect_err("the other one has it still");
     block_on(host.remove_export("b", RemovalMode::Hard)).expect("an end");
@@ -242,7 +242,7 @@ fn an_export_ends_under_load() {
 #[test]
 fn exports_hold_what_they_serve() {
     let (host, scratch) = with_disk();
-    let uri = export(&host, &scratch, writable(NewExport::of_drive("a", "vda")));
+    export(&host, &scratch, writable(NewExport::of_drive("a", "vda")));
     let error = block_on(host.remove_drive("vda")).expect_err("exported").to_string();
     assert_eq!(error, "drive `vda` is in use by exports `a`");
     let error = block_on(host.set_writable("vda", false)).expect_err("exported").to_string();
@@ -253,10 +253,9 @@ fn exports_hold_what_they_serve() {
     block_on(host.set_writable("vda", false)).expect("nobody writes");
     let vda = host.drive("vda").expect("a drive");
     let refused = block_on(vda.write(0, b"x")).expect_err("read-only");
-    assert_eq!(refused.kind(), ErrorKind::NotPermitted, "{refused}");
-    let shared = export(&host, &scratch, writable(NewExport::of_node("b", "disk")));
-    drop(shared);
-    drop(uri);
+    assert!(matches!(refused.kind(), ErrorKind::NotPermitted | ErrorKind::ReadOnly), "{refused}");
+    block_on(host.set_writable("vda", true)).expect("nobody minds");
+    block_on(vda.write(0, b"x")).expect("a write");
     host.shutdown().expect("an end in order");
 }
 

@@ -170,7 +170,8 @@ fn images_are_added_as_by_qmp() {
     expect.push(made_up.clone());
     expect.sort();
     assert_eq!(nodes(&host), expect);
-    let uri = export(&host, &scratch, NewExport::of_node("b", &made_up));
+    let writable = NewExport { writable: true, ..NewExport::of_node("b", &made_up) };
+    let uri = export(&host, &scratch, writable);
     qemu_io(&uri, &["read -P 1 0 512k", "read -P 2 512k 1M"]);
     host.shutdown().expect("an end in order");
 }

@@ -41,7 +41,7 @@ fn check(host: &Host, top: &str, bitmaps_of: &[&str]) {
     assert_eq!((old.size_bytes(), old.write(0, MIB, &[7; 4096])), (4 * MIB, 0));
 
     block_on(host.resize("vda", 8 * MIB)).expect("it grows");
-    assert_eq!(old.write(0, 4 * MIB, b"x"), errno::NO_SPACE, "the client keeps its size");
+    assert_eq!(old.write(0, 4 * MIB, b"x"), errno::NOSPC, "the client keeps its size");
     let mut new = open(&uri);
     assert_eq!(new.size_bytes(), 8 * MIB);
     assert_eq!(new.read(4 * MIB, 4096), Ok(vec![0; 4096]), "what was added is zero");
@@ -54,14 +54,14 @@ fn check(host: &Host, top: &str, bitmaps_of: &[&str]) {
     assert_eq!(old.read(MIB, 4096), Ok(vec![7; 4096]));
 
     block_on(host.resize("vda", 2 * MIB)).expect("it shrinks");
-    let mut newest = open(&uri);
+    let newest = open(&uri);
     assert_eq!(newest.size_bytes(), 2 * MIB);
     for client in [&mut old, &mut new] {
         assert_eq!(client.read(MIB, 4096), Ok(vec![7; 4096]), "what is there is there");
         assert_eq!(client.read(2 * MIB - 512, 1024), Err(errno::IO));
-        assert_eq!(client.write(0, 3 * MIB, b"x"), errno::NO_SPACE);
+        assert_eq!(client.write(0, 3 * MIB, b"x"), errno::NOSPC);
         let zeroes = client.plain(command::WRITE_ZEROES, 0, 3 * MIB, 4096);
-        assert_eq!(zeroes, errno::NO_SPACE);
+        assert_eq!(zeroes, errno::NOSPC);
         // Neither context fails as a whole: what was cut off is dirty, and cannot be read.
         let mut at = 0;
         while at < client.size_bytes() {
