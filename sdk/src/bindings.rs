@@ -1286,19 +1286,24 @@ pub mod exports {
                     #[allow(async_fn_in_trait)]
                     fn describe() -> Description;
                     /// Takes the configuration, a JSON object. A second call changes that of a running instance,
-                    /// which keeps the former one if the call fails.
+                    /// which keeps the former one if the call fails; a control event `reconfigured` for each node follows.
                     #[allow(async_fn_in_trait)]
                     fn configure(config: _rt::String) -> Result<(), ConfigError>;
                     /// From now on the instance also serves this node.
                     #[allow(async_fn_in_trait)]
                     fn add_node(node: Node) -> Result<(), _rt::String>;
-                    /// The node's requests are all done, and no more will come.
+                    /// The node's requests are all done, and no more will come; its job has ended, or does nothing but wait.
+                    /// The index may be another node's afterwards, and its bitmaps are no more. Called also when the host ends.
                     #[allow(async_fn_in_trait)]
                     fn remove_node(index: u16) -> ();
-                    /// The state to hand to a new version of the plugin. Called only when nothing is in flight.
+                    /// The state to hand to a new version of the plugin, at most 1 MiB. Called only when no request is in flight
+                    /// but such as are held, and nothing else is called on the instance afterwards, unless the new version cannot
+                    /// take the place: then it goes on, and jobs that were stopped begin again.
                     #[allow(async_fn_in_trait)]
                     fn save() -> _rt::Vec<u8>;
-                    /// Takes over a state that `save` returned, after `configure` and every `add-node`.
+                    /// Takes over a state that `save` returned, after `configure` and every `add-node`. Not called for an empty
+                    /// one. Rules that are set before it returns are in force when the instance serves, changes of bitmaps at
+                    /// once; both are taken back if the instance cannot take the place.
                     #[allow(async_fn_in_trait)]
                     fn restore(state: _rt::Vec<u8>) -> Result<(), _rt::String>;
                 }

@@ -1,6 +1,5 @@
 //! What a body can do besides deciding: time, operations on children.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
@@ -12,8 +11,8 @@ use blockloom_abi::{
     Write,
 };
 
-use crate::Time;
 use crate::exec::{Ended, Shared, Task, Unwanted};
+use crate::{Signal, Time};
 
 /// A body's way to the host.
 ///
@@ -26,7 +25,7 @@ pub struct Cx {
     slot: u16,
     parent: Parent,
     node: NodeIndex,
-    stop: Option<Rc<Cell<bool>>>,
+    stop: Option<Rc<Signal>>,
 }
 
 impl Cx {
@@ -55,7 +54,15 @@ impl Cx {
     /// Whether the host wants this job to end.
     #[must_use]
     pub fn stop_requested(&self) -> bool {
-        self.stop.as_ref().is_some_and(|stop| stop.get())
+        self.stop.as_ref().is_some_and(|stop| stop.is_set())
+    }
+
+    /// Waits until the host wants this job to end; for ever in what is no job.
+    pub async fn stopped(&self) {
+        match &self.stop {
+            Some(stop) => stop.wait().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits until a time; not at all for one that has passed.

@@ -69,7 +69,7 @@ pub trait Filter: Sized + 'static {
         Ok(())
     }
 
-    /// The node has no request left and gets no more.
+    /// The node has no request left and gets no more; its job has ended. Its index may be another node's later.
     fn remove_node(&self, node: NodeIndex) {
         let _ = node;
     }
@@ -90,7 +90,8 @@ pub trait Filter: Sized + 'static {
         None
     }
 
-    /// A held request is gone, although it was not let go: the host lets all go when their node is drained.
+    /// A held request is gone, although it was not let go: the host lets all go when their node is drained,
+    /// and each after `limits.hold`.
     fn gone(&self, request: &Request) {
         let _ = request;
     }
@@ -155,12 +156,15 @@ pub trait Filter: Sized + 'static {
         let _ = control;
     }
 
-    /// The state to hand to a new version of the plugin; called when nothing is in flight.
+    /// The state to hand to a new version of the plugin; called when nothing is in flight and no job runs. At
+    /// most 1 MiB. Begin it with a number of its form: what reads it may be older or newer than what wrote
+    /// it. By default there is none.
     fn save(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes over a state that [`save`](Self::save) returned.
+    /// Takes over a state that [`save`](Self::save) returned, after [`configure`](Self::configure) and every
+    /// [`add_node`](Self::add_node). Not called for an empty one. If it fails the former version goes on.
     ///
     /// # Errors
     ///

@@ -207,8 +207,9 @@ fn a_job_runs_until_it_is_told_to_stop() {
         host.end_operation(Ok(()));
     }
     host.control(Control { kind: ControlKind::JobStop, node, first: 0, second: 0 });
+    assert!(host.job_runs(node));
     host.end_operation(Ok(()));
-    assert!(host.operations().is_empty());
+    assert!(host.operations().is_empty() && !host.job_runs(node));
     assert_eq!(host.filter().rounds.get(), 4);
     assert_eq!(host.logged().len(), 4);
     assert_eq!(*host.filter().controls.borrow(), [ControlKind::JobStart, ControlKind::JobStop]);

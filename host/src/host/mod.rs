@@ -11,6 +11,7 @@ mod exports;
 mod image_facts;
 mod images;
 pub(crate) mod persist;
+mod plugins;
 mod report;
 mod running;
 mod spec;
@@ -28,6 +29,7 @@ pub use call::block_on;
 pub use drive::Drive;
 pub use exports::{Exported, NewExport, ShownBitmap};
 pub use persist::Keep;
+pub use plugins::{ChangedPlugin, PluginBinary};
 pub use report::report as report_of;
 pub use spec::{
     Added, FilterPlace, Fragment, Overrides, StartError, StartedExport, check, read_spec, start,

@@ -14,6 +14,7 @@ mod null;
 mod qcow2;
 mod raw;
 
+use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -253,7 +254,7 @@ pub struct Extent {
 /// # host.shutdown()
 /// # }
 /// ```
-pub trait Node: Send + Sync + 'static {
+pub trait Node: Any + Send + Sync {
     /// The driver's name, as in TOML.
     fn driver(&self) -> &'static str;
 
@@ -274,6 +275,10 @@ pub trait Node: Send + Sync + 'static {
     /// Called once on a worker when the graph stands with all its bitmaps: what the node does of its own accord
     /// begins here.
     fn run(&self, _graph: &Rc<LocalGraph>, _name: &str) {}
+
+    /// Called when a graph was published in which the node, or a child of it, has another size than before, with
+    /// no request in flight.
+    fn resized(&self, _info: &NodeInfo, _children: &[NodeInfo]) {}
 
     /// Fills all of `buf` from `offset`.
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut>;

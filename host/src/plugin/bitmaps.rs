@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use blockloom_abi::NodeIndex;
 
 use super::bindings::exports::blockloom::filter::control;
-use crate::bitmap::{Bitmap, BitmapUse, Granularity, Granules};
+use crate::bitmap::{Bitmap, BitmapUse, Extension, Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result as HostResult};
 use crate::filter::PointInTime;
 
@@ -81,17 +81,26 @@ struct Known {
     is_lost: bool,
 }
 
+/// A bitmap of a node's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owned {
+    pub(super) index: u32,
+    /// It was not there before.
+    pub(super) is_new: bool,
+}
+
 /// See the module. Names are bounded, and so is the number of bitmaps of a node.
 #[derive(Default)]
 pub(super) struct PluginBitmaps {
-    entries: Mutex<Vec<Entry>>,
+    /// A place is free again when its node has gone.
+    entries: Mutex<Vec<Option<Entry>>>,
     nodes: Mutex<Vec<Known>>,
     /// Bitmaps make the view `snapshot`.
     makes_views: bool,
 }
 
 impl PluginBitmaps {
-    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -147,7 +156,7 @@ impl PluginBitmaps {
         node: NodeIndex,
         name: &str,
         granularity_bytes: u64,
-    ) -> Result<u32, String> {
+    ) -> Result<Owned, String> {
         let nodes = self.nodes();
         let known = nodes.iter().find(|known| known.node == node);
         let size = known.map(|known| (known.size_bytes, known.is_lost));
@@ -159,13 +168,15 @@ impl PluginBitmaps {
             return Err(format!("the name of a bitmap has 1 to {NAME_MAX_BYTES} bytes"));
         }
         let mut entries = self.lock();
-        let is_it = |entry: &Entry| entry.node == node && entry.name == name;
-        if let Some(index) = entries.iter().position(is_it) {
-            return match &entries[index] {
-                Entry { content: Content::Own(granules), .. }
-                    if granules.granularity() == granularity =>
-                {
-                    Ok(number(index))
+        let mut known = entries.iter().enumerate();
+        let known = known.find_map(|(index, entry)| {
+            let entry = entry.as_ref().filter(|it| it.node == node && it.name == name)?;
+            Some((number(index), &entry.content))
+        });
+        if let Some((index, content)) = known {
+            return match content {
+                Content::Own(granules) if granules.granularity() == granularity => {
+                    Ok(Owned { index, is_new: false })
                 }
                 _ => Err(format!("there is a bitmap `{name}` already, with other granules")),
             };
@@ -177,7 +188,7 @@ impl PluginBitmaps {
                  {OWN_MAX_BYTES}: choose larger ones"
             ));
         }
-        let owned = entries.iter().filter(|entry| matches!(entry.content, Content::Own(_)));
+        let owned = entries.iter().flatten().filter(|it| matches!(it.content, Content::Own(_)));
         let owned_bytes: u64 = owned.map(|entry| entry.content.len_bytes()).sum();
         if owned_bytes.saturating_add(bytes) > OWN_OF_INSTANCE_MAX_BYTES {
             return Err(format!(
@@ -190,7 +201,39 @@ impl PluginBitmaps {
             granules.set_all();
         }
         let content = Content::Own(Arc::new(granules));
-        add(&mut entries, Entry { node, name: name.to_owned(), content })
+        let index = add(&mut entries, Entry { node, name: name.to_owned(), content })?;
+        Ok(Owned { index, is_new: true })
+    }
+
+    /// Takes one out.
+    pub(super) fn remove(&self, index: u32) {
+        if let Some(entry) = self.lock().get_mut(index as usize) {
+            *entry = None;
+        }
+    }
+
+    /// A node has gone, and what it had.
+    pub(super) fn end_node(&self, node: NodeIndex) {
+        self.nodes().retain(|known| known.node != node);
+        let mut gone = Vec::new();
+        for entry in self.lock().iter_mut() {
+            gone.extend(entry.take_if(|entry| entry.node == node));
+        }
+        // What is lent is given back without the lock.
+        drop(gone);
+    }
+
+    /// A node has another size. Its own bitmaps keep what they have; what is gained is clean.
+    pub(super) fn resize(&self, node: NodeIndex, size_bytes: u64) {
+        self.add_node(node, size_bytes);
+        for entry in self.lock().iter_mut().flatten().filter(|entry| entry.node == node) {
+            if let Content::Own(granules) = &mut entry.content {
+                match granules.resized(size_bytes, Extension::Clean) {
+                    Ok(resized) => *granules = Arc::new(resized),
+                    Err(error) => tracing::error!("bitmap `{}` of a plugin: {error}", entry.name),
+                }
+            }
+        }
     }
 
     /// A bitmap that is to be lent under this name.
@@ -208,7 +251,7 @@ impl PluginBitmaps {
                  choose larger granules for it"
             ));
         }
-        if let Some(entry) = self.lock().get_mut(index as usize) {
+        if let Some(Some(entry)) = self.lock().get_mut(index as usize) {
             entry.content = Content::Lent(Some(bitmap));
         }
         Ok(())
@@ -217,28 +260,28 @@ impl PluginBitmaps {
     /// Words of a bitmap: what it takes to go through all of it.
     pub(super) fn words(&self, index: u32) -> u64 {
         let entries = self.lock();
-        entries.get(index as usize).map_or(0, |entry| entry.content.len_bytes().div_ceil(8))
+        content(&entries, index).map_or(0, |content| content.len_bytes().div_ceil(8))
     }
 
     /// The bitmaps of a node, for the guest.
     pub(super) fn list(&self, node: NodeIndex) -> Vec<control::Bitmap> {
         let entries = self.lock();
-        let of_node = entries.iter().enumerate().filter(|(_, entry)| entry.node == node);
-        let of_node = of_node.map(|(index, entry)| {
+        let of_node = entries.iter().enumerate().filter_map(|(index, entry)| {
+            let entry = entry.as_ref().filter(|entry| entry.node == node)?;
             let (granularity_bytes, owned) = match &entry.content {
                 Content::Own(granules) => (granules.granularity().bytes(), true),
                 Content::Lent(Some(bitmap)) => (bitmap.granularity().bytes(), false),
                 Content::Lent(None) => (0, false),
             };
             let (name, index) = (entry.name.clone(), number(index));
-            control::Bitmap { name, index, granularity_bytes, owned }
+            Some(control::Bitmap { name, index, granularity_bytes, owned })
         });
         of_node.collect()
     }
 
     /// Words of a bitmap for so many bytes of its view.
     pub(super) fn words_of(&self, index: u32, len: u64) -> u64 {
-        match self.lock().get(index as usize).map(|entry| &entry.content) {
+        match content(&self.lock(), index) {
             Some(Content::Own(granules)) => {
                 len.min(granules.size_bytes()) / granules.granularity().bytes() / 64
             }
@@ -256,7 +299,7 @@ impl PluginBitmaps {
     /// looked at for that.
     pub(super) fn next_and_words(&self, index: u32, from: u64) -> (Option<(u64, u64)>, u64) {
         let entries = self.lock();
-        let (run, end, granularity) = match entries.get(index as usize).map(|it| &it.content) {
+        let (run, end, granularity) = match content(&entries, index) {
             Some(Content::Own(granules)) => {
                 (granules.next_dirty(from), granules.size_bytes(), granules.granularity())
             }
@@ -304,7 +347,7 @@ impl PluginBitmaps {
     pub(super) fn set(&self, index: u32, offset: u64, len: u64, value: bool) -> Result<(), String> {
         self.check_alterable(index, value)?;
         let entries = self.lock();
-        match entries.get(index as usize) {
+        match entries.get(index as usize).and_then(Option::as_ref) {
             Some(Entry { content: Content::Own(granules), .. }) => {
                 if value {
                     // Whoever sees it sees what was set before.
@@ -327,11 +370,11 @@ impl PluginBitmaps {
             return Ok(());
         }
         let entries = self.lock();
-        let Some(Entry { node, name, content: Content::Own(_) }) = entries.get(index as usize)
-        else {
+        let entry = entries.get(index as usize).and_then(Option::as_ref);
+        let Some(Entry { node, name, content: Content::Own(_) }) = entry else {
             return Ok(());
         };
-        let is_begun = entries.iter().any(|entry| {
+        let is_begun = entries.iter().flatten().any(|entry| {
             let is_it = entry.node == *node && entry.name == "begun";
             is_it && matches!(&entry.content, Content::Own(set) if set.next_dirty(0).is_some())
         });
@@ -348,7 +391,7 @@ impl PluginBitmaps {
 
     /// A bitmap of this node's own.
     pub(super) fn owned_by(&self, node: NodeIndex, index: u32) -> Option<Arc<Granules>> {
-        match self.lock().get(index as usize)? {
+        match self.lock().get(index as usize)?.as_ref()? {
             Entry { node: of, content: Content::Own(granules), .. } if *of == node => {
                 Some(Arc::clone(granules))
             }
@@ -357,8 +400,8 @@ impl PluginBitmaps {
     }
 
     /// A bitmap of some node's own.
-    fn owned(&self, index: u32) -> Option<Arc<Granules>> {
-        match &self.lock().get(index as usize)?.content {
+    pub(super) fn owned(&self, index: u32) -> Option<Arc<Granules>> {
+        match &self.lock().get(index as usize)?.as_ref()?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
         }
@@ -367,7 +410,7 @@ impl PluginBitmaps {
     /// A node's own bitmap of this name, if there is one.
     fn own_named(&self, node: NodeIndex, name: &str) -> Option<Arc<Granules>> {
         let entries = self.lock();
-        let mut of_node = entries.iter().filter(|entry| entry.node == node);
+        let mut of_node = entries.iter().flatten().filter(|entry| entry.node == node);
         match &of_node.find(|entry| entry.name == name)?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
@@ -395,7 +438,7 @@ impl PluginBitmaps {
 
     /// What a rule may look at.
     pub(super) fn probe(&self, index: u32) -> Option<Probe> {
-        match &self.lock().get(index as usize)?.content {
+        match &self.lock().get(index as usize)?.as_ref()?.content {
             Content::Own(granules) => Some(Probe::Own(Arc::clone(granules))),
             Content::Lent(bitmap) => {
                 bitmap.as_ref().map(|bitmap| Probe::Lent(Arc::clone(bitmap.bitmap())))
@@ -404,18 +447,26 @@ impl PluginBitmaps {
     }
 }
 
+fn content(entries: &[Option<Entry>], index: u32) -> Option<&Content> {
+    entries.get(index as usize)?.as_ref().map(|entry| &entry.content)
+}
+
 fn number(index: usize) -> u32 {
     // Bounded by nodes and bitmaps of a node.
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-fn add(entries: &mut Vec<Entry>, entry: Entry) -> Result<u32, String> {
-    let of_node = entries.iter().filter(|known| known.node == entry.node).count();
+fn add(entries: &mut Vec<Option<Entry>>, entry: Entry) -> Result<u32, String> {
+    let of_node = entries.iter().flatten().filter(|known| known.node == entry.node).count();
     if of_node >= BITMAPS_OF_NODE_MAX {
         return Err(format!("a node has at most {BITMAPS_OF_NODE_MAX} bitmaps of its plugin"));
     }
-    entries.push(entry);
-    Ok(number(entries.len() - 1))
+    let free = entries.iter().position(Option::is_none).unwrap_or(entries.len());
+    match entries.get_mut(free) {
+        Some(place) => *place = Some(entry),
+        None => entries.push(Some(entry)),
+    }
+    Ok(number(free))
 }
 
 #[cfg(test)]
@@ -428,10 +479,13 @@ mod tests {
         let node = NodeIndex(3);
         bitmaps.own(node, "todo", 4096).expect_err("an unknown node");
         bitmaps.add_node(node, 1 << 20);
-        let index = bitmaps.own(node, "todo", 4096).expect("a bitmap");
+        let Owned { index, is_new: true } = bitmaps.own(node, "todo", 4096).expect("a bitmap")
+        else {
+            panic!("it was there")
+        };
         bitmaps.set(index, 5000, 1, true).expect("its own");
         assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)));
-        assert_eq!(bitmaps.own(node, "todo", 4096), Ok(index));
+        assert_eq!(bitmaps.own(node, "todo", 4096), Ok(Owned { index, is_new: false }));
         assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)), "as it was left");
         bitmaps.own(node, "todo", 8192).expect_err("other granules");
         bitmaps.set(index, 4096, 4095, false).expect("its own");
@@ -446,7 +500,9 @@ mod tests {
         for node in 0..9 {
             bitmaps.add_node(NodeIndex(node), 1 << 42);
         }
-        let own = |node, name, granularity| bitmaps.own(NodeIndex(node), name, granularity);
+        let own = |node, name, granularity| {
+            bitmaps.own(NodeIndex(node), name, granularity).map(|owned| owned.index)
+        };
         let error = own(0, "a", 1 << 15).expect_err("16 MiB");
         assert!(error.contains("choose larger ones"), "{error}");
         let index = own(0, "a", 1 << 16).expect("8 MiB");
@@ -464,7 +520,7 @@ mod tests {
         let bitmaps = PluginBitmaps::default();
         let node = NodeIndex(0);
         bitmaps.add_node(node, 1 << 30);
-        let own = |name, granularity| bitmaps.own(node, name, granularity).expect("a bitmap");
+        let own = |name, granularity| bitmaps.own(node, name, granularity).expect("a bitmap").index;
         let (fine, middle, coarse) = (own("f", 512), own("m", 4096), own("c", 1 << 20));
         for at in [0, 5000, 70_000, (1 << 20) - 1, (1 << 30) - 1] {
             bitmaps.set(fine, at, 1, true).expect("its own");
@@ -507,7 +563,7 @@ mod tests {
         let node = NodeIndex(0);
         bitmaps.add_node(node, 1 << 20);
         let all = ["todo", "covered", "begun", "broken"]
-            .map(|name| bitmaps.own(node, name, 65536).expect("a bitmap"));
+            .map(|name| bitmaps.own(node, name, 65536).expect("a bitmap").index);
         for index in &all[..3] {
             bitmaps.set(*index, 0, 1 << 20, true).expect("not begun");
         }
@@ -517,7 +573,7 @@ mod tests {
     #[test]
     fn what_makes_a_view_that_has_begun_is_not_altered() {
         let (bitmaps, [todo, covered, begun, broken]) = begun();
-        let other = bitmaps.own(NodeIndex(0), "other", 65536).expect("a bitmap");
+        let other = bitmaps.own(NodeIndex(0), "other", 65536).expect("a bitmap").index;
         for (index, value) in [(todo, false), (todo, true), (covered, true), (covered, false)] {
             let refused = bitmaps.set(index, 0, 65536, value).expect_err("it has begun");
             assert!(refused.contains("copies alone"), "{refused}");
@@ -529,7 +585,7 @@ mod tests {
         bitmaps.set(broken, 0, 1 << 20, false).expect_err("taken back");
         let free = PluginBitmaps::default();
         free.add_node(NodeIndex(0), 1 << 20);
-        let begun = free.own(NodeIndex(0), "begun", 65536).expect("a bitmap");
+        let begun = free.own(NodeIndex(0), "begun", 65536).expect("a bitmap").index;
         for value in [true, false] {
             free.set(begun, 0, 1 << 20, value).expect("it makes no view");
         }
@@ -550,7 +606,7 @@ mod tests {
         early.lose_view(node);
         let error = early.point_in_time(node).err().expect("it never comes");
         assert_eq!(error.kind(), ErrorKind::Io);
-        let broken = early.own(node, "broken", 65536).expect("a bitmap");
+        let broken = early.own(node, "broken", 65536).expect("a bitmap").index;
         assert_eq!(early.count(broken), 1 << 20, "from its beginning");
     }
 }

@@ -2,9 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use blockloom_abi::{
-    Control, ControlKind, Done, Entry, EventTag, Forward, MAX_EVENTS, PollOne, RequestId, Subject,
-};
+use blockloom_abi::{Done, Entry, EventTag, Forward, MAX_EVENTS, PollOne, RequestId, Subject};
 
 use super::PluginLimits;
 use super::cpu::Standing;
@@ -23,6 +21,10 @@ impl Instance {
         batch: &mut Vec<Offer>,
         local: &LocalPlugin,
     ) -> Result<bool, Fault> {
+        if inside.is_frozen {
+            inside.put_by(batch);
+            return Ok(false);
+        }
         let now_ns = turn_now().as_nanos();
         inside.words.clear();
         let carried = inside.carry.len().min(MAX_EVENTS);
@@ -47,9 +49,9 @@ impl Instance {
             match offer {
                 Offer::LetGo { id } => inside.table.let_go(id),
                 Offer::Job { ticket, node } => {
-                    inside.jobs.insert(node, ticket);
-                    let (kind, first, second) = (ControlKind::JobStart, 0, 0);
-                    inside.push(Control { kind, node, first, second }.encode());
+                    inside.begin_job(node, ticket);
+                    // Not behind the requests that come after it.
+                    std::mem::take(&mut inside.carry).into_iter().for_each(|it| inside.push(it));
                 }
                 Offer::Done { id, result } => {
                     if inside.table.done(id, result.is_err(), now_ns) {
@@ -59,31 +61,41 @@ impl Instance {
                 }
                 request @ Offer::Request { .. } => {
                     // Those that wait for a slot go first.
-                    if !inside.waiting.is_empty() || !inside.encode(request, now_ns) {
+                    let is_next = !inside.is_gated && inside.waiting.is_empty();
+                    if !is_next || !inside.wants(&request) || !inside.encode(request, now_ns) {
                         inside.waiting.push_back(request);
                     }
                 }
             }
         }
-        while let Some(request) = inside.waiting.front().copied()
-            && inside.encode(request, now_ns)
-        {
-            inside.waiting.pop_front();
-        }
-        self.process_words(inside, now_ns, local)?;
+        self.take_in(inside, now_ns, local);
+        self.call_all(inside, now_ns, local)?;
+        self.see_off(inside, local)?;
         if let Some(next_ns) = inside.timers.next_ns() {
             local.alarm_at(Time::from_nanos(next_ns));
         }
         Ok(inside.has_more() || !self.ended.is_empty())
     }
 
-    /// Calls the guest with the events that are in `words`, if there are any.
-    fn process_words(
-        &self,
-        inside: &mut Inside,
-        now_ns: u64,
-        local: &LocalPlugin,
-    ) -> Result<(), Fault> {
+    /// Takes in requests that wait, as far as there is room.
+    fn take_in(&self, inside: &mut Inside, now_ns: u64, local: &LocalPlugin) {
+        while !inside.is_gated
+            && let Some(request) = inside.waiting.front().copied()
+        {
+            match request {
+                // The guest before this one wanted it.
+                Offer::Request { ticket, .. } if !inside.wants(&request) => {
+                    self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
+                }
+                _ if !inside.encode(request, now_ns) => return,
+                _ => {}
+            }
+            inside.waiting.pop_front();
+        }
+    }
+
+    /// The call for what is in `words`.
+    fn call_all(&self, inside: &mut Inside, now_ns: u64, local: &LocalPlugin) -> Result<(), Fault> {
         match inside.words.as_slice() {
             [] => {}
             [head, _, _, _] if *head & 0xff == EventTag::Request as u64 => {
@@ -109,7 +121,7 @@ impl Instance {
         local: &LocalPlugin,
     ) -> Result<Option<Ticket>, Fault> {
         let &[head, id, offset, len] = inside.words.as_slice() else { return Ok(None) };
-        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        arm(&inside.module.runtime, &mut inside.store, self.call_ticks);
         let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();
         let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
@@ -138,7 +150,7 @@ impl Instance {
 
     /// The call for a batch: the events are in `words`.
     fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, Fault> {
-        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        arm(&inside.module.runtime, &mut inside.store, self.call_ticks);
         let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();
         let actions = data.call_poll(&mut inside.store, now_ns, &inside.words);
@@ -181,7 +193,7 @@ impl Instance {
         }
     }
 
-    fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> Fault {
-        Fault::of(self.module.trapped(&inside.store, call, error).to_string())
+    pub(super) fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> Fault {
+        Fault::of(inside.module.trapped(&inside.store, call, error).to_string())
     }
 }

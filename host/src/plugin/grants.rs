@@ -9,6 +9,9 @@ use super::module::PluginModule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::PermissionSet;
 
+/// The filtered child.
+pub(super) const FILE: ChildIndex = ChildIndex(0);
+
 /// A set of grants for one child.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Grants(u8);
@@ -195,4 +198,39 @@ pub(super) fn resolve(
             Err(Error::new(ErrorKind::Invalid, message))
         }
     }
+}
+
+/// Checks the bitmaps that are lent to a node, by the names that the plugin has for them.
+pub(super) fn check_bitmaps<'a>(
+    module: &PluginModule,
+    lent: impl Iterator<Item = &'a str> + Clone,
+) -> Result<()> {
+    let (wanted, plugin) = (&module.inspection().bitmaps, module.name());
+    let invalid = |message: String| Err(Error::new(ErrorKind::Invalid, message));
+    let is_lent = |name: &str| lent.clone().any(|lent| lent == name);
+    if let Some((name, _)) = wanted.iter().find(|(name, needed)| *needed && !is_lent(name)) {
+        return invalid(format!(
+            "plugin `{plugin}` needs a bitmap `{name}`: add `bitmap.{name} = \"…\"`"
+        ));
+    }
+    let is_wanted = |name: &str| wanted.iter().any(|(wanted, _)| wanted == name);
+    match lent.clone().find(|name| !is_wanted(name)) {
+        Some(name) => invalid(format!("plugin `{plugin}` reads no bitmap `{name}`")),
+        None => Ok(()),
+    }
+}
+
+/// Checks that the plugin offers a view.
+pub(super) fn check_view(module: &PluginModule, view: &str) -> Result<()> {
+    let views = &module.inspection().views;
+    if views.iter().any(|offered| offered == view) {
+        return Ok(());
+    }
+    let offered = match views.is_empty() {
+        true => "none".to_owned(),
+        false => format!("`{}`", views.join("`, `")),
+    };
+    let message =
+        format!("plugin `{}` offers no view `{view}` (it offers: {offered})", module.name());
+    Err(Error::new(ErrorKind::NotFound, message))
 }

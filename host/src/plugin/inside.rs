@@ -2,10 +2,11 @@
 //! to it.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use blockloom_abi::{
-    Action, Done, ENTRY_WORDS, Entry, Errno, MAX_EVENTS, NodeIndex, Request, RequestFlags, Subject,
-    Token,
+    Action, Done, ENTRY_WORDS, Entry, Errno, Kinds, MAX_EVENTS, NodeIndex, Request, RequestFlags,
+    Subject, Token,
 };
 use wasmtime::Store;
 
@@ -13,7 +14,9 @@ use super::PluginLimits;
 use super::bindings::Filter;
 use super::cpu::Account;
 use super::faults::Fault;
+use super::jobs::Job;
 use super::local::{Offer, Ticket};
+use super::module::PluginModule;
 use super::operation::{Asked, Ended, StoreNumber};
 use super::store::HostState;
 use super::table::Table;
@@ -37,9 +40,22 @@ pub(super) struct Buffer {
     pub(super) is_dropped: bool,
 }
 
+/// A store that may take the place, and the nodes that its guest was told of.
+pub(super) struct Made {
+    pub(super) module: Arc<PluginModule>,
+    pub(super) store: Store<HostState>,
+    pub(super) filter: Filter,
+    pub(super) serves: Vec<NodeIndex>,
+    /// How often nodes had had another size by then.
+    pub(super) resizes: u64,
+}
+
 /// A store, and what its guest has in hand.
 pub(super) struct Inside {
     pub(super) number: StoreNumber,
+    pub(super) module: Arc<PluginModule>,
+    /// What it wants to be offered.
+    pub(super) kinds: Kinds,
     pub(super) store: Store<HostState>,
     pub(super) filter: Filter,
     pub(super) table: Table,
@@ -52,21 +68,32 @@ pub(super) struct Inside {
     /// The buffers that the guest may name.
     pub(super) buffers: HashMap<Token, Buffer>,
     pub(super) timers: Timers,
-    /// Where each node's job is.
-    pub(super) jobs: HashMap<NodeIndex, Ticket>,
+    /// Each node's job.
+    pub(super) jobs: HashMap<NodeIndex, Job>,
+    /// The nodes that the guest was told of.
+    pub(super) serves: Vec<NodeIndex>,
+    /// Those of them of which it is to be told that they have gone.
+    pub(super) leaving: Vec<NodeIndex>,
+    /// No request is offered: another store is to take the place.
+    pub(super) is_gated: bool,
+    /// Nor is the guest called at all.
+    pub(super) is_frozen: bool,
     pub(super) words: Vec<u64>,
     pub(super) cpu: Account,
 }
 
 impl Inside {
     pub(super) fn new(
-        (store, filter): (Store<HostState>, Filter),
+        made: Made,
         number: StoreNumber,
         table: Table,
         limits: &PluginLimits,
     ) -> Self {
+        let Made { module, store, filter, serves, .. } = made;
         Self {
             number,
+            kinds: module.kinds(),
+            module,
             store,
             filter,
             table,
@@ -76,6 +103,10 @@ impl Inside {
             buffers: HashMap::new(),
             timers: Timers::default(),
             jobs: HashMap::new(),
+            serves,
+            leaving: Vec::new(),
+            is_gated: false,
+            is_frozen: false,
             words: Vec::new(),
             cpu: Account::new(limits),
         }
@@ -102,9 +133,19 @@ impl Inside {
         true
     }
 
+    /// Whether the guest wants to be offered a request.
+    #[inline]
+    pub(super) fn wants(&self, request: &Offer) -> bool {
+        match request {
+            Offer::Request { kind, .. } => self.kinds.contains(*kind),
+            _ => true,
+        }
+    }
+
     /// Whether there is something that the next call can take.
     pub(super) fn has_more(&self) -> bool {
-        !self.carry.is_empty() || (!self.waiting.is_empty() && self.table.has_room())
+        let may_offer = !self.waiting.is_empty() && !self.is_gated && self.table.has_room();
+        !self.carry.is_empty() || may_offer
     }
 
     pub(super) fn has_room_for_events(&self) -> bool {
@@ -176,6 +217,26 @@ impl Inside {
     /// Operations in flight, and timers.
     pub(super) fn in_flight(&self) -> usize {
         self.operations + self.timers.len()
+    }
+
+    /// Whether the guest owes nothing, nothing is done for it, and it has nothing to learn. What is held for it
+    /// and timers do not count.
+    pub(super) fn is_quiet(&self) -> bool {
+        let jobs_rest = self.jobs.values().all(|job| !job.state.is_unasked());
+        self.table.is_quiet() && self.operations == 0 && self.carry.is_empty() && jobs_rest
+    }
+
+    /// What comes while the guest is not called any more waits for the next one.
+    pub(super) fn put_by(&mut self, batch: &mut Vec<Offer>) {
+        for offer in batch.drain(..) {
+            match offer {
+                Offer::LetGo { id } => self.table.let_go(id),
+                Offer::Job { ticket, node } => drop(self.jobs.insert(node, Job::stopped(ticket))),
+                // Nothing was forwarded for which this is owed.
+                Offer::Done { .. } => {}
+                request @ Offer::Request { .. } => self.waiting.push_back(request),
+            }
+        }
     }
 
     /// Ends an operation that is not begun.

@@ -431,6 +431,13 @@ impl LocalPlugin {
         });
     }
 
+    /// The same, for one who does not hold it.
+    pub(super) fn enter_soon(&self) {
+        if let Some(plugin) = Self::known(self.instance.id()) {
+            plugin.queue();
+        }
+    }
+
     fn flush(self: &Rc<Self>) {
         self.queued.set(false);
         if let Some(until) = self.instance.put_off_until() {
@@ -489,12 +496,18 @@ impl LocalPlugin {
         }
     }
 
-    /// Has a new store made at a time.
+    /// Has a new store made at a time, if the place of the lost one is still empty then.
     pub(super) fn restart_at(&self, at: Time) {
         let Some(plugin) = Self::known(self.instance.id()) else { return };
+        let lost = self.instance.store_number();
         spawn(async move {
             sleep_until(at).await;
-            plugin.instance.restart(&plugin).await;
+            let instance = &plugin.instance;
+            let changing = instance.change().await;
+            if instance.phase() == Phase::Down && instance.store_number() == lost {
+                instance.restart(&plugin).await;
+            }
+            drop(changing);
         });
     }
 
@@ -503,11 +516,11 @@ impl LocalPlugin {
         Arrival { sequence: self.next_sequence(), since: turn_now() }
     }
 
-    /// Waits as long as the instance is down; says how it stands then.
-    pub(super) async fn rest(&self, arrival: Arrival) -> Phase {
+    /// Waits as long as the instance stands so; says how it stands then.
+    pub(super) async fn rest(&self, arrival: Arrival, while_it: impl Fn(Phase) -> bool) -> Phase {
         let _resting = Resting { plugin: self, sequence: arrival.sequence };
         poll_fn(|cx| match self.instance.phase() {
-            Phase::Down => {
+            phase if while_it(phase) => {
                 self.resting.borrow_mut().insert(arrival.sequence, cx.waker().clone());
                 Poll::Pending
             }
@@ -553,7 +566,7 @@ impl LocalPlugin {
     }
 
     /// The plugin's name, for messages.
-    pub(super) fn name(&self) -> &str {
+    pub(super) fn name(&self) -> Arc<str> {
         self.instance.plugin()
     }
 

@@ -20,6 +20,9 @@
 //! to the child, or is offered to a new store (`restart.rs`), which begins with the same configuration, the
 //! same nodes and the bitmaps as they are, and without rules. Nothing else in the daemon notices.
 //!
+//! Nodes come and go while a guest lives (`nodes.rs`, `served.rs`), each with its job (`jobs.rs`). Another plugin, or
+//! other bytes of the same, may take the place of one that runs (`reload.rs`), or get another configuration.
+//!
 //! **Invariant**: no host lock, and no reference into the graph, is held while a guest runs, except the
 //! instance's own.
 
@@ -34,15 +37,18 @@ mod faults;
 mod grants;
 mod inside;
 mod instance;
+mod jobs;
 mod local;
 mod module;
 mod node;
 mod nodes;
 mod obey;
 mod operation;
+mod reload;
 mod restart;
 mod rules;
 mod runtime;
+mod served;
 mod store;
 mod table;
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! From a file to something that can be instantiated: recognising, encoding, compiling, describing.
 
 use std::fmt;
-use std::path::Path;
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockloom_abi::{Kinds, LAYOUT_VERSION, PACKAGE};
@@ -13,7 +14,7 @@ use super::bindings::exports::blockloom::filter::control;
 use super::bindings::{Filter, FilterPre};
 use super::grants::Grants;
 use super::runtime::{PluginRuntime, TICK};
-use super::store::{HostState, Lasting, printable};
+use super::store::{CALL_DATA_BYTES, HostState, Lasting, printable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::read_file;
 
@@ -21,8 +22,6 @@ include!(concat!(env!("OUT_DIR"), "/bundled.rs"));
 
 /// Longest plugin file, bytes: compiling takes time in proportion.
 const FILE_MAX_BYTES: u64 = 16 << 20;
-/// Words that one call may move each way, bytes: 2,048 actions of 32.
-const CALL_DATA_BYTES: usize = 64 << 10;
 /// The one interface that a plugin may import.
 const HOST_INTERFACE: &str = "blockloom:filter/host@0.1.0";
 /// An interface that every plugin exports, without its version.
@@ -59,7 +58,9 @@ impl fmt::Display for ConfigError {
 /// A compiled plugin, ready to be instantiated.
 pub struct PluginModule {
     pub(super) runtime: Arc<PluginRuntime>,
-    pub(super) name: String,
+    name: Arc<str>,
+    /// The file that it was loaded from, and what tells its bytes from others.
+    file: Option<(PathBuf, u64)>,
     pre: FilterPre<HostState>,
     inspection: Inspection,
 }
@@ -110,6 +111,18 @@ pub struct ChildWant {
     pub exclusive: bool,
 }
 
+fn read_plugin(path: &Path) -> Result<Vec<u8>> {
+    let cannot = || format!("cannot read plugin `{}`", path.display());
+    read_file(path, FILE_MAX_BYTES).map_err(|error| Error::os(cannot(), &error))
+}
+
+/// Tells files apart that nobody has made alike on purpose.
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
 fn unusable(name: &str, reason: impl fmt::Display) -> Error {
     // The reason may quote names from the file.
     let reason = printable(&reason.to_string());
@@ -123,9 +136,20 @@ impl PluginModule {
     /// When the file cannot be read or is no plugin for this host; the message says what it lacks.
     pub fn load_file(runtime: &Arc<PluginRuntime>, path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let bytes = read_file(path, FILE_MAX_BYTES)
-            .map_err(|error| Error::os(format!("cannot read plugin `{name}`"), &error))?;
-        Self::load(runtime, &name, &bytes)
+        let bytes = read_plugin(path)?;
+        let mut module = Self::load(runtime, &name, &bytes)?;
+        module.file = Some((path.to_owned(), digest(&bytes)));
+        Ok(module)
+    }
+
+    /// The file that it was loaded from, if that has other bytes by now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn changed_file(&self) -> Result<Option<&Path>> {
+        let Some((path, known)) = &self.file else { return Ok(None) };
+        let now = digest(&read_plugin(path)?);
+        Ok((now != *known).then_some(path))
     }
 
     /// Loads a plugin that comes with the host.
@@ -176,7 +200,7 @@ impl PluginModule {
             ..Inspection::default()
         };
         let mut module =
-            Self { runtime: Arc::clone(runtime), name: name.to_owned(), pre, inspection };
+            Self { runtime: Arc::clone(runtime), name: name.into(), file: None, pre, inspection };
         module.describe()?;
         Ok(module)
     }
@@ -184,6 +208,15 @@ impl PluginModule {
     /// The name for messages.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    /// What compiles and runs it.
+    pub fn runtime(&self) -> &Arc<PluginRuntime> {
+        &self.runtime
     }
 
     /// What it is and wants.

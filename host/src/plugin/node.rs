@@ -1,36 +1,43 @@
 //! The node of a plugin: every request passes the plugin's judgement, then goes to the child.
 
+use std::any::Any;
 use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use blockloom_abi::{ChildIndex, Errno, Kind, NodeIndex, RequestFlags};
 
 use super::counters::{NodeCounters, PluginCounters};
 use super::faults::Phase;
-use super::grants::{Grants, PluginChild};
+use super::grants::{FILE, Grants};
 use super::instance::Instance;
 use super::local::{Arrival, LocalPlugin, Named, Offer, Verdict, Waiting};
 use super::operation::{Asked, Operations, errno_of};
 use super::rules::{KeptRules, NodeRules, Ruling};
+use super::served::{Children, Departure};
 use super::table::Answer;
 use crate::bitmap::Use;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{PointInTime, ViewNode};
-use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord, had_until};
-use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now};
+use crate::graph::{
+    BitmapScope, Cx, EdgeCall, EdgeRef, GraphNode, LocalGraph, OnBehalf, OwnAccord, had_until,
+};
+use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now, until};
 use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
-/// The filtered child.
-const FILE: ChildIndex = ChildIndex(0);
+/// Time that a node's job has to end when the node is removed.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
 
 /// A filter whose policy is a plugin's.
 pub struct PluginNode {
     instance: Arc<Instance>,
     index: NodeIndex,
-    children: Arc<[PluginChild]>,
+    /// Another plugin may have other numbers for them.
+    children: Arc<Children>,
+    departure: Arc<Departure>,
     /// Number of the edge to the filtered child.
     file: usize,
     rules: Arc<NodeRules>,
@@ -45,6 +52,8 @@ pub struct PluginNode {
 pub(crate) struct OwnSets {
     instance: Arc<Instance>,
     index: NodeIndex,
+    /// The view, for as long as somebody shows it.
+    _shown: Arc<str>,
 }
 
 impl OwnSets {
@@ -105,15 +114,17 @@ impl PluginNode {
     /// `EINVAL` for children that the plugin does not know, or lacks; `EPERM` for grants that it lacks;
     /// `ENOMEM` when the instance serves too many nodes already.
     pub fn with_children(instance: &Arc<Instance>, children: &[(String, Grants)]) -> Result<Self> {
-        let children = instance.resolve_children(children)?;
-        let file = children.iter().find(|child| child.index == FILE).map_or(0, |child| child.edge);
-        let index = instance.reserve_node()?;
+        let (index, children, departure) = instance.reserve_node(children)?;
+        let known = children.load();
+        let file = known.iter().find(|child| child.index == FILE).map_or(0, |child| child.edge);
+        drop(known);
         // Its size comes with the graph.
         let rules = instance.lasting().add_node(index, 0);
-        let (instance, children) = (Arc::clone(instance), children.into());
+        let instance = Arc::clone(instance);
         let counters = instance.lasting().counters.of_node(index);
         let view = instance.lasting().bitmaps.makes_views().then(OnceLock::new);
-        Ok(Self { instance, index, children, file, rules, lent: Vec::new(), counters, view })
+        let lent = Vec::new();
+        Ok(Self { instance, index, children, departure, file, rules, lent, counters, view })
     }
 
     /// Lends bitmaps to the plugin, to be read: by the names that it has for them.
@@ -121,10 +132,9 @@ impl PluginNode {
     /// # Errors
     /// `EINVAL` for bitmaps that the plugin does not know, or lacks.
     pub fn with_bitmaps(mut self, bitmaps: &[(String, BitmapScope, String)]) -> Result<Self> {
-        self.instance.check_bitmaps(bitmaps.iter().map(|(name, ..)| name.as_str()))?;
-        for (name, scope, bitmap) in bitmaps {
-            let lent = self.instance.lasting().bitmaps.lend(self.index, name);
-            let index = lent.map_err(|error| Error::new(ErrorKind::Invalid, error))?;
+        let names = bitmaps.iter().map(|(name, ..)| name.as_str());
+        let indices = self.instance.lend(self.index, names)?;
+        for (index, (_, scope, bitmap)) in indices.into_iter().zip(bitmaps) {
             self.lent.push((index, scope.clone(), bitmap.clone()));
         }
         Ok(self)
@@ -144,8 +154,19 @@ impl PluginNode {
     /// # Errors
     /// `ENOENT` if it does not.
     pub(crate) fn own_sets_of_view(&self, view: &str) -> Result<OwnSets> {
-        self.instance.check_view(view)?;
-        Ok(OwnSets { instance: Arc::clone(&self.instance), index: self.index })
+        let shown = self.instance.show(self.index, view)?;
+        Ok(OwnSets { instance: Arc::clone(&self.instance), index: self.index, _shown: shown })
+    }
+
+    /// Whether a node of a graph is one of an instance.
+    pub(super) fn is_of(node: &GraphNode, instance: &Arc<Instance>) -> bool {
+        Self::behind(node).is_some_and(|node| Arc::ptr_eq(&node.instance, instance))
+    }
+
+    /// The driver of a node of a graph, if it is one of a plugin.
+    pub fn behind(node: &GraphNode) -> Option<&Self> {
+        let driver: &dyn Any = &**node.driver();
+        driver.downcast_ref()
     }
 
     /// What has been counted of it, and of its instance.
@@ -208,9 +229,8 @@ impl PluginNode {
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
         let range = shape.offset..shape.offset.saturating_add(shape.len);
-        let known = self.children.iter().find(|known| known.index == child);
-        let is_allocated = match known {
-            Some(known) => cx.child(known.edge)?.has_all(range).await,
+        let is_allocated = match self.edge_of(child) {
+            Some(edge) => cx.child(edge)?.has_all(range).await,
             None => false,
         };
         if is_allocated {
@@ -225,6 +245,13 @@ impl PluginNode {
             }
             Err(rules) => self.pass(cx, rules, call).await,
         }
+    }
+
+    /// The number of the edge to a child.
+    #[inline]
+    fn edge_of(&self, child: ChildIndex) -> Option<usize> {
+        let children = self.children.load();
+        children.iter().find(|known| known.index == child).map(|known| known.edge)
     }
 
     #[inline]
@@ -257,6 +284,7 @@ impl PluginNode {
     #[cold]
     fn without(&self, kind: Kind, phase: Phase) -> Offered {
         match phase {
+            Phase::Reloading => Offered::Down(LocalPlugin::of(&self.instance).arrive()),
             // A flush never depends on the plugin.
             _ if kind == Kind::Flush => Offered::Forward,
             Phase::Bypassed => Offered::Forward,
@@ -313,7 +341,14 @@ impl PluginNode {
                 Stand::Judged(waiting, verdict) => (waiting, verdict),
                 Stand::Down(arrival) => {
                     let plugin = LocalPlugin::of(&self.instance);
-                    if self.outlast(cx, &plugin, arrival).await? == Phase::Bypassed {
+                    let is_asked = match is_flush {
+                        true => {
+                            plugin.rest(arrival, |it| it == Phase::Reloading).await
+                                == Phase::Running
+                        }
+                        false => self.outlast(cx, &plugin, arrival).await? == Phase::Running,
+                    };
+                    if !is_asked || !self.instance.wants(shape.kind) {
                         return call(child).await;
                     }
                     let waiting = match self.ask(&shape, arrival.since, &plugin) {
@@ -370,11 +405,14 @@ impl PluginNode {
 
     /// Waits until the guest's place is taken, by a new store or for good by the child; as long as a request may
     /// be held, and not at the end of the host. Whoever drains the node waits for it, too: a store comes back
-    /// within seconds, or never.
+    /// within seconds, or never. While another plugin is about to take the place, which is soon, the time that a
+    /// request may be held does not count.
     async fn outlast(&self, cx: Cx<'_>, plugin: &LocalPlugin, arrival: Arrival) -> Result<Phase> {
         let end = arrival.since + self.instance.limits().hold;
-        let mut rest = pin!(plugin.rest(arrival));
+        let is_absent = |phase| matches!(phase, Phase::Down | Phase::Reloading);
+        let mut rest = pin!(plugin.rest(arrival, is_absent));
         let mut timer = pin!(sleep_until(end));
+        let (mut is_over, mut is_replaced) = (false, false);
         let phase = poll_fn(|task| {
             // A store that is there counts before the time that is over.
             if let Poll::Ready(phase) = rest.as_mut().poll(task) {
@@ -383,12 +421,14 @@ impl PluginNode {
             if cx.poll_ends(task) {
                 return Poll::Ready(None);
             }
-            timer.as_mut().poll(task).map(|()| None)
+            is_over = is_over || timer.as_mut().poll(task).is_ready();
+            is_replaced |= self.instance.phase() == Phase::Reloading;
+            if is_replaced || !is_over { Poll::Pending } else { Poll::Ready(None) }
         })
         .await;
         match phase {
             // One that has been held for that long is not tried again.
-            Some(Phase::Running) if turn_now() < end => Ok(Phase::Running),
+            Some(Phase::Running) if is_replaced || turn_now() < end => Ok(Phase::Running),
             Some(Phase::Bypassed) => Ok(Phase::Bypassed),
             _ => Err(self.fault_error()),
         }
@@ -425,24 +465,22 @@ impl PluginNode {
         }
     }
 
-    /// The node's job: what the guest does in it, and the next one after a fault.
-    fn job(&self, own: OwnAccord) -> impl Future<Output = ()> + 'static {
+    /// The node's job: what the guest does in it, and the next one after a fault, until the node has gone.
+    fn job(&self, own: Result<OwnAccord>) -> impl Future<Output = ()> + 'static {
         let (instance, children) = (Arc::clone(&self.instance), Arc::clone(&self.children));
-        let index = self.index;
+        let (index, departure) = (self.index, Arc::clone(&self.departure));
         async move {
             let plugin = LocalPlugin::of(&instance);
-            loop {
+            while departure.is_here() {
                 let waiting = plugin.begin_job(index);
                 let operations = Operations::default();
                 while let Verdict::Operate(asked) = waiting.verdict().await {
-                    let own = own.clone();
-                    let ground = async move { own.on_behalf().await };
-                    operations.start(ground, (index, &children), &plugin, asked);
+                    let ground = job_ground(own.clone(), Arc::clone(&departure));
+                    operations.start(ground, (index, children.load_full()), &plugin, asked);
                 }
                 operations.ended().await;
-                if plugin.rest(waiting.arrival()).await != Phase::Running {
-                    return;
-                }
+                let is_absent = |phase| phase != Phase::Running && departure.is_here();
+                plugin.rest(waiting.arrival(), is_absent).await;
             }
         }
     }
@@ -450,7 +488,7 @@ impl PluginNode {
     /// Begins what the guest wants done for a request.
     fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, asked: Asked) {
         let ground = ready(Ok(cx.on_behalf()));
-        operations.start(ground, (self.index, &self.children), waiting.plugin(), asked);
+        operations.start(ground, (self.index, self.children.load_full()), waiting.plugin(), asked);
     }
 
     fn fault_error(&self) -> Error {
@@ -513,6 +551,20 @@ impl PluginNode {
     }
 }
 
+impl Drop for PluginNode {
+    fn drop(&mut self) {
+        self.instance.drop_node(self.index);
+    }
+}
+
+/// Where something is done in a node's job: not once the node is to go.
+async fn job_ground(own: Result<OwnAccord>, departure: Arc<Departure>) -> Result<OnBehalf> {
+    let own = own?;
+    let mut begun = pin!(own.on_behalf());
+    let begun = departure.or_leaves(|cx| begun.as_mut().poll(cx)).await;
+    begun.unwrap_or_else(|| Err(Error::new(ErrorKind::ShuttingDown, "the node is to go")))
+}
+
 /// A read or write on its way through the plugin. Nearly all are forwarded as they are: those need no
 /// more than this, which is small, as many of them wait in one turn.
 struct Passing<'a, T, C> {
@@ -555,10 +607,9 @@ where
 
     #[inline]
     fn look(&mut self, child: ChildIndex, rules: Rc<KeptRules>) -> Result<()> {
-        let known = self.node.children.iter().find(|known| known.index == child);
-        let Some(known) = known else { return self.ask() };
+        let Some(edge) = self.node.edge_of(child) else { return self.ask() };
         self.rules = Some(rules);
-        let (edge, Shape { offset, len, .. }) = (self.cx.child(known.edge)?, self.shape);
+        let (edge, Shape { offset, len, .. }) = (self.cx.child(edge)?, self.shape);
         self.stage = Stage::Looking(edge, offset, edge.hinted_status(offset, len));
         Ok(())
     }
@@ -693,18 +744,22 @@ impl Node for PluginNode {
     }
 
     fn is_exclusive(&self, edge: usize) -> bool {
-        self.children.iter().any(|child| child.edge == edge && child.exclusive)
+        self.children.load().iter().any(|child| child.edge == edge && child.exclusive)
     }
 
     fn keeps_old_bytes(&self) -> bool {
-        let views = &self.instance.module.inspection().views;
-        let makes_one = views.iter().any(|view| view == ViewNode::SNAPSHOT);
+        let module = self.instance.module();
+        let makes_one = module.inspection().views.iter().any(|view| view == ViewNode::SNAPSHOT);
         let sets = || self.instance.lasting().bitmaps.point_in_time(self.index);
         makes_one && sets().is_ok_and(|sets| sets.is_none_or(|sets| sets.is_unfinished()))
     }
 
     fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
-        self.instance.add_node(self.index, name, info, (&self.children, children))
+        self.instance.add_node(self.index, name, info, children)
+    }
+
+    fn resized(&self, info: &NodeInfo, children: &[NodeInfo]) {
+        self.instance.resize_node(self.index, info, children);
     }
 
     fn run(&self, graph: &Rc<LocalGraph>, name: &str) {
@@ -724,12 +779,20 @@ impl Node for PluginNode {
                 Err(error) => tracing::error!("node `{name}`: a bitmap cannot be lent: {error}"),
             }
         }
-        if self.instance.has_job() {
-            match OwnAccord::open(graph, name) {
-                Ok(own) => spawn(self.job(own)),
-                Err(error) => tracing::error!("node `{name}`: its job cannot begin: {error}"),
+        // There may be a job only in what replaces the plugin.
+        spawn(self.job(OwnAccord::open(graph, name)));
+    }
+
+    fn close<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.instance.leave(self.index);
+            let plugin = LocalPlugin::of(&self.instance);
+            plugin.queue();
+            if until(turn_now() + LEAVE_TIME, self.departure.is_over()).await.is_none() {
+                self.instance.end_leaving(self.index, &plugin);
             }
-        }
+            Ok(())
+        })
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {

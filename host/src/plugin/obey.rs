@@ -8,7 +8,7 @@ use super::counters::Refused;
 use super::faults::Fault;
 use super::inside::{Buffer, Inside};
 use super::instance::Instance;
-use super::local::{LocalPlugin, Verdict};
+use super::local::{LocalPlugin, Ticket, Verdict};
 use super::operation::subject;
 use super::table::{Answer, Breach};
 use crate::io::{Time, turn_now};
@@ -47,11 +47,10 @@ impl Instance {
                     self.deliver(ticket, Verdict::Answer(answer), local);
                 }
                 Action::Timer { token, at_ns } => self.set_timer(inside, token, at_ns, local)?,
-                Action::Drop { token } => {
-                    if let Some(ticket) = inside.drop_named(token) {
-                        let asked = inside.asked(Action::Drop { token });
-                        self.deliver(ticket, Verdict::Operate(asked), local);
-                    }
+                Action::Drop { token } => self.drop_named(inside, token, local),
+                Action::JobEnd { node } => {
+                    let ticket = inside.end_job(node)?;
+                    self.drop_buffers(inside, Some(ticket), local);
                 }
                 operation => self.operate(inside, operation, now_ns, local)?,
             }
@@ -73,7 +72,10 @@ impl Instance {
         }
         let (ticket, kind) = match parent {
             Parent::Request(id) => (inside.table.ticket(id), inside.table.kind(id)),
-            Parent::Job(node) => (inside.jobs.get(&node).copied(), None),
+            Parent::Job(node) => {
+                let job = inside.jobs.get(&node).filter(|job| job.state.is_running());
+                (job.map(|job| job.ticket), None)
+            }
         };
         let refused = match action {
             Action::Copy(copy) if copy.serve => kind.is_some_and(|kind| kind != Kind::Read),
@@ -100,6 +102,29 @@ impl Instance {
         inside.operations += 1;
         self.deliver(ticket, Verdict::Operate(inside.asked(action)), local);
         Ok(())
+    }
+
+    /// Lets go of what was read for one who asks for nothing any more, or for all.
+    pub(super) fn drop_buffers(
+        &self,
+        inside: &mut Inside,
+        of: Option<Ticket>,
+        local: &LocalPlugin,
+    ) {
+        let buffers = inside.buffers.iter();
+        let theirs = buffers.filter(|(_, buffer)| of.is_none_or(|of| of == buffer.of));
+        let tokens: Vec<Token> = theirs.map(|(token, _)| *token).collect();
+        for token in tokens {
+            self.drop_named(inside, token, local);
+        }
+    }
+
+    /// Lets go of what a token names.
+    fn drop_named(&self, inside: &mut Inside, token: Token, local: &LocalPlugin) {
+        if let Some(ticket) = inside.drop_named(token) {
+            let asked = inside.asked(Action::Drop { token });
+            self.deliver(ticket, Verdict::Operate(asked), local);
+        }
     }
 
     fn operations_max(&self) -> usize {

@@ -87,9 +87,11 @@ pub(super) fn subject(action: &Action) -> Option<(Token, Parent)> {
         | Action::Zero(operation)
         | Action::Discard(operation)
         | Action::Flush(operation) => Some((operation.token, operation.parent)),
-        Action::Forward(_) | Action::Complete(_) | Action::Timer { .. } | Action::Drop { .. } => {
-            None
-        }
+        Action::Forward(_)
+        | Action::Complete(_)
+        | Action::Timer { .. }
+        | Action::Drop { .. }
+        | Action::JobEnd { .. } => None,
     }
 }
 
@@ -123,7 +125,7 @@ impl Operations {
     pub(super) fn start(
         &self,
         ground: impl Future<Output = Result<OnBehalf>> + 'static,
-        (node, children): (NodeIndex, &Arc<[PluginChild]>),
+        (node, children): (NodeIndex, Arc<Vec<PluginChild>>),
         plugin: &Rc<LocalPlugin>,
         Asked { store, action }: Asked,
     ) {
@@ -138,7 +140,7 @@ impl Operations {
             _ => None,
         };
         let plugin = Rc::clone(plugin);
-        let (work, children) = (Rc::clone(&self.0), Arc::clone(children));
+        let work = Rc::clone(&self.0);
         work.running.set(work.running.get() + 1);
         spawn(async move {
             let lasting = plugin.lasting();
@@ -222,9 +224,11 @@ async fn run(
             ground.flush(at(children, operation.child)?.edge).await?;
             Ok(Answered::default())
         }
-        Action::Forward(_) | Action::Complete(_) | Action::Timer { .. } | Action::Drop { .. } => {
-            Err(Error::new(ErrorKind::Invalid, "it is no operation"))
-        }
+        Action::Forward(_)
+        | Action::Complete(_)
+        | Action::Timer { .. }
+        | Action::Drop { .. }
+        | Action::JobEnd { .. } => Err(Error::new(ErrorKind::Invalid, "it is no operation")),
     }
 }
 

@@ -62,7 +62,7 @@ impl Controls {
 /// What a rule asks of a request.
 enum Only {
     Always,
-    AnySet(Probe),
+    AnySet(u32, Probe),
     Unallocated(ChildIndex),
 }
 
@@ -133,11 +133,13 @@ pub(super) struct NodeRules {
 }
 
 impl NodeRules {
-    pub(super) fn new(node: NodeIndex, controls: Arc<Controls>) -> Arc<Self> {
+    /// The rules of a node that had not been there: their generations are those of nobody before.
+    pub(super) fn new(node: NodeIndex, birth: u32, controls: Arc<Controls>) -> Arc<Self> {
         Arc::new_cyclic(|home| {
             let none = RuleSet { epoch: None, rules: Vec::new(), home: Weak::clone(home) };
             let state = State { current: Arc::new(none), older: Vec::new(), is_armed: true };
-            Self { node, generation: AtomicU64::new(0), state: Mutex::new(state), controls }
+            let generation = AtomicU64::new(u64::from(birth) << 32);
+            Self { node, generation, state: Mutex::new(state), controls }
         })
     }
 
@@ -162,18 +164,43 @@ impl NodeRules {
     }
 
     /// From now on these are the rules.
-    pub(super) fn set(
+    #[cfg(test)]
+    fn set(
         self: &Arc<Self>,
         rules: &[host::Rule],
         epoch: u32,
         bitmaps: &PluginBitmaps,
     ) -> Result<(), String> {
+        self.install(self.prepare(rules, epoch, bitmaps)?);
+        Ok(())
+    }
+
+    /// Rules that may become those of the node.
+    pub(super) fn prepare(
+        self: &Arc<Self>,
+        rules: &[host::Rule],
+        epoch: u32,
+        bitmaps: &PluginBitmaps,
+    ) -> Result<RuleSet, String> {
         if rules.len() > RULES_MAX {
             return Err(format!("a node has at most {RULES_MAX} rules"));
         }
         let rules: Result<Vec<Rule>, String> = rules.iter().map(|it| rule(it, bitmaps)).collect();
-        self.replace(Some(epoch), rules?);
-        Ok(())
+        Ok(RuleSet { epoch: Some(epoch), rules: rules?, home: Arc::downgrade(self) })
+    }
+
+    /// From now on these are the rules.
+    pub(super) fn install(self: &Arc<Self>, mut set: RuleSet) {
+        self.replace(set.epoch, std::mem::take(&mut set.rules));
+    }
+
+    /// The same rules, with the bitmaps that there are now.
+    pub(super) fn renew(self: &Arc<Self>, bitmaps: &PluginBitmaps) {
+        let (_, current) = self.current();
+        if current.epoch.is_some() {
+            let rules = current.rules.iter().map(|rule| rule.renewed(bitmaps)).collect();
+            self.replace(current.epoch, rules);
+        }
     }
 
     /// There are no rules any more: a new instance begins so.
@@ -220,6 +247,7 @@ fn rule(rule: &host::Rule, bitmaps: &PluginBitmaps) -> Result<Rule, String> {
     let only = match rule.only {
         host::Condition::Always => Only::Always,
         host::Condition::AnySet(index) => Only::AnySet(
+            index,
             bitmaps.probe(index).ok_or_else(|| format!("there is no bitmap {index} to look at"))?,
         ),
         host::Condition::Unallocated(child) => Only::Unallocated(ChildIndex(child)),
@@ -231,6 +259,26 @@ fn rule(rule: &host::Rule, bitmaps: &PluginBitmaps) -> Result<Rule, String> {
         is_used: AtomicBool::new(false),
     });
     Ok(Rule { kinds, only, budget })
+}
+
+impl Rule {
+    fn renewed(&self, bitmaps: &PluginBitmaps) -> Self {
+        let only = match &self.only {
+            Only::AnySet(index, _) => {
+                bitmaps.probe(*index).map_or(Only::Always, |probe| Only::AnySet(*index, probe))
+            }
+            Only::Always => Only::Always,
+            Only::Unallocated(child) => Only::Unallocated(*child),
+        };
+        let left = |counter: &AtomicU64| AtomicU64::new(counter.load(Ordering::Relaxed));
+        let budget = self.budget.as_ref().map(|budget| Budget {
+            requests: left(&budget.requests),
+            bytes: left(&budget.bytes),
+            until: budget.until,
+            is_used: AtomicBool::new(budget.is_used.load(Ordering::Relaxed)),
+        });
+        Self { kinds: self.kinds, only, budget }
+    }
 }
 
 impl RuleSet {
@@ -249,7 +297,7 @@ impl RuleSet {
         for rule in self.rules.iter().filter(|rule| rule.kinds.contains(kind)) {
             let has_range = !matches!(kind, Kind::Flush | Kind::Resize);
             let applies = match &rule.only {
-                Only::AnySet(probe) if has_range => {
+                Only::AnySet(_, probe) if has_range => {
                     probe.any_set(range.start, range.end - range.start)
                 }
                 Only::Unallocated(child) if has_range && rule.budget.is_none() => {
@@ -298,7 +346,7 @@ mod tests {
 
     fn scene() -> (Arc<Controls>, Arc<NodeRules>, PluginBitmaps) {
         let controls = Arc::new(Controls::default());
-        let rules = NodeRules::new(NodeIndex(2), Arc::clone(&controls));
+        let rules = NodeRules::new(NodeIndex(2), 0, Arc::clone(&controls));
         let bitmaps = PluginBitmaps::default();
         bitmaps.add_node(NodeIndex(2), 1 << 20);
         (controls, rules, bitmaps)
@@ -356,7 +404,7 @@ mod tests {
     #[test]
     fn rules_say_what_is_asked() {
         let (_, rules, bitmaps) = scene();
-        let todo = bitmaps.own(NodeIndex(2), "todo", 4096).expect("a bitmap");
+        let todo = bitmaps.own(NodeIndex(2), "todo", 4096).expect("a bitmap").index;
         bitmaps.set(todo, 8192, 4096, true).expect("its own");
         let only = host::Condition::AnySet(todo);
         let set = host::Rule { kinds: Kinds::WRITE.bits(), only, budget: None };

@@ -1,6 +1,6 @@
 //! What a guest can reach: its own limits, a log, its bitmaps and rules. Nothing else.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,14 +12,19 @@ use super::bindings::blockloom::filter::host;
 use super::bitmaps::PluginBitmaps;
 use super::buffers::BufferRoom;
 use super::counters::InstanceCounters;
-use super::rules::{Controls, NodeRules};
+use super::rules::{Controls, NodeRules, RuleSet};
 use super::{Inspection, PluginLimits};
+use crate::bitmap::Granules;
 use crate::io::{Time, thread_time, turn_now};
 
 /// Messages kept of one message, bytes.
 const MESSAGE_MAX_BYTES: usize = 1024;
 /// Tables and core instances of one component: an encoded core module needs three.
 const INSTANCES_MAX: usize = 16;
+/// Words that one call may move each way, bytes: 2,048 actions of 32.
+pub(super) const CALL_DATA_BYTES: usize = 64 << 10;
+/// The state that one guest may hand to the next, bytes.
+pub(super) const STATE_MAX_BYTES: usize = 1 << 20;
 /// Elements of one table.
 const TABLE_ELEMENTS_MAX: usize = 10_000;
 
@@ -32,6 +37,8 @@ pub(super) struct Lasting {
     /// For bytes that are read, on all workers.
     pub(super) buffers: Arc<BufferRoom>,
     rules: Mutex<Vec<Arc<NodeRules>>>,
+    /// How many nodes there have been.
+    births: AtomicU32,
     /// How often rules have changed.
     rules_changes: AtomicU64,
     /// How often they had when all that guests answered before was delivered.
@@ -52,9 +59,31 @@ impl Lasting {
         if let Some(known) = rules.iter().find(|known| known.node() == node) {
             return Arc::clone(known);
         }
-        let new = NodeRules::new(node, Arc::clone(&self.controls));
+        let birth = self.births.fetch_add(1, Ordering::Relaxed);
+        let new = NodeRules::new(node, birth, Arc::clone(&self.controls));
         rules.push(Arc::clone(&new));
         new
+    }
+
+    /// A node has another size.
+    pub(super) fn resize(&self, node: NodeIndex, size_bytes: u64) {
+        self.bitmaps.resize(node, size_bytes);
+        if let Some(rules) = self.rules_of(node) {
+            rules.renew(&self.bitmaps);
+            self.rules_changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// What there was of a node that has gone.
+    pub(super) fn end_node(&self, node: NodeIndex) {
+        self.bitmaps.end_node(node);
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = rules.iter().position(|known| known.node() == node).map(|at| rules.remove(at));
+        drop(rules);
+        if let Some(gone) = gone {
+            gone.reset();
+            self.rules_changes.fetch_add(1, Ordering::Release);
+        }
     }
 
     pub(super) fn rules_of(&self, node: NodeIndex) -> Option<Arc<NodeRules>> {
@@ -80,12 +109,10 @@ impl Lasting {
         is_new
     }
 
-    fn set_rules(&self, node: NodeIndex, rules: &[host::Rule], epoch: u32) -> Result<(), String> {
-        let of_node = self.rules_of(node);
-        let of_node = of_node.ok_or_else(|| format!("node {} is not known", node.0))?;
-        of_node.set(rules, epoch, &self.bitmaps)?;
+    /// These are the rules from now on.
+    fn install(&self, set: Vec<(Arc<NodeRules>, RuleSet)>) {
+        set.into_iter().for_each(|(of, rules)| of.install(rules));
         self.rules_changes.fetch_add(1, Ordering::Release);
-        Ok(())
     }
 
     /// There are no rules any more, and nothing is to be told of those that were.
@@ -97,10 +124,51 @@ impl Lasting {
     }
 }
 
+/// What the guest of a store has done that is not in its place yet, and perhaps never will be.
+#[derive(Default)]
+struct Aside {
+    /// The last ones of each node.
+    rules: Vec<(Arc<NodeRules>, RuleSet)>,
+    /// Bitmaps that it has changed, as they were.
+    former: Vec<(Arc<Granules>, Granules)>,
+    /// Bitmaps that it has made.
+    made: Vec<u32>,
+}
+
+impl Aside {
+    fn set_rules(&mut self, of: Arc<NodeRules>, rules: RuleSet) {
+        self.rules.retain(|(known, _)| !Arc::ptr_eq(known, &of));
+        self.rules.push((of, rules));
+    }
+
+    /// A bitmap is about to be changed.
+    fn keep(&mut self, bitmap: Option<Arc<Granules>>) -> Result<(), String> {
+        let Some(bitmap) = bitmap else { return Ok(()) };
+        if !self.former.iter().any(|(known, _)| Arc::ptr_eq(known, &bitmap)) {
+            let copy = bitmap.copy().map_err(|error| error.to_string())?;
+            self.former.push((bitmap, copy));
+        }
+        Ok(())
+    }
+}
+
+/// Makes a bitmap what it was; what was and is set stays so meanwhile.
+fn take_back(bitmap: &Granules, former: &Granules) {
+    former.ranges(0..u64::MAX).for_each(|run| bitmap.mark(run.start, run.end - run.start));
+    let mut at = 0;
+    for run in former.ranges(0..u64::MAX) {
+        bitmap.clear_range(at, run.start - at);
+        at = run.end;
+    }
+    bitmap.clear_range(at, bitmap.size_bytes().saturating_sub(at));
+}
+
 /// The data of one store.
 pub(super) struct HostState {
     pub(super) limits: StoreLimits,
     lasting: Arc<Lasting>,
+    /// While it is not in its place.
+    aside: Option<Aside>,
     plugin: String,
     /// What going through bitmaps may take in one call, and what of it is left, in words: one takes a nanosecond
     /// or so.
@@ -130,6 +198,7 @@ impl HostState {
         Self {
             limits,
             lasting,
+            aside: None,
             plugin: plugin.to_owned(),
             words_max,
             words_left: words_max,
@@ -139,6 +208,34 @@ impl HostState {
             messages_max,
             dropped: 0,
             last_error: None,
+        }
+    }
+
+    /// What the guest does from now on to rules and bitmaps of the instance, it does aside.
+    pub(super) fn begin_aside(&mut self, lasting: &Arc<Lasting>) {
+        self.lasting = Arc::clone(lasting);
+        self.aside = Some(Aside::default());
+    }
+
+    /// The store is in its place: what it has done counts.
+    pub(super) fn come_forward(&mut self) {
+        if let Some(aside) = self.aside.take() {
+            self.lasting.install(aside.rules);
+        }
+    }
+
+    /// The store is given up: what it has done aside has not been done.
+    pub(super) fn take_back(&mut self) {
+        let Some(aside) = self.aside.take() else { return };
+        aside.former.iter().for_each(|(bitmap, former)| take_back(bitmap, former));
+        aside.made.into_iter().for_each(|index| self.lasting.bitmaps.remove(index));
+    }
+
+    /// A bitmap is about to be changed.
+    fn keep_former(&mut self, bitmap: u32) -> Result<(), String> {
+        match &mut self.aside {
+            Some(aside) => aside.keep(self.lasting.bitmaps.owned(bitmap)),
+            None => Ok(()),
         }
     }
 
@@ -246,7 +343,13 @@ impl host::Host for HostState {
         granularity_bytes: u64,
     ) -> wasmtime::Result<Result<u32, String>> {
         self.charge(0)?;
-        Ok(self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes))
+        let owned = self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes);
+        if let (Ok(owned), Some(aside)) = (&owned, &mut self.aside)
+            && owned.is_new
+        {
+            aside.made.push(owned.index);
+        }
+        Ok(owned.map(|owned| owned.index))
     }
 
     fn bitmap_count(&mut self, bitmap: u32) -> wasmtime::Result<u64> {
@@ -257,7 +360,8 @@ impl host::Host for HostState {
     fn bitmap_merge(&mut self, into: u32, from: u32) -> wasmtime::Result<Result<(), String>> {
         let bitmaps = &self.lasting.bitmaps;
         self.charge(bitmaps.words(into).max(bitmaps.words(from)))?;
-        Ok(self.lasting.bitmaps.merge(into, from))
+        let kept = self.keep_former(into);
+        Ok(kept.and_then(|()| self.lasting.bitmaps.merge(into, from)))
     }
 
     fn bitmap_set(
@@ -268,7 +372,8 @@ impl host::Host for HostState {
         value: bool,
     ) -> wasmtime::Result<Result<(), String>> {
         self.charge(self.lasting.bitmaps.words_of(bitmap, len))?;
-        Ok(self.lasting.bitmaps.set(bitmap, offset, len, value))
+        let kept = self.keep_former(bitmap);
+        Ok(kept.and_then(|()| self.lasting.bitmaps.set(bitmap, offset, len, value)))
     }
 
     fn set_rules(
@@ -277,7 +382,18 @@ impl host::Host for HostState {
         rules: Vec<host::Rule>,
         epoch: u32,
     ) -> wasmtime::Result<Result<(), String>> {
-        Ok(self.lasting.set_rules(NodeIndex(node), &rules, epoch))
+        let Some(of_node) = self.lasting.rules_of(NodeIndex(node)) else {
+            return Ok(Err(format!("node {node} is not known")));
+        };
+        let set = match of_node.prepare(&rules, epoch, &self.lasting.bitmaps) {
+            Ok(set) => set,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        match &mut self.aside {
+            Some(aside) => aside.set_rules(of_node, set),
+            None => self.lasting.install(vec![(of_node, set)]),
+        }
+        Ok(Ok(()))
     }
 }
 

@@ -345,6 +345,34 @@ impl Table {
         tickets
     }
 
+    /// Whether nothing is owed: no request is offered, and the end of none is awaited.
+    pub(super) fn is_quiet(&self) -> bool {
+        let is_owed =
+            |slot: &Slot| !matches!(slot.state, State::Free | State::Forwarded { notify: false });
+        !self.slots.iter().any(is_owed)
+    }
+
+    /// Forwarded requests whose end the guest awaits; some of them may be held.
+    pub(super) fn awaited(&self) -> Vec<(Ticket, RequestId)> {
+        let awaited = (0..=u16::MAX).zip(&self.slots).filter_map(|(index, slot)| {
+            let is_awaited = slot.state == (State::Forwarded { notify: true });
+            let id = RequestId::new(index, slot.generation).filter(|_| is_awaited)?;
+            Some((slot.ticket, id))
+        });
+        awaited.collect()
+    }
+
+    /// Forgets requests that are held: they go at their time, and nobody changes it any more.
+    pub(super) fn forget_held(&mut self) {
+        for (index, slot) in (0..=u16::MAX).zip(&mut self.slots) {
+            if slot.state == (State::Forwarded { notify: false }) {
+                slot.state = State::Free;
+                self.live -= 1;
+                self.free.push(index);
+            }
+        }
+    }
+
     /// Whether one more request fits.
     pub(super) fn has_room(&self) -> bool {
         self.live < self.limit

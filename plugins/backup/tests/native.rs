@@ -144,3 +144,22 @@ fn waits_that_are_over_count_no_more() {
         assert_eq!(host.result(write), Some(Ok(vec![])), "write {granule}");
     }
 }
+
+/// The next version goes on from the bitmaps, and what has been copied is not copied again.
+#[test]
+fn a_backup_goes_on_in_the_next_version() {
+    for seed in 0..20 {
+        let random = Random::new(seed);
+        let mut host = harness(r#""sync":"full""#, zeros());
+        host.run();
+        for _ in 0..3 {
+            change(&mut host, &random);
+            host.run_in_any_order(&random);
+            let config = r#"{"min-cluster-size":"4KiB","sync":"full"}"#;
+            host = host.replace::<BackupFilter>(config).expect("replaced");
+        }
+        host.run();
+        assert_eq!(host.disk("target").bytes(), then(), "seed {seed}");
+        assert!(!lines(&host).iter().any(|line| line.contains("broken")), "{:?}", lines(&host));
+    }
+}

@@ -60,6 +60,17 @@ struct Filled {
     changes: usize,
 }
 
+impl Scene {
+    /// The same for another filter.
+    pub(super) fn replace<G: Filter>(self) -> Self {
+        let is_offered = |pending: &Pending| pending.state == State::Offered;
+        assert!(!self.requests.values().any(is_offered), "a request is not answered");
+        let description = G::describe();
+        let kinds = G::KINDS.with(G::DECIDE).with(G::NOTIFY).with(description.also_offered);
+        Self { description, kinds, buffers: BTreeMap::new(), ..self }
+    }
+}
+
 impl<F: Filter> Harness<F> {
     /// A configured filter whose node 0 has children with bytes, by the names that it describes; the
     /// first is the one that it filters. What it wants of them is granted.
@@ -133,7 +144,7 @@ impl<F: Filter> Harness<F> {
             children: scene.disks.iter().zip(&scene.description.children).map(child).collect(),
             bitmaps: host::with(|host| host.bitmaps_of(NODE)),
         };
-        self.filter().add_node(node)?;
+        self.tell(node)?;
         if F::JOB {
             self.start_job(NODE);
         }

@@ -83,11 +83,14 @@ pub struct Harness<F: Filter> {
     now: Time,
     next: u32,
     nodes: u16,
+    told: Vec<Node>,
     answers: BTreeMap<u32, Answer>,
     operations: Vec<Action>,
     timers: BTreeSet<(u64, u32)>,
     /// Tokens of what was asked for while too much was under way.
     refused: Vec<Token>,
+    /// Nodes whose job runs.
+    jobs: BTreeSet<u16>,
     scene: Option<Scene>,
 }
 
@@ -104,10 +107,12 @@ impl<F: Filter> Harness<F> {
             now: Time::from_nanos(1_000_000_000),
             next: 0,
             nodes: 0,
+            told: Vec::new(),
             answers: BTreeMap::new(),
             operations: Vec::new(),
             timers: BTreeSet::new(),
             refused: Vec::new(),
+            jobs: BTreeSet::new(),
             scene: None,
         })
     }
@@ -135,7 +140,7 @@ impl<F: Filter> Harness<F> {
         self.nodes += 1;
         host::with(|host| host.add_node(index, size_bytes));
         let file = Child { size_bytes, granted: Grants::NONE };
-        self.filter().add_node(Node {
+        self.tell(Node {
             index,
             name: name.to_owned(),
             size_bytes,
@@ -157,6 +162,71 @@ impl<F: Filter> Harness<F> {
         lent.expect("a granularity")
     }
 
+    fn tell(&mut self, node: Node) -> Result<(), String> {
+        self.told.retain(|known| known.index != node.index);
+        self.told.push(node.clone());
+        self.filter().add_node(node)
+    }
+
+    /// Gives the filter another configuration, as a host does while it runs.
+    ///
+    /// # Errors
+    ///
+    /// What the filter finds wrong with it.
+    pub fn reconfigure(&mut self, config: &str) -> Result<(), ConfigError> {
+        self.filter().reload(config)?;
+        let node = |node: &Node| (node.index, node.size_bytes);
+        let mut nodes: Vec<(NodeIndex, u64)> = self.told.iter().map(node).collect();
+        if nodes.is_empty() {
+            nodes.push((NodeIndex(0), 0));
+        }
+        for (node, first) in nodes {
+            let kind = ControlKind::Reconfigured;
+            self.control(Control { kind, node, first, second: 0 });
+        }
+        Ok(())
+    }
+
+    /// Puts another version of the filter in the place of this one, with its state and the same nodes: their
+    /// jobs are stopped before, and begun after it. What is held stays held.
+    ///
+    /// # Errors
+    ///
+    /// What the next one says against its configuration, a node or the state.
+    pub fn replace<G: Filter>(mut self, config: &str) -> Result<Harness<G>, String> {
+        let jobs: Vec<NodeIndex> = self.jobs.iter().map(|node| NodeIndex(*node)).collect();
+        jobs.into_iter().for_each(|node| self.stop_job(node));
+        if self.scene.is_some() {
+            self.run();
+        }
+        let state = self.filter().save();
+        let filter = G::configure(config).map_err(|error| error.to_string())?;
+        host::with(host::Host::reset_rules);
+        let mut next = Harness {
+            instance: Instance::new(filter),
+            now: self.now,
+            next: self.next,
+            nodes: self.nodes,
+            told: Vec::new(),
+            answers: self.answers,
+            operations: Vec::new(),
+            timers: BTreeSet::new(),
+            refused: Vec::new(),
+            jobs: BTreeSet::new(),
+            scene: self.scene.map(Scene::replace::<G>),
+        };
+        for mut node in self.told {
+            node.bitmaps = host::with(|host| host.bitmaps_of(node.index));
+            next.tell(node)?;
+        }
+        if !state.is_empty() {
+            next.filter().restore(&state)?;
+        }
+        let nodes: Vec<NodeIndex> = next.told.iter().map(|node| node.index).collect();
+        nodes.into_iter().filter(|_| G::JOB).for_each(|node| next.start_job(node));
+        Ok(next)
+    }
+
     /// Starts the job of a node.
     pub fn start_job(&mut self, node: NodeIndex) {
         self.control(Control { kind: ControlKind::JobStart, node, first: 0, second: 0 });
@@ -165,6 +235,12 @@ impl<F: Filter> Harness<F> {
     /// Asks the job of a node to end.
     pub fn stop_job(&mut self, node: NodeIndex) {
         self.control(Control { kind: ControlKind::JobStop, node, first: 0, second: 0 });
+    }
+
+    /// Whether the job of a node has been started and has not ended.
+    #[must_use]
+    pub fn job_runs(&self, node: NodeIndex) -> bool {
+        self.jobs.contains(&node.0)
     }
 
     /// Hands over one request for node 0, by the flat call.
@@ -272,6 +348,9 @@ impl<F: Filter> Harness<F> {
 
     /// Tells that something changed around a node.
     pub fn control(&mut self, control: Control) {
+        if control.kind == ControlKind::JobStart {
+            self.jobs.insert(control.node.0);
+        }
         self.poll(&[Event::Control(control)]);
     }
 
@@ -355,6 +434,9 @@ impl<F: Filter> Harness<F> {
             Action::Timer { token, .. } if !self.has_room() => self.refused.push(token),
             Action::Timer { token, at_ns } => {
                 self.timers.insert((at_ns.max(self.now.as_nanos()), token.0));
+            }
+            Action::JobEnd { node } => {
+                assert!(self.jobs.remove(&node.0), "the job of node {} does not run", node.0);
             }
             Action::Drop { token } if self.scene.is_some() => self.drop_buffer(token),
             other => match token(&other) {

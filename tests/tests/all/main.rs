@@ -22,6 +22,7 @@ mod locks;
 mod own_node;
 mod pull;
 mod qcow2;
+mod reload;
 mod requests;
 mod running;
 mod small_filters;

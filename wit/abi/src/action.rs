@@ -3,7 +3,7 @@
 use crate::event::{wire_enum, wire_flags};
 use crate::{
     A, AUX, B, BitmapIndex, ChildIndex, ENTRY_WORDS, Entry, Errno, Head, ID, MAX_COPY_BYTES,
-    PARENT, Parent, RequestId, TAG, Token, Violation, WORD, flag_bits, range,
+    NodeIndex, PARENT, Parent, RequestId, TAG, Token, Violation, WORD, flag_bits, range,
 };
 
 wire_enum! {
@@ -31,6 +31,8 @@ wire_enum! {
         Timer = 10,
         /// Let go of a host buffer.
         Drop = 11,
+        /// A node's job has ended.
+        JobEnd = 15,
     }
 }
 
@@ -274,6 +276,11 @@ pub enum Action {
         /// The READ that fills it, or the TIMER.
         token: Token,
     },
+    /// A node's job has ended: by itself, or because it was to stop.
+    JobEnd {
+        /// Whose.
+        node: NodeIndex,
+    },
 }
 
 impl Action {
@@ -317,6 +324,10 @@ impl Action {
             Self::Drop { token } => {
                 let tag = ActionTag::Drop as u8;
                 Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux: token.0 }, 0, 0, 0, 0)
+            }
+            Self::JobEnd { node } => {
+                let (tag, aux) = (ActionTag::JobEnd as u8, node.0 as u32);
+                Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux }, 0, 0, 0, 0)
             }
         }
     }
@@ -370,6 +381,10 @@ impl Action {
             ActionTag::Drop => {
                 entry.only([TAG | AUX, 0, 0, 0])?;
                 Ok(Self::Drop { token: Token(entry.aux()) })
+            }
+            ActionTag::JobEnd => {
+                entry.only([TAG | AUX, 0, 0, 0])?;
+                Ok(Self::JobEnd { node: NodeIndex::from_aux(entry.aux())? })
             }
         }
     }

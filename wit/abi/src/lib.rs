@@ -50,6 +50,7 @@
 //! | 9 | FLUSH | child | | | | token | yes | | |
 //! | 10 | TIMER | | | | | token | | time | |
 //! | 11 | DROP | | | | token | | | | |
+//! | 15 | JOB-END | | | | node | | | | |
 //!
 //! Tags 12 to 14 are kept for forward-part, remap and guest-visible bytes.
 //!
@@ -66,6 +67,8 @@
 //! - TIMER has a DONE at its time, or at once for one that has passed. Sent again under the token of one that
 //!   runs, it changes the time. A DROP ends it without a DONE, unless that is under way already. A timer that
 //!   runs counts as an operation in flight.
+//! - JOB-END: the node's job, begun by `job-start`, has ended. It answers `job-stop`, or comes by itself; what
+//!   the job has read is dropped. An operation for a job that does not run is a violation.
 //! - STATUS answers with EXTENT entries before its DONE.
 //! - An operation ends in one DONE. A refused claim reports [`Errno::ESTALE`] (the bytes may have
 //!   changed since they were read) or [`Errno::EPERM`] (not proven); an action that this host does

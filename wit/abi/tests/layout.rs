@@ -83,6 +83,7 @@ fn actions() -> Vec<Action> {
     }
     actions.push(Action::Timer { token: TOKEN, at_ns: u64::MAX });
     actions.push(Action::Drop { token: TOKEN });
+    actions.push(Action::JobEnd { node: NodeIndex(u16::MAX) });
     actions
 }
 

@@ -124,6 +124,9 @@ impl Builder<'_> {
                 self.at(error_at, &Error::new(ErrorKind::Invalid, error.message))
             }
         })?;
+        if let Some(name) = &spec.instance {
+            instance.call_it(&name.value);
+        }
         self.made.instances.insert(key, Arc::clone(&instance));
         self.plugin_node(&instance, node, spec)
     }

@@ -39,6 +39,12 @@ pub(super) struct Guest<'a> {
     pub(super) configure: &'a str,
     /// Nine parameters, of which the first is `$index` `→ i32`: pointer to the result.
     pub(super) add_node: &'a str,
+    /// `$index`.
+    pub(super) remove_node: &'a str,
+    /// `→ i32`: pointer to pointer and length of the state.
+    pub(super) save: &'a str,
+    /// `$state $bytes → i32`: pointer to the result.
+    pub(super) restore: &'a str,
     /// `$old $old_bytes $align $bytes → i32`.
     pub(super) realloc: &'a str,
     /// Called when the host has read what `poll` returned.
@@ -88,6 +94,9 @@ impl Guest<'_> {
         describe: "(i32.const 0x200)",
         configure: "(i32.const 0x100)",
         add_node: "(i32.const 0x100)",
+        remove_node: "",
+        save: "(i32.const 0x100)",
+        restore: "(i32.const 0x100)",
         realloc: "(global.set $heap (i32.and
                 (i32.add (global.get $heap) (i32.const 7)) (i32.const -8)))
             (global.get $heap)
@@ -121,7 +130,7 @@ impl Guest<'_> {
 
     fn text(&self) -> String {
         let Self { pages, event, poll, poll_one, describe, configure, add_node, .. } = self;
-        let Self { realloc, post_poll, items, imports, .. } = self;
+        let Self { realloc, post_poll, items, imports, remove_node, save, restore, .. } = self;
         let description = self.description();
         format!(
             r#"(module
@@ -148,10 +157,11 @@ impl Guest<'_> {
                 (param $config i32) (param $bytes i32) (result i32) {configure})
             (func (export "blockloom:filter/control@0.1.0#add-node")
                 (param $index i32) (param i32 i32 i64 i32 i32 i32 i32 i32) (result i32) {add_node})
-            (func (export "blockloom:filter/control@0.1.0#remove-node") (param i32))
-            (func (export "blockloom:filter/control@0.1.0#save") (result i32) (i32.const 0x100))
+            (func (export "blockloom:filter/control@0.1.0#remove-node")
+                (param $index i32) {remove_node})
+            (func (export "blockloom:filter/control@0.1.0#save") (result i32) {save})
             (func (export "blockloom:filter/control@0.1.0#restore")
-                (param i32 i32) (result i32) (i32.const 0x100))
+                (param $state i32) (param $bytes i32) (result i32) {restore})
             (func (export "cabi_realloc") (param $old i32) (param $old_bytes i32)
                 (param $align i32) (param $bytes i32) (result i32) {realloc})
             )"#

@@ -43,6 +43,7 @@ mod loading;
 mod operations;
 mod policies;
 mod protocol;
+mod reload;
 mod rules;
 mod scene;
 mod shared;

@@ -17,7 +17,7 @@ use super::disk::{BLOCK, BLOCKS, Books, Disk, DiskNode, first_byte};
 use super::guest::Guest;
 use super::scene::{Scene, Setup, finish, until};
 
-const RESTART: OnFault =
+pub(super) const RESTART: OnFault =
     OnFault::Restart(RestartBudget { faults: 3, within: Duration::from_secs(60) });
 
 /// A guest knows by the log of bits that outlives it how often it was there before: a bitmap of the node's own.
@@ -68,7 +68,7 @@ fn worst() -> Vec<(&'static str, String)> {
 }
 
 /// The events so far, as text; there are as many as that.
-fn told(scene: &mut Scene, count: usize) -> Vec<String> {
+pub(super) fn told(scene: &mut Scene, count: usize) -> Vec<String> {
     let text = |event: Event| event.to_string();
     let told = (0..count).map(|_| text(finish(scene.events.next()).expect("one more event").event));
     let told: Vec<_> = told.collect();
@@ -407,7 +407,7 @@ fn a_request_begins_anew_when_its_operations_are_over() {
 }
 
 /// A backup over a disk, and its target, which is empty.
-fn backup(config: &str) -> (Host, Arc<Instance>, Arc<Disk>, Arc<Disk>) {
+pub(super) fn backup(config: &str) -> (Host, Arc<Instance>, Arc<Disk>, Arc<Disk>) {
     let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
     let module = Arc::new(PluginModule::load_bundled(&runtime, "backup").expect("a module"));
     let instance = Instance::with_policy(&module, config, Default::default(), RESTART);
