@@ -54,6 +54,12 @@ pub const NBD_BYTES_MAX: usize = TRANSFER_MAX_BYTES as usize;
 /// NBD connections of one host; more are closed at once.
 pub const NBD_CONNECTIONS_MAX: usize = 1024;
 
+/// NBD exports of one host at once: four times what one file may have.
+pub const NBD_EXPORTS_MAX: usize = 4096;
+
+/// NBD listeners of one host at once: each has a descriptor and a task.
+pub const NBD_LISTENERS_MAX: usize = 1024;
+
 /// Receive buffer of one NBD connection, bytes: a burst of 32 writes of 4 KiB with headers fits twice.
 pub const NBD_RECEIVE_BYTES: usize = 256 << 10;
 

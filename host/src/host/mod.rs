@@ -7,32 +7,37 @@ mod bitmaps;
 mod call;
 mod drive;
 mod events;
-mod from_spec;
+mod exports;
 mod image_facts;
 mod images;
 pub(crate) mod persist;
 mod plugins;
 mod report;
+mod running;
+mod spec;
 mod start;
 mod surroundings;
 mod transaction;
 mod work;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use bitmaps::DirtyBitmap;
 pub use call::block_on;
 pub use drive::Drive;
-pub use from_spec::{Overrides, StartError, StartedExport, check, read_spec, start};
+pub use exports::{Exported, NewExport, ShownBitmap};
 pub use persist::Keep;
 pub use plugins::{ChangedPlugin, PluginBinary};
 pub use report::report as report_of;
+pub use spec::{
+    Added, FilterPlace, Fragment, Overrides, StartError, StartedExport, check, read_spec, start,
+};
 
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::nbd::{Export, ListenAddress, NbdServer};
+use crate::export::nbd::{Export, GRACE, ListenAddress, NbdServer};
 use crate::graph::{
     Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, LocalDrive,
     LocalGraph, OpenDriver, Transaction,
@@ -42,6 +47,7 @@ use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
 use persist::{Persistence, Wanted};
+use spec::Registry;
 use start::{Driver, Plan, PlannedNode};
 use work::Begun;
 
@@ -126,8 +132,6 @@ impl HostBuilder {
     }
 }
 
-/// Time that clients have to take the replies to their last requests.
-const GRACE: Duration = Duration::from_secs(5);
 /// Interval at which a shutdown lets held requests go.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 
@@ -139,6 +143,9 @@ struct Inner {
     server: NbdServer,
     persistence: Arc<Persistence>,
     begun: Arc<Begun>,
+    registry: Registry,
+    /// Where exports go that name no place.
+    nbd_server: Mutex<Option<ListenAddress>>,
     next_worker: AtomicUsize,
 }
 

@@ -24,6 +24,7 @@ mod pull;
 mod qcow2;
 mod reload;
 mod requests;
+mod running;
 mod small_filters;
 mod stack;
 mod throttle;

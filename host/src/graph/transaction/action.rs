@@ -115,6 +115,13 @@ pub enum Action {
         /// The drive.
         drive: String,
     },
+    /// Lets a drive's users change what it shows, or no more.
+    SetWritable {
+        /// The drive.
+        drive: String,
+        /// Whether they may.
+        writable: bool,
+    },
     /// Points an edge to another child, or ends it: cuts a chain.
     SetChild {
         /// The parent.
@@ -177,6 +184,10 @@ impl fmt::Display for Action {
             Self::SetRoot { drive, node } => write!(f, "set root of drive `{drive}` to `{node}`"),
             Self::InsertMedium { drive, node } => write!(f, "insert `{node}` into drive `{drive}`"),
             Self::EjectMedium { drive } => write!(f, "eject drive `{drive}`"),
+            Self::SetWritable { drive, writable } => {
+                let to = if *writable { "writable" } else { "read-only" };
+                write!(f, "make drive `{drive}` {to}")
+            }
             Self::SetChild { node, edge, child: Some(child) } => {
                 write!(f, "set edge `{edge}` of `{node}` to `{child}`")
             }

@@ -92,6 +92,18 @@ pub enum Event {
         /// The error.
         why: String,
     },
+    /// An export is served.
+    ExportAdded {
+        /// Its id.
+        id: Arc<str>,
+        /// The drive that it serves.
+        drive: Arc<str>,
+    },
+    /// An export has ended, and its last client is gone.
+    ExportRemoved {
+        /// Its id.
+        id: Arc<str>,
+    },
     /// A plugin failed: its store was lost. What comes of it follows.
     PluginFault {
         /// What it is called.
@@ -251,6 +263,10 @@ impl fmt::Display for Event {
             Self::NodeNotClosed { node, why } => {
                 write!(f, "node `{node}` was removed, and did not close: {why}")
             }
+            Self::ExportAdded { id, drive } => {
+                write!(f, "export `{id}` serves drive `{drive}`")
+            }
+            Self::ExportRemoved { id } => write!(f, "export `{id}` has ended"),
             Self::PluginFault { plugin, node, why, is_violation } => {
                 let how = if *is_violation { " and broke the protocol" } else { "" };
                 write!(f, "node `{node}`: its plugin `{plugin}` failed{how}: {why}")

@@ -47,6 +47,11 @@ impl Draft {
             Action::SetRoot { drive, node } => self.set_root(&drive, &node),
             Action::InsertMedium { drive, node } => self.insert_medium(&drive, &node),
             Action::EjectMedium { drive } => self.eject_medium(&drive),
+            Action::SetWritable { drive, writable } => {
+                let at = self.expect_drive(&drive)?;
+                self.drives[at].writable = writable;
+                Ok(())
+            }
             Action::SetChild { node, edge, child } => {
                 self.set_child(&node, &edge, child.as_deref())
             }
