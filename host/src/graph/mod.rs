@@ -59,6 +59,7 @@ mod shown;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
+mod stake;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -82,6 +83,7 @@ pub use opening::{Children, NodeReader, OpenDecl, OpenDriver};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
+pub use stake::JobStake;
 pub use transaction::{
     Action, Applied, BitmapAction, BitmapRef, Event, Events, Notice, Transaction, Unproven, User,
     Which,

@@ -413,6 +413,11 @@ impl<'g> Cx<'g> {
         Ok(EdgeRef { graph: self.graph, request: self.request, edge })
     }
 
+    /// Whether it has such an edge.
+    pub fn has_child(&self, index: usize) -> bool {
+        index < self.graph.nodes[self.node].edges.len()
+    }
+
     /// Whether the node is being drained; if not, the task is woken when that begins. Whoever holds a
     /// request back asks, and lets it go.
     pub fn poll_drained(&self, cx: &std::task::Context<'_>) -> bool {

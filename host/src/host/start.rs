@@ -15,6 +15,7 @@ use crate::graph::{
     Transaction,
 };
 use crate::io::{WorkerOptions, Workers};
+use crate::job::Jobs;
 use crate::node::Node;
 
 /// A driver, or what opens it.
@@ -130,7 +131,8 @@ impl Host {
         let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
         let next_worker = AtomicUsize::new(0);
         let (ended, persistence, begun) = (Arc::default(), Arc::default(), Arc::default());
-        let inner = Inner { ended, workers, cell, server, persistence, begun, next_worker };
+        let jobs = Jobs::new(&cell);
+        let inner = Inner { ended, workers, cell, server, persistence, begun, jobs, next_worker };
         let host = Self { inner: Arc::new(inner) };
         if !rest.is_empty() {
             // If something fails, the host is dropped, and all that runs ends.

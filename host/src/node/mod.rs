@@ -31,7 +31,7 @@ pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Cx, LocalGraph};
+use crate::graph::{Cx, JobStake, LocalGraph};
 use crate::io::{Buf, BufMut};
 use crate::limits::TRANSFER_MAX_BYTES;
 
@@ -339,6 +339,11 @@ pub trait Node: Send + Sync + 'static {
     /// out without a doubt about the view.
     fn is_transparent(&self) -> bool {
         false
+    }
+
+    /// The job for which the node stands, if it stands for one. Always the same.
+    fn job(&self) -> Option<&JobStake> {
+        None
     }
 
     /// The length of a growable node without children, now: at least what has been written, bytes.

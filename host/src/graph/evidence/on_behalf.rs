@@ -101,6 +101,19 @@ impl OnBehalf {
         ToTheEnd::new(self.0.write_changed(to, offset, bytes))
     }
 
+    /// See [`Cx::zero_proven`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn zero_proven(
+        self,
+        from: usize,
+        to: usize,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<()>> {
+        ToTheEnd::new(self.0.zero_proven(from, to, range))
+    }
+
     /// Makes a range of child `to` read as zeros: a change. Done in pieces.
     ///
     /// # Errors
@@ -130,6 +143,23 @@ impl OnBehalf {
     /// `ENOENT`; the node's.
     pub async fn flush(self, child: usize) -> Result<()> {
         self.0.call(&self.0.request, self.0.edge(child)?).flush().await
+    }
+
+    /// The extents of a child from the start of `range` on, as it shows them; they may end before it. What
+    /// shows from a backing counts as that backing has it, down to the child `above`, and without it, or to the
+    /// last one.
+    ///
+    /// # Errors
+    /// As [`OnBehalf::block_status`].
+    pub async fn block_status_shown(
+        self,
+        child: usize,
+        above: Option<usize>,
+        range: Range<u64>,
+    ) -> Result<Vec<Extent>> {
+        let call = self.0.call(&self.0.request, self.0.edge(child)?);
+        let end = above.map(|above| self.0.edge(above)).transpose()?;
+        status_above(call, end.map_or(usize::MAX, |edge| edge.child), range).await
     }
 
     /// The extents of a child from the start of `range` on; they may end before it. With `above`, what the

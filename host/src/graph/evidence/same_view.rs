@@ -72,6 +72,49 @@ impl<'d> SameView<'d> {
         Ok(full.then(|| Self::new(section, overlay, overlay, range)))
     }
 
+    /// An overlay and itself on `base`, on which it stands by others: what is not its own is not theirs.
+    ///
+    /// # Errors
+    /// Of block status, there and between.
+    pub(in crate::graph) async fn passed(
+        section: &'d Drained<'_>,
+        overlay: Place,
+        base: Place,
+    ) -> Result<Option<Self>> {
+        let mut between = Vec::new();
+        let mut place = overlay;
+        while place != base {
+            if !section.is_still(section.node(place).generation) {
+                return Ok(None);
+            }
+            if place != overlay {
+                between.push(place);
+            }
+            match any_view_child(section.graph(place.side), place) {
+                Some(below) => place = below,
+                None => return Ok(None),
+            }
+        }
+        let range = 0..section.node(overlay).info.size_bytes;
+        let mut at = 0;
+        while at < range.end {
+            for extent in section.block_status(overlay, at, range.end - at).await? {
+                at = extent.offset + extent.len;
+                let part = extent.offset..at;
+                let is_same = match extent.kind {
+                    ExtentKind::Data | ExtentKind::Zero | ExtentKind::Unreadable => true,
+                    // For want of a backing: the new one may be longer.
+                    ExtentKind::Hole => part.start >= section.node(base).info.size_bytes,
+                    ExtentKind::Unallocated => is_passed(section, &between, base, part).await?,
+                };
+                if !is_same {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(Self::new(section, overlay, overlay, range)))
+    }
+
     /// An overlay and itself without a backing: what is not its own is zero below.
     ///
     /// # Errors
@@ -142,6 +185,44 @@ async fn all_extents(
         }
         // The edge has checked that they cover `at`.
         at = extents.last().map_or(range.end, |last| last.offset + last.len);
+    }
+    Ok(true)
+}
+
+/// Whether what lies between an overlay and `base` leaves a range to that.
+async fn is_passed(
+    section: &Drained<'_>,
+    between: &[Place],
+    base: Place,
+    mut range: Range<u64>,
+) -> Result<bool> {
+    let base_bytes = section.node(base).info.size_bytes;
+    for place in between {
+        let node = section.node(*place);
+        if node.edges.iter().any(|edge| edge.role.is_same_view()) {
+            // A filter's status is its child's, if it alters nothing.
+            if !node.driver.is_transparent() {
+                return Ok(false);
+            }
+            continue;
+        }
+        // Behind its end it hides the base.
+        let end = node.info.size_bytes;
+        if range.end > end {
+            if end.max(range.start) < base_bytes {
+                return Ok(false);
+            }
+            range.end = end;
+        }
+        // Behind the base's end both show zeros.
+        let is_bare = |extent: &Extent| match extent.kind {
+            ExtentKind::Unallocated => true,
+            ExtentKind::Hole => extent.offset >= base_bytes,
+            _ => false,
+        };
+        if !range.is_empty() && !all_extents(section, *place, range.clone(), is_bare).await? {
+            return Ok(false);
+        }
     }
     Ok(true)
 }

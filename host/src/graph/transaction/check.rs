@@ -59,9 +59,9 @@ fn users(graph: &Graph) -> Vec<Vec<(String, &Edge)>> {
             users[root.child].push((format!("drive `{}`", drive.id), root));
         }
     }
-    for node in &graph.nodes {
+    for (at, node) in graph.nodes.iter().enumerate() {
         for edge in &node.edges {
-            users[edge.child].push((format!("node `{}`", node.name), edge));
+            users[edge.child].push((graph.title(at), edge));
         }
     }
     users

@@ -5,7 +5,7 @@
 //! without bytes of its own), one comes down to the same node. That node's own edges may be altered, too:
 //! then they are another claim, whose marks reach everything above it. So claims about one edge at a time
 //! are enough for any combination of actions. An overlay's backing may be altered or cut without that,
-//! if the overlay shows nothing of it.
+//! if the overlay shows nothing of it, or nothing that the new one does not show, too.
 
 use super::action::Unproven;
 use super::bitmap_steps::position;
@@ -38,6 +38,9 @@ enum Proof {
     Meet { before: Vec<Place>, after: Vec<Place> },
     /// An overlay of the graph that is shows nothing of its backing.
     Own { overlay: usize, is_cut: bool },
+    /// What an overlay of the graph that is shows of its backing is not the backing's own, nor anybody's down
+    /// to `base`.
+    Passed { overlay: usize, base: usize },
 }
 
 /// Everything that two snapshots' difference claims and that somebody minds.
@@ -114,6 +117,7 @@ impl Comparison<'_> {
                     Some(edge) => {
                         let mut proofs = self.meet(was.child, edge.child);
                         if was.role == Role::Backing {
+                            proofs.extend(self.passed(at, was.child, edge.child));
                             proofs.push(Proof::Own { overlay: at, is_cut: false });
                         }
                         altered(&was.name, self.instead(&what, was.child, edge.child), proofs);
@@ -149,6 +153,14 @@ impl Comparison<'_> {
             claims.push(Claim { what, by: *by, position, marks: vec![at], proofs });
         }
         claims
+    }
+
+    /// The proof that an overlay shows the same on a node on which its backing stands, if it does.
+    fn passed(&self, overlay: usize, was: usize, now: usize) -> Option<Proof> {
+        let generation = self.after.nodes[now].generation;
+        let base = self.before.nodes.iter().position(|node| node.generation == generation)?;
+        let asks = !self.draft.resizes() && self.before.stands_on(was, base);
+        asks.then_some(Proof::Passed { overlay, base })
     }
 
     fn is_same(&self, before: &Edge, after: &Edge) -> bool {
@@ -227,6 +239,14 @@ impl Claim {
                     let now = now.iter().map(|place| &after.nodes[place.node]);
                     nodes.extend(was.chain(now).filter(|node| has_backing(node)));
                 }
+                Proof::Passed { overlay, base } => {
+                    let mut at = Some(*overlay).filter(|at| at != base);
+                    while let Some(node) = at.map(|at| &before.nodes[at]) {
+                        nodes.push(node);
+                        let mut views = node.edges.iter().filter(|edge| edge.role.is_view());
+                        at = views.next().map(|edge| edge.child).filter(|at| at != base);
+                    }
+                }
                 Proof::Own { overlay, is_cut } => {
                     let mut at = Some(*overlay);
                     while let Some(node) = at.map(|at| &before.nodes[at]) {
@@ -263,11 +283,13 @@ impl Claim {
                         true => SameView::zero_below(section, overlay).await?,
                         false => SameView::all_allocated(section, overlay).await?,
                     };
-                    if found.is_some() {
-                        // What only the overlay has from now on must be there after a crash.
-                        section.flush(overlay).await?;
-                    }
-                    found.map(|found| vec![found])
+                    flushed(section, overlay, found).await?
+                }
+                Proof::Passed { overlay, base } => {
+                    let place = |node: usize| Place { side: Side::Before, node };
+                    let (overlay, base) = (place(*overlay), place(*base));
+                    let found = SameView::passed(section, overlay, base).await?;
+                    flushed(section, overlay, found).await?
                 }
             };
             if evidence.is_some() {
@@ -291,6 +313,18 @@ impl Claim {
         );
         Error::new(ErrorKind::NotPermitted, message)
     }
+}
+
+/// Evidence of what only the overlay has from now on: it must be there after a crash.
+async fn flushed<'d>(
+    section: &'d Drained<'_>,
+    overlay: Place,
+    found: Option<SameView<'d>>,
+) -> Result<Option<Vec<SameView<'d>>>> {
+    if found.is_some() {
+        section.flush(overlay).await?;
+    }
+    Ok(found.map(|found| vec![found]))
 }
 
 /// That the first node of a way shows what the last one shows. Nothing needs to be shown for one node.

@@ -323,6 +323,16 @@ impl Draft {
         links
     }
 
+    /// The edges to a node of those who follow what takes its place: a job goes on with the node that it has
+    /// been told.
+    pub(super) fn followers(&self, node: &str) -> Vec<Link> {
+        let is_follower = |link: &Link| match *link {
+            Link::Root(_) => true,
+            Link::Child(parent, _) => self.nodes[parent].driver.job().is_none(),
+        };
+        self.users(node).into_iter().filter(is_follower).collect()
+    }
+
     /// The edge of a user that must use `node`.
     pub(super) fn user(&self, user: &User, node: &str) -> Result<Link> {
         let link = match user {
@@ -352,7 +362,10 @@ impl Draft {
             Link::Root(drive) => format!("drive `{}`", self.drives[drive].id),
             Link::Child(node, edge) => {
                 let node = &self.nodes[node];
-                format!("node `{}` (edge `{}`)", node.name, node.edges[edge].name)
+                match node.driver.job() {
+                    Some(job) => format!("job `{}`", job.id),
+                    None => format!("node `{}` (edge `{}`)", node.name, node.edges[edge].name),
+                }
             }
         }
     }

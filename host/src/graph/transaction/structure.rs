@@ -125,7 +125,7 @@ impl Draft {
     fn insert_above(&mut self, node: &str, filter: NodeDecl, which: &Which) -> Result<()> {
         self.expect_node(node)?;
         let links = match which {
-            Which::All => self.users(node),
+            Which::All => self.followers(node),
             Which::These(users) => {
                 let link = |user: &User| self.user(user, node);
                 users.iter().map(link).collect::<Result<Vec<Link>>>()?
@@ -205,7 +205,7 @@ impl Draft {
             Link::Root(_) => true,
             Link::Child(parent, _) => !below[parent],
         };
-        let links: Vec<Link> = self.users(node).into_iter().filter(is_above).collect();
+        let links: Vec<Link> = self.followers(node).into_iter().filter(is_above).collect();
         links.into_iter().for_each(|link| self.retarget(link, by));
         Ok(())
     }

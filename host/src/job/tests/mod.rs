@@ -1,0 +1,4 @@
+//! Jobs on graphs in memory, through the host.
+
+mod scene;
+mod stream;
