@@ -112,6 +112,10 @@ pub const GUARD_WAIT: Duration = Duration::from_secs(30);
 /// Bytes that a copy moves under one guard.
 pub const COPY_MAX_BYTES: usize = 1 << 20;
 
+/// Times that a copy is done again because something that it caused touched what it had read; then it is
+/// stale. Each time that something has gone wrong on the way to its target.
+pub const COPY_TRIES: u32 = 4;
+
 /// Bytes that are zeroed under one guard, because they show zeros already: more than a copy moves, as
 /// most drivers keep zeros without data.
 pub const ZERO_PROVEN_MAX_BYTES: u64 = 16 << 20;

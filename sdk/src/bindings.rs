@@ -537,6 +537,9 @@ pub mod exports {
                     pub required: bool,
                     /// What it wants to do to the child on its own account, beyond forwarding requests.
                     pub wants: Grants,
+                    /// Whether nobody else may change what the child shows, but through the node: for a plugin that keeps old
+                    /// bytes before they are changed. Others may read the child, and write what is proven to change nothing.
+                    pub exclusive: bool,
                 }
                 impl ::core::fmt::Debug for ChildWant {
                     fn fmt(
@@ -547,6 +550,7 @@ pub mod exports {
                             .field("name", &self.name)
                             .field("required", &self.required)
                             .field("wants", &self.wants)
+                            .field("exclusive", &self.exclusive)
                             .finish()
                     }
                 }
@@ -750,6 +754,7 @@ pub mod exports {
                                     name: name5,
                                     required: required5,
                                     wants: wants5,
+                                    exclusive: exclusive5,
                                 } = e;
                                 let vec6 = (name5.into_bytes()).into_boxed_slice();
                                 let ptr6 = vec6.as_ptr().cast::<u8>();
@@ -769,6 +774,12 @@ pub mod exports {
                                 *base
                                     .add(1 + 2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<u8>() = ((flags7.bits() >> 0) as i32) as u8;
+                                *base
+                                    .add(2 + 2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>() = (match exclusive5 {
+                                    true => 1,
+                                    false => 0,
+                                }) as u8;
                             }
                         }
                         *ptr1
@@ -1630,9 +1641,9 @@ macro_rules! __export_filter_impl {
         =
         "component-type:wit-bindgen:0.60.0:blockloom:filter@0.1.0:filter:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1374] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1385] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe1\x09\x01A\x02\x01\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xec\x09\x01A\x02\x01\
 A\x06\x01B\x1a\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
 \0\x09condition\x03\0\0\x01r\x03\x08requestsw\x05bytesw\x05untilw\x04\0\x06budge\
 t\x03\0\x02\x01k\x03\x01r\x03\x05kindsy\x04only\x01\x06budget\x04\x04\0\x04rule\x03\
@@ -1645,24 +1656,24 @@ w\x03lenw\x05value\x7f\0\x0e\x04\0\x0abitmap-set\x01\x10\x01p\x06\x01@\x03\x04no
 de{\x05rules\x11\x05epochy\0\x0e\x04\0\x09set-rules\x01\x12\x03\0\x1bblockloom:f\
 ilter/host@0.1.0\x05\0\x01B%\x01r\x02\x04names\x08required\x7f\x04\0\x0bbitmap-w\
 ant\x03\0\0\x01n\x05\x04read\x0fwrite-unchanged\x05write\x07discard\x06resize\x04\
-\0\x06grants\x03\0\x02\x01r\x03\x04names\x08required\x7f\x05wants\x03\x04\0\x0ac\
-hild-want\x03\0\x04\x01p\x05\x01ps\x01p\x01\x01r\x0a\x06layouty\x04names\x07vers\
-ions\x05kindsy\x08children\x06\x05views\x07\x07bitmaps\x08\x0fwants-transform\x7f\
-\x07has-job\x7f\x0amay-bypass\x7f\x04\0\x0bdescription\x03\0\x09\x01r\x02\x04pat\
-hs\x07messages\x04\0\x0cconfig-error\x03\0\x0b\x01r\x02\x0asize-bytesw\x07grante\
-d\x03\x04\0\x05child\x03\0\x0d\x01r\x04\x04names\x05indexy\x11granularity-bytesw\
-\x05owned\x7f\x04\0\x06bitmap\x03\0\x0f\x01k\x0e\x01p\x11\x01p\x10\x01r\x06\x05i\
-ndex{\x04names\x0asize-bytesw\x09read-only\x7f\x08children\x12\x07bitmaps\x13\x04\
-\0\x04node\x03\0\x14\x01@\0\0\x0a\x04\0\x08describe\x01\x16\x01j\0\x01\x0c\x01@\x01\
-\x06configs\0\x17\x04\0\x09configure\x01\x18\x01j\0\x01s\x01@\x01\x04node\x15\0\x19\
-\x04\0\x08add-node\x01\x1a\x01@\x01\x05index{\x01\0\x04\0\x0bremove-node\x01\x1b\
-\x01p}\x01@\0\0\x1c\x04\0\x04save\x01\x1d\x01@\x01\x05state\x1c\0\x19\x04\0\x07r\
-estore\x01\x1e\x04\0\x1eblockloom:filter/control@0.1.0\x05\x01\x01B\x05\x01pw\x01\
-@\x02\x03noww\x06events\0\0\0\x04\0\x04poll\x01\x01\x01@\x05\x03noww\x04headw\x02\
-idw\x06offsetw\x03lenw\0w\x04\0\x08poll-one\x01\x02\x04\0\x1bblockloom:filter/da\
-ta@0.1.0\x05\x02\x04\0\x1dblockloom:filter/filter@0.1.0\x04\0\x0b\x0c\x01\0\x06f\
-ilter\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.\
-2\x10wit-bindgen-rust\x060.60.0";
+\0\x06grants\x03\0\x02\x01r\x04\x04names\x08required\x7f\x05wants\x03\x09exclusi\
+ve\x7f\x04\0\x0achild-want\x03\0\x04\x01p\x05\x01ps\x01p\x01\x01r\x0a\x06layouty\
+\x04names\x07versions\x05kindsy\x08children\x06\x05views\x07\x07bitmaps\x08\x0fw\
+ants-transform\x7f\x07has-job\x7f\x0amay-bypass\x7f\x04\0\x0bdescription\x03\0\x09\
+\x01r\x02\x04paths\x07messages\x04\0\x0cconfig-error\x03\0\x0b\x01r\x02\x0asize-\
+bytesw\x07granted\x03\x04\0\x05child\x03\0\x0d\x01r\x04\x04names\x05indexy\x11gr\
+anularity-bytesw\x05owned\x7f\x04\0\x06bitmap\x03\0\x0f\x01k\x0e\x01p\x11\x01p\x10\
+\x01r\x06\x05index{\x04names\x0asize-bytesw\x09read-only\x7f\x08children\x12\x07\
+bitmaps\x13\x04\0\x04node\x03\0\x14\x01@\0\0\x0a\x04\0\x08describe\x01\x16\x01j\0\
+\x01\x0c\x01@\x01\x06configs\0\x17\x04\0\x09configure\x01\x18\x01j\0\x01s\x01@\x01\
+\x04node\x15\0\x19\x04\0\x08add-node\x01\x1a\x01@\x01\x05index{\x01\0\x04\0\x0br\
+emove-node\x01\x1b\x01p}\x01@\0\0\x1c\x04\0\x04save\x01\x1d\x01@\x01\x05state\x1c\
+\0\x19\x04\0\x07restore\x01\x1e\x04\0\x1eblockloom:filter/control@0.1.0\x05\x01\x01\
+B\x05\x01pw\x01@\x02\x03noww\x06events\0\0\0\x04\0\x04poll\x01\x01\x01@\x05\x03n\
+oww\x04headw\x02idw\x06offsetw\x03lenw\0w\x04\0\x08poll-one\x01\x02\x04\0\x1bblo\
+ckloom:filter/data@0.1.0\x05\x02\x04\0\x1dblockloom:filter/filter@0.1.0\x04\0\x0b\
+\x0c\x01\0\x06filter\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-comp\
+onent\x070.254.2\x10wit-bindgen-rust\x060.60.0";
         };
     };
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use blockloom_abi::{
     BitmapIndex, ChildIndex, Control, Errno, Kind, Kinds, LAYOUT_VERSION, NodeIndex, Request,
+    RequestId,
 };
 
 use crate::{ConfigError, Cx};
@@ -31,6 +32,9 @@ pub trait Filter: Sized + 'static {
 
     /// The kinds of requests after whose end [`done`](Self::done) is run.
     const NOTIFY: Kinds = Kinds::NONE;
+
+    /// The kinds of requests that [`decide`](Self::decide) may have held.
+    const HOLDS: Kinds = Kinds::NONE;
 
     /// Whether [`job`](Self::job) is written.
     const JOB: bool = false;
@@ -76,6 +80,19 @@ pub trait Filter: Sized + 'static {
     fn decide(&self, request: &Request, now: Time) -> Option<Verdict> {
         let _ = (request, now);
         None
+    }
+
+    /// Lets held requests go ([`Verdict::Hold`]): by their ids, in the order in which they are to go. Asked at
+    /// the end of every call for as long as it returns when to ask again at the latest; none says that no
+    /// request is held.
+    fn release(&self, now: Time, let_go: &mut dyn FnMut(RequestId)) -> Option<Time> {
+        let _ = (now, let_go);
+        None
+    }
+
+    /// A held request is gone, although it was not let go: the host lets all go when their node is drained.
+    fn gone(&self, request: &Request) {
+        let _ = request;
     }
 
     /// A read.
@@ -163,6 +180,8 @@ pub enum Verdict {
     Forward,
     /// Passed on, but not before a time. The host holds it and needs no further word.
     ForwardAt(Time),
+    /// Kept by the host until [`release`](Filter::release) lets it go; see [`HOLDS`](Filter::HOLDS).
+    Hold,
     /// Refused.
     Fail(Errno),
     /// Answered by a copy that serves it.
@@ -276,6 +295,16 @@ impl Description {
         self
     }
 
+    /// Nobody else may change what the filtered child shows, but through the node: for a filter that keeps old
+    /// bytes before they are changed. Others may read it, and write what is proven to change nothing.
+    #[must_use]
+    pub fn exclusive(mut self) -> Self {
+        if let Some(file) = self.children.first_mut() {
+            file.exclusive = true;
+        }
+        self
+    }
+
     /// One child more.
     #[must_use]
     pub fn child(mut self, child: ChildWant) -> Self {
@@ -314,13 +343,15 @@ pub struct ChildWant {
     pub required: bool,
     /// What the plugin wants to do to it on its own account.
     pub wants: Grants,
+    /// Whether nobody else may change what it shows, but through the node.
+    pub exclusive: bool,
 }
 
 impl ChildWant {
     /// A required child, to which nothing is done on the plugin's own account.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
-        Self { name, required: true, wants: Grants::NONE }
+        Self { name, required: true, wants: Grants::NONE, exclusive: false }
     }
 
     /// The plugin can do without it.
@@ -333,6 +364,12 @@ impl ChildWant {
     #[must_use]
     pub const fn wants(self, wants: Grants) -> Self {
         Self { wants, ..self }
+    }
+
+    /// Nobody else may change what it shows, but through the node.
+    #[must_use]
+    pub const fn exclusive(self) -> Self {
+        Self { exclusive: true, ..self }
     }
 }
 

@@ -28,6 +28,7 @@ fn lower<F: Filter>(description: crate::Description, kinds: Kinds) -> control::D
             name: child.name.to_owned(),
             required: child.required,
             wants: control::Grants::from_bits_retain(child.wants.bits()),
+            exclusive: child.exclusive,
         });
     }
     let mut views = Vec::with_capacity(description.views.len());

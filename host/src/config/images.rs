@@ -82,7 +82,7 @@ fn check_depth(spec: &GraphSpec, found: &mut Diagnostics) {
     }
 }
 
-fn conflicts(spec: &GraphSpec) -> Vec<Diagnostic> {
+pub(super) fn conflicts(spec: &GraphSpec) -> Vec<Diagnostic> {
     let problems = Problems::default();
     permissions::check(spec, &problems);
     problems.into_diagnostics(spec).iter().cloned().collect()

@@ -158,6 +158,7 @@ fn edge_of(node: &NodeSpec, child: &ChildSpec, above: Users) -> (EdgeSpec, Users
     let passed = role.pass(Users { uses, ..above });
     let granted = grants_of(node, &child.name.value);
     let user = Users { uses: passed.uses.union(granted), ..passed };
+    let user = if is_exclusive(node, &child.name.value) { user.exclusive() } else { user };
     let edge = EdgeSpec {
         parent: EdgeParent::Node(node.name.value.clone()),
         child: child.node.value.clone(),
@@ -185,6 +186,15 @@ pub(crate) fn grants_of(node: &NodeSpec, child: &str) -> PermissionSet {
             _ => PermissionSet::CONSISTENT_READ,
         },
         _ => PermissionSet::NONE,
+    }
+}
+
+/// Whether nobody but those who come through `node` may change what its child called `child` shows.
+fn is_exclusive(node: &NodeSpec, child: &str) -> bool {
+    match &node.driver {
+        DriverSpec::Plugin(plugin) => plugin.exclusive.iter().any(|name| name == child),
+        DriverSpec::Filter(filter) => filter.kind == FilterKind::Backup && child == "file",
+        _ => false,
     }
 }
 

@@ -133,6 +133,10 @@ pub struct PluginLimits {
     /// Time that it may hold a request before it forwards or completes it: 1 ms to 1 h; 30 s by
     /// default.
     pub hold: Duration,
+    /// Processor time that its calls may take of each second: 1 ms to 1 s, which is no limit; 500 ms by default.
+    pub cpu: Duration,
+    /// Messages that it may log in each second: 0 to 10000; 100 by default.
+    pub messages: u32,
 }
 
 impl Default for PluginLimits {
@@ -142,6 +146,8 @@ impl Default for PluginLimits {
             call: Duration::from_millis(5),
             in_flight: 256,
             hold: Duration::from_secs(30),
+            cpu: Duration::from_millis(500),
+            messages: 100,
         }
     }
 }

@@ -24,6 +24,8 @@ const CALL: (Duration, Duration) = (Duration::from_micros(100), Duration::from_s
 const IN_FLIGHT: (u64, u64) = (1, 65535);
 const BUDGET: (u64, u64) = (1, 1000);
 const WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+const CPU: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
+const MESSAGES_MAX: u64 = 10_000;
 const HOLD: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(3600));
 
 impl Choice for Grant {
@@ -49,6 +51,7 @@ pub(super) fn read_plugin(table: &mut Table<'_>, node: &mut Partial) -> DriverSp
         limits: read_limits(table),
         instance: read_instance(table),
         config: read_config(table),
+        exclusive: Vec::new(),
     })
 }
 
@@ -238,6 +241,13 @@ fn read_limits(table: &mut Table<'_>) -> PluginLimits {
     }
     if let Some(hold) = take_duration(&mut table, "hold", HOLD) {
         limits.hold = hold;
+    }
+    if let Some(cpu) = take_duration(&mut table, "cpu", CPU) {
+        limits.cpu = cpu;
+    }
+    let rule = format!("must be 0 to {MESSAGES_MAX}");
+    if let Some(messages) = table.take_if("log", |it: &u64| *it <= MESSAGES_MAX, &rule) {
+        limits.messages = messages.value as u32;
     }
     table.finish("`limits`");
     limits

@@ -365,6 +365,8 @@ pub struct PluginSpec {
     pub instance: Option<Spanned<String>>,
     /// What the plugin is told.
     pub config: ConfigSpec,
+    /// Children that nobody may change past the node, once the plugin has been asked.
+    pub exclusive: Vec<String>,
 }
 
 /// A filter of the host's own.

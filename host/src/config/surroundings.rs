@@ -90,6 +90,9 @@ pub trait Surroundings {
     /// What `plugin`, which can be loaded, finds wrong with `config`.
     fn plugin_config(&self, plugin: &PluginSource, config: &Value) -> Vec<ConfigError>;
 
+    /// The children of `plugin`, if it can be loaded, that nobody may change past its node.
+    fn plugin_exclusive(&self, plugin: &PluginSource) -> Vec<String>;
+
     /// The views that `plugin`, which can be loaded, offers.
     fn plugin_views(&self, plugin: &PluginSource) -> Vec<String>;
 
@@ -107,7 +110,9 @@ pub fn check_surroundings(
     if !spec.is_graph {
         return spec.diagnostics();
     }
-    let found = images::read(spec, surroundings, base_dir);
+    let past_plugins = ask_exclusive(spec, surroundings, base_dir);
+    let mut found = images::read(spec, surroundings, base_dir);
+    past_plugins.into_iter().for_each(|problem| found.push(problem));
     let spec = &*spec;
     let mut check = Check { spec, surroundings, base_dir, found, sizes: BTreeMap::new() };
     for node in &spec.nodes {
@@ -138,6 +143,24 @@ pub fn check_surroundings(
     sizes::check_sections(spec, &file_bytes, |problem| found.push(problem));
     check_listeners(spec, surroundings, base_dir, &mut found);
     found
+}
+
+/// Notes which children plugins want for themselves, and returns the conflicts that come of it.
+fn ask_exclusive(
+    spec: &mut GraphSpec,
+    surroundings: &dyn Surroundings,
+    base_dir: &Path,
+) -> Vec<Diagnostic> {
+    let known = images::conflicts(spec);
+    for node in &mut spec.nodes {
+        if let DriverSpec::Plugin(plugin) = &mut node.driver {
+            plugin.exclusive = surroundings.plugin_exclusive(&plugin.plugin.value.in_dir(base_dir));
+        }
+    }
+    spec.edges = permissions::edges(spec);
+    let mut conflicts = images::conflicts(spec);
+    conflicts.retain(|conflict| !known.contains(conflict));
+    conflicts
 }
 
 struct Check<'a> {

@@ -95,7 +95,7 @@ impl Node for CopyOnReadNode {
         Box::pin(async move {
             let (child, range) = (cx.child(0)?, offset..offset + buf.len() as u64);
             // A hint: the copy looks again, under its guard.
-            if child.first_unallocated(range.clone()).await?.is_some()
+            if !child.has_all(range.clone()).await
                 && let Err(error) = self.populate(cx, range).await
             {
                 tracing::debug!("node `{}`: not copied: {error}", cx.node_name());

@@ -74,6 +74,7 @@ pub use class::Class;
 pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
+pub(crate) use edge::had_until;
 pub use edge::{EdgeCall, EdgeRef};
 pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf};
 pub use generation::NodeGeneration;

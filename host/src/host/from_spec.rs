@@ -351,6 +351,8 @@ impl Builder<'_> {
             call: spec.limits.call,
             in_flight: spec.limits.in_flight,
             hold: spec.limits.hold,
+            cpu: spec.limits.cpu,
+            messages: spec.limits.messages,
         };
         let policy = match spec.on_fault.value {
             config::OnFault::Fail => OnFault::Fail,

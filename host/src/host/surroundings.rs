@@ -124,6 +124,12 @@ impl Surroundings for Machine {
             .collect()
     }
 
+    fn plugin_exclusive(&self, plugin: &PluginSource) -> Vec<String> {
+        let Ok(module) = self.module(plugin) else { return Vec::new() };
+        let children = module.inspection().children.iter().filter(|child| child.exclusive);
+        children.map(|child| child.name.clone()).collect()
+    }
+
     fn plugin_views(&self, plugin: &PluginSource) -> Vec<String> {
         self.module(plugin).map(|module| module.inspection().views.clone()).unwrap_or_default()
     }

@@ -319,6 +319,18 @@ pub trait Node: Send + Sync + 'static {
         Upkeep::None
     }
 
+    /// Whether nobody but those who come through the node may change what its child number `edge` shows: it keeps
+    /// old bytes before they are changed. Always the same.
+    fn is_exclusive(&self, edge: usize) -> bool {
+        let _ = edge;
+        false
+    }
+
+    /// What it has counted beside what its edges count, for reports: one line.
+    fn report(&self) -> Option<String> {
+        None
+    }
+
     /// The bitmaps that it keeps beside its bytes, if it can.
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
         None
@@ -344,6 +356,12 @@ pub trait Node: Send + Sync + 'static {
     /// The job for which the node stands, if it stands for one. Always the same.
     fn job(&self) -> Option<&JobStake> {
         None
+    }
+
+    /// Whether it relies on bytes of its view that are to be kept elsewhere before they change: none may change
+    /// unless the change has passed the node. Where that cannot be, the change is refused.
+    fn keeps_old_bytes(&self) -> bool {
+        false
     }
 
     /// The length of a growable node without children, now: at least what has been written, bytes.

@@ -1,6 +1,9 @@
 //! The bitmaps of an instance: its nodes' own, which outlive a fault, and those that are lent to it.
 //!
-//! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it.
+//! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it. Those that make a view
+//! (see `wit/filter.wit`) are the host's to rely on from when `begun` is set: then copies alone clear `todo`, and
+//! nothing takes back that the view is broken, which the host says itself before anything goes past the plugin
+//! ([`PluginBitmaps::lose_view`]).
 
 use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
@@ -10,6 +13,7 @@ use blockloom_abi::NodeIndex;
 
 use super::bindings::exports::blockloom::filter::control;
 use crate::bitmap::{Bitmap, BitmapUse, Granularity, Granules};
+use crate::error::{Error, ErrorKind, Result as HostResult};
 use crate::filter::PointInTime;
 
 /// Bitmaps of one node, its own and lent.
@@ -51,11 +55,21 @@ impl Probe {
     }
 }
 
+/// What is known of a node.
+struct Known {
+    node: NodeIndex,
+    size_bytes: u64,
+    /// What its view showed is not kept any more.
+    is_lost: bool,
+}
+
 /// See the module. Names are bounded, and so is the number of bitmaps of a node.
 #[derive(Default)]
 pub(super) struct PluginBitmaps {
     entries: Mutex<Vec<Entry>>,
-    sizes: Mutex<Vec<(NodeIndex, u64)>>,
+    nodes: Mutex<Vec<Known>>,
+    /// Bitmaps make the view `snapshot`.
+    makes_views: bool,
 }
 
 impl PluginBitmaps {
@@ -63,15 +77,50 @@ impl PluginBitmaps {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sizes(&self) -> MutexGuard<'_, Vec<(NodeIndex, u64)>> {
-        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Of a plugin that offers the view `snapshot`, or none.
+    pub(super) fn with_views(makes_views: bool) -> Self {
+        Self { makes_views, ..Self::default() }
+    }
+
+    /// Whether they make the view `snapshot`.
+    pub(super) fn makes_views(&self) -> bool {
+        self.makes_views
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Vec<Known>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A node that may have bitmaps from now on, and its size.
     pub(super) fn add_node(&self, node: NodeIndex, size_bytes: u64) {
-        let mut sizes = self.sizes();
-        sizes.retain(|(known, _)| *known != node);
-        sizes.push((node, size_bytes));
+        let mut nodes = self.nodes();
+        match nodes.iter_mut().find(|known| known.node == node) {
+            Some(known) => known.size_bytes = size_bytes,
+            None => nodes.push(Known { node, size_bytes, is_lost: false }),
+        }
+    }
+
+    /// What a node's view showed is not kept from now on: to be told before what is not kept changes. Returns
+    /// whether somebody may have relied on it until now.
+    pub(super) fn lose_view(&self, node: NodeIndex) -> bool {
+        let known = |nodes: &mut Vec<Known>| {
+            let known = nodes.iter_mut().find(|known| known.node == node)?;
+            Some(!std::mem::replace(&mut known.is_lost, true))
+        };
+        let is_new = known(&mut self.nodes()).unwrap_or(false);
+        let broken = self.own_named(node, "broken");
+        let was_whole = broken.as_ref().is_none_or(|broken| broken.next_dirty(0).is_none());
+        if let Some(broken) = broken {
+            broken.set_all();
+        }
+        // Pairs with the one of whoever reads the view, and looks at it once more.
+        fence(Ordering::SeqCst);
+        is_new && was_whole
+    }
+
+    /// Whether a node's view has been lost.
+    fn is_lost(&self, node: NodeIndex) -> bool {
+        self.nodes().iter().any(|known| known.node == node && known.is_lost)
     }
 
     /// A bitmap of a node's own; the one that is there if it has one of this name.
@@ -81,8 +130,11 @@ impl PluginBitmaps {
         name: &str,
         granularity_bytes: u64,
     ) -> Result<u32, String> {
-        let size = self.sizes().iter().find(|(known, _)| *known == node).map(|(_, size)| *size);
-        let size_bytes = size.ok_or_else(|| format!("node {} is not known", node.0))?;
+        let nodes = self.nodes();
+        let known = nodes.iter().find(|known| known.node == node);
+        let size = known.map(|known| (known.size_bytes, known.is_lost));
+        drop(nodes);
+        let (size_bytes, is_lost) = size.ok_or_else(|| format!("node {} is not known", node.0))?;
         let granularity =
             Granularity::from_bytes(granularity_bytes).map_err(|error| error.to_string())?;
         if name.is_empty() || name.len() > NAME_MAX_BYTES {
@@ -108,6 +160,9 @@ impl PluginBitmaps {
             ));
         }
         let granules = Granules::new(size_bytes, granularity).map_err(|error| error.to_string())?;
+        if is_lost && name == "broken" {
+            granules.set_all();
+        }
         let content = Content::Own(Arc::new(granules));
         add(&mut entries, Entry { node, name: name.to_owned(), content })
     }
@@ -161,6 +216,7 @@ impl PluginBitmaps {
 
     /// Sets in a node's own bitmap what is set in another one.
     pub(super) fn merge(&self, into: u32, from: u32) -> Result<(), String> {
+        self.check_alterable(into, true)?;
         let into = self
             .owned(into)
             .ok_or_else(|| format!("there is no bitmap {into} of the node's own"))?;
@@ -175,6 +231,7 @@ impl PluginBitmaps {
 
     /// Sets or clears a range of a node's own bitmap.
     pub(super) fn set(&self, index: u32, offset: u64, len: u64, value: bool) -> Result<(), String> {
+        self.check_alterable(index, value)?;
         let entries = self.lock();
         match entries.get(index as usize) {
             Some(Entry { content: Content::Own(granules), .. }) => {
@@ -189,6 +246,32 @@ impl PluginBitmaps {
             }
             Some(entry) => Err(format!("bitmap `{}` is not the node's own", entry.name)),
             None => Err(format!("there is no bitmap {index}")),
+        }
+    }
+
+    /// Whether the guest may set, or clear, bits of a bitmap by itself: those that make a view are the host's to
+    /// rely on once it has begun.
+    fn check_alterable(&self, index: u32, value: bool) -> Result<(), String> {
+        if !self.makes_views {
+            return Ok(());
+        }
+        let entries = self.lock();
+        let Some(Entry { node, name, content: Content::Own(_) }) = entries.get(index as usize)
+        else {
+            return Ok(());
+        };
+        let is_begun = entries.iter().any(|entry| {
+            let is_it = entry.node == *node && entry.name == "begun";
+            is_it && matches!(&entry.content, Content::Own(set) if set.next_dirty(0).is_some())
+        });
+        match name.as_str() {
+            "todo" | "covered" if is_begun => {
+                Err(format!("bitmap `{name}` makes a view that has begun: copies alone alter it"))
+            }
+            "begun" | "broken" if !value => {
+                Err(format!("what bitmap `{name}` says of a view is not taken back"))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -221,10 +304,22 @@ impl PluginBitmaps {
     }
 
     /// What makes the view `snapshot` of a node, once its plugin has all of it.
-    pub(super) fn point_in_time(&self, node: NodeIndex) -> Option<PointInTime> {
+    ///
+    /// # Errors
+    /// `EIO` if it never will.
+    pub(super) fn point_in_time(&self, node: NodeIndex) -> HostResult<Option<PointInTime>> {
         let own = |name| self.own_named(node, name);
-        let (todo, covered) = (own("todo")?, own("covered")?);
-        Some(PointInTime { todo, covered, begun: own("begun")?, broken: own("broken")? })
+        let find = || {
+            let (todo, covered) = (own("todo")?, own("covered")?);
+            Some(PointInTime { todo, covered, begun: own("begun")?, broken: own("broken")? })
+        };
+        match find() {
+            None if self.is_lost(node) => {
+                let message = "its plugin was lost before the point in time";
+                Err(Error::new(ErrorKind::Io, message))
+            }
+            found => Ok(found),
+        }
     }
 
     /// What a rule may look at.
@@ -294,5 +389,58 @@ mod tests {
         assert!(bitmaps.owned_by(node, 0).is_some());
         assert!(bitmaps.owned_by(NodeIndex(1), 0).is_none(), "another node's");
         bitmaps.set(99, 0, 1, true).expect_err("none");
+    }
+
+    /// What makes a view of node 0, begun.
+    fn begun() -> (PluginBitmaps, [u32; 4]) {
+        let bitmaps = PluginBitmaps::with_views(true);
+        let node = NodeIndex(0);
+        bitmaps.add_node(node, 1 << 20);
+        let all = ["todo", "covered", "begun", "broken"]
+            .map(|name| bitmaps.own(node, name, 65536).expect("a bitmap"));
+        for index in &all[..3] {
+            bitmaps.set(*index, 0, 1 << 20, true).expect("not begun");
+        }
+        (bitmaps, all)
+    }
+
+    #[test]
+    fn what_makes_a_view_that_has_begun_is_not_altered() {
+        let (bitmaps, [todo, covered, begun, broken]) = begun();
+        let other = bitmaps.own(NodeIndex(0), "other", 65536).expect("a bitmap");
+        for (index, value) in [(todo, false), (todo, true), (covered, true), (covered, false)] {
+            let refused = bitmaps.set(index, 0, 65536, value).expect_err("it has begun");
+            assert!(refused.contains("copies alone"), "{refused}");
+        }
+        bitmaps.merge(todo, other).expect_err("it has begun");
+        bitmaps.set(begun, 0, 1 << 20, false).expect_err("taken back");
+        bitmaps.set(other, 0, 65536, true).expect("another one");
+        bitmaps.set(broken, 0, 1, true).expect("broken");
+        bitmaps.set(broken, 0, 1 << 20, false).expect_err("taken back");
+        let free = PluginBitmaps::default();
+        free.add_node(NodeIndex(0), 1 << 20);
+        let begun = free.own(NodeIndex(0), "begun", 65536).expect("a bitmap");
+        for value in [true, false] {
+            free.set(begun, 0, 1 << 20, value).expect("it makes no view");
+        }
+    }
+
+    #[test]
+    fn a_view_that_is_lost_stays_lost() {
+        let (bitmaps, _) = begun();
+        let node = NodeIndex(0);
+        let view = bitmaps.point_in_time(node).expect("not lost").expect("all of it");
+        assert!(!view.is_broken());
+        assert!(bitmaps.lose_view(node), "for the first time");
+        assert!(!bitmaps.lose_view(node));
+        assert!(view.is_broken());
+        let early = PluginBitmaps::with_views(true);
+        early.add_node(node, 1 << 20);
+        assert!(early.point_in_time(node).expect("it may come").is_none());
+        early.lose_view(node);
+        let error = early.point_in_time(node).err().expect("it never comes");
+        assert_eq!(error.kind(), ErrorKind::Io);
+        let broken = early.own(node, "broken", 65536).expect("a bitmap");
+        assert_eq!(early.count(broken), 1 << 20, "from its beginning");
     }
 }

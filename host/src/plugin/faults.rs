@@ -4,10 +4,45 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use blockloom_abi::Violation;
+
+use super::table::Breach;
 use crate::io::Time;
 
 /// Wait before the first new store, and the longest one.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+
+/// Why a store is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) reason: String,
+    /// It broke the protocol.
+    pub(super) is_violation: bool,
+}
+
+impl Fault {
+    /// Of a call that did not end as it should, or of something that took too long.
+    pub(super) fn of(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), is_violation: false }
+    }
+
+    /// Of an answer that is none.
+    pub(super) fn breach(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), is_violation: true }
+    }
+}
+
+impl From<Breach> for Fault {
+    fn from(breach: Breach) -> Self {
+        Self::breach(breach.to_string())
+    }
+}
+
+impl From<Violation> for Fault {
+    fn from(violation: Violation) -> Self {
+        Breach::Layout(violation).into()
+    }
+}
 
 /// What happens to the nodes of an instance when its plugin fails.
 ///

@@ -136,6 +136,8 @@ pub(super) struct PluginChild {
     /// Number of the edge.
     pub(super) edge: usize,
     pub(super) granted: Grants,
+    /// Nobody else may change what it shows, but through the node.
+    pub(super) exclusive: bool,
 }
 
 /// The children that a plugin describes, in its order, as a node has them: their names in the order of its
@@ -180,6 +182,7 @@ pub(super) fn resolve(
             index: ChildIndex(index),
             edge,
             granted,
+            exclusive: child.exclusive,
         });
     }
     let known = |name: &str| wanted.iter().any(|child| child.name == name);

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
+use super::counters::Refused;
+use super::enter::Asked;
 use super::faults::Phase;
-use super::instance::{Asked, Instance};
+use super::instance::Instance;
 use super::operation::{Asked as AskedFor, Ended};
 use super::rules::{KeptRules, NodeRules};
 use super::store::Lasting;
@@ -73,6 +75,8 @@ struct Waiter {
     /// instance may have in flight.
     operations: VecDeque<AskedFor>,
     waker: Waker,
+    /// By which the tenant goes, until the guest has answered it.
+    rules: Option<Rc<KeptRules>>,
     /// The tenant is to be woken.
     waits: bool,
     /// It is a job, which owes no answer.
@@ -101,6 +105,7 @@ impl Waiters {
                 since,
                 operations,
                 waker,
+                rules: None,
                 waits: false,
                 is_job: false,
             });
@@ -112,13 +117,13 @@ impl Waiters {
         index
     }
 
-    /// Returns operations that have not been begun.
+    /// Returns operations that have not been begun, and rules that may be the last of their kind.
     #[inline]
-    fn remove(&mut self, index: u32) -> VecDeque<AskedFor> {
+    fn remove(&mut self, index: u32) -> (VecDeque<AskedFor>, Option<Rc<KeptRules>>) {
         let place = &mut self.places[index as usize];
         place.sequence = 0;
         self.free.push(index);
-        std::mem::take(&mut place.operations)
+        (std::mem::take(&mut place.operations), place.rules.take())
     }
 
     fn live(&self) -> impl Iterator<Item = &Waiter> {
@@ -135,6 +140,8 @@ pub(super) struct LocalPlugin {
     waiters: RefCell<Waiters>,
     sequence: Cell<u64>,
     queued: Cell<bool>,
+    /// It is to be entered later, as it has used up its processor time.
+    put_off: Cell<bool>,
     /// Who waits for a new store, by arrival.
     resting: RefCell<BTreeMap<u64, Waker>>,
     /// How often the instance's phase had changed when they were last woken.
@@ -248,6 +255,7 @@ impl LocalPlugin {
             waiters: RefCell::default(),
             sequence: Cell::new(0),
             queued: Cell::new(false),
+            put_off: Cell::new(false),
             resting: RefCell::default(),
             phases_seen: Cell::new(0),
             watched: Cell::new(false),
@@ -256,29 +264,47 @@ impl LocalPlugin {
         }
     }
 
-    /// The rules of a node now; `None` if everything is asked. Whoever passes by them keeps them until it has
-    /// ended.
+    /// The rules of a node now. Whoever passes by them keeps them until the child has ended it.
     #[inline]
-    pub(super) fn rules(&self, of: &NodeRules) -> Option<Rc<KeptRules>> {
+    pub(super) fn rules(&self, of: &NodeRules) -> Rc<KeptRules> {
         let mut rules = self.rules.borrow_mut();
-        let generation = of.generation();
-        match rules.iter_mut().find(|known| known.node == of.node()) {
-            Some(known) if known.generation == generation => known.set.clone(),
+        let known = rules.iter_mut().find(|known| known.node == of.node());
+        if let Some(Ruled { generation, set: Some(set), .. }) = &known
+            && *generation == of.generation()
+        {
+            return Rc::clone(set);
+        }
+        let (generation, set) = of.current();
+        let set = Rc::new(KeptRules(set));
+        let former = match known {
             Some(known) => {
-                let (generation, set) = of.current();
-                let set = set.map(|set| Rc::new(KeptRules(set)));
-                let former = std::mem::replace(&mut known.set, set.clone());
                 known.generation = generation;
-                drop(rules);
-                drop(former);
-                set
+                known.set.replace(Rc::clone(&set))
             }
             None => {
-                let (generation, set) = of.current();
-                let set = set.map(|set| Rc::new(KeptRules(set)));
-                rules.push(Ruled { node: of.node(), generation, set: set.clone() });
-                set
+                let set = Some(Rc::clone(&set));
+                rules.push(Ruled { node: of.node(), generation, set });
+                None
             }
+        };
+        drop(rules);
+        drop(former);
+        set
+    }
+
+    /// Requests that the guest has not answered go by the rules that are.
+    fn requests_go_by_new_rules(&self) {
+        let mut unanswered = Vec::new();
+        for (index, place) in self.waiters.borrow().places.iter().enumerate() {
+            let is_unanswered = place.sequence != 0 && place.verdict.is_none();
+            if let (true, Some(rules)) = (is_unanswered, &place.rules) {
+                unanswered.extend(rules.home().map(|home| (index, home)));
+            }
+        }
+        for (index, home) in unanswered {
+            let present = self.rules(&home);
+            let former = self.waiters.borrow_mut().places[index].rules.replace(present);
+            drop(former);
         }
     }
 
@@ -315,12 +341,14 @@ impl LocalPlugin {
     /// Takes answers that other workers brought out, and wakes those who wait for a new store; whether there
     /// was any.
     fn catch_up(self: &Rc<Self>) -> bool {
+        // In this order: what the guest answered before it changed them is here then.
+        let rules_published = self.instance.lasting().rules_published();
         let any = self.instance.drain_outbox(self);
-        if self.rules_seen.get() != self.instance.rules_changes() {
-            self.rules_seen.set(self.instance.rules_changes());
+        if self.rules_seen.replace(rules_published) != rules_published {
             self.refresh_rules();
+            self.requests_go_by_new_rules();
         }
-        if self.instance.has_controls() {
+        if self.instance.has_controls() || self.instance.take_left() {
             self.queue();
         }
         let phases = self.instance.phase_changes();
@@ -333,32 +361,39 @@ impl LocalPlugin {
         any
     }
 
-    /// Offers a request; `None` when it may go to the child already.
+    /// Offers a request that goes by `rules`.
+    ///
+    /// # Errors
+    /// The rules, when it may go to the child already.
     #[inline]
     pub(super) fn request(
         self: &Rc<Self>,
         since: Time,
+        rules: Rc<KeptRules>,
         request: impl FnOnce(Ticket) -> Offer,
-    ) -> Option<Waiting> {
+    ) -> Result<Waiting, Rc<KeptRules>> {
         let sequence = self.next_sequence();
         let waiter = self.waiters.borrow_mut().insert(sequence, since);
         let ticket = Ticket { worker: self.worker, waiter, sequence };
         let request = request(ticket);
         // If nothing of this turn is going to join it, it need not wait for the turn's end.
-        let alone = !is_more_to_come() && self.pending.borrow().is_empty();
+        let alone = !is_more_to_come()
+            && self.pending.borrow().is_empty()
+            && self.instance.put_off_until().is_none();
         let asked = if alone { self.instance.ask(request, self) } else { Asked::NotOffered };
         match asked {
             Asked::Forward => {
                 let _ = self.waiters.borrow_mut().remove(waiter);
-                return None;
+                return Err(rules);
             }
             Asked::Offered => {}
             Asked::NotOffered => self.offer(request),
         }
+        self.waiters.borrow_mut().places[waiter as usize].rules = Some(rules);
         if !self.watched.replace(true) {
             spawn(watch(Rc::clone(self)));
         }
-        Some(Waiting { plugin: Rc::clone(self), ticket })
+        Ok(Waiting { plugin: Rc::clone(self), ticket })
     }
 
     /// Adds to the batch that goes at the end of this turn.
@@ -374,8 +409,24 @@ impl LocalPlugin {
         }
     }
 
+    /// Has the instance entered at a time. What is offered until then waits; exports bound it.
+    fn queue_at(self: &Rc<Self>, at: Time) {
+        if self.put_off.replace(true) {
+            return;
+        }
+        let plugin = Rc::clone(self);
+        spawn(async move {
+            sleep_until(at).await;
+            plugin.put_off.set(false);
+            plugin.queue();
+        });
+    }
+
     fn flush(self: &Rc<Self>) {
         self.queued.set(false);
+        if let Some(until) = self.instance.put_off_until() {
+            return self.queue_at(until);
+        }
         let mut batch = self.batch.take();
         std::mem::swap(&mut batch, &mut *self.pending.borrow_mut());
         self.instance.enter(self, &mut batch);
@@ -475,6 +526,11 @@ impl LocalPlugin {
         self.instance.plugin()
     }
 
+    /// Counts a claim that was refused.
+    pub(super) fn claim_refused(&self, node: NodeIndex, why: Refused) {
+        self.instance.claim_refused(node, why);
+    }
+
     /// This worker's number.
     pub(super) fn worker(&self) -> u32 {
         self.worker
@@ -524,6 +580,13 @@ impl Waiting {
         Poll::Pending
     }
 
+    /// The rules by which it goes: for one that the guest has just forwarded, to be kept until the child has
+    /// ended it.
+    #[inline]
+    pub(super) fn take_rules(&self) -> Option<Rc<KeptRules>> {
+        self.plugin.waiters.borrow_mut().places[self.ticket.waiter as usize].rules.take()
+    }
+
     /// Waits for the verdict.
     pub(super) async fn verdict(&self) -> Verdict {
         poll_fn(|cx| self.poll(cx.waker())).await
@@ -532,7 +595,8 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let left = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
+        let (left, rules) = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
+        drop(rules);
         left.iter().for_each(|asked| self.plugin.cancel(asked));
     }
 }

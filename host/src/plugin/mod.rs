@@ -3,8 +3,9 @@
 //! ```text
 //!   PluginNode (node.rs)      one per node: offers each request, then forwards or fails it
 //!     → LocalPlugin (local.rs)    this worker's batch of the turn, and who waits for an answer
-//!        → Instance (instance.rs)     one store; one worker inside at a time; one call for all
-//!             → guest                     events in, actions out (crate `blockloom-abi`)
+//!        → Instance (instance.rs)     one store; one worker inside at a time (enter.rs, inside.rs)
+//!             → guest (call.rs)           one call for all: events in, actions out (crate `blockloom-abi`)
+//!             ← obey.rs                   judging the actions, and handing them out
 //!   ← operation.rs            what the guest asks for: copies, reads, writes of its node's children, done
 //!                             on the ground of the request that they serve, within the grants (grants.rs)
 //! ```
@@ -25,12 +26,19 @@
 mod bindings;
 mod bitmaps;
 mod buffers;
+mod call;
+mod counters;
+mod cpu;
+mod enter;
 mod faults;
 mod grants;
+mod inside;
 mod instance;
 mod local;
 mod module;
 mod node;
+mod nodes;
+mod obey;
 mod operation;
 mod restart;
 mod rules;
@@ -40,6 +48,7 @@ mod table;
 
 use std::time::Duration;
 
+pub use counters::PluginCounters;
 pub use faults::{OnFault, RestartBudget};
 pub use grants::Grants;
 pub use instance::{Instance, InstanceError};
@@ -59,6 +68,11 @@ pub struct PluginLimits {
     pub in_flight: u32,
     /// Time that it may keep one request without an answer.
     pub hold: Duration,
+    /// Processor time that its calls may take of each second; a whole second is no limit. One that always wants
+    /// more, for as long as `hold`, has failed.
+    pub cpu: Duration,
+    /// Messages that it may log in each second; more are counted, and dropped.
+    pub messages: u32,
 }
 
 impl Default for PluginLimits {
@@ -68,6 +82,8 @@ impl Default for PluginLimits {
             call: Duration::from_millis(5),
             in_flight: 256,
             hold: Duration::from_secs(30),
+            cpu: Duration::from_millis(500),
+            messages: 100,
         }
     }
 }

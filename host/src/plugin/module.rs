@@ -106,6 +106,8 @@ pub struct ChildWant {
     pub required: bool,
     /// What the plugin wants to do to it of its own accord.
     pub wants: Grants,
+    /// Whether nobody else may change what it shows, but through the node.
+    pub exclusive: bool,
 }
 
 fn unusable(name: &str, reason: impl fmt::Display) -> Error {
@@ -277,10 +279,18 @@ impl PluginModule {
             let reason = format!("it asks for unknown kinds of requests ({:#b})", it.kinds);
             return Err(unusable(&self.name, reason));
         }
+        let kinds = Kinds::from_bits(it.kinds).unwrap_or_default();
+        let changes = Kinds::WRITE.with(Kinds::ZERO).with(Kinds::DISCARD);
+        if !it.views.is_empty() && kinds.bits() & changes.bits() != changes.bits() {
+            let reason = "it offers a view, and does not ask for all of write, zero and discard: what \
+                          would pass it by could not be kept";
+            return Err(unusable(&self.name, reason));
+        }
         let child = |want: control::ChildWant| ChildWant {
             name: printable(&want.name),
             required: want.required,
             wants: Grants::of_wants(want.wants),
+            exclusive: want.exclusive,
         };
         let inspection = &mut self.inspection;
         inspection.name = printable(&it.name);

@@ -3,11 +3,12 @@
 use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use blockloom_abi::{ChildIndex, Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
+use super::counters::{NodeCounters, PluginCounters};
 use super::faults::Phase;
 use super::grants::{Grants, PluginChild};
 use super::instance::Instance;
@@ -17,10 +18,10 @@ use super::rules::{KeptRules, NodeRules, Ruling};
 use super::table::Answer;
 use crate::bitmap::Use;
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::PointInTime;
-use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord};
+use crate::filter::{PointInTime, ViewNode};
+use crate::graph::{BitmapScope, Cx, EdgeCall, EdgeRef, LocalGraph, OwnAccord, had_until};
 use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now};
-use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
 /// The filtered child.
 const FILE: ChildIndex = ChildIndex(0);
@@ -35,6 +36,9 @@ pub struct PluginNode {
     rules: Arc<NodeRules>,
     /// What is lent, by its index.
     lent: Vec<(u32, BitmapScope, String)>,
+    counters: Arc<NodeCounters>,
+    /// What makes its view, if it offers one, once found.
+    view: Option<OnceLock<PointInTime>>,
 }
 
 /// The own bitmaps of a node, for who shows a view that they make.
@@ -45,7 +49,10 @@ pub(crate) struct OwnSets {
 
 impl OwnSets {
     /// Those of the view `snapshot`, once the plugin has all of them.
-    pub(crate) fn point_in_time(&self) -> Option<PointInTime> {
+    ///
+    /// # Errors
+    /// `EIO` if it never will have.
+    pub(crate) fn point_in_time(&self) -> Result<Option<PointInTime>> {
         self.instance.lasting().bitmaps.point_in_time(self.index)
     }
 }
@@ -63,7 +70,7 @@ struct Shape {
 enum Offered {
     /// The guest does not judge it.
     Forward,
-    /// Nor does it by its rules.
+    /// Nor does it by its rules; or it has already said so.
     Pass(Rc<KeptRules>),
     /// It does if the child has nothing allocated in some part of the range.
     Look(ChildIndex, Rc<KeptRules>),
@@ -104,7 +111,9 @@ impl PluginNode {
         // Its size comes with the graph.
         let rules = instance.lasting().add_node(index, 0);
         let (instance, children) = (Arc::clone(instance), children.into());
-        Ok(Self { instance, index, children, file, rules, lent: Vec::new() })
+        let counters = instance.lasting().counters.of_node(index);
+        let view = instance.lasting().bitmaps.makes_views().then(OnceLock::new);
+        Ok(Self { instance, index, children, file, rules, lent: Vec::new(), counters, view })
     }
 
     /// Lends bitmaps to the plugin, to be read: by the names that it has for them.
@@ -137,6 +146,12 @@ impl PluginNode {
     pub(crate) fn own_sets_of_view(&self, view: &str) -> Result<OwnSets> {
         self.instance.check_view(view)?;
         Ok(OwnSets { instance: Arc::clone(&self.instance), index: self.index })
+    }
+
+    /// What has been counted of it, and of its instance.
+    pub fn counters(&self) -> PluginCounters {
+        let restarts = self.instance.restarts().into();
+        self.instance.lasting().counters.sum(Some(self.index), restarts)
     }
 
     /// The instance.
@@ -195,22 +210,20 @@ impl PluginNode {
         let range = shape.offset..shape.offset.saturating_add(shape.len);
         let known = self.children.iter().find(|known| known.index == child);
         let is_allocated = match known {
-            Some(known) => {
-                let unallocated = cx.child(known.edge)?.first_unallocated(range).await;
-                unallocated.is_ok_and(|found| found.is_none())
-            }
+            Some(known) => cx.child(known.edge)?.has_all(range).await,
             None => false,
         };
         if is_allocated {
+            self.counters.passed(LocalPlugin::of(&self.instance).worker());
             return self.pass(cx, rules, call).await;
         }
         drop(rules);
         match self.ask(&shape, turn_now(), &LocalPlugin::of(&self.instance)) {
-            Some(waiting) => {
+            Ok(waiting) => {
                 let verdict = waiting.verdict().await;
                 self.obey(cx, shape, Stand::Judged(waiting, verdict), unforwarded, call).await
             }
-            None => call(cx.child(self.file)?).await,
+            Err(rules) => self.pass(cx, rules, call).await,
         }
     }
 
@@ -225,16 +238,18 @@ impl PluginNode {
             return Offered::Forward;
         }
         let plugin = LocalPlugin::of(&self.instance);
-        if let Some(rules) = plugin.rules(&self.rules) {
-            match rules.judge(shape.kind, &(shape.offset..shape.offset.saturating_add(shape.len))) {
-                Ruling::Ask => {}
-                Ruling::Pass => return Offered::Pass(rules),
-                Ruling::AskIfUnallocated(child) => return Offered::Look(child, rules),
+        let rules = plugin.rules(&self.rules);
+        match rules.judge(kind, &(shape.offset..shape.offset.saturating_add(shape.len))) {
+            Ruling::Pass => {
+                self.counters.passed(plugin.worker());
+                return Offered::Pass(rules);
             }
+            Ruling::AskIfUnallocated(child) => return Offered::Look(child, rules),
+            Ruling::Ask => {}
         }
-        match self.ask(shape, turn_now(), &plugin) {
-            Some(waiting) => Offered::Waiting(waiting),
-            None => Offered::Forward,
+        match self.ask_by(rules, shape, turn_now(), &plugin) {
+            Ok(waiting) => Offered::Waiting(waiting),
+            Err(rules) => Offered::Pass(rules),
         }
     }
 
@@ -250,12 +265,32 @@ impl PluginNode {
         }
     }
 
-    /// `None` if it may go to the child already.
+    /// Offers a request, whatever the rules say.
+    ///
+    /// # Errors
+    /// The rules by which it passes, if it may go to the child already.
+    fn ask(
+        &self,
+        shape: &Shape,
+        since: Time,
+        plugin: &Rc<LocalPlugin>,
+    ) -> Result<Waiting, Rc<KeptRules>> {
+        self.ask_by(plugin.rules(&self.rules), shape, since, plugin)
+    }
+
     #[inline]
-    fn ask(&self, shape: &Shape, since: Time, plugin: &Rc<LocalPlugin>) -> Option<Waiting> {
+    fn ask_by(
+        &self,
+        rules: Rc<KeptRules>,
+        shape: &Shape,
+        since: Time,
+        plugin: &Rc<LocalPlugin>,
+    ) -> Result<Waiting, Rc<KeptRules>> {
         let &Shape { kind, flags, offset, len } = shape;
         let node = self.index;
-        plugin.request(since, |ticket| Offer::Request { ticket, node, kind, flags, offset, len })
+        self.counters.asked(plugin.worker());
+        let offer = |ticket| Offer::Request { ticket, node, kind, flags, offset, len };
+        plugin.request(since, rules, offer)
     }
 
     /// Does with a request what the guest decided. One that the guest had not forwarded when its store was lost
@@ -281,8 +316,9 @@ impl PluginNode {
                     if self.outlast(cx, &plugin, arrival).await? == Phase::Bypassed {
                         return call(child).await;
                     }
-                    let Some(waiting) = self.ask(&shape, arrival.since, &plugin) else {
-                        return call(child).await;
+                    let waiting = match self.ask(&shape, arrival.since, &plugin) {
+                        Ok(waiting) => waiting,
+                        Err(rules) => return self.pass(cx, rules, call).await,
                     };
                     let verdict = waiting.verdict().await;
                     (waiting, verdict)
@@ -304,6 +340,8 @@ impl PluginNode {
                 }
             };
         };
+        // One that was forwarded keeps them until the child has ended it.
+        let rules = waiting.take_rules();
         match answer {
             Answer::Complete(Ok(())) => unforwarded.ok_or_else(|| self.fault_error()),
             Answer::Complete(Err(errno)) => Err(self.refusal(errno)),
@@ -317,6 +355,7 @@ impl PluginNode {
                 }
                 if notify {
                     let result = call(child).await;
+                    drop(rules);
                     return Box::pin(self.settle(cx, (&waiting, &operations), id, result)).await;
                 }
                 waiting.plugin().offer(Offer::LetGo { id });
@@ -433,6 +472,32 @@ impl PluginNode {
         }
     }
 
+    /// A change goes to the child. If what it changes is still to be kept for the view, whoever let it pass, the
+    /// view is no more, before it does.
+    #[inline]
+    fn change_passes(&self, shape: &Shape) {
+        if let Some(view) = &self.view
+            && !shape.flags.contains(RequestFlags::UNCHANGED)
+        {
+            self.keep_view(view, shape);
+        }
+    }
+
+    fn keep_view(&self, view: &OnceLock<PointInTime>, shape: &Shape) {
+        if view.get().is_none()
+            && let Ok(Some(found)) = self.instance.lasting().bitmaps.point_in_time(self.index)
+        {
+            let _ = view.set(found);
+        }
+        let range = shape.offset..shape.offset.saturating_add(shape.len);
+        let is_needed = |it: &PointInTime| {
+            it.begun.next_dirty(0).is_some() && it.is_todo(&range) && !it.is_broken()
+        };
+        if view.get().is_some_and(is_needed) {
+            self.instance.lose_view(self.index, "a change passed whose old bytes were not kept");
+        }
+    }
+
     fn refusal(&self, errno: Errno) -> Error {
         let kind = i32::try_from(errno.number()).map_or(ErrorKind::Io, ErrorKind::from_errno);
         Error::new(
@@ -496,18 +561,10 @@ where
     #[inline]
     fn looked(&mut self, edge: EdgeRef<'a>, from: u64, found: Result<Vec<Extent>>) -> Result<()> {
         let end = self.shape.offset.saturating_add(self.shape.len);
-        let mut at = from;
-        for extent in found.unwrap_or_default() {
-            if extent.offset > at || extent.kind == ExtentKind::Unallocated {
-                return self.ask();
-            }
-            at = at.max(extent.offset.saturating_add(extent.len));
-        }
+        let Some(at) = had_until(from, found) else { return self.ask() };
         if at >= end {
+            self.node.counters.passed(LocalPlugin::of(&self.node.instance).worker());
             return self.forward();
-        }
-        if at == from {
-            return self.ask();
         }
         self.stage = Stage::Looking(edge, at, edge.hinted_status(at, end - at));
         Ok(())
@@ -517,10 +574,15 @@ where
     fn ask(&mut self) -> Result<()> {
         self.rules = None;
         match self.node.ask(&self.shape, turn_now(), &LocalPlugin::of(&self.node.instance)) {
-            Some(waiting) => self.stage = Stage::Judged(waiting),
-            None => self.forward()?,
+            Ok(waiting) => {
+                self.stage = Stage::Judged(waiting);
+                Ok(())
+            }
+            Err(rules) => {
+                self.rules = Some(rules);
+                self.forward()
+            }
         }
-        Ok(())
     }
 
     #[cold]
@@ -579,7 +641,10 @@ where
         }
         if let Stage::Judged(waiting) = &this.stage {
             match std::task::ready!(waiting.poll(task.waker())) {
-                Verdict::Answer(Answer::Forward { known: None, .. }) => this.forward()?,
+                Verdict::Answer(Answer::Forward { known: None, .. }) => {
+                    this.rules = waiting.take_rules();
+                    this.forward()?;
+                }
                 verdict => this.other(verdict)?,
             }
         }
@@ -615,6 +680,21 @@ impl Node for PluginNode {
 
     fn is_transparent(&self) -> bool {
         true
+    }
+
+    fn report(&self) -> Option<String> {
+        Some(format!("plugin `{}`: {}", self.instance.plugin(), self.counters()))
+    }
+
+    fn is_exclusive(&self, edge: usize) -> bool {
+        self.children.iter().any(|child| child.edge == edge && child.exclusive)
+    }
+
+    fn keeps_old_bytes(&self) -> bool {
+        let views = &self.instance.module.inspection().views;
+        let makes_one = views.iter().any(|view| view == ViewNode::SNAPSHOT);
+        let sets = || self.instance.lasting().bitmaps.point_in_time(self.index);
+        makes_one && sets().is_ok_and(|sets| sets.is_none_or(|sets| sets.is_unfinished()))
     }
 
     fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
@@ -659,7 +739,10 @@ impl Node for PluginNode {
     ) -> NodeFuture<'a, ()> {
         let len = buf.len() as u64;
         let shape = Shape { kind: Kind::Write, flags: write_flags(cx, flags), offset, len };
-        Passing::boxed(self, cx, shape, move |child| child.write(offset, buf, flags))
+        Passing::boxed(self, cx, shape, move |child| {
+            self.change_passes(&shape);
+            child.write(offset, buf, flags)
+        })
     }
 
     fn zero<'a>(
@@ -670,16 +753,18 @@ impl Node for PluginNode {
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
         let shape = Shape { kind: Kind::Zero, flags: write_flags(cx, flags), offset, len };
-        Box::pin(
-            self.judge(cx, shape, None, async move |child| child.zero(offset, len, flags).await),
-        )
+        Box::pin(self.judge(cx, shape, None, async move |child| {
+            self.change_passes(&shape);
+            child.zero(offset, len, flags).await
+        }))
     }
 
     fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
         let shape = Shape { kind: Kind::Discard, flags: RequestFlags::NONE, offset, len };
-        Box::pin(
-            self.judge(cx, shape, Some(()), async move |child| child.discard(offset, len).await),
-        )
+        Box::pin(self.judge(cx, shape, Some(()), async move |child| {
+            self.change_passes(&shape);
+            child.discard(offset, len).await
+        }))
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {

@@ -13,6 +13,7 @@ use blockloom_abi::{
 };
 
 use super::buffers::Buffers;
+use super::counters::Refused;
 use super::grants::{Grants, PluginChild};
 use super::local::LocalPlugin;
 use super::store::Lasting;
@@ -147,6 +148,11 @@ impl Operations {
                 run(ground.await?, (node, &children), (&work.buffers, lasting), action).await
             };
             let result = result.await;
+            if let Err(error) = &result
+                && let Some(why) = refused_claim(&children, &action, error)
+            {
+                plugin.claim_refused(node, why);
+            }
             ended.result = result.map_err(|error| {
                 tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
                 errno_of(&error)
@@ -267,6 +273,23 @@ async fn run_write(
         return Err(Error::new(ErrorKind::NotPermitted, message));
     }
     Ok(Answered::bytes(len))
+}
+
+/// Why an operation's claim was refused, if it was that which failed it.
+fn refused_claim(children: &[PluginChild], action: &Action, error: &Error) -> Option<Refused> {
+    let to = match action {
+        Action::Copy(copy) if copy.claim => copy.to,
+        Action::Write(write) if write.claim => write.operation.child,
+        _ => return None,
+    };
+    match error.kind() {
+        ErrorKind::Stale => Some(Refused::Stale),
+        // Without a grant it was not looked at.
+        ErrorKind::NotPermitted if granted(children, to, writing(true)).is_ok() => {
+            Some(Refused::NotProven)
+        }
+        _ => None,
+    }
 }
 
 /// What lets a plugin write: either of these.

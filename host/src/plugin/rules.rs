@@ -1,8 +1,10 @@
 //! Offload rules: which requests the guest is asked about. The others are forwarded without a call.
 //!
 //! A set of rules is immutable; a node has one at a time, and each worker keeps it as long as it is the
-//! current one. A request that passes uncalled keeps the set under which it passed until it has ended: so
-//! when all older sets are gone, whatever passed before has finished, and the guest is told (`armed`).
+//! current one. A request keeps the set under which it passed, by a rule or by the guest's own word, until the
+//! child has ended it: so when all older sets are gone, whatever passed before has finished, and the guest is
+//! told (`armed`). One that the guest has not answered when the rules change has not passed: from then on it
+//! goes by the new ones, and a guest may keep it until they are armed.
 //! Asking more often than a rule demands is always right, asking less never.
 
 use std::ops::{Deref, Range};
@@ -60,7 +62,8 @@ struct Rule {
 
 /// The rules of a node at one time.
 pub(super) struct RuleSet {
-    epoch: u32,
+    /// How the guest names them; none for no rules: everything is asked.
+    epoch: Option<u32>,
     rules: Vec<Rule>,
     home: Weak<NodeRules>,
 }
@@ -73,7 +76,7 @@ impl Drop for RuleSet {
     }
 }
 
-/// Rules as one worker keeps them, and whoever has passed by them on it.
+/// Rules as one worker keeps them, and whoever goes by them on it.
 pub(super) struct KeptRules(pub(super) Arc<RuleSet>);
 
 impl Deref for KeptRules {
@@ -95,9 +98,8 @@ pub(super) enum Ruling {
     AskIfUnallocated(ChildIndex),
 }
 
-#[derive(Default)]
 struct State {
-    current: Option<Arc<RuleSet>>,
+    current: Arc<RuleSet>,
     /// The sets before it that somebody may still have.
     older: Vec<Weak<RuleSet>>,
     is_armed: bool,
@@ -113,8 +115,11 @@ pub(super) struct NodeRules {
 
 impl NodeRules {
     pub(super) fn new(node: NodeIndex, controls: Arc<Controls>) -> Arc<Self> {
-        let (generation, state) = (AtomicU64::new(0), Mutex::default());
-        Arc::new(Self { node, generation, state, controls })
+        Arc::new_cyclic(|home| {
+            let none = RuleSet { epoch: None, rules: Vec::new(), home: Weak::clone(home) };
+            let state = State { current: Arc::new(none), older: Vec::new(), is_armed: true };
+            Self { node, generation: AtomicU64::new(0), state: Mutex::new(state), controls }
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -131,10 +136,10 @@ impl NodeRules {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The current set, with its generation; `None` for no rules: everything is asked.
-    pub(super) fn current(&self) -> (u64, Option<Arc<RuleSet>>) {
+    /// The current set, with its generation.
+    pub(super) fn current(&self) -> (u64, Arc<RuleSet>) {
         let state = self.lock();
-        (self.generation.load(Ordering::Relaxed), state.current.clone())
+        (self.generation.load(Ordering::Relaxed), Arc::clone(&state.current))
     }
 
     /// From now on these are the rules.
@@ -148,22 +153,22 @@ impl NodeRules {
             return Err(format!("a node has at most {RULES_MAX} rules"));
         }
         let rules: Result<Vec<Rule>, String> = rules.iter().map(|it| rule(it, bitmaps)).collect();
-        let set = RuleSet { epoch, rules: rules?, home: Arc::downgrade(self) };
-        self.replace(Some(Arc::new(set)));
+        self.replace(Some(epoch), rules?);
         Ok(())
     }
 
     /// There are no rules any more: a new instance begins so.
-    pub(super) fn reset(&self) {
-        self.replace(None);
+    pub(super) fn reset(self: &Arc<Self>) {
+        self.replace(None, Vec::new());
     }
 
-    fn replace(&self, next: Option<Arc<RuleSet>>) {
+    fn replace(self: &Arc<Self>, epoch: Option<u32>, rules: Vec<Rule>) {
+        let next = Arc::new(RuleSet { epoch, rules, home: Arc::downgrade(self) });
         let mut state = self.lock();
         let former = std::mem::replace(&mut state.current, next);
         state.older.retain(|set| set.strong_count() > 0);
-        state.older.extend(former.as_ref().map(Arc::downgrade));
-        state.is_armed = state.current.is_none();
+        state.older.push(Arc::downgrade(&former));
+        state.is_armed = epoch.is_none();
         self.generation.fetch_add(1, Ordering::Release);
         // What it does when it is the last one needs the lock.
         drop(state);
@@ -179,8 +184,8 @@ impl NodeRules {
         }
         state.older.clear();
         state.is_armed = true;
-        if let Some(current) = &state.current {
-            self.tell(ControlKind::Armed, current.epoch);
+        if let Some(epoch) = state.current.epoch {
+            self.tell(ControlKind::Armed, epoch);
         }
     }
 
@@ -210,9 +215,17 @@ fn rule(rule: &host::Rule, bitmaps: &PluginBitmaps) -> Result<Rule, String> {
 }
 
 impl RuleSet {
+    /// The node whose rules they are, or were.
+    pub(super) fn home(&self) -> Option<Arc<NodeRules>> {
+        self.home.upgrade()
+    }
+
     /// What is to be done with a request of a kind that the guest wants.
     #[inline]
     pub(super) fn judge(&self, kind: Kind, range: &Range<u64>) -> Ruling {
+        if self.epoch.is_none() {
+            return Ruling::Ask;
+        }
         let mut ruling = Ruling::Pass;
         for rule in self.rules.iter().filter(|rule| rule.kinds.contains(kind)) {
             let has_range = !matches!(kind, Kind::Flush | Kind::Resize);
@@ -246,9 +259,9 @@ impl RuleSet {
             turn_now() < budget.until && take(&budget.requests, 1) && take(&budget.bytes, len);
         if !fits
             && !budget.is_used.swap(true, Ordering::Relaxed)
-            && let Some(home) = self.home.upgrade()
+            && let (Some(home), Some(epoch)) = (self.home.upgrade(), self.epoch)
         {
-            home.tell(ControlKind::BudgetUsed, self.epoch);
+            home.tell(ControlKind::BudgetUsed, epoch);
         }
         fits
     }
@@ -295,7 +308,12 @@ mod tests {
         drop(passed);
         assert_eq!(told(&controls), Some((ControlKind::Armed, 3)));
         rules.reset();
-        assert_eq!((told(&controls), rules.current().1.is_none()), (None, true));
+        let (_, none) = rules.current();
+        assert_eq!((told(&controls), none.judge(Kind::Flush, &(0..0))), (None, Ruling::Ask));
+        rules.set(&[], 4, &bitmaps).expect("rules");
+        assert_eq!(told(&controls), None, "what was asked without rules counts as well");
+        drop(none);
+        assert_eq!(told(&controls), Some((ControlKind::Armed, 4)));
     }
 
     #[test]
@@ -309,7 +327,6 @@ mod tests {
         let hole = host::Rule { kinds: Kinds::READ.bits(), only, budget: None };
         rules.set(&[set, hole], 1, &bitmaps).expect("rules");
         let (_, current) = rules.current();
-        let current = current.expect("rules");
         assert_eq!(current.judge(Kind::Write, &(0..8192)), Ruling::Pass);
         assert_eq!(current.judge(Kind::Write, &(0..8193)), Ruling::Ask);
         assert_eq!(current.judge(Kind::Zero, &(0..8193)), Ruling::Pass);
@@ -330,7 +347,6 @@ mod tests {
         rules.set(&[rule], 7, &bitmaps).expect("rules");
         assert_eq!(told(&controls), Some((ControlKind::Armed, 7)));
         let (_, current) = rules.current();
-        let current = current.expect("rules");
         assert_eq!(current.judge(Kind::Read, &(0..4096)), Ruling::Pass);
         assert_eq!(current.judge(Kind::Read, &(0..1)), Ruling::Ask, "no bytes are left");
         assert_eq!(current.judge(Kind::Read, &(0..1)), Ruling::Ask);

@@ -8,17 +8,16 @@ use blockloom_abi::NodeIndex;
 
 use wasmtime::{StoreLimits, StoreLimitsBuilder, Trap};
 
-use super::PluginLimits;
 use super::bindings::blockloom::filter::host;
 use super::bitmaps::PluginBitmaps;
 use super::buffers::BufferRoom;
+use super::counters::InstanceCounters;
 use super::rules::{Controls, NodeRules};
+use super::{Inspection, PluginLimits};
 use crate::io::{Time, thread_time, turn_now};
 
 /// Messages kept of one message, bytes.
 const MESSAGE_MAX_BYTES: usize = 1024;
-/// Messages of one instance in one second; more are counted and dropped.
-const MESSAGES_PER_SECOND: u32 = 100;
 /// Tables and core instances of one component: an encoded core module needs three.
 const INSTANCES_MAX: usize = 16;
 /// Elements of one table.
@@ -29,14 +28,23 @@ const TABLE_ELEMENTS_MAX: usize = 10_000;
 pub(super) struct Lasting {
     pub(super) bitmaps: PluginBitmaps,
     pub(super) controls: Arc<Controls>,
+    pub(super) counters: InstanceCounters,
     /// For bytes that are read, on all workers.
     pub(super) buffers: Arc<BufferRoom>,
     rules: Mutex<Vec<Arc<NodeRules>>>,
     /// How often rules have changed.
     rules_changes: AtomicU64,
+    /// How often they had when all that guests answered before was delivered.
+    rules_published: AtomicU64,
 }
 
 impl Lasting {
+    /// Of an instance of this plugin.
+    pub(super) fn of(inspection: &Inspection) -> Self {
+        let makes_views = !inspection.views.is_empty();
+        Self { bitmaps: PluginBitmaps::with_views(makes_views), ..Self::default() }
+    }
+
     /// The rules of one more node.
     pub(super) fn add_node(&self, node: NodeIndex, size_bytes: u64) -> Arc<NodeRules> {
         self.bitmaps.add_node(node, size_bytes);
@@ -54,10 +62,22 @@ impl Lasting {
         rules.iter().find(|known| known.node() == node).map(Arc::clone)
     }
 
-    /// How often rules have changed.
+    /// How often rules had changed when all that guests answered before was delivered.
     #[inline]
-    pub(super) fn rules_changes(&self) -> u64 {
-        self.rules_changes.load(Ordering::Acquire)
+    pub(super) fn rules_published(&self) -> u64 {
+        self.rules_published.load(Ordering::Acquire)
+    }
+
+    /// What guests answered so far has been delivered; returns whether rules have changed since it was last so.
+    /// Only who is inside the instance may say it.
+    #[inline]
+    pub(super) fn publish_rules(&self) -> bool {
+        let changes = self.rules_changes.load(Ordering::Acquire);
+        let is_new = self.rules_published.load(Ordering::Relaxed) != changes;
+        if is_new {
+            self.rules_published.store(changes, Ordering::Release);
+        }
+        is_new
     }
 
     /// There are no rules any more, and nothing is to be told of those that were.
@@ -78,6 +98,7 @@ pub(super) struct HostState {
     half_over: Option<Duration>,
     window_start: Time,
     messages: u32,
+    messages_max: u32,
     dropped: u64,
     /// The last error that the guest logged: after a panic, what it says.
     pub(super) last_error: Option<String>,
@@ -85,6 +106,7 @@ pub(super) struct HostState {
 
 impl HostState {
     pub(super) fn new(plugin: &str, limits: &PluginLimits, lasting: Arc<Lasting>) -> Self {
+        let messages_max = limits.messages;
         let limits = StoreLimitsBuilder::new()
             .memory_size(usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX))
             .table_elements(TABLE_ELEMENTS_MAX)
@@ -99,6 +121,7 @@ impl HostState {
             half_over: None,
             window_start: Time::default(),
             messages: 0,
+            messages_max,
             dropped: 0,
             last_error: None,
         }
@@ -131,9 +154,13 @@ impl HostState {
             }
             (self.window_start, self.messages, self.dropped) = (now, 0, 0);
         }
-        self.messages += 1;
-        let fits = self.messages <= MESSAGES_PER_SECOND;
-        self.dropped += u64::from(!fits);
+        let fits = self.messages < self.messages_max;
+        if fits {
+            self.messages += 1;
+        } else {
+            self.dropped += 1;
+            self.lasting.counters.dropped_messages.fetch_add(1, Ordering::Relaxed);
+        }
         fits
     }
 }
@@ -228,7 +255,9 @@ mod tests {
     fn a_flood_is_cut_off() {
         let mut state = HostState::new("flood", &PluginLimits::default(), Arc::default());
         let admitted = (0..1000).filter(|_| state.admit_message()).count();
-        assert_eq!(admitted, MESSAGES_PER_SECOND as usize);
+        assert_eq!(admitted, 100);
         assert_eq!(state.dropped, 900);
+        let none = PluginLimits { messages: 0, ..PluginLimits::default() };
+        assert!(!HostState::new("flood", &none, Arc::default()).admit_message());
     }
 }

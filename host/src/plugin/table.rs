@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use blockloom_abi::{Complete, Errno, Forward, Kind, RequestId, Violation};
+use blockloom_abi::{Complete, Errno, Forward, Kind, NodeIndex, RequestId, Violation};
 
 use super::local::Ticket;
 
@@ -29,6 +29,7 @@ enum State {
 struct Slot {
     generation: u16,
     state: State,
+    node: NodeIndex,
     kind: Kind,
     ticket: Ticket,
     /// Since when the guest owes an answer, if it does: put off by as long as the host worked for it.
@@ -121,7 +122,7 @@ impl Table {
     #[inline]
     pub(super) fn offer(
         &mut self,
-        (kind, unchanged): (Kind, bool),
+        (node, kind, unchanged): (NodeIndex, Kind, bool),
         ticket: Ticket,
         now_ns: u64,
     ) -> Option<RequestId> {
@@ -135,6 +136,7 @@ impl Table {
                 self.slots.push(Slot {
                     generation: 0,
                     state: State::Free,
+                    node,
                     kind,
                     ticket,
                     since_ns: 0,
@@ -152,6 +154,7 @@ impl Table {
         *slot = Slot {
             generation,
             state: State::Offered,
+            node,
             kind,
             ticket,
             since_ns: now_ns,
@@ -315,14 +318,14 @@ impl Table {
         self.slot(id).is_ok_and(|slot| slot.unchanged)
     }
 
-    /// A claim that was refused: the guest owes the completion, with an error.
-    pub(super) fn refuse_claim(&mut self, id: RequestId) -> Result<(), Breach> {
+    /// A claim that was refused: the guest owes the completion, with an error. Returns whose request it was.
+    pub(super) fn refuse_claim(&mut self, id: RequestId) -> Result<NodeIndex, Breach> {
         let slot = self.slot(id)?;
         if slot.state != State::Offered {
             return Err(Breach::OutOfTurn { id: id.bits(), what: "forward" });
         }
         slot.state = State::Done { failed: true };
-        Ok(())
+        Ok(slot.node)
     }
 
     /// Forgets all requests: those who wait for an answer, in the order of their arrival on each worker. Their
@@ -391,11 +394,11 @@ mod tests {
     #[test]
     fn a_forwarded_request_is_gone_and_its_id_is_not_reused_at_once() {
         let mut table = Table::new(2);
-        let id = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 0).expect("a slot");
         let answer = table.forward(Forward::now(id), 5).expect("in turn");
         let expect = Answer::Forward { not_before_ns: 0, notify: false, known: None };
         assert_eq!(answer, Some((ticket(1), expect)));
-        let next = table.offer((Kind::Read, false), ticket(2), 0).expect("a slot");
+        let next = table.offer((NodeIndex(0), Kind::Read, false), ticket(2), 0).expect("a slot");
         assert_eq!(next.slot(), id.slot());
         assert_ne!(next, id);
         assert_eq!(table.forward(Forward::now(id), 5), Ok(None), "it cannot know that it has gone");
@@ -409,7 +412,7 @@ mod tests {
     #[test]
     fn answers_out_of_turn_are_breaches() {
         let mut table = Table::new(8);
-        let id = table.offer((Kind::Write, false), ticket(1), 0).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Write, false), ticket(1), 0).expect("a slot");
         let unserved = table.complete(complete(id, Ok(())));
         assert_eq!(unserved, Err(Breach::Unserved { id: id.bits(), kind: Kind::Write }));
         let forward = Forward { notify: true, ..Forward::now(id) };
@@ -419,27 +422,31 @@ mod tests {
         table.complete(complete(id, Ok(()))).expect_err("the child failed");
         assert!(table.complete(complete(id, Err(Errno::EIO))).is_ok());
         table.complete(complete(id, Err(Errno::EIO))).expect_err("twice");
-        let discard = table.offer((Kind::Discard, false), ticket(2), 0).expect("a slot");
+        let discard =
+            table.offer((NodeIndex(0), Kind::Discard, false), ticket(2), 0).expect("a slot");
         assert!(table.complete(complete(discard, Ok(()))).is_ok(), "discard is advisory");
     }
 
     #[test]
     fn held_requests_can_be_retimed_and_count_until_they_go() {
         let mut table = Table::new(1);
-        let id = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 0).expect("a slot");
         let at = |not_before_ns| Forward { not_before_ns, ..Forward::now(id) };
         table.forward(at(100), 10).expect("held");
-        assert!(table.offer((Kind::Read, false), ticket(2), 0).is_none(), "the limit is reached");
+        assert!(
+            table.offer((NodeIndex(0), Kind::Read, false), ticket(2), 0).is_none(),
+            "the limit is reached"
+        );
         table.forward(at(200), 20).expect("held longer");
         table.let_go(id);
         assert_eq!(table.forward(at(300), 30), Ok(None), "it has gone: nothing to re-time");
-        assert!(table.offer((Kind::Read, false), ticket(2), 0).is_some());
+        assert!(table.offer((NodeIndex(0), Kind::Read, false), ticket(2), 0).is_some());
     }
 
     #[test]
     fn while_the_host_works_no_answer_is_owed() {
         let mut table = Table::new(8);
-        let id = table.offer((Kind::Read, false), ticket(1), 10).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 10).expect("a slot");
         assert_eq!(table.operate(id, 12), Ok(ticket(1)));
         assert_eq!(table.operate(id, 13), Ok(ticket(1)));
         table.operated(id, false, 500);
@@ -456,17 +463,19 @@ mod tests {
     fn what_is_forgotten_is_named_in_the_order_of_its_arrival() {
         let mut table = Table::new(4);
         let ticket = |sequence| Ticket { worker: 0, waiter: 0, sequence };
-        let first = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
-        let held = table.offer((Kind::Read, false), ticket(2), 0).expect("a slot");
+        let first = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 0).expect("a slot");
+        let held = table.offer((NodeIndex(0), Kind::Read, false), ticket(2), 0).expect("a slot");
         table.forward(Forward::now(first), 0).expect("gone");
-        table.offer((Kind::Read, false), ticket(3), 0).expect("a slot");
+        table.offer((NodeIndex(0), Kind::Read, false), ticket(3), 0).expect("a slot");
         let until = Forward { not_before_ns: 9, ..Forward::now(held) };
         table.forward(until, 0).expect("held");
         assert_eq!(table.clear(), [ticket(2), ticket(3)]);
         table.let_go(held);
         assert!(!table.done(held, false, 0), "it is named no more");
         for sequence in 4..8 {
-            let id = table.offer((Kind::Read, false), ticket(sequence), 0).expect("a slot");
+            let id = table
+                .offer((NodeIndex(0), Kind::Read, false), ticket(sequence), 0)
+                .expect("a slot");
             assert_ne!(id, held);
         }
         assert!(!table.has_room());
@@ -475,7 +484,7 @@ mod tests {
     #[test]
     fn operations_for_one_request_are_bounded() {
         let mut table = Table::new(8);
-        let id = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 0).expect("a slot");
         for _ in 0..OPERATIONS_OF_REQUEST_MAX {
             table.operate(id, 0).expect("one more");
             table.operated(id, false, 0);
@@ -486,7 +495,7 @@ mod tests {
     #[test]
     fn an_answer_is_owed_from_the_offer_and_from_the_end() {
         let mut table = Table::new(8);
-        let id = table.offer((Kind::Write, false), ticket(1), 10).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Write, false), ticket(1), 10).expect("a slot");
         assert!(!table.is_overdue(15, 5));
         assert!(table.is_overdue(16, 5));
         let forward = Forward { notify: true, ..Forward::now(id) };

@@ -71,6 +71,7 @@ impl Filter for BackupFilter {
         let target = ChildWant { wants: Grants::WRITE, ..ChildWant::new("target") };
         Description::new("backup", env!("CARGO_PKG_VERSION"))
             .wants(Grants::READ)
+            .exclusive()
             .child(target)
             .bitmap("changes", false)
             .view("snapshot")
@@ -152,7 +153,12 @@ impl Filter for BackupFilter {
             backup.break_off(node, error);
         }
         backup.ready.set();
-        if begun.is_err() || backup.is_broken() {
+        if begun.is_err() {
+            return;
+        }
+        if backup.is_broken() {
+            // By a former instance.
+            backup.stop_asking(node);
             return;
         }
         backup.armed.wait().await;
@@ -227,7 +233,7 @@ impl Backup {
         set_rules(node, &[Rule { kinds: CHANGES, only, budget: None }], 1)
     }
 
-    /// Copies those of a range that are still to be copied.
+    /// Copies those of a range of whole granules that are still to be copied: then none is left in it.
     async fn copy(&self, cx: &Cx, granules: Range<u64>) -> Result<(), Errno> {
         let mut at = granules.start;
         let end = granules.end.min(self.size_bytes);
@@ -236,7 +242,8 @@ impl Backup {
             at = piece.end;
             cx.copy(FILE, TARGET, piece).clear(self.todo).await?;
         }
-        Ok(())
+        let left = bitmap_next(self.todo, granules.start).filter(|(start, _)| *start < end);
+        if left.is_some() && !self.is_broken() { Err(Errno::ESTALE) } else { Ok(()) }
     }
 
     fn stop_asking(&self, node: NodeId) {

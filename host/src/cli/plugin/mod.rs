@@ -85,7 +85,8 @@ fn inspect(plugin: &str) -> Result<(), StartError> {
         let needed = if child.required { "required" } else { "optional" };
         let wants: Vec<&str> = child.wants.names().collect();
         let wants = if wants.is_empty() { "nothing of its own".into() } else { wants.join(", ") };
-        println(format_args!("child     {}, {needed}; wants {wants}", child.name));
+        let alone = if child.exclusive { "; nobody else may change it" } else { "" };
+        println(format_args!("child     {}, {needed}; wants {wants}{alone}", child.name));
     }
     for (name, required) in &it.bitmaps {
         let needed = if *required { "required" } else { "optional" };

@@ -16,12 +16,12 @@ use super::super::{
     LocalDrive, LocalGraph, NodeDecl, PermissionSet, Role, Transaction,
 };
 use super::{CopyHow, Outcomes, OwnAccord};
-use crate::bitmap::{BitmapName, Change, Granularity};
+use crate::bitmap::{BitmapName, Change, Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{CopyOnReadNode, PassNode};
 use crate::graph::testing::{JobNode, turn};
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
-use crate::limits::{WATCHES_MAX, WATCHES_OF_NODE_MAX, ZERO_PROVEN_MAX_BYTES};
+use crate::limits::{COPY_TRIES, WATCHES_MAX, WATCHES_OF_NODE_MAX, ZERO_PROVEN_MAX_BYTES};
 use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
 
 const SIZE: u64 = 64 << 10;
@@ -167,8 +167,16 @@ struct Control {
     holds_status: AtomicBool,
     /// So many writes reach the child, then fail.
     fail_writes: AtomicU32,
+    /// So many writes fail before they reach the child.
+    lose_writes: AtomicU32,
     /// Writes that have come.
     writes: AtomicU32,
+}
+
+/// Whether one more of them is to fail.
+fn takes_one(left: &AtomicU32) -> bool {
+    let less = |left: u32| left.checked_sub(1);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
 }
 
 /// A filter that holds or fails writes.
@@ -199,12 +207,12 @@ impl Node for Turnstile {
             while self.0.holds_writes.load(Ordering::Relaxed) {
                 turn().await;
             }
-            cx.child(0)?.write(offset, buf, flags).await?;
-            let fail = |left: u32| left.checked_sub(1);
-            match self.0.fail_writes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fail) {
-                Ok(_) => Err(Error::new(ErrorKind::Io, "the test wants it so")),
-                Err(_) => Ok(()),
+            let failure = || Err(Error::new(ErrorKind::Io, "the test wants it so"));
+            if takes_one(&self.0.lose_writes) {
+                return failure();
             }
+            cx.child(0)?.write(offset, buf, flags).await?;
+            if takes_one(&self.0.fail_writes) { failure() } else { Ok(()) }
         })
     }
 
@@ -430,6 +438,39 @@ fn a_proven_write_that_fails_marks_what_it_exempted() {
         assert_eq!(stale.kind(), ErrorKind::Stale);
         assert_eq!(stage.outcomes("commit").voided, 1);
     });
+}
+
+/// A copy to an overlay whose backing copies on read within what is copied: a block that is filled from there
+/// has a proven write made to what the copy has read. If that fails, what was read may have changed, and the
+/// granule is not done.
+#[test]
+fn a_copy_that_spoils_what_it_has_read_is_made_again_or_is_stale() {
+    for (lost, copied) in [(0, true), (1, true), (COPY_TRIES - 1, true), (COPY_TRIES, false)] {
+        let control = Arc::new(Control::default());
+        let turnstile = Turnstile(Arc::clone(&control));
+        let target = MemoryNode::overlay(SIZE, 4096).expect("a disk");
+        let scene = Scene::default()
+            .base("base")
+            .overlay("disk", "base")
+            .node("turnstile", turnstile, vec![ChildDecl::filtered("disk")])
+            .node("cor", CopyOnReadNode::default(), vec![CopyOnReadNode::child("turnstile")])
+            .node("target", target, vec![below("cor")])
+            .actor("keep", "turnstile", "target", None);
+        scene.run(move |stage| async move {
+            let todo = Granularity::from_bytes(512).and_then(|it| Granules::new(SIZE, it));
+            let todo = Arc::new(todo.expect("a set"));
+            todo.mark(0, 512);
+            control.lose_writes.store(lost, Ordering::Relaxed);
+            let ground = stage.own("keep").on_behalf().await.expect("an open gate");
+            let copy = ground.copy_set(0, 1, 0..512, CHANGED, Arc::clone(&todo)).await;
+            assert_eq!(copy.is_ok(), copied, "{lost} lost: {copy:?}");
+            assert_eq!(todo.next_dirty(0).is_none(), copied, "{lost} lost");
+            if let Err(error) = copy {
+                assert_eq!(error.kind(), ErrorKind::Stale);
+            }
+            assert_eq!(stage.outcomes("cor").voided, u64::from(lost));
+        });
+    }
 }
 
 #[test]

@@ -380,6 +380,12 @@ async fn verify(
             let error = Error::new(ErrorKind::NotPermitted, message).at_node(&node.name);
             return Err(at_action(actions, by.action, &error));
         }
+        work::check_keepers(
+            section.graph(Side::After),
+            step.node,
+            "a deallocation would alter what it has not copied yet",
+        )
+        .map_err(|error| at_action(actions, by.action, &error))?;
         let position = position(by.action);
         marking.changes.push(Change { node: node.generation, range: range.clone(), position, why });
     }

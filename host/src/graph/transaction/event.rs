@@ -101,6 +101,19 @@ pub enum Event {
         node: Arc<str>,
         /// How it failed.
         why: String,
+        /// It broke the protocol.
+        is_violation: bool,
+    },
+    /// Claims of a plugin were refused: nothing was written. Told at most once a second, with all so far.
+    PluginClaimsRefused {
+        /// What it is called.
+        plugin: Arc<str>,
+        /// The node for which it claimed.
+        node: Arc<str>,
+        /// Claims for bytes that may have changed since they were read, so far.
+        stale: u64,
+        /// Claims without a proof, so far.
+        not_proven: u64,
     },
     /// A plugin that had failed serves again, in a new store.
     PluginRestarted {
@@ -115,6 +128,15 @@ pub enum Event {
         plugin: Arc<str>,
         /// The node that it served.
         node: Arc<str>,
+    },
+    /// What a plugin's view showed of a point in time is not kept any more: reading it fails.
+    PluginViewLost {
+        /// What the plugin is called.
+        plugin: Arc<str>,
+        /// The node whose view it is.
+        node: Arc<str>,
+        /// How that came.
+        why: Arc<str>,
     },
     /// A plugin has failed for good, and the node's requests fail.
     PluginFailed {
@@ -153,7 +175,9 @@ impl Event {
                 | Self::DriverLate { .. }
                 | Self::NodeNotClosed { .. }
                 | Self::PluginFault { .. }
+                | Self::PluginClaimsRefused { not_proven: 1.., .. }
                 | Self::PluginBypassed { .. }
+                | Self::PluginViewLost { .. }
                 | Self::PluginFailed { .. }
         )
     }
@@ -222,14 +246,28 @@ impl fmt::Display for Event {
             Self::NodeNotClosed { node, why } => {
                 write!(f, "node `{node}` was removed, and did not close: {why}")
             }
-            Self::PluginFault { plugin, node, why } => {
-                write!(f, "node `{node}`: its plugin `{plugin}` failed: {why}")
+            Self::PluginFault { plugin, node, why, is_violation } => {
+                let how = if *is_violation { " and broke the protocol" } else { "" };
+                write!(f, "node `{node}`: its plugin `{plugin}` failed{how}: {why}")
+            }
+            Self::PluginClaimsRefused { plugin, node, stale, not_proven } => {
+                write!(
+                    f,
+                    "node `{node}`: claims of its plugin `{plugin}` were refused, so far {stale} stale ones \
+                     and {not_proven} without a proof"
+                )
             }
             Self::PluginRestarted { plugin, node } => {
                 write!(f, "node `{node}`: its plugin `{plugin}` serves again")
             }
             Self::PluginBypassed { plugin, node } => {
                 write!(f, "node `{node}`: requests go on without its plugin `{plugin}`")
+            }
+            Self::PluginViewLost { plugin, node, why } => {
+                write!(
+                    f,
+                    "node `{node}`: the point in time of its plugin `{plugin}` is lost: {why}"
+                )
             }
             Self::PluginFailed { plugin, node, is_spent } => {
                 write!(f, "node `{node}`: its plugin `{plugin}` is out of service")?;

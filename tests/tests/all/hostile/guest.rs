@@ -51,6 +51,12 @@ pub(super) struct Guest<'a> {
     pub(super) wants: Grants,
     /// A second child, `target`.
     pub(super) target: Option<Target>,
+    /// Whether it says that it has work of its own.
+    pub(super) has_job: bool,
+    /// A point-in-time view that it offers.
+    pub(super) view: Option<&'a str>,
+    /// A bitmap that it needs, by at most 16 bytes; its index is 0.
+    pub(super) lent: Option<&'a str>,
 }
 
 /// A second child.
@@ -91,6 +97,9 @@ impl Guest<'_> {
         imports: "",
         wants: Grants::NONE,
         target: None,
+        has_job: false,
+        view: None,
+        lent: None,
     };
 
     /// The plugin as a core module that carries the type of a filter.
@@ -152,6 +161,9 @@ impl Guest<'_> {
     /// The record `description`, with the child `file`, and perhaps `target`.
     fn description(&self) -> String {
         let (name, file, target) = (0x300, 0x2f0, 0x2e0);
+        let (views, view, bitmaps, lent) = (0x2a0, 0x2b8, 0x2a8, 0x2d0);
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        let (view_name, lent_name) = (text(self.view), text(self.lent));
         let words = [
             self.layout,
             name,
@@ -161,12 +173,15 @@ impl Guest<'_> {
             self.kinds,
             0x280,
             1 + u32::from(self.target.is_some()),
-            0,
-            0,
-            0,
-            0,
-            u32::from(self.may_bypass) << 16,
+            views,
+            u32::from(self.view.is_some()),
+            bitmaps,
+            u32::from(self.lent.is_some()),
+            u32::from(self.may_bypass) << 16 | u32::from(self.has_job) << 8,
         ];
+        let length = |text: &str| u32::try_from(text.len()).expect("a short name");
+        let view_want = [view, length(&view_name)];
+        let bitmap_want = [lent, length(&lent_name), 1];
         let second = self.target.map_or(Grants::NONE, |target| target.wants);
         let children = [file, 4, 1 | bits(self.wants) << 8, target, 6, 1 | bits(second) << 8];
         let bytes = |words: &[u32]| -> String {
@@ -174,9 +189,13 @@ impl Guest<'_> {
         };
         format!(
             r#"(data (i32.const 0x200) "{}") (data (i32.const 0x280) "{}")
+            (data (i32.const {views}) "{}") (data (i32.const {bitmaps}) "{}")
+            (data (i32.const {view}) "{view_name}") (data (i32.const {lent}) "{lent_name}")
             (data (i32.const {target}) "target") (data (i32.const {file}) "file") (data (i32.const {name}) "{}")"#,
             bytes(&words),
             bytes(&children),
+            bytes(&view_want),
+            bytes(&bitmap_want),
             self.name.bytes().map(escaped).collect::<String>()
         )
     }

@@ -66,7 +66,7 @@ fn bitmap_name() -> BitmapName {
 
 impl Guest<'_> {
     /// The children that it has, with all that it wants of them, and `more` of the first.
-    fn children(&self, more: Grants) -> (Vec<(String, Grants)>, Vec<ChildDecl>) {
+    pub(super) fn children(&self, more: Grants) -> (Vec<(String, Grants)>, Vec<ChildDecl>) {
         let of_file = self.wants.union(more);
         let file = ChildDecl { grants: of_file.permissions(), ..ChildDecl::filtered("disk") };
         let mut all = (vec![("file".to_owned(), of_file)], vec![file]);
@@ -104,13 +104,19 @@ impl<'a> Setup<'a> {
         let runtime = Arc::new(PluginRuntime::new()?);
         let pass = Instance::bundled(&runtime, "pass", "{}")?;
         let (granted, children) = self.guest.children(self.grants);
+        let lent = self.guest.lent.iter().map(|name| {
+            let scope = BitmapScope::Node("disk".into());
+            ((*name).to_owned(), scope, bitmap_name().to_string())
+        });
+        let node = PluginNode::with_children(instance, &granted)?;
+        let node = node.with_bitmaps(&lent.collect::<Vec<_>>())?;
         let host = Host::builder()
             .workers(WorkerOptions { workers: self.workers, ..WorkerOptions::default() })
             .node("disk", DiskNode(Arc::clone(&disk)), vec![])
             .node("target", DiskNode(Arc::clone(&target)), vec![])
             .bitmap(BitmapScope::Node("disk".into()), bitmap_name(), Granularity::MIN)
             .bitmap(BitmapScope::Node("target".into()), bitmap_name(), Granularity::MIN)
-            .node("evil", PluginNode::with_children(instance, &granted)?, children)
+            .node("evil", node, children)
             .node("fan", fan.clone(), vec![ChildDecl::filtered("evil")])
             .drive("victim", "fan", true)
             .node("memory", MemoryNode::new(1 << 20, 1)?, vec![])
