@@ -129,8 +129,8 @@ pub const JOBS_MAX: usize = 256;
 /// Bytes that one job has in flight, in memory: with [`JOBS_MAX`] jobs 4 GiB, if all of them are as fast as that.
 pub const JOB_BYTES_MAX: u64 = 16 << 20;
 
-/// Pieces that one job has in flight. Each needs a guard: eight jobs at once leave half of [`GUARDS_MAX`].
-pub const JOB_PIECES_MAX: usize = 256;
+/// Pieces that one job has in flight. Each needs a guard and a watch: sixteen such jobs leave three quarters of both.
+pub const JOB_PIECES_MAX: usize = 64;
 
 /// How often in a row, without anything done meanwhile, a job tries again what may pass by itself.
 pub const JOB_RETRIES_MAX: usize = 16;
@@ -140,3 +140,9 @@ pub const JOB_END_TRIES: usize = 5;
 
 /// Time between two such tries.
 pub const JOB_END_PAUSE: Duration = Duration::from_millis(200);
+
+/// Bytes that a job leaves to the transaction at its end, in which nothing else moves: a few milliseconds.
+pub const JOB_LEFT_MAX_BYTES: u64 = 4 << 20;
+
+/// How often a job that is ready looks whether there is something to copy.
+pub const JOB_LOOK_PAUSE: Duration = Duration::from_millis(20);

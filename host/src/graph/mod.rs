@@ -76,7 +76,7 @@ pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
 pub(crate) use edge::had_until;
 pub use edge::{EdgeCall, EdgeRef};
-pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf};
+pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf, Tracked, Tracker};
 pub use generation::NodeGeneration;
 pub(crate) use mutation::{Mutation, mutated};
 pub use op::{Op, OpKind};

@@ -13,6 +13,8 @@ pub struct JobStake {
     /// Pairs of the node's edges: as long as it is there, the child of the first shows, by view edges, what the
     /// child of the second does.
     pub stands_on: Vec<(usize, usize)>,
+    /// Its edges to what it copies, and to what it copies that to, if it tracks where they differ.
+    pub tracks: Option<(usize, usize)>,
     /// Its writes may alter the views of those who stand on what it writes, beside the view for which they are
     /// proven.
     pub alters_others: bool,

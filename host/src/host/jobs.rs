@@ -11,7 +11,7 @@ use super::work::Begun;
 use super::{Host, Inner, Result, check_running};
 use crate::graph::{Applied, GraphCell, LocalGraph, Transaction};
 use crate::io::{WorkerHandle, spawn_boxed};
-use crate::job::{Changes, JobHandle, JobSpec};
+use crate::job::{Changes, JobHandle, JobSpec, Jobs};
 
 impl Host {
     /// All jobs that have not been dismissed, in the order in which they were started.
@@ -67,6 +67,8 @@ impl Host {
     /// Starts jobs at the instant at which a transaction is applied: all of it, or nothing. In a group they end
     /// together, too: if one fails or is cancelled, so are the others; else all take effect at one instant.
     ///
+    /// What a job copies to is made as long as what it copies, before that.
+    ///
     /// # Errors
     /// As [`Host::start_job`] and [`Host::transact`].
     pub async fn start_jobs(
@@ -77,6 +79,10 @@ impl Host {
     ) -> Result<(Applied, Vec<JobHandle>)> {
         let inner = &self.inner;
         let changes: Arc<dyn Changes> = Arc::new(Changer::of(inner));
+        // A size is changed before anybody else relies on it; it stays, whatever comes of the jobs.
+        for growth in Jobs::growths(&inner.cell.load(), &specs)? {
+            inner.transact(Transaction::new().with(growth)).await?;
+        }
         let (starting, transaction) =
             inner.jobs.prepare(&inner.cell.load(), &specs, is_grouped, &changes, transaction)?;
         let applied = inner.transact(transaction).await?;

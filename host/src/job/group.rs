@@ -13,9 +13,10 @@ use super::context::{Halt, JobCx, Step};
 use super::event::JobNews;
 use super::list::Jobs;
 use super::record::{JobEnd, Record, State, Wish};
+use super::spec::CopyMode;
 use super::status::JobStatus;
 use super::watched::{Watched, either};
-use super::work::{Ending, Opening, Work};
+use super::work::{Ending, Opening, Place, Work};
 use crate::error::{Error, Result};
 use crate::graph::{Action, Applied, LocalGraph, OwnAccord, Transaction};
 use crate::io::{sleep_until, turn_now};
@@ -37,6 +38,7 @@ pub(crate) trait Changes: Send + Sync {
 /// A job of a group.
 pub(super) struct Member {
     pub(super) record: Arc<Record>,
+    pub(super) place: Place,
     pub(super) work: Arc<dyn Work>,
 }
 
@@ -63,6 +65,16 @@ impl Group {
     pub(super) fn new(members: Vec<Member>, jobs: &Arc<Jobs>, changes: &Arc<dyn Changes>) -> Self {
         let phase = Watched::new(Phase::Working(vec![None; members.len()]));
         Self { members, phase, jobs: Arc::clone(jobs), changes: Arc::clone(changes) }
+    }
+
+    /// Has a job copy in another way from now on.
+    ///
+    /// # Errors
+    /// As [`Work::change`].
+    pub(super) fn change_mode(&self, record: &Arc<Record>, copy_mode: CopyMode) -> Result<()> {
+        let mut members = self.members.iter();
+        let member = members.find(|member| Arc::ptr_eq(&member.record, record));
+        member.map_or(Ok(()), |member| member.work.change(copy_mode))
     }
 
     /// Forgets a member that has ended.
@@ -122,7 +134,7 @@ impl Group {
 
     /// A member's whole life on its worker.
     pub(super) async fn run(&self, member: usize, graph: Rc<LocalGraph>) {
-        let Member { record, work } = &self.members[member];
+        let Member { record, work, .. } = &self.members[member];
         record.become_status(JobStatus::Running);
         let opened = OwnAccord::open(&graph, &record.node);
         let opened = opened.and_then(|own| {
@@ -153,7 +165,7 @@ impl Group {
 
     /// Waits until it is decided how all end.
     async fn wait(&self, member: usize, cx: &JobCx) {
-        let Member { record, work } = &self.members[member];
+        let Member { record, work, .. } = &self.members[member];
         let decided = async {
             let is_decided = |phase: &Phase| !matches!(phase, Phase::Working(_));
             self.phase.when(|phase| is_decided(phase).then_some(())).await;
@@ -185,7 +197,11 @@ impl Group {
         let graph = self.jobs.cell().load();
         let mut transaction = Transaction::new();
         for (member, ending) in self.members.iter().zip(ends) {
-            transaction = transaction.with(remove(&member.record));
+            if member.work.tracks() {
+                let node = member.record.node.clone();
+                transaction = transaction.with(Action::CatchUp { node });
+            }
+            transaction = transaction.ending_job(&member.record.id).with(remove(member));
             for (action, unproven) in member.work.end(&graph, *ending)? {
                 transaction = transaction.with_unproven(action, unproven);
             }
@@ -227,23 +243,25 @@ impl Group {
         };
         record.tell(news);
         let auto_dismiss = record.state.see(|state| state.auto_dismiss);
-        record.state.change(|state| state.end = Some(end));
         record.become_status(JobStatus::Concluded);
         if auto_dismiss {
             self.jobs.dismiss(record);
         }
+        // Who waits for it may start another one of its name.
+        record.state.change(|state| state.end = Some(end));
     }
 
     /// Takes the node of a member out of the graph. If that cannot be done, it stays there, without anything
     /// that it does.
     async fn take_out(&self, member: usize) {
-        let Member { record, work } = &self.members[member];
+        let Member { record, work, .. } = &self.members[member];
         for _ in 0..JOB_END_TRIES {
             let graph = self.jobs.cell().load();
             if graph.find_node(&record.node).is_none() || self.jobs.has_ended() {
                 return;
             }
-            let mut transaction = Transaction::new().with(remove(record));
+            let ending = Transaction::new().ending_job(&record.id);
+            let mut transaction = ending.with(remove(&self.members[member]));
             for (action, unproven) in work.end(&graph, Ending::Broken).unwrap_or_default() {
                 transaction = transaction.with_unproven(action, unproven);
             }
@@ -256,6 +274,10 @@ impl Group {
     }
 }
 
-fn remove(record: &Record) -> Action {
-    Action::RemoveNode { node: record.node.clone() }
+fn remove(member: &Member) -> Action {
+    let node = member.record.node.clone();
+    match member.place {
+        Place::Beside => Action::RemoveNode { node },
+        Place::Above(_) => Action::RemoveFilter { node },
+    }
 }

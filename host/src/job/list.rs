@@ -1,18 +1,18 @@
-//! All jobs of a host, and what may be asked of each.
+//! All jobs of a host, and how more come.
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::group::{Changes, Group, Member};
-use super::node::JobNode;
-use super::record::{IoStatus, JobEnd, JobInfo, Record, State, Wish};
+use super::handle::JobHandle;
+use super::record::{JobEnd, Record, State, Wish};
 use super::spec::{JobKind, JobSpec};
-use super::status::{JobStatus, Verb};
-use super::stream;
-use super::work::Planned;
+use super::status::JobStatus;
+use super::work::{Place, Planned};
+use super::{commit, mirror, stream};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Action, Graph, GraphCell, LocalGraph, NodeDecl, Transaction};
+use crate::graph::{Action, Graph, GraphCell, LocalGraph, NodeDecl, Transaction, Which};
 use crate::limits::JOBS_MAX;
 
 /// See the module.
@@ -20,13 +20,6 @@ pub(crate) struct Jobs {
     cell: Arc<GraphCell>,
     all: Mutex<Vec<JobHandle>>,
     ended: AtomicBool,
-}
-
-/// A job that has been started. It stays valid when the job is gone; clones share it.
-#[derive(Clone)]
-pub struct JobHandle {
-    record: Arc<Record>,
-    group: Arc<Group>,
 }
 
 /// Jobs that have a place among all, and are not in the graph yet.
@@ -97,6 +90,15 @@ impl Jobs {
         }
     }
 
+    /// What has to be longer before these can be started.
+    ///
+    /// # Errors
+    /// What stands against a job.
+    pub(crate) fn growths(graph: &Graph, specs: &[JobSpec]) -> Result<Vec<Action>> {
+        let planned = specs.iter().map(|spec| plan(graph, spec).map(|planned| planned.growth));
+        Ok(planned.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
     /// Gives jobs their places, and adds their nodes to a transaction. In a group they end together.
     ///
     /// # Errors
@@ -111,14 +113,24 @@ impl Jobs {
     ) -> Result<(Vec<Starting>, Transaction)> {
         let mut planned = Vec::with_capacity(specs.len());
         for spec in specs {
-            let Planned { stake, children, work } = plan(graph, spec)?;
-            let (name, driver) = (spec.node_name(), Arc::new(JobNode::new(stake)));
-            let node = NodeDecl { name: name.clone(), driver, children };
-            transaction = transaction.with(Action::AddNode(node));
+            let Planned { node, children, place, before, work, .. } = plan(graph, spec)?;
+            for (action, unproven) in before {
+                transaction = transaction.with_unproven(action, unproven);
+            }
+            let name = spec.node_name();
+            let filter = NodeDecl { name: name.clone(), driver: node, children };
+            let (place, add) = match place {
+                Place::Beside => (Place::Beside, Action::AddNode(filter)),
+                Place::Above(node) => {
+                    let (of, users) = (Place::Above(node.clone()), Which::All);
+                    (of, Action::InsertAbove { node, filter, users })
+                }
+            };
+            transaction = transaction.with(add);
             let state = State::new(spec.speed, (spec.auto_finalize, spec.auto_dismiss));
             let names = (spec.id.as_str().into(), spec.what.name(), name);
             let record = Record::new(names, spec.on_error, Arc::clone(&self.cell), state);
-            planned.push(Member { record: Arc::new(record), work });
+            planned.push(Member { record: Arc::new(record), place, work });
         }
         let groups: Vec<Vec<Member>> = match is_grouped {
             true => vec![planned],
@@ -161,6 +173,8 @@ impl Jobs {
 fn plan(graph: &Graph, spec: &JobSpec) -> Result<Planned> {
     let planned = match &spec.what {
         JobKind::Stream(stream) => stream::plan(graph, &spec.id, stream),
+        JobKind::Commit(commit) => commit::plan(graph, &spec.id, commit),
+        JobKind::Mirror(mirror) => mirror::plan(graph, &spec.id, mirror),
     };
     planned.map_err(|error| {
         let message = format!("{} job `{}`: {error}", spec.what.name(), spec.id);
@@ -200,120 +214,5 @@ impl Drop for Starting {
                 self.jobs.dismiss(&member.record);
             }
         }
-    }
-}
-
-impl JobHandle {
-    /// Its id.
-    pub fn id(&self) -> &str {
-        &self.record.id
-    }
-
-    /// The job as it is.
-    pub fn info(&self) -> JobInfo {
-        self.record.info()
-    }
-
-    /// Its state.
-    pub fn status(&self) -> JobStatus {
-        self.record.state.see(|state| state.status)
-    }
-
-    /// Waits until it has ended. Once it has been finalized, if it does not do so by itself.
-    pub async fn wait(&self) -> JobEnd {
-        self.record.state.when(|state| state.end.clone()).await
-    }
-
-    /// Waits until it has come to a state, or has ended; returns its state then.
-    pub async fn reaches(&self, status: JobStatus) -> JobStatus {
-        let is_there = |at: JobStatus| at == status || at.is_over();
-        self.record.state.when(|state| is_there(state.status).then_some(state.status)).await
-    }
-
-    /// Has it stand still at the next point; what is in flight ends.
-    ///
-    /// # Errors
-    /// `EPERM`, when its state does not allow it: so for all of these.
-    pub fn pause(&self) -> Result<()> {
-        self.record.ask(Verb::Pause, |state| {
-            if state.is_paused {
-                let message = format!("job `{}` is paused already", self.record.id);
-                return Err(Error::new(ErrorKind::NotPermitted, message));
-            }
-            state.is_paused = true;
-            Ok(())
-        })
-    }
-
-    /// Has it go on, also after an error for which it stands still.
-    ///
-    /// # Errors
-    /// `EPERM`, also for one that does not stand still.
-    pub fn resume(&self) -> Result<()> {
-        self.record.ask(Verb::Resume, |state| {
-            if !state.stands_still() {
-                let message = format!("job `{}` is not paused", self.record.id);
-                return Err(Error::new(ErrorKind::NotPermitted, message));
-            }
-            (state.is_paused, state.io_status) = (false, IoStatus::Ok);
-            Ok(())
-        })
-    }
-
-    /// Bytes a second that it copies at most, from now on; 0 for no limit.
-    ///
-    /// # Errors
-    /// `EPERM`.
-    pub fn set_speed(&self, speed: u64) -> Result<()> {
-        self.record.ask(Verb::SetSpeed, |state| {
-            state.speed = speed;
-            Ok(())
-        })
-    }
-
-    /// Ends it without effect on who uses the nodes. One that is ready leaves its target as its source was at one
-    /// moment, unless it is `forced` to end at once.
-    ///
-    /// # Errors
-    /// `EPERM`.
-    pub fn cancel(&self, forced: bool) -> Result<()> {
-        self.record.ask(Verb::Cancel, |state| {
-            let wish = if forced { Wish::Abort } else { Wish::Cancel };
-            if state.wish != Some(Wish::Abort) {
-                state.wish = Some(wish);
-            }
-            Ok(())
-        })
-    }
-
-    /// Has one that is ready end, with effect.
-    ///
-    /// # Errors
-    /// `EPERM`.
-    pub fn complete(&self) -> Result<()> {
-        self.record.ask(Verb::Complete, |state| {
-            state.wish.get_or_insert(Wish::Complete);
-            Ok(())
-        })
-    }
-
-    /// Lets the end of all jobs of its group take effect.
-    ///
-    /// # Errors
-    /// `EPERM`.
-    pub fn finalize(&self) -> Result<()> {
-        self.record.ask(Verb::Finalize, |_| Ok(()))?;
-        self.group.finalize();
-        Ok(())
-    }
-
-    /// Forgets one that has ended.
-    ///
-    /// # Errors
-    /// `EPERM`.
-    pub fn dismiss(&self) -> Result<()> {
-        self.record.ask(Verb::Dismiss, |_| Ok(()))?;
-        self.group.dismiss(&self.record);
-        Ok(())
     }
 }

@@ -8,15 +8,16 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `spec.rs`, `list.rs` | what may be asked for; all jobs, and what may be asked of each |
+//! | `spec.rs`, `list.rs`, `handle.rs` | what may be asked for; all jobs; what may be asked of each |
 //! | `status.rs` | the states and what each allows: QEMU's |
 //! | `record.rs`, `watched.rs` | what is known of a job everywhere, and can be waited for |
 //! | `event.rs` | what subscribers of the host's events learn |
 //! | `group.rs` | the life of a job; ending together |
 //! | `context.rs`, `flow.rs` | what a job works with: pieces in flight, speed, pauses, errors |
-//! | `work.rs` | [`Work`](work::Work): what a kind of job is |
+//! | `work.rs` | `Work`: what a kind of job is |
 //! | `node.rs` | the node |
-//! | `stream.rs` | the kinds |
+//! | `stream.rs`, `commit.rs`, `mirror.rs` | the kinds |
+//! | `copying.rs` | what commit and mirror have in common |
 //!
 //! # States
 //!
@@ -31,8 +32,8 @@
 //!
 //! # Another kind of job
 //!
-//! It is a [`Work`](work::Work), planned from the graph: the edges of its node, `run`, which launches pieces by
-//! its [`JobCx`](context::JobCx), and `end`, the actions by which it takes effect. Between two pieces it comes to
+//! It is a `Work`, planned from the graph: the edges of its node, `run`, which launches pieces by
+//! its `JobCx`, and `end`, the actions by which it takes effect. Between two pieces it comes to
 //! a *point*, at which it stands still, fails or is cancelled as asked; what has failed is tried again, left out
 //! or reported there by the job's `on_error`. It never calls a node by itself, and never waits for a
 //! transaction with pieces in flight that only it would poll: each piece is a task of its own.
@@ -45,11 +46,15 @@
 //!   [`JOB_PIECES_MAX`](crate::limits::JOB_PIECES_MAX) pieces of a job; of a host there are at most
 //!   [`JOBS_MAX`](crate::limits::JOBS_MAX) jobs.
 
+mod commit;
 mod context;
+mod copying;
 mod event;
 mod flow;
 mod group;
+mod handle;
 mod list;
+mod mirror;
 mod node;
 mod record;
 mod spec;
@@ -62,8 +67,12 @@ mod work;
 
 pub use event::{ErrorAction, JobEvent, JobNews, Progress};
 pub(crate) use group::Changes;
-pub use list::JobHandle;
+pub use handle::JobHandle;
 pub(crate) use list::Jobs;
+#[cfg(test)]
+pub(crate) use node::JobNode;
 pub use record::{IoStatus, JobEnd, JobInfo};
-pub use spec::{JobKind, JobSpec, OnError, StreamSpec};
+pub use spec::{
+    BitmapMode, CommitSpec, CopyMode, JobKind, JobSpec, MirrorSpec, MirrorSync, OnError, StreamSpec,
+};
 pub use status::{JobStatus, Verb};

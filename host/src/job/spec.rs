@@ -1,6 +1,9 @@
 //! What may be asked for.
 
 use super::event::ErrorAction;
+use crate::bitmap::Granularity;
+use crate::graph::BitmapRef;
+use crate::node::BackingName;
 
 /// What a job does when a copy fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +29,16 @@ impl OnError {
             Self::StopForSpace => ErrorAction::Report,
         }
     }
+}
+
+/// When a mirror copies what is written while it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyMode {
+    /// Some time later.
+    #[default]
+    Background,
+    /// Before the write is acknowledged.
+    WriteBlocking,
 }
 
 /// A job that is to begin.
@@ -65,6 +78,10 @@ pub struct JobSpec {
 pub enum JobKind {
     /// Copies to an overlay what it shows of what lies below it.
     Stream(StreamSpec),
+    /// Copies to a base what an overlay has over it, and puts the one in the other's place.
+    Commit(CommitSpec),
+    /// Copies a node to another one, and puts the one in the other's place when asked to.
+    Mirror(MirrorSpec),
 }
 
 /// See [`JobKind::Stream`].
@@ -76,6 +93,67 @@ pub struct StreamSpec {
     pub base: Option<String>,
     /// Instead of that: the last node of which something is copied.
     pub bottom: Option<String>,
+    /// How the overlay's image is to name its new backing; by its file, by default.
+    pub backing_name: Option<BackingName>,
+}
+
+/// See [`JobKind::Commit`].
+#[derive(Clone, Debug)]
+pub struct CommitSpec {
+    /// The topmost node, or a drive that shows it.
+    pub device: String,
+    /// The overlay that goes; the topmost one by default. That one is *active*: the job becomes ready, and waits
+    /// for being completed.
+    pub top: Option<String>,
+    /// The node to which it goes. Without one the candidates are listed.
+    pub base: Option<String>,
+    /// Other overlays that stand on the base, or between, may see what is written: they are marked.
+    pub is_forced: bool,
+    /// One that is active completes by itself.
+    pub completes: bool,
+    /// How images that stood on the overlay are to name the base; by its file, by default.
+    pub backing_name: Option<BackingName>,
+}
+
+/// See [`JobKind::Mirror`].
+#[derive(Clone, Debug)]
+pub struct MirrorSpec {
+    /// What is copied: a node, or what a drive shows.
+    pub device: String,
+    /// The node to which it is copied. Nobody else writes it meanwhile.
+    pub target: String,
+    /// What is copied before it is ready.
+    pub sync: MirrorSync,
+    /// When what is written meanwhile is copied.
+    pub copy_mode: CopyMode,
+    /// Granules in which is tracked what is left.
+    pub granularity: Option<Granularity>,
+}
+
+/// What a mirror copies at first. Beside the first of them, its user says that the rest is there already.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum MirrorSync {
+    /// Everything.
+    #[default]
+    Full,
+    /// What the topmost overlay has.
+    Top,
+    /// Nothing but what is written from now on.
+    None,
+    /// What a bitmap says, which stands still meanwhile.
+    Bitmap(BitmapRef, BitmapMode),
+}
+
+/// What becomes of the bitmap that said what is to be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BitmapMode {
+    /// What was copied is clean, if the job has not failed.
+    OnSuccess,
+    /// It stays what it was.
+    Never,
+    /// What was copied is clean. If the job has failed, all counts as not copied.
+    Always,
 }
 
 impl JobSpec {
@@ -102,6 +180,8 @@ impl JobKind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Stream(_) => "stream",
+            Self::Commit(_) => "commit",
+            Self::Mirror(_) => "mirror",
         }
     }
 }
@@ -109,6 +189,24 @@ impl JobKind {
 impl StreamSpec {
     /// Everything below `top`.
     pub fn of(top: impl Into<String>) -> Self {
-        Self { top: top.into(), base: None, bottom: None }
+        Self { top: top.into(), base: None, bottom: None, backing_name: None }
+    }
+}
+
+impl CommitSpec {
+    /// The topmost overlay of a drive, or of a node, to a base.
+    pub fn of(device: impl Into<String>, base: impl Into<String>) -> Self {
+        let (device, base) = (device.into(), Some(base.into()));
+        let (is_forced, completes) = (false, false);
+        Self { device, top: None, base, is_forced, completes, backing_name: None }
+    }
+}
+
+impl MirrorSpec {
+    /// All of a node, or of what a drive shows.
+    pub fn of(device: impl Into<String>, target: impl Into<String>) -> Self {
+        let (device, target) = (device.into(), target.into());
+        let (sync, copy_mode) = (MirrorSync::Full, CopyMode::Background);
+        Self { device, target, sync, copy_mode, granularity: None }
     }
 }

@@ -11,15 +11,19 @@ use std::sync::Arc;
 
 use super::context::{Doing, Failed, JobCx, JobFuture, Step};
 use super::flow::Piece;
+use super::node::JobNode;
 use super::spec::StreamSpec;
-use super::work::{Actions, Ending, Opening, Planned, Work, backing, down, find, unused};
+use super::work::{
+    Actions, Ending, Opening, Place, Planned, Work, backing, backing_name, down, find, proven,
+    unused,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
     Action, ChildDecl, CopyHow, Graph, GraphNode, JobStake, NodeGeneration, OwnAccord,
     PermissionSet, Role,
 };
 use crate::limits::{COPY_MAX_BYTES, ZERO_PROVEN_MAX_BYTES};
-use crate::node::{Extent, ExtentKind};
+use crate::node::{BackingName, Extent, ExtentKind};
 
 /// Number of the edge to the overlay.
 const TOP: usize = 0;
@@ -32,6 +36,7 @@ struct Stream {
     size_bytes: u64,
     /// The base, and where it ends.
     base: Option<(NodeGeneration, u64)>,
+    backing_name: Option<BackingName>,
 }
 
 /// What is to be done about a range.
@@ -81,9 +86,16 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &StreamSpec) -> Result<Planned
     let generation = |node: usize| graph.nodes()[node].generation();
     let size_bytes = graph.nodes()[top].info().size_bytes;
     let base = base.map(|base| (generation(base), graph.nodes()[base].info().size_bytes));
-    let work = Arc::new(Stream { id: id.to_owned(), top: generation(top), size_bytes, base });
-    let stake = JobStake { id: id.to_owned(), stands_on, alters_others: false };
-    Ok(Planned { stake, children, work })
+    let work = Arc::new(Stream {
+        id: id.to_owned(),
+        top: generation(top),
+        size_bytes,
+        base,
+        backing_name: spec.backing_name.clone(),
+    });
+    let stake = JobStake { id: id.to_owned(), stands_on, tracks: None, alters_others: false };
+    let node = Arc::new(JobNode::new(stake));
+    Ok(Planned { node, children, place: Place::Beside, growth: None, before: Actions::new(), work })
 }
 
 impl Work for Stream {
@@ -132,20 +144,18 @@ impl Work for Stream {
         let edge = edges.iter().find(|edge| edge.role() == Role::Backing).ok_or_else(gone)?;
         let name = |node: usize| graph.nodes()[node].name().to_owned();
         let (node, edge, child) = (name(top), edge.name().to_owned(), base.map(name));
-        let mut actions = vec![Action::SetChild { node, edge, child }];
+        let mut actions = vec![Action::SetChild { node: node.clone(), edge, child }];
+        let named = |base: usize| self.backing_name.clone().or_else(|| backing_name(graph, base));
+        let backing_name = base.map(named);
+        // Where it is not known how to call it, the image goes on to name what shows the same.
+        if graph.nodes()[top].driver().names_backing() && backing_name != Some(None) {
+            actions.push(Action::NameBacking { node, name: backing_name.flatten() });
+        }
         let passed: Vec<usize> = down(graph, below).take_while(|at| Some(*at) != base).collect();
         let left = self.left(graph, top, &passed);
         actions.extend(left.into_iter().map(|node| Action::RemoveNode { node }));
         Ok(proven(actions))
     }
-}
-
-fn proven(actions: Vec<Action>) -> Actions {
-    let of = |action: Action| {
-        let unproven = action.default_unproven();
-        (action, unproven)
-    };
-    actions.into_iter().map(of).collect()
 }
 
 /// Begins the pieces of a range.

@@ -1,14 +1,22 @@
 //! What one kind of job is to the others: a plan, work, and changes of the graph at its end.
 
+use std::sync::Arc;
+
 use super::context::{JobCx, JobFuture, Step};
+use super::node::JobNode;
+use super::record::Record;
+use super::spec::CopyMode;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Action, ChildDecl, Graph, JobStake, Unproven};
+use crate::graph::{Action, BitmapScope, ChildDecl, Graph, OwnAccord, Role, Unproven};
+use crate::node::BackingName;
 
 /// How a job ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// It has done its work.
     Done,
+    /// It was asked to end in order, without effect on who uses the nodes.
+    Stopped,
     /// It failed, or was cancelled.
     Broken,
 }
@@ -32,6 +40,21 @@ pub(super) trait Work: Send + Sync {
         Box::pin(std::future::pending())
     }
 
+    /// Whether its node tracks what it copies: then the target catches up before all else, if it does not end
+    /// broken.
+    fn tracks(&self) -> bool {
+        false
+    }
+
+    /// Copies in another way from now on.
+    ///
+    /// # Errors
+    /// `ENOTSUP` when it cannot.
+    fn change(&self, _copy_mode: CopyMode) -> Result<()> {
+        let message = "only a mirror copies in one way or another";
+        Err(Error::new(ErrorKind::NotSupported, message))
+    }
+
     /// What changes when it ends, beside the removal of its node, which comes first.
     ///
     /// # Errors
@@ -41,15 +64,29 @@ pub(super) trait Work: Send + Sync {
 
 /// What a context is made of.
 pub(super) struct Opening<'a> {
-    pub(super) record: &'a std::sync::Arc<super::record::Record>,
-    pub(super) own: &'a crate::graph::OwnAccord,
+    pub(super) record: &'a Arc<Record>,
+    pub(super) own: &'a OwnAccord,
 }
 
 /// A job as it comes into the graph.
 pub(super) struct Planned {
-    pub(super) stake: JobStake,
+    pub(super) node: Arc<JobNode>,
     pub(super) children: Vec<ChildDecl>,
-    pub(super) work: std::sync::Arc<dyn Work>,
+    pub(super) place: Place,
+    /// What is to be longer before anything else is done.
+    pub(super) growth: Option<Action>,
+    /// What comes before it.
+    pub(super) before: Actions,
+    pub(super) work: Arc<dyn Work>,
+}
+
+/// Where its node comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Nobody uses it.
+    Beside,
+    /// It is a filter of that node, for all who use that.
+    Above(String),
 }
 
 /// The node that a name means: its own, or that which a drive of that name shows.
@@ -71,7 +108,7 @@ pub(super) fn backing(graph: &Graph, node: usize) -> Option<(usize, usize)> {
     let mut at = node;
     loop {
         let view = graph.nodes()[at].edges().iter().find(|edge| edge.role().is_view())?;
-        if view.role() == crate::graph::Role::Backing {
+        if view.role() == Role::Backing {
             return Some((at, view.child()));
         }
         at = view.child();
@@ -84,6 +121,42 @@ pub(super) fn down(graph: &Graph, node: usize) -> impl Iterator<Item = usize> {
         let edges = graph.nodes()[*at].edges();
         Some(edges.iter().find(|edge| edge.role().is_view())?.child())
     })
+}
+
+pub(super) fn name_of(graph: &Graph, node: usize) -> String {
+    graph.nodes()[node].name().to_owned()
+}
+
+/// Actions, each as it goes without saying.
+pub(super) fn proven(actions: Vec<Action>) -> Actions {
+    let of = |action: Action| {
+        let unproven = action.default_unproven();
+        (action, unproven)
+    };
+    actions.into_iter().map(of).collect()
+}
+
+/// How an image names a node as its backing, if that is in a file of this host.
+pub(super) fn backing_name(graph: &Graph, node: usize) -> Option<BackingName> {
+    let filtered = |node: usize| {
+        std::iter::successors(Some(node), |at| {
+            let edges = graph.nodes()[*at].edges();
+            Some(edges.iter().find(|edge| edge.role() == Role::Filtered)?.child())
+        })
+    };
+    let node = filtered(node).last()?;
+    let node = &graph.nodes()[node];
+    let (format, path) = match node.driver().driver() {
+        "file" => ("raw", node.driver().file_path()?),
+        "qcow2" => {
+            let file = node.edges().iter().find(|edge| edge.name() == "file")?;
+            let file = filtered(file.child()).last()?;
+            ("qcow2", graph.nodes()[file].driver().file_path()?)
+        }
+        _ => return None,
+    };
+    let name = path.to_str()?.to_owned();
+    Some(BackingName { name, format: Some(format.to_owned()) })
 }
 
 /// The nodes that were never named, that nobody would use any more but each other, among `of` and what they
@@ -103,9 +176,9 @@ pub(super) fn unused(graph: &Graph, of: &[usize]) -> Vec<String> {
         let is_below = users().any(|parent| goes[parent]);
         let is_shown = graph.drives().iter().filter_map(|drive| drive.root());
         let is_shown = is_shown.filter(|root| root.child() == at).count() > 0;
-        let has_bitmaps = graph.bitmaps().any(|(scope, _)| {
-            matches!(scope, crate::graph::BitmapScope::Node(name) if **name == *node.name())
-        });
+        let has_bitmaps = graph
+            .bitmaps()
+            .any(|(scope, _)| matches!(scope, BitmapScope::Node(name) if **name == *node.name()));
         let is_left = of.contains(&at) || (is_below && users().all(|parent| goes[parent]));
         if is_left && node.name().starts_with('#') && !is_shown && !has_bitmaps {
             goes[at] = true;

@@ -12,6 +12,7 @@ use super::super::permission::Role;
 use super::super::snapshot::Cx;
 use super::buffer::ProvenBuf;
 use super::operations::{Actor, Copied, CopyHow, OwnAccord};
+use super::tracker::{Tracked, Tracker};
 use crate::bitmap::Granules;
 use crate::error::Result;
 use crate::io::Buf;
@@ -70,6 +71,33 @@ impl OnBehalf {
     ) -> impl Future<Output = Result<Copied>> {
         let actor = self.0;
         ToTheEnd::new(async move { actor.copy(from, to, range, how, Some(&granules)).await })
+    }
+
+    /// Makes the target of a tracker of this node what its source shows, where in `range` they may differ: guard
+    /// by guard, in pieces. What shows zeros is zeroed, and what is the same already by block status is left.
+    ///
+    /// # Errors
+    /// `ESTALE` when it tracks what the node's edges do not lead to any more; else as [`Cx::copy`].
+    pub fn copy_tracked(
+        self,
+        tracker: Arc<Tracker>,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<Tracked>> {
+        ToTheEnd::new(self.0.copy_tracked(tracker, range))
+    }
+
+    /// Looks where the source and the target of a tracker of this node show the same, and need not be copied:
+    /// by block status, or, if it `reads`, by their bytes. Returns how many do.
+    ///
+    /// # Errors
+    /// As [`OnBehalf::copy_tracked`].
+    pub fn check_tracked(
+        self,
+        tracker: Arc<Tracker>,
+        range: Range<u64>,
+        reads: bool,
+    ) -> impl Future<Output = Result<u64>> {
+        ToTheEnd::new(self.0.check_tracked(tracker, range, reads))
     }
 
     /// See [`Cx::read_proven`].

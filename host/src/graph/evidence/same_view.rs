@@ -3,11 +3,12 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::tracker::Tracker;
 use crate::error::Result;
 use crate::graph::generation::NodeGeneration;
 use crate::graph::permission::Role;
 use crate::graph::snapshot::Graph;
-use crate::graph::transaction::{Drained, Place};
+use crate::graph::transaction::{Drained, Place, Side};
 use crate::limits::GRAPH_DEPTH_MAX;
 use crate::node::{Extent, ExtentKind};
 
@@ -70,6 +71,24 @@ impl<'d> SameView<'d> {
         let is_own = |extent: &Extent| matches!(extent.kind, ExtentKind::Data | ExtentKind::Zero);
         let full = all_extents(section, overlay, range.clone(), is_own).await?;
         Ok(full.then(|| Self::new(section, overlay, overlay, range)))
+    }
+
+    /// A node and another one to which all of it has been copied; what is left is copied now.
+    ///
+    /// # Errors
+    /// The nodes'.
+    pub(in crate::graph) async fn tracked(
+        section: &'d Drained<'_>,
+        tracker: &Tracker,
+    ) -> Result<Option<Self>> {
+        let graph = section.graph(Side::Before);
+        let Some((source, target)) = tracker.pair(graph) else { return Ok(None) };
+        let size = |node: usize| graph.nodes[node].info.size_bytes;
+        if size(source) != size(target) || tracker.catch_up(section).await? != Some(true) {
+            return Ok(None);
+        }
+        let place = |node: usize| Place { side: Side::Before, node };
+        Ok(Some(Self::new(section, place(source), place(target), 0..size(source))))
     }
 
     /// An overlay and itself on `base`, on which it stands by others: what is not its own is not theirs.

@@ -7,6 +7,8 @@
 //! are enough for any combination of actions. An overlay's backing may be altered or cut without that,
 //! if the overlay shows nothing of it, or nothing that the new one does not show, too.
 
+use std::sync::Arc;
+
 use super::action::Unproven;
 use super::bitmap_steps::position;
 use super::bitmaps;
@@ -14,7 +16,7 @@ use super::draft::{By, Draft, Place as EdgePlace};
 use super::drain::{Drained, Place, Side};
 use super::touched::{Known, same_drive};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::evidence::SameView;
+use crate::graph::evidence::{SameView, Tracker};
 use crate::graph::generation::NodeGeneration;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::permission::Role;
@@ -41,9 +43,14 @@ enum Proof {
     /// What an overlay of the graph that is shows of its backing is not the backing's own, nor anybody's down
     /// to `base`.
     Passed { overlay: usize, base: usize },
+    /// From both places down to what somebody copies from, and to what that is copied to.
+    Tracked { before: Vec<Place>, tracker: Arc<Tracker>, after: Vec<Place> },
+    /// All that was to be copied has been.
+    CaughtUp(Arc<Tracker>),
 }
 
-/// Everything that two snapshots' difference claims and that somebody minds.
+/// Everything that two snapshots' difference claims and that somebody minds; and whether there is more that nobody
+/// does.
 ///
 /// # Errors
 /// `EPERM` for what is to be refused unless proven, and has nothing that could prove it.
@@ -51,17 +58,20 @@ pub(super) fn claims(
     draft: &Draft,
     before: &Graph,
     after: &Graph,
-) -> Result<Vec<Claim>, (By, Error)> {
+) -> Result<(Vec<Claim>, bool), (By, Error)> {
     let compare = Comparison { draft, before, after };
     let mut claims = compare.roots();
     claims.extend(compare.edges());
     claims.extend(compare.moved_bitmaps());
+    claims.extend(compare.catching_up());
+    let all = claims.len();
     claims.retain(|claim| claim.by.unproven == Unproven::Refuse || !claim.marks.is_empty());
+    let has_silent = claims.len() < all;
     let cannot_be =
         |claim: &&Claim| claim.proofs.is_empty() && claim.by.unproven == Unproven::Refuse;
     match claims.iter().find(cannot_be) {
         Some(claim) => Err((claim.by, claim.refused())),
-        None => Ok(claims),
+        None => Ok((claims, has_silent)),
     }
 }
 
@@ -141,6 +151,21 @@ impl Comparison<'_> {
         claims
     }
 
+    fn catching_up(&self) -> Vec<Claim> {
+        let claim = |(tracker, by): &(Arc<Tracker>, By)| {
+            let proof = |(source, target): (usize, usize)| {
+                let name = |node: usize| &self.before.nodes[node].name;
+                let what =
+                    format!("node `{}` is to show what `{}` does", name(target), name(source));
+                (what, vec![Proof::CaughtUp(Arc::clone(tracker))])
+            };
+            let nothing = || ("what a job tracks has gone".to_owned(), Vec::new());
+            let (what, proofs) = tracker.pair(self.before).map_or_else(nothing, proof);
+            Claim { what, by: *by, position: position(by.action), marks: Vec::new(), proofs }
+        };
+        self.draft.catching_up.iter().map(claim).collect()
+    }
+
     fn moved_bitmaps(&self) -> Vec<Claim> {
         let mut claims = Vec::new();
         let all = self.draft.bitmaps.iter().chain(&self.draft.removed);
@@ -176,22 +201,50 @@ impl Comparison<'_> {
     fn meet(&self, was: usize, now: usize) -> Vec<Proof> {
         let mut before = ways_down(self.before, Side::Before, was);
         let mut after = ways_down(self.after, Side::After, now);
+        let tracked = self.tracked(&before, &after);
         let who = |graph: &Graph, place: &Place| graph.nodes[place.node].generation;
         let meeting = after.iter().enumerate().find_map(|(steps, place)| {
             let node = who(self.after, place);
             let other = before.iter().position(|place| who(self.before, place) == node);
             other.map(|other| (other, steps))
         });
-        let Some((before_steps, after_steps)) = meeting else { return Vec::new() };
+        let Some((before_steps, after_steps)) = meeting else { return tracked };
         before.truncate(before_steps + 1);
         after.truncate(after_steps + 1);
         // Where a size is about to change, block status cannot be asked for yet.
         let asks = |place: &Place| has_backing(&self.after.nodes[place.node]);
         if self.draft.resizes() && after[..after_steps].iter().any(asks) {
-            return Vec::new();
+            return tracked;
         }
-        vec![Proof::Meet { before, after }]
+        [Proof::Meet { before, after }].into_iter().chain(tracked).collect()
     }
+
+    /// The proofs by somebody who copies what is shown to what is to be shown.
+    fn tracked(&self, before: &[Place], after: &[Place]) -> Vec<Proof> {
+        let trackers = self.before.nodes.iter().filter_map(|node| node.driver.tracker());
+        let proof = |tracker: Arc<Tracker>| {
+            let (source, target) = tracker.pair(self.before)?;
+            let (before, after) = (
+                way_to(self.before, before, self.before.nodes[source].generation)?,
+                way_to(self.after, after, self.before.nodes[target].generation)?,
+            );
+            Some(Proof::Tracked { before, tracker, after })
+        };
+        if self.draft.resizes() { Vec::new() } else { trackers.filter_map(proof).collect() }
+    }
+}
+
+/// Where what a tracker compares may come from.
+fn tracked_nodes<'g>(graph: &'g Graph, tracker: &Tracker) -> Vec<&'g GraphNode> {
+    let Some((source, target)) = tracker.pair(graph) else { return Vec::new() };
+    let below = graph.below(source).chain(graph.below(target));
+    below.map(|node| &graph.nodes[node]).collect()
+}
+
+/// A way as far as a node, if it comes there.
+fn way_to(graph: &Graph, way: &[Place], to: NodeGeneration) -> Option<Vec<Place>> {
+    let at = way.iter().position(|place| graph.nodes[place.node].generation == to)?;
+    Some(way[..=at].to_vec())
 }
 
 /// Whether what the child shows can be seen through the edge.
@@ -239,6 +292,13 @@ impl Claim {
                     let now = now.iter().map(|place| &after.nodes[place.node]);
                     nodes.extend(was.chain(now).filter(|node| has_backing(node)));
                 }
+                Proof::Tracked { before: was, tracker, after: now } => {
+                    let was = was.iter().map(|place| &before.nodes[place.node]);
+                    let now = now.iter().map(|place| &after.nodes[place.node]);
+                    nodes.extend(was.chain(now).filter(|node| has_backing(node)));
+                    nodes.extend(tracked_nodes(before, tracker));
+                }
+                Proof::CaughtUp(tracker) => nodes.extend(tracked_nodes(before, tracker)),
                 Proof::Passed { overlay, base } => {
                     let mut at = Some(*overlay).filter(|at| at != base);
                     while let Some(node) = at.map(|at| &before.nodes[at]) {
@@ -277,6 +337,18 @@ impl Claim {
                         .zip(after)
                         .map(|(before, after)| before.into_iter().chain(after).collect())
                 }
+                Proof::Tracked { before, tracker, after } => {
+                    let before = way(section, before).await?;
+                    let after = way(section, after).await?;
+                    let copied = match before.is_some() && after.is_some() {
+                        true => SameView::tracked(section, tracker).await?,
+                        false => None,
+                    };
+                    before.zip(after).zip(copied).map(|((before, after), copied)| {
+                        before.into_iter().chain(after).chain([copied]).collect()
+                    })
+                }
+                Proof::CaughtUp(tracker) => tracker.catch_up(section).await?.map(|_| Vec::new()),
                 Proof::Own { overlay, is_cut } => {
                     let overlay = Place { side: Side::Before, node: *overlay };
                     let found = match is_cut {

@@ -14,12 +14,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::align::Serializer;
 use crate::graph::build::{ChildDecl, DriveDecl, NodeDecl};
 use crate::graph::counters::Counters;
+use crate::graph::evidence::Tracker;
 use crate::graph::generation::{DriveGeneration, Generations, NodeGeneration};
 use crate::graph::guard::Guards;
 use crate::graph::origin::Origin;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{BitmapScope, Edge, Graph};
-use crate::node::Node;
+use crate::node::{BackingName, Node};
 
 /// See the module.
 #[derive(Default)]
@@ -33,6 +34,12 @@ pub(in crate::graph) struct Draft {
     pub(super) bitmap_steps: Vec<BitmapStep>,
     /// What drivers are to do with nothing in flight, in the order of the actions.
     pub(super) works: Vec<Work>,
+    /// The jobs whose nodes may go.
+    pub(super) ended_jobs: Vec<String>,
+    /// Whose targets are to show what their sources do.
+    pub(super) catching_up: Vec<(Arc<Tracker>, By)>,
+    /// Which backings images are to name.
+    pub(super) backing_names: Vec<(String, Option<BackingName>)>,
     pub(super) altered: Vec<Altered>,
     /// Of the last action that has altered an edge or a size, among the changes of bitmaps.
     pub(super) last_shape: usize,
@@ -321,6 +328,22 @@ impl Draft {
             links.extend(edges.map(|(edge, _)| Link::Child(parent, edge)));
         }
         links
+    }
+
+    /// What a job stands on is the job's own.
+    ///
+    /// # Errors
+    /// `EBUSY` for a node that stands for a job which does not end.
+    pub(super) fn check_no_job(&self, node: usize) -> Result<()> {
+        let node = &self.nodes[node];
+        match node.driver.job() {
+            Some(job) if !self.ended_jobs.contains(&job.id) => {
+                let message =
+                    format!("it stands for job `{}`: wait for its end, or cancel it", job.id);
+                Err(in_use(message).at_node(&node.name))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The edges to a node of those who follow what takes its place: a job goes on with the node that it has

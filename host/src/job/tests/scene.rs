@@ -1,6 +1,7 @@
 //! Hosts for these tests, and what is seen of them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::bitmap::{BitmapName, Granularity};
@@ -13,6 +14,15 @@ use crate::io::{Buf, BufMut, sleep_until, turn_now};
 use crate::job::{JobEvent, JobNews, JobStatus};
 use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
 use crate::{Host, HostBuilder, block_on};
+
+/// Says that it is over, at the latest when it is dropped: also by a failed assertion.
+pub(super) struct Over<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
 
 /// Size of every node.
 pub(super) const SIZE: u64 = 4 << 20;
@@ -120,10 +130,22 @@ pub(super) fn child(host: &Host, node: &str, edge: &str) -> Option<String> {
     Some(graph.nodes()[edge.child()].name().to_owned())
 }
 
-/// A filter whose reads take their time, and fail as often as is left in `failures`.
+/// A filter that takes its time, and fails as often as is left in `failures`: a write half-way.
 pub(super) struct Slow {
     pub(super) time: Duration,
-    pub(super) failures: Arc<std::sync::atomic::AtomicU32>,
+    pub(super) failures: Arc<AtomicU32>,
+}
+
+impl Slow {
+    async fn fails(&self) -> bool {
+        sleep_until(turn_now() + self.time).await;
+        let left = |left: u32| left.checked_sub(1);
+        self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok()
+    }
+}
+
+fn damaged<T>() -> Result<T> {
+    Err(Error::new(ErrorKind::Io, "the medium is damaged"))
 }
 
 impl Node for Slow {
@@ -140,12 +162,9 @@ impl Node for Slow {
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        use std::sync::atomic::Ordering::SeqCst;
         Box::pin(async move {
-            sleep_until(turn_now() + self.time).await;
-            let left = |left: u32| left.checked_sub(1);
-            if self.failures.fetch_update(SeqCst, SeqCst, left).is_ok() {
-                return Err(Error::new(ErrorKind::Io, "the medium is damaged"));
+            if self.fails().await {
+                return damaged();
             }
             cx.child(0)?.read(offset, buf).await
         })
@@ -158,7 +177,14 @@ impl Node for Slow {
         buf: Buf,
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
-        PassNode.write(cx, offset, buf, flags)
+        Box::pin(async move {
+            if self.fails().await {
+                let half = buf.slice(0..buf.len() / 2);
+                cx.child(0)?.write(offset, half, flags).await?;
+                return damaged();
+            }
+            cx.child(0)?.write(offset, buf, flags).await
+        })
     }
 
     fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {

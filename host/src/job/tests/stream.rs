@@ -131,6 +131,7 @@ fn its_ground_is_not_taken_away() {
     check(lead(None), "job `s` needs node `base` below it");
     let remove = Action::RemoveNode { node: "base".into() };
     check(remove, "in use by node `mid` (edge `backing`), job `s`");
+    check(Action::RemoveNode { node: "#job-s".into() }, "it stands for job `s`");
     let again = block_on(host.start_job(stream(on("base")))).err().expect("refused");
     assert_eq!(again.kind(), ErrorKind::Exists, "{again}");
     job.cancel(false).expect("a job that can be cancelled");

@@ -37,8 +37,8 @@ pub(crate) use plain_file::{Access, FileStorage};
 use blockloom_qcow2::image::{Image, ImageInfo};
 
 use super::{
-    BitmapStore, Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep,
-    WriteFlags,
+    BackingName, BitmapStore, Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, Support,
+    Upkeep, WriteFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef};
@@ -186,6 +186,20 @@ impl Node for Qcow2Node {
         len: u64,
     ) -> NodeFuture<'a, Vec<Extent>> {
         Box::pin(self.extents(cx, offset, len))
+    }
+
+    fn names_backing(&self) -> bool {
+        self.write && !self.info.raw_external_data
+    }
+
+    fn name_backing<'a>(&'a self, cx: Cx<'a>, name: Option<BackingName>) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let container = self.container(cx)?;
+            let format = name.as_ref().and_then(|name| name.format.as_deref());
+            let name = name.as_ref().map(|name| name.name.as_bytes());
+            let named = self.image.set_backing_file(&container, name, format.map(str::as_bytes));
+            named.await.map_err(from_engine)
+        })
     }
 
     fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {
