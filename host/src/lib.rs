@@ -29,4 +29,6 @@ pub mod node;
 pub mod plugin;
 
 pub use error::{Error, ErrorKind, Result};
-pub use host::{DirtyBitmap, Drive, Host, HostBuilder, Keep, block_on};
+pub use host::{
+    ChangedPlugin, DirtyBitmap, Drive, Host, HostBuilder, Keep, PluginBinary, block_on,
+};

@@ -69,7 +69,7 @@ pub trait Filter: Sized + 'static {
         Ok(())
     }
 
-    /// The node has no request left and gets no more.
+    /// The node has no request left and gets no more; its job has ended. Its index may be another node's later.
     fn remove_node(&self, node: NodeIndex) {
         let _ = node;
     }
@@ -90,7 +90,8 @@ pub trait Filter: Sized + 'static {
         None
     }
 
-    /// A held request is gone, although it was not let go: the host lets all go when their node is drained.
+    /// A held request is gone, although it was not let go: the host lets all go when their node is drained,
+    /// and each after `limits.hold`.
     fn gone(&self, request: &Request) {
         let _ = request;
     }
@@ -155,12 +156,15 @@ pub trait Filter: Sized + 'static {
         let _ = control;
     }
 
-    /// The state to hand to a new version of the plugin; called when nothing is in flight.
+    /// The state to hand to a new version of the plugin; called when nothing is in flight and no job runs. At
+    /// most 1 MiB. Begin it with a number of its form: what reads it may be older or newer than what wrote
+    /// it. By default there is none.
     fn save(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes over a state that [`save`](Self::save) returned.
+    /// Takes over a state that [`save`](Self::save) returned, after [`configure`](Self::configure) and every
+    /// [`add_node`](Self::add_node). Not called for an empty one. If it fails the former version goes on.
     ///
     /// # Errors
     ///
@@ -184,7 +188,8 @@ pub enum Verdict {
     Hold,
     /// Refused.
     Fail(Errno),
-    /// Answered by a copy that serves it.
+    /// Answered by a copy that serves it, or by the bytes that were put to it; a write or zeroing of a filter
+    /// that transforms data: done by its operations.
     Served,
 }
 
@@ -257,8 +262,8 @@ pub struct Description {
     pub views: Vec<&'static str>,
     /// Bitmaps that it reads, and whether it cannot do without.
     pub bitmaps: Vec<(&'static str, bool)>,
-    /// Whether it answers requests with bytes that are not its child's.
-    pub wants_transform: bool,
+    /// What it wants to do with the data of requests.
+    pub bytes: ByteAccess,
     /// Whether requests may go to the filtered child without it, should it fail.
     pub may_bypass: bool,
 }
@@ -275,7 +280,7 @@ impl Description {
             children: vec![ChildWant::new("file")],
             views: Vec::new(),
             bitmaps: Vec::new(),
-            wants_transform: false,
+            bytes: ByteAccess::None,
             may_bypass: false,
         }
     }
@@ -310,6 +315,12 @@ impl Description {
     pub fn child(mut self, child: ChildWant) -> Self {
         self.children.push(child);
         self
+    }
+
+    /// What it wants to do with the data of requests: see [`Cx::bytes`].
+    #[must_use]
+    pub fn bytes(self, bytes: ByteAccess) -> Self {
+        Self { bytes, ..self }
     }
 
     /// One bitmap more that it reads, if `bitmap.NAME` of its node lends one.
@@ -416,6 +427,19 @@ impl Grants {
     }
 }
 
+/// What a plugin may do with the data of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ByteAccess {
+    /// Nothing.
+    #[default]
+    None,
+    /// Look at it.
+    Read,
+    /// Make it other data: the node shows bytes of its own. A zeroing is then a write, and a discard does
+    /// nothing, unless [`Filter::KINDS`] has them.
+    Transform,
+}
+
 /// A node that the instance serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -431,6 +455,8 @@ pub struct Node {
     pub children: Vec<Option<Child>>,
     /// The bitmaps it may use.
     pub bitmaps: Vec<Bitmap>,
+    /// What it may do with the data of requests.
+    pub bytes: ByteAccess,
 }
 
 impl Node {
@@ -445,8 +471,8 @@ impl Node {
     /// A bitmap of that name.
     #[must_use]
     pub fn bitmap(&self, name: &str) -> Option<(BitmapIndex, &Bitmap)> {
-        let index = self.bitmaps.iter().position(|bitmap| bitmap.name == name)?;
-        Some((BitmapIndex(index as u32), &self.bitmaps[index]))
+        let bitmap = self.bitmaps.iter().find(|bitmap| bitmap.name == name)?;
+        Some((bitmap.index, bitmap))
     }
 }
 

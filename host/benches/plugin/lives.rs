@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blockloom::graph::{LocalDrive, PermissionSet};
+use blockloom::graph::PermissionSet;
 use blockloom::io::BufMut;
 use blockloom::plugin::{
     Instance, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime, RestartBudget,
     bundled, bundled_names,
 };
 
-use crate::{graph, verdict};
+use crate::{drive_over, verdict};
 
 const ROUNDS: usize = 5;
 /// Milliseconds for each KiB of a core module.
@@ -56,8 +56,7 @@ async fn restart(module: &Arc<PluginModule>) -> Duration {
     let instance = Instance::with_policy(module, "{}", PluginLimits::default(), policy);
     let instance = instance.expect("an instance");
     let node = Arc::new(PluginNode::new(&instance).expect("a node"));
-    let graph = graph(Some(node), PermissionSet::NONE);
-    let drive = LocalDrive::open(&graph, "d").expect("a drive");
+    let drive = drive_over(Some(node), PermissionSet::NONE);
     drive.read(0, BufMut::new(4096)).await.expect("a read");
     instance.confuse();
     let start = Instant::now();

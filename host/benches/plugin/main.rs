@@ -21,33 +21,24 @@ use std::time::{Duration, Instant};
 use blockloom::error::Result;
 use blockloom::filter::{CopyOnReadNode, PassNode};
 use blockloom::graph::{
-    ChildDecl, Cx, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl, PermissionSet,
+    ChildDecl, Cx, GraphCell, GraphDecl, LocalDrive, LocalGraph, PermissionSet,
 };
 use blockloom::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
-use blockloom::node::{Extent, Node, NodeFuture, NodeInfo, NullNode, WriteFlags};
+use blockloom::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use blockloom::plugin::measure::{self, Work, over_null};
 use blockloom::plugin::{Grants, Instance, PluginNode, PluginRuntime};
 use blockloom_plugin_throttle::ThrottleConfig;
 
 #[global_allocator]
 static ALLOCATOR: blockloom::cli::Allocator = blockloom::cli::Allocator;
 
-const SIZE_BYTES: u64 = 1 << 30;
 const SAMPLES: usize = 20;
 const REQUESTS_PER_SAMPLE: usize = 32 * 256;
 
-fn graph(filter: Option<Arc<dyn Node>>, grants: PermissionSet) -> Rc<LocalGraph> {
-    let mut decl = GraphDecl::default();
-    let null = NullNode::new(SIZE_BYTES, false, Duration::ZERO);
-    decl.nodes.push(NodeDecl { name: "null".into(), driver: Arc::new(null), children: vec![] });
-    let mut root = "null";
-    if let Some(driver) = filter {
-        let children = vec![ChildDecl { grants, ..ChildDecl::filtered("null") }];
-        decl.nodes.push(NodeDecl { name: "filter".into(), driver, children });
-        root = "filter";
-    }
-    let root = Some(root.into());
-    decl.drives.push(DriveDecl { id: "d".into(), root, writable: true, only_shows: false });
-    local(decl)
+fn drive_over(filter: Option<Arc<dyn Node>>, grants: PermissionSet) -> LocalDrive {
+    let filter =
+        filter.map(|driver| (driver, vec![ChildDecl { grants, ..ChildDecl::filtered("null") }]));
+    over_null(filter).expect("a drive")
 }
 
 /// The graph on this worker, with its nodes started.
@@ -67,16 +58,7 @@ fn local(decl: GraphDecl) -> Rc<LocalGraph> {
 
 /// Runs `count` reads, `batch` in each turn, and returns the time of one.
 async fn run(drive: &LocalDrive, batch: usize, count: usize) -> Duration {
-    let start = Instant::now();
-    together(batch, count, |at| {
-        let (drive, offset) = (drive.clone(), (at as u64 * 4096) % SIZE_BYTES);
-        async move {
-            let buf = drive.read(offset, BufMut::new(4096)).await.expect("a read");
-            black_box(&buf[0]);
-        }
-    })
-    .await;
-    start.elapsed() / u32::try_from(count / batch * batch).expect("few requests")
+    measure::run(drive, Work::Read, batch, count).await.expect("reads")
 }
 
 /// Runs `count` requests, `batch` in each turn.
@@ -172,9 +154,8 @@ fn contestants() -> Vec<Contestant> {
     let group = || {
         blockloom::filter::ThrottleGroup::new(&ThrottleConfig::from_json(limited).expect("limits"))
     };
-    let open = |filter, grants| LocalDrive::open(&graph(filter, grants), "d").expect("a drive");
-    let drive = |filter| open(filter, PermissionSet::NONE);
-    let copies = |filter| open(Some(filter), PermissionSet::HARMLESS);
+    let drive = |filter| drive_over(filter, PermissionSet::NONE);
+    let copies = |filter| drive_over(Some(filter), PermissionSet::HARMLESS);
     let copy_on_read: Arc<dyn Node> = {
         let instance = Instance::bundled(&runtime, "copy-on-read", "{}").expect("a bundled plugin");
         let granted = Grants::READ.union(Grants::WRITE_UNCHANGED);

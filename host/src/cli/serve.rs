@@ -5,7 +5,7 @@ use std::process;
 
 use super::println;
 use crate::error::{Error, ErrorKind};
-use crate::host::{Overrides, StartError, start};
+use crate::host::{ChangedPlugin, Host, Overrides, StartError, block_on, start};
 use crate::io::{EngineChoice, Signal, Signals, background};
 
 /// Serves until told to end; then drains, flushes, and says what happened.
@@ -23,13 +23,17 @@ pub(super) fn serve(
         println(format_args!("export {} {}", export.id, export.uri));
     }
     println(format_args!("ready"));
-    while signals.wait() == Signal::Report {
-        log_report(&host.report());
+    loop {
+        match signals.wait() {
+            Signal::Report => log_report(&host.report()),
+            Signal::Reload => reload_plugins(&host),
+            Signal::Terminate => break,
+        }
     }
     tracing::info!("ending: {} clients are connected", host.connections());
     // A second order ends without waiting for anybody.
     let watcher = background("signals", move || {
-        while signals.wait() == Signal::Report {}
+        while signals.wait() != Signal::Terminate {}
         tracing::warn!("ending without waiting");
         process::exit(1);
     });
@@ -38,6 +42,23 @@ pub(super) fn serve(
     let ended = host.shutdown();
     log_report(&crate::host::report_of(&graph));
     Ok(ended?)
+}
+
+/// Replaces plugins whose files have changed.
+fn reload_plugins(host: &Host) {
+    let changed = block_on(host.reload_changed_plugins());
+    if changed.is_empty() {
+        tracing::info!("no plugin's file has changed");
+    }
+    for ChangedPlugin { plugin, file, result } in changed {
+        let file = file.display();
+        match result {
+            Ok(()) => tracing::info!("plugin `{plugin}` was replaced by what is in {file} now"),
+            Err(error) => {
+                tracing::error!("plugin `{plugin}` goes on as it was, not as in {file}: {error}");
+            }
+        }
+    }
 }
 
 fn log_report(report: &str) {

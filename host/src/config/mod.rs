@@ -64,7 +64,9 @@ pub use images::read as read_images;
 pub use listen::{ListenAddr, ListenAddrError};
 pub(crate) use permissions::grants_of;
 pub use permissions::{EdgeParent, EdgeSpec};
-pub use plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
+pub use plugin_options::{
+    BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource,
+};
 pub use qcow2_options::{
     BackingFormat, BackingReference, BackingSpec, Compression, DataFileSpec, ImageFacts, ImageSpec,
     Preallocation, Qcow2Compat, Qcow2CreateSpec, Qcow2Spec,

@@ -7,7 +7,7 @@
 //! other does not share.
 
 use super::diagnostic::{Diagnostic, Problems, Span};
-use super::plugin_options::Grant;
+use super::plugin_options::{BytesGrant, Grant};
 use super::references::describe_parent;
 use super::spec::{ChildSpec, DriverSpec, ExportSpec, FilterKind, GraphSpec, NodeSpec, Scope};
 use crate::graph::{PermissionSet, Role, Users, Verb};
@@ -74,6 +74,12 @@ pub(super) fn role_of(node: &NodeSpec, child: &str) -> Role {
             } else {
                 Role::Source
             }
+        }
+        // What it shows is made of the child's bytes, and is not them.
+        DriverSpec::Plugin(plugin)
+            if plugin.bytes.is_some_and(|bytes| bytes.value == BytesGrant::Transform) =>
+        {
+            Role::Storage
         }
         DriverSpec::Filter(filter) if filter.kind == FilterKind::Backup && child == "target" => {
             Role::Target

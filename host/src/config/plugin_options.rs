@@ -87,6 +87,15 @@ impl Grant {
     }
 }
 
+/// What a plugin may do with the data of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BytesGrant {
+    /// Look at it.
+    Read,
+    /// Make it other data: the node shows bytes of its own.
+    Transform,
+}
+
 /// The grants for one child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrantSpec {

@@ -9,7 +9,9 @@ use toml::de::DeValue;
 use super::convert::{Choice, Size, integer};
 use super::diagnostic::{Diagnostic, Span, Spanned};
 use super::plugin_options::pointer_part;
-use super::plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
+use super::plugin_options::{
+    BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource,
+};
 use super::read_nodes::Partial;
 use super::render::clip;
 use super::spec::{DriverSpec, FilterKind, FilterSpec, LentBitmap, PluginSpec};
@@ -17,6 +19,8 @@ use super::table::{Entry, Table, entries};
 use super::units::{format_duration, format_size};
 use super::{names, suggest};
 
+/// What `grant` says of the data of requests, beside the names of children.
+const BYTES: &str = "bytes";
 /// Most children of one plugin.
 const MOST_CHILDREN: usize = 64;
 const MEMORY_BYTES: (u64, u64) = (64 << 10, 1 << 30);
@@ -38,14 +42,20 @@ impl Choice for Grant {
     ];
 }
 
+impl Choice for BytesGrant {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("read", Self::Read), ("transform", Self::Transform)];
+}
+
 pub(super) fn read_plugin(table: &mut Table<'_>, node: &mut Partial) -> DriverSpec {
     let plugin = table.need::<String>("plugin", "\"throttle\"");
     let plugin = plugin.and_then(|plugin| source_of(plugin, table));
     let children = read_children(MOST_CHILDREN, table, node);
-    let grants = read_grants(table, &children);
+    let (grants, bytes) = read_grants(table, &children);
     DriverSpec::Plugin(PluginSpec {
         plugin: plugin.unwrap_or_else(|| table.default(PluginSource::Bundled(String::new()))),
         grants,
+        bytes,
         bitmaps: read_lent(table),
         on_fault: read_on_fault(table),
         limits: read_limits(table),
@@ -126,7 +136,12 @@ fn read_children(most: usize, table: &mut Table<'_>, node: &mut Partial) -> Vec<
     }
     for entry in children.into_iter().take(most) {
         let name = Spanned::new(entry.key.to_owned(), entry.key_span);
-        if names::check_child_name(&name, table) {
+        if name.value == BYTES {
+            let message = format!("`child.{BYTES}` of {} cannot be", table.what);
+            let help =
+                format!("`grant.{BYTES}` is about the data of requests: no child has that name");
+            table.problem(Diagnostic::error(name.span, message).help(help));
+        } else if names::check_child_name(&name, table) {
             node.read_child(entry, table);
         }
         if name.value != "file" {
@@ -136,10 +151,18 @@ fn read_children(most: usize, table: &mut Table<'_>, node: &mut Partial) -> Vec<
     names
 }
 
-fn read_grants(table: &mut Table<'_>, children: &[String]) -> Vec<GrantSpec> {
+/// Reads `grant.CHILD` and `grant.bytes`.
+fn read_grants(
+    table: &mut Table<'_>,
+    children: &[String],
+) -> (Vec<GrantSpec>, Option<Spanned<BytesGrant>>) {
     let Some(grant) = table.table("grant", format!("`grant` of {}", table.what)) else {
-        return Vec::new();
+        return (Vec::new(), None);
     };
+    let (bytes, of_children): (Vec<_>, Vec<_>) =
+        grant.entries().into_iter().partition(|entry| entry.key == BYTES);
+    let name = format!("`grant.{BYTES}` of {}", table.what);
+    let bytes = bytes.into_iter().find_map(|entry| table.convert::<BytesGrant>(entry, &name));
     let read = |entry: Entry<'_>| {
         if !children.iter().any(|child| child == entry.key) {
             let name = clip(entry.key);
@@ -161,7 +184,7 @@ fn read_grants(table: &mut Table<'_>, children: &[String]) -> Vec<GrantSpec> {
         }
         GrantSpec { child: Spanned::new(entry.key.to_owned(), entry.key_span), grants }
     };
-    grant.entries().into_iter().map(read).collect()
+    (of_children.into_iter().map(read).collect(), bytes)
 }
 
 /// Reads `bitmap.NAME`.

@@ -11,7 +11,9 @@ use std::time::Duration;
 use super::PluginSource;
 use super::Qcow2Spec;
 use super::diagnostic::{Diagnostics, Source, Span, Spanned};
-use super::{ConfigSpec, EdgeParent, EdgeSpec, GrantSpec, ListenAddr, OnFault, PluginLimits};
+use super::{
+    BytesGrant, ConfigSpec, EdgeParent, EdgeSpec, GrantSpec, ListenAddr, OnFault, PluginLimits,
+};
 
 /// Most nodes, drives, bitmaps and exports (of each) in one file. It bounds the depth of the graph,
 /// and so every recursion over it.
@@ -355,6 +357,8 @@ pub struct PluginSpec {
     pub plugin: Spanned<PluginSource>,
     /// What it may do to its children; nothing by default.
     pub grants: Vec<GrantSpec>,
+    /// What it may do with the data of requests; absent: nothing.
+    pub bytes: Option<Spanned<BytesGrant>>,
     /// Bitmaps that it may read.
     pub bitmaps: Vec<LentBitmap>,
     /// What happens to the node when the plugin fails.

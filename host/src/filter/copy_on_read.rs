@@ -68,7 +68,7 @@ async fn run_above(
     if range.start >= end {
         return Ok((range, false));
     }
-    let found = cx.on_behalf().block_status(child, above, range.start..end).await?;
+    let found = cx.on_behalf().block_status(child, above, range.start..end, 1).await?;
     Ok(match found.first() {
         Some(extent) => {
             let end = end.min(extent.offset.saturating_add(extent.len));

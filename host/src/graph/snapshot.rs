@@ -439,6 +439,12 @@ impl<'g> Cx<'g> {
         self.request.poll_drained(cx)
     }
 
+    /// Whether the host ends; if not, the task is woken when that begins. Whoever waits for something that may not
+    /// come asks, and gives up.
+    pub fn poll_ends(&self, cx: &std::task::Context<'_>) -> bool {
+        self.request.poll_ends(cx)
+    }
+
     /// Whether the request is proven not to alter the view of this node.
     pub fn is_unchanged(&self) -> bool {
         let class = self.graph.nodes[self.node].class;

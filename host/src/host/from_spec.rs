@@ -30,7 +30,7 @@ use crate::node::{
     FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, Qcow2Options, RawNode,
 };
 use crate::plugin::{
-    Grants, Instance, InstanceError, OnFault, PluginLimits, PluginNode, RestartBudget,
+    ByteAccess, Grants, Instance, InstanceError, OnFault, PluginLimits, PluginNode, RestartBudget,
 };
 
 /// Longest graph file, bytes.
@@ -370,6 +370,9 @@ impl Builder<'_> {
                 self.at(error_at, &Error::new(ErrorKind::Invalid, error.message))
             }
         })?;
+        if let Some(name) = &spec.instance {
+            instance.call_it(&name.value);
+        }
         self.instances.insert(key, Arc::clone(&instance));
         self.plugin_node(&instance, node, spec)
     }
@@ -388,8 +391,14 @@ impl Builder<'_> {
         });
         let children: Vec<(String, Grants)> = children.collect();
         let lent = self.lent(&spec.bitmaps);
+        let access = match spec.bytes.map(|bytes| bytes.value) {
+            None => ByteAccess::None,
+            Some(config::BytesGrant::Read) => ByteAccess::Read,
+            Some(config::BytesGrant::Transform) => ByteAccess::Transform,
+        };
         PluginNode::with_children(instance, &children)
             .and_then(|node| node.with_bitmaps(&lent))
+            .and_then(|node| node.with_bytes(access))
             .map_err(|error| self.at(spec.plugin.span, &error))
     }
 

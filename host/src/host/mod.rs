@@ -12,6 +12,7 @@ mod image_facts;
 mod images;
 mod jobs;
 pub(crate) mod persist;
+mod plugins;
 mod report;
 mod start;
 mod surroundings;
@@ -27,6 +28,7 @@ pub use call::block_on;
 pub use drive::Drive;
 pub use from_spec::{Overrides, StartError, StartedExport, check, read_spec, start};
 pub use persist::Keep;
+pub use plugins::{ChangedPlugin, PluginBinary};
 pub use report::report as report_of;
 
 use crate::bitmap::{BitmapName, Granularity};
@@ -260,6 +262,7 @@ impl Host {
         block_on(on_worker(&worker, move || async move {
             let deadline = turn_now() + DRAIN_TIME;
             let grace_end = turn_now() + GRACE;
+            cell.end_waits();
             // What a job has in flight is waited for below.
             let _ = until(grace_end, jobs.end_all()).await;
             let mut settled = cell.settle().await;

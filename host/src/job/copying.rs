@@ -25,6 +25,8 @@ pub(super) const SOURCE: usize = 0;
 /// Number of the edge to what it is copied to.
 pub(super) const TARGET: usize = 1;
 
+/// Extents of which a run is made, at most.
+const LOOKED_AT: usize = 64;
 /// Passes after which a little that is left is little enough.
 const PASSES: usize = 3;
 
@@ -143,7 +145,9 @@ impl Copying {
     async fn look(&self, cx: &JobCx, run: Range<u64>) -> Step<(Range<u64>, bool)> {
         let above = self.is_above_target.then_some(TARGET);
         let shown = cx
-            .ask(async |ground| ground.block_status_shown(SOURCE, above, run.clone()).await)
+            .ask(async |ground| {
+                ground.block_status_shown(SOURCE, above, run.clone(), LOOKED_AT).await
+            })
             .await?;
         let is_data = |kind| matches!(kind, ExtentKind::Data | ExtentKind::Unreadable);
         let Some(first) = shown.first() else { return Ok((run, true)) };

@@ -21,6 +21,7 @@ use crate::graph::{
     Action, BitmapAction, ChildDecl, Graph, JobStake, NodeGeneration, PermissionSet, Role, Tracker,
     Unproven,
 };
+use crate::limits::EXTENTS_MAX;
 use crate::node::ExtentKind;
 
 /// Number of the edge below which nothing is copied, if there is one.
@@ -151,7 +152,9 @@ impl Mirror {
                     let rest = at..self.size_bytes;
                     let found = cx
                         .ask(async |ground| {
-                            ground.block_status_shown(SOURCE, above, rest.clone()).await
+                            ground
+                                .block_status_shown(SOURCE, above, rest.clone(), EXTENTS_MAX)
+                                .await
                         })
                         .await?;
                     let Some(last) = found.last() else { break };

@@ -25,6 +25,8 @@ use crate::graph::{
 use crate::limits::{COPY_MAX_BYTES, ZERO_PROVEN_MAX_BYTES};
 use crate::node::{BackingName, Extent, ExtentKind};
 
+/// Extents of which a run is made, at most.
+const LOOKED_AT: usize = 64;
 /// Number of the edge to the overlay.
 const TOP: usize = 0;
 /// Number of the edge to the base, if there is one.
@@ -186,7 +188,9 @@ impl Stream {
     async fn next_run(&self, cx: &JobCx, at: u64) -> Step<(Range<u64>, Todo)> {
         let base = self.base;
         let rest = at..self.size_bytes;
-        let own = cx.ask(async |ground| ground.block_status(TOP, None, rest.clone()).await).await?;
+        let own = cx
+            .ask(async |ground| ground.block_status(TOP, None, rest.clone(), LOOKED_AT).await)
+            .await?;
         let Some(own) = first(&own, &rest) else { return Ok((rest, Todo::Nothing)) };
         let run = at..own.1;
         match (own.0, base) {
@@ -198,8 +202,9 @@ impl Stream {
             _ => return Ok((run, Todo::Nothing)),
         }
         let above = base.map(|_| BASE);
-        let below =
-            cx.ask(async |ground| ground.block_status_shown(TOP, above, run.clone()).await).await?;
+        let below = cx
+            .ask(async |ground| ground.block_status_shown(TOP, above, run.clone(), LOOKED_AT).await)
+            .await?;
         let Some((kind, end)) = first(&below, &run) else { return Ok((run, Todo::Nothing)) };
         let todo = match kind {
             ExtentKind::Data | ExtentKind::Unreadable => Todo::Copy,

@@ -14,6 +14,7 @@ mod null;
 mod qcow2;
 mod raw;
 
+use std::any::Any;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -264,7 +265,7 @@ pub struct Extent {
 /// # host.shutdown()
 /// # }
 /// ```
-pub trait Node: Send + Sync + 'static {
+pub trait Node: Any + Send + Sync {
     /// The driver's name, as in TOML.
     fn driver(&self) -> &'static str;
 
@@ -285,6 +286,10 @@ pub trait Node: Send + Sync + 'static {
     /// Called once on a worker when the graph stands with all its bitmaps: what the node does of its own accord
     /// begins here.
     fn run(&self, _graph: &Rc<LocalGraph>, _name: &str) {}
+
+    /// Called when a graph was published in which the node, or a child of it, has another size than before, with
+    /// no request in flight.
+    fn resized(&self, _info: &NodeInfo, _children: &[NodeInfo]) {}
 
     /// Fills all of `buf` from `offset`.
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut>;
@@ -392,6 +397,11 @@ pub trait Node: Send + Sync + 'static {
     /// The job for which the node stands, if it stands for one. Always the same.
     fn job(&self) -> Option<&JobStake> {
         None
+    }
+
+    /// Whether it makes other bytes of those of its children: then no edge of it may be one of view.
+    fn is_opaque(&self) -> bool {
+        false
     }
 
     /// Whether it relies on bytes of its view that are to be kept elsewhere before they change: none may change

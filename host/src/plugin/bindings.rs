@@ -4,4 +4,5 @@
 wasmtime::component::bindgen!({
     path: "../wit",
     world: "filter",
+    imports: { default: trappable },
 });

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use blockloom_abi::{
-    Control, ControlKind, Done, Entry, EventTag, Forward, MAX_EVENTS, PollOne, RequestId, Subject,
+    Done, ENTRY_WORDS, Entry, EventTag, Forward, MAX_EVENTS, PollOne, RequestId, Subject,
 };
 
 use super::PluginLimits;
@@ -23,6 +23,10 @@ impl Instance {
         batch: &mut Vec<Offer>,
         local: &LocalPlugin,
     ) -> Result<bool, Fault> {
+        if inside.is_frozen {
+            inside.put_by(batch);
+            return Ok(false);
+        }
         let now_ns = turn_now().as_nanos();
         inside.words.clear();
         let carried = inside.carry.len().min(MAX_EVENTS);
@@ -32,7 +36,9 @@ impl Instance {
         while let Some(control) = self.lasting.controls.pop() {
             inside.push(control.encode());
         }
-        while !self.ended.is_empty()
+        // The others come with the next call.
+        while inside.has_room_for_events()
+            && !self.ended.is_empty()
             && let Some(ended) = self.ended.pop()
         {
             // What an earlier store asked for concerns nobody.
@@ -40,13 +46,14 @@ impl Instance {
                 inside.tell(ended, now_ns);
             }
         }
+        inside.tell_due(now_ns);
         for offer in batch.drain(..) {
             match offer {
                 Offer::LetGo { id } => inside.table.let_go(id),
                 Offer::Job { ticket, node } => {
-                    inside.jobs.insert(node, ticket);
-                    let (kind, first, second) = (ControlKind::JobStart, 0, 0);
-                    inside.push(Control { kind, node, first, second }.encode());
+                    inside.begin_job(node, ticket);
+                    // Not behind the requests that come after it.
+                    std::mem::take(&mut inside.carry).into_iter().for_each(|it| inside.push(it));
                 }
                 Offer::Done { id, result } => {
                     if inside.table.done(id, result.is_err(), now_ns) {
@@ -56,19 +63,43 @@ impl Instance {
                 }
                 request @ Offer::Request { .. } => {
                     // Those that wait for a slot go first.
-                    if !inside.waiting.is_empty() || !inside.encode(request, now_ns) {
+                    let is_next = !inside.is_gated && inside.waiting.is_empty();
+                    if !is_next || !inside.wants(&request) || !inside.encode(request, now_ns) {
                         inside.waiting.push_back(request);
                     }
                 }
             }
         }
-        while let Some(request) = inside.waiting.front().copied()
-            && inside.encode(request, now_ns)
+        self.take_in(inside, now_ns, local);
+        self.call_all(inside, now_ns, local)?;
+        self.see_off(inside, local)?;
+        if let Some(next_ns) = inside.timers.next_ns() {
+            local.alarm_at(Time::from_nanos(next_ns));
+        }
+        Ok(inside.has_more() || !self.ended.is_empty())
+    }
+
+    /// Takes in requests that wait, as far as there is room.
+    fn take_in(&self, inside: &mut Inside, now_ns: u64, local: &LocalPlugin) {
+        while !inside.is_gated
+            && let Some(request) = inside.waiting.front().copied()
         {
+            match request {
+                // The guest before this one wanted it.
+                Offer::Request { ticket, .. } if !inside.wants(&request) => {
+                    self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
+                }
+                _ if !inside.encode(request, now_ns) => return,
+                _ => {}
+            }
             inside.waiting.pop_front();
         }
+    }
+
+    /// The call for what is in `words`.
+    fn call_all(&self, inside: &mut Inside, now_ns: u64, local: &LocalPlugin) -> Result<(), Fault> {
         match inside.words.as_slice() {
-            [] => return Ok(false),
+            [] => {}
             [head, _, _, _] if *head & 0xff == EventTag::Request as u64 => {
                 if let Some(ticket) = self.call_one(inside, now_ns, local)? {
                     self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
@@ -79,7 +110,7 @@ impl Instance {
                 self.obey(inside, &actions, now_ns, local)?;
             }
         }
-        Ok(inside.has_more())
+        Ok(())
     }
 
     /// The flat call for a single request, which is in `words`. Returns its ticket if it is to be
@@ -92,7 +123,8 @@ impl Instance {
         local: &LocalPlugin,
     ) -> Result<Option<Ticket>, Fault> {
         let &[head, id, offset, len] = inside.words.as_slice() else { return Ok(None) };
-        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        inside.calls = (inside.calls.0 + 1, inside.calls.1 + 1);
+        arm(&inside.module.runtime, &mut inside.store, self.call_ticks);
         let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();
         let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
@@ -105,6 +137,7 @@ impl Instance {
                 if not_before_ns <= now_ns
                     && let Some(ticket) = inside.table.forward_now(id)
                 {
+                    inside.forget_buffers(ticket);
                     return Ok(Some(ticket));
                 }
                 let forward = Forward { not_before_ns, ..Forward::now(id) };
@@ -121,7 +154,9 @@ impl Instance {
 
     /// The call for a batch: the events are in `words`.
     fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, Fault> {
-        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
+        let events = inside.words.len() / ENTRY_WORDS;
+        inside.calls = (inside.calls.0 + 1, inside.calls.1 + events as u64);
+        arm(&inside.module.runtime, &mut inside.store, self.call_ticks);
         let begun = inside.cpu.begin();
         let data = inside.filter.blockloom_filter_data();
         let actions = data.call_poll(&mut inside.store, now_ns, &inside.words);
@@ -164,7 +199,7 @@ impl Instance {
         }
     }
 
-    fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> Fault {
-        Fault::of(self.module.trapped(&inside.store, call, error).to_string())
+    pub(super) fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> Fault {
+        Fault::of(inside.module.trapped(&inside.store, call, error).to_string())
     }
 }

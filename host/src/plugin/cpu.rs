@@ -57,15 +57,18 @@ impl Account {
 
     /// A call begins; `None` where nothing is counted.
     ///
-    /// Time since the turn's beginning is more than what the guest uses, and costs one look at the clock. Only
-    /// who comes near the limit by that measure is measured exactly.
+    /// Time since the turn's beginning is more than what the guest uses, and costs one look at the clock, in
+    /// further calls of a turn two. Only who comes near the limit by that measure is measured exactly.
     #[inline]
     pub(super) fn begin(&self) -> Option<Begun> {
         if self.share >= ALL {
             return None;
         }
         let is_exact = self.left_ns < nanos(self.share) / 2;
-        Some(Begun { at: turn_now(), used: is_exact.then(thread_time) })
+        let turn = turn_now();
+        // What was charged already in this turn is not charged again.
+        let at = if self.filled > turn { clock_now() } else { turn };
+        Some(Begun { at, used: is_exact.then(thread_time) })
     }
 
     /// It has ended.

@@ -123,6 +123,7 @@ impl Instance {
             {
                 batch.push(offer);
             }
+            self.take_departures(&mut inside);
             let again = self.run(&mut inside, batch, local);
             // What ended while there is no store concerns nobody.
             let is_live = inside.live.is_some();
@@ -149,7 +150,7 @@ impl Instance {
 
     /// Runs `act` inside; `None` when the instance is dead, or dies of it.
     #[inline]
-    fn guarded<T>(
+    pub(super) fn guarded<T>(
         &self,
         place: &mut Place,
         local: &LocalPlugin,
@@ -175,7 +176,8 @@ impl Instance {
         let Some(live) = guard.live.as_mut() else { return Asked::NotOffered };
         let now_ns = turn_now().as_nanos();
         live.words.clear();
-        let alone = self.queue.is_empty() && live.waiting.is_empty() && live.carry.is_empty();
+        let is_idle = self.queue.is_empty() && live.waiting.is_empty() && live.carry.is_empty();
+        let alone = is_idle && !live.is_gated && live.wants(&request);
         if !alone || !live.encode(request, now_ns) {
             return Asked::NotOffered;
         }
@@ -190,18 +192,19 @@ impl Instance {
     }
 
     /// Drops the store, and tells everyone who waits for it. What comes then, the policy says.
-    fn fail(&self, place: &mut Place, fault: Fault, local: &LocalPlugin) {
+    pub(super) fn fail(&self, place: &mut Place, fault: Fault, local: &LocalPlugin) {
         let Some(mut dead) = place.live.take() else { return };
         self.number.fetch_add(1, Ordering::AcqRel);
         self.lasting.reset_rules();
         while self.ended.pop().is_some() {}
         self.put_off_until.store(0, Ordering::Release);
+        dead.leaving.drain(..).for_each(|node| self.forget(node));
         self.after_fault(fault, local);
         let mut table = dead.table;
         // Of each worker's requests those that were offered came before those that wait for a place.
         table.clear().into_iter().for_each(|it| self.deliver(it, Verdict::Fault, local));
         dead.waiting.drain(..).for_each(|offer| self.deliver_fault(offer, local));
-        dead.jobs.into_values().for_each(|it| self.deliver(it, Verdict::Fault, local));
+        dead.jobs.into_values().for_each(|it| self.deliver(it.ticket, Verdict::Fault, local));
         place.table = Some(table);
     }
 
@@ -230,7 +233,7 @@ mod tests {
 
     use blockloom_abi::{Kind, NodeIndex, RequestFlags, Token};
 
-    use super::super::operation::Ended;
+    use super::super::operation::{Answered, Ended};
     use super::super::{PluginRuntime, local::Waiting, table::Answer};
     use super::*;
     use crate::io::{EngineChoice, EngineKind, run_on_thread, sleep_until};
@@ -287,7 +290,14 @@ mod tests {
             let mut entered = instance.go_in(Some(&local));
             let inside = entered.live.as_mut().expect("a store");
             inside.operations = 1;
-            local.end_operation(Ended::of_timer(inside.number, Token(7)));
+            local.end_operation(Ended {
+                store: inside.number,
+                token: Token(7),
+                request: None,
+                result: Ok(Answered::default()),
+                is_read: false,
+                serves: false,
+            });
             sleep_until(turn_now() + Duration::from_nanos(1)).await;
             assert!(!instance.ended.is_empty(), "somebody is inside");
             drop(entered);

@@ -86,6 +86,8 @@ pub(super) enum Phase {
     Bypassed,
     /// They fail.
     Failed,
+    /// They wait for another plugin to take the place.
+    Reloading,
 }
 
 /// A [`Phase`] that every worker looks at.
@@ -102,7 +104,8 @@ impl PhaseCell {
             0 => Phase::Running,
             1 => Phase::Down,
             2 => Phase::Bypassed,
-            _ => Phase::Failed,
+            3 => Phase::Failed,
+            _ => Phase::Reloading,
         }
     }
 
@@ -125,6 +128,11 @@ pub(super) enum Next {
 pub(super) struct Faults(VecDeque<Time>);
 
 impl Faults {
+    /// Forgets those of another plugin.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Counts one, and decides what comes next.
     pub(super) fn count(&mut self, policy: OnFault, now: Time) -> Next {
         let budget = match policy {

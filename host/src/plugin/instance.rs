@@ -4,19 +4,20 @@
 //! bounded queue and goes; the one inside takes them before and after it leaves. Answers for another
 //! worker's requests go to that worker's outbox.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use blockloom_abi::{ENTRY_WORDS, Entry, Kind, Kinds};
+use blockloom_abi::{ENTRY_WORDS, Entry, Kind, NodeIndex};
 use crossbeam::queue::{ArrayQueue, SegQueue};
 
-use super::bindings::exports::blockloom::filter::control;
 use super::counters::PluginCounters;
 use super::faults::{Faults, OnFault, Phase, PhaseCell};
-use super::inside::{Inside, Place};
+use super::inside::{Inside, Made, Place};
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
 use super::module::{ConfigError, PluginModule, call_ticks};
 use super::operation::{Ended, StoreNumber};
+use super::served::Served;
 use super::store::Lasting;
 use super::table::Table;
 use super::{PluginLimits, module};
@@ -37,39 +38,57 @@ pub enum InstanceError {
     Plugin(Error),
 }
 
+impl fmt::Display for InstanceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => write!(f, "its configuration is refused: {error}"),
+            Self::Plugin(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for InstanceError {}
+
 impl From<Error> for InstanceError {
     fn from(error: Error) -> Self {
         Self::Plugin(error)
     }
 }
-/// What a store begins with.
-pub(super) struct SetUp {
-    pub(super) config: String,
-    pub(super) nodes: Vec<control::Node>,
-}
-
 /// See the module.
 pub struct Instance {
     id: usize,
-    pub(super) module: Arc<PluginModule>,
+    /// Its name among instances, if several nodes share it.
+    name: OnceLock<Arc<str>>,
+    /// What the next store is made of.
+    module: Mutex<Arc<PluginModule>>,
+    pub(super) config: Mutex<String>,
     pub(super) limits: PluginLimits,
     pub(super) policy: OnFault,
     pub(super) call_ticks: u32,
-    kinds: Kinds,
+    /// Bits of the kinds that the guest wants to be offered.
+    pub(super) kinds: AtomicU32,
     pub(super) inside: Mutex<Place>,
-    pub(super) set_up: Mutex<SetUp>,
+    pub(super) served: Served,
+    /// Nodes that have left the graph. Bounded by those that there are.
+    pub(super) departures: SegQueue<NodeIndex>,
     pub(super) queue: ArrayQueue<Offer>,
+    /// Requests have gone on because they had been held for too long.
+    has_let_go: AtomicBool,
     /// Somebody who could not see to it has left offers there.
     pub(super) is_left: AtomicBool,
     pub(super) phase: PhaseCell,
     pub(super) phase_changes: AtomicU64,
     /// Of the store that is there, or the next one.
     pub(super) number: AtomicU32,
+    /// How many of them took the place of one that was alive.
+    pub(super) reloads: AtomicU32,
+    /// A store is being made.
+    pub(super) is_changing: AtomicBool,
     pub(super) faults: Mutex<Faults>,
     /// Why the last store was lost.
     pub(super) last_fault: Mutex<String>,
     /// Why there will be none any more.
-    pub(super) failure: OnceLock<String>,
+    pub(super) failure: Mutex<Option<String>>,
     /// Who is told of faults.
     pub(super) watchers: Mutex<Vec<Weak<GraphCell>>>,
     workers: Mutex<Vec<WorkerHandle>>,
@@ -78,7 +97,6 @@ pub struct Instance {
     /// Operations that have ended. Bounded by those in flight.
     pub(super) ended: SegQueue<Ended>,
     pub(super) lasting: Arc<Lasting>,
-    pub(super) nodes: AtomicU16,
     /// Until then it is not called, as it has used up its processor time: nanoseconds.
     pub(super) put_off_until: AtomicU64,
     /// When somebody was last told of a refused claim.
@@ -120,38 +138,64 @@ impl Instance {
         let (mut store, filter) = module.instantiate(&limits, Arc::clone(&lasting))?;
         let configured = module.configure(&mut store, &filter, config, &limits)?;
         configured.map_err(InstanceError::Config)?;
-        let inside = Inside::new((store, filter), 0, Table::new(limits.in_flight), &limits);
+        let made =
+            Made { module: Arc::clone(module), store, filter, serves: Vec::new(), resizes: 0 };
+        let inside = Inside::new(made, 0, Table::new(limits.in_flight), &limits);
         Ok(Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            module: Arc::clone(module),
+            name: OnceLock::new(),
+            module: Mutex::new(Arc::clone(module)),
+            config: Mutex::new(config.to_owned()),
             limits,
             policy,
             call_ticks: call_ticks(&limits),
-            kinds: module.kinds(),
+            kinds: AtomicU32::new(module.kinds().bits()),
             inside: Mutex::new(Place { live: Some(inside), table: None }),
-            set_up: Mutex::new(SetUp { config: config.to_owned(), nodes: Vec::new() }),
+            served: Served::default(),
+            departures: SegQueue::new(),
             queue: ArrayQueue::new(QUEUE_MAX),
+            has_let_go: AtomicBool::new(false),
             is_left: AtomicBool::new(false),
             phase: PhaseCell::new(),
             phase_changes: AtomicU64::new(0),
             number: AtomicU32::new(0),
+            reloads: AtomicU32::new(0),
+            is_changing: AtomicBool::new(false),
             faults: Mutex::default(),
             last_fault: Mutex::default(),
-            failure: OnceLock::new(),
+            failure: Mutex::default(),
             watchers: Mutex::default(),
             workers: Mutex::default(),
             outboxes: (0..WORKERS_MAX).map(|_| SegQueue::new()).collect(),
             ended: SegQueue::new(),
             lasting,
-            nodes: AtomicU16::new(0),
             put_off_until: AtomicU64::new(0),
             refusal_told: Mutex::default(),
         }))
     }
 
     /// The plugin's name, for messages.
-    pub fn plugin(&self) -> &str {
-        self.module.name()
+    pub fn plugin(&self) -> Arc<str> {
+        self.module().shared_name()
+    }
+
+    /// What it is called among instances, if it was given a name.
+    pub fn name(&self) -> Option<&str> {
+        self.name.get().map(|name| &**name)
+    }
+
+    /// Gives it a name, once: by it [`Host::reload_plugin`](crate::Host::reload_plugin) finds it.
+    pub fn call_it(&self, name: &str) {
+        let _ = self.name.set(name.into());
+    }
+
+    /// The plugin.
+    pub fn module(&self) -> Arc<PluginModule> {
+        Arc::clone(&self.module.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_module(&self, module: &Arc<PluginModule>) {
+        *self.module.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(module);
     }
 
     /// Its limits.
@@ -160,16 +204,28 @@ impl Instance {
     }
 
     /// Why it is out of service for good, if it is.
-    pub fn failure(&self) -> Option<&str> {
+    pub fn failure(&self) -> Option<String> {
         match self.phase() {
-            Phase::Bypassed | Phase::Failed => self.failure.get().map(String::as_str),
-            Phase::Running | Phase::Down => None,
+            Phase::Bypassed | Phase::Failed => {
+                self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            }
+            Phase::Running | Phase::Down | Phase::Reloading => None,
         }
     }
 
-    /// How many stores it has had before the present one.
+    /// How many stores it has lost.
     pub fn restarts(&self) -> u32 {
-        self.number.load(Ordering::Acquire)
+        self.number.load(Ordering::Acquire) - self.reloads.load(Ordering::Acquire)
+    }
+
+    /// How often its plugin was replaced while it was alive.
+    pub fn reloads(&self) -> u32 {
+        self.reloads.load(Ordering::Acquire)
+    }
+
+    /// How often the present store was called for requests, and with how many events.
+    pub fn calls(&self) -> (u64, u64) {
+        self.go_in(None).live.as_ref().map_or((0, 0), |inside| inside.calls)
     }
 
     /// What has been counted of it, and of all its nodes.
@@ -207,13 +263,28 @@ impl Instance {
 
     #[inline]
     pub(super) fn wants(&self, kind: Kind) -> bool {
-        self.kinds.contains(kind)
+        // A request that is asked for the last time, or goes uncalled for the last time, does no harm: whoever
+        // widens them waits for those.
+        self.kinds.load(Ordering::Relaxed) & 1 << kind as u32 != 0
     }
 
     /// The error of requests to a dead instance.
     pub(super) fn fault_error(&self) -> Error {
         let reason = self.last_fault.lock().unwrap_or_else(PoisonError::into_inner);
         Error::new(ErrorKind::Io, format!("plugin `{}` is out of service: {reason}", self.plugin()))
+    }
+
+    /// A request has been held for as long as it may, and goes on before its time. Said once.
+    #[cold]
+    pub(super) fn tell_let_go(&self) {
+        if !self.has_let_go.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "plugin `{}` holds requests for longer than {:?}: they go on then (`limits.hold` allows \
+                 more)",
+                self.plugin(),
+                self.limits.hold
+            );
+        }
     }
 
     /// Makes the worker known, so that answers reach it.
@@ -227,19 +298,6 @@ impl Instance {
         &self.lasting
     }
 
-    /// Whether there are events that nobody has taken in.
-    #[inline]
-    pub(super) fn has_controls(&self) -> bool {
-        !self.lasting.controls.is_empty()
-            && self.phase() == Phase::Running
-            && self.put_off_until().is_none()
-    }
-
-    /// Whether the plugin has work of its own.
-    pub(super) fn has_job(&self) -> bool {
-        self.module.inspection().has_job
-    }
-
     /// An operation has ended; its worker has the instance entered.
     pub(super) fn end_operation(&self, ended: Ended) {
         self.ended.push(ended);
@@ -247,6 +305,7 @@ impl Instance {
 
     pub(super) fn deliver_fault(&self, offer: Offer, local: &LocalPlugin) {
         if let Offer::Request { ticket, .. } | Offer::Job { ticket, .. } = offer {
+            self.lasting.bytes.take_back(ticket);
             self.deliver(ticket, Verdict::Fault, local);
         }
     }

@@ -2,11 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
 
 use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
@@ -20,11 +20,8 @@ use super::store::Lasting;
 use super::table::Answer;
 use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
 
-/// Between two looks of a timer at whether its store is still there.
-const TIMER_LOOK: Duration = Duration::from_secs(5);
-
 /// Names a waiting request of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ticket {
     pub(super) worker: u32,
     pub(super) waiter: u32,
@@ -117,13 +114,17 @@ impl Waiters {
         index
     }
 
-    /// Returns operations that have not been begun, and rules that may be the last of their kind.
+    /// Returns what the tenant has not taken: operations, and its verdict; and rules that may be the last of
+    /// their kind.
     #[inline]
-    fn remove(&mut self, index: u32) -> (VecDeque<AskedFor>, Option<Rc<KeptRules>>) {
+    fn remove(
+        &mut self,
+        index: u32,
+    ) -> (VecDeque<AskedFor>, Option<Verdict>, Option<Rc<KeptRules>>) {
         let place = &mut self.places[index as usize];
         place.sequence = 0;
         self.free.push(index);
-        (std::mem::take(&mut place.operations), place.rules.take())
+        (std::mem::take(&mut place.operations), place.verdict.take(), place.rules.take())
     }
 
     fn live(&self) -> impl Iterator<Item = &Waiter> {
@@ -147,6 +148,10 @@ pub(super) struct LocalPlugin {
     /// How often the instance's phase had changed when they were last woken.
     phases_seen: Cell<u64>,
     watched: Cell<bool>,
+    /// When the instance is to be entered for its timers.
+    alarm: Cell<Option<Time>>,
+    /// Of the task that sees to it, while there is one.
+    alarm_task: RefCell<Option<Waker>>,
     /// The rules of each node, as this worker has them.
     rules: RefCell<Vec<Ruled>>,
     /// How often rules had changed when this worker last let go of those before.
@@ -235,10 +240,11 @@ impl LocalPlugin {
 
     /// The current worker's side of the instance with this number, if it has one.
     fn known(id: usize) -> Option<Rc<Self>> {
-        PLUGINS.with(|plugins| {
+        let known = PLUGINS.try_with(|plugins| {
             let plugins = plugins.borrow();
             plugins.iter().find(|(known, _)| *known == id).map(|(_, plugin)| Rc::clone(plugin))
-        })
+        });
+        known.ok().flatten()
     }
 
     fn new(instance: &Arc<Instance>) -> Self {
@@ -259,6 +265,8 @@ impl LocalPlugin {
             resting: RefCell::default(),
             phases_seen: Cell::new(0),
             watched: Cell::new(false),
+            alarm: Cell::new(None),
+            alarm_task: RefCell::default(),
             rules: RefCell::default(),
             rules_seen: Cell::new(0),
         }
@@ -405,7 +413,8 @@ impl LocalPlugin {
     /// Has the instance entered at the end of this turn.
     pub(super) fn queue(self: &Rc<Self>) {
         if !self.queued.replace(true) {
-            QUEUED.with(|queued| queued.borrow_mut().push(Rc::clone(self)));
+            // At the end of a thread what waited is dropped, and nobody goes in any more.
+            let _ = QUEUED.try_with(|queued| queued.borrow_mut().push(Rc::clone(self)));
         }
     }
 
@@ -420,6 +429,13 @@ impl LocalPlugin {
             plugin.put_off.set(false);
             plugin.queue();
         });
+    }
+
+    /// The same, for one who does not hold it.
+    pub(super) fn enter_soon(&self) {
+        if let Some(plugin) = Self::known(self.instance.id()) {
+            plugin.queue();
+        }
     }
 
     fn flush(self: &Rc<Self>) {
@@ -440,9 +456,8 @@ impl LocalPlugin {
         let mut waiters = self.waiters.borrow_mut();
         let waiter = waiters.places.get_mut(ticket.waiter as usize);
         let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else {
-            if let Verdict::Operate(asked) = verdict {
-                self.cancel(&asked);
-            }
+            drop(waiters);
+            self.lose(verdict);
             return;
         };
         match verdict {
@@ -465,26 +480,34 @@ impl LocalPlugin {
         self.queue();
     }
 
-    /// The same at a time, if the store lives so long.
-    pub(super) fn end_at(&self, at: Time, ended: Ended) {
-        let Some(plugin) = Self::known(self.instance.id()) else { return };
-        spawn(async move {
-            while at > turn_now() {
-                if plugin.instance.store_number() != ended.store {
-                    return;
-                }
-                sleep_until(at.min(turn_now() + TIMER_LOOK)).await;
-            }
-            plugin.end_operation(ended);
-        });
+    /// Has the instance entered at a time, unless that is going to be sooner.
+    pub(super) fn alarm_at(&self, at: Time) {
+        let former = self.alarm.get();
+        if former.is_some_and(|former| former <= at) {
+            return;
+        }
+        self.alarm.set(Some(at));
+        if let Some(task) = self.alarm_task.borrow().as_ref() {
+            task.wake_by_ref();
+        } else if former.is_none()
+            && let Some(plugin) = Self::known(self.instance.id())
+        {
+            spawn(ring(plugin));
+        }
     }
 
-    /// Has a new store made at a time.
+    /// Has a new store made at a time, if the place of the lost one is still empty then.
     pub(super) fn restart_at(&self, at: Time) {
         let Some(plugin) = Self::known(self.instance.id()) else { return };
+        let lost = self.instance.store_number();
         spawn(async move {
             sleep_until(at).await;
-            plugin.instance.restart(&plugin).await;
+            let instance = &plugin.instance;
+            let changing = instance.change().await;
+            if instance.phase() == Phase::Down && instance.store_number() == lost {
+                instance.restart(&plugin).await;
+            }
+            drop(changing);
         });
     }
 
@@ -493,17 +516,38 @@ impl LocalPlugin {
         Arrival { sequence: self.next_sequence(), since: turn_now() }
     }
 
-    /// Waits as long as the instance is down; says how it stands then.
-    pub(super) async fn rest(&self, arrival: Arrival) -> Phase {
+    /// Waits as long as the instance stands so; says how it stands then.
+    pub(super) async fn rest(&self, arrival: Arrival, while_it: impl Fn(Phase) -> bool) -> Phase {
         let _resting = Resting { plugin: self, sequence: arrival.sequence };
         poll_fn(|cx| match self.instance.phase() {
-            Phase::Down => {
+            phase if while_it(phase) => {
                 self.resting.borrow_mut().insert(arrival.sequence, cx.waker().clone());
                 Poll::Pending
             }
             phase => Poll::Ready(phase),
         })
         .await
+    }
+
+    /// A verdict for a request that has gone.
+    fn lose(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Operate(asked) => self.cancel(&asked),
+            Verdict::Answer(Answer::Forward { known: Some(id), notify, .. }) => {
+                if let Some(plugin) = Self::known(self.instance.id()) {
+                    plugin.give_up(id, notify);
+                }
+            }
+            Verdict::Answer(_) | Verdict::Fault => {}
+        }
+    }
+
+    /// A forwarded request that the guest may still name has gone before its end.
+    fn give_up(self: &Rc<Self>, id: RequestId, notify: bool) {
+        self.offer(match notify {
+            true => Offer::Done { id, result: Err(Errno::ECANCELED) },
+            false => Offer::LetGo { id },
+        });
     }
 
     /// An operation whose request has gone.
@@ -522,7 +566,7 @@ impl LocalPlugin {
     }
 
     /// The plugin's name, for messages.
-    pub(super) fn name(&self) -> &str {
+    pub(super) fn name(&self) -> Arc<str> {
         self.instance.plugin()
     }
 
@@ -535,6 +579,27 @@ impl LocalPlugin {
     pub(super) fn worker(&self) -> u32 {
         self.worker
     }
+}
+
+/// Has the instance entered when its timers come due, for as long as there are any.
+async fn ring(plugin: Rc<LocalPlugin>) {
+    while let Some(at) = plugin.alarm.get() {
+        let mut sleep = pin!(sleep_until(at));
+        poll_fn(|cx| {
+            // It may have become sooner.
+            if plugin.alarm.get() != Some(at) {
+                return Poll::Ready(());
+            }
+            *plugin.alarm_task.borrow_mut() = Some(cx.waker().clone());
+            sleep.as_mut().poll(cx)
+        })
+        .await;
+        if at <= turn_now() {
+            plugin.alarm.set(None);
+            plugin.queue();
+        }
+    }
+    plugin.alarm_task.take();
 }
 
 /// Bounds how long the guest keeps requests, for as long as there are any.
@@ -595,8 +660,40 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let (left, rules) = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
+        let left = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
+        let (operations, verdict, rules) = left;
         drop(rules);
-        left.iter().for_each(|asked| self.plugin.cancel(asked));
+        operations.iter().for_each(|asked| self.plugin.cancel(asked));
+        if let Some(verdict) = verdict {
+            self.plugin.lose(verdict);
+        }
+    }
+}
+
+/// A forwarded request that the guest may still name: it learns of its end, or that nobody waits for that.
+pub(super) struct Named {
+    plugin: Rc<LocalPlugin>,
+    id: RequestId,
+    notify: bool,
+    is_told: bool,
+}
+
+impl Named {
+    pub(super) fn new(waiting: &Waiting, id: RequestId, notify: bool) -> Self {
+        Self { plugin: Rc::clone(&waiting.plugin), id, notify, is_told: false }
+    }
+
+    /// The child has ended it.
+    pub(super) fn end(mut self, result: Result<(), Errno>) {
+        self.is_told = true;
+        self.plugin.offer(Offer::Done { id: self.id, result });
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if !self.is_told {
+            self.plugin.give_up(self.id, self.notify);
+        }
     }
 }

@@ -13,12 +13,15 @@
 //! Which requests a guest is asked about at all, its rules say (`rules.rs`); what it has to remember is in
 //! bitmaps that outlive it (`bitmaps.rs`).
 //!
-//! The data stays in the host: a plugin sees ids and ranges. What it answers is judged (`table`), not
+//! The data stays in the host: a plugin sees ids and ranges, and bytes only of nodes that grant it (`bytes.rs`). What it answers is judged (`table`), not
 //! trusted. **Any** error of a call, and any breach of the layout, drops the store. A request that the
 //! plugin had forwarded completes with the child's result, and is never issued again. One that it had not
 //! waits until what was done for it is over; then the policy decides ([`OnFault`]): it fails with `EIO`, goes
 //! to the child, or is offered to a new store (`restart.rs`), which begins with the same configuration, the
 //! same nodes and the bitmaps as they are, and without rules. Nothing else in the daemon notices.
+//!
+//! Nodes come and go while a guest lives (`nodes.rs`, `served.rs`), each with its job (`jobs.rs`). Another plugin, or
+//! other bytes of the same, may take the place of one that runs (`reload.rs`), or get another configuration.
 //!
 //! **Invariant**: no host lock, and no reference into the graph, is held while a guest runs, except the
 //! instance's own.
@@ -26,6 +29,7 @@
 mod bindings;
 mod bitmaps;
 mod buffers;
+mod bytes;
 mod call;
 mod counters;
 mod cpu;
@@ -34,20 +38,28 @@ mod faults;
 mod grants;
 mod inside;
 mod instance;
+mod jobs;
 mod local;
+pub mod measure;
 mod module;
 mod node;
 mod nodes;
 mod obey;
 mod operation;
+mod reload;
 mod restart;
 mod rules;
 mod runtime;
+mod served;
 mod store;
 mod table;
+#[cfg(test)]
+mod tests;
+mod timers;
 
 use std::time::Duration;
 
+pub use bytes::ByteAccess;
 pub use counters::PluginCounters;
 pub use faults::{OnFault, RestartBudget};
 pub use grants::Grants;

@@ -1,7 +1,8 @@
 //! From a file to something that can be instantiated: recognising, encoding, compiling, describing.
 
 use std::fmt;
-use std::path::Path;
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockloom_abi::{Kinds, LAYOUT_VERSION, PACKAGE};
@@ -11,9 +12,10 @@ use wasmtime::{Store, UpdateDeadline};
 use super::PluginLimits;
 use super::bindings::exports::blockloom::filter::control;
 use super::bindings::{Filter, FilterPre};
+use super::bytes::ByteAccess;
 use super::grants::Grants;
 use super::runtime::{PluginRuntime, TICK};
-use super::store::{HostState, Lasting, printable};
+use super::store::{CALL_DATA_BYTES, HostState, Lasting, printable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::read_file;
 
@@ -21,10 +23,8 @@ include!(concat!(env!("OUT_DIR"), "/bundled.rs"));
 
 /// Longest plugin file, bytes: compiling takes time in proportion.
 const FILE_MAX_BYTES: u64 = 16 << 20;
-/// Words that one call may move each way, bytes: 2,048 actions of 32.
-const CALL_DATA_BYTES: usize = 64 << 10;
-/// The one interface that a plugin may import.
-const HOST_INTERFACE: &str = "blockloom:filter/host@0.1.0";
+/// The interfaces that a plugin may import; it needs neither.
+const HOST_INTERFACES: [&str; 2] = ["blockloom:filter/host@0.1.0", "blockloom:filter/bytes@0.1.0"];
 /// An interface that every plugin exports, without its version.
 const CONTROL_INTERFACE: &str = "blockloom:filter/control";
 
@@ -59,7 +59,9 @@ impl fmt::Display for ConfigError {
 /// A compiled plugin, ready to be instantiated.
 pub struct PluginModule {
     pub(super) runtime: Arc<PluginRuntime>,
-    pub(super) name: String,
+    name: Arc<str>,
+    /// The file that it was loaded from, and what tells its bytes from others.
+    file: Option<(PathBuf, u64)>,
     pre: FilterPre<HostState>,
     inspection: Inspection,
 }
@@ -81,8 +83,8 @@ pub struct Inspection {
     pub views: Vec<String>,
     /// Bitmaps that it reads, and whether it cannot do without.
     pub bitmaps: Vec<(String, bool)>,
-    /// Whether it answers with bytes that are not its child's.
-    pub wants_transform: bool,
+    /// What it wants to do with the data of requests.
+    pub wants_bytes: ByteAccess,
     /// Whether it has work of its own.
     pub has_job: bool,
     /// Whether requests may go to the filtered child without it, should it fail.
@@ -110,6 +112,18 @@ pub struct ChildWant {
     pub exclusive: bool,
 }
 
+fn read_plugin(path: &Path) -> Result<Vec<u8>> {
+    let cannot = || format!("cannot read plugin `{}`", path.display());
+    read_file(path, FILE_MAX_BYTES).map_err(|error| Error::os(cannot(), &error))
+}
+
+/// Tells files apart that nobody has made alike on purpose.
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
 fn unusable(name: &str, reason: impl fmt::Display) -> Error {
     // The reason may quote names from the file.
     let reason = printable(&reason.to_string());
@@ -123,9 +137,20 @@ impl PluginModule {
     /// When the file cannot be read or is no plugin for this host; the message says what it lacks.
     pub fn load_file(runtime: &Arc<PluginRuntime>, path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let bytes = read_file(path, FILE_MAX_BYTES)
-            .map_err(|error| Error::os(format!("cannot read plugin `{name}`"), &error))?;
-        Self::load(runtime, &name, &bytes)
+        let bytes = read_plugin(path)?;
+        let mut module = Self::load(runtime, &name, &bytes)?;
+        module.file = Some((path.to_owned(), digest(&bytes)));
+        Ok(module)
+    }
+
+    /// The file that it was loaded from, if that has other bytes by now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn changed_file(&self) -> Result<Option<&Path>> {
+        let Some((path, known)) = &self.file else { return Ok(None) };
+        let now = digest(&read_plugin(path)?);
+        Ok((now != *known).then_some(path))
     }
 
     /// Loads a plugin that comes with the host.
@@ -176,7 +201,7 @@ impl PluginModule {
             ..Inspection::default()
         };
         let mut module =
-            Self { runtime: Arc::clone(runtime), name: name.to_owned(), pre, inspection };
+            Self { runtime: Arc::clone(runtime), name: name.into(), file: None, pre, inspection };
         module.describe()?;
         Ok(module)
     }
@@ -184,6 +209,15 @@ impl PluginModule {
     /// The name for messages.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    /// What compiles and runs it.
+    pub fn runtime(&self) -> &Arc<PluginRuntime> {
+        &self.runtime
     }
 
     /// What it is and wants.
@@ -301,7 +335,7 @@ impl PluginModule {
         inspection.views = it.views.iter().map(|view| printable(view)).collect();
         let bitmap = |want: control::BitmapWant| (printable(&want.name), want.required);
         inspection.bitmaps = it.bitmaps.into_iter().map(bitmap).collect();
-        inspection.wants_transform = it.wants_transform;
+        inspection.wants_bytes = ByteAccess::of_wants(it.wants_bytes);
         inspection.has_job = it.has_job;
         inspection.may_bypass = it.may_bypass;
         Ok(())
@@ -352,10 +386,11 @@ fn check_interfaces(imports: &[String], exports: &[String]) -> std::result::Resu
              rebuild it"
         ));
     }
-    if let Some(foreign) = imports.iter().find(|name| *name != HOST_INTERFACE) {
+    if let Some(foreign) = imports.iter().find(|name| !HOST_INTERFACES.contains(&name.as_str())) {
         return Err(format!(
-            "it imports `{foreign}`; a plugin may import `{HOST_INTERFACE}` alone: build it for \
-             wasm32-unknown-unknown, not for a WASI target"
+            "it imports `{foreign}`; a plugin may import `{}` alone: build it for \
+             wasm32-unknown-unknown, not for a WASI target",
+            HOST_INTERFACES.join("` and `")
         ));
     }
     if !is_ours {

@@ -6,10 +6,10 @@ use blockloom_abi::{
 
 use super::counters::Refused;
 use super::faults::Fault;
-use super::inside::Inside;
+use super::inside::{Buffer, Inside};
 use super::instance::Instance;
-use super::local::{LocalPlugin, Verdict};
-use super::operation::{Ended, subject};
+use super::local::{LocalPlugin, Ticket, Verdict};
+use super::operation::subject;
 use super::table::{Answer, Breach};
 use crate::io::{Time, turn_now};
 
@@ -42,16 +42,16 @@ impl Instance {
             match Action::decode(entry)? {
                 Action::Forward(forward) => self.forward(inside, forward, now_ns, local)?,
                 Action::Complete(complete) => {
-                    let (ticket, answer) = inside.table.complete(complete)?;
+                    let is_put = inside.store.data().bytes.is_put(complete.id);
+                    let (ticket, answer) = inside.table.complete(complete, is_put)?;
                     inside.forget_buffers(ticket);
                     self.deliver(ticket, Verdict::Answer(answer), local);
                 }
                 Action::Timer { token, at_ns } => self.set_timer(inside, token, at_ns, local)?,
-                Action::Drop { buffer } => {
-                    if let Some(ticket) = inside.buffers.remove(&buffer) {
-                        let asked = inside.asked(Action::Drop { buffer });
-                        self.deliver(ticket, Verdict::Operate(asked), local);
-                    }
+                Action::Drop { token } => self.drop_named(inside, token, local),
+                Action::JobEnd { node } => {
+                    let ticket = inside.end_job(node)?;
+                    self.drop_buffers(inside, Some(ticket), local);
                 }
                 operation => self.operate(inside, operation, now_ns, local)?,
             }
@@ -68,16 +68,22 @@ impl Instance {
         local: &LocalPlugin,
     ) -> Result<(), Fault> {
         let Some((token, parent)) = subject(&action) else { return Ok(()) };
-        if inside.operations >= self.operations_max() {
+        if inside.in_flight() >= self.operations_max() {
             return inside.refuse(token, Errno::EBUSY);
         }
         let (ticket, kind) = match parent {
             Parent::Request(id) => (inside.table.ticket(id), inside.table.kind(id)),
-            Parent::Job(node) => (inside.jobs.get(&node).copied(), None),
+            Parent::Job(node) => {
+                let job = inside.jobs.get(&node).filter(|job| job.state.is_running());
+                (job.map(|job| job.ticket), None)
+            }
         };
         let refused = match action {
             Action::Copy(copy) if copy.serve => kind.is_some_and(|kind| kind != Kind::Read),
-            Action::Write(write) => inside.buffers.get(&write.source).copied() != ticket,
+            Action::Write(write) => {
+                let buffer = inside.buffers.get(&write.source).filter(|it| !it.is_dropped);
+                buffer.map(|buffer| buffer.of) != ticket
+            }
             _ => false,
         };
         if refused {
@@ -90,12 +96,38 @@ impl Instance {
                 return Err(Fault::breach(format!("node {} has no job", node.0)));
             }
         };
-        if matches!(action, Action::Read(_)) && inside.buffers.insert(token, ticket).is_some() {
+        let fills = matches!(action, Action::Read(_) | Action::Make { .. });
+        let buffer = Buffer { of: ticket, is_filling: true, is_dropped: false };
+        if fills && inside.buffers.insert(token, buffer).is_some() {
             return Err(Breach::BufferInUse(token.0).into());
         }
         inside.operations += 1;
         self.deliver(ticket, Verdict::Operate(inside.asked(action)), local);
         Ok(())
+    }
+
+    /// Lets go of what was read for one who asks for nothing any more, or for all.
+    pub(super) fn drop_buffers(
+        &self,
+        inside: &mut Inside,
+        of: Option<Ticket>,
+        local: &LocalPlugin,
+    ) {
+        let buffers = inside.buffers.iter();
+        let theirs = buffers.filter(|(_, buffer)| of.is_none_or(|of| of == buffer.of));
+        let tokens: Vec<Token> = theirs.map(|(token, _)| *token).collect();
+        for token in tokens {
+            self.drop_named(inside, token, local);
+        }
+    }
+
+    /// Lets go of what a token names.
+    fn drop_named(&self, inside: &mut Inside, token: Token, local: &LocalPlugin) {
+        if let Some(ticket) = inside.drop_named(token) {
+            inside.store.data_mut().bytes.forget(token);
+            let asked = inside.asked(Action::Drop { token });
+            self.deliver(ticket, Verdict::Operate(asked), local);
+        }
     }
 
     fn operations_max(&self) -> usize {
@@ -110,15 +142,16 @@ impl Instance {
         at_ns: u64,
         local: &LocalPlugin,
     ) -> Result<(), Fault> {
+        inside.timers.remove(token);
         let at = Time::from_nanos(at_ns);
         if at <= turn_now() {
             return inside.end(token, Ok(()));
         }
-        if inside.operations >= self.operations_max() {
+        if inside.in_flight() >= self.operations_max() {
             return inside.refuse(token, Errno::EBUSY);
         }
-        inside.operations += 1;
-        local.end_at(at, Ended::of_timer(inside.number, token));
+        inside.timers.set(token, at_ns);
+        local.alarm_at(at);
         Ok(())
     }
 
@@ -132,7 +165,8 @@ impl Instance {
     ) -> Result<(), Fault> {
         // Nothing but the host's own proof says that bytes of a request are unchanged; a refused claim writes
         // nothing.
-        if forward.claim && !inside.table.is_unchanged(forward.id) {
+        let is_put = inside.store.data().bytes.is_put(forward.id);
+        if forward.claim && (is_put || !inside.table.is_unchanged(forward.id)) {
             let node = inside.table.refuse_claim(forward.id)?;
             self.claim_refused(node, Refused::NotProven);
             let subject = Subject::Request(forward.id);
@@ -141,7 +175,9 @@ impl Instance {
         let answer = inside.table.forward(forward, now_ns)?;
         if let Some((ticket, answer)) = answer {
             // With notify it has not ended yet.
-            if !matches!(answer, Answer::Forward { notify: true, .. }) {
+            if matches!(answer, Answer::Forward { notify: true, .. }) {
+                inside.store.data_mut().bytes.go(forward.id);
+            } else {
                 inside.forget_buffers(ticket);
             }
             self.deliver(ticket, Verdict::Answer(answer), local);

@@ -10,17 +10,15 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use blockloom_abi::NodeIndex;
-use wasmtime::Store;
 
-use super::bindings::Filter;
 use super::counters::Refused;
 use super::faults::{Fault, Next, OnFault, Phase};
-use super::inside::Inside;
+use super::inside::{Inside, Made};
 use super::instance::Instance;
 use super::local::LocalPlugin;
-use super::store::HostState;
+use super::served::Fit;
 use super::table::Table;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Event, GraphCell};
 use crate::io::{next_turn, turn_now};
 
@@ -36,21 +34,17 @@ impl Instance {
         }
     }
 
-    fn nodes(&self) -> Vec<Arc<str>> {
-        let set_up = self.set_up.lock().unwrap_or_else(PoisonError::into_inner);
-        set_up.nodes.iter().map(|node| node.name.as_str().into()).collect()
-    }
-
     /// Who it is, for the log.
-    fn of_nodes(&self) -> String {
-        let nodes: Vec<String> = self.nodes().iter().map(|node| format!("`{node}`")).collect();
+    pub(super) fn of_nodes(&self) -> String {
+        let nodes: Vec<String> =
+            self.served.names().iter().map(|node| format!("`{node}`")).collect();
         format!("plugin `{}` of {}", self.plugin(), nodes.join(", "))
     }
 
     /// One event for each node.
-    fn tell(&self, event: impl Fn(Arc<str>, Arc<str>) -> Event) {
-        for node in self.nodes() {
-            self.tell_watchers(&event(Arc::from(self.plugin()), node));
+    pub(super) fn tell(&self, event: impl Fn(Arc<str>, Arc<str>) -> Event) {
+        for node in self.served.names() {
+            self.tell_watchers(&event(self.plugin(), node));
         }
     }
 
@@ -66,11 +60,7 @@ impl Instance {
         if !self.lasting.bitmaps.makes_views() {
             return;
         }
-        let nodes: Vec<NodeIndex> = {
-            let set_up = self.set_up.lock().unwrap_or_else(PoisonError::into_inner);
-            set_up.nodes.iter().map(|node| NodeIndex(node.index)).collect()
-        };
-        nodes.into_iter().for_each(|node| self.lose_view(node, why));
+        self.served.present().into_iter().for_each(|node| self.lose_view(node, why));
     }
 
     /// The view of a node shows nothing from now on. To be told before anything changes that it has not kept.
@@ -79,9 +69,9 @@ impl Instance {
         if !self.lasting.bitmaps.lose_view(index) {
             return;
         }
-        if let Some(node) = self.name_of(index) {
+        if let Some(node) = self.served.name(index) {
             tracing::error!("node `{node}`: its point in time is lost: {why}");
-            let (plugin, why) = (Arc::from(self.plugin()), Arc::from(why));
+            let (plugin, why) = (self.plugin(), Arc::from(why));
             self.tell_watchers(&Event::PluginViewLost { plugin, node, why });
         }
     }
@@ -97,23 +87,17 @@ impl Instance {
             }
             *told = Some(turn_now());
         }
-        let Some(name) = self.name_of(node) else { return };
+        let Some(name) = self.served.name(node) else { return };
         let sum = counters.sum(Some(node), 0);
         self.tell_watchers(&Event::PluginClaimsRefused {
-            plugin: Arc::from(self.plugin()),
+            plugin: self.plugin(),
             node: name,
             stale: sum.stale,
             not_proven: sum.not_proven,
         });
     }
 
-    fn name_of(&self, index: NodeIndex) -> Option<Arc<str>> {
-        let set_up = self.set_up.lock().unwrap_or_else(PoisonError::into_inner);
-        let node = set_up.nodes.iter().find(|node| node.index == index.0);
-        node.map(|node| node.name.as_str().into())
-    }
-
-    fn enter_phase(&self, phase: Phase) {
+    pub(super) fn enter_phase(&self, phase: Phase) {
         self.phase.set(phase);
         self.phase_changes.fetch_add(1, Ordering::AcqRel);
         self.wake(|_| true);
@@ -136,7 +120,7 @@ impl Instance {
             Next::Fail => Phase::Failed,
         };
         if phase != Phase::Down {
-            let _ = self.failure.set(reason.clone());
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
         }
         let comes = match next {
             Next::Restart(at) => format!("starts again in {:?}", at.since(turn_now())),
@@ -165,10 +149,10 @@ impl Instance {
     /// Puts a new store in the place of the one that was lost.
     pub(super) async fn restart(&self, local: &Rc<LocalPlugin>) {
         match self.new_store().await {
-            Ok(store) => {
+            Ok(made) => {
                 let mut place = self.go_in(Some(local));
                 let table = place.table.take().unwrap_or_else(|| Table::new(self.limits.in_flight));
-                place.live = Some(Inside::new(store, self.store_number(), table, &self.limits));
+                place.live = Some(self.settle(made, table));
                 self.publish_rules();
                 drop(place);
                 self.enter_phase(Phase::Running);
@@ -183,24 +167,46 @@ impl Instance {
         }
     }
 
-    async fn new_store(&self) -> Result<(Store<HostState>, Filter)> {
-        let (config, nodes) = {
-            let set_up = self.set_up.lock().unwrap_or_else(PoisonError::into_inner);
-            (set_up.config.clone(), set_up.nodes.clone())
-        };
-        let module = &self.module;
+    /// A store takes the place: it learns of what has changed while it was made.
+    pub(super) fn settle(&self, made: Made, table: Table) -> Inside {
+        let has_resized = made.resizes != self.served.resizes();
+        let mut inside = Inside::new(made, self.store_number(), table, &self.limits);
+        let present = self.served.present();
+        let gone = inside.serves.iter().copied().filter(|node| !present.contains(node));
+        inside.leaving = gone.collect();
+        if has_resized {
+            inside.serves.iter().for_each(|node| self.tell_size(*node));
+        }
+        inside
+    }
+
+    async fn new_store(&self) -> Result<Made> {
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let module = self.module();
         let (mut store, filter) = module.instantiate(&self.limits, Arc::clone(&self.lasting))?;
         next_turn().await;
         let configured = module.configure(&mut store, &filter, &config, &self.limits)?;
         configured.map_err(|error| {
-            let message = format!("plugin `{}` refuses its configuration: {error}", self.plugin());
-            Error::new(crate::error::ErrorKind::Invalid, message)
+            let message = format!("plugin `{}` refuses its configuration: {error}", module.name());
+            Error::new(ErrorKind::Invalid, message)
         })?;
-        for mut node in nodes {
+        let mut made = Made { module, store, filter, serves: Vec::new(), resizes: 0 };
+        self.add_nodes(&mut made, None).await?;
+        Ok(made)
+    }
+
+    /// Has a guest serve all nodes that there are, each in a turn of its own. `fit`: what it has for their
+    /// children, if that is not what the nodes have yet.
+    pub(super) async fn add_nodes(&self, made: &mut Made, fit: Option<&Fit>) -> Result<()> {
+        made.resizes = self.served.resizes();
+        for index in self.served.present() {
             next_turn().await;
-            node.bitmaps = self.lasting.bitmaps.list(NodeIndex(node.index));
-            self.call_add_node((&mut store, &filter), &node)?;
+            let described = (&*made.module, fit);
+            let node = self.served.describe(index, described, &self.lasting.bitmaps);
+            let Some(node) = node else { continue };
+            self.call_add_node(&made.module, (&mut made.store, &made.filter), &node)?;
+            made.serves.push(index);
         }
-        Ok((store, filter))
+        Ok(())
     }
 }

@@ -7,12 +7,12 @@
 //! goes by the new ones, and a guest may keep it until they are armed.
 //! Asking more often than a rule demands is always right, asking less never.
 
+use std::collections::VecDeque;
 use std::ops::{Deref, Range};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use blockloom_abi::{ChildIndex, Control, ControlKind, Kind, Kinds, NodeIndex};
-use crossbeam::queue::SegQueue;
 
 use super::bindings::blockloom::filter::host;
 use super::bitmaps::{PluginBitmaps, Probe};
@@ -21,29 +21,48 @@ use crate::io::{Time, turn_now};
 /// Rules of one node.
 const RULES_MAX: usize = 32;
 
-/// Events for the guest that no request and no operation brings. At most two for a set of rules, and those of
-/// jobs.
+/// Events for the guest that no request and no operation brings. Of what is said of a node's rules the latest
+/// counts: so there are at most two of each node.
 #[derive(Default)]
-pub(super) struct Controls(SegQueue<Control>);
+pub(super) struct Controls {
+    queue: Mutex<VecDeque<Control>>,
+    len: AtomicUsize,
+}
 
 impl Controls {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Control>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn push(&self, control: Control) {
-        self.0.push(control);
+        let mut queue = self.lock();
+        if matches!(control.kind, ControlKind::Armed | ControlKind::BudgetUsed) {
+            queue.retain(|it| (it.kind, it.node) != (control.kind, control.node));
+        }
+        queue.push_back(control);
+        self.len.store(queue.len(), Ordering::Release);
     }
 
     pub(super) fn pop(&self) -> Option<Control> {
-        self.0.pop()
+        if self.is_empty() {
+            return None;
+        }
+        let mut queue = self.lock();
+        let control = queue.pop_front();
+        self.len.store(queue.len(), Ordering::Release);
+        control
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len.load(Ordering::Acquire) == 0
     }
 }
 
 /// What a rule asks of a request.
 enum Only {
     Always,
-    AnySet(Probe),
+    AnySet(u32, Probe),
     Unallocated(ChildIndex),
 }
 
@@ -114,11 +133,13 @@ pub(super) struct NodeRules {
 }
 
 impl NodeRules {
-    pub(super) fn new(node: NodeIndex, controls: Arc<Controls>) -> Arc<Self> {
+    /// The rules of a node that had not been there: their generations are those of nobody before.
+    pub(super) fn new(node: NodeIndex, birth: u32, controls: Arc<Controls>) -> Arc<Self> {
         Arc::new_cyclic(|home| {
             let none = RuleSet { epoch: None, rules: Vec::new(), home: Weak::clone(home) };
             let state = State { current: Arc::new(none), older: Vec::new(), is_armed: true };
-            Self { node, generation: AtomicU64::new(0), state: Mutex::new(state), controls }
+            let generation = AtomicU64::new(u64::from(birth) << 32);
+            Self { node, generation, state: Mutex::new(state), controls }
         })
     }
 
@@ -143,18 +164,43 @@ impl NodeRules {
     }
 
     /// From now on these are the rules.
-    pub(super) fn set(
+    #[cfg(test)]
+    fn set(
         self: &Arc<Self>,
         rules: &[host::Rule],
         epoch: u32,
         bitmaps: &PluginBitmaps,
     ) -> Result<(), String> {
+        self.install(self.prepare(rules, epoch, bitmaps)?);
+        Ok(())
+    }
+
+    /// Rules that may become those of the node.
+    pub(super) fn prepare(
+        self: &Arc<Self>,
+        rules: &[host::Rule],
+        epoch: u32,
+        bitmaps: &PluginBitmaps,
+    ) -> Result<RuleSet, String> {
         if rules.len() > RULES_MAX {
             return Err(format!("a node has at most {RULES_MAX} rules"));
         }
         let rules: Result<Vec<Rule>, String> = rules.iter().map(|it| rule(it, bitmaps)).collect();
-        self.replace(Some(epoch), rules?);
-        Ok(())
+        Ok(RuleSet { epoch: Some(epoch), rules: rules?, home: Arc::downgrade(self) })
+    }
+
+    /// From now on these are the rules.
+    pub(super) fn install(self: &Arc<Self>, mut set: RuleSet) {
+        self.replace(set.epoch, std::mem::take(&mut set.rules));
+    }
+
+    /// The same rules, with the bitmaps that there are now.
+    pub(super) fn renew(self: &Arc<Self>, bitmaps: &PluginBitmaps) {
+        let (_, current) = self.current();
+        if current.epoch.is_some() {
+            let rules = current.rules.iter().map(|rule| rule.renewed(bitmaps)).collect();
+            self.replace(current.epoch, rules);
+        }
     }
 
     /// There are no rules any more: a new instance begins so.
@@ -201,6 +247,7 @@ fn rule(rule: &host::Rule, bitmaps: &PluginBitmaps) -> Result<Rule, String> {
     let only = match rule.only {
         host::Condition::Always => Only::Always,
         host::Condition::AnySet(index) => Only::AnySet(
+            index,
             bitmaps.probe(index).ok_or_else(|| format!("there is no bitmap {index} to look at"))?,
         ),
         host::Condition::Unallocated(child) => Only::Unallocated(ChildIndex(child)),
@@ -212,6 +259,26 @@ fn rule(rule: &host::Rule, bitmaps: &PluginBitmaps) -> Result<Rule, String> {
         is_used: AtomicBool::new(false),
     });
     Ok(Rule { kinds, only, budget })
+}
+
+impl Rule {
+    fn renewed(&self, bitmaps: &PluginBitmaps) -> Self {
+        let only = match &self.only {
+            Only::AnySet(index, _) => {
+                bitmaps.probe(*index).map_or(Only::Always, |probe| Only::AnySet(*index, probe))
+            }
+            Only::Always => Only::Always,
+            Only::Unallocated(child) => Only::Unallocated(*child),
+        };
+        let left = |counter: &AtomicU64| AtomicU64::new(counter.load(Ordering::Relaxed));
+        let budget = self.budget.as_ref().map(|budget| Budget {
+            requests: left(&budget.requests),
+            bytes: left(&budget.bytes),
+            until: budget.until,
+            is_used: AtomicBool::new(budget.is_used.load(Ordering::Relaxed)),
+        });
+        Self { kinds: self.kinds, only, budget }
+    }
 }
 
 impl RuleSet {
@@ -230,7 +297,7 @@ impl RuleSet {
         for rule in self.rules.iter().filter(|rule| rule.kinds.contains(kind)) {
             let has_range = !matches!(kind, Kind::Flush | Kind::Resize);
             let applies = match &rule.only {
-                Only::AnySet(probe) if has_range => {
+                Only::AnySet(_, probe) if has_range => {
                     probe.any_set(range.start, range.end - range.start)
                 }
                 Only::Unallocated(child) if has_range && rule.budget.is_none() => {
@@ -279,7 +346,7 @@ mod tests {
 
     fn scene() -> (Arc<Controls>, Arc<NodeRules>, PluginBitmaps) {
         let controls = Arc::new(Controls::default());
-        let rules = NodeRules::new(NodeIndex(2), Arc::clone(&controls));
+        let rules = NodeRules::new(NodeIndex(2), 0, Arc::clone(&controls));
         let bitmaps = PluginBitmaps::default();
         bitmaps.add_node(NodeIndex(2), 1 << 20);
         (controls, rules, bitmaps)
@@ -316,10 +383,28 @@ mod tests {
         assert_eq!(told(&controls), Some((ControlKind::Armed, 4)));
     }
 
+    /// A guest that sets rules all the time is told of the last ones: nothing piles up.
+    #[test]
+    fn what_is_said_of_rules_is_said_once() {
+        let (controls, rules, bitmaps) = scene();
+        let budget = Some(host::Budget { requests: 0, bytes: 0, until: 0 });
+        for epoch in 1..=1000 {
+            rules
+                .set(&[host::Rule { budget, ..always(Kinds::READ) }], epoch, &bitmaps)
+                .expect("rules");
+            let (_, current) = rules.current();
+            assert_eq!(current.judge(Kind::Read, &(0..1)), Ruling::Ask);
+        }
+        let mut all: Vec<_> = std::iter::from_fn(|| told(&controls)).collect();
+        all.sort_by_key(|(kind, _)| *kind as u8);
+        assert_eq!(all, [(ControlKind::Armed, 1000), (ControlKind::BudgetUsed, 1000)]);
+        assert!(controls.is_empty());
+    }
+
     #[test]
     fn rules_say_what_is_asked() {
         let (_, rules, bitmaps) = scene();
-        let todo = bitmaps.own(NodeIndex(2), "todo", 4096).expect("a bitmap");
+        let todo = bitmaps.own(NodeIndex(2), "todo", 4096).expect("a bitmap").index;
         bitmaps.set(todo, 8192, 4096, true).expect("its own");
         let only = host::Condition::AnySet(todo);
         let set = host::Rule { kinds: Kinds::WRITE.bits(), only, budget: None };

@@ -40,6 +40,8 @@ struct Slot {
     unchanged: bool,
     /// A copy has brought what answers it.
     served: bool,
+    /// The guest may transform its data.
+    transforms: bool,
     /// Operations that the host does for it.
     operations: u32,
     /// Operations that the guest has asked for.
@@ -143,6 +145,7 @@ impl Table {
                     working_since_ns: 0,
                     unchanged,
                     served: false,
+                    transforms: false,
                     operations: 0,
                     asked: 0,
                 });
@@ -161,6 +164,7 @@ impl Table {
             working_since_ns: 0,
             unchanged,
             served: false,
+            transforms: false,
             operations: 0,
             asked: 0,
         };
@@ -240,8 +244,19 @@ impl Table {
         Ok(Some((ticket, answer)))
     }
 
-    /// A COMPLETE.
-    pub(super) fn complete(&mut self, action: Complete) -> Result<(Ticket, Answer), Breach> {
+    /// The guest may transform the data of a request.
+    pub(super) fn transforms(&mut self, id: RequestId) {
+        if let Ok(slot) = self.slot(id) {
+            slot.transforms = true;
+        }
+    }
+
+    /// A COMPLETE; `is_put` if the guest has put bytes to the request.
+    pub(super) fn complete(
+        &mut self,
+        action: Complete,
+        is_put: bool,
+    ) -> Result<(Ticket, Answer), Breach> {
         let bits = action.id.bits();
         let slot = self.slot(action.id)?;
         let (ticket, kind) = (slot.ticket, slot.kind);
@@ -255,6 +270,8 @@ impl Table {
             (State::Forwarded { .. }, _) => {
                 return Err(Breach::OutOfTurn { id: bits, what: "complete" });
             }
+            // What it shows is its own.
+            (State::Offered, Ok(())) if slot.transforms && is_own_answer(kind, is_put) => {}
             // Discard is advisory: not doing it is a success.
             (State::Offered, Ok(())) if kind != Kind::Discard => {
                 return Err(Breach::Unserved { id: bits, kind });
@@ -345,6 +362,34 @@ impl Table {
         tickets
     }
 
+    /// Whether nothing is owed: no request is offered, and the end of none is awaited.
+    pub(super) fn is_quiet(&self) -> bool {
+        let is_owed =
+            |slot: &Slot| !matches!(slot.state, State::Free | State::Forwarded { notify: false });
+        !self.slots.iter().any(is_owed)
+    }
+
+    /// Forwarded requests whose end the guest awaits; some of them may be held.
+    pub(super) fn awaited(&self) -> Vec<(Ticket, RequestId)> {
+        let awaited = (0..=u16::MAX).zip(&self.slots).filter_map(|(index, slot)| {
+            let is_awaited = slot.state == (State::Forwarded { notify: true });
+            let id = RequestId::new(index, slot.generation).filter(|_| is_awaited)?;
+            Some((slot.ticket, id))
+        });
+        awaited.collect()
+    }
+
+    /// Forgets requests that are held: they go at their time, and nobody changes it any more.
+    pub(super) fn forget_held(&mut self) {
+        for (index, slot) in (0..=u16::MAX).zip(&mut self.slots) {
+            if slot.state == (State::Forwarded { notify: false }) {
+                slot.state = State::Free;
+                self.live -= 1;
+                self.free.push(index);
+            }
+        }
+    }
+
     /// Whether one more request fits.
     pub(super) fn has_room(&self) -> bool {
         self.live < self.limit
@@ -379,6 +424,15 @@ impl Table {
     }
 }
 
+/// Whether a guest that may transform the data of a request can have done it itself.
+fn is_own_answer(kind: Kind, is_put: bool) -> bool {
+    match kind {
+        Kind::Read => is_put,
+        Kind::Write | Kind::Zero => true,
+        Kind::Discard | Kind::Flush | Kind::Resize => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,7 +456,7 @@ mod tests {
         assert_eq!(next.slot(), id.slot());
         assert_ne!(next, id);
         assert_eq!(table.forward(Forward::now(id), 5), Ok(None), "it cannot know that it has gone");
-        let stale = table.complete(complete(id, Err(Errno::EIO)));
+        let stale = table.complete(complete(id, Err(Errno::EIO)), false);
         assert_eq!(stale, Err(Breach::UnknownRequest(id.bits())));
         let future = RequestId::new(id.slot(), 9).expect("a generation");
         let forged = table.forward(Forward::now(future), 5);
@@ -413,18 +467,18 @@ mod tests {
     fn answers_out_of_turn_are_breaches() {
         let mut table = Table::new(8);
         let id = table.offer((NodeIndex(0), Kind::Write, false), ticket(1), 0).expect("a slot");
-        let unserved = table.complete(complete(id, Ok(())));
+        let unserved = table.complete(complete(id, Ok(())), false);
         assert_eq!(unserved, Err(Breach::Unserved { id: id.bits(), kind: Kind::Write }));
         let forward = Forward { notify: true, ..Forward::now(id) };
         table.forward(forward, 0).expect("in turn");
-        table.complete(complete(id, Ok(()))).expect_err("the child has not answered");
+        table.complete(complete(id, Ok(())), false).expect_err("the child has not answered");
         assert!(table.done(id, true, 0));
-        table.complete(complete(id, Ok(()))).expect_err("the child failed");
-        assert!(table.complete(complete(id, Err(Errno::EIO))).is_ok());
-        table.complete(complete(id, Err(Errno::EIO))).expect_err("twice");
+        table.complete(complete(id, Ok(())), false).expect_err("the child failed");
+        assert!(table.complete(complete(id, Err(Errno::EIO)), false).is_ok());
+        table.complete(complete(id, Err(Errno::EIO)), false).expect_err("twice");
         let discard =
             table.offer((NodeIndex(0), Kind::Discard, false), ticket(2), 0).expect("a slot");
-        assert!(table.complete(complete(discard, Ok(()))).is_ok(), "discard is advisory");
+        assert!(table.complete(complete(discard, Ok(())), false).is_ok(), "discard is advisory");
     }
 
     #[test]
@@ -454,7 +508,11 @@ mod tests {
         table.operated(id, true, 1000);
         assert!(!table.is_overdue(1003, 5));
         assert!(table.is_overdue(1004, 5), "2 before, 4 after");
-        assert_eq!(table.complete(complete(id, Ok(()))), Ok((ticket(1), Answer::GONE)), "served");
+        assert_eq!(
+            table.complete(complete(id, Ok(())), false),
+            Ok((ticket(1), Answer::GONE)),
+            "served"
+        );
         assert_eq!(table.operate(id, 1005), Err(Breach::UnknownRequest(id.bits())));
         table.operated(id, true, 1006);
     }
@@ -504,7 +562,7 @@ mod tests {
         assert!(table.done(id, false, 1000));
         assert!(!table.is_overdue(1005, 5));
         assert!(table.is_overdue(1006, 5));
-        table.complete(complete(id, Ok(()))).expect("in turn");
+        table.complete(complete(id, Ok(())), false).expect("in turn");
         assert!(!table.is_overdue(2000, 5));
     }
 }

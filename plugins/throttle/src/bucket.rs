@@ -33,6 +33,18 @@ impl Bucket {
         self.drained_ns = former.empty_ns();
     }
 
+    /// The rate, and what was admitted at it.
+    pub(crate) fn level(&self) -> [u64; 3] {
+        [self.units_per_second, self.drained_ns, self.remainder]
+    }
+
+    /// Begins at a level, perhaps one of another rate.
+    pub(crate) fn take_level(&mut self, [rate, drained_ns, remainder]: [u64; 3]) {
+        self.drained_ns = drained_ns;
+        let is_same = rate == self.units_per_second && remainder < rate;
+        self.remainder = if is_same { remainder } else { 0 };
+    }
+
     /// The first whole nanosecond at which all that was admitted has leaked out.
     #[inline]
     fn empty_ns(&self) -> u64 {

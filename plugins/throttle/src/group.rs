@@ -19,6 +19,8 @@ use crate::bucket::Bucket;
 /// How far a member that did not use its share may be behind the others.
 pub const CREDIT_NS: u64 = 100_000_000;
 
+/// Of what [`Throttle::save`] returns.
+const FORM: u64 = 1;
 /// Reads and writes.
 const DIRECTIONS: [usize; 2] = [0, 1];
 
@@ -35,6 +37,10 @@ impl Limiter {
         let (_, which, _) = self.place;
         which == 0 || which == direction + 1
     }
+}
+
+fn place_number((quantity, which, is_burst): (usize, usize, bool)) -> u64 {
+    (quantity as u64) << 16 | (which as u64) << 8 | u64::from(is_burst)
 }
 
 /// Requests of one member.
@@ -121,6 +127,39 @@ impl<K: Copy + PartialEq> Throttle<K> {
             former.iter().for_each(|old| new.bucket.follow(&old.bucket));
         }
         (self.iops_size, self.limiters) = (iops_size, limiters);
+    }
+
+    /// What was admitted, for [`Throttle::restore`]: the number of this form; then for each limit its place, its
+    /// rate, when all has leaked out, and what is left over; little-endian words. What waits is not in it.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        let mut state = FORM.to_le_bytes().to_vec();
+        for Limiter { place, bucket } in &self.limiters {
+            let words = [place_number(*place)].into_iter().chain(bucket.level());
+            words.for_each(|word| state.extend_from_slice(&word.to_le_bytes()));
+        }
+        state
+    }
+
+    /// Takes over what another throttle has admitted, as by [`Throttle::reconfigure`] if that had other limits.
+    ///
+    /// # Errors
+    ///
+    /// A state of another form.
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), &'static str> {
+        const WRONG: &str = "its form is not known";
+        let (words, []) = state.as_chunks::<8>() else { return Err(WRONG) };
+        let (form, levels) = words.split_first().ok_or(WRONG)?;
+        let (levels, []) = levels.as_chunks::<4>() else { return Err(WRONG) };
+        if u64::from_le_bytes(*form) != FORM {
+            return Err(WRONG);
+        }
+        for level in levels {
+            let [place, level @ ..] = level.map(u64::from_le_bytes);
+            let of = self.limiters.iter_mut().find(|it| place_number(it.place) == place);
+            of.into_iter().for_each(|it| it.bucket.take_level(level));
+        }
+        Ok(())
     }
 
     /// Offers a request of a member: whether it may start at once. If not, it waits under `key` until

@@ -45,6 +45,14 @@ impl Filter for ThrottleFilter {
         Ok(())
     }
 
+    fn save(&self) -> Vec<u8> {
+        self.0.borrow().save()
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<(), String> {
+        self.0.borrow_mut().restore(state).map_err(str::to_owned)
+    }
+
     #[inline]
     fn decide(&self, request: &Request, now: Time) -> Option<Verdict> {
         // Borrowed only within a call, and calls do not nest: what is left undecided is forwarded.

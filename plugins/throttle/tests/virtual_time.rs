@@ -392,3 +392,23 @@ fn one_call_or_many_give_the_same_order() {
     assert!(ids.iter().all(|id| single.answer(*id).is_some() && !held(&batch, *id)));
     assert!(single.operations().is_empty());
 }
+
+/// What was admitted counts in the version that takes over.
+#[test]
+fn levels_go_over_to_the_next_version() {
+    let config = ThrottleConfig::from_json(r#"{ "iops": 10, "burst": "0s" }"#).expect("valid");
+    let mut former = Throttle::new(&config);
+    let now = 5 * SECOND;
+    assert!(former.offer(0, Kind::Write, 512, 'a', now));
+    let mut next = Throttle::new(&config);
+    next.restore(&former.save()).expect("its state");
+    assert_eq!(next.save(), former.save());
+    assert!(!next.offer(0, Kind::Write, 512, 'b', now), "as if it had admitted that");
+    assert_eq!(next.next(now), Next::At(now + SECOND / 10));
+    let other = ThrottleConfig::from_json(r#"{ "iops": 20, "bps": 5 }"#).expect("valid");
+    Throttle::<char>::new(&other).restore(&former.save()).expect("of other limits");
+    let state = former.save();
+    for state in [&[][..], &[2; 8], &state[1..], &state[..state.len() - 8]] {
+        next.restore(state).expect_err("of another form");
+    }
+}

@@ -10,7 +10,6 @@
 mod shared;
 mod slot;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -19,11 +18,11 @@ use blockloom_abi::{
     EventTag, Forward, Kinds, MAX_ACTIONS, NodeIndex, PollOne, Request, RequestId, Subject, Token,
 };
 
-pub(crate) use shared::{Ended, Shared};
+pub(crate) use shared::{Ended, Shared, Unwanted};
 pub(crate) use slot::Task;
 use slot::{Outcome, Slot, Woken};
 
-use crate::{Cx, Filter, Time, Verdict};
+use crate::{Cx, Filter, Signal, Time, Verdict};
 
 /// The token of the timer that asks to be called again for the actions that were too many.
 const AGAIN: Token = Token(u32::MAX);
@@ -47,7 +46,7 @@ pub struct Instance<F: Filter> {
     /// The timers that ask what is to be released, the earliest last.
     timers: Vec<(Time, Token)>,
     sequence: u32,
-    jobs: Vec<(NodeIndex, Rc<Cell<bool>>)>,
+    jobs: Vec<(NodeIndex, Rc<Signal>)>,
 }
 
 /// A request whose end is awaited.
@@ -272,15 +271,16 @@ impl<F: Filter> Instance<F> {
         let node = control.node;
         match control.kind {
             ControlKind::JobStart if F::JOB => {
-                let stop = Rc::<Cell<bool>>::default();
+                let stop = Rc::<Signal>::default();
                 self.jobs.retain(|(_, stop)| Rc::strong_count(stop) > 1);
                 self.jobs.push((node, Rc::clone(&stop)));
-                // A job that ends at once has no action of its own to send.
-                let _ = self.start(Task::Job(node, stop));
+                if let Some(outcome) = self.start(Task::Job(node, stop)) {
+                    self.ended(outcome);
+                }
             }
-            ControlKind::JobStop => {
+            ControlKind::JobStop if F::JOB => {
                 let jobs = self.jobs.iter().filter(|(of, _)| *of == node);
-                jobs.for_each(|(_, stop)| stop.set(true));
+                jobs.for_each(|(_, stop)| stop.set());
             }
             _ => {}
         }
@@ -292,7 +292,7 @@ impl<F: Filter> Instance<F> {
         let entry = match outcome {
             Outcome::Verdict(request, verdict) => self.answer(request, verdict),
             Outcome::Complete(request, result) => Complete { id: request.id, result }.encode(),
-            Outcome::JobEnded => return,
+            Outcome::JobEnded(node) => Action::JobEnd { node }.encode(),
         };
         self.shared.push(entry);
     }

@@ -23,10 +23,12 @@ mod locks;
 mod own_node;
 mod pull;
 mod qcow2;
+mod reload;
 mod requests;
 mod small_filters;
 mod stack;
 mod throttle;
+mod xor;
 
 use std::path::Path;
 

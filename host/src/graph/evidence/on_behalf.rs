@@ -173,7 +173,7 @@ impl OnBehalf {
         self.0.call(&self.0.request, self.0.edge(child)?).flush().await
     }
 
-    /// The extents of a child from the start of `range` on, as it shows them; they may end before it. What
+    /// The extents of a child from the start of `range` on, as it shows them, `most` at most; they may end before it. What
     /// shows from a backing counts as that backing has it, down to the child `above`, and without it, or to the
     /// last one.
     ///
@@ -184,13 +184,14 @@ impl OnBehalf {
         child: usize,
         above: Option<usize>,
         range: Range<u64>,
+        most: usize,
     ) -> Result<Vec<Extent>> {
         let call = self.0.call(&self.0.request, self.0.edge(child)?);
         let end = above.map(|above| self.0.edge(above)).transpose()?;
-        status_above(call, end.map_or(usize::MAX, |edge| edge.child), range).await
+        status_above(call, end.map_or(usize::MAX, |edge| edge.child), range, most).await
     }
 
-    /// The extents of a child from the start of `range` on; they may end before it. With `above`, what the
+    /// The extents of a child from the start of `range` on, `most` at most; they may end before it. With `above`, what the
     /// child shows from a backing counts as that backing has it, down to the child `above`, and without it.
     ///
     /// # Errors
@@ -200,12 +201,18 @@ impl OnBehalf {
         child: usize,
         above: Option<usize>,
         range: Range<u64>,
+        most: usize,
     ) -> Result<Vec<Extent>> {
         let edge = self.0.edge(child)?;
         let call = self.0.call(&self.0.request, edge);
         match above {
-            None => call.block_status(range.start, range.end.saturating_sub(range.start)).await,
-            Some(above) => status_above(call, self.0.edge(above)?.child, range).await,
+            None => {
+                let len = range.end.saturating_sub(range.start);
+                let mut extents = call.block_status(range.start, len).await?;
+                extents.truncate(most);
+                Ok(extents)
+            }
+            Some(above) => status_above(call, self.0.edge(above)?.child, range, most).await,
         }
     }
 }
@@ -231,6 +238,7 @@ fn status_above<'a>(
     edge: EdgeRef<'a>,
     end: usize,
     range: Range<u64>,
+    most: usize,
 ) -> NodeFuture<'a, Vec<Extent>> {
     Box::pin(async move {
         let (offset, len) = (range.start, range.end.saturating_sub(range.start));
@@ -244,6 +252,9 @@ fn status_above<'a>(
         };
         let mut extents = Vec::new();
         for extent in edge.block_status(offset, len).await? {
+            if extents.len() >= most {
+                break;
+            }
             let backing = backing.filter(|_| extent.kind == ExtentKind::Unallocated);
             let Some(backing) = backing else {
                 extents.push(extent);
@@ -253,11 +264,15 @@ fn status_above<'a>(
             let shown = stop.min(backing.node().info().size_bytes);
             let mut at = extent.offset;
             while at < shown {
-                let found = status_above(backing, end, at..shown).await?;
+                let left = most.saturating_sub(extents.len());
+                if left == 0 {
+                    return Ok(extents);
+                }
+                let found = status_above(backing, end, at..shown, left).await?;
                 at = found.last().map_or(shown, |last| last.offset.saturating_add(last.len));
                 extents.extend(found);
             }
-            if at < stop {
+            if at < stop && extents.len() < most {
                 extents.push(Extent { offset: at, len: stop - at, ..extent });
             }
         }

@@ -346,6 +346,7 @@ async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) 
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());
+    after.tell_sizes(&before);
     drop(still);
     let opened = clock();
     if !drives.is_empty() {

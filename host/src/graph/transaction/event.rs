@@ -122,6 +122,17 @@ pub enum Event {
         /// The node that it serves.
         node: Arc<str>,
     },
+    /// A plugin was replaced while it ran.
+    PluginReloaded {
+        /// What it is called.
+        plugin: Arc<str>,
+        /// The node that it serves.
+        node: Arc<str>,
+        /// The version before.
+        from: Arc<str>,
+        /// The version now.
+        to: Arc<str>,
+    },
     /// A plugin has failed, and requests go to the node's child without it.
     PluginBypassed {
         /// What it is called.
@@ -259,6 +270,12 @@ impl fmt::Display for Event {
             }
             Self::PluginRestarted { plugin, node } => {
                 write!(f, "node `{node}`: its plugin `{plugin}` serves again")
+            }
+            Self::PluginReloaded { plugin, node, from, to } => {
+                write!(
+                    f,
+                    "node `{node}`: its plugin `{plugin}` was replaced: version {from} by {to}"
+                )
             }
             Self::PluginBypassed { plugin, node } => {
                 write!(f, "node `{node}`: requests go on without its plugin `{plugin}`")

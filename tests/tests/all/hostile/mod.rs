@@ -32,6 +32,7 @@
 //! | faults while several workers ask | traps among hundreds of requests | `workers`, `policies` |
 
 mod answers;
+mod bytes;
 mod claims;
 mod counting;
 mod disk;
@@ -43,6 +44,7 @@ mod loading;
 mod operations;
 mod policies;
 mod protocol;
+mod reload;
 mod rules;
 mod scene;
 mod shared;

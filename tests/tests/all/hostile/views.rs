@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockloom::filter::ViewNode;
-use blockloom::graph::Event;
+use blockloom::graph::{Event, Role};
 use blockloom::plugin::Instance;
 use blockloom::plugin::{Grants, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime};
 use blockloom::{ErrorKind, Host};
@@ -63,7 +63,7 @@ impl Scene {
         let limits = PluginLimits::default();
         let instance = Instance::with_policy(&Arc::new(module), "{}", limits, policy);
         let instance = instance.unwrap_or_else(|error| panic!("{error:?}"));
-        let (granted, children) = guest.children(Grants::NONE);
+        let (granted, children) = guest.children(Grants::NONE, Role::Filtered);
         let node = PluginNode::with_children(&instance, &granted).expect("a node");
         let view = ViewNode::of_plugin(&node, ViewNode::SNAPSHOT).expect("its view");
         let disk = Disk::new();
