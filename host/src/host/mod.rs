@@ -10,6 +10,7 @@ mod events;
 mod exports;
 mod image_facts;
 mod images;
+mod jobs;
 pub(crate) mod persist;
 mod plugins;
 mod report;
@@ -43,6 +44,7 @@ use crate::graph::{
     LocalGraph, OpenDriver, Transaction,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
+use crate::job::Jobs;
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
@@ -146,6 +148,7 @@ struct Inner {
     registry: Registry,
     /// Where exports go that name no place.
     nbd_server: Mutex<Option<ListenAddress>>,
+    jobs: Arc<Jobs>,
     next_worker: AtomicUsize,
 }
 
@@ -262,10 +265,13 @@ impl Host {
         inner.server.stop();
         // Not the whole of it: the last reference must not go on a worker.
         let (cell, server) = (Arc::clone(&inner.cell), inner.server.clone());
+        let jobs = Arc::clone(&inner.jobs);
         block_on(on_worker(&worker, move || async move {
             let deadline = turn_now() + DRAIN_TIME;
             let grace_end = turn_now() + GRACE;
             cell.end_waits();
+            // What a job has in flight is waited for below.
+            let _ = until(grace_end, jobs.end_all()).await;
             let mut settled = cell.settle().await;
             // Requests that had arrived may still begin: what filters hold of them is let go, too.
             while until(turn_now() + DRAIN_STEP, server.stopped()).await.is_none() {
@@ -319,6 +325,7 @@ fn check_running(ended: &AtomicBool) -> Result<()> {
 impl Drop for Host {
     /// Drives and bitmaps that are still held do not keep it alive.
     fn drop(&mut self) {
+        self.inner.jobs.abandon();
         self.inner.cell.end_events();
         self.inner.workers.stop();
     }

@@ -16,6 +16,7 @@ use crate::graph::{
     Transaction,
 };
 use crate::io::{WorkerOptions, Workers};
+use crate::job::Jobs;
 use crate::node::Node;
 
 /// A driver, or what opens it.
@@ -131,6 +132,7 @@ impl Host {
         let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
         let next_worker = AtomicUsize::new(0);
         let (ended, persistence, begun) = (Arc::default(), Arc::default(), Arc::default());
+        let jobs = Jobs::new(&cell);
         let (registry, nbd_server) = (Registry::default(), Mutex::default());
         let inner = Inner {
             ended,
@@ -139,6 +141,7 @@ impl Host {
             server,
             persistence,
             begun,
+            jobs,
             registry,
             nbd_server,
             next_worker,

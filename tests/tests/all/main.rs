@@ -16,6 +16,7 @@ mod footprint;
 mod hostile;
 mod image_cli;
 mod images;
+mod jobs;
 mod lifecycle;
 mod load;
 mod locks;

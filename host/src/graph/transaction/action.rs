@@ -10,7 +10,7 @@ use super::event::Event;
 use crate::bitmap::Bitmap;
 use crate::graph::{BitmapDecl, DriveDecl, NodeDecl};
 use crate::limits::DRAIN_TIME;
-use crate::node::BitmapContent;
+use crate::node::{BackingName, BitmapContent};
 
 /// Somebody who uses a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +145,19 @@ pub enum Action {
         /// Bytes of its view.
         range: Range<u64>,
     },
+    /// Has what a node copies to show what it copies from, at this instant: what is left is copied.
+    CatchUp {
+        /// The node, which tracks where the two differ.
+        node: String,
+    },
+    /// Has a node's image name the backing on which it is opened the next time, durably. What the node shows is
+    /// the other actions' business.
+    NameBacking {
+        /// The node.
+        node: String,
+        /// `None` for no backing.
+        name: Option<BackingName>,
+    },
     /// Adds a bitmap, clean.
     AddBitmap(BitmapDecl),
     /// Does something to a bitmap: [`BitmapAction::of`].
@@ -198,6 +211,11 @@ impl fmt::Display for Action {
             Self::Deallocate { node, range } => {
                 write!(f, "deallocate {}..{} of `{node}`", range.start, range.end)
             }
+            Self::CatchUp { node } => write!(f, "let `{node}` catch up"),
+            Self::NameBacking { node, name: Some(name) } => {
+                write!(f, "name `{}` as the backing of `{node}`", name.name)
+            }
+            Self::NameBacking { node, name: None } => write!(f, "name no backing of `{node}`"),
             Self::AddBitmap(decl) => write!(f, "add bitmap `{}` of {}", decl.name, decl.scope),
             Self::Bitmap { bitmap, action } => action.describe(bitmap, f),
             Self::Checkpoint { bitmaps } => write!(f, "checkpoint of {}", list(bitmaps)),
@@ -250,11 +268,14 @@ pub struct Transaction {
     pub(super) within: Duration,
     /// What nodes of the graph that is to be store before anybody uses them.
     pub(super) entries: Vec<(String, BitmapContent)>,
+    /// The jobs whose nodes it takes out.
+    pub(super) ended_jobs: Vec<String>,
 }
 
 impl Default for Transaction {
     fn default() -> Self {
-        Self { actions: Vec::new(), within: DRAIN_TIME, entries: Vec::new() }
+        let (actions, entries, ended_jobs) = (Vec::new(), Vec::new(), Vec::new());
+        Self { actions, within: DRAIN_TIME, entries, ended_jobs }
     }
 }
 
@@ -287,6 +308,12 @@ impl Transaction {
     /// transaction fails.
     pub(crate) fn with_entry(mut self, node: String, content: BitmapContent) -> Self {
         self.entries.push((node, content));
+        self
+    }
+
+    /// It ends a job, and may take its node out.
+    pub(crate) fn ending_job(mut self, job: &str) -> Self {
+        self.ended_jobs.push(job.to_owned());
         self
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::graph::BitmapScope;
+use crate::job::JobEvent;
 
 /// See the module. `Display` is the line that is logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,6 +170,8 @@ pub enum Event {
         /// It has failed more often than its budget of restarts allows.
         is_spent: bool,
     },
+    /// News of a job.
+    Job(JobEvent),
     /// Drives had to pause.
     Paused {
         /// Their ids.
@@ -184,6 +187,9 @@ impl Event {
     /// Whether somebody should look: a backup will be larger than it need be, a drive waits,
     /// an image is to be checked.
     fn is_warning(&self) -> bool {
+        if let Self::Job(event) = self {
+            return event.is_warning();
+        }
         matches!(
             self,
             Self::BitmapMarkedWhole { .. }
@@ -300,6 +306,7 @@ impl fmt::Display for Event {
                 write!(f, "node `{node}`: its plugin `{plugin}` is out of service")?;
                 if *is_spent { f.write_str(": it failed too often") } else { Ok(()) }
             }
+            Self::Job(event) => event.fmt(f),
             Self::Paused { drives, drain, still } => {
                 write!(f, "paused {}: {drain:?} to drain, {still:?} still", names(drives))
             }
