@@ -7,17 +7,20 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use blockloom_abi::Kinds;
+
 use super::local::LocalPlugin;
 use super::{Grants, Instance, PluginLimits, PluginModule, PluginNode, PluginRuntime};
 use crate::bitmap::{BitmapName, Granularity};
+use crate::error::ErrorKind;
 use crate::graph::{
     BitmapDecl, BitmapScope, ChildDecl, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph,
     NodeDecl, PermissionSet, Role,
 };
 use crate::io::{
-    BufMut, EngineChoice, EngineKind, next_turn, run_on_thread, sleep_until, turn_now, until,
+    Buf, BufMut, EngineChoice, EngineKind, next_turn, run_on_thread, sleep_until, turn_now, until,
 };
-use crate::node::{MemoryNode, Node, NullNode};
+use crate::node::{MemoryNode, Node, NullNode, WriteFlags};
 
 fn instance(name: &str, config: &str, limits: PluginLimits) -> Arc<Instance> {
     let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
@@ -153,5 +156,59 @@ fn a_backup_of_many_runs_begins_within_the_time_of_a_call() {
         }
         assert_eq!(instance.failure(), None);
         assert_eq!(backup.own_bitmap_bytes("covered"), RUNS * GRANULE);
+    });
+}
+
+/// An instance of a plugin whose version knows all kinds of requests but these.
+fn not_knowing(name: &str, config: &str, unknown: Kinds) -> Arc<Instance> {
+    let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
+    let module = PluginModule::load_bundled(&runtime, name).expect("a plugin");
+    let known = Kinds::from_bits(Kinds::ALL.bits() & !unknown.bits()).expect("kinds");
+    let module = Arc::new(module.knowing(known));
+    Instance::new(&module, config, PluginLimits::default()).expect("an instance")
+}
+
+/// Fails writes, and nothing else.
+const FAILS_WRITES: &str = r#"{ "kinds": ["write"], "errno": "ENOSPC" }"#;
+
+#[test]
+fn zeroing_is_a_write_for_a_plugin_that_does_not_know_it() {
+    run(|| async {
+        let knows = drive(&[&instance("error", FAILS_WRITES, PluginLimits::default())]);
+        knows.zero(0, 512, WriteFlags::NONE).await.expect("it fails writes alone");
+        let does_not = drive(&[&not_knowing("error", FAILS_WRITES, Kinds::ZERO)]);
+        let error = does_not.zero(0, 512, WriteFlags::NONE).await.expect_err("it is a write");
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        let passes = drive(&[&not_knowing("pass", "{}", Kinds::ZERO)]);
+        passes.write(0, Buf::copy_of(&[7; 1024]), WriteFlags::NONE).await.expect("a write");
+        passes.zero(0, 512, WriteFlags::NONE).await.expect("zeros");
+        let read = passes.read(0, BufMut::new(1024)).await.expect("a read");
+        assert!(read[..512] == [0; 512] && read[512..] == [7; 512]);
+    });
+}
+
+#[test]
+fn discarding_is_left_undone_past_a_plugin_that_does_not_know_it() {
+    run(|| async {
+        for (unknown, is_there) in [(Kinds::NONE, false), (Kinds::DISCARD, true)] {
+            let drive = drive(&[&not_knowing("pass", "{}", unknown)]);
+            drive.write(0, Buf::copy_of(&[7; 65536]), WriteFlags::NONE).await.expect("a write");
+            drive.discard(0, 65536).await.expect("advice");
+            let read = drive.read(0, BufMut::new(65536)).await.expect("a read");
+            assert_eq!(read[..] == [7; 65536][..], is_there, "{unknown:?}");
+        }
+    });
+}
+
+#[test]
+fn what_nothing_else_stands_for_is_refused_past_a_plugin_that_does_not_know_it() {
+    run(|| async {
+        let unknown = Kinds::FLUSH.with(Kinds::RESIZE);
+        let pass = drive(&[&not_knowing("pass", "{}", unknown)]);
+        let error = pass.flush().await.expect_err("it would go round the plugin");
+        assert_eq!(error.kind(), ErrorKind::NotSupported);
+        assert!(error.to_string().contains("knows no such request (Flush)"), "{error}");
+        pass.write(0, Buf::copy_of(&[7; 512]), WriteFlags::NONE).await.expect("it is known");
+        pass.read(0, BufMut::new(512)).await.expect("it is known");
     });
 }

@@ -101,7 +101,7 @@ pub fn bundle() -> Result<(), BuildError> {
 
     sources::announce_fixed(&root);
     nested::require_target()?;
-    nested::build(&root, &target_dir)?;
+    nested::build(&root, &target_dir, PLUGINS)?;
 
     let artifacts = target_dir.join(TARGET).join(PROFILE);
     let mut list = String::from(
@@ -110,9 +110,7 @@ pub fn bundle() -> Result<(), BuildError> {
     );
     for (name, package) in PLUGINS {
         let stem = package.replace('-', "_");
-        let module = artifacts.join(format!("{stem}.wasm"));
-        let wasm = fs::read(&module).map_err(|source| BuildError::Io { path: module, source })?;
-        let wasm = trim::trimmed(&wasm).unwrap_or(wasm);
+        let wasm = module(&artifacts, package)?;
         write_changed(&out.join(format!("{name}.wasm")), &wasm)?;
         sources::announce_used(&artifacts.join(format!("{stem}.d")))?;
         // Writing to a string does not fail.
@@ -123,6 +121,27 @@ pub fn bundle() -> Result<(), BuildError> {
     }
     list.push_str("];\n");
     write_changed(&out.join("bundled.rs"), list.as_bytes())
+}
+
+/// A compiled plugin, as it is bundled.
+fn module(artifacts: &Path, package: &str) -> Result<Vec<u8>, BuildError> {
+    let path = artifacts.join(format!("{}.wasm", package.replace('-', "_")));
+    let wasm = fs::read(&path).map_err(|source| BuildError::Io { path, source })?;
+    Ok(trim::trimmed(&wasm).unwrap_or(wasm))
+}
+
+/// Compiles one bundled plugin of a source tree that lies anywhere, as [`bundle`] does: the same sources and
+/// compiler make the same bytes wherever they lie.
+///
+/// # Errors
+///
+/// What failed.
+pub fn compile(root: &Path, target_dir: &Path, name: &str) -> Result<Vec<u8>, BuildError> {
+    nested::require_target()?;
+    let plugins: Vec<_> = PLUGINS.iter().filter(|(plugin, _)| *plugin == name).copied().collect();
+    nested::build(root, target_dir, &plugins)?;
+    let package = plugins.first().map_or("", |(_, package)| package);
+    module(&target_dir.join(TARGET).join(PROFILE), package)
 }
 
 /// This crate lies two folders below the workspace's root.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, ffi::OsString};
 
-use crate::{BuildError, PLUGINS, PROFILE, TARGET};
+use crate::{BuildError, PROFILE, TARGET};
 
 /// Variables that are about the outer build, or would let both share a directory.
 const SCRUBBED: &[&str] = &[
@@ -46,7 +46,11 @@ fn has_target() -> Result<bool, BuildError> {
     Ok(output.status.success() && Path::new(libraries.trim()).is_dir())
 }
 
-pub(crate) fn build(root: &Path, target_dir: &Path) -> Result<(), BuildError> {
+pub(crate) fn build(
+    root: &Path,
+    target_dir: &Path,
+    plugins: &[(&str, &str)],
+) -> Result<(), BuildError> {
     let cargo = program("CARGO", "cargo");
     let mut command = Command::new(&cargo);
     command.current_dir(root).args(["build", "--locked", "--target", TARGET, "--profile", PROFILE]);
@@ -55,7 +59,7 @@ pub(crate) fn build(root: &Path, target_dir: &Path) -> Result<(), BuildError> {
     // What is not generic in the sdk is set-up, whose size counts and whose speed does not. The
     // data plane is compiled with each plugin, by the profile.
     command.args(["--config", "profile.plugin.package.blockloom-sdk.opt-level=\"z\""]);
-    for (_, package) in PLUGINS {
+    for (_, package) in plugins {
         command.args(["--package", package]);
     }
     for name in SCRUBBED {

@@ -13,6 +13,7 @@ mod embed_bitmaps;
 mod executor;
 mod exports;
 mod footprint;
+mod frozen;
 mod hostile;
 mod image_cli;
 mod images;
