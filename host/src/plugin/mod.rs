@@ -55,6 +55,8 @@ pub use instance::{Instance, InstanceError};
 pub use module::{ChildWant, ConfigError, Inspection, PluginModule, bundled, bundled_names};
 pub(crate) use node::OwnSets;
 pub use node::PluginNode;
+#[cfg(test)]
+pub(crate) use rules::set_asks_anyway;
 pub use runtime::PluginRuntime;
 
 /// What a plugin instance may use.

@@ -16,6 +16,7 @@ use crossbeam::queue::SegQueue;
 
 use super::bindings::blockloom::filter::host;
 use super::bitmaps::{PluginBitmaps, Probe};
+use crate::graph::{Mutation, mutated};
 use crate::io::{Time, turn_now};
 
 /// Rules of one node.
@@ -215,6 +216,12 @@ fn rule(rule: &host::Rule, bitmaps: &PluginBitmaps) -> Result<Rule, String> {
 }
 
 impl RuleSet {
+    /// How the guest names them.
+    #[cfg(test)]
+    pub(super) fn epoch(&self) -> Option<u32> {
+        self.epoch
+    }
+
     /// The node whose rules they are, or were.
     pub(super) fn home(&self) -> Option<Arc<NodeRules>> {
         self.home.upgrade()
@@ -225,6 +232,9 @@ impl RuleSet {
     pub(super) fn judge(&self, kind: Kind, range: &Range<u64>) -> Ruling {
         if self.epoch.is_none() {
             return Ruling::Ask;
+        }
+        if mutated(Mutation::RulesLetAllPass) {
+            return Ruling::Pass;
         }
         let mut ruling = Ruling::Pass;
         for rule in self.rules.iter().filter(|rule| rule.kinds.contains(kind)) {
@@ -265,6 +275,31 @@ impl RuleSet {
         }
         fits
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static ASKS_ANYWAY: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Has guests on this thread asked although a rule says that they need not be: once in so many requests; 0:
+/// never.
+#[cfg(test)]
+pub(crate) fn set_asks_anyway(one_in: u64) {
+    ASKS_ANYWAY.set(one_in);
+}
+
+/// Whether the guest is asked whatever a rule says, which is always allowed.
+#[cfg(test)]
+pub(super) fn asks_anyway() -> bool {
+    ASKS_ANYWAY.get() > 0 && crate::io::sim::chance(ASKS_ANYWAY.get()) == 0
+}
+
+/// Whether the guest is asked whatever a rule says: never.
+#[cfg(not(test))]
+#[inline(always)]
+pub(super) const fn asks_anyway() -> bool {
+    false
 }
 
 /// Takes from what is left, if there is that much.

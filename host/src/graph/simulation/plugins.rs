@@ -1,14 +1,18 @@
 //! Filters of a scene that are plugins: the real ones, in WebAssembly.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use super::super::{BitmapDecl, BitmapScope, ChildDecl, PermissionSet, Role};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::sim::SECTOR;
+use crate::io::sim::{Random, SECTOR};
 use crate::node::{FileNode, FileOptions, ImageLocking, Node};
-use crate::plugin::{Grants, Instance, PluginLimits, PluginModule, PluginNode, PluginRuntime};
+use crate::plugin::{
+    Grants, Instance, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime, RestartBudget,
+};
 
 /// Compiled once for all scenes.
 static MODULES: Mutex<Vec<(&str, Arc<PluginModule>)>> = Mutex::new(Vec::new());
@@ -24,9 +28,42 @@ fn module(name: &'static str) -> Result<Arc<PluginModule>> {
     Ok(module)
 }
 
+thread_local! {
+    /// Those of the scene that is.
+    static INSTANCES: RefCell<Vec<Weak<Instance>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A plugin that fails starts again.
 fn instance(name: &'static str, config: &str) -> Result<Arc<Instance>> {
-    let instance = Instance::new(&module(name)?, config, PluginLimits::default());
-    instance.map_err(|error| Error::new(ErrorKind::Invalid, format!("{error:?}")))
+    let budget = RestartBudget { faults: 1000, within: Duration::from_secs(60) };
+    let (limits, policy) = (PluginLimits::default(), OnFault::Restart(budget));
+    let instance = Instance::with_policy(&module(name)?, config, limits, policy);
+    let instance =
+        instance.map_err(|error| Error::new(ErrorKind::Invalid, format!("{error:?}")))?;
+    INSTANCES.with_borrow_mut(|all| {
+        all.retain(|known| known.strong_count() > 0);
+        all.push(Arc::downgrade(&instance));
+    });
+    Ok(instance)
+}
+
+/// Has one of the plugins fail in its next call.
+pub(super) fn confuse_one(random: &mut Random) {
+    let all: Vec<_> = INSTANCES.with_borrow(|all| all.iter().filter_map(Weak::upgrade).collect());
+    if let Some(instance) = random.pick(&all) {
+        instance.confuse();
+    }
+}
+
+/// How often plugins have failed so far.
+pub(super) fn faults() -> u64 {
+    let all = INSTANCES.with_borrow(|all| all.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
+    all.iter().map(|instance| instance.counters().faults).sum()
+}
+
+/// The plugin `throttle`.
+pub(super) fn throttle(config: &str) -> Result<Arc<dyn Node>> {
+    Ok(Arc::new(PluginNode::new(&instance("throttle", config)?)?))
 }
 
 /// The plugin `copy-on-read` over a child, with an instance of its own.
@@ -67,6 +104,11 @@ impl Backup {
     /// Bytes that are set in a bitmap of its own.
     pub(super) fn bytes(&self, bitmap: &str) -> u64 {
         self.0.own_bitmap_bytes(bitmap)
+    }
+
+    /// It has copied all, and flushed it.
+    pub(super) fn is_complete(&self) -> bool {
+        self.0.rules_epoch() == Some(2) && self.bytes("broken") == 0
     }
 
     pub(super) fn failure(&self) -> Option<String> {

@@ -152,6 +152,16 @@ impl Scene {
         scene
     }
 
+    /// Everything at once; what copies on read is the plugin.
+    pub(super) fn of_plugins(random: &mut Random) -> Self {
+        Self { has_plugins: true, ..Self::by_chance(random) }
+    }
+
+    /// As [`Self::for_copies`]; what copies on read is the plugin.
+    pub(super) fn of_plugins_for_copies(random: &mut Random) -> Self {
+        Self { has_plugins: true, ..Self::for_copies(random) }
+    }
+
     /// Everything at once, most of it in images.
     pub(super) fn of_images(random: &mut Random) -> Self {
         Self::by_chance(random).in_images(random)
