@@ -788,7 +788,8 @@ pub mod exports {
                     /// node's own. It knows `snapshot`: where `covered` and `todo` are set the first child is shown, where
                     /// `todo` is not, the child `target`; nothing is where `covered` is not. A bit of `todo` is cleared only
                     /// by a copy, before anything changes there. While `begun` has no bit set, reading fails with EBUSY;
-                    /// once `broken` has one, with EIO: it is set before a change goes on whose old bytes are not kept.
+                    /// once `broken` has one, with EIO. The plugin sets it before a change goes on whose old bytes it does not
+                    /// keep; so does the host before one passes it, by a rule, its own word or a bypass, where `todo` is set.
                     pub views: _rt::Vec<_rt::String>,
                     /// Bitmaps that it reads.
                     pub bitmaps: _rt::Vec<BitmapWant>,

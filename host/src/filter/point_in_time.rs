@@ -79,7 +79,7 @@ impl PointInTime {
     }
 
     /// # Errors
-    /// `EINVAL` if some of the range is not covered.
+    /// `EIO` if some of the range is not covered: nobody has those bytes.
     pub(super) fn check_covered(&self, range: &Range<u64>) -> Result<()> {
         let mut runs = self.covered.ranges(range.clone());
         if runs.next().as_ref() == Some(range) {
@@ -89,7 +89,7 @@ impl PointInTime {
             "bytes {} to {} are not all in the backup: it is of what a bitmap says",
             range.start, range.end
         );
-        Err(Error::new(ErrorKind::Invalid, message))
+        Err(Error::new(ErrorKind::Io, message))
     }
 
     /// Those parts of a range that are in the target by now.
@@ -170,7 +170,7 @@ mod tests {
         it.check_covered(&(9000..24576)).expect("covered");
         for range in [8191..8192, 9000..24577, 0..1, 30000..30001] {
             let error = it.check_covered(&range).expect_err("not covered");
-            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert_eq!(error.kind(), ErrorKind::Io);
         }
     }
 }

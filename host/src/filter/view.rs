@@ -2,7 +2,7 @@
 //!
 //! Bytes that are still to be copied are read where they are; if they have been copied by the time they are
 //! there, from the target. So nobody who writes waits for a reader. What the backup does not cover cannot be
-//! read (`EINVAL`), and is [`ExtentKind::Unreadable`] in block status, which never fails as a whole. Before the
+//! read (`EIO`), and is [`ExtentKind::Unreadable`] in block status, which never fails as a whole. Before the
 //! point in time reading fails with `EBUSY`, once the backup is broken with `EIO`; a complete backup is read
 //! from its target.
 

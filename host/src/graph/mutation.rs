@@ -76,6 +76,12 @@ pub(crate) enum Mutation {
     ForgetsFills,
     /// Zeros are proven without a guard.
     ZeroesUnguarded,
+    /// By its rules a plugin is never asked.
+    RulesLetAllPass,
+    /// A plugin that has failed begins without its bitmaps.
+    FaultsForgetBitmaps,
+    /// What a plugin has flushed is not durable.
+    PluginsFlushNothing,
 }
 
 #[cfg(test)]

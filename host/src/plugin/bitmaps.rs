@@ -436,6 +436,15 @@ impl PluginBitmaps {
         }
     }
 
+    /// As if a guest had never had them.
+    pub(super) fn forget(&self) {
+        for entry in self.lock().iter().flatten() {
+            if let Content::Own(granules) = &entry.content {
+                granules.clear_range(0, u64::MAX);
+            }
+        }
+    }
+
     /// What a rule may look at.
     pub(super) fn probe(&self, index: u32) -> Option<Probe> {
         match &self.lock().get(index as usize)?.as_ref()?.content {

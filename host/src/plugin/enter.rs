@@ -10,6 +10,7 @@ use super::faults::Fault;
 use super::inside::{Inside, Place};
 use super::instance::Instance;
 use super::local::{LocalPlugin, Offer, Verdict};
+use crate::graph::{Mutation, mutated};
 use crate::io::turn_now;
 
 /// Looks at a busy instance before giving way: about a microsecond.
@@ -196,6 +197,9 @@ impl Instance {
         let Some(mut dead) = place.live.take() else { return };
         self.number.fetch_add(1, Ordering::AcqRel);
         self.lasting.reset_rules();
+        if mutated(Mutation::FaultsForgetBitmaps) {
+            self.lasting.bitmaps.forget();
+        }
         while self.ended.pop().is_some() {}
         self.put_off_until.store(0, Ordering::Release);
         dead.leaving.drain(..).for_each(|node| self.forget(node));

@@ -51,6 +51,9 @@ pub struct PluginNode {
     access: ByteAccess,
     /// Its rules do not count.
     asks_always: bool,
+    /// They do not count for one in so many requests, by chance; 0: for none.
+    #[cfg(test)]
+    asks_one_in: u64,
     counters: Arc<NodeCounters>,
     /// What makes its view, if it offers one, once found.
     view: Option<OnceLock<PointInTime>>,
@@ -142,6 +145,8 @@ impl PluginNode {
             lent,
             access,
             asks_always,
+            #[cfg(test)]
+            asks_one_in: 0,
             counters,
             view,
         })
@@ -168,6 +173,23 @@ impl PluginNode {
         self
     }
 
+    /// As [`Self::asking_always`], for one in so many requests, by the chance of a simulation.
+    #[cfg(test)]
+    pub(crate) fn asking_one_in(mut self, requests: u64) -> Self {
+        self.asks_one_in = requests;
+        self
+    }
+
+    /// Whether the plugin is asked whatever its rules say.
+    #[inline]
+    fn asks_anyway(&self) -> bool {
+        #[cfg(test)]
+        if self.asks_one_in > 0 && crate::io::sim::chance(self.asks_one_in) == 0 {
+            return true;
+        }
+        self.asks_always
+    }
+
     /// Grants something of the data of requests. A node whose data the plugin transforms shows bytes of its
     /// own: its edge to the filtered child is one of storage.
     ///
@@ -189,6 +211,12 @@ impl PluginNode {
         let all = bitmaps.list(self.index);
         let own = all.iter().find(|bitmap| bitmap.owned && bitmap.name == name);
         own.map_or(0, |bitmap| bitmaps.count(bitmap.index))
+    }
+
+    /// The epoch of its rules, if it has any.
+    #[cfg(test)]
+    pub(crate) fn rules_epoch(&self) -> Option<u32> {
+        self.rules.current().1.epoch()
     }
 
     /// The node's own bitmaps that make a view which the plugin offers.
@@ -313,7 +341,7 @@ impl PluginNode {
         let plugin = LocalPlugin::of(&self.instance);
         let rules = plugin.rules(&self.rules);
         let range = shape.offset..shape.offset.saturating_add(shape.len);
-        match if self.asks_always { Ruling::Ask } else { rules.judge(kind, &range) } {
+        match if self.asks_anyway() { Ruling::Ask } else { rules.judge(kind, &range) } {
             Ruling::Pass => {
                 self.counters.passed(plugin.worker());
                 return Offered::Pass(rules);

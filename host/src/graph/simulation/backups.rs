@@ -2,7 +2,9 @@
 //!
 //! That point lies between the last moment at which the plugin had not begun and the first at which it had.
 //! Of each sector a write is in it that had ended before, unless a later one was, too; one that began afterwards
-//! is not; of those between, either is right.
+//! is not; of those between, either is right. So it is when the plugin fails in any of its calls meanwhile. When
+//! power is lost, a backup that had said by then that it is complete is right on the medium; any other one is
+//! known to be unfinished, as its bitmaps are gone.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -15,15 +17,16 @@ use std::time::Duration;
 
 use super::guest::{bytes_of, some_sectors};
 use super::oracle::{WriteId, first_word, word};
-use super::plugins;
+use super::plugins::{self, Asked};
 use super::scene::SECTORS;
 use super::world::{fill, words};
+use crate::graph::mutation::{Mutation, set};
 use crate::graph::{
     BitmapScope, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl,
 };
-use crate::io::sim::{Random, SECTOR, Simulation};
+use crate::io::sim::{Random, SECTOR, Simulation, Stop};
 use crate::io::{Buf, BufMut, sleep_until, spawn, turn_now};
-use crate::node::{MemoryNode, WriteFlags};
+use crate::node::{MemoryNode, Node, WriteFlags};
 
 const SIZE: u64 = SECTORS * SECTOR as u64;
 
@@ -43,6 +46,12 @@ struct Books {
     /// Guests that have not ended.
     guests: Cell<usize>,
     waiting: RefCell<Option<Waker>>,
+    /// When the backup's point in time is.
+    point: RefCell<Range<u64>>,
+    /// The backup has said so.
+    is_complete: Cell<bool>,
+    /// Calls in which the plugin has failed.
+    faults: Cell<u64>,
 }
 
 impl Books {
@@ -133,22 +142,42 @@ async fn guest(books: Rc<Books>, drive: LocalDrive, mut random: Random) {
     }
 }
 
-/// The disk, in a file or in memory, and the backup of it.
-fn graph(simulation: &Simulation, random: &mut Random) -> (Arc<GraphCell>, plugins::Backup) {
+/// What happens beside guests and the backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// The plugin fails in some calls.
+    Faults,
+    /// Power is lost, and the target is a file.
+    PowerLoss,
+}
+
+/// The disk in a file, and the backup of it.
+fn graph(
+    simulation: &Simulation,
+    random: &mut Random,
+    trouble: Trouble,
+) -> (Arc<GraphCell>, plugins::Backup) {
     let first = || (0..SECTORS).flat_map(|sector| fill(first_word(0, sector))).collect();
     simulation.file_or("disk", first);
     let disk = plugins::file("disk").expect("a file");
-    let target = MemoryNode::new(SIZE, SECTOR as u32).expect("a size");
+    let target: Arc<dyn Node> = match trouble {
+        Trouble::PowerLoss => {
+            simulation.file_or("target", || vec![0; SIZE as usize]);
+            plugins::file("target").expect("a file")
+        }
+        _ => Arc::new(MemoryNode::new(SIZE, SECTOR as u32).expect("a size")),
+    };
     let granularity = 512 << random.below(4);
     let config = format!(
         "{{ \"min-cluster-size\": {granularity}, \"max-workers\": {} }}",
         random.within(1..5)
     );
-    let backup = plugins::backup(&config).expect("a plugin");
+    let backup = plugins::backup(&config, Asked::ByRules).expect("a plugin");
     let node = |name: &str, driver, children| NodeDecl { name: name.into(), driver, children };
     let nodes = vec![
         node("disk", disk, vec![]),
-        node("target", Arc::new(target), vec![]),
+        node("target", target, vec![]),
         node("backup", backup.driver(), plugins::Backup::children("disk", "target")),
     ];
     let drive = |id: &str, root: &str, writable| {
@@ -162,11 +191,28 @@ fn graph(simulation: &Simulation, random: &mut Random) -> (Arc<GraphCell>, plugi
     (Arc::new(GraphCell::new(graph)), backup)
 }
 
-async fn run(simulation: Simulation, mut random: Random) -> Result<(), String> {
-    let (cell, backup) = graph(&simulation, &mut random);
-    let local = LocalGraph::of(&cell);
-    let books = Rc::new(Books::default());
+/// Has the plugin fail in some calls.
+async fn sabotage(mut random: Random) {
+    for _ in 0..random.within(1..6) {
+        // Within the copies, or when it has started again after a fault.
+        let most = if random.one_in(2) { 5000 } else { 40_000 };
+        sleep_until(turn_now() + Duration::from_micros(random.below(most))).await;
+        plugins::confuse_one(&mut random);
+    }
+}
+
+async fn run(
+    simulation: Simulation,
+    mut random: Random,
+    trouble: Trouble,
+    books: Rc<Books>,
+) -> Result<(), String> {
+    let (cell, backup) = graph(&simulation, &mut random, trouble);
+    let local = Rc::new(LocalGraph::new(Arc::clone(&cell), 0));
     books.tick();
+    if trouble == Trouble::Faults {
+        spawn(sabotage(Random::new(random.next())));
+    }
     for _ in 0..random.within(1..5) {
         books.guests.set(books.guests.get() + 1);
         let drive = LocalDrive::open(&local, "d").expect("a drive");
@@ -177,18 +223,31 @@ async fn run(simulation: Simulation, mut random: Random) -> Result<(), String> {
     let at = graph.find_node("backup").expect("the backup");
     graph.nodes()[at].driver().run(&local, "backup");
     drop(graph);
-    let mut before = books.tick();
+    let (mut before, mut pause) = (books.tick(), 1);
     while backup.bytes("begun") == 0 {
         before = books.tick();
-        sleep_until(turn_now() + Duration::from_nanos(1)).await;
+        sleep_until(turn_now() + Duration::from_nanos(pause)).await;
+        // One that has failed before starts again milliseconds later.
+        pause = (pause + pause / 64 + 1).min(20_000);
     }
     let point = before..books.tick();
-    while backup.bytes("todo") > 0 {
+    *books.point.borrow_mut() = point.clone();
+    while !backup.is_complete() {
+        if let Some(failure) = backup.failure() {
+            return Err(failure);
+        }
+        if backup.bytes("broken") > 0 {
+            return Err("the backup is broken, though nothing it needs has failed".to_owned());
+        }
         sleep_until(turn_now() + Duration::from_micros(50)).await;
-        if random.one_in(8) {
-            backup.reload().await?;
+        if random.one_in(8)
+            && let Err(error) = backup.reload().await
+            && trouble != Trouble::Faults
+        {
+            return Err(error);
         }
     }
+    books.is_complete.set(true);
     books.all_guests_ended().await;
     let copy = LocalDrive::open(&local, "copy").expect("a drive");
     let bytes =
@@ -209,25 +268,107 @@ async fn run(simulation: Simulation, mut random: Random) -> Result<(), String> {
             return Err(format!("the disk shows {word:#x} at {sector}, not one of {possible:x?}"));
         }
     }
-    match backup.failure() {
-        Some(failure) => Err(failure),
-        None => Ok(()),
+    books.faults.set(plugins::faults());
+    if trouble != Trouble::Faults && plugins::faults() > 0 {
+        return Err("the plugin has failed by itself".to_owned());
     }
+    backup.failure().map_or(Ok(()), Err)
 }
 
-#[test]
-fn a_backup_under_load_is_one_point_in_time() {
+/// What came of a seed.
+struct Ran {
+    /// `None` if power was lost before the backup was complete.
+    verdict: Option<Result<(), String>>,
+    simulation: Simulation,
+    faults: u64,
+}
+
+fn run_seed(seed: u64, trouble: Trouble) -> Ran {
+    let simulation = Simulation::new(seed);
+    let (inner, mut random) = (simulation.clone(), simulation.random());
+    let books = Rc::new(Books::default());
+    if trouble == Trouble::PowerLoss {
+        simulation.crash_after(random.within(20..900));
+    }
+    let ran = simulation.run(run(inner, random, trouble, Rc::clone(&books)));
+    let verdict = match ran {
+        Err(Stop::Crashed) if books.is_complete.get() => Some(look(&simulation, &books)),
+        Err(Stop::Crashed) => None,
+        Err(stop) => Some(Err(stop.to_string())),
+        Ok(verdict) => Some(verdict),
+    };
+    Ran { verdict, simulation, faults: books.faults.get() }
+}
+
+/// What the target's medium holds.
+fn look(simulation: &Simulation, books: &Books) -> Result<(), String> {
+    let point = books.point.borrow().clone();
+    for (sector, word) in (0..).zip(words(&simulation.bytes("target"))?) {
+        let possible = books.possible(sector, point.clone());
+        if !possible.contains(&word) {
+            return Err(format!(
+                "after power was lost, sector {sector} of what is complete holds {word:#x}, not one of \
+                 {possible:x?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Seeds that came to an end, or to a crash after one; faults of their plugins.
+fn check(name: &str, trouble: Trouble) -> (u64, u64) {
+    let (mut judged, mut all_faults) = (0, 0);
     for seed in super::seeds(300) {
-        let simulation = Simulation::new(seed);
-        let (inner, random) = (simulation.clone(), simulation.random());
-        let ran = simulation.run(run(inner, random));
-        let verdict = ran.unwrap_or_else(|stop| Err(stop.to_string()));
-        if let Err(wrong) = verdict {
+        let Ran { verdict, simulation, faults } = run_seed(seed, trouble);
+        judged += u64::from(verdict.is_some());
+        all_faults += faults;
+        if let Some(Err(wrong)) = verdict {
             panic!(
                 "seed {seed}: {wrong}\n{}\nagain: BLOCKLOOM_SIM_SEED={seed} cargo test -p blockloom \
-                 --lib a_backup_under_load",
+                 --lib {name}",
                 simulation.trace().tail(60)
             );
         }
     }
+    println!("{name}: {judged} judged, {all_faults} faults");
+    (judged, all_faults)
+}
+
+#[test]
+fn a_backup_under_load_is_one_point_in_time() {
+    check("a_backup_under_load", Trouble::None);
+}
+
+#[test]
+fn a_backup_whose_plugin_fails_is_one_point_in_time() {
+    let (_, faults) = check("a_backup_whose_plugin_fails", Trouble::Faults);
+    assert!(faults > 200 || std::env::var_os("BLOCKLOOM_SIM_SEED").is_some(), "{faults}");
+}
+
+#[test]
+fn a_backup_that_was_complete_when_power_was_lost_is_right() {
+    let (judged, _) = check("a_backup_that_was_complete", Trouble::PowerLoss);
+    assert!(judged > 20 || std::env::var_os("BLOCKLOOM_SIM_SEED").is_some(), "{judged}");
+}
+
+/// Each of these shows in a few seeds.
+#[test]
+fn broken_rules_of_backups_are_noticed() {
+    let all = [
+        (Mutation::RulesLetAllPass, Trouble::None),
+        (Mutation::FaultsForgetBitmaps, Trouble::Faults),
+        (Mutation::PluginsFlushNothing, Trouble::PowerLoss),
+        (Mutation::TakesNoGuards, Trouble::None),
+    ];
+    let mut unnoticed = Vec::new();
+    for (mutation, trouble) in all {
+        set(Some(mutation));
+        let found = (0..300).find_map(|seed| Some((seed, run_seed(seed, trouble).verdict?.err()?)));
+        set(None);
+        match found {
+            Some((seed, wrong)) => println!("{mutation:?}: seed {seed}: {wrong}"),
+            None => unnoticed.push(mutation),
+        }
+    }
+    assert!(unnoticed.is_empty(), "{unnoticed:?}");
 }

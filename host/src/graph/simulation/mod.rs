@@ -10,6 +10,7 @@
 //! | `crash.rs` | one seed that ends in a crash |
 //! | `image.rs`, `images.rs`, `judge.rs` | disks that are qcow2 images: how they are made, what they owe when a run ends, a look at them without graph and host |
 //! | `image_zeros.rs` | what a guest zeroed stays zero when the backing gets longer |
+//! | `plugins.rs`, `twins.rs`, `backups.rs` | filters that are plugins: compared with their native twins, failing in any call, losing power while they copy |
 //! | `power/` | crashes at every write of recorded workloads on images |
 //!
 //! # What is checked
@@ -51,7 +52,8 @@
 //!
 //! # Broken rules
 //!
-//! `mutation.rs` breaks one rule at a time; `broken_rules_are_noticed` needs a few seeds for each:
+//! `mutation.rs` breaks one rule at a time; `broken_rules_are_noticed` needs a few seeds for each, and so do
+//! `broken_rules_of_backups_are_noticed` and `rules_that_let_too_much_pass_are_noticed` for those of plugins:
 //!
 //! | rule | noticed by |
 //! |---|---|
@@ -65,6 +67,9 @@
 //! | nothing drained; rollback by replacement | a granule was touched, and is clean |
 //! | any order of sources | copies wait for each other until their time is over |
 //! | a mapping before its data | after a crash, bytes of nobody in place of the backing's |
+//! | rules by which no plugin is asked; no guards | a backup holds what came later, or is said to be broken |
+//! | bitmaps that a fault forgets | the same: the point in time is another one |
+//! | flushes of plugins that are none | after a crash, a complete backup lacks bytes |
 //!
 //! Rules of the driver and the engine of images were broken by hand, each by itself; `power` is the crashes at
 //! every write, `images` the seeds here, `model` that of `graph/model`:
@@ -104,6 +109,7 @@ mod plugins;
 mod power;
 mod scene;
 mod shape;
+mod twins;
 mod world;
 
 use std::pin::Pin;
@@ -134,6 +140,18 @@ impl Outcome {
 /// Runs one seed of everything at once.
 fn run(seed: u64) -> Outcome {
     run_scene(seed, Scene::by_chance, |world, random| Box::pin(world.live(random)))
+}
+
+/// Runs one seed of everything at once with plugins that fail in any of their calls.
+fn run_failing_plugins(seed: u64) -> Outcome {
+    run_scene(seed, Scene::of_plugins, |world, random| Box::pin(world.live_with_faults(random)))
+}
+
+/// Runs one seed of copies alone, with plugins that fail.
+fn run_copies_of_failing_plugins(seed: u64) -> Outcome {
+    run_scene(seed, Scene::of_plugins_for_copies, |world, random| {
+        Box::pin(world.only_copy_with_faults(random))
+    })
 }
 
 /// Runs one seed of everything at once, on images.
@@ -229,6 +247,22 @@ fn everything_at_once_on_images() {
         let all = [writes, reads, failed, copies, claims, stale, counts.bitmap_changes];
         assert!(all.iter().all(|count| *count > 1000), "{counts:?}");
         assert!(counts.kinds.iter().all(|count| *count > 50), "{counts:?}");
+    }
+}
+
+#[test]
+fn everything_at_once_with_plugins_that_fail() {
+    let counts = run_all("everything_at_once_with_plugins", run_failing_plugins);
+    if number("BLOCKLOOM_SIM_SEED").is_none() {
+        assert!(counts.plugin_faults > 200, "{counts:?}");
+    }
+}
+
+#[test]
+fn copies_alone_of_plugins_that_fail_dirty_nothing() {
+    let counts = run_all("copies_alone_of_plugins", run_copies_of_failing_plugins);
+    if number("BLOCKLOOM_SIM_SEED").is_none() {
+        assert!(counts.plugin_faults > 200, "{counts:?}");
     }
 }
 

@@ -1,14 +1,18 @@
 //! Filters of a scene that are plugins: the real ones, in WebAssembly.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use super::super::{BitmapDecl, BitmapScope, ChildDecl, PermissionSet, Role};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::sim::SECTOR;
+use crate::io::sim::{Random, SECTOR};
 use crate::node::{FileNode, FileOptions, ImageLocking, Node};
-use crate::plugin::{Grants, Instance, PluginLimits, PluginModule, PluginNode, PluginRuntime};
+use crate::plugin::{
+    Grants, Instance, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime, RestartBudget,
+};
 
 /// Compiled once for all scenes.
 static MODULES: Mutex<Vec<(&str, Arc<PluginModule>)>> = Mutex::new(Vec::new());
@@ -24,16 +28,70 @@ fn module(name: &'static str) -> Result<Arc<PluginModule>> {
     Ok(module)
 }
 
+thread_local! {
+    /// Those of the scene that is.
+    static INSTANCES: RefCell<Vec<Weak<Instance>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A plugin that fails starts again.
 fn instance(name: &'static str, config: &str) -> Result<Arc<Instance>> {
-    let instance = Instance::new(&module(name)?, config, PluginLimits::default());
-    instance.map_err(|error| Error::new(ErrorKind::Invalid, format!("{error:?}")))
+    let budget = RestartBudget { faults: 1000, within: Duration::from_secs(60) };
+    let (limits, policy) = (PluginLimits::default(), OnFault::Restart(budget));
+    let instance = Instance::with_policy(&module(name)?, config, limits, policy);
+    let instance =
+        instance.map_err(|error| Error::new(ErrorKind::Invalid, format!("{error:?}")))?;
+    INSTANCES.with_borrow_mut(|all| {
+        all.retain(|known| known.strong_count() > 0);
+        all.push(Arc::downgrade(&instance));
+    });
+    Ok(instance)
+}
+
+/// Has one of the plugins fail in its next call.
+pub(super) fn confuse_one(random: &mut Random) {
+    let all: Vec<_> = INSTANCES.with_borrow(|all| all.iter().filter_map(Weak::upgrade).collect());
+    if let Some(instance) = random.pick(&all) {
+        instance.confuse();
+    }
+}
+
+/// How often plugins have failed so far.
+pub(super) fn faults() -> u64 {
+    let all = INSTANCES.with_borrow(|all| all.iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
+    all.iter().map(|instance| instance.counters().faults).sum()
+}
+
+/// When a plugin is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    ByRules,
+    /// Whatever a rule says.
+    Always,
+    /// So for one in so many requests.
+    OneIn(u64),
+}
+
+impl Asked {
+    fn of(self, node: PluginNode) -> PluginNode {
+        match self {
+            Self::ByRules => node,
+            Self::Always => node.asking_always(),
+            Self::OneIn(requests) => node.asking_one_in(requests),
+        }
+    }
+}
+
+/// The plugin `throttle`.
+pub(super) fn throttle(config: &str, asked: Asked) -> Result<Arc<dyn Node>> {
+    Ok(Arc::new(asked.of(PluginNode::new(&instance("throttle", config)?)?)))
 }
 
 /// The plugin `copy-on-read` over a child, with an instance of its own.
-pub(super) fn copy_on_read(child: &str) -> Result<(Arc<dyn Node>, Vec<ChildDecl>)> {
+pub(super) fn copy_on_read(child: &str, asked: Asked) -> Result<(Arc<dyn Node>, Vec<ChildDecl>)> {
     let grants = Grants::READ.union(Grants::WRITE_UNCHANGED);
     let children = [("file".to_owned(), grants)];
     let node = PluginNode::with_children(&instance("copy-on-read", "{}")?, &children)?;
+    let node = asked.of(node);
     let child = ChildDecl { grants: PermissionSet::HARMLESS, ..ChildDecl::filtered(child) };
     Ok((Arc::new(node), vec![child]))
 }
@@ -42,10 +100,10 @@ pub(super) fn copy_on_read(child: &str) -> Result<(Arc<dyn Node>, Vec<ChildDecl>
 pub(super) struct Backup(Arc<PluginNode>);
 
 /// With this configuration.
-pub(super) fn backup(config: &str) -> Result<Backup> {
+pub(super) fn backup(config: &str, asked: Asked) -> Result<Backup> {
     let children = [("file".to_owned(), Grants::READ), ("target".to_owned(), Grants::WRITE)];
     let node = PluginNode::with_children(&instance("backup", config)?, &children)?;
-    Ok(Backup(Arc::new(node)))
+    Ok(Backup(Arc::new(asked.of(node))))
 }
 
 impl Backup {
@@ -74,6 +132,11 @@ impl Backup {
         let module = module("backup").map_err(|error| error.to_string())?;
         let reloaded = self.0.instance().reload(&module, None).await;
         reloaded.map_err(|error| error.to_string())
+    }
+
+    /// It has copied all, and flushed it.
+    pub(super) fn is_complete(&self) -> bool {
+        self.0.rules_epoch() == Some(2) && self.bytes("broken") == 0
     }
 
     pub(super) fn failure(&self) -> Option<String> {

@@ -7,7 +7,7 @@ use super::image::{self, Geometry};
 use super::lag::Lag;
 use super::oracle::first_word;
 use super::overlay::MappedOverlay;
-use super::plugins;
+use super::plugins::{self, Asked};
 use super::shape::{Link, Shape, View};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{ErrorKind, Result};
@@ -150,6 +150,16 @@ impl Scene {
             scene.drives.push(Drive { id: format!("d{at}"), root, is_writable: true });
         }
         scene
+    }
+
+    /// Everything at once; what copies on read is the plugin.
+    pub(super) fn of_plugins(random: &mut Random) -> Self {
+        Self { has_plugins: true, ..Self::by_chance(random) }
+    }
+
+    /// As [`Self::for_copies`]; what copies on read is the plugin.
+    pub(super) fn of_plugins_for_copies(random: &mut Random) -> Self {
+        Self { has_plugins: true, ..Self::for_copies(random) }
     }
 
     /// Everything at once, most of it in images.
@@ -391,7 +401,9 @@ impl Scene {
             Kind::Image { .. } => unreachable!("it has several nodes"),
             Kind::Pass(child) => (Arc::new(PassNode), vec![ChildDecl::filtered(child)]),
             Kind::Lag(child) => (Arc::new(Lag), vec![ChildDecl::filtered(child)]),
-            Kind::CopyOnRead(child) if self.has_plugins => plugins::copy_on_read(child)?,
+            Kind::CopyOnRead(child) if self.has_plugins => {
+                plugins::copy_on_read(child, Asked::ByRules)?
+            }
             Kind::CopyOnRead(child) => {
                 (Arc::new(CopyOnReadNode::default()), vec![CopyOnReadNode::child(child)])
             }

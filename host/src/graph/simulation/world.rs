@@ -15,7 +15,7 @@ use super::image::image_of;
 use super::oracle::{Oracle, Tick, WriteId, is_damage, sector_of, write_of};
 use super::scene::{SECTORS, Scene, bitmap_name, probe_name};
 use super::shape::View;
-use super::{changes, guest, jobs, lag};
+use super::{changes, guest, jobs, lag, plugins};
 use crate::error::{ErrorKind, Result as HostResult};
 use crate::graph::{BitmapScope, GraphCell, LocalDrive, LocalGraph};
 use crate::host::persist::Persistence;
@@ -70,6 +70,8 @@ pub(super) struct Counts {
     pub(super) settled: u64,
     /// Scenes that are refused: copies could wait for each other in a circle.
     pub(super) circles: u64,
+    /// Calls in which plugins failed.
+    pub(super) plugin_faults: u64,
     /// Changes of the graph that were tried.
     pub(super) graphs: u64,
     /// By kind of graph change.
@@ -88,6 +90,7 @@ impl Counts {
         self.graph_changes += other.graph_changes;
         self.settled += other.settled;
         self.circles += other.circles;
+        self.plugin_faults += other.plugin_faults;
         self.graphs += other.graphs;
         self.kinds.iter_mut().zip(other.kinds).for_each(|(count, more)| *count += more);
     }
@@ -329,6 +332,39 @@ impl World {
         let bitmaps = self.bitmaps.borrow();
         let dirty = bitmaps.iter().find(|tracked| tracked.bitmap.dirty_bytes() > 0);
         dirty.map_or(Ok(()), |it| Err(format!("only copies, and {:?} is dirty", it.view)))
+    }
+
+    /// As [`Self::only_copy`], with plugins that fail.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) async fn only_copy_with_faults(self: Rc<Self>, mut random: Random) -> Verdict {
+        self.start_faults(&mut random);
+        self.only_copy(random).await
+    }
+
+    /// As [`Self::live`], with plugins that fail.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) async fn live_with_faults(self: Rc<Self>, mut random: Random) -> Verdict {
+        self.start_faults(&mut random);
+        self.live(random).await
+    }
+
+    /// Has plugins fail in some of their calls, in the first phase.
+    fn start_faults(self: &Rc<Self>, random: &mut Random) {
+        let mut random = Random::new(random.next());
+        let world = Rc::clone(self);
+        self.task(async move {
+            for _ in 0..random.within(1..6) {
+                sleep_until(turn_now() + Duration::from_micros(random.below(8000))).await;
+                plugins::confuse_one(&mut random);
+            }
+            // The last one has its next call behind it, or nobody calls it.
+            sleep_until(turn_now() + Duration::from_secs(1)).await;
+            world.count(|counts| counts.plugin_faults += plugins::faults());
+        });
     }
 
     /// Some phases of everything at once, each settled and checked.
