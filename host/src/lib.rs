@@ -23,6 +23,7 @@ pub mod host;
     reason = "the one module that touches the kernel"
 )]
 pub mod io;
+pub mod job;
 pub mod limits;
 pub mod node;
 pub mod plugin;

@@ -178,7 +178,7 @@ pub(super) fn node_text(node: &NodeSpec) -> String {
             None => String::new(),
         },
         DriverSpec::Plugin(plugin) => format!(" {}", plugin.plugin.value),
-        DriverSpec::Filter(_) => String::new(),
+        DriverSpec::Filter(_) | DriverSpec::Running(_) => String::new(),
         DriverSpec::View(view) => format!(" {}", view.view),
     };
     let instance = node.driver.instance();

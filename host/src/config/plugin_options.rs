@@ -173,6 +173,16 @@ pub struct ConfigSpec {
 }
 
 impl ConfigSpec {
+    pub(super) fn forget_places(&mut self) {
+        self.span = Span::NOWHERE;
+        self.spans.clear();
+    }
+
+    /// Whether nothing was said.
+    pub(super) fn is_absent(&self) -> bool {
+        self.json.as_object().is_some_and(serde_json::Map::is_empty)
+    }
+
     /// Where the part at `path` stands, or the nearest part around it that the file has.
     ///
     /// `path` is a JSON pointer (`/limits/0/iops`) or a dotted path (`limits[0].iops`).

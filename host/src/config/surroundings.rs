@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::diagnostic::{Diagnostic, Diagnostics, Spanned};
+use super::diagnostic::{Diagnostic, Diagnostics, Span, Spanned};
 use super::render::clip;
 use super::spec::{
     DriverSpec, FileSpec, FilterKind, GraphSpec, Locking, NodeSpec, PluginSpec, ViewSpec,
@@ -134,7 +134,8 @@ pub fn check_surroundings(
             DriverSpec::Memory(_)
             | DriverSpec::Null(_)
             | DriverSpec::Raw(_)
-            | DriverSpec::Qcow2(_) => {}
+            | DriverSpec::Qcow2(_)
+            | DriverSpec::Running(_) => {}
         }
     }
     check.same_files();
@@ -314,7 +315,8 @@ impl Check<'_> {
     /// other does.
     fn same_files(&mut self) {
         let mut seen: BTreeMap<PathBuf, (&NodeSpec, &FileSpec)> = BTreeMap::new();
-        for node in &self.spec.nodes {
+        let live = self.spec.live().into_iter().flat_map(|live| &live.nodes);
+        for node in live.chain(&self.spec.nodes) {
             let DriverSpec::File(file) = &node.driver else { continue };
             let path = file.path_in(self.base_dir);
             // What is not there yet has the path that it is made at.
@@ -324,7 +326,16 @@ impl Check<'_> {
             if std::ptr::eq(first, node) || is_unlocked {
                 continue;
             }
-            let writers = [first, node].map(|it| (it, permissions::writer_of(self.spec, it)));
+            let written = |it: &NodeSpec| {
+                let live = self.spec.live()?;
+                let label = format!("node `{}` is written", it.name);
+                live.written.contains(&it.name.value).then(|| (Span::NOWHERE, label, String::new()))
+            };
+            let writer = |it| written(it).or_else(|| permissions::writer_of(self.spec, it));
+            if self.spec.is_live_node(&node.name.value) {
+                continue;
+            }
+            let writers = [first, node].map(|it| (it, writer(it)));
             let Some((writer, (span, label, _))) =
                 writers.into_iter().find_map(|(it, why)| Some((it, why?)))
             else {
@@ -377,6 +388,9 @@ fn check_listeners(
         }
         seen.push(&export.listen.value);
         let addr = export.listen.value.in_dir(base_dir);
+        if spec.live().is_some_and(|live| live.listeners.contains(&addr)) {
+            continue;
+        }
         if !addr.fits() {
             let message = format!("`listen` of export `{}` {}", export.id, listen::too_long());
             found.push(Diagnostic::error(export.listen.span, message));

@@ -59,6 +59,7 @@ mod shown;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
+mod stake;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -75,7 +76,7 @@ pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
 pub(crate) use edge::had_until;
 pub use edge::{EdgeCall, EdgeRef};
-pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf};
+pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf, Tracked, Tracker};
 pub use generation::NodeGeneration;
 pub(crate) use mutation::{Mutation, mutated};
 pub use op::{Op, OpKind};
@@ -83,6 +84,7 @@ pub use opening::{Children, NodeReader, OpenDecl, OpenDriver};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
+pub use stake::JobStake;
 pub use transaction::{
     Action, Applied, BitmapAction, BitmapRef, Event, Events, Notice, Transaction, Unproven, User,
     Which,

@@ -339,6 +339,21 @@ impl Graph {
         }
     }
 
+    /// A node, and all that its bytes may come from.
+    pub(super) fn below(&self, node: usize) -> impl Iterator<Item = usize> {
+        let mut below = vec![false; self.nodes.len()];
+        below[node] = true;
+        // Children come before their parents.
+        for at in (0..=node).rev() {
+            let edges = self.nodes[at].edges.iter();
+            let shown = edges.filter(|edge| edge.role.is_view() || edge.role == Role::Storage);
+            if below[at] {
+                shown.for_each(|edge| below[edge.child] = true);
+            }
+        }
+        below.into_iter().enumerate().filter(|(_, is_below)| *is_below).map(|(at, _)| at)
+    }
+
     /// By node: whether it is, or reaches, one of the nodes for which `places` holds.
     pub(super) fn reaching(&self, places: Vec<bool>) -> Vec<bool> {
         let mut comes = places;
@@ -411,6 +426,11 @@ impl<'g> Cx<'g> {
             return Err(Error::new(ErrorKind::NotFound, message).at_node(&node.name));
         };
         Ok(EdgeRef { graph: self.graph, request: self.request, edge })
+    }
+
+    /// Whether it has such an edge.
+    pub fn has_child(&self, index: usize) -> bool {
+        index < self.graph.nodes[self.node].edges.len()
     }
 
     /// Whether the node is being drained; if not, the task is woken when that begins. Whoever holds a

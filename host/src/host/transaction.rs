@@ -1,11 +1,9 @@
 //! Graph changes for embedders.
 
-use std::sync::Arc;
-
-use super::call::on_worker;
-use super::{Host, Inner, Result, check_running};
+use super::jobs::Changer;
+use super::{Host, Inner, Result};
 use crate::error::{Error, ErrorKind};
-use crate::graph::{Action, Applied, LocalGraph, Transaction};
+use crate::graph::{Action, Applied, Transaction};
 
 impl Host {
     /// Changes the graph and its bitmaps under load: all of the transaction, or nothing, at one instant.
@@ -86,20 +84,7 @@ impl Inner {
     /// As [`Host::transact`].
     pub(super) async fn transact(&self, transaction: Transaction) -> Result<Applied> {
         self.check_unexported(&transaction)?;
-        let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
-        let persistence = Arc::clone(&self.persistence);
-        let begun = self.begun_once_loaded();
-        let applied = on_worker(self.first(), move || async move {
-            check_running(&ended)?;
-            let (transaction, entered) = persistence.prepare(&cell.load(), transaction)?;
-            let applied = cell.transact(transaction).await?;
-            persistence.follow(&cell, entered).await;
-            begun.iter().for_each(|begun| begun.begin_new(&cell));
-            Ok(applied)
-        });
-        let applied = applied.await?;
-        self.refresh_workers();
-        Ok(applied)
+        Changer::of(self).apply(transaction).await
     }
 
     /// Refuses to remove a drive that is exported.
@@ -116,20 +101,16 @@ impl Inner {
         Ok(())
     }
 
-    /// Lets every worker go over to the current snapshot now: one without requests would keep the former,
-    /// and with it the files of removed nodes.
+    /// See [`Changer::refresh`].
     pub(super) fn refresh_workers(&self) {
-        for worker in self.workers.handles() {
-            let cell = Arc::clone(&self.cell);
-            // A worker that has ended has let go of everything.
-            let _ = worker.post(move || drop(LocalGraph::of(&cell).current()));
-        }
+        Changer::of(self).refresh();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     use super::*;

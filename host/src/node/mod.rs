@@ -16,8 +16,10 @@ mod raw;
 
 use std::any::Any;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 
 pub(crate) use bitmap_store::create as create_stored;
 pub use bitmap_store::{
@@ -32,7 +34,7 @@ pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Cx, LocalGraph};
+use crate::graph::{Cx, JobStake, LocalGraph, Tracker};
 use crate::io::{Buf, BufMut};
 use crate::limits::TRANSFER_MAX_BYTES;
 
@@ -173,6 +175,15 @@ pub enum ExtentKind {
     Unallocated,
     /// Not there: reading it fails. What is kept of a point in time may be a part of it.
     Unreadable,
+}
+
+/// A backing, as an image names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingName {
+    /// The file's name.
+    pub name: String,
+    /// What it is (`qcow2`, `raw`).
+    pub format: Option<String>,
 }
 
 /// A range of one kind.
@@ -356,6 +367,36 @@ pub trait Node: Any + Send + Sync {
     /// out without a doubt about the view.
     fn is_transparent(&self) -> bool {
         false
+    }
+
+    /// The file that holds all that the node shows, by its name, if that is a file of this host.
+    fn file_path(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// Whether it is in an image that can name another backing.
+    fn names_backing(&self) -> bool {
+        false
+    }
+
+    /// Names another backing in its image, or none, durably: what it shows is no matter of that. No request is in
+    /// flight.
+    fn name_backing<'a>(&'a self, _cx: Cx<'a>, _name: Option<BackingName>) -> NodeFuture<'a, ()> {
+        let driver = self.driver();
+        Box::pin(async move {
+            let message = format!("driver `{driver}` names no backing");
+            Err(Error::new(ErrorKind::NotSupported, message))
+        })
+    }
+
+    /// What it tracks, if it copies from one child to another: see [`Tracker`].
+    fn tracker(&self) -> Option<Arc<Tracker>> {
+        None
+    }
+
+    /// The job for which the node stands, if it stands for one. Always the same.
+    fn job(&self) -> Option<&JobStake> {
+        None
     }
 
     /// Whether it makes other bytes of those of its children: then no edge of it may be one of view.

@@ -5,7 +5,6 @@
 //! the operation that filled it. What a guest puts takes effect by the answer that follows: a store that is
 //! lost takes it along, and the next one finds the request as it came.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,7 +98,9 @@ enum Data {
 
 struct Request {
     data: Data,
-    /// It has been forwarded, and the child has not answered.
+    /// It has been forwarded.
+    is_forwarded: bool,
+    /// It has, and the child has not answered.
     is_gone: bool,
     /// The store is no more that was to make an answer of what the child gave.
     is_lost: bool,
@@ -114,14 +115,15 @@ pub(super) struct RequestBytes {
 
 impl RequestBytes {
     fn new(access: ByteAccess, len: usize, data: Data) -> Arc<Self> {
-        let request = Mutex::new(Request { data, is_gone: false, is_lost: false });
+        let request = Request { data, is_forwarded: false, is_gone: false, is_lost: false };
+        let request = Mutex::new(request);
         Arc::new(Self { access, len, request })
     }
 
     /// It is offered anew: nothing that a former store did to it counts.
     fn renew(&self) {
         let mut request = lock(&self.request);
-        (request.is_gone, request.is_lost) = (false, false);
+        (request.is_forwarded, request.is_gone, request.is_lost) = (false, false, false);
         match &mut request.data {
             Data::Payload { put, .. } => *put = None,
             data @ Data::Answer { .. } => *data = Data::Open,
@@ -129,9 +131,13 @@ impl RequestBytes {
         }
     }
 
-    /// It goes to the child: what a guest has put to a read does not count.
+    /// It goes to the child: what a guest has put to a read does not count. To forward it again changes its
+    /// time alone, and the child may have answered by then.
     fn go(&self) {
         let mut request = lock(&self.request);
+        if std::mem::replace(&mut request.is_forwarded, true) {
+            return;
+        }
         request.is_gone = true;
         if let data @ Data::Answer { .. } = &mut request.data {
             *data = Data::Open;
@@ -185,18 +191,16 @@ impl RequestBytes {
     }
 }
 
-/// The data of a request on its way through a plugin's node: lent to the store in which it is offered, and
-/// back when it ends.
+/// The data of a request on its way through a plugin's node: lent to the store in which it is offered. One that
+/// is dropped may have been lent, and is offered with its data: the guest knows of no difference.
 pub(super) struct Handed {
     bytes: Arc<RequestBytes>,
     lasting: Arc<Lasting>,
-    /// Under which it was offered last.
-    ticket: Cell<Option<Ticket>>,
 }
 
 impl Handed {
     fn new(lasting: &Arc<Lasting>, bytes: Arc<RequestBytes>) -> Self {
-        Self { bytes, lasting: Arc::clone(lasting), ticket: Cell::new(None) }
+        Self { bytes, lasting: Arc::clone(lasting) }
     }
 
     /// Of a read.
@@ -218,11 +222,7 @@ impl Handed {
     /// Lends it to the store that is offered the request of that ticket.
     pub(super) fn lend(&self, ticket: Ticket) {
         self.bytes.renew();
-        let mut lent = lock(&self.lasting.bytes.lent);
-        if let Some(former) = self.ticket.replace(Some(ticket)) {
-            lent.remove(&former);
-        }
-        lent.insert(ticket, Arc::clone(&self.bytes));
+        lock(&self.lasting.bytes.lent).insert(ticket, Arc::clone(&self.bytes));
     }
 
     /// What is to be written.
@@ -261,14 +261,6 @@ impl Handed {
         match std::mem::replace(&mut request.data, Data::None) {
             Data::Answer { bytes, .. } => bytes,
             _ => BufMut::zeroed(self.bytes.len),
-        }
-    }
-}
-
-impl Drop for Handed {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            lock(&self.lasting.bytes.lent).remove(&ticket);
         }
     }
 }
@@ -352,7 +344,7 @@ impl BufferBytes {
     }
 }
 
-/// The data of an instance's requests that no store has taken in. Bounded by its requests in flight.
+/// The data of an instance's requests that no store has taken in. Bounded by its offers.
 #[derive(Default)]
 pub(super) struct LentBytes {
     is_granted: AtomicBool,
@@ -363,6 +355,13 @@ impl LentBytes {
     /// A node grants something.
     pub(super) fn grant(&self) {
         self.is_granted.store(true, Ordering::Relaxed);
+    }
+
+    /// No store takes in the request of that ticket.
+    pub(super) fn take_back(&self, ticket: Ticket) {
+        if self.is_granted() {
+            lock(&self.lent).remove(&ticket);
+        }
     }
 
     #[inline]
@@ -473,4 +472,40 @@ impl Host for HostState {
 /// Whether a kind of request, which the plugin does not want, has data in it that the plugin makes other data.
 pub(super) fn is_lowered(access: ByteAccess, kind: Kind) -> bool {
     access == ByteAccess::Transform && matches!(kind, Kind::Zero | Kind::Discard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PluginLimits;
+    use super::*;
+
+    #[test]
+    fn a_request_that_was_dropped_is_offered_with_its_data() {
+        let lasting: Arc<Lasting> = Arc::default();
+        lasting.bytes.grant();
+        let mut state = HostState::new("a", &PluginLimits::default(), Arc::clone(&lasting));
+        let id = RequestId::new(0, 1).expect("an id");
+        let ticket = |sequence| Ticket { worker: 0, waiter: 0, sequence };
+        for sequence in 1..=2 {
+            let bytes = Buf::copy_of(&[1, 2, 3, 4]);
+            let handed = Handed::of_write(&lasting, ByteAccess::Transform, bytes);
+            handed.lend(ticket(sequence));
+        }
+        lasting.bytes.take_back(ticket(2));
+        assert_eq!(state.take_lent(id, ticket(1)), ByteAccess::Transform);
+        assert_eq!(state.get(Holder::Request(id.bits()), 1, 2).expect("no trap"), Ok(vec![2, 3]));
+        assert_eq!(state.take_lent(id, ticket(2)), ByteAccess::None);
+        assert!(lock(&lasting.bytes.lent).is_empty());
+    }
+
+    #[test]
+    fn what_the_child_gave_outlives_another_time_for_the_request() {
+        let handed = Handed::of_read(&Arc::default(), ByteAccess::Transform, 4);
+        handed.bytes.go();
+        handed.give(BufMut::copy_of(&[1, 2, 3, 4]));
+        handed.bytes.go();
+        assert_eq!(handed.bytes.get(0, 4), Ok(vec![1, 2, 3, 4]));
+        assert_eq!(handed.bytes.put(1, &[9]), Ok(()));
+        assert_eq!(handed.answer()[..], [1, 9, 3, 4]);
+    }
 }

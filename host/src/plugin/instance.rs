@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use blockloom_abi::{ENTRY_WORDS, Entry, Kind, NodeIndex};
+use blockloom_abi::{ENTRY_WORDS, Entry, Kind, Kinds, NodeIndex};
 use crossbeam::queue::{ArrayQueue, SegQueue};
 
 use super::counters::PluginCounters;
@@ -20,6 +20,7 @@ use super::operation::{Ended, StoreNumber};
 use super::served::Served;
 use super::store::Lasting;
 use super::table::Table;
+use super::version::{OfferedAs, offers_as};
 use super::{PluginLimits, module};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::GraphCell;
@@ -67,6 +68,8 @@ pub struct Instance {
     pub(super) call_ticks: u32,
     /// Bits of the kinds that the guest wants to be offered.
     pub(super) kinds: AtomicU32,
+    /// Bits of the kinds that its version knows.
+    pub(super) known: AtomicU32,
     pub(super) inside: Mutex<Place>,
     pub(super) served: Served,
     /// Nodes that have left the graph. Bounded by those that there are.
@@ -150,6 +153,7 @@ impl Instance {
             policy,
             call_ticks: call_ticks(&limits),
             kinds: AtomicU32::new(module.kinds().bits()),
+            known: AtomicU32::new(module.known().bits()),
             inside: Mutex::new(Place { live: Some(inside), table: None }),
             served: Served::default(),
             departures: SegQueue::new(),
@@ -268,6 +272,12 @@ impl Instance {
         self.kinds.load(Ordering::Relaxed) & 1 << kind as u32 != 0
     }
 
+    /// As what the guest is offered a request of a kind.
+    pub(super) fn offers_as(&self, kind: Kind) -> OfferedAs {
+        let known = Kinds::from_bits(self.known.load(Ordering::Relaxed)).unwrap_or(Kinds::NONE);
+        offers_as(known, kind)
+    }
+
     /// The error of requests to a dead instance.
     pub(super) fn fault_error(&self) -> Error {
         let reason = self.last_fault.lock().unwrap_or_else(PoisonError::into_inner);
@@ -305,6 +315,7 @@ impl Instance {
 
     pub(super) fn deliver_fault(&self, offer: Offer, local: &LocalPlugin) {
         if let Offer::Request { ticket, .. } | Offer::Job { ticket, .. } = offer {
+            self.lasting.bytes.take_back(ticket);
             self.deliver(ticket, Verdict::Fault, local);
         }
     }

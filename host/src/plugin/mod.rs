@@ -56,6 +56,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod version;
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockloom_abi::{Kinds, LAYOUT_VERSION, PACKAGE};
+use blockloom_abi::Kinds;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Store, UpdateDeadline};
 
@@ -16,6 +16,7 @@ use super::bytes::ByteAccess;
 use super::grants::Grants;
 use super::runtime::{PluginRuntime, TICK};
 use super::store::{CALL_DATA_BYTES, HostState, Lasting, printable};
+use super::version::AbiVersion;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::read_file;
 
@@ -23,10 +24,6 @@ include!(concat!(env!("OUT_DIR"), "/bundled.rs"));
 
 /// Longest plugin file, bytes: compiling takes time in proportion.
 const FILE_MAX_BYTES: u64 = 16 << 20;
-/// The interfaces that a plugin may import; it needs neither.
-const HOST_INTERFACES: [&str; 2] = ["blockloom:filter/host@0.1.0", "blockloom:filter/bytes@0.1.0"];
-/// An interface that every plugin exports, without its version.
-const CONTROL_INTERFACE: &str = "blockloom:filter/control";
 
 /// The names of the plugins that come with the host.
 pub fn bundled_names() -> impl Iterator<Item = &'static str> {
@@ -63,6 +60,9 @@ pub struct PluginModule {
     /// The file that it was loaded from, and what tells its bytes from others.
     file: Option<(PathBuf, u64)>,
     pre: FilterPre<HostState>,
+    version: &'static AbiVersion,
+    /// The kinds of requests that its version knows.
+    known: Kinds,
     inspection: Inspection,
 }
 
@@ -73,6 +73,8 @@ pub struct Inspection {
     pub name: String,
     /// The plugin's own version.
     pub version: String,
+    /// The version of the contract that it speaks, such as `blockloom:filter@0.1.0`.
+    pub abi: &'static str,
     /// The packed layout that it speaks.
     pub layout: u32,
     /// Kinds of requests that it wants to be offered.
@@ -187,21 +189,23 @@ impl PluginModule {
         let component = Component::from_binary(&runtime.engine, binary)
             .map_err(|error| unusable(name, format!("it does not compile: {error:#}")))?;
         let (imports, exports) = names(runtime, &component);
-        check_interfaces(&imports, &exports).map_err(|reason| unusable(name, reason))?;
+        let spoken = AbiVersion::of(&imports, &exports);
+        let version = spoken.map_err(|reason| unusable(name, reason))?;
         let mut linker = Linker::new(&runtime.engine);
         let linked = Filter::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
             .and_then(|()| linker.instantiate_pre(&component))
             .and_then(FilterPre::new);
         let pre = linked.map_err(|error| unusable(name, format!("it does not fit: {error:#}")))?;
         let inspection = Inspection {
+            abi: version.package,
             imports,
             exports,
             file_bytes: bytes.len(),
             is_core_module,
             ..Inspection::default()
         };
-        let mut module =
-            Self { runtime: Arc::clone(runtime), name: name.into(), file: None, pre, inspection };
+        let (runtime, file, known) = (Arc::clone(runtime), None, version.kinds);
+        let mut module = Self { runtime, name: name.into(), file, pre, version, known, inspection };
         module.describe()?;
         Ok(module)
     }
@@ -223,6 +227,18 @@ impl PluginModule {
     /// What it is and wants.
     pub fn inspection(&self) -> &Inspection {
         &self.inspection
+    }
+
+    /// The kinds of requests that its version knows.
+    pub(super) fn known(&self) -> Kinds {
+        self.known
+    }
+
+    /// As if its version knew no more than these.
+    #[cfg(test)]
+    pub(super) fn knowing(mut self, kinds: Kinds) -> Self {
+        self.known = kinds;
+        self
     }
 
     /// Whether requests of `kind` (a number of the layout) are to be offered.
@@ -302,11 +318,10 @@ impl PluginModule {
         arm(&self.runtime, &mut store, call_ticks(&limits));
         let described = filter.blockloom_filter_control().call_describe(&mut store);
         let it = described.map_err(|error| self.trapped(&store, "describe", &error))?;
-        if it.layout != LAYOUT_VERSION {
-            let reason = format!(
-                "it speaks layout {}, this host layout {LAYOUT_VERSION} ({PACKAGE})",
-                it.layout
-            );
+        let AbiVersion { layout, package, .. } = self.version;
+        if it.layout != *layout {
+            let reason =
+                format!("it speaks layout {}, this host layout {layout} ({package})", it.layout);
             return Err(unusable(&self.name, reason));
         }
         if Kinds::from_bits(it.kinds).is_none() {
@@ -374,30 +389,4 @@ fn names(runtime: &PluginRuntime, component: &Component) -> (Vec<String>, Vec<St
     let imports = kind.imports(&runtime.engine).map(|(name, _)| name.to_owned()).collect();
     let exports = kind.exports(&runtime.engine).map(|(name, _)| name.to_owned()).collect();
     (imports, exports)
-}
-
-fn check_interfaces(imports: &[String], exports: &[String]) -> std::result::Result<(), String> {
-    let ours = format!("{CONTROL_INTERFACE}@0.1.0");
-    let is_ours = exports.contains(&ours);
-    let other = exports.iter().find_map(|name| name.strip_prefix(CONTROL_INTERFACE));
-    if let (false, Some(version)) = (is_ours, other) {
-        return Err(format!(
-            "it is made for blockloom:filter{version}; this host speaks {PACKAGE}: use a newer host or \
-             rebuild it"
-        ));
-    }
-    if let Some(foreign) = imports.iter().find(|name| !HOST_INTERFACES.contains(&name.as_str())) {
-        return Err(format!(
-            "it imports `{foreign}`; a plugin may import `{}` alone: build it for \
-             wasm32-unknown-unknown, not for a WASI target",
-            HOST_INTERFACES.join("` and `")
-        ));
-    }
-    if !is_ours {
-        return Err(format!(
-            "it does not export `{ours}`: it is no Blockloom filter; export one with \
-             blockloom_sdk::export_filter!"
-        ));
-    }
-    Ok(())
 }

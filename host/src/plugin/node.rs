@@ -20,6 +20,7 @@ use super::operation::{Asked, Operations, errno_of};
 use super::rules::{KeptRules, NodeRules, Ruling};
 use super::served::{Children, Departure};
 use super::table::Answer;
+use super::version::OfferedAs;
 use crate::bitmap::Use;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{PointInTime, ViewNode};
@@ -634,6 +635,25 @@ impl PluginNode {
         }
     }
 
+    /// As a request of which kind the guest is offered one of a kind; none if it is not to be done at all.
+    fn offered_as(&self, kind: Kind) -> Result<Option<Kind>> {
+        match self.instance.offers_as(kind) {
+            // Whoever sees data is not shown what it takes for some and is none.
+            OfferedAs::Kind(other) if other == kind || self.access == ByteAccess::None => {
+                Ok(Some(other))
+            }
+            OfferedAs::Nothing => Ok(None),
+            OfferedAs::Kind(_) | OfferedAs::Refused => {
+                let message = format!(
+                    "plugin `{}` is of a version that knows no such request ({kind:?}): it may not go past \
+                     it; rebuild the plugin",
+                    self.instance.plugin()
+                );
+                Err(Error::new(ErrorKind::NotSupported, message))
+            }
+        }
+    }
+
     fn keep_view(&self, view: &OnceLock<PointInTime>, shape: &Shape) {
         if view.get().is_none()
             && let Ok(Some(found)) = self.instance.lasting().bitmaps.point_in_time(self.index)
@@ -953,8 +973,9 @@ impl Node for PluginNode {
         len: u64,
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
-        let shape = Shape { kind: Kind::Zero, flags: write_flags(cx, flags), offset, len };
         Box::pin(async move {
+            let Some(kind) = self.offered_as(Kind::Zero)? else { return Ok(()) };
+            let shape = Shape { kind, flags: write_flags(cx, flags), offset, len };
             let call = async move |child: EdgeRef<'_>| {
                 self.change_passes(&shape);
                 child.zero(offset, len, flags).await
@@ -969,18 +990,37 @@ impl Node for PluginNode {
     }
 
     fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        let shape = Shape { kind: Kind::Discard, flags: RequestFlags::NONE, offset, len };
-        let call = async move |child: EdgeRef<'_>| {
-            self.change_passes(&shape);
-            child.discard(offset, len).await
-        };
-        Box::pin(self.judge(cx, (shape, None), Some(()), call))
+        Box::pin(async move {
+            let Some(kind) = self.offered_as(Kind::Discard)? else { return Ok(()) };
+            let shape = Shape { kind, flags: RequestFlags::NONE, offset, len };
+            let call = async move |child: EdgeRef<'_>| {
+                self.change_passes(&shape);
+                child.discard(offset, len).await
+            };
+            self.judge(cx, (shape, None), Some(()), call).await
+        })
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        let shape = Shape { kind: Kind::Flush, flags: RequestFlags::NONE, offset: 0, len: 0 };
-        let call = async move |child: EdgeRef<'_>| child.flush().await;
-        Box::pin(self.judge(cx, (shape, None), None, call))
+        Box::pin(async move {
+            let Some(kind) = self.offered_as(Kind::Flush)? else { return Ok(()) };
+            let shape = Shape { kind, flags: RequestFlags::NONE, offset: 0, len: 0 };
+            let call = async move |child: EdgeRef<'_>| child.flush().await;
+            self.judge(cx, (shape, None), None, call).await
+        })
+    }
+
+    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let Some(kind) = self.offered_as(Kind::Resize)? else { return Ok(()) };
+            let shape = Shape { kind, flags: RequestFlags::NONE, offset: 0, len };
+            let call = async move |child: EdgeRef<'_>| {
+                // What is cut off.
+                self.change_passes(&Shape { offset: len, len: u64::MAX - len, ..shape });
+                child.set_len(len).await
+            };
+            self.judge(cx, (shape, None), None, call).await
+        })
     }
 
     fn block_status<'a>(

@@ -376,6 +376,7 @@ impl Instance {
         fit.into_iter().for_each(|(children, fits)| children.store(Arc::new(fits)));
         made.store.data_mut().come_forward();
         self.kinds.store(made.module.kinds().bits(), Ordering::Release);
+        self.known.store(made.module.known().bits(), Ordering::Release);
         self.set_module(&made.module);
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;

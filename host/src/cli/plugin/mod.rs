@@ -10,7 +10,7 @@ mod wanted;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockloom_abi::{Kind, Kinds, PACKAGE};
+use blockloom_abi::{Kind, Kinds};
 
 use clap::Subcommand;
 
@@ -100,7 +100,7 @@ fn inspect(plugin: &str) -> Result<(), StartError> {
     let form = if it.is_core_module { "core module" } else { "component" };
     println(format_args!("plugin    {} {}", it.name, it.version));
     println(format_args!("file      {} bytes, {form}", it.file_bytes));
-    println(format_args!("abi       {PACKAGE}, layout {}", it.layout));
+    println(format_args!("abi       {}, layout {}", it.abi, it.layout));
     println(format_args!("kinds     {}", kinds(it.kinds)));
     println(format_args!("bytes     {}", it.wants_bytes.name()));
     for child in &it.children {

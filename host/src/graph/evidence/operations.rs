@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::acting::{Effect, Own};
-use super::super::cell::LocalGraph;
+use super::super::cell::{LocalGraph, Snapshot};
 use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
 use super::super::generation::NodeGeneration;
@@ -70,7 +70,7 @@ impl OwnAccord {
     }
 
     /// Where the node is, and its origin. Another node may have its name by now.
-    fn find(&self, graph: &Graph) -> Result<(usize, usize)> {
+    pub(super) fn find(&self, graph: &Graph) -> Result<(usize, usize)> {
         let at = graph.nodes.iter().position(|node| node.generation == self.node);
         let node = at.ok_or_else(|| unknown(&self.name))?;
         let origin = graph.nodes[node].origin.filter(|_| graph.nodes[node].has_grants());
@@ -79,6 +79,11 @@ impl OwnAccord {
             Error::new(ErrorKind::NotPermitted, message).at_node(&self.name)
         })?;
         Ok((node, origin))
+    }
+
+    /// The snapshot now.
+    pub(super) fn graph(&self) -> Rc<Snapshot> {
+        self.graph.current()
     }
 
     /// Begins a request of the node, if its gate is open; `None` if it is to wait.
@@ -312,7 +317,8 @@ impl Actor {
     /// The source that edge `from` reads.
     pub(super) fn source(&self, from: usize) -> Result<SourceId> {
         let edge = self.edge(from)?;
-        let source = self.graph().sources.iter().find(|source| source.node == edge.child);
+        let mut sources = self.graph().sources.iter();
+        let source = sources.find(|source| source.is_read() && source.node == edge.child);
         let source = source.filter(|_| edge.grants.contains(PermissionSet::CONSISTENT_READ));
         source.map(|source| source.id).ok_or_else(|| self.not_permitted(edge, "read"))
     }
@@ -423,12 +429,16 @@ impl Actor {
     }
 
     async fn read_bytes(&self, request: &Request, edge: &Edge, range: &Range<u64>) -> Result<Buf> {
+        self.read_at(self.call(request, edge), range).await
+    }
+
+    /// The bytes of a range, by a request that is part of the operation.
+    pub(super) async fn read_at(&self, call: EdgeRef<'_>, range: &Range<u64>) -> Result<Buf> {
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         if len > COPY_MAX_BYTES {
             let message = format!("one read moves at most {COPY_MAX_BYTES} bytes, not {len}");
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        let call = self.call(request, edge);
         Ok(call.settle(call.read_admitted(range.start, BufMut::new(len)).await)?.freeze())
     }
 
@@ -515,7 +525,7 @@ impl Actor {
     }
 
     /// Announces and marks a write that is a change: it is to be issued next.
-    fn issue_changed(
+    pub(super) fn issue_changed(
         &self,
         held: &Held<'_>,
         own: &Own,

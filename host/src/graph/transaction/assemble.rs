@@ -20,6 +20,7 @@ use crate::graph::guard::Guards;
 use crate::graph::order;
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
+use crate::graph::stake;
 use crate::limits::{FILL_MAX_BYTES, GRAPH_DEPTH_MAX, WORKERS_MAX};
 use crate::node::NodeInfo;
 
@@ -75,6 +76,7 @@ impl Draft {
         resolve_permissions(&mut graph);
         check_permissions(&graph)?;
         check_proven(&graph)?;
+        stake::check(&graph)?;
         Ok(graph)
     }
 

@@ -8,7 +8,7 @@ use super::draft::{DraftNode, invalid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::class::{Cut, Reached};
 use crate::graph::permission::{PermissionSet, Role, Users};
-use crate::graph::snapshot::{Edge, Graph};
+use crate::graph::snapshot::{Edge, Graph, GraphNode};
 use crate::node::Upkeep;
 
 /// Refuses a driver that is two nodes: they would share bytes that the graph takes for two views, and a
@@ -63,9 +63,9 @@ fn users(graph: &Graph) -> Vec<Vec<(String, &Edge)>> {
             users[root.child].push((format!("drive `{}`", drive.id), root));
         }
     }
-    for node in &graph.nodes {
+    for (at, node) in graph.nodes.iter().enumerate() {
         for edge in &node.edges {
-            users[edge.child].push((format!("node `{}`", node.name), edge));
+            users[edge.child].push((graph.title(at), edge));
         }
     }
     users
@@ -104,12 +104,13 @@ pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
 }
 
 /// Writes that are proven for a view conflict with the drives of the views that they alter, and with nodes that
-/// keep what is altered behind their backs.
+/// keep what is altered behind their backs; those of a job, which are many, with all that stands beside that view.
 ///
 /// # Errors
-/// `EBUSY`, with edge and drive, or both edges.
+/// `EBUSY`, with edge and drive, or both edges, or job and node.
 pub(super) fn check_proven(graph: &Graph) -> Result<()> {
     for node in &graph.nodes {
+        let job = node.driver.job();
         for edge in node.edges.iter().filter(|edge| edge.grants.contains(PermissionSet::WRITE)) {
             let Some(view) = edge.proven_for.map(|from| &node.edges[from]) else { continue };
             let class = Some(graph.nodes[view.child].class);
@@ -126,6 +127,25 @@ pub(super) fn check_proven(graph: &Graph) -> Result<()> {
                         edge.name, view.name, graph.nodes[keeper].name, kept.name
                     );
                     return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
+                }
+            }
+            if let Some(job) = job {
+                if job.alters_others {
+                    continue;
+                }
+                let view = graph.nodes[view.child].class;
+                let is_beside = |other: &&GraphNode| {
+                    let is_reached = ranged.contains(&other.class) || whole.contains(&other.class);
+                    is_reached && !graph.views.is_at_or_above(view, other.class)
+                };
+                if let Some(other) = graph.nodes.iter().find(is_beside) {
+                    let message = format!(
+                        "what job `{}` writes to it alters what node `{}` shows, which stands on it, \
+                         too: remove that, or force the job, which marks it",
+                        job.id, other.name
+                    );
+                    let target = &graph.nodes[edge.child].name;
+                    return Err(Error::new(ErrorKind::InUse, message).at_node(target));
                 }
             }
             for drive in &graph.drives {

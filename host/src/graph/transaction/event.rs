@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::graph::BitmapScope;
+use crate::job::JobEvent;
 
 /// See the module. `Display` is the line that is logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +93,18 @@ pub enum Event {
         /// The error.
         why: String,
     },
+    /// An export is served.
+    ExportAdded {
+        /// Its id.
+        id: Arc<str>,
+        /// The drive that it serves.
+        drive: Arc<str>,
+    },
+    /// An export has ended, and its last client is gone.
+    ExportRemoved {
+        /// Its id.
+        id: Arc<str>,
+    },
     /// A plugin failed: its store was lost. What comes of it follows.
     PluginFault {
         /// What it is called.
@@ -157,6 +170,8 @@ pub enum Event {
         /// It has failed more often than its budget of restarts allows.
         is_spent: bool,
     },
+    /// News of a job.
+    Job(JobEvent),
     /// Drives had to pause.
     Paused {
         /// Their ids.
@@ -172,6 +187,9 @@ impl Event {
     /// Whether somebody should look: a backup will be larger than it need be, a drive waits,
     /// an image is to be checked.
     fn is_warning(&self) -> bool {
+        if let Self::Job(event) = self {
+            return event.is_warning();
+        }
         matches!(
             self,
             Self::BitmapMarkedWhole { .. }
@@ -251,6 +269,10 @@ impl fmt::Display for Event {
             Self::NodeNotClosed { node, why } => {
                 write!(f, "node `{node}` was removed, and did not close: {why}")
             }
+            Self::ExportAdded { id, drive } => {
+                write!(f, "export `{id}` serves drive `{drive}`")
+            }
+            Self::ExportRemoved { id } => write!(f, "export `{id}` has ended"),
             Self::PluginFault { plugin, node, why, is_violation } => {
                 let how = if *is_violation { " and broke the protocol" } else { "" };
                 write!(f, "node `{node}`: its plugin `{plugin}` failed{how}: {why}")
@@ -284,6 +306,7 @@ impl fmt::Display for Event {
                 write!(f, "node `{node}`: its plugin `{plugin}` is out of service")?;
                 if *is_spent { f.write_str(": it failed too often") } else { Ok(()) }
             }
+            Self::Job(event) => event.fmt(f),
             Self::Paused { drives, drain, still } => {
                 write!(f, "paused {}: {drain:?} to drain, {still:?} still", names(drives))
             }

@@ -156,7 +156,7 @@ config.level = 1
              9 | config = { iops = "fast" }
                |            ^^^^
 
-            error: `iosp` in `config` of node `b`: unknown key; known are: iops, iops-read, iops-write, iops-size, bps, bps-read, bps-write, burst
+            error: `iosp` in `config` of node `b`: unknown key; known are: iops, iops-max, iops-max-length, iops-read, iops-read-max, iops-read-max-length, iops-write, iops-write-max, iops-write-max-length, bps, bps-max, bps-max-length, bps-read, bps-read-max, bps-read-max-length, bps-write, bps-write-max, bps-write-max-length, iops-size, burst
                --> DIR/graph.toml:14:12
                 |
              14 | config = { iosp = 5 }
