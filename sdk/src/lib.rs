@@ -89,6 +89,7 @@ mod heap;
 mod host;
 mod lock;
 mod random;
+pub mod rate;
 mod runtime;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;

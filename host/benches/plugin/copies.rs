@@ -1,7 +1,8 @@
 //! What does a copy cost that a plugin asks for, against one of the native twin?
 //!
 //! A miss of `copy-on-read`, and a write before which `backup` copies, of 64 KiB each, 32 in a turn, in memory.
-//! Every round has fresh disks; contestants take turns.
+//! Every round has fresh disks; contestants take turns. Before them, what a write of 4 KiB costs when nothing is
+//! left to copy: by its rule the plugin is not called there.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,11 +11,12 @@ use std::time::{Duration, Instant};
 use blockloom::filter::{BackupNode, CopyOnReadNode};
 use blockloom::graph::{ChildDecl, DriveDecl, GraphDecl, LocalDrive, LocalGraph, NodeDecl};
 use blockloom::io::{Buf, BufMut, sleep_until, turn_now};
-use blockloom::node::{ExtentKind, MemoryNode, Node, WriteFlags};
+use blockloom::node::{ExtentKind, MemoryNode, Node, NullNode, WriteFlags};
+use blockloom::plugin::measure::{self, Work};
 use blockloom::plugin::{Grants, Instance, PluginLimits, PluginModule, PluginNode, PluginRuntime};
 use blockloom_plugin_backup::BackupConfig;
 
-use crate::{local, together, verdict};
+use crate::{REQUESTS_PER_SAMPLE, SAMPLES, local, together, verdict};
 
 const BLOCK: usize = 64 << 10;
 const BLOCKS: usize = 512;
@@ -95,6 +97,42 @@ async fn copies(disk: &Arc<dyn Node>, filter: Arc<dyn Node>) -> Duration {
     start.elapsed() / BLOCKS as u32
 }
 
+/// A drive over `backup`, with nothing left to copy.
+async fn copied(filter: Arc<dyn Node>) -> LocalDrive {
+    const SIZE_BYTES: usize = 1 << 30;
+    let mut decl = GraphDecl::default();
+    for name in ["disk", "target"] {
+        let null = NullNode::new(SIZE_BYTES as u64, false, Duration::ZERO);
+        decl.nodes.push(node(name, Arc::new(null), vec![]));
+    }
+    decl.nodes.push(node("filter", filter, BackupNode::children("disk", "target")));
+    let graph = open(decl, "filter");
+    sleep_until(turn_now() + Duration::from_millis(2)).await;
+    let drive = LocalDrive::open(&graph, "d").expect("a drive");
+    measure::run(&drive, Work::Write, 32, SIZE_BYTES / 4096).await.expect("writes");
+    drive
+}
+
+/// What the plugin adds to a write that it lets pass by its rule.
+async fn steady(native: Arc<dyn Node>, plugin: Arc<dyn Node>) {
+    let drives = [copied(native).await, copied(plugin).await];
+    for batch in [1, 32] {
+        let mut best = [f64::MAX; 2];
+        for _ in 0..=SAMPLES {
+            for (drive, best) in drives.iter().zip(&mut best) {
+                let run = measure::run(drive, Work::Write, batch, REQUESTS_PER_SAMPLE).await;
+                *best = best.min(run.expect("writes").as_nanos() as f64);
+            }
+        }
+        let [native, plugin] = best;
+        println!(
+            "write, nothing to copy, {batch} a turn: native {native:.0}, plugin {plugin:.0} ns"
+        );
+        let what = format!("backup plugin, not called, adds at {batch} a turn");
+        verdict(&what, plugin - native, 30.0, "ns");
+    }
+}
+
 struct Plugins {
     copy_on_read: Arc<PluginModule>,
     backup: Arc<PluginModule>,
@@ -129,6 +167,8 @@ pub(crate) async fn table(runtime: &Arc<PluginRuntime>) {
     let plugins = Plugins { copy_on_read: load("copy-on-read"), backup: load("backup") };
     let disk = filled().await;
     let config = || BackupConfig::from_json(BACKUP).expect("valid");
+    println!();
+    steady(Arc::new(BackupNode::new(config(), None).expect("a backup")), plugins.backup()).await;
     let mut times: [Vec<Duration>; 4] = Default::default();
     for round in 0..2 * ROUNDS {
         // Whoever is first is not so in each round.

@@ -73,7 +73,7 @@ impl Shared {
     /// Starts what may start; returns when the next may.
     fn start(&mut self) -> Option<Time> {
         loop {
-            match self.throttle.next(turn_now().as_nanos()) {
+            match self.throttle.queue.next(turn_now().as_nanos()) {
                 Next::Start(key) => {
                     if let Some(waiter) = self.waiters.get_mut(&key) {
                         waiter.is_started = true;
@@ -143,7 +143,7 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         let mut shared = self.group.lock();
         if shared.waiters.remove(&self.key).is_some_and(|waiter| !waiter.is_started) {
-            shared.throttle.forget(self.member, self.key);
+            shared.throttle.queue.forget(self.member, self.key);
         }
         if shared.keeper.is_some_and(|(keeper, _)| keeper == self.key) {
             shared.keeper = None;

@@ -2,7 +2,13 @@
 //!
 //! Each call is bounded by itself; this bounds many of them. A store that has used up its time is not called until
 //! it has some again. One that is always at its limit, for as long as it may hold a request, has failed.
+//!
+//! Far from the limit the ticks that bound calls are the samples: a call that meets none is charged nothing, one
+//! that meets any is charged at least the time between two, which is what calls use on average. Near the limit
+//! each call is measured.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::PluginLimits;
@@ -14,6 +20,8 @@ pub(super) const ALL: Duration = Duration::from_secs(1);
 
 /// What a store has used.
 pub(super) struct Account {
+    /// How often the clock that bounds calls has ticked, once each [`TICK`].
+    ticks: Arc<AtomicU64>,
     /// Of each second.
     share: Duration,
     patience: Duration,
@@ -28,7 +36,8 @@ pub(super) struct Account {
 
 /// A call that is under way.
 pub(super) struct Begun {
-    at: Time,
+    /// What the ticks were.
+    ticks: u64,
     /// Processor time of the thread, where it has to be exact.
     used: Option<Duration>,
 }
@@ -49,40 +58,53 @@ fn nanos(time: Duration) -> i64 {
 }
 
 impl Account {
-    pub(super) fn new(limits: &PluginLimits) -> Self {
+    pub(super) fn new(limits: &PluginLimits, ticks: Arc<AtomicU64>) -> Self {
         let &PluginLimits { cpu: share, hold: patience, call, .. } = limits;
         let (left_ns, call_most) = (nanos(share), call + 2 * TICK);
-        Self { share, patience, call_most, left_ns, filled: Time::default(), short_since: None }
+        let (filled, short_since) = (Time::default(), None);
+        Self { ticks, share, patience, call_most, left_ns, filled, short_since }
     }
 
-    /// A call begins; `None` where nothing is counted.
-    ///
-    /// Time since the turn's beginning is more than what the guest uses, and costs one look at the clock, in
-    /// further calls of a turn two. Only who comes near the limit by that measure is measured exactly.
+    /// A call begins; `None` where nothing is counted. Costs a load, unless little is left.
     #[inline]
     pub(super) fn begin(&self) -> Option<Begun> {
         if self.share >= ALL {
             return None;
         }
         let is_exact = self.left_ns < nanos(self.share) / 2;
-        let turn = turn_now();
-        // What was charged already in this turn is not charged again.
-        let at = if self.filled > turn { clock_now() } else { turn };
-        Some(Begun { at, used: is_exact.then(thread_time) })
+        let ticks = self.ticks.load(Ordering::Relaxed);
+        Some(Begun { ticks, used: is_exact.then(thread_time) })
     }
 
-    /// It has ended.
+    /// It has ended. Costs a load, unless a tick came meanwhile or it is measured.
     #[inline]
     pub(super) fn end(&mut self, begun: Option<Begun>) -> Standing {
         let Some(begun) = begun else { return Standing::Well };
-        let now = clock_now();
-        let used = match begun.used {
-            None => now.since(begun.at).min(self.call_most),
+        let ticked = self.ticks.load(Ordering::Relaxed).wrapping_sub(begun.ticks);
+        if ticked == 0 && begun.used.is_none() {
+            return Standing::Well;
+        }
+        self.look(ticked, begun.used)
+    }
+
+    /// Looks at the clocks, and charges the call that has just ended.
+    #[cold]
+    fn look(&mut self, ticked: u64, before: Option<Duration>) -> Standing {
+        let (now, turn) = (clock_now(), turn_now());
+        let used = match before {
             // Simulated time stands still while a guest runs.
-            Some(_) if now == begun.at => Duration::ZERO,
+            _ if now == turn => Duration::ZERO,
             Some(before) => thread_time().saturating_sub(before),
+            None => self.sampled(ticked, now, turn),
         };
         self.charge(now, used)
+    }
+
+    /// What is charged for a call that met so many ticks, in a turn since then. Ticks that come late stand for
+    /// more time; the whole turn is too much, but what was charged already in it is not charged again.
+    fn sampled(&self, ticked: u64, now: Time, turn: Time) -> Duration {
+        let ticks = TICK.saturating_mul(u32::try_from(ticked).unwrap_or(u32::MAX));
+        ticks.max(now.since(turn.max(self.filled))).min(self.call_most)
     }
 
     fn charge(&mut self, now: Time, used: Duration) -> Standing {
@@ -119,7 +141,7 @@ mod tests {
 
     fn account() -> Account {
         let limits = PluginLimits { cpu: ms(100), hold: ms(5000), ..PluginLimits::default() };
-        Account::new(&limits)
+        Account::new(&limits, Arc::default())
     }
 
     fn at(millis: u64) -> Time {
@@ -160,5 +182,54 @@ mod tests {
         for second in 1..60 {
             assert_eq!(calm.charge(at(1000 * second), ms(99)), Standing::Well, "{second}");
         }
+    }
+
+    #[test]
+    fn a_call_that_meets_no_tick_costs_nothing() {
+        let mut account = self::account();
+        let left_ns = account.left_ns;
+        for _ in 0..3 {
+            let begun = account.begin();
+            assert!(begun.as_ref().is_some_and(|begun| begun.used.is_none()));
+            assert_eq!(account.end(begun), Standing::Well);
+            account.ticks.fetch_add(1, Ordering::Relaxed);
+        }
+        assert_eq!((account.left_ns, account.filled), (left_ns, Time::default()), "no look");
+    }
+
+    #[test]
+    fn a_call_that_meets_ticks_is_charged_for_each() {
+        let account = self::account();
+        assert_eq!(account.sampled(1, at(7), at(7)), TICK);
+        assert_eq!(account.sampled(3, at(8), at(7)), 3 * TICK);
+        assert_eq!(account.sampled(1, at(12), at(7)), ms(5), "a tick that came late");
+        assert_eq!(account.sampled(u64::MAX, at(12), at(7)), account.call_most);
+        let filled = Account { filled: at(11), ..account };
+        assert_eq!(filled.sampled(1, at(13), at(7)), ms(2), "once for each part of a turn");
+    }
+
+    #[test]
+    fn samples_amount_to_what_calls_use() {
+        const CALL_NS: u64 = 30_011;
+        let (mut account, mut charged) = (self::account(), Duration::ZERO);
+        account.call_most = ms(10);
+        for call in 0..100_000 {
+            let (begin, end) = (call * 2 * CALL_NS, (call * 2 + 1) * CALL_NS);
+            let ticked = end / 1_000_000 - begin / 1_000_000;
+            if ticked > 0 {
+                charged += account.sampled(ticked, Time::from_nanos(end), Time::from_nanos(begin));
+            }
+        }
+        let used = Duration::from_nanos(100_000 * CALL_NS);
+        assert!(charged > used * 9 / 10 && charged < used * 11 / 10, "{charged:?} of {used:?}");
+    }
+
+    #[test]
+    fn who_has_little_left_is_measured() {
+        let mut account = self::account();
+        assert_eq!(account.charge(at(10_000), ms(51)), Standing::Well);
+        assert!(account.begin().is_some_and(|begun| begun.used.is_some()));
+        assert_eq!(account.charge(at(11_000), ms(0)), Standing::Well);
+        assert!(account.begin().is_some_and(|begun| begun.used.is_none()), "it has some again");
     }
 }

@@ -93,6 +93,7 @@ impl Inside {
         limits: &PluginLimits,
     ) -> Self {
         let Made { module, store, filter, serves, .. } = made;
+        let cpu = Account::new(limits, Arc::clone(&module.runtime.ticks));
         Self {
             number,
             kinds: module.kinds(),
@@ -112,7 +113,7 @@ impl Inside {
             is_frozen: false,
             words: Vec::new(),
             calls: (0, 0),
-            cpu: Account::new(limits),
+            cpu,
         }
     }
 

@@ -26,6 +26,8 @@
 //! **Invariant**: no host lock, and no reference into the graph, is held while a guest runs, except the
 //! instance's own.
 
+#[cfg(test)]
+mod at_once;
 mod bindings;
 mod bitmaps;
 mod buffers;

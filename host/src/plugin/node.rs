@@ -449,7 +449,7 @@ impl PluginNode {
                 }
                 Verdict::Answer(answer) => break (waiting, answer),
                 Verdict::Operate(asked) => {
-                    self.operate(cx, &waiting, &operations, asked);
+                    self.operate(cx, &waiting, &operations, asked).await;
                     let verdict = waiting.verdict().await;
                     Stand::Judged(waiting, verdict)
                 }
@@ -578,7 +578,9 @@ impl PluginNode {
                     until = Time::from_nanos(not_before_ns);
                 }
                 // It lets go of a buffer, not of the request.
-                Some(Verdict::Operate(asked)) => self.operate(cx, waiting, operations, asked),
+                Some(Verdict::Operate(asked)) => {
+                    self.operate(cx, waiting, operations, asked).await;
+                }
                 None if turn_now() >= end && until > end => {
                     return self.instance.tell_let_go();
                 }
@@ -599,7 +601,7 @@ impl PluginNode {
                 while let Verdict::Operate(asked) = waiting.verdict().await {
                     let ground = job_ground(own.clone(), Arc::clone(&departure));
                     let node = (index, children.load_full(), access);
-                    operations.start(ground, node, &plugin, asked);
+                    operations.start(None, ground, node, &plugin, asked);
                 }
                 operations.ended().await;
                 let is_absent = |phase| phase != Phase::Running && departure.is_here();
@@ -609,10 +611,14 @@ impl PluginNode {
     }
 
     /// Begins what the guest wants done for a request.
-    fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, asked: Asked) {
-        let ground = ready(Ok(cx.on_behalf()));
-        let node = (self.index, self.children.load_full(), self.access);
-        operations.start(ground, node, waiting.plugin(), asked);
+    async fn operate(&self, cx: Cx<'_>, waiting: &Waiting, operations: &Operations, asked: Asked) {
+        poll_fn(|task| {
+            let ground = ready(Ok(cx.on_behalf()));
+            let node = (self.index, self.children.load_full(), self.access);
+            operations.start(Some(task), ground, node, waiting.plugin(), asked);
+            Poll::Ready(())
+        })
+        .await;
     }
 
     fn fault_error(&self) -> Error {
@@ -631,7 +637,7 @@ impl PluginNode {
             match waiting.verdict().await {
                 // Another time for a request that had gone: the guest still owes its completion.
                 Verdict::Answer(Answer::Forward { .. }) => {}
-                Verdict::Operate(asked) => self.operate(cx, waiting, operations, asked),
+                Verdict::Operate(asked) => self.operate(cx, waiting, operations, asked).await,
                 Verdict::Answer(Answer::Complete(Err(errno))) => {
                     return result.and(Err(self.refusal(errno)));
                 }
@@ -684,7 +690,7 @@ impl PluginNode {
         }
         let range = shape.offset..shape.offset.saturating_add(shape.len);
         let is_needed = |it: &PointInTime| {
-            it.begun.next_dirty(0).is_some() && it.is_todo(&range) && !it.is_broken()
+            it.is_todo(&range) && it.begun.next_dirty(0).is_some() && !it.is_broken()
         };
         if view.get().is_some_and(is_needed) {
             self.instance.lose_view(self.index, "a change passed whose old bytes were not kept");

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 use blockloom_abi::{
     self as abi, Action, ChildIndex, CopyRange, Errno, ExtentFlags, NodeIndex, Operation, Parent,
@@ -20,9 +20,11 @@ use super::local::LocalPlugin;
 use super::store::Lasting;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{CopyHow, OnBehalf};
-use crate::io::spawn;
+use crate::io::{LocalFuture, spawn_boxed};
 use crate::node::{Extent, ExtentKind};
 
+/// Operations of one request that may be done at once, one after the other, before others have their turn.
+const AT_ONCE_MAX: u32 = 4;
 /// Extents that one STATUS answers with; what it does not describe is asked again.
 const EXTENTS_MAX: usize = 64;
 
@@ -109,6 +111,10 @@ struct Work {
     buffers: Buffers,
     /// Operations that have not ended.
     running: Cell<usize>,
+    /// Those that were begun at once.
+    begun_at_once: Cell<u32>,
+    /// One is being polled by who asked for it.
+    is_at_once: Cell<bool>,
     /// Who waits until there is none.
     waker: RefCell<Option<Waker>>,
 }
@@ -125,9 +131,11 @@ impl Work {
 }
 
 impl Operations {
-    /// Begins what the guest asked for. Its end goes to the guest with the next batch.
+    /// Begins what the guest asked for. With a `task`, which is that of the request, what needs no waiting is done on
+    /// return, and the guest may have answered. Else its end goes to the guest with the next batch.
     pub(super) fn start(
         &self,
+        task: Option<&mut Context<'_>>,
         ground: impl Future<Output = Result<OnBehalf>> + 'static,
         (node, children, access): (NodeIndex, Arc<Vec<PluginChild>>, ByteAccess),
         plugin: &Rc<LocalPlugin>,
@@ -143,7 +151,7 @@ impl Operations {
         let plugin = Rc::clone(plugin);
         let work = Rc::clone(&self.0);
         work.running.set(work.running.get() + 1);
-        spawn(async move {
+        let mut operation: LocalFuture = Box::pin(async move {
             let lasting = plugin.lasting();
             let result = async {
                 let served = Served { node, children: &children, access };
@@ -164,8 +172,22 @@ impl Operations {
                 errno_of(&error)
             });
             work.end_one();
-            plugin.end_operation(ended);
+            match work.is_at_once.get() {
+                true => plugin.end_at_once(ended),
+                false => plugin.end_operation(ended),
+            }
         });
+        let begun = self.0.begun_at_once.get();
+        if let Some(task) = task.filter(|_| begun < AT_ONCE_MAX) {
+            self.0.begun_at_once.set(begun + 1);
+            self.0.is_at_once.set(true);
+            let polled = operation.as_mut().poll(task);
+            self.0.is_at_once.set(false);
+            if polled.is_ready() {
+                return;
+            }
+        }
+        spawn_boxed(operation);
     }
 
     /// Waits until those that were begun have ended.

@@ -1,5 +1,7 @@
 //! The engine that compiles and runs all plugins of a process.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use wasmtime::{Config, Engine, Strategy};
@@ -16,6 +18,8 @@ const GUEST_STACK_BYTES: usize = 256 << 10;
 pub struct PluginRuntime {
     pub(super) engine: Engine,
     pub(super) ticker: Ticker,
+    /// How often it has ticked.
+    pub(super) ticks: Arc<AtomicU64>,
 }
 
 impl PluginRuntime {
@@ -39,8 +43,12 @@ impl PluginRuntime {
             Error::new(ErrorKind::NotSupported, format!("plugins cannot run here: {error}"))
         };
         let engine = Engine::new(&config).map_err(|error| broken(&error))?;
-        let clock = engine.clone();
-        let ticker = Ticker::start(TICK, move || clock.increment_epoch());
-        Ok(Self { engine, ticker: ticker.map_err(|error| broken(&error))? })
+        let ticks = Arc::new(AtomicU64::new(0));
+        let (clock, count) = (engine.clone(), Arc::clone(&ticks));
+        let ticker = Ticker::start(TICK, move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            clock.increment_epoch();
+        });
+        Ok(Self { engine, ticker: ticker.map_err(|error| broken(&error))?, ticks })
     }
 }

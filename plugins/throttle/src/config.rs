@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-use blockloom_sdk::{ConfigError, Table};
-
-use crate::bucket::nanos_of;
+use blockloom_sdk::rate::{Keys, Limit, Limiter, MAX_BURST};
+use blockloom_sdk::{ConfigError, Table, rate_keys};
 
 /// How much may pass ahead of the rate after a pause, if the configuration does not say.
 pub const DEFAULT_BURST: Duration = Duration::from_millis(100);
-/// The longest burst.
-pub const MAX_BURST: Duration = Duration::from_secs(3600);
-/// The highest limit, in requests or bytes a second: 16 GiB.
-pub const MAX_RATE: u64 = 1 << 34;
-/// What a burst may be at most, as the time that it takes at the rate itself.
-const MAX_DEPTH: Duration = Duration::from_secs(1 << 32);
+
+/// Of requests and of bytes: of reads and writes together, of reads, of writes.
+const KEYS: [[Keys; 3]; 2] = [
+    [rate_keys!("iops"), rate_keys!("iops-read"), rate_keys!("iops-write")],
+    [rate_keys!("bps"), rate_keys!("bps-read"), rate_keys!("bps-write")],
+];
+/// Which of reads and writes they limit.
+const LANES: [[bool; 2]; 3] = [[true, true], [true, false], [false, true]];
 
 /// Limits of a throttle. Rates are a second's; none is no limit.
 ///
@@ -38,17 +39,6 @@ pub struct ThrottleConfig {
     pub iops_size: u64,
     /// What may pass ahead of the rate after a pause.
     pub burst: Duration,
-}
-
-/// A limit; in requests or bytes a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limit {
-    /// The rate; 0 for no limit.
-    pub rate: u64,
-    /// The rate of a burst; 0 if it has none of its own.
-    pub max: u64,
-    /// How long a burst has that rate.
-    pub max_seconds: u64,
 }
 
 impl Default for ThrottleConfig {
@@ -76,15 +66,17 @@ impl ThrottleConfig {
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
         let mut table = Table::parse(json)?;
         let mut config = Self::default();
-        for (quantity, keys) in KEYS.iter().enumerate() {
-            for (which, keys) in keys.iter().enumerate() {
-                config.limits[quantity][which] = limit(&mut table, keys, quantity == 1)?;
+        for ((limits, keys), read) in
+            config.limits.iter_mut().zip(&KEYS).zip([Table::integer, Table::rate])
+        {
+            for (limit, keys) in limits.iter_mut().zip(keys) {
+                *limit = Limit::read(&mut table, keys, read)?;
             }
-            let [total, reads, writes] = config.limits[quantity];
+            let [total, reads, writes] = *limits;
             if total.rate > 0 && reads.rate + writes.rate > 0 {
                 let message = "limits reads and writes together; give either it or ";
-                let message = String::from(message) + keys[1][0] + " and " + keys[2][0];
-                return Err(table.error(keys[0][0], message));
+                let message = String::from(message) + keys[1].rate + " and " + keys[2].rate;
+                return Err(table.error(keys[0].rate, message));
             }
         }
         config.iops_size = table.size("iops-size")?.unwrap_or(0);
@@ -98,79 +90,17 @@ impl ThrottleConfig {
         table.finish()?;
         Ok(config)
     }
-}
 
-impl Limit {
-    /// Rate and depth in nanoseconds of what makes it: of itself, and of its burst.
-    pub(crate) fn buckets(self, burst: Duration) -> impl Iterator<Item = (bool, (u64, u64))> {
-        let burst_ns = burst.as_nanos() as u64;
-        let depth_ns = match self.max {
-            0 => burst_ns,
-            max => nanos_of(max * self.max_seconds, self.rate.max(1)),
-        };
-        let itself = (self.rate > 0).then_some((false, (self.rate, depth_ns)));
-        let is_long = self.max > 0 && self.max_seconds > 1;
-        itself.into_iter().chain(is_long.then_some((true, (self.max, burst_ns))))
-    }
-}
-
-/// Of each limit: its own key, that of its burst, and of how long that lasts.
-const KEYS: [[[&str; 3]; 3]; 2] = [
-    [
-        ["iops", "iops-max", "iops-max-length"],
-        ["iops-read", "iops-read-max", "iops-read-max-length"],
-        ["iops-write", "iops-write-max", "iops-write-max-length"],
-    ],
-    [
-        ["bps", "bps-max", "bps-max-length"],
-        ["bps-read", "bps-read-max", "bps-read-max-length"],
-        ["bps-write", "bps-write-max", "bps-write-max-length"],
-    ],
-];
-
-fn limit(
-    table: &mut Table<'_>,
-    [key, key_max, key_length]: &[&'static str; 3],
-    in_bytes: bool,
-) -> Result<Limit, ConfigError> {
-    let (rate, max) = (number(table, key, in_bytes)?, number(table, key_max, in_bytes)?);
-    let length = table.duration(key_length)?;
-    let wrong = |key, message| Err(table.error(key, message));
-    if max > 0 && max < rate {
-        return wrong(key_max, String::from("must not be lower than ") + key);
-    }
-    if max > 0 && rate == 0 {
-        return wrong(
-            key_max,
-            String::from("is the rate of a burst above ") + key + ": give that, too",
-        );
-    }
-    let Some(length) = length else {
-        return Ok(Limit { rate, max, max_seconds: u64::from(max > 0) });
-    };
-    let max_seconds = length.as_secs();
-    if max == 0 {
-        return wrong(
-            key_length,
-            String::from("is how long a burst has the rate ") + key_max + ": give that, too",
-        );
-    }
-    if length.subsec_nanos() > 0 || max_seconds == 0 || length > MAX_BURST {
-        return wrong(key_length, "must be whole seconds, from 1s to 1h".into());
-    }
-    if max * max_seconds / rate > MAX_DEPTH.as_secs() {
-        return wrong(key_length, String::from("is too long for the rate ") + key_max);
-    }
-    Ok(Limit { rate, max, max_seconds })
-}
-
-#[inline(never)]
-fn number(table: &mut Table<'_>, key: &'static str, in_bytes: bool) -> Result<u64, ConfigError> {
-    match if in_bytes { table.rate(key)? } else { table.integer(key)? } {
-        Some(rate) if rate > MAX_RATE => {
-            Err(table.error(key, "is too high; leave it out for no limit"))
+    /// What keeps the limits, named by their places.
+    pub(crate) fn limiters(&self) -> Vec<Limiter<2>> {
+        let mut limiters = Vec::new();
+        for (unit, limits) in self.limits.iter().enumerate() {
+            for (which, limit) in limits.iter().enumerate() {
+                let id = (unit << 16 | which << 8) as u64;
+                limiters.extend(limit.limiters(self.burst, (id, unit, LANES[which])));
+            }
         }
-        rate => Ok(rate.unwrap_or(0)),
+        limiters
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! A request that the limits allow is forwarded at once. The others the host holds until their turn comes:
 //! nodes that name the same instance share its limits, and those that wait for them get equal shares.
-//! [`ThrottleConfig`] lists the keys, [`Throttle`] decides, which the host's own throttle does with it, too.
+//! [`ThrottleConfig`] lists the keys, [`Throttle`] decides, which the host's own throttle does with it, too; limits
+//! and queues are the kit's, [`blockloom_sdk::rate`].
 #![deny(unsafe_code)]
 
-mod bucket;
 mod config;
 mod group;
 
@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use blockloom_sdk::{ConfigError, Description, Filter, Kinds, Request, RequestId, Time, Verdict};
 
-pub use config::{DEFAULT_BURST, Limit, MAX_BURST, MAX_RATE, ThrottleConfig};
-pub use group::{CREDIT_NS, Next, Throttle};
+pub use blockloom_sdk::rate::Next;
+pub use config::{DEFAULT_BURST, ThrottleConfig};
+pub use group::Throttle;
 
 /// When to look again at the latest: the limits may have changed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -38,19 +39,16 @@ impl Filter for ThrottleFilter {
     }
 
     fn reload(&self, config: &str) -> Result<(), ConfigError> {
-        let config = ThrottleConfig::from_json(config)?;
-        if let Ok(mut throttle) = self.0.try_borrow_mut() {
-            throttle.reconfigure(&config);
-        }
+        self.0.borrow_mut().reconfigure(&ThrottleConfig::from_json(config)?);
         Ok(())
     }
 
     fn save(&self) -> Vec<u8> {
-        self.0.borrow().save()
+        self.0.borrow().queue.save()
     }
 
     fn restore(&self, state: &[u8]) -> Result<(), String> {
-        self.0.borrow_mut().restore(state).map_err(str::to_owned)
+        self.0.borrow_mut().queue.restore(state).map_err(str::to_owned)
     }
 
     #[inline]
@@ -65,7 +63,7 @@ impl Filter for ThrottleFilter {
     fn release(&self, now: Time, let_go: &mut dyn FnMut(RequestId)) -> Option<Time> {
         let mut throttle = self.0.try_borrow_mut().ok()?;
         loop {
-            match throttle.next(now.as_nanos()) {
+            match throttle.queue.next(now.as_nanos()) {
                 Next::Start(id) => let_go(id),
                 Next::At(nanos) => return Some(Time::from_nanos(nanos).min(now + LOOK)),
                 Next::Idle => return None,
@@ -74,9 +72,7 @@ impl Filter for ThrottleFilter {
     }
 
     fn gone(&self, request: &Request) {
-        if let Ok(mut throttle) = self.0.try_borrow_mut() {
-            throttle.forget(request.node.0, request.id);
-        }
+        self.0.borrow_mut().queue.forget(request.node.0, request.id);
     }
 }
 

@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
-use blockloom_plugin_throttle::{Next, Throttle, ThrottleConfig, ThrottleFilter};
+use blockloom_plugin_throttle::{Throttle, ThrottleConfig, ThrottleFilter};
+use blockloom_sdk::rate::Next;
 use blockloom_sdk::testing::{Answer, Harness};
 use blockloom_sdk::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
@@ -35,7 +36,7 @@ impl Bench {
     fn run(&mut self, now: u64, until: u64) -> Vec<(u64, u64)> {
         let (mut now, mut started) = (now, Vec::new());
         loop {
-            match self.throttle.next(now) {
+            match self.throttle.queue.next(now) {
                 Next::Start(key) => started.push((key, now)),
                 Next::At(at) if at <= until => now = at,
                 Next::At(_) | Next::Idle => return started,
@@ -79,7 +80,7 @@ impl Bench {
                 started[client] += u64::from(now >= from * SECOND);
                 arrivals.push(Reverse((now + 70_000, client)));
             }
-            let next = match self.throttle.next(now) {
+            let next = match self.throttle.queue.next(now) {
                 Next::At(at) => at,
                 Next::Idle => u64::MAX,
                 Next::Start(key) => panic!("{key} was left"),
@@ -119,7 +120,7 @@ fn time_until_somebody_asks_is_not_lost() {
     }
     let late = SECOND + 5_500_000;
     assert_eq!(throttle.run(late, late).len(), 5);
-    assert_eq!(throttle.throttle.next(late), Next::At(SECOND + 6_000_000));
+    assert_eq!(throttle.throttle.queue.next(late), Next::At(SECOND + 6_000_000));
 }
 
 #[test]
@@ -205,7 +206,7 @@ fn a_request_larger_than_the_burst_passes_whole_and_is_paid_for() {
     throttle.offer(0, Kind::Write, u64::MAX, SECOND);
     throttle.offer(0, Kind::Write, u64::MAX, SECOND);
     assert_eq!(throttle.run(100 * SECOND, 100 * SECOND).len(), 1);
-    let Next::At(at) = throttle.throttle.next(100 * SECOND) else { panic!("one waits") };
+    let Next::At(at) = throttle.throttle.queue.next(100 * SECOND) else { panic!("one waits") };
     assert!(at > 100 * SECOND);
 }
 
@@ -401,14 +402,14 @@ fn levels_go_over_to_the_next_version() {
     let now = 5 * SECOND;
     assert!(former.offer(0, Kind::Write, 512, 'a', now));
     let mut next = Throttle::new(&config);
-    next.restore(&former.save()).expect("its state");
-    assert_eq!(next.save(), former.save());
+    next.queue.restore(&former.queue.save()).expect("its state");
+    assert_eq!(next.queue.save(), former.queue.save());
     assert!(!next.offer(0, Kind::Write, 512, 'b', now), "as if it had admitted that");
-    assert_eq!(next.next(now), Next::At(now + SECOND / 10));
+    assert_eq!(next.queue.next(now), Next::At(now + SECOND / 10));
     let other = ThrottleConfig::from_json(r#"{ "iops": 20, "bps": 5 }"#).expect("valid");
-    Throttle::<char>::new(&other).restore(&former.save()).expect("of other limits");
-    let state = former.save();
+    Throttle::<char>::new(&other).queue.restore(&former.queue.save()).expect("of other limits");
+    let state = former.queue.save();
     for state in [&[][..], &[2; 8], &state[1..], &state[..state.len() - 8]] {
-        next.restore(state).expect_err("of another form");
+        next.queue.restore(state).expect_err("of another form");
     }
 }
