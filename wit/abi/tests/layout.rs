@@ -224,3 +224,21 @@ fn sets_and_errors_have_no_unknown_members() {
     assert_eq!(Errno::new(116), Some(Errno::ESTALE));
     assert_eq!(Errno::ESTALE.to_string(), "ESTALE");
 }
+
+/// What was put on the wire when version 0.1 was frozen is put there by whoever speaks it.
+#[test]
+fn the_words_of_0_1_are_what_they_were() {
+    let entries = events().into_iter().map(|event| ('<', event.encode()));
+    let entries = entries.chain(actions().into_iter().map(|action| ('>', action.encode())));
+    let line = |(way, Entry(words)): (char, Entry)| {
+        let [head, id, offset, len] = words;
+        format!("{way} {head:016x} {id:016x} {offset:016x} {len:016x}\n")
+    };
+    let words: String = entries.map(line).collect();
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../frozen/0.1/layout.txt");
+    if std::env::var_os("BLOCKLOOM_REGENERATE").is_some() && !path.exists() {
+        std::fs::write(&path, &words).expect("written");
+    }
+    let frozen = std::fs::read_to_string(&path).expect("the words that were frozen");
+    assert_eq!(words, frozen, "version 0.1 is frozen: a change needs a new version");
+}
