@@ -16,6 +16,7 @@ pub use mimalloc::MiMalloc as Allocator;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config;
+use crate::control::ControlOptions;
 use crate::host::{StartError, check};
 use crate::io::EngineChoice;
 
@@ -67,6 +68,12 @@ enum Command {
         /// How file I/O is done: auto, io-uring or threads.
         #[arg(long, value_name = "ENGINE")]
         engine: Option<EngineChoice>,
+        /// Lets clients control it by QMP, on a unix socket that its owner alone may use.
+        #[arg(long, value_name = "SOCKET")]
+        control: Option<PathBuf>,
+        /// Lets these users control it, and nobody else; may be given several times.
+        #[arg(long, value_name = "UID", requires = "control")]
+        control_uid: Vec<u32>,
     },
     /// Checks everything about a graph file that can be checked without side effects.
     Check {
@@ -98,7 +105,10 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.log, arguments.log_format);
     let result = match arguments.command {
-        Command::Serve { graph, workers, engine } => serve::serve(&graph, workers, engine),
+        Command::Serve { graph, workers, engine, control, control_uid } => {
+            let control = control.map(|path| ControlOptions { path, uids: control_uid });
+            serve::serve(&graph, workers, engine, control)
+        }
         Command::Check { graph } => {
             check(&graph).map(|_| println(format_args!("{}: ok", graph.display())))
         }

@@ -83,6 +83,6 @@ pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
 pub use transaction::{
-    Action, Applied, BitmapAction, BitmapRef, Event, Events, Notice, Transaction, Unproven, User,
-    Which,
+    Action, Applied, BitmapAction, BitmapChange, BitmapRef, Event, Events, Notice, Transaction,
+    Unproven, User, Which,
 };

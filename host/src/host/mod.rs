@@ -247,6 +247,15 @@ impl Host {
     /// When requests do not end in time, a flush fails, or a node does not close; everything has ended then
     /// all the same.
     pub fn shutdown(self) -> Result<()> {
+        self.end()
+    }
+
+    /// As [`Host::shutdown`], of a host that others hold, too: what they ask for from now on is refused
+    /// (`ESHUTDOWN`).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn end(&self) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         let worker = inner.first().clone();
         inner.ended.store(true, Ordering::Release);

@@ -1,0 +1,18 @@
+//! The commands, by subject. A subject declares its own in `register`.
+
+mod bitmaps;
+mod session;
+mod transaction;
+
+use super::events;
+use super::registry::Registry;
+
+/// All commands, actions and events.
+pub(super) fn registry() -> Registry {
+    let mut registry = Registry::default();
+    session::register(&mut registry);
+    transaction::register(&mut registry);
+    bitmaps::register(&mut registry);
+    events::register(&mut registry);
+    registry
+}
