@@ -79,6 +79,31 @@ impl Qmp {
         }
     }
 
+    /// The next whole line of a connection that may have been cut off; `None` at its end.
+    pub fn try_line(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        let count = self.lines.read_line(&mut line).unwrap_or(0);
+        if count == 0 { None } else { serde_json::from_str(&line).ok() }
+    }
+
+    /// A second handle of the connection.
+    ///
+    /// # Panics
+    /// When there are too many handles.
+    pub fn second(&self) -> UnixStream {
+        self.stream.try_clone().expect("a second handle")
+    }
+
+    /// The next answer as it was sent: it may be deeper than a value can be.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn answer_text(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("a line");
+        line
+    }
+
     /// The next answer.
     ///
     /// # Panics

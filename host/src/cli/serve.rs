@@ -23,7 +23,7 @@ pub(super) fn serve(
     let (host, exports) = start(graph, Overrides { workers: workers.map(usize::from), engine })?;
     let host = Arc::new(host);
     tracing::info!("file I/O by {}", host.engine());
-    let control = match control {
+    let mut control = match control {
         Some(options) => Some(Control::start(Arc::clone(&host), options, ask_to_end)?),
         None => None,
     };
@@ -34,7 +34,7 @@ pub(super) fn serve(
     while signals.wait() == Signal::Report {
         log_report(&host.report());
     }
-    control.iter().for_each(Control::stop);
+    control.iter_mut().for_each(Control::stop);
     tracing::info!("ending: {} clients are connected", host.connections());
     // A second order ends without waiting for anybody.
     let watcher = background("signals", move || {

@@ -27,8 +27,6 @@
 mod bitmaps;
 mod convert;
 mod diagnostic;
-mod dot;
-mod draw;
 mod image_gate;
 mod image_names;
 mod images;
@@ -47,7 +45,7 @@ mod references;
 mod render;
 mod sizes;
 mod spec;
-mod suggest;
+pub(crate) mod suggest;
 mod surroundings;
 mod syntax;
 mod table;
@@ -58,10 +56,9 @@ mod views;
 
 pub use crate::graph::{PermissionSet, Role};
 pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity, Span, Spanned};
-pub use dot::dot;
-pub use draw::tree;
 pub use images::read as read_images;
 pub use listen::{ListenAddr, ListenAddrError};
+pub(crate) use names::is_name;
 pub(crate) use permissions::grants_of;
 pub use permissions::{EdgeParent, EdgeSpec};
 pub use plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
@@ -69,6 +66,7 @@ pub use qcow2_options::{
     BackingFormat, BackingReference, BackingSpec, Compression, DataFileSpec, ImageFacts, ImageSpec,
     Preallocation, Qcow2Compat, Qcow2CreateSpec, Qcow2Spec,
 };
+pub(crate) use render::printable;
 pub use spec::{
     BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,
     FilterSpec, GraphSpec, HostSettings, LentBitmap, Locking, MemorySpec, NodeSpec, NullSpec,
@@ -77,6 +75,7 @@ pub use spec::{
 pub use surroundings::{ConfigError, FileFacts, Surroundings, check_surroundings};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 
+use crate::draw;
 use diagnostic::Problems;
 use spec::Declared;
 
@@ -105,6 +104,16 @@ pub fn parse_tolerant(file_name: &str, text: &str) -> (GraphSpec, Diagnostics) {
     }
     let found = problems.into_diagnostics(&spec);
     (spec, found)
+}
+
+/// Draws a file's graph as [`draw::tree`].
+pub fn tree(spec: &GraphSpec) -> String {
+    draw::tree(&draw::of_spec(spec))
+}
+
+/// Draws a file's graph as [`draw::dot`].
+pub fn dot(spec: &GraphSpec) -> String {
+    draw::dot(&draw::of_spec(spec))
 }
 
 fn check(spec: &mut GraphSpec, declared: &Declared, problems: &Problems) {

@@ -14,7 +14,6 @@ pub(crate) enum ErrorClass {
     /// No such command, or not now.
     CommandNotFound,
     /// No such drive.
-    #[allow(dead_code, reason = "no command takes a drive alone yet")]
     DeviceNotFound,
     /// No such job.
     #[allow(dead_code, reason = "there are no jobs yet")]
@@ -31,6 +30,9 @@ impl ErrorClass {
         }
     }
 }
+
+/// Characters of a description.
+const DESC_MAX: usize = 2000;
 
 /// An error for a client: QEMU's words where QEMU has such an error, the host's otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +52,13 @@ impl QmpError {
         Self::new(ErrorClass::Generic, desc)
     }
 
-    /// The answer to a command, without its `id`.
+    /// The answer to a command, without its `id`. It repeats no name that is as long as a command.
     pub(crate) fn answer(&self) -> Value {
-        json!({"error": {"class": self.class.name(), "desc": self.desc}})
+        let desc = match self.desc.char_indices().nth(DESC_MAX) {
+            None => self.desc.clone(),
+            Some((end, _)) => format!("{}…", &self.desc[..end]),
+        };
+        json!({"error": {"class": self.class.name(), "desc": desc}})
     }
 }
 

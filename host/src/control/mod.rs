@@ -27,13 +27,13 @@
 mod clients;
 mod commands;
 mod context;
-mod error;
+pub(crate) mod error;
 mod events;
-mod json;
+pub(crate) mod json;
 mod output;
 mod plan;
 mod protocol;
-mod qapi;
+pub(crate) mod qapi;
 mod registry;
 mod server;
 

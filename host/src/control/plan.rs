@@ -111,6 +111,16 @@ impl<'a> Plan<'a> {
         self.nodes.contains(name).then(|| BitmapScope::Node(name.into()))
     }
 
+    /// Whether there is a drive of this id then.
+    pub(crate) fn has_drive(&self, id: &str) -> bool {
+        self.drives.contains(id)
+    }
+
+    /// Whether there is a node of this name then.
+    pub(crate) fn has_node(&self, name: &str) -> bool {
+        self.nodes.contains(name)
+    }
+
     /// Makes all of it happen, at one instant, or nothing.
     ///
     /// What is to be kept is put into its image before that, where it can fail, and cleared at that instant.

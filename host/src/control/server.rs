@@ -37,14 +37,15 @@ struct Shared {
     host: Arc<Host>,
     registry: Registry,
     clients: Arc<Clients>,
-    listener: LocalListener,
     uids: Vec<u32>,
     quit: Box<dyn Fn() + Send + Sync>,
 }
 
 /// A control socket of a host. Dropping it ends it.
 pub struct Control {
-    shared: Option<Arc<Shared>>,
+    shared: Arc<Shared>,
+    /// `None` once it has been stopped. Its file goes with the last reference, which the accepting thread has.
+    listener: Option<Arc<LocalListener>>,
     accepting: Arc<Accepting>,
 }
 
@@ -70,7 +71,7 @@ impl Control {
         // Who may connect is asked for each connection then.
         let mode = if uids.is_empty() { 0o600 } else { 0o666 };
         let listening = |error| Error::os(format!("cannot listen on {}", path.display()), &error);
-        let listener = LocalListener::bind(&path, mode).map_err(listening)?;
+        let listener = Arc::new(LocalListener::bind(&path, mode).map_err(listening)?);
         let clients = Arc::new(Clients::default());
         let no_thread = |error| Error::os("cannot start a thread for the control socket", &error);
         let (mut notices, listeners) = (host.events(), Arc::clone(&clients));
@@ -84,26 +85,26 @@ impl Control {
             host,
             registry: commands::registry(),
             clients,
-            listener,
             uids,
             quit: Box::new(quit),
         });
         let accepting = Arc::<Accepting>::default();
         let (acceptor, ending) = (Arc::clone(&shared), Arc::clone(&accepting));
+        let accepted = Arc::clone(&listener);
         let accept = move || {
-            accept_all(&acceptor);
-            drop(acceptor);
+            accept_all(&acceptor, &accepted);
+            drop((acceptor, accepted));
             *ending.has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
             ending.changed.notify_all();
         };
         background("control", accept).map_err(no_thread)?;
-        Ok(Self { shared: Some(shared), accepting })
+        Ok(Self { shared, listener: Some(listener), accepting })
     }
 
     /// Takes no more clients.
-    pub fn stop(&self) {
-        if let Some(shared) = &self.shared {
-            shared.listener.stop();
+    pub fn stop(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.stop();
         }
     }
 
@@ -117,10 +118,8 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.stop();
-        let Some(shared) = self.shared.take() else { return };
-        shared.clients.end();
-        shared.clients.wait(CONTROL_GRACE);
-        drop(shared);
+        self.shared.clients.end();
+        self.shared.clients.wait(CONTROL_GRACE);
         let has_ended = self.accepting.has_ended.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = self
             .accepting
@@ -129,15 +128,15 @@ impl Drop for Control {
     }
 }
 
-fn accept_all(shared: &Arc<Shared>) {
+fn accept_all(shared: &Arc<Shared>, listener: &LocalListener) {
     loop {
-        match shared.listener.accept() {
+        match listener.accept() {
             Ok(Some(stream)) => receive(shared, stream),
             Ok(None) => return,
             Err(error) => {
                 // A shortage of descriptors, which others may end.
                 tracing::warn!("the control socket takes no client: {error}");
-                if shared.listener.is_stopped_within(ACCEPT_PAUSE) {
+                if listener.is_stopped_within(ACCEPT_PAUSE) {
                     return;
                 }
             }

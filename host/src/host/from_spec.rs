@@ -14,7 +14,7 @@ use super::images::{self, is_written};
 use super::persist::{Wanted, first_stored};
 use super::start::{Driver, Failed, Plan, PlannedNode};
 use super::surroundings::Machine;
-use super::{Host, Keep};
+use super::{EXPORT_DRIVE, Host, Keep};
 use crate::bitmap::{BitmapName, Granularity};
 use crate::config::{
     self, BitmapSpec, Diagnostic, Diagnostics, DriverSpec, Engine, ExportSpec, FileSpec,
@@ -491,7 +491,7 @@ fn bitmap_scope(scope: &Scope) -> BitmapScope {
 fn drive_of(export: &ExportSpec) -> String {
     match &export.scope {
         Scope::Drive(id) => id.value.clone(),
-        Scope::Node(_) => format!("#export.{}", export.id.value),
+        Scope::Node(_) => format!("{EXPORT_DRIVE}{}", export.id.value),
     }
 }
 

@@ -30,6 +30,7 @@ pub use report::report as report_of;
 
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
+pub use crate::export::nbd::ServedExport;
 use crate::export::nbd::{Export, ListenAddress, NbdServer};
 use crate::graph::{
     Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, LocalDrive,
@@ -123,6 +124,9 @@ impl HostBuilder {
         Host::start(&self.options, self.plan).map_err(|failed| failed.error)
     }
 }
+
+/// How the id of the drive begins that an export of a node has for itself; its id follows.
+pub(crate) const EXPORT_DRIVE: &str = "#export.";
 
 /// Time that clients have to take the replies to their last requests.
 const GRACE: Duration = Duration::from_secs(5);
@@ -229,6 +233,11 @@ impl Host {
         exports: Vec<Export>,
     ) -> Result<ListenAddress> {
         self.inner.server.listen(address, exports)
+    }
+
+    /// What is served.
+    pub fn exports(&self) -> Vec<ServedExport> {
+        self.inner.server.exports()
     }
 
     /// NBD clients connected now.

@@ -609,6 +609,10 @@ impl Node for PluginNode {
         "plugin"
     }
 
+    fn label(&self) -> Option<String> {
+        Some(self.instance.plugin().to_owned())
+    }
+
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
         NodeInfo::of_filter(children.get(self.file..).unwrap_or_default())
     }

@@ -1,7 +1,10 @@
 //! The commands, by subject. A subject declares its own in `register`.
 
 mod bitmaps;
+mod drives;
+mod nodes;
 mod session;
+mod stats;
 mod transaction;
 
 use super::events;
@@ -13,6 +16,9 @@ pub(super) fn registry() -> Registry {
     session::register(&mut registry);
     transaction::register(&mut registry);
     bitmaps::register(&mut registry);
+    nodes::register(&mut registry);
+    stats::register(&mut registry);
+    drives::register(&mut registry);
     events::register(&mut registry);
     registry
 }

@@ -129,9 +129,10 @@ fn string(raw: &[u8]) -> Parsed<String> {
 
 /// What follows `\u`: four digits; of two surrogates the other one.
 fn unicode(rest: &mut std::str::Chars<'_>) -> Parsed<char> {
-    let before = rest.as_str();
-    let invalid = || "invalid escape sequence in string".to_owned();
-    let mut code = hex(rest).ok_or_else(invalid)?;
+    // QEMU shows what may be the string's end, too.
+    let shown: String = rest.as_str().chars().chain(['"']).take(4).collect();
+    let not_valid = || format!("\\u{shown} is not a valid Unicode character");
+    let mut code = hex(rest).ok_or_else(not_valid)?;
     if (0xd800..0xdc00).contains(&code) {
         let mut ahead = rest.clone();
         let is_escape = ahead.next() == Some('\\') && ahead.next() == Some('u');
@@ -141,9 +142,7 @@ fn unicode(rest: &mut std::str::Chars<'_>) -> Parsed<char> {
             *rest = ahead;
         }
     }
-    let digits = before.get(..4).unwrap_or(before);
-    let not_valid = || format!("\\u{digits} is not a valid Unicode character");
-    char::from_u32(code).filter(|c| *c != '\0').ok_or_else(not_valid)
+    char::from_u32(code).ok_or_else(not_valid)
 }
 
 fn hex(rest: &mut std::str::Chars<'_>) -> Option<u32> {

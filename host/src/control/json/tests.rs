@@ -55,8 +55,9 @@ fn strings() {
     check(r"'a\'b\\\/\b\f\n\r\t'", Ok("a'b\\/\u{8}\u{c}\n\r\t"));
     check(r#""é\u00e9\ud83d\ude00""#, Ok("éé😀"));
     check(r#""\x""#, Err("JSON parse error, invalid escape sequence in string"));
-    check(r#""\u00g0""#, Err("JSON parse error, invalid escape sequence in string"));
-    check(r#""\u0000""#, Err(r"JSON parse error, \u0000 is not a valid Unicode character"));
+    check(r#""\u00g0""#, Err(r"JSON parse error, \u00g0 is not a valid Unicode character"));
+    check(r#""\u12""#, Err(r#"JSON parse error, \u12" is not a valid Unicode character"#));
+    check(r#""\u0000""#, Ok("\0"));
     check(r#""\ud800x""#, Err(r"JSON parse error, \ud800 is not a valid Unicode character"));
     check(r#""\ud800\u0041""#, Err(r"JSON parse error, \ud800 is not a valid Unicode character"));
     check(r#""\udc00""#, Err(r"JSON parse error, \udc00 is not a valid Unicode character"));

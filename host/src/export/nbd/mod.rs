@@ -16,4 +16,4 @@ mod send;
 mod server;
 
 pub use directory::{Export, ExportBitmap};
-pub use server::{ListenAddress, NbdServer};
+pub use server::{ListenAddress, NbdServer, ServedExport};

@@ -43,12 +43,39 @@ impl fmt::Display for ListenAddress {
     }
 }
 
+/// An export that is served.
+#[derive(Clone, Debug)]
+pub struct ServedExport {
+    /// The name that clients ask for.
+    pub name: String,
+    /// The drive's id.
+    pub drive: String,
+    /// Where it is served.
+    pub listen: ListenAddress,
+    /// Whether clients may change it.
+    pub writable: bool,
+    /// The names of the bitmaps that it shows.
+    pub bitmaps: Vec<String>,
+}
+
+impl ServedExport {
+    fn of(export: &Export, listen: &ListenAddress) -> Self {
+        Self {
+            name: export.name.clone(),
+            drive: export.drive.clone(),
+            listen: listen.clone(),
+            writable: export.writable,
+            bitmaps: export.bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect(),
+        }
+    }
+}
+
 /// State of all workers.
 struct Shared {
     cell: Arc<GraphCell>,
     workers: Vec<WorkerHandle>,
-    /// What is served: drive, and name of the export. Listeners last as long as the server.
-    served: Mutex<Vec<(String, String)>>,
+    /// What is served. Listeners last as long as the server.
+    served: Mutex<Vec<ServedExport>>,
     connections: AtomicUsize,
     next_worker: AtomicUsize,
     stopping: AtomicBool,
@@ -104,8 +131,8 @@ impl NbdServer {
     /// # Errors
     /// When the address is taken or cannot be used, or a bitmap that is to be shown is not there.
     pub fn listen(&self, address: &ListenAddress, exports: Vec<Export>) -> Result<ListenAddress> {
-        let names = exports.iter().map(|export| (export.drive.clone(), export.name.clone()));
-        let names: Vec<_> = names.collect();
+        let of = |export: &Export| ServedExport::of(export, address);
+        let mut served: Vec<ServedExport> = exports.iter().map(of).collect();
         let directory = Arc::new(Directory::new(Arc::clone(&self.shared.cell), exports)?);
         let listener = match address {
             ListenAddress::Unix(path) => Listener::unix(path),
@@ -120,14 +147,21 @@ impl NbdServer {
         };
         let open = OpenListener::new(shared);
         worker.post(move || spawn(accept_all(listener, open, directory)))?;
-        self.shared.served.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        served.iter_mut().for_each(|export| export.listen = bound.clone());
+        self.shared.served.lock().unwrap_or_else(PoisonError::into_inner).extend(served);
         Ok(bound)
     }
 
     /// The names under which a drive is served.
     pub fn exports_of(&self, drive: &str) -> Vec<String> {
         let served = self.shared.served.lock().unwrap_or_else(PoisonError::into_inner);
-        served.iter().filter(|(of, _)| of == drive).map(|(_, name)| name.clone()).collect()
+        let of_drive = served.iter().filter(|export| export.drive == drive);
+        of_drive.map(|export| export.name.clone()).collect()
+    }
+
+    /// All that is served.
+    pub fn exports(&self) -> Vec<ServedExport> {
+        self.shared.served.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Clients connected now.

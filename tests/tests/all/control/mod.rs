@@ -1,6 +1,12 @@
 //! The control socket: QMP.
 
 mod basics;
+mod clients;
+mod ctl;
+mod differential;
+mod mutations;
+mod python;
+mod queries;
 
 use std::path::PathBuf;
 
