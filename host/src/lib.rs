@@ -25,9 +25,12 @@ pub mod host;
     reason = "the one module that touches the kernel"
 )]
 pub mod io;
+pub mod job;
 pub mod limits;
 pub mod node;
 pub mod plugin;
 
 pub use error::{Error, ErrorKind, Result};
-pub use host::{DirtyBitmap, Drive, Host, HostBuilder, Keep, block_on};
+pub use host::{
+    ChangedPlugin, DirtyBitmap, Drive, Host, HostBuilder, Keep, PluginBinary, block_on,
+};

@@ -54,6 +54,12 @@ pub const NBD_BYTES_MAX: usize = TRANSFER_MAX_BYTES as usize;
 /// NBD connections of one host; more are closed at once.
 pub const NBD_CONNECTIONS_MAX: usize = 1024;
 
+/// NBD exports of one host at once: four times what one file may have.
+pub const NBD_EXPORTS_MAX: usize = 4096;
+
+/// NBD listeners of one host at once: each has a descriptor and a task.
+pub const NBD_LISTENERS_MAX: usize = 1024;
+
 /// Receive buffer of one NBD connection, bytes: a burst of 32 writes of 4 KiB with headers fits twice.
 pub const NBD_RECEIVE_BYTES: usize = 256 << 10;
 
@@ -112,6 +118,10 @@ pub const GUARD_WAIT: Duration = Duration::from_secs(30);
 /// Bytes that a copy moves under one guard.
 pub const COPY_MAX_BYTES: usize = 1 << 20;
 
+/// Times that a copy is done again because something that it caused touched what it had read; then it is
+/// stale. Each time that something has gone wrong on the way to its target.
+pub const COPY_TRIES: u32 = 4;
+
 /// Bytes that are zeroed under one guard, because they show zeros already: more than a copy moves, as
 /// most drivers keep zeros without data.
 pub const ZERO_PROVEN_MAX_BYTES: u64 = 16 << 20;
@@ -141,3 +151,27 @@ pub const CONTROL_STALL_TIME: Duration = Duration::from_secs(30);
 
 /// Time that control clients have to take their last answers when the host ends.
 pub const CONTROL_GRACE: Duration = Duration::from_secs(2);
+
+/// Jobs of one host, those among them that have ended and not been dismissed.
+pub const JOBS_MAX: usize = 256;
+
+/// Bytes that one job has in flight, in memory: with [`JOBS_MAX`] jobs 4 GiB, if all of them are as fast as that.
+pub const JOB_BYTES_MAX: u64 = 16 << 20;
+
+/// Pieces that one job has in flight. Each needs a guard and a watch: sixteen such jobs leave three quarters of both.
+pub const JOB_PIECES_MAX: usize = 64;
+
+/// How often in a row, without anything done meanwhile, a job tries again what may pass by itself.
+pub const JOB_RETRIES_MAX: usize = 16;
+
+/// How often a job tries to take its node out of the graph before it leaves it there.
+pub const JOB_END_TRIES: usize = 5;
+
+/// Time between two such tries.
+pub const JOB_END_PAUSE: Duration = Duration::from_millis(200);
+
+/// Bytes that a job leaves to the transaction at its end, in which nothing else moves: a few milliseconds.
+pub const JOB_LEFT_MAX_BYTES: u64 = 4 << 20;
+
+/// How often a job that is ready looks whether there is something to copy.
+pub const JOB_LOOK_PAUSE: Duration = Duration::from_millis(20);

@@ -497,6 +497,181 @@ pub mod blockloom {
                 }
             }
         }
+        /// The data of requests and buffers, for a plugin to which a node grants it (`byte-access`). What a call
+        /// may not do is an error number as Linux has them, and nothing is done: EPERM what is not granted, EINVAL
+        /// for a holder that there is not (its request is answered, its buffer dropped) or bytes outside it, EBUSY
+        /// while they are on their way. One call moves at most 64 KiB; a longer list ends the instance.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod bytes {
+            use super::super::super::_rt;
+            /// Who holds bytes.
+            #[derive(Clone, Copy)]
+            pub enum Holder {
+                /// A write, by its id: what it is to write, until it is forwarded or completed. Or a read: what the
+                /// child gave, from the end of a FORWARD with notify until it is completed.
+                Request(u32),
+                /// What a READ filled or a MAKE made, by its token, until it is dropped or what it was for ends.
+                Buffer(u32),
+            }
+            impl ::core::fmt::Debug for Holder {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        Holder::Request(e) => {
+                            f.debug_tuple("Holder::Request").field(e).finish()
+                        }
+                        Holder::Buffer(e) => {
+                            f.debug_tuple("Holder::Buffer").field(e).finish()
+                        }
+                    }
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Bytes of a holder, `offset` counted from its first one.
+            #[allow(async_fn_in_trait)]
+            pub fn get(of: Holder, offset: u32, len: u32) -> Result<_rt::Vec<u8>, u32> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 3 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 3
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let (result0_0, result0_1) = match of {
+                        Holder::Request(e) => (0i32, _rt::as_i32(e)),
+                        Holder::Buffer(e) => (1i32, _rt::as_i32(e)),
+                    };
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "blockloom:filter/bytes@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "get"]
+                        fn wit_import2(_: i32, _: i32, _: i32, _: i32, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(
+                        _: i32,
+                        _: i32,
+                        _: i32,
+                        _: i32,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import2(
+                        result0_0,
+                        result0_1,
+                        _rt::as_i32(&offset),
+                        _rt::as_i32(&len),
+                        ptr1,
+                    );
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result8 = match l3 {
+                        0 => {
+                            let e = {
+                                let l4 = *ptr1
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *ptr1
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len6 = l5;
+                                <_ as From<
+                                    _rt::Vec<_>,
+                                >>::from(_rt::Vec::from_raw_parts(l4.cast(), len6, len6))
+                            };
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l7 = *ptr1
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>();
+                                l7 as u32
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result8
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Replaces bytes of a holder; needs `transform`. Of a write: these are forwarded in place of the guest's.
+            /// Of a read: these answer it, also if it was not forwarded; where nothing is put, it reads zeros then. Of
+            /// a buffer: it proves nothing any more, so that claims for it are refused.
+            #[allow(async_fn_in_trait)]
+            pub fn put(of: Holder, offset: u32, bytes: &[u8]) -> Result<(), u32> {
+                unsafe {
+                    #[repr(align(4))]
+                    struct RetArea([::core::mem::MaybeUninit<u8>; 8]);
+                    let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 8]);
+                    let (result0_0, result0_1) = match of {
+                        Holder::Request(e) => (0i32, _rt::as_i32(e)),
+                        Holder::Buffer(e) => (1i32, _rt::as_i32(e)),
+                    };
+                    let vec1 = bytes;
+                    let ptr1 = vec1.as_ptr().cast::<u8>();
+                    let len1 = vec1.len();
+                    let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "blockloom:filter/bytes@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "put"]
+                        fn wit_import3(
+                            _: i32,
+                            _: i32,
+                            _: i32,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                        );
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import3(
+                        _: i32,
+                        _: i32,
+                        _: i32,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import3(
+                        result0_0,
+                        result0_1,
+                        _rt::as_i32(&offset),
+                        ptr1.cast_mut(),
+                        len1,
+                        ptr2,
+                    );
+                    let l4 = i32::from(*ptr2.add(0).cast::<u8>());
+                    let result6 = match l4 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l5 = *ptr2.add(4).cast::<i32>();
+                                l5 as u32
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result6
+                }
+            }
+        }
     }
 }
 #[rustfmt::skip]
@@ -525,6 +700,51 @@ pub mod exports {
                             .finish()
                     }
                 }
+                /// What a plugin may do with the data of a node's requests and of buffers, by the interface `bytes`.
+                #[repr(u8)]
+                #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+                pub enum ByteAccess {
+                    None,
+                    /// Look at it.
+                    Read,
+                    /// Make it other data. Such a node is opaque: it shows bytes of its own, of which the host knows nothing
+                    /// by its child's. It may complete writes and zeroings that it has not forwarded. Kinds of requests with
+                    /// data in them that it does not want are made of those that it does: a zeroing becomes a write, and a
+                    /// discard does nothing.
+                    Transform,
+                }
+                impl ::core::fmt::Debug for ByteAccess {
+                    fn fmt(
+                        &self,
+                        f: &mut ::core::fmt::Formatter<'_>,
+                    ) -> ::core::fmt::Result {
+                        match self {
+                            ByteAccess::None => {
+                                f.debug_tuple("ByteAccess::None").finish()
+                            }
+                            ByteAccess::Read => {
+                                f.debug_tuple("ByteAccess::Read").finish()
+                            }
+                            ByteAccess::Transform => {
+                                f.debug_tuple("ByteAccess::Transform").finish()
+                            }
+                        }
+                    }
+                }
+                impl ByteAccess {
+                    #[doc(hidden)]
+                    pub unsafe fn _lift(val: u8) -> ByteAccess {
+                        if !cfg!(debug_assertions) {
+                            return unsafe { ::core::mem::transmute(val) };
+                        }
+                        match val {
+                            0 => ByteAccess::None,
+                            1 => ByteAccess::Read,
+                            2 => ByteAccess::Transform,
+                            _ => panic!("invalid enum discriminant"),
+                        }
+                    }
+                }
                 ::bitflags::bitflags! {
                     #[derive(PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Clone, Copy)]
                     pub struct Grants : u8 { const READ = 1 << 0; const WRITE_UNCHANGED =
@@ -537,6 +757,9 @@ pub mod exports {
                     pub required: bool,
                     /// What it wants to do to the child on its own account, beyond forwarding requests.
                     pub wants: Grants,
+                    /// Whether nobody else may change what the child shows, but through the node: for a plugin that keeps old
+                    /// bytes before they are changed. Others may read the child, and write what is proven to change nothing.
+                    pub exclusive: bool,
                 }
                 impl ::core::fmt::Debug for ChildWant {
                     fn fmt(
@@ -547,6 +770,7 @@ pub mod exports {
                             .field("name", &self.name)
                             .field("required", &self.required)
                             .field("wants", &self.wants)
+                            .field("exclusive", &self.exclusive)
                             .finish()
                     }
                 }
@@ -568,8 +792,8 @@ pub mod exports {
                     pub views: _rt::Vec<_rt::String>,
                     /// Bitmaps that it reads.
                     pub bitmaps: _rt::Vec<BitmapWant>,
-                    /// Whether it answers requests with bytes that are not its child's.
-                    pub wants_transform: bool,
+                    /// What it wants to do with the data of requests.
+                    pub wants_bytes: ByteAccess,
                     /// Whether it has work of its own to do: its job is started with each node.
                     pub has_job: bool,
                     /// Whether requests may go to the filtered child without it, should it fail.
@@ -588,7 +812,7 @@ pub mod exports {
                             .field("children", &self.children)
                             .field("views", &self.views)
                             .field("bitmaps", &self.bitmaps)
-                            .field("wants-transform", &self.wants_transform)
+                            .field("wants-bytes", &self.wants_bytes)
                             .field("has-job", &self.has_job)
                             .field("may-bypass", &self.may_bypass)
                             .finish()
@@ -673,6 +897,8 @@ pub mod exports {
                     /// The bitmaps that are lent to it, and its own that are there. They can be read once the node's
                     /// job starts.
                     pub bitmaps: _rt::Vec<Bitmap>,
+                    /// What it may do with the data of the node's requests.
+                    pub bytes: ByteAccess,
                 }
                 impl ::core::fmt::Debug for Node {
                     fn fmt(
@@ -686,6 +912,7 @@ pub mod exports {
                             .field("read-only", &self.read_only)
                             .field("children", &self.children)
                             .field("bitmaps", &self.bitmaps)
+                            .field("bytes", &self.bytes)
                             .finish()
                     }
                 }
@@ -703,7 +930,7 @@ pub mod exports {
                             children: children2,
                             views: views2,
                             bitmaps: bitmaps2,
-                            wants_transform: wants_transform2,
+                            wants_bytes: wants_bytes2,
                             has_job: has_job2,
                             may_bypass: may_bypass2,
                         } = result0;
@@ -750,6 +977,7 @@ pub mod exports {
                                     name: name5,
                                     required: required5,
                                     wants: wants5,
+                                    exclusive: exclusive5,
                                 } = e;
                                 let vec6 = (name5.into_bytes()).into_boxed_slice();
                                 let ptr6 = vec6.as_ptr().cast::<u8>();
@@ -769,6 +997,12 @@ pub mod exports {
                                 *base
                                     .add(1 + 2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<u8>() = ((flags7.bits() >> 0) as i32) as u8;
+                                *base
+                                    .add(2 + 2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>() = (match exclusive5 {
+                                    true => 1,
+                                    false => 0,
+                                }) as u8;
                             }
                         }
                         *ptr1
@@ -852,10 +1086,7 @@ pub mod exports {
                             .cast::<*mut u8>() = result13;
                         *ptr1
                             .add(12 * ::core::mem::size_of::<*const u8>())
-                            .cast::<u8>() = (match wants_transform2 {
-                            true => 1,
-                            false => 0,
-                        }) as u8;
+                            .cast::<u8>() = (wants_bytes2.clone() as i32) as u8;
                         *ptr1
                             .add(1 + 12 * ::core::mem::size_of::<*const u8>())
                             .cast::<u8>() = (match has_job2 {
@@ -1050,6 +1281,7 @@ pub mod exports {
                     arg6: usize,
                     arg7: *mut u8,
                     arg8: usize,
+                    arg9: i32,
                 ) -> *mut u8 {
                     unsafe {
                         let result12 = {
@@ -1135,6 +1367,7 @@ pub mod exports {
                                 read_only: _rt::bool_lift(arg4 as u8),
                                 children: result4,
                                 bitmaps: result11,
+                                bytes: ByteAccess::_lift(arg9 as u8),
                             })
                         };
                         let ptr13 = (&raw mut _RET_AREA.0).cast::<u8>();
@@ -1275,19 +1508,24 @@ pub mod exports {
                     #[allow(async_fn_in_trait)]
                     fn describe() -> Description;
                     /// Takes the configuration, a JSON object. A second call changes that of a running instance,
-                    /// which keeps the former one if the call fails.
+                    /// which keeps the former one if the call fails; a control event `reconfigured` for each node follows.
                     #[allow(async_fn_in_trait)]
                     fn configure(config: _rt::String) -> Result<(), ConfigError>;
                     /// From now on the instance also serves this node.
                     #[allow(async_fn_in_trait)]
                     fn add_node(node: Node) -> Result<(), _rt::String>;
-                    /// The node's requests are all done, and no more will come.
+                    /// The node's requests are all done, and no more will come; its job has ended, or does nothing but wait.
+                    /// The index may be another node's afterwards, and its bitmaps are no more. Called also when the host ends.
                     #[allow(async_fn_in_trait)]
                     fn remove_node(index: u16) -> ();
-                    /// The state to hand to a new version of the plugin. Called only when nothing is in flight.
+                    /// The state to hand to a new version of the plugin, at most 1 MiB. Called only when no request is in flight
+                    /// but such as are held, and nothing else is called on the instance afterwards, unless the new version cannot
+                    /// take the place: then it goes on, and jobs that were stopped begin again.
                     #[allow(async_fn_in_trait)]
                     fn save() -> _rt::Vec<u8>;
-                    /// Takes over a state that `save` returned, after `configure` and every `add-node`.
+                    /// Takes over a state that `save` returned, after `configure` and every `add-node`. Not called for an empty
+                    /// one. Rules that are set before it returns are in force when the instance serves, changes of bitmaps at
+                    /// once; both are taken back if the instance cannot take the place.
                     #[allow(async_fn_in_trait)]
                     fn restore(state: _rt::Vec<u8>) -> Result<(), _rt::String>;
                 }
@@ -1314,9 +1552,10 @@ pub mod exports {
                         "blockloom:filter/control@0.1.0#add-node")] unsafe extern "C" fn
                         export_add_node(arg0 : i32, arg1 : * mut u8, arg2 : usize, arg3 :
                         i64, arg4 : i32, arg5 : * mut u8, arg6 : usize, arg7 : * mut u8,
-                        arg8 : usize,) -> * mut u8 { unsafe { $($path_to_types)*::
-                        _export_add_node_cabi::<$ty > (arg0, arg1, arg2, arg3, arg4,
-                        arg5, arg6, arg7, arg8) } } #[unsafe (export_name =
+                        arg8 : usize, arg9 : i32,) -> * mut u8 { unsafe {
+                        $($path_to_types)*:: _export_add_node_cabi::<$ty > (arg0, arg1,
+                        arg2, arg3, arg4, arg5, arg6, arg7, arg8, arg9) } } #[unsafe
+                        (export_name =
                         "cabi_post_blockloom:filter/control@0.1.0#add-node")] unsafe
                         extern "C" fn _post_return_add_node(arg0 : * mut u8,) { unsafe {
                         $($path_to_types)*:: __post_return_add_node::<$ty > (arg0) } }
@@ -1630,10 +1869,10 @@ macro_rules! __export_filter_impl {
         =
         "component-type:wit-bindgen:0.60.0:blockloom:filter@0.1.0:filter:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1374] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1576] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe1\x09\x01A\x02\x01\
-A\x06\x01B\x1a\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xab\x0b\x01A\x02\x01\
+A\x08\x01B\x1a\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
 \0\x09condition\x03\0\0\x01r\x03\x08requestsw\x05bytesw\x05untilw\x04\0\x06budge\
 t\x03\0\x02\x01k\x03\x01r\x03\x05kindsy\x04only\x01\x06budget\x04\x04\0\x04rule\x03\
 \0\x05\x01@\x02\x05level}\x07messages\x01\0\x04\0\x03log\x01\x07\x01o\x02ww\x01k\
@@ -1643,26 +1882,31 @@ s\x01@\x03\x04node{\x04names\x11granularity-bytesw\0\x0b\x04\0\x0abitmap-own\x01
 intoy\x04fromy\0\x0e\x04\0\x0cbitmap-merge\x01\x0f\x01@\x04\x06bitmapy\x06offset\
 w\x03lenw\x05value\x7f\0\x0e\x04\0\x0abitmap-set\x01\x10\x01p\x06\x01@\x03\x04no\
 de{\x05rules\x11\x05epochy\0\x0e\x04\0\x09set-rules\x01\x12\x03\0\x1bblockloom:f\
-ilter/host@0.1.0\x05\0\x01B%\x01r\x02\x04names\x08required\x7f\x04\0\x0bbitmap-w\
-ant\x03\0\0\x01n\x05\x04read\x0fwrite-unchanged\x05write\x07discard\x06resize\x04\
-\0\x06grants\x03\0\x02\x01r\x03\x04names\x08required\x7f\x05wants\x03\x04\0\x0ac\
-hild-want\x03\0\x04\x01p\x05\x01ps\x01p\x01\x01r\x0a\x06layouty\x04names\x07vers\
-ions\x05kindsy\x08children\x06\x05views\x07\x07bitmaps\x08\x0fwants-transform\x7f\
-\x07has-job\x7f\x0amay-bypass\x7f\x04\0\x0bdescription\x03\0\x09\x01r\x02\x04pat\
-hs\x07messages\x04\0\x0cconfig-error\x03\0\x0b\x01r\x02\x0asize-bytesw\x07grante\
-d\x03\x04\0\x05child\x03\0\x0d\x01r\x04\x04names\x05indexy\x11granularity-bytesw\
-\x05owned\x7f\x04\0\x06bitmap\x03\0\x0f\x01k\x0e\x01p\x11\x01p\x10\x01r\x06\x05i\
-ndex{\x04names\x0asize-bytesw\x09read-only\x7f\x08children\x12\x07bitmaps\x13\x04\
-\0\x04node\x03\0\x14\x01@\0\0\x0a\x04\0\x08describe\x01\x16\x01j\0\x01\x0c\x01@\x01\
-\x06configs\0\x17\x04\0\x09configure\x01\x18\x01j\0\x01s\x01@\x01\x04node\x15\0\x19\
-\x04\0\x08add-node\x01\x1a\x01@\x01\x05index{\x01\0\x04\0\x0bremove-node\x01\x1b\
-\x01p}\x01@\0\0\x1c\x04\0\x04save\x01\x1d\x01@\x01\x05state\x1c\0\x19\x04\0\x07r\
-estore\x01\x1e\x04\0\x1eblockloom:filter/control@0.1.0\x05\x01\x01B\x05\x01pw\x01\
-@\x02\x03noww\x06events\0\0\0\x04\0\x04poll\x01\x01\x01@\x05\x03noww\x04headw\x02\
-idw\x06offsetw\x03lenw\0w\x04\0\x08poll-one\x01\x02\x04\0\x1bblockloom:filter/da\
-ta@0.1.0\x05\x02\x04\0\x1dblockloom:filter/filter@0.1.0\x04\0\x0b\x0c\x01\0\x06f\
-ilter\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.\
-2\x10wit-bindgen-rust\x060.60.0";
+ilter/host@0.1.0\x05\0\x01B\x09\x01q\x02\x07request\x01y\0\x06buffer\x01y\0\x04\0\
+\x06holder\x03\0\0\x01p}\x01j\x01\x02\x01y\x01@\x03\x02of\x01\x06offsety\x03leny\
+\0\x03\x04\0\x03get\x01\x04\x01j\0\x01y\x01@\x03\x02of\x01\x06offsety\x05bytes\x02\
+\0\x05\x04\0\x03put\x01\x06\x03\0\x1cblockloom:filter/bytes@0.1.0\x05\x01\x01B'\x01\
+r\x02\x04names\x08required\x7f\x04\0\x0bbitmap-want\x03\0\0\x01m\x03\x04none\x04\
+read\x09transform\x04\0\x0bbyte-access\x03\0\x02\x01n\x05\x04read\x0fwrite-uncha\
+nged\x05write\x07discard\x06resize\x04\0\x06grants\x03\0\x04\x01r\x04\x04names\x08\
+required\x7f\x05wants\x05\x09exclusive\x7f\x04\0\x0achild-want\x03\0\x06\x01p\x07\
+\x01ps\x01p\x01\x01r\x0a\x06layouty\x04names\x07versions\x05kindsy\x08children\x08\
+\x05views\x09\x07bitmaps\x0a\x0bwants-bytes\x03\x07has-job\x7f\x0amay-bypass\x7f\
+\x04\0\x0bdescription\x03\0\x0b\x01r\x02\x04paths\x07messages\x04\0\x0cconfig-er\
+ror\x03\0\x0d\x01r\x02\x0asize-bytesw\x07granted\x05\x04\0\x05child\x03\0\x0f\x01\
+r\x04\x04names\x05indexy\x11granularity-bytesw\x05owned\x7f\x04\0\x06bitmap\x03\0\
+\x11\x01k\x10\x01p\x13\x01p\x12\x01r\x07\x05index{\x04names\x0asize-bytesw\x09re\
+ad-only\x7f\x08children\x14\x07bitmaps\x15\x05bytes\x03\x04\0\x04node\x03\0\x16\x01\
+@\0\0\x0c\x04\0\x08describe\x01\x18\x01j\0\x01\x0e\x01@\x01\x06configs\0\x19\x04\
+\0\x09configure\x01\x1a\x01j\0\x01s\x01@\x01\x04node\x17\0\x1b\x04\0\x08add-node\
+\x01\x1c\x01@\x01\x05index{\x01\0\x04\0\x0bremove-node\x01\x1d\x01p}\x01@\0\0\x1e\
+\x04\0\x04save\x01\x1f\x01@\x01\x05state\x1e\0\x1b\x04\0\x07restore\x01\x20\x04\0\
+\x1eblockloom:filter/control@0.1.0\x05\x02\x01B\x05\x01pw\x01@\x02\x03noww\x06ev\
+ents\0\0\0\x04\0\x04poll\x01\x01\x01@\x05\x03noww\x04headw\x02idw\x06offsetw\x03\
+lenw\0w\x04\0\x08poll-one\x01\x02\x04\0\x1bblockloom:filter/data@0.1.0\x05\x03\x04\
+\0\x1dblockloom:filter/filter@0.1.0\x04\0\x0b\x0c\x01\0\x06filter\x03\0\0\0G\x09\
+producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rus\
+t\x060.60.0";
         };
     };
 }
@@ -1675,9 +1919,9 @@ pub use __export_filter_impl as export;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 681] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x8c\x04\x01A\x02\x01\
-A\x02\x01B\x1a\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 829] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xa0\x05\x01A\x02\x01\
+A\x04\x01B\x1a\x01q\x03\x06always\0\0\x07any-set\x01y\0\x0bunallocated\x01}\0\x04\
 \0\x09condition\x03\0\0\x01r\x03\x08requestsw\x05bytesw\x05untilw\x04\0\x06budge\
 t\x03\0\x02\x01k\x03\x01r\x03\x05kindsy\x04only\x01\x06budget\x04\x04\0\x04rule\x03\
 \0\x05\x01@\x02\x05level}\x07messages\x01\0\x04\0\x03log\x01\x07\x01o\x02ww\x01k\
@@ -1687,7 +1931,10 @@ s\x01@\x03\x04node{\x04names\x11granularity-bytesw\0\x0b\x04\0\x0abitmap-own\x01
 intoy\x04fromy\0\x0e\x04\0\x0cbitmap-merge\x01\x0f\x01@\x04\x06bitmapy\x06offset\
 w\x03lenw\x05value\x7f\0\x0e\x04\0\x0abitmap-set\x01\x10\x01p\x06\x01@\x03\x04no\
 de{\x05rules\x11\x05epochy\0\x0e\x04\0\x09set-rules\x01\x12\x03\0\x1bblockloom:f\
-ilter/host@0.1.0\x05\0\x04\0=blockloom:filter/filter-with-all-of-its-exports-rem\
-oved@0.1.0\x04\0\x0b,\x01\0&filter-with-all-of-its-exports-removed\x03\0\0\0G\x09\
-producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rus\
-t\x060.60.0";
+ilter/host@0.1.0\x05\0\x01B\x09\x01q\x02\x07request\x01y\0\x06buffer\x01y\0\x04\0\
+\x06holder\x03\0\0\x01p}\x01j\x01\x02\x01y\x01@\x03\x02of\x01\x06offsety\x03leny\
+\0\x03\x04\0\x03get\x01\x04\x01j\0\x01y\x01@\x03\x02of\x01\x06offsety\x05bytes\x02\
+\0\x05\x04\0\x03put\x01\x06\x03\0\x1cblockloom:filter/bytes@0.1.0\x05\x01\x04\0=\
+blockloom:filter/filter-with-all-of-its-exports-removed@0.1.0\x04\0\x0b,\x01\0&f\
+ilter-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-b\
+y\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";

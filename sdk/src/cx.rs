@@ -1,6 +1,5 @@
 //! What a body can do besides deciding: time, operations on children.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
@@ -8,17 +7,18 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use blockloom_abi::{
-    Action, BitmapIndex, ChildIndex, CopyRange, Errno, Extent, NodeIndex, Operation, Parent, Token,
-    Write,
+    Action, BitmapIndex, ChildIndex, CopyRange, Errno, Extent, Kind, NodeIndex, Operation, Parent,
+    Token, Write,
 };
 
-use crate::Time;
-use crate::exec::{Ended, Shared, Task};
+use crate::bytes::{Bytes, Holder};
+use crate::exec::{Ended, Shared, Task, Unwanted};
+use crate::{Signal, Time};
 
 /// A body's way to the host.
 ///
 /// Operations are done for the request (or job) whose body it is, to the children of its node.
-/// One whose future is dropped before it ended goes on; its result is lost. Ranges are byte
+/// One whose future is dropped before it ended goes on, and its result is lost; a wait ends. Ranges are byte
 /// offsets; a copy, read or write moves at most 1 MiB ([`MAX_COPY_BYTES`](crate::MAX_COPY_BYTES)).
 #[derive(Debug)]
 pub struct Cx {
@@ -26,18 +26,22 @@ pub struct Cx {
     slot: u16,
     parent: Parent,
     node: NodeIndex,
-    stop: Option<Rc<Cell<bool>>>,
+    /// Of the data of the request.
+    len: u64,
+    stop: Option<Rc<Signal>>,
 }
 
 impl Cx {
     pub(crate) fn new(shared: Rc<Shared>, slot: u16, task: Task) -> Self {
-        let (parent, node, stop) = match task {
+        let (parent, node, len, stop) = match task {
             Task::Request(request) | Task::Done(request, _) => {
-                (Parent::Request(request.id), request.node, None)
+                let has_data = matches!(request.kind, Kind::Read | Kind::Write);
+                let len = if has_data { request.len } else { 0 };
+                (Parent::Request(request.id), request.node, len, None)
             }
-            Task::Job(node, stop) => (Parent::Job(node), node, Some(stop)),
+            Task::Job(node, stop) => (Parent::Job(node), node, 0, Some(stop)),
         };
-        Self { shared, slot, parent, node, stop }
+        Self { shared, slot, parent, node, len, stop }
     }
 
     /// The time of the present call.
@@ -55,7 +59,38 @@ impl Cx {
     /// Whether the host wants this job to end.
     #[must_use]
     pub fn stop_requested(&self) -> bool {
-        self.stop.as_ref().is_some_and(|stop| stop.get())
+        self.stop.as_ref().is_some_and(|stop| stop.is_set())
+    }
+
+    /// Waits until the host wants this job to end; for ever in what is no job.
+    pub async fn stopped(&self) {
+        match &self.stop {
+            Some(stop) => stop.wait().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The data of the request, for a filter to which it is granted ([`Description::bytes`]).
+    ///
+    /// In the body of a write it is what the guest writes; bytes that are put there are forwarded in its
+    /// place. In [`done`](crate::Filter::done) of a read it is what the child gave, and bytes that are put
+    /// there answer the read. A body of a read may put bytes, too, and say [`Served`](crate::Verdict::Served).
+    ///
+    /// [`Description::bytes`]: crate::Description::bytes
+    #[must_use]
+    pub fn bytes(&self) -> Bytes<'_> {
+        let Parent::Request(id) = self.parent else { return Bytes::none() };
+        Bytes::of(Holder::Request(id.bits()), self.len)
+    }
+
+    /// A buffer of zeros in the host, for bytes of the filter's own: at most 1 MiB.
+    ///
+    /// # Errors
+    ///
+    /// The host's; [`Errno::ENOMEM`] while there are too many.
+    pub async fn make(&self, len: u64) -> Result<Buffer, Errno> {
+        let action = Action::Make { token: NO_TOKEN, parent: self.parent, len };
+        self.fill(action, len).await
     }
 
     /// Waits until a time; not at all for one that has passed.
@@ -65,7 +100,8 @@ impl Cx {
         }
     }
 
-    /// The block status of a child's range.
+    /// The block status of a child's range: its first extents, 64 at most. Where they end before the range does,
+    /// ask again from there.
     ///
     /// # Errors
     ///
@@ -113,10 +149,15 @@ impl Cx {
     ///
     /// The host's.
     pub async fn read(&self, child: ChildIndex, range: Range<u64>) -> Result<Buffer, Errno> {
-        let mut running = self.operation(Action::Read(self.on(child, range)));
+        let operation = self.on(child, range);
+        self.fill(Action::Read(operation), operation.len).await
+    }
+
+    async fn fill(&self, action: Action, len: u64) -> Result<Buffer, Errno> {
+        let mut running = self.operation(action);
         let ended = (&mut running).await;
         let token = running.token.unwrap_or(NO_TOKEN);
-        ended.result.map(|()| Buffer { shared: Rc::clone(&self.shared), token })
+        ended.result.map(|()| Buffer { shared: Rc::clone(&self.shared), token, len })
     }
 
     /// Writes a buffer of the host to a child, from an offset on.
@@ -226,7 +267,12 @@ impl Drop for Running<'_> {
         if let Some(token) = self.token
             && !self.ended
         {
-            self.cx.shared.abandon(token, matches!(self.action, Action::Read(_)));
+            let unwanted = match self.action {
+                Action::Read(_) | Action::Make { .. } => Unwanted::Buffer,
+                Action::Timer { .. } => Unwanted::Timer,
+                _ => Unwanted::GoesOn,
+            };
+            self.cx.shared.abandon(token, unwanted);
         }
     }
 }
@@ -271,15 +317,25 @@ impl Future for Copy<'_> {
     }
 }
 
-/// Bytes that a child held, in a buffer of the host; dropping it gives the buffer back.
+/// Bytes in a buffer of the host, such as a child held; dropping it gives the buffer back.
 #[derive(Debug)]
 pub struct Buffer {
     shared: Rc<Shared>,
     token: Token,
+    len: u64,
+}
+
+impl Buffer {
+    /// Its bytes, for a filter to which they are granted. A buffer to which some are put proves nothing any
+    /// more: a claim for it is refused.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes<'_> {
+        Bytes::of(Holder::Buffer(self.token.0), self.len)
+    }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.shared.push(Action::Drop { buffer: self.token }.encode());
+        self.shared.push(Action::Drop { token: self.token }.encode());
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use blockloom_abi::{
     BitmapIndex, ChildIndex, Control, Errno, Kind, Kinds, LAYOUT_VERSION, NodeIndex, Request,
+    RequestId,
 };
 
 use crate::{ConfigError, Cx};
@@ -31,6 +32,9 @@ pub trait Filter: Sized + 'static {
 
     /// The kinds of requests after whose end [`done`](Self::done) is run.
     const NOTIFY: Kinds = Kinds::NONE;
+
+    /// The kinds of requests that [`decide`](Self::decide) may have held.
+    const HOLDS: Kinds = Kinds::NONE;
 
     /// Whether [`job`](Self::job) is written.
     const JOB: bool = false;
@@ -65,7 +69,7 @@ pub trait Filter: Sized + 'static {
         Ok(())
     }
 
-    /// The node has no request left and gets no more.
+    /// The node has no request left and gets no more; its job has ended. Its index may be another node's later.
     fn remove_node(&self, node: NodeIndex) {
         let _ = node;
     }
@@ -76,6 +80,20 @@ pub trait Filter: Sized + 'static {
     fn decide(&self, request: &Request, now: Time) -> Option<Verdict> {
         let _ = (request, now);
         None
+    }
+
+    /// Lets held requests go ([`Verdict::Hold`]): by their ids, in the order in which they are to go. Asked at
+    /// the end of every call for as long as it returns when to ask again at the latest; none says that no
+    /// request is held.
+    fn release(&self, now: Time, let_go: &mut dyn FnMut(RequestId)) -> Option<Time> {
+        let _ = (now, let_go);
+        None
+    }
+
+    /// A held request is gone, although it was not let go: the host lets all go when their node is drained,
+    /// and each after `limits.hold`.
+    fn gone(&self, request: &Request) {
+        let _ = request;
     }
 
     /// A read.
@@ -138,12 +156,15 @@ pub trait Filter: Sized + 'static {
         let _ = control;
     }
 
-    /// The state to hand to a new version of the plugin; called when nothing is in flight.
+    /// The state to hand to a new version of the plugin; called when nothing is in flight and no job runs. At
+    /// most 1 MiB. Begin it with a number of its form: what reads it may be older or newer than what wrote
+    /// it. By default there is none.
     fn save(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes over a state that [`save`](Self::save) returned.
+    /// Takes over a state that [`save`](Self::save) returned, after [`configure`](Self::configure) and every
+    /// [`add_node`](Self::add_node). Not called for an empty one. If it fails the former version goes on.
     ///
     /// # Errors
     ///
@@ -163,9 +184,12 @@ pub enum Verdict {
     Forward,
     /// Passed on, but not before a time. The host holds it and needs no further word.
     ForwardAt(Time),
+    /// Kept by the host until [`release`](Filter::release) lets it go; see [`HOLDS`](Filter::HOLDS).
+    Hold,
     /// Refused.
     Fail(Errno),
-    /// Answered by a copy that serves it.
+    /// Answered by a copy that serves it, or by the bytes that were put to it; a write or zeroing of a filter
+    /// that transforms data: done by its operations.
     Served,
 }
 
@@ -238,8 +262,8 @@ pub struct Description {
     pub views: Vec<&'static str>,
     /// Bitmaps that it reads, and whether it cannot do without.
     pub bitmaps: Vec<(&'static str, bool)>,
-    /// Whether it answers requests with bytes that are not its child's.
-    pub wants_transform: bool,
+    /// What it wants to do with the data of requests.
+    pub bytes: ByteAccess,
     /// Whether requests may go to the filtered child without it, should it fail.
     pub may_bypass: bool,
 }
@@ -256,7 +280,7 @@ impl Description {
             children: vec![ChildWant::new("file")],
             views: Vec::new(),
             bitmaps: Vec::new(),
-            wants_transform: false,
+            bytes: ByteAccess::None,
             may_bypass: false,
         }
     }
@@ -276,11 +300,27 @@ impl Description {
         self
     }
 
+    /// Nobody else may change what the filtered child shows, but through the node: for a filter that keeps old
+    /// bytes before they are changed. Others may read it, and write what is proven to change nothing.
+    #[must_use]
+    pub fn exclusive(mut self) -> Self {
+        if let Some(file) = self.children.first_mut() {
+            file.exclusive = true;
+        }
+        self
+    }
+
     /// One child more.
     #[must_use]
     pub fn child(mut self, child: ChildWant) -> Self {
         self.children.push(child);
         self
+    }
+
+    /// What it wants to do with the data of requests: see [`Cx::bytes`].
+    #[must_use]
+    pub fn bytes(self, bytes: ByteAccess) -> Self {
+        Self { bytes, ..self }
     }
 
     /// One bitmap more that it reads, if `bitmap.NAME` of its node lends one.
@@ -314,13 +354,15 @@ pub struct ChildWant {
     pub required: bool,
     /// What the plugin wants to do to it on its own account.
     pub wants: Grants,
+    /// Whether nobody else may change what it shows, but through the node.
+    pub exclusive: bool,
 }
 
 impl ChildWant {
     /// A required child, to which nothing is done on the plugin's own account.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
-        Self { name, required: true, wants: Grants::NONE }
+        Self { name, required: true, wants: Grants::NONE, exclusive: false }
     }
 
     /// The plugin can do without it.
@@ -333,6 +375,12 @@ impl ChildWant {
     #[must_use]
     pub const fn wants(self, wants: Grants) -> Self {
         Self { wants, ..self }
+    }
+
+    /// Nobody else may change what it shows, but through the node.
+    #[must_use]
+    pub const fn exclusive(self) -> Self {
+        Self { exclusive: true, ..self }
     }
 }
 
@@ -379,6 +427,19 @@ impl Grants {
     }
 }
 
+/// What a plugin may do with the data of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ByteAccess {
+    /// Nothing.
+    #[default]
+    None,
+    /// Look at it.
+    Read,
+    /// Make it other data: the node shows bytes of its own. A zeroing is then a write, and a discard does
+    /// nothing, unless [`Filter::KINDS`] has them.
+    Transform,
+}
+
 /// A node that the instance serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -394,6 +455,8 @@ pub struct Node {
     pub children: Vec<Option<Child>>,
     /// The bitmaps it may use.
     pub bitmaps: Vec<Bitmap>,
+    /// What it may do with the data of requests.
+    pub bytes: ByteAccess,
 }
 
 impl Node {
@@ -408,8 +471,8 @@ impl Node {
     /// A bitmap of that name.
     #[must_use]
     pub fn bitmap(&self, name: &str) -> Option<(BitmapIndex, &Bitmap)> {
-        let index = self.bitmaps.iter().position(|bitmap| bitmap.name == name)?;
-        Some((BitmapIndex(index as u32), &self.bitmaps[index]))
+        let bitmap = self.bitmaps.iter().find(|bitmap| bitmap.name == name)?;
+        Some((bitmap.index, bitmap))
     }
 }
 

@@ -8,7 +8,7 @@ use blockloom_abi::{BitmapIndex, Entry, Kinds, NodeIndex};
 use crate::bindings::exports::blockloom::filter::{control, data};
 use crate::exec::Instance;
 use crate::text::{decimal, text};
-use crate::{Bitmap, Child, Filter, Grants, Level, Node};
+use crate::{Bitmap, ByteAccess, Child, Filter, Grants, Level, Node};
 
 /// The one instance of a component, as [`export_filter`](crate::export_filter) declares it.
 pub trait Plugin {
@@ -28,6 +28,7 @@ fn lower<F: Filter>(description: crate::Description, kinds: Kinds) -> control::D
             name: child.name.to_owned(),
             required: child.required,
             wants: control::Grants::from_bits_retain(child.wants.bits()),
+            exclusive: child.exclusive,
         });
     }
     let mut views = Vec::with_capacity(description.views.len());
@@ -46,7 +47,11 @@ fn lower<F: Filter>(description: crate::Description, kinds: Kinds) -> control::D
         children,
         views,
         bitmaps,
-        wants_transform: description.wants_transform,
+        wants_bytes: match description.bytes {
+            ByteAccess::None => control::ByteAccess::None,
+            ByteAccess::Read => control::ByteAccess::Read,
+            ByteAccess::Transform => control::ByteAccess::Transform,
+        },
         has_job: F::JOB,
         may_bypass: description.may_bypass,
     }
@@ -76,6 +81,11 @@ fn lift(node: control::Node) -> Node {
         read_only: node.read_only,
         children,
         bitmaps,
+        bytes: match node.bytes {
+            control::ByteAccess::None => ByteAccess::None,
+            control::ByteAccess::Read => ByteAccess::Read,
+            control::ByteAccess::Transform => ByteAccess::Transform,
+        },
     }
 }
 

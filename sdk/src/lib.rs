@@ -77,6 +77,7 @@ mod guide {}
     reason = "generated, and compared by a test"
 )]
 pub mod bindings;
+mod bytes;
 mod config;
 mod cx;
 mod exec;
@@ -98,12 +99,14 @@ pub use blockloom_abi::{
     BitmapIndex, ChildIndex, Control, ControlKind, Errno, Extent, ExtentFlags, Kind, Kinds,
     MAX_COPY_BYTES, NodeIndex, Request, RequestFlags, RequestId,
 };
+pub use bytes::Bytes;
 pub use config::{ConfigError, Table};
 pub use cx::{Buffer, Copy, Cx};
 #[doc(hidden)]
 pub use exec::Instance;
 pub use filter::{
-    Bitmap, Child, ChildWant, Description, FILE, Filter, Grants, Node, NodeId, Time, Verdict,
+    Bitmap, ByteAccess, Child, ChildWant, Description, FILE, Filter, Grants, Node, NodeId, Time,
+    Verdict,
 };
 pub use host::{
     Budget, Condition, Level, Rule, bitmap_count, bitmap_merge, bitmap_next, bitmap_own,

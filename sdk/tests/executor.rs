@@ -164,7 +164,7 @@ fn a_buffer_is_named_by_its_read_and_given_back() {
     let [Action::Write(write)] = *host.operations() else { panic!("{:?}", host.operations()) };
     assert_eq!((write.source, write.claim), (read.token, true));
     host.end_operation(Err(Errno::EPERM));
-    assert_eq!(host.operations(), [Action::Drop { buffer: read.token }]);
+    assert_eq!(host.operations(), [Action::Drop { token: read.token }]);
     assert_eq!(host.answer(id), Some(Answer::Completed(Err(Errno::EPERM))));
 }
 
@@ -175,7 +175,7 @@ fn an_abandoned_read_gives_its_buffer_back_when_it_ends() {
     assert_eq!(host.answer(id), Some(Answer::forwarded_now()));
     let [Action::Read(read)] = *host.operations() else { panic!("{:?}", host.operations()) };
     host.end_operation(Ok(()));
-    assert_eq!(host.operations(), [Action::Drop { buffer: read.token }]);
+    assert_eq!(host.operations(), [Action::Drop { token: read.token }]);
 }
 
 #[test]
@@ -207,8 +207,9 @@ fn a_job_runs_until_it_is_told_to_stop() {
         host.end_operation(Ok(()));
     }
     host.control(Control { kind: ControlKind::JobStop, node, first: 0, second: 0 });
+    assert!(host.job_runs(node));
     host.end_operation(Ok(()));
-    assert!(host.operations().is_empty());
+    assert!(host.operations().is_empty() && !host.job_runs(node));
     assert_eq!(host.filter().rounds.get(), 4);
     assert_eq!(host.logged().len(), 4);
     assert_eq!(*host.filter().controls.borrow(), [ControlKind::JobStart, ControlKind::JobStop]);

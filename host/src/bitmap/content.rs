@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::read::{Words, count_runs};
-use super::{BitmapName, BitmapState, Granularity, Granules, Ranges};
+use super::{BitmapError, BitmapName, BitmapState, Granularity, Granules, Ranges};
 
 /// Everything of a bitmap that a change can alter. Replaced whole, never altered; only the bits of
 /// its sets change.
@@ -140,6 +140,15 @@ impl BitmapReader {
             return count_runs(self).1;
         }
         first.map_or(0, |first| first.dirty_bytes_with(second))
+    }
+
+    /// Makes dirty in `into` what is dirty here: [`Granules::merge_from`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn merge_into(&self, into: &Granules) -> Result<(), BitmapError> {
+        let (first, second) = self.sets();
+        [first, second].into_iter().flatten().try_for_each(|set| into.merge_from(set))
     }
 
     /// The granules by the word, the first in the lowest bit; zero past the last one.

@@ -47,8 +47,12 @@ impl Granules {
             });
         }
         self.take_grown(source);
-        if self.granularity() != source.granularity() {
-            self.merge_ranges_from(source);
+        if self.granularity() > source.granularity() {
+            self.merge_finer(source, add);
+            return Ok(());
+        }
+        if self.granularity() < source.granularity() {
+            self.merge_coarser(source);
             return Ok(());
         }
         for (target, source) in self.words().iter().zip(source.words()) {
@@ -64,14 +68,39 @@ impl Granules {
         Ok(())
     }
 
-    /// Marks what `source` has dirty, run by run. What a marked granule covers is not looked at
-    /// again, so a coarse target costs at most one step a granule, however finely the source is
-    /// broken up.
-    fn merge_ranges_from(&self, source: &Self) {
-        let mut from = 0;
-        while let Some(range) = source.next_dirty(from) {
-            self.mark(range.start, range.end - range.start);
-            from = range.end.next_multiple_of(self.granularity().bytes());
+    /// Merges a set of finer granules: each word of it is looked at once, and each granule of this one is added
+    /// once a word.
+    fn merge_finer(&self, source: &Self, add: impl Fn(&AtomicU64, u64)) {
+        let shift = self.granularity().shift() - source.granularity().shift();
+        for (index, word) in source.words().iter().enumerate() {
+            let mut bits = word.load(Relaxed);
+            while bits != 0 {
+                let granule = (index * 64 + bits.trailing_zeros() as usize) >> shift;
+                let target = &self.words()[granule / 64];
+                let missing = (1 << (granule % 64)) & !target.load(Relaxed);
+                if missing != 0 {
+                    add(target, missing);
+                }
+                // Those that the granule covers, too.
+                let next = ((granule + 1) << shift) - index * 64;
+                bits = if next < 64 { bits & (u64::MAX << next) } else { 0 };
+            }
+        }
+    }
+
+    /// Merges a set of coarser granules: each word of it is looked at once.
+    fn merge_coarser(&self, source: &Self) {
+        let granularity_bytes = source.granularity().bytes();
+        for (index, word) in source.words().iter().enumerate() {
+            let mut bits = word.load(Relaxed);
+            while bits != 0 {
+                let first = bits.trailing_zeros();
+                let count = (bits >> first).trailing_ones();
+                let granule = index as u64 * 64 + u64::from(first);
+                self.mark(granule * granularity_bytes, u64::from(count) * granularity_bytes);
+                let next = first + count;
+                bits = if next < 64 { bits & (u64::MAX << next) } else { 0 };
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::println;
 use crate::control::{Control, ControlOptions};
 use crate::error::{Error, ErrorKind};
-use crate::host::{Overrides, StartError, start};
+use crate::host::{ChangedPlugin, Host, Overrides, StartError, block_on, start};
 use crate::io::{EngineChoice, Signal, Signals, ask_to_end, background};
 
 /// Serves until told to end; then drains, flushes, and says what happened.
@@ -31,14 +31,18 @@ pub(super) fn serve(
         println(format_args!("export {} {}", export.id, export.uri));
     }
     println(format_args!("ready"));
-    while signals.wait() == Signal::Report {
-        log_report(&host.report());
+    loop {
+        match signals.wait() {
+            Signal::Report => log_report(&host.report()),
+            Signal::Reload => reload_plugins(&host),
+            Signal::Terminate => break,
+        }
     }
     control.iter_mut().for_each(Control::stop);
     tracing::info!("ending: {} clients are connected", host.connections());
     // A second order ends without waiting for anybody.
     let watcher = background("signals", move || {
-        while signals.wait() == Signal::Report {}
+        while signals.wait() != Signal::Terminate {}
         tracing::warn!("ending without waiting");
         process::exit(1);
     });
@@ -48,6 +52,23 @@ pub(super) fn serve(
     control.into_iter().for_each(Control::finish);
     log_report(&crate::host::report_of(&graph));
     Ok(ended?)
+}
+
+/// Replaces plugins whose files have changed.
+fn reload_plugins(host: &Host) {
+    let changed = block_on(host.reload_changed_plugins());
+    if changed.is_empty() {
+        tracing::info!("no plugin's file has changed");
+    }
+    for ChangedPlugin { plugin, file, result } in changed {
+        let file = file.display();
+        match result {
+            Ok(()) => tracing::info!("plugin `{plugin}` was replaced by what is in {file} now"),
+            Err(error) => {
+                tracing::error!("plugin `{plugin}` goes on as it was, not as in {file}: {error}");
+            }
+        }
+    }
 }
 
 fn log_report(report: &str) {

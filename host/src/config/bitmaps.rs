@@ -74,7 +74,8 @@ pub(super) fn check_exported(spec: &GraphSpec, declared: &Declared, problems: &P
         for id in &export.bitmaps {
             let problem = unknown("bitmap", id, &user, &declared.bitmaps);
             // What the file does not declare an image may hold, which shows when it is opened.
-            problem.filter(|_| !has_images).into_iter().for_each(|it| problems.push(it));
+            let may_be_there = has_images || spec.is_addition();
+            problem.filter(|_| !may_be_there).into_iter().for_each(|it| problems.push(it));
             let Some(bitmap) = spec.bitmap(&id.value) else { continue };
             let is_shown = match &bitmap.scope {
                 Scope::Node(node) => is_shown(&node.value),
@@ -106,7 +107,10 @@ pub(super) fn check_exported(spec: &GraphSpec, declared: &Declared, problems: &P
 pub(super) fn check_lent(spec: &GraphSpec, declared: &Declared, problems: &Problems) {
     for node in &spec.nodes {
         let user = format!("node `{}`", clip(&node.name.value));
-        let unknown = |lent: &LentBitmap| unknown("bitmap", &lent.bitmap, &user, &declared.bitmaps);
+        let unknown = |lent: &LentBitmap| match spec.lent_bitmap(&lent.bitmap.value) {
+            Some(_) => None,
+            None => unknown("bitmap", &lent.bitmap, &user, &declared.bitmaps),
+        };
         node.driver.lent().iter().filter_map(unknown).for_each(|problem| problems.push(problem));
     }
 }

@@ -1,6 +1,7 @@
 //! What is wrong with a file, and where: spans, diagnostics and their collection.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,6 +15,11 @@ pub struct Span {
     pub start: usize,
     /// Offset just past the last byte.
     pub end: usize,
+}
+
+impl Span {
+    /// Of what is there, but stands nowhere in what is read.
+    pub const NOWHERE: Self = Self { start: usize::MAX, end: usize::MAX };
 }
 
 impl From<Range<usize>> for Span {
@@ -129,6 +135,22 @@ impl Diagnostic {
 pub(super) struct Source {
     pub(super) file_name: String,
     pub(super) text: String,
+    /// Of what is no text: the path of the key at each place.
+    pub(super) paths: Option<Vec<String>>,
+}
+
+impl Source {
+    /// The path of the key at a place, of what is no text; empty for all of it.
+    pub(super) fn path(&self, span: Span) -> Option<&str> {
+        let paths = self.paths.as_ref()?;
+        Some(paths.get(span.start).map_or("", String::as_str))
+    }
+
+    /// Number of the line at a place of a text, from 1.
+    fn line(&self, span: Span) -> usize {
+        let before = self.text.get(..span.start.min(self.text.len())).unwrap_or_default();
+        before.matches('\n').count() + 1
+    }
 }
 
 /// What is wrong with one file, by position. [`Display`](fmt::Display) shows it as rustc shows its
@@ -171,6 +193,21 @@ impl Diagnostics {
         self.list.iter()
     }
 
+    /// What is wrong in one line, each with its place: the path of the key, or the line of the file.
+    pub fn brief(&self) -> String {
+        let errors = self.list.iter().filter(|it| it.severity == Severity::Error);
+        let brief = |it: &Diagnostic| {
+            let place = match self.source.path(it.span) {
+                Some(path) => path.to_owned(),
+                None => format!("{}:{}", self.source.file_name, self.source.line(it.span)),
+            };
+            let help = it.help.as_ref().map_or(String::new(), |help| format!(" ({help})"));
+            let place = if place.is_empty() { place } else { format!("{place}: ") };
+            super::render::printable(&format!("{place}{}{help}", it.message))
+        };
+        errors.map(brief).collect::<Vec<_>>().join("; ")
+    }
+
     /// The name of the file, as it was given to [`parse`](super::parse).
     pub fn file_name(&self) -> &str {
         &self.source.file_name
@@ -196,15 +233,26 @@ impl std::error::Error for Diagnostics {}
 
 /// Where the stages of parsing leave what they find, in any order.
 #[derive(Debug, Default)]
-pub(super) struct Problems(RefCell<Vec<Diagnostic>>);
+pub(super) struct Problems {
+    list: RefCell<Vec<Diagnostic>>,
+    /// Names that are no users' and may be referred to all the same: of nodes that are there.
+    pub(super) unnamed: BTreeSet<String>,
+    /// Names that were made up for nodes without one.
+    pub(super) made_up: BTreeSet<String>,
+}
 
 impl Problems {
+    /// Beside nodes that are there, of which these have no names that users gave.
+    pub(super) fn beside(unnamed: BTreeSet<String>) -> Self {
+        Self { unnamed, ..Self::default() }
+    }
+
     pub(super) fn push(&self, diagnostic: Diagnostic) {
-        self.0.borrow_mut().push(diagnostic);
+        self.list.borrow_mut().push(diagnostic);
     }
 
     pub(super) fn into_diagnostics(self, spec: &GraphSpec) -> Diagnostics {
-        let mut list = self.0.into_inner();
+        let mut list = self.list.into_inner();
         list.sort_by_key(|it| (it.span.start, it.span.end));
         Diagnostics { source: Arc::clone(&spec.source), list }
     }

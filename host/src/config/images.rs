@@ -13,7 +13,6 @@ use super::qcow2_options::{BackingSpec, DataFileSpec, ImageFacts, ImageSpec, Qco
 use super::render::clip;
 use super::spec::{ChildSpec, DriverSpec, FileSpec, GraphSpec, MOST_OF_EACH, NodeSpec};
 use super::{Surroundings, names, permissions};
-use crate::graph::PermissionSet;
 use crate::limits::{BACKING_CHAIN_MAX, GRAPH_DEPTH_MAX};
 
 /// Images at either end of a chain that a message names.
@@ -82,7 +81,7 @@ fn check_depth(spec: &GraphSpec, found: &mut Diagnostics) {
     }
 }
 
-fn conflicts(spec: &GraphSpec) -> Vec<Diagnostic> {
+pub(super) fn conflicts(spec: &GraphSpec) -> Vec<Diagnostic> {
     let problems = Problems::default();
     permissions::check(spec, &problems);
     problems.into_diagnostics(spec).iter().cloned().collect()
@@ -172,6 +171,15 @@ impl Reader<'_> {
         }
         let is_empty = !there.exists || there.size_bytes == 0 && !there.is_special;
         if is_empty && image.create.is_some() {
+            let of = self.node.children.iter().find(|child| child.name.value == "file");
+            let live = of.filter(|child| self.spec.is_live_node(&child.node.value));
+            if let Some(child) = live {
+                let message =
+                    format!("node `{}` is open already: no image can be made in it", child.node);
+                let help =
+                    "describe the file in the node itself: `file = { driver = \"file\", … }`";
+                return Err(Box::new(Diagnostic::error(child.node.span, message).help(help)));
+            }
             return Ok(Some(ImageSpec::New));
         }
         if !there.exists {
@@ -289,8 +297,7 @@ impl Reader<'_> {
 
     /// Whether the graph has somebody who changes the node.
     fn is_written(&self) -> bool {
-        let mut users = self.spec.edges_to(&self.node.name.value);
-        users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty())
+        self.spec.is_written(self.node)
     }
 
     fn understand(

@@ -15,6 +15,9 @@
 //!      → surroundings: images (headers, names, gate) → more nodes, or more diagnostics
 //! ```
 //!
+//! What is added to a host that runs comes the same way, as TOML ([`parse_addition`]) or JSON ([`parse_object`],
+//! [`parse_blockdev`]: `json`, `qapi`), beside what is [`Live`].
+//!
 //! Invariants:
 //! - Every error of a file is reported at once; a table with an error still takes part in the later
 //!   checks, with defaults in place of what is wrong, and an error is reported once, where it can
@@ -30,11 +33,14 @@ mod diagnostic;
 mod image_gate;
 mod image_names;
 mod images;
+mod json;
 mod listen;
+mod live;
 mod names;
 mod new_image;
 mod permissions;
 mod plugin_options;
+mod qapi;
 mod qcow2_checks;
 mod qcow2_options;
 mod read_filters;
@@ -43,6 +49,7 @@ mod read_qcow2;
 mod read_root;
 mod references;
 mod render;
+mod reopen;
 mod sizes;
 mod spec;
 pub(crate) mod suggest;
@@ -58,15 +65,19 @@ pub use crate::graph::{PermissionSet, Role};
 pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity, Span, Spanned};
 pub use images::read as read_images;
 pub use listen::{ListenAddr, ListenAddrError};
+pub use live::{Live, nowhere};
 pub(crate) use names::is_name;
 pub(crate) use permissions::grants_of;
 pub use permissions::{EdgeParent, EdgeSpec};
-pub use plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
+pub use plugin_options::{
+    BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource,
+};
 pub use qcow2_options::{
     BackingFormat, BackingReference, BackingSpec, Compression, DataFileSpec, ImageFacts, ImageSpec,
     Preallocation, Qcow2Compat, Qcow2CreateSpec, Qcow2Spec,
 };
 pub(crate) use render::printable;
+pub use reopen::{ChildChange, changes};
 pub use spec::{
     BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,
     FilterSpec, GraphSpec, HostSettings, LentBitmap, Locking, MemorySpec, NodeSpec, NullSpec,
@@ -76,7 +87,10 @@ pub use surroundings::{ConfigError, FileFacts, Surroundings, check_surroundings}
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 
 use crate::draw;
-use diagnostic::Problems;
+use diagnostic::{Problems, Source};
+use json::{Item, Places, Shape, Wrong};
+use qapi::Translated;
+use serde_json::Value;
 use spec::Declared;
 
 /// Reads the configuration `text` of the file called `file_name` (used in messages only).
@@ -116,7 +130,110 @@ pub fn dot(spec: &GraphSpec) -> String {
     draw::dot(&draw::of_spec(spec))
 }
 
+/// As [`parse_tolerant`], of what is added to a host that runs: it may name what is there.
+pub fn parse_addition(name: &str, text: &str, live: Live) -> (GraphSpec, Diagnostics) {
+    let mut spec = GraphSpec::empty(name, text);
+    let problems = beside(&mut spec, live);
+    match syntax::parse(text) {
+        Ok(root) => {
+            let declared = read_root::read(&root, &mut spec, &problems);
+            check(&mut spec, &declared, &problems);
+        }
+        Err(problem) => problems.push(problem),
+    }
+    let found = problems.into_diagnostics(&spec);
+    (spec, found)
+}
+
+/// As [`parse_addition`], of a JSON object that has the tables of a file as its members, and nodes in the words
+/// of TOML or of QEMU's `BlockdevOptions`. Places are the paths of keys.
+pub fn parse_object(name: &str, object: &Value, live: Live) -> (GraphSpec, Diagnostics) {
+    let Value::Object(members) = object else {
+        return of_items(name, Vec::new(), vec![no_object()], live, None);
+    };
+    let mut translated = Translated::default();
+    let mut root = Vec::new();
+    for (member, value) in members {
+        match (member.as_str(), value) {
+            ("node", Value::Object(nodes)) => {
+                for (name, options) in nodes {
+                    let path = json::below(member, name);
+                    match options {
+                        Value::Object(options) => drop(translated.add(options, &path, name)),
+                        _ => translated.wrong.push(Wrong::new(&path, "must be an object", "")),
+                    }
+                }
+            }
+            _ => match Item::of(value, member) {
+                Ok(item) => root.push((member.clone(), item)),
+                Err(wrong) => translated.wrong.push(wrong),
+            },
+        }
+    }
+    let Translated { nodes, wrong } = translated;
+    root.push(("node".to_owned(), Item::new("node", Shape::Table(nodes))));
+    of_items(name, root, wrong, live, None)
+}
+
+/// As [`parse_addition`], of one node: QEMU's `BlockdevOptions`, or the same in the words of TOML. Without a
+/// `node-name` it is called `made_up`. Gives its name, too.
+pub fn parse_blockdev(
+    name: &str,
+    options: &Value,
+    made_up: &str,
+    live: Live,
+) -> (GraphSpec, Diagnostics, String) {
+    let Value::Object(options) = options else {
+        let (spec, found) = of_items(name, Vec::new(), vec![no_object()], live, None);
+        return (spec, found, made_up.to_owned());
+    };
+    let mut translated = Translated::default();
+    let node = translated.add(options, "", made_up);
+    let Translated { nodes, wrong } = translated;
+    let root = vec![("node".to_owned(), Item::new("", Shape::Table(nodes)))];
+    let (spec, found) = of_items(name, root, wrong, live, Some(made_up));
+    (spec, found, node)
+}
+
+fn no_object() -> Wrong {
+    Wrong::new("", "it must be an object", "")
+}
+
+fn beside(spec: &mut GraphSpec, live: Live) -> Problems {
+    let names = live.nodes.iter().map(|node| &node.name.value);
+    let unnamed = names.filter(|name| name.starts_with('#')).cloned().collect();
+    spec.live = Some(live);
+    Problems::beside(unnamed)
+}
+
+fn of_items(
+    name: &str,
+    items: Vec<(String, Item)>,
+    mut wrong: Vec<Wrong>,
+    live: Live,
+    made_up: Option<&str>,
+) -> (GraphSpec, Diagnostics) {
+    let mut places = Places::default();
+    let root = places.table(&items);
+    wrong.append(&mut places.wrong);
+    let problem = |it: Wrong| {
+        let problem = Diagnostic::error(places.place(&it.path), it.message);
+        if it.help.is_empty() { problem } else { problem.help(it.help) }
+    };
+    let wrong: Vec<Diagnostic> = wrong.into_iter().map(problem).collect();
+    let (file_name, text) = (name.to_owned(), String::new());
+    let mut spec = GraphSpec::of(Source { file_name, text, paths: Some(places.paths) });
+    let mut problems = beside(&mut spec, live);
+    problems.made_up.extend(made_up.map(str::to_owned));
+    wrong.into_iter().for_each(|problem| problems.push(problem));
+    let declared = read_root::read(&root, &mut spec, &problems);
+    check(&mut spec, &declared, &problems);
+    let found = problems.into_diagnostics(&spec);
+    (spec, found)
+}
+
 fn check(spec: &mut GraphSpec, declared: &Declared, problems: &Problems) {
+    references::take_living_config(spec);
     views::fill_in(spec, declared, problems);
     spec.is_graph = references::check(&*spec, declared, problems);
     if spec.is_graph {

@@ -85,7 +85,7 @@ fn check_text(
 
 /// Checks that a reference is not to an unnamed node.
 pub(super) fn check_reference(name: &Spanned<String>, table: &Table<'_>) {
-    if name.value.starts_with('#') {
+    if name.value.starts_with('#') && !table.problems().unnamed.contains(&name.value) {
         let message = format!("`{}` is no name that can be referred to", clip(&name.value));
         let help = "give the inline node a name: move it to a table `[node.NAME]` of its own";
         table.problem(Diagnostic::error(name.span, message).help(help));

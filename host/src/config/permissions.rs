@@ -7,7 +7,7 @@
 //! other does not share.
 
 use super::diagnostic::{Diagnostic, Problems, Span};
-use super::plugin_options::Grant;
+use super::plugin_options::{BytesGrant, Grant};
 use super::references::describe_parent;
 use super::spec::{ChildSpec, DriverSpec, ExportSpec, FilterKind, GraphSpec, NodeSpec, Scope};
 use crate::graph::{PermissionSet, Role, Users, Verb};
@@ -62,6 +62,12 @@ pub(super) fn role_of(node: &NodeSpec, child: &str) -> Role {
                 Role::Source
             }
         }
+        // What it shows is made of the child's bytes, and is not them.
+        DriverSpec::Plugin(plugin)
+            if plugin.bytes.is_some_and(|bytes| bytes.value == BytesGrant::Transform) =>
+        {
+            Role::Storage
+        }
         DriverSpec::Filter(filter) if filter.kind == FilterKind::Backup && child == "target" => {
             Role::Target
         }
@@ -75,7 +81,11 @@ pub(super) fn role_of(node: &NodeSpec, child: &str) -> Role {
 /// out.
 pub(super) fn edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
     let indices = spec.indices();
-    let mut used = vec![Users::NONE; spec.nodes.len()];
+    let later = |node: &NodeSpec| match spec.is_left_to_users(node) {
+        true => Users { uses: PermissionSet::READ_WRITE, ..Users::NONE },
+        false => Users::NONE,
+    };
+    let mut used: Vec<Users> = spec.nodes.iter().map(later).collect();
     let mut edges = top_edges(spec);
     edges.retain(|edge| match indices.get(edge.child.as_str()) {
         Some(node) => {
@@ -84,16 +94,21 @@ pub(super) fn edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
             used[*node] = used[*node].with(user);
             true
         }
-        None => false,
+        None => spec.is_live_node(&edge.child),
     });
     let mut below: Vec<Vec<EdgeSpec>> = vec![Vec::new(); spec.nodes.len()];
     let (order, _) = spec.parents_first();
     for index in order {
         let node = &spec.nodes[index];
         for child in &node.children {
-            let Some(target) = indices.get(child.node.value.as_str()) else { continue };
+            let target = indices.get(child.node.value.as_str());
+            if target.is_none() && !spec.is_live_node(&child.node.value) {
+                continue;
+            }
             let (edge, user) = edge_of(node, child, used[index]);
-            used[*target] = used[*target].with(user);
+            if let Some(target) = target {
+                used[*target] = used[*target].with(user);
+            }
             below[index].push(edge);
         }
     }
@@ -145,6 +160,7 @@ fn edge_of(node: &NodeSpec, child: &ChildSpec, above: Users) -> (EdgeSpec, Users
     let passed = role.pass(Users { uses, ..above });
     let granted = grants_of(node, &child.name.value);
     let user = Users { uses: passed.uses.union(granted), ..passed };
+    let user = if is_exclusive(node, &child.name.value) { user.exclusive() } else { user };
     let edge = EdgeSpec {
         parent: EdgeParent::Node(node.name.value.clone()),
         child: child.node.value.clone(),
@@ -172,6 +188,15 @@ pub(crate) fn grants_of(node: &NodeSpec, child: &str) -> PermissionSet {
             _ => PermissionSet::CONSISTENT_READ,
         },
         _ => PermissionSet::NONE,
+    }
+}
+
+/// Whether nobody but those who come through `node` may change what its child called `child` shows.
+fn is_exclusive(node: &NodeSpec, child: &str) -> bool {
+    match &node.driver {
+        DriverSpec::Plugin(plugin) => plugin.exclusive.iter().any(|name| name == child),
+        DriverSpec::Filter(filter) => filter.kind == FilterKind::Backup && child == "file",
+        _ => false,
     }
 }
 
@@ -258,11 +283,32 @@ fn origin_of<'a>(
 
 /// Why `node` must be writable, if it must: a place, what is there, and how to do without.
 pub(super) fn writer_of(spec: &GraphSpec, node: &NodeSpec) -> Option<(Span, String, String)> {
-    spec.edges_to(&node.name.value).find_map(|edge| {
+    let known = spec.edges_to(&node.name.value).find_map(|edge| {
         let (permission, _) = edge.uses.intersection(PermissionSet::CHANGES).gravest()?;
         let origin = origin_of(spec, edge, permission)?;
         Some((origin.span(), origin.label(), origin.fix()))
+    });
+    known.or_else(|| {
+        let top = left_above(spec, node)?;
+        let name = &top.name;
+        let label = format!("node `{name}` may be written by who uses it");
+        Some((name.span, label, format!("add `read-only` to node `{name}`")))
     })
+}
+
+/// The node that is left to users who then may change `node`: itself, or one above.
+fn left_above<'a>(spec: &'a GraphSpec, node: &'a NodeSpec) -> Option<&'a NodeSpec> {
+    if !spec.is_addition() {
+        return None;
+    }
+    let mut at = node;
+    while !spec.is_left_to_users(at) {
+        let changes = |edge: &&EdgeSpec| !edge.uses.intersection(PermissionSet::CHANGES).is_empty();
+        let edge = spec.edges_to(&at.name.value).find(changes)?;
+        let EdgeParent::Node(parent) = &edge.parent else { return None };
+        at = spec.node(parent)?;
+    }
+    Some(at)
 }
 
 fn read_only_conflict(spec: &GraphSpec, node: &NodeSpec, edge: &EdgeSpec) -> Diagnostic {

@@ -87,6 +87,15 @@ impl Grant {
     }
 }
 
+/// What a plugin may do with the data of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BytesGrant {
+    /// Look at it.
+    Read,
+    /// Make it other data: the node shows bytes of its own.
+    Transform,
+}
+
 /// The grants for one child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrantSpec {
@@ -133,6 +142,10 @@ pub struct PluginLimits {
     /// Time that it may hold a request before it forwards or completes it: 1 ms to 1 h; 30 s by
     /// default.
     pub hold: Duration,
+    /// Processor time that its calls may take of each second: 1 ms to 1 s, which is no limit; 500 ms by default.
+    pub cpu: Duration,
+    /// Messages that it may log in each second: 0 to 10000; 100 by default.
+    pub messages: u32,
 }
 
 impl Default for PluginLimits {
@@ -142,6 +155,8 @@ impl Default for PluginLimits {
             call: Duration::from_millis(5),
             in_flight: 256,
             hold: Duration::from_secs(30),
+            cpu: Duration::from_millis(500),
+            messages: 100,
         }
     }
 }
@@ -158,6 +173,16 @@ pub struct ConfigSpec {
 }
 
 impl ConfigSpec {
+    pub(super) fn forget_places(&mut self) {
+        self.span = Span::NOWHERE;
+        self.spans.clear();
+    }
+
+    /// Whether nothing was said.
+    pub(super) fn is_absent(&self) -> bool {
+        self.json.as_object().is_some_and(serde_json::Map::is_empty)
+    }
+
     /// Where the part at `path` stands, or the nearest part around it that the file has.
     ///
     /// `path` is a JSON pointer (`/limits/0/iops`) or a dotted path (`limits[0].iops`).

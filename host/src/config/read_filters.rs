@@ -9,7 +9,9 @@ use toml::de::DeValue;
 use super::convert::{Choice, Size, integer};
 use super::diagnostic::{Diagnostic, Span, Spanned};
 use super::plugin_options::pointer_part;
-use super::plugin_options::{ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource};
+use super::plugin_options::{
+    BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource,
+};
 use super::read_nodes::Partial;
 use super::render::clip;
 use super::spec::{DriverSpec, FilterKind, FilterSpec, LentBitmap, PluginSpec};
@@ -17,6 +19,8 @@ use super::table::{Entry, Table, entries};
 use super::units::{format_duration, format_size};
 use super::{names, suggest};
 
+/// What `grant` says of the data of requests, beside the names of children.
+const BYTES: &str = "bytes";
 /// Most children of one plugin.
 const MOST_CHILDREN: usize = 64;
 const MEMORY_BYTES: (u64, u64) = (64 << 10, 1 << 30);
@@ -24,6 +28,8 @@ const CALL: (Duration, Duration) = (Duration::from_micros(100), Duration::from_s
 const IN_FLIGHT: (u64, u64) = (1, 65535);
 const BUDGET: (u64, u64) = (1, 1000);
 const WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+const CPU: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
+const MESSAGES_MAX: u64 = 10_000;
 const HOLD: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(3600));
 
 impl Choice for Grant {
@@ -36,19 +42,26 @@ impl Choice for Grant {
     ];
 }
 
+impl Choice for BytesGrant {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("read", Self::Read), ("transform", Self::Transform)];
+}
+
 pub(super) fn read_plugin(table: &mut Table<'_>, node: &mut Partial) -> DriverSpec {
     let plugin = table.need::<String>("plugin", "\"throttle\"");
     let plugin = plugin.and_then(|plugin| source_of(plugin, table));
     let children = read_children(MOST_CHILDREN, table, node);
-    let grants = read_grants(table, &children);
+    let (grants, bytes) = read_grants(table, &children);
     DriverSpec::Plugin(PluginSpec {
         plugin: plugin.unwrap_or_else(|| table.default(PluginSource::Bundled(String::new()))),
         grants,
+        bytes,
         bitmaps: read_lent(table),
         on_fault: read_on_fault(table),
         limits: read_limits(table),
         instance: read_instance(table),
         config: read_config(table),
+        exclusive: Vec::new(),
     })
 }
 
@@ -123,7 +136,12 @@ fn read_children(most: usize, table: &mut Table<'_>, node: &mut Partial) -> Vec<
     }
     for entry in children.into_iter().take(most) {
         let name = Spanned::new(entry.key.to_owned(), entry.key_span);
-        if names::check_child_name(&name, table) {
+        if name.value == BYTES {
+            let message = format!("`child.{BYTES}` of {} cannot be", table.what);
+            let help =
+                format!("`grant.{BYTES}` is about the data of requests: no child has that name");
+            table.problem(Diagnostic::error(name.span, message).help(help));
+        } else if names::check_child_name(&name, table) {
             node.read_child(entry, table);
         }
         if name.value != "file" {
@@ -133,10 +151,18 @@ fn read_children(most: usize, table: &mut Table<'_>, node: &mut Partial) -> Vec<
     names
 }
 
-fn read_grants(table: &mut Table<'_>, children: &[String]) -> Vec<GrantSpec> {
+/// Reads `grant.CHILD` and `grant.bytes`.
+fn read_grants(
+    table: &mut Table<'_>,
+    children: &[String],
+) -> (Vec<GrantSpec>, Option<Spanned<BytesGrant>>) {
     let Some(grant) = table.table("grant", format!("`grant` of {}", table.what)) else {
-        return Vec::new();
+        return (Vec::new(), None);
     };
+    let (bytes, of_children): (Vec<_>, Vec<_>) =
+        grant.entries().into_iter().partition(|entry| entry.key == BYTES);
+    let name = format!("`grant.{BYTES}` of {}", table.what);
+    let bytes = bytes.into_iter().find_map(|entry| table.convert::<BytesGrant>(entry, &name));
     let read = |entry: Entry<'_>| {
         if !children.iter().any(|child| child == entry.key) {
             let name = clip(entry.key);
@@ -158,7 +184,7 @@ fn read_grants(table: &mut Table<'_>, children: &[String]) -> Vec<GrantSpec> {
         }
         GrantSpec { child: Spanned::new(entry.key.to_owned(), entry.key_span), grants }
     };
-    grant.entries().into_iter().map(read).collect()
+    (of_children.into_iter().map(read).collect(), bytes)
 }
 
 /// Reads `bitmap.NAME`.
@@ -238,6 +264,13 @@ fn read_limits(table: &mut Table<'_>) -> PluginLimits {
     }
     if let Some(hold) = take_duration(&mut table, "hold", HOLD) {
         limits.hold = hold;
+    }
+    if let Some(cpu) = take_duration(&mut table, "cpu", CPU) {
+        limits.cpu = cpu;
+    }
+    let rule = format!("must be 0 to {MESSAGES_MAX}");
+    if let Some(messages) = table.take_if("log", |it: &u64| *it <= MESSAGES_MAX, &rule) {
+        limits.messages = messages.value as u32;
     }
     table.finish("`limits`");
     limits

@@ -12,7 +12,7 @@ use super::render::clip;
 use super::spec::{BitmapSpec, Declared, DriveSpec, Engine, ExportSpec, GraphSpec, HostSettings};
 use super::spec::{MOST_OF_EACH, Persist, Scope};
 use super::table::Table;
-use super::{ListenAddr, names, read_nodes, suggest};
+use super::{ListenAddr, names, nowhere, read_nodes, suggest};
 
 const WORKERS: (u64, u64) = (1, 64);
 const LONGEST_POLL: Duration = Duration::from_millis(1);
@@ -29,12 +29,18 @@ impl Choice for Engine {
 pub(super) fn read(root: &DeTable<'_>, spec: &mut GraphSpec, problems: &Problems) -> Declared {
     let mut root = Table::new("the file", Span::default(), root, problems);
     let mut declared = Declared::default();
-    if let Some(table) = root.table("host", "`host`".to_owned()) {
+    if spec.is_addition() {
+        let help = "what is added are nodes, drives, bitmaps and exports";
+        root.refuse("host", "is for a host that is to start", help);
+    } else if let Some(table) = root.table("host", "`host`".to_owned()) {
         spec.host = read_host(table);
     }
     for (name, table) in named_tables(&mut root, "node", &mut declared.nodes) {
-        names::check_name("a node", &name, &table);
-        read_nodes::read_node(name, false, table, &mut spec.nodes);
+        let is_made_up = problems.made_up.contains(&name.value);
+        if !is_made_up {
+            names::check_name("a node", &name, &table);
+        }
+        read_nodes::read_node(name, is_made_up, table, &mut spec.nodes);
     }
     for (id, table) in named_tables(&mut root, "drive", &mut declared.drives) {
         names::check_name("a drive", &id, &table);
@@ -48,6 +54,10 @@ pub(super) fn read(root: &DeTable<'_>, spec: &mut GraphSpec, problems: &Problems
         spec.exports.extend(read_export(id, table));
     }
     root.finish("the file");
+    if let Some(live) = &spec.live {
+        declared.nodes.extend(live.nodes.iter().map(|node| nowhere(node.name.value.clone())));
+        declared.drives.extend(live.drives.iter().map(|drive| nowhere(drive.id.value.clone())));
+    }
     declared
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::diagnostic::{Diagnostic, Problems, Span, Spanned};
 use super::render::clip;
-use super::spec::{Declared, DriverSpec, ExportSpec, GraphSpec, MOST_OF_EACH, Scope};
+use super::spec::{Declared, DriverSpec, ExportSpec, GraphSpec, MOST_OF_EACH, NodeSpec, Scope};
 use super::{EdgeParent, bitmaps, qcow2_checks, read_root, sizes, suggest};
 
 /// Reports what does not lead anywhere. Gives whether the graph is small enough and free of cycles:
@@ -19,6 +19,7 @@ pub(super) fn check(spec: &GraphSpec, declared: &Declared, problems: &Problems) 
         return false;
     }
     check_shared_names(declared, problems);
+    check_taken(spec, declared, problems);
     check_targets(spec, declared, problems);
     check_instances(spec, problems);
     check_export_names(spec, problems);
@@ -35,8 +36,10 @@ pub(super) fn check(spec: &GraphSpec, declared: &Declared, problems: &Problems) 
 }
 
 fn check_shared_names(declared: &Declared, problems: &Problems) {
-    for node in &declared.nodes {
-        let Some(drive) = declared.drives.iter().find(|drive| *drive == node) else { continue };
+    let is_here = |name: &&Spanned<String>| name.span != Span::NOWHERE;
+    for node in declared.nodes.iter().filter(is_here) {
+        let mut drives = declared.drives.iter().filter(is_here);
+        let Some(drive) = drives.find(|drive| *drive == node) else { continue };
         let (first, second) = if node.span < drive.span { (node, drive) } else { (drive, node) };
         let message = format!("`{}` is the name of a node and of a drive", clip(&node.value));
         problems.push(
@@ -44,6 +47,49 @@ fn check_shared_names(declared: &Declared, problems: &Problems) {
                 .note(first.span, "first used here")
                 .help("nodes and drives share one namespace: rename one of the two"),
         );
+    }
+}
+
+/// Reports names that are taken by what is there.
+fn check_taken(spec: &GraphSpec, declared: &Declared, problems: &Problems) {
+    let Some(live) = spec.live() else { return };
+    let named = declared.nodes.iter().chain(&declared.drives);
+    for name in named.filter(|name| name.span != Span::NOWHERE) {
+        let what = if live.has_node(&name.value) {
+            "node"
+        } else if live.drive(&name.value).is_some() {
+            "drive"
+        } else {
+            continue;
+        };
+        let message = format!("there is a {what} `{}` already", clip(&name.value));
+        problems.push(Diagnostic::error(name.span, message).help("give this one another name"));
+    }
+    for export in spec.exports.iter().filter(|export| live.exports.contains(&export.id.value)) {
+        let message = format!("there is an export `{}` already", clip(&export.id.value));
+        problems
+            .push(Diagnostic::error(export.id.span, message).help("give this one another name"));
+    }
+}
+
+/// A node that shares an instance with one that is there, and says nothing about it, has its configuration.
+pub(super) fn take_living_config(spec: &mut GraphSpec) {
+    let Some(live) = &spec.live else { return };
+    for node in &mut spec.nodes {
+        let Some(instance) = node.driver.instance() else { continue };
+        let is_it = |it: &&NodeSpec| {
+            it.driver.name() == node.driver.name() && it.driver.instance() == Some(instance)
+        };
+        let known = live.nodes.iter().find(is_it).and_then(|known| known.driver.config());
+        let Some(known) = known.map(|config| config.json.clone()) else { continue };
+        let config = match &mut node.driver {
+            DriverSpec::Plugin(plugin) => &mut plugin.config,
+            DriverSpec::Filter(filter) => &mut filter.config,
+            _ => continue,
+        };
+        if config.is_absent() {
+            config.json = known;
+        }
     }
 }
 
@@ -102,7 +148,8 @@ fn check_targets(spec: &GraphSpec, declared: &Declared, problems: &Problems) {
 /// Nodes that share an instance must agree on everything that an instance has once.
 fn check_instances(spec: &GraphSpec, problems: &Problems) {
     let mut seen: BTreeMap<&str, (&Spanned<String>, &DriverSpec, String)> = BTreeMap::new();
-    for node in &spec.nodes {
+    let live = spec.live().into_iter().flat_map(|live| &live.nodes);
+    for node in live.chain(&spec.nodes) {
         let Some(instance) = node.driver.instance() else { continue };
         let entry = seen.entry(&instance.value);
         let (first, driver, user) =

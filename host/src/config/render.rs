@@ -141,12 +141,16 @@ impl<'a> Lines<'a> {
             Severity::Warning => "warning",
         };
         writeln!(f, "{severity}: {}", printable(&it.message))?;
-
+        if let Some(path) = self.source.path(it.span) {
+            return self.by_path(path, it, f);
+        }
         let main = self.mark(it.span, '^', "");
         let column = self.text(main.line)[..main.from].chars().count() + 1;
         let place = (main.line + 1, column);
         let mut marks = vec![main];
-        marks.extend(it.notes.iter().map(|note| self.mark(note.span, '-', &note.label)));
+        let (there, here): (Vec<_>, Vec<_>) =
+            it.notes.iter().partition(|note| note.span == Span::NOWHERE);
+        marks.extend(here.iter().map(|note| self.mark(note.span, '-', &note.label)));
         marks.sort_by_key(|mark| (mark.line, mark.from));
 
         let last = marks.last().map_or(0, |mark| mark.line + 1);
@@ -155,8 +159,31 @@ impl<'a> Lines<'a> {
         writeln!(f, "{gutter}--> {name}:{}:{}", place.0, place.1)?;
         writeln!(f, "{gutter} |")?;
         self.snippet(&marks, &gutter, f)?;
+        there.iter().try_for_each(|note| {
+            writeln!(f, "{gutter} = note: {} (it is there already)", printable(&note.label))
+        })?;
         match &it.help {
             Some(help) => writeln!(f, "{gutter} = help: {}", printable(help)),
+            None => Ok(()),
+        }
+    }
+
+    /// Of what is no text.
+    fn by_path(&self, path: &str, it: &Diagnostic, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = printable(&self.source.file_name);
+        match path.is_empty() {
+            true => writeln!(f, "  --> {name}")?,
+            false => writeln!(f, "  --> {name}: {}", printable(path))?,
+        }
+        for note in &it.notes {
+            let place = match self.source.path(note.span) {
+                Some(path) if !path.is_empty() => format!("{path}: "),
+                _ => String::new(),
+            };
+            writeln!(f, "   = note: {}", printable(&format!("{place}{}", note.label)))?;
+        }
+        match &it.help {
+            Some(help) => writeln!(f, "   = help: {}", printable(help)),
             None => Ok(()),
         }
     }

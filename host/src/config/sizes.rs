@@ -12,6 +12,9 @@ fn known_bytes(
     node: &NodeSpec,
     file_bytes: &dyn Fn(&FileSpec) -> Option<u64>,
 ) -> Option<u64> {
+    if let Some(size) = spec.live().and_then(|live| live.sizes.get(&node.name.value)) {
+        return Some(*size);
+    }
     let below = || known_bytes(spec, sized_by(spec, node)?, file_bytes);
     match &node.driver {
         DriverSpec::File(file) => file_bytes(file),
@@ -25,6 +28,7 @@ fn known_bytes(
             (None, None) => below(),
         },
         DriverSpec::Plugin(_) | DriverSpec::Filter(_) | DriverSpec::View(_) => below(),
+        DriverSpec::Running(_) => None,
     }
 }
 

@@ -11,7 +11,10 @@ use std::time::Duration;
 use super::PluginSource;
 use super::Qcow2Spec;
 use super::diagnostic::{Diagnostics, Source, Span, Spanned};
-use super::{ConfigSpec, EdgeParent, EdgeSpec, GrantSpec, ListenAddr, OnFault, PluginLimits};
+use super::{
+    BytesGrant, ConfigSpec, EdgeParent, EdgeSpec, GrantSpec, ListenAddr, Live, OnFault,
+    PluginLimits,
+};
 
 /// Most nodes, drives, bitmaps and exports (of each) in one file. It bounds the depth of the graph,
 /// and so every recursion over it.
@@ -32,6 +35,8 @@ pub struct GraphSpec {
     pub exports: Vec<ExportSpec>,
     /// All edges with their permissions: of drives, then of exports of nodes, then of nodes.
     pub edges: Vec<EdgeSpec>,
+    /// What is there already, of what is added to a host that runs.
+    pub(super) live: Option<Live>,
     /// Whether the nodes form a graph (few enough, no cycles): what walks along children needs that.
     pub(super) is_graph: bool,
     pub(super) source: Arc<Source>,
@@ -39,7 +44,11 @@ pub struct GraphSpec {
 
 impl GraphSpec {
     pub(super) fn empty(file_name: &str, text: &str) -> Self {
-        let source = Source { file_name: file_name.to_owned(), text: text.to_owned() };
+        let (file_name, text) = (file_name.to_owned(), text.to_owned());
+        Self::of(Source { file_name, text, paths: None })
+    }
+
+    pub(super) fn of(source: Source) -> Self {
         Self {
             host: HostSettings::default(),
             nodes: Vec::new(),
@@ -47,19 +56,22 @@ impl GraphSpec {
             bitmaps: Vec::new(),
             exports: Vec::new(),
             edges: Vec::new(),
+            live: None,
             is_graph: false,
             source: Arc::new(source),
         }
     }
 
-    /// The node called `name`.
+    /// The node called `name`, also one that is there already.
     pub fn node(&self, name: &str) -> Option<&NodeSpec> {
-        self.nodes.iter().find(|node| node.name.value == name)
+        let found = self.nodes.iter().find(|node| node.name.value == name);
+        found.or_else(|| self.live.as_ref()?.node(name))
     }
 
-    /// The drive called `id`.
+    /// The drive called `id`, also one that is there already.
     pub fn drive(&self, id: &str) -> Option<&DriveSpec> {
-        self.drives.iter().find(|drive| drive.id.value == id)
+        let found = self.drives.iter().find(|drive| drive.id.value == id);
+        found.or_else(|| self.live.as_ref()?.drive(id))
     }
 
     /// The bitmap under `[bitmap.ID]`.
@@ -218,6 +230,8 @@ pub enum DriverSpec {
     Filter(FilterSpec),
     /// What a node showed at a point in time.
     View(ViewSpec),
+    /// That of a node which is there already and was not described: made by a program.
+    Running(&'static str),
 }
 
 impl DriverSpec {
@@ -232,6 +246,7 @@ impl DriverSpec {
             Self::Plugin(_) => "plugin",
             Self::Filter(filter) => filter.kind.name(),
             Self::View(_) => "plugin-view",
+            Self::Running(driver) => driver,
         }
     }
 
@@ -355,6 +370,8 @@ pub struct PluginSpec {
     pub plugin: Spanned<PluginSource>,
     /// What it may do to its children; nothing by default.
     pub grants: Vec<GrantSpec>,
+    /// What it may do with the data of requests; absent: nothing.
+    pub bytes: Option<Spanned<BytesGrant>>,
     /// Bitmaps that it may read.
     pub bitmaps: Vec<LentBitmap>,
     /// What happens to the node when the plugin fails.
@@ -365,6 +382,8 @@ pub struct PluginSpec {
     pub instance: Option<Spanned<String>>,
     /// What the plugin is told.
     pub config: ConfigSpec,
+    /// Children that nobody may change past the node, once the plugin has been asked.
+    pub exclusive: Vec<String>,
 }
 
 /// A filter of the host's own.

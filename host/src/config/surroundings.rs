@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::diagnostic::{Diagnostic, Diagnostics, Spanned};
+use super::diagnostic::{Diagnostic, Diagnostics, Span, Spanned};
 use super::render::clip;
 use super::spec::{
     DriverSpec, FileSpec, FilterKind, GraphSpec, Locking, NodeSpec, PluginSpec, ViewSpec,
@@ -90,6 +90,9 @@ pub trait Surroundings {
     /// What `plugin`, which can be loaded, finds wrong with `config`.
     fn plugin_config(&self, plugin: &PluginSource, config: &Value) -> Vec<ConfigError>;
 
+    /// The children of `plugin`, if it can be loaded, that nobody may change past its node.
+    fn plugin_exclusive(&self, plugin: &PluginSource) -> Vec<String>;
+
     /// The views that `plugin`, which can be loaded, offers.
     fn plugin_views(&self, plugin: &PluginSource) -> Vec<String>;
 
@@ -107,7 +110,9 @@ pub fn check_surroundings(
     if !spec.is_graph {
         return spec.diagnostics();
     }
-    let found = images::read(spec, surroundings, base_dir);
+    let past_plugins = ask_exclusive(spec, surroundings, base_dir);
+    let mut found = images::read(spec, surroundings, base_dir);
+    past_plugins.into_iter().for_each(|problem| found.push(problem));
     let spec = &*spec;
     let mut check = Check { spec, surroundings, base_dir, found, sizes: BTreeMap::new() };
     for node in &spec.nodes {
@@ -129,7 +134,8 @@ pub fn check_surroundings(
             DriverSpec::Memory(_)
             | DriverSpec::Null(_)
             | DriverSpec::Raw(_)
-            | DriverSpec::Qcow2(_) => {}
+            | DriverSpec::Qcow2(_)
+            | DriverSpec::Running(_) => {}
         }
     }
     check.same_files();
@@ -138,6 +144,24 @@ pub fn check_surroundings(
     sizes::check_sections(spec, &file_bytes, |problem| found.push(problem));
     check_listeners(spec, surroundings, base_dir, &mut found);
     found
+}
+
+/// Notes which children plugins want for themselves, and returns the conflicts that come of it.
+fn ask_exclusive(
+    spec: &mut GraphSpec,
+    surroundings: &dyn Surroundings,
+    base_dir: &Path,
+) -> Vec<Diagnostic> {
+    let known = images::conflicts(spec);
+    for node in &mut spec.nodes {
+        if let DriverSpec::Plugin(plugin) = &mut node.driver {
+            plugin.exclusive = surroundings.plugin_exclusive(&plugin.plugin.value.in_dir(base_dir));
+        }
+    }
+    spec.edges = permissions::edges(spec);
+    let mut conflicts = images::conflicts(spec);
+    conflicts.retain(|conflict| !known.contains(conflict));
+    conflicts
 }
 
 struct Check<'a> {
@@ -291,7 +315,8 @@ impl Check<'_> {
     /// other does.
     fn same_files(&mut self) {
         let mut seen: BTreeMap<PathBuf, (&NodeSpec, &FileSpec)> = BTreeMap::new();
-        for node in &self.spec.nodes {
+        let live = self.spec.live().into_iter().flat_map(|live| &live.nodes);
+        for node in live.chain(&self.spec.nodes) {
             let DriverSpec::File(file) = &node.driver else { continue };
             let path = file.path_in(self.base_dir);
             // What is not there yet has the path that it is made at.
@@ -301,7 +326,16 @@ impl Check<'_> {
             if std::ptr::eq(first, node) || is_unlocked {
                 continue;
             }
-            let writers = [first, node].map(|it| (it, permissions::writer_of(self.spec, it)));
+            let written = |it: &NodeSpec| {
+                let live = self.spec.live()?;
+                let label = format!("node `{}` is written", it.name);
+                live.written.contains(&it.name.value).then(|| (Span::NOWHERE, label, String::new()))
+            };
+            let writer = |it| written(it).or_else(|| permissions::writer_of(self.spec, it));
+            if self.spec.is_live_node(&node.name.value) {
+                continue;
+            }
+            let writers = [first, node].map(|it| (it, writer(it)));
             let Some((writer, (span, label, _))) =
                 writers.into_iter().find_map(|(it, why)| Some((it, why?)))
             else {
@@ -354,6 +388,9 @@ fn check_listeners(
         }
         seen.push(&export.listen.value);
         let addr = export.listen.value.in_dir(base_dir);
+        if spec.live().is_some_and(|live| live.listeners.contains(&addr)) {
+            continue;
+        }
         if !addr.fits() {
             let message = format!("`listen` of export `{}` {}", export.id, listen::too_long());
             found.push(Diagnostic::error(export.listen.span, message));

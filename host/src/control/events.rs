@@ -8,6 +8,7 @@ use super::clients::Clients;
 use super::qapi::{qapi_enum, qapi_event};
 use super::registry::Registry;
 use crate::graph::{BitmapChange, BitmapScope, Event, Notice};
+use crate::job::{JobEvent, JobNews, JobStatus};
 
 qapi_enum! {
     /// What a bitmap records.
@@ -117,6 +118,82 @@ qapi_event! {
         plugin: String,
         node_name: String,
         reason: String,
+        /// It broke the protocol.
+        violation: bool,
+    }
+}
+
+qapi_event! {
+    /// Claims of a plugin were refused: nothing was written. At most once a second, with all so far.
+    pub(crate) event "PLUGIN_CLAIMS_REFUSED" PluginClaimsRefused {
+        plugin: String,
+        node_name: String,
+        /// For bytes that may have changed since they were read.
+        stale: u64,
+        /// Without a proof.
+        not_proven: u64,
+    }
+}
+
+qapi_event! {
+    /// A plugin was replaced while it ran.
+    pub(crate) event "PLUGIN_RELOADED" PluginReloaded {
+        plugin: String,
+        node_name: String,
+        /// The version before.
+        from: String,
+        /// The version now.
+        to: String,
+    }
+}
+
+qapi_event! {
+    /// What a plugin's view showed of a point in time is not kept any more.
+    pub(crate) event "PLUGIN_VIEW_LOST" PluginViewLost {
+        plugin: String,
+        node_name: String,
+        reason: String,
+    }
+}
+
+qapi_event! {
+    /// An export is served.
+    pub(crate) event "BLOCK_EXPORT_ADDED" ExportAdded {
+        id: String,
+        /// The drive that it serves.
+        drive: String,
+    }
+}
+
+qapi_event! {
+    /// An export has ended, and its last client is gone.
+    pub(crate) event "BLOCK_EXPORT_DELETED" ExportDeleted {
+        id: String,
+    }
+}
+
+qapi_enum! {
+    /// What a job is at.
+    pub(crate) enum JobStatusWord {
+        Undefined = "undefined",
+        Created = "created",
+        Running = "running",
+        Paused = "paused",
+        Ready = "ready",
+        Standby = "standby",
+        Waiting = "waiting",
+        Pending = "pending",
+        Aborting = "aborting",
+        Concluded = "concluded",
+        Null = "null",
+    }
+}
+
+qapi_event! {
+    /// A job is at something else.
+    pub(crate) event "JOB_STATUS_CHANGE" JobStatusChange {
+        id: String,
+        status: JobStatusWord,
     }
 }
 
@@ -170,7 +247,13 @@ pub(super) fn register(to: &mut Registry) {
     to.event::<NodeLate>();
     to.event::<NodeAnswered>();
     to.event::<NodeNotClosed>();
+    to.event::<ExportAdded>();
+    to.event::<ExportDeleted>();
+    to.event::<JobStatusChange>();
     to.event::<PluginFault>();
+    to.event::<PluginClaimsRefused>();
+    to.event::<PluginReloaded>();
+    to.event::<PluginViewLost>();
     to.event::<PluginRestarted>();
     to.event::<PluginBypassed>();
     to.event::<PluginFailed>();
@@ -234,9 +317,28 @@ pub(super) fn tell(clients: &Clients, notice: Notice) {
         Event::NodeNotClosed { node, why } => {
             clients.emit(NodeNotClosed { node_name: node.to_string(), reason: why });
         }
-        Event::PluginFault { plugin, node, why } => {
+        Event::ExportAdded { id, drive } => {
+            clients.emit(ExportAdded { id: id.to_string(), drive: drive.to_string() });
+        }
+        Event::ExportRemoved { id } => clients.emit(ExportDeleted { id: id.to_string() }),
+        Event::Job(event) => tell_job(clients, &event),
+        Event::PluginFault { plugin, node, why, is_violation } => {
             let (plugin, node_name) = (plugin.to_string(), node.to_string());
-            clients.emit(PluginFault { plugin, node_name, reason: why });
+            let event = PluginFault { plugin, node_name, reason: why, violation: is_violation };
+            clients.emit(event);
+        }
+        Event::PluginClaimsRefused { plugin, node, stale, not_proven } => {
+            let (plugin, node_name) = (plugin.to_string(), node.to_string());
+            clients.emit(PluginClaimsRefused { plugin, node_name, stale, not_proven });
+        }
+        Event::PluginReloaded { plugin, node, from, to } => {
+            let (plugin, node_name) = (plugin.to_string(), node.to_string());
+            let (from, to) = (from.to_string(), to.to_string());
+            clients.emit(PluginReloaded { plugin, node_name, from, to });
+        }
+        Event::PluginViewLost { plugin, node, why } => {
+            let (plugin, node_name) = (plugin.to_string(), node.to_string());
+            clients.emit(PluginViewLost { plugin, node_name, reason: why.to_string() });
         }
         Event::PluginRestarted { plugin, node } => {
             let (plugin, node_name) = (plugin.to_string(), node.to_string());
@@ -255,6 +357,25 @@ pub(super) fn tell(clients: &Clients, notice: Notice) {
             clients.emit(DrivesPaused { drives: all(&drives), drain_ns, still_ns });
         }
     }
+}
+
+/// What is told of a job besides its state, its commands bring.
+fn tell_job(clients: &Clients, event: &JobEvent) {
+    let JobNews::Status(status) = &event.what else { return };
+    let status = match status {
+        JobStatus::Undefined => JobStatusWord::Undefined,
+        JobStatus::Created => JobStatusWord::Created,
+        JobStatus::Running => JobStatusWord::Running,
+        JobStatus::Paused => JobStatusWord::Paused,
+        JobStatus::Ready => JobStatusWord::Ready,
+        JobStatus::Standby => JobStatusWord::Standby,
+        JobStatus::Waiting => JobStatusWord::Waiting,
+        JobStatus::Pending => JobStatusWord::Pending,
+        JobStatus::Aborting => JobStatusWord::Aborting,
+        JobStatus::Concluded => JobStatusWord::Concluded,
+        JobStatus::Null => JobStatusWord::Null,
+    };
+    clients.emit(JobStatusChange { id: event.job.to_string(), status });
 }
 
 fn all(names: &[Arc<str>]) -> Vec<String> {

@@ -5,6 +5,7 @@ use super::{
     GraphDescription, Kind, permissions,
 };
 use crate::config::format_size;
+use crate::export::nbd::ExportStatus;
 use crate::graph::{BitmapScope, Edge, Graph, GraphNode};
 use crate::host::{EXPORT_DRIVE, Host};
 
@@ -98,19 +99,18 @@ fn bitmaps(host: &Host, graph: &Graph) -> Vec<DescribedBitmap> {
 }
 
 fn exports(host: &Host, graph: &Graph) -> Vec<DescribedExport> {
-    let describe = |served: crate::host::ServedExport| {
-        let is_of_node = served.drive.starts_with(EXPORT_DRIVE);
-        let root = graph.find_drive(&served.drive).and_then(|at| graph.drives()[at].root());
+    let describe = |export: ExportStatus| {
+        let is_of_node = export.drive.starts_with(EXPORT_DRIVE);
+        let root = graph.find_drive(&export.drive).and_then(|at| graph.drives()[at].root());
         let node = root.map(|root| graph.nodes()[root.child()].name().to_owned());
-        let id = served.drive.strip_prefix(EXPORT_DRIVE).unwrap_or(&served.name);
         DescribedExport {
-            id: id.to_owned(),
-            name: served.name.clone(),
+            id: export.id,
+            name: export.name,
             scope: if is_of_node { Kind::Node } else { Kind::Drive },
-            of: if is_of_node { node.unwrap_or_default() } else { served.drive.clone() },
-            listen: served.listen.to_string(),
-            writable: served.writable,
-            bitmaps: served.bitmaps,
+            of: if is_of_node { node.unwrap_or_default() } else { export.drive },
+            listen: export.address.to_string(),
+            writable: export.writable,
+            bitmaps: export.bitmaps,
         }
     };
     host.exports().into_iter().map(describe).collect()

@@ -103,7 +103,7 @@ fn node(node: &NodeSpec) -> DescribedNode {
             None => (String::new(), None),
         },
         DriverSpec::Plugin(plugin) => (format!(" {}", plugin.plugin.value), None),
-        DriverSpec::Filter(_) => (String::new(), None),
+        DriverSpec::Filter(_) | DriverSpec::Running(_) => (String::new(), None),
         DriverSpec::View(view) => (format!(" {}", view.view), None),
     };
     DescribedNode {

@@ -17,7 +17,7 @@ use crate::bitmap::Granularity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{BitmapScope, ChildDecl, CopyHow, Cx, LocalGraph, OnBehalf, OwnAccord};
 use crate::graph::{PermissionSet, Role};
-use crate::io::{Buf, BufMut, Time, sleep_until, spawn, turn_now, until};
+use crate::io::{Buf, BufMut, Time, next_turn, sleep_until, spawn, turn_now, until};
 use crate::limits::COPY_MAX_BYTES;
 use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
@@ -120,10 +120,18 @@ impl BackupNode {
     }
 }
 
-/// Copies those of a range that are still to be copied.
+/// Copies those of a range of whole granules that are still to be copied: then none is left in it.
 async fn copy(ground: OnBehalf, sets: &PointInTime, range: Range<u64>) -> Result<()> {
     let (how, todo) = (CopyHow::default(), Arc::clone(&sets.todo));
-    ground.copy_set(FILE, TARGET, range, how, todo).await.map(drop)
+    ground.copy_set(FILE, TARGET, range.clone(), how, todo).await?;
+    if sets.is_todo(&range) && !sets.is_broken() {
+        let message = format!(
+            "bytes {} to {} are still to be copied: the disk or the target ends before them",
+            range.start, range.end
+        );
+        return Err(Error::new(ErrorKind::Stale, message));
+    }
+    Ok(())
 }
 
 /// To be told before anything that is not copied goes on.
@@ -148,6 +156,8 @@ async fn copy_rest(own: &OwnAccord, sets: &PointInTime, config: &BackupConfig) -
             Some(piece)
         });
         let copies = pieces.map(|piece| async {
+            // A copy need not wait for anything.
+            next_turn().await;
             let start = pace.next(turn_now().as_nanos(), piece.end - piece.start);
             if start > turn_now().as_nanos() {
                 sleep_until(Time::from_nanos(start)).await;
@@ -184,6 +194,10 @@ impl Node for BackupNode {
 
     fn is_transparent(&self) -> bool {
         true
+    }
+
+    fn is_exclusive(&self, edge: usize) -> bool {
+        edge == FILE
     }
 
     fn start(&self, _name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
@@ -255,7 +269,18 @@ impl Node for BackupNode {
     }
 
     fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.set_len(cx, len)
+        Box::pin(async move {
+            // What is cut off goes for good.
+            let end = self.sets()?.todo.size_bytes();
+            if len < end {
+                self.before(cx, len..end).await?;
+            }
+            PassNode.set_len(cx, len).await
+        })
+    }
+
+    fn keeps_old_bytes(&self) -> bool {
+        self.state.get().is_some_and(PointInTime::is_unfinished)
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {

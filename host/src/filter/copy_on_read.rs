@@ -68,7 +68,7 @@ async fn run_above(
     if range.start >= end {
         return Ok((range, false));
     }
-    let found = cx.on_behalf().block_status(child, above, range.start..end).await?;
+    let found = cx.on_behalf().block_status(child, above, range.start..end, 1).await?;
     Ok(match found.first() {
         Some(extent) => {
             let end = end.min(extent.offset.saturating_add(extent.len));
@@ -95,7 +95,7 @@ impl Node for CopyOnReadNode {
         Box::pin(async move {
             let (child, range) = (cx.child(0)?, offset..offset + buf.len() as u64);
             // A hint: the copy looks again, under its guard.
-            if child.first_unallocated(range.clone()).await?.is_some()
+            if !child.has_all(range.clone()).await
                 && let Err(error) = self.populate(cx, range).await
             {
                 tracing::debug!("node `{}`: not copied: {error}", cx.node_name());

@@ -55,6 +55,12 @@ impl PointInTime {
         self.todo.ranges(range.clone()).next().is_some()
     }
 
+    /// Whether it relies on bytes that have not been copied.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        let is_begun = self.begun.next_dirty(0).is_some();
+        !self.is_broken() && (!is_begun || self.todo.next_dirty(0).is_some())
+    }
+
     /// Whether the view can be read.
     ///
     /// # Errors

@@ -78,7 +78,7 @@ impl ViewNode {
         }
         let found = match &self.of {
             Of::Native(state) => state.get().cloned(),
-            Of::Plugin(sets) => sets.point_in_time(),
+            Of::Plugin(sets) => sets.point_in_time()?,
         };
         let found = found.ok_or_else(not_begun)?;
         Ok(self.found.get_or_init(|| found))

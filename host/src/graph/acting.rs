@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::affected::Marks;
 use super::class::{Class, Cut, Reached};
+use super::generation::NodeGeneration;
 use super::guard::{SourceId, SourceSet};
 use super::mutation::{Mutation, mutated};
 use super::origin::Origin;
@@ -25,6 +26,15 @@ pub(super) struct Source {
     pub(super) node: usize,
     pub(super) class: Class,
     pub(super) id: SourceId,
+    /// It is the target of that node's copies, and tracked: nothing guards it.
+    pub(super) tracked_by: Option<NodeGeneration>,
+}
+
+impl Source {
+    /// Whether copies are made of it.
+    pub(super) fn is_read(&self) -> bool {
+        self.tracked_by.is_none()
+    }
 }
 
 /// What a node may do through one of its edges of its own accord.
@@ -147,16 +157,23 @@ fn is_same_node(graph: &Graph, at: usize, former: &Graph, then: usize) -> bool {
 
 fn find_sources(graph: &mut Graph, former: Option<&Graph>) {
     let mut next = former.map_or(0, |former| former.next_source);
-    let mut nodes: Vec<usize> = Vec::new();
+    let mut places: Vec<(usize, Option<NodeGeneration>)> = Vec::new();
     for edge in graph.nodes.iter().flat_map(|node| &node.edges) {
-        if may_read(edge) && !nodes.contains(&edge.child) {
-            nodes.push(edge.child);
+        if may_read(edge) && !places.contains(&(edge.child, None)) {
+            places.push((edge.child, None));
         }
     }
+    for node in &graph.nodes {
+        let tracks = node.driver.job().and_then(|job| job.tracks);
+        let target = tracks.and_then(|(_, to)| node.edges.get(to));
+        places.extend(target.map(|edge| (edge.child, Some(node.generation))));
+    }
     let mut sources = Vec::new();
-    for node in nodes {
+    for (node, tracked_by) in places {
         let known = former.and_then(|former| {
-            former.sources.iter().find(|source| is_same_node(graph, node, former, source.node))
+            former.sources.iter().find(|source| {
+                source.tracked_by == tracked_by && is_same_node(graph, node, former, source.node)
+            })
         });
         let id = known.map_or_else(
             || {
@@ -165,7 +182,7 @@ fn find_sources(graph: &mut Graph, former: Option<&Graph>) {
             },
             |source| source.id,
         );
-        sources.push(Source { node, class: graph.nodes[node].class, id });
+        sources.push(Source { node, class: graph.nodes[node].class, id, tracked_by });
     }
     (graph.sources, graph.next_source) = (sources, next);
 }

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::permission::{PermissionSet, Role};
-use super::snapshot::{BitmapScope, Graph};
+use super::snapshot::{BitmapScope, Graph, GraphNode};
 use super::transaction::Draft;
 use crate::bitmap::{BitmapName, Granularity, Prepared};
 use crate::error::Result;
-use crate::node::Node;
+use crate::node::{Node, NodeInfo};
 
 /// A child of a declared node.
 #[derive(Clone, Debug)]
@@ -152,11 +152,29 @@ impl Graph {
         let mut known = HashSet::new();
         known.extend(since.into_iter().flat_map(|graph| &graph.nodes).map(|node| node.generation));
         for node in self.nodes.iter().filter(|node| !known.contains(&node.generation)) {
-            let children: Vec<_> =
-                node.edges.iter().map(|edge| self.nodes[edge.child].info).collect();
+            let children = self.infos_below(node);
             let started = node.driver.start(&node.name, &node.info, &children);
             started.map_err(|error| error.at_node(&node.name))?;
         }
         Ok(())
+    }
+
+    fn infos_below(&self, node: &GraphNode) -> Vec<NodeInfo> {
+        node.edges.iter().map(|edge| self.nodes[edge.child].info).collect()
+    }
+
+    /// Tells drivers of nodes that have other sizes than in `before`, or whose children have.
+    pub(crate) fn tell_sizes(&self, before: &Self) {
+        for node in &self.nodes {
+            let known = before.nodes.iter().find(|known| known.generation == node.generation);
+            let Some(known) = known else { continue };
+            let sizes = |graph: &Self, node: &GraphNode| -> Vec<u64> {
+                let below = graph.infos_below(node);
+                below.iter().chain([&node.info]).map(|info| info.size_bytes).collect()
+            };
+            if sizes(self, node) != sizes(before, known) {
+                node.driver.resized(&node.info, &self.infos_below(node));
+            }
+        }
     }
 }

@@ -98,6 +98,11 @@ impl GraphCell {
         self.events.end();
     }
 
+    /// No request waits any more for what may not come: a shutdown has begun.
+    pub fn end_waits(&self) {
+        self.load().origins.iter().for_each(|origin| origin.gate.end());
+    }
+
     /// Waits for a moment without requests in flight, at most until the drain deadline; returns whether
     /// it came. For a shutdown, once exports make no more requests.
     pub async fn settle(&self) -> bool {

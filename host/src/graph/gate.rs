@@ -23,6 +23,8 @@ pub(super) struct Gate {
     in_flight: Box<[CachePadded<AtomicU64>]>,
     /// How many hold it closed.
     closed: AtomicUsize,
+    /// 1 once it is not going to open for what is held back behind it.
+    ends: AtomicUsize,
     /// Requests that wait for it to open.
     entrants: Waiters,
     /// Those who wait for nothing to be behind it.
@@ -57,6 +59,7 @@ impl Gate {
         Self {
             in_flight: (0..WORKERS_MAX).map(|_| CachePadded::default()).collect(),
             closed: AtomicUsize::new(0),
+            ends: AtomicUsize::new(0),
             entrants: Waiters::default(),
             drainers: Waiters::default(),
             holders: Waiters::default(),
@@ -123,6 +126,21 @@ impl Gate {
         }
         self.holders.register(cx);
         self.closed.load(Ordering::SeqCst) != 0
+    }
+
+    /// The host ends: nobody behind it is to wait for what may not come.
+    pub(super) fn end(&self) {
+        self.ends.store(1, Ordering::SeqCst);
+        self.holders.wake();
+    }
+
+    /// Whether [`Self::end`] was called; if not, the task is woken when it is.
+    pub(super) fn poll_ends(&self, cx: &Context<'_>) -> bool {
+        if self.ends.load(Ordering::SeqCst) != 0 {
+            return true;
+        }
+        self.holders.register(cx);
+        self.ends.load(Ordering::SeqCst) != 0
     }
 
     /// Requests behind the gate.

@@ -59,6 +59,7 @@ mod shown;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
+mod stake;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -73,8 +74,9 @@ pub use class::Class;
 pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
+pub(crate) use edge::had_until;
 pub use edge::{EdgeCall, EdgeRef};
-pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf};
+pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf, Tracked, Tracker};
 pub use generation::NodeGeneration;
 pub(crate) use mutation::{Mutation, mutated};
 pub use op::{Op, OpKind};
@@ -82,6 +84,7 @@ pub use opening::{Children, NodeReader, OpenDecl, OpenDriver};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
+pub use stake::JobStake;
 pub use transaction::{
     Action, Applied, BitmapAction, BitmapChange, BitmapRef, Event, Events, Notice, Transaction,
     Unproven, User, Which,

@@ -32,6 +32,10 @@ pub(crate) enum Mutation {
     DrainsNothing,
     /// Graphs in which copies can wait for each other for ever.
     AllowsAnyOrder,
+    /// A tracker is cleared before its copy has settled.
+    ClearsBeforeSettling,
+    /// A tracker does not see what comes to its target.
+    TrustsTheTarget,
     /// A freeze that is undone yields what was frozen alone.
     RollsBackByReplacement,
     /// What a mapping leads to is durable after the mapping.

@@ -138,7 +138,8 @@ impl<'g> Walk<'g> {
                 let guarded = operation.from.map(|from| node.edges[from].child);
                 let Effect { enters, exempt, .. } = operation.effect;
                 // A void proof counts as a change of what it had exempted.
-                if guarded == Some(graph.sources[held].node)
+                let source = &graph.sources[held];
+                if (guarded == Some(source.node) && source.is_read())
                     || enters.ids().chain(exempt.ids()).any(|entered| entered == id)
                 {
                     self.calls_of(at, &operation, false);
@@ -175,7 +176,8 @@ impl<'g> Walk<'g> {
         for operation in operations(&node.edges) {
             if let Some(from) = operation.from {
                 let guarded = node.edges[from].child;
-                let source = graph.sources.iter().find(|source| source.node == guarded);
+                let mut sources = graph.sources.iter();
+                let source = sources.find(|source| source.is_read() && source.node == guarded);
                 let need = Need { parent: call.node, edge: from };
                 source.into_iter().for_each(|it| self.need(it.id, need, call.is_elsewhere));
             }
@@ -199,6 +201,10 @@ impl<'g> Walk<'g> {
         let Some(at) = self.graph.sources.iter().position(|other| other.id == source) else {
             return;
         };
+        // Nobody waits for what is only tracked.
+        if !self.graph.sources[at].is_read() {
+            return;
+        }
         if Some(at) != self.held || is_elsewhere {
             self.needs[at].get_or_insert(need);
         }

@@ -307,6 +307,11 @@ impl Request {
         self.presence == Presence::None || self.gate().poll_closed(cx)
     }
 
+    /// Whether it is to wait for nothing that may not come; if not, the task is woken when that begins.
+    pub(super) fn poll_ends(&self, cx: &Context<'_>) -> bool {
+        self.presence == Presence::None || self.gate().poll_ends(cx)
+    }
+
     /// Number of the worker that runs it.
     #[inline]
     pub(super) fn worker(&self) -> usize {

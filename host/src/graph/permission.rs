@@ -135,6 +135,16 @@ impl Users {
         Self { uses, shares, shares_below: shares }
     }
 
+    /// The same of an edge to a child that nobody else may change: what it keeps of it has to be kept before.
+    #[must_use]
+    pub const fn exclusive(self) -> Self {
+        Self {
+            uses: self.uses,
+            shares: self.shares.intersection(PermissionSet::HARMLESS),
+            shares_below: self.shares_below.intersection(PermissionSet::HARMLESS),
+        }
+    }
+
     /// These and others.
     #[must_use]
     pub const fn with(self, others: Self) -> Self {

@@ -7,7 +7,7 @@ use crate::limits::EXTENTS_MAX;
 use crate::node::{Extent, ExtentKind, NodeFuture};
 
 /// The edge to what shows through the child of `edge`: the backing of its class.
-fn backing<'g>(edge: &EdgeRef<'g>) -> Option<EdgeRef<'g>> {
+pub(super) fn backing<'g>(edge: &EdgeRef<'g>) -> Option<EdgeRef<'g>> {
     let mut node = edge.node();
     loop {
         let view = node.edges.iter().find(|edge| edge.role.is_view())?;

@@ -339,6 +339,21 @@ impl Graph {
         }
     }
 
+    /// A node, and all that its bytes may come from.
+    pub(super) fn below(&self, node: usize) -> impl Iterator<Item = usize> {
+        let mut below = vec![false; self.nodes.len()];
+        below[node] = true;
+        // Children come before their parents.
+        for at in (0..=node).rev() {
+            let edges = self.nodes[at].edges.iter();
+            let shown = edges.filter(|edge| edge.role.is_view() || edge.role == Role::Storage);
+            if below[at] {
+                shown.for_each(|edge| below[edge.child] = true);
+            }
+        }
+        below.into_iter().enumerate().filter(|(_, is_below)| *is_below).map(|(at, _)| at)
+    }
+
     /// By node: whether it is, or reaches, one of the nodes for which `places` holds.
     pub(super) fn reaching(&self, places: Vec<bool>) -> Vec<bool> {
         let mut comes = places;
@@ -413,10 +428,21 @@ impl<'g> Cx<'g> {
         Ok(EdgeRef { graph: self.graph, request: self.request, edge })
     }
 
+    /// Whether it has such an edge.
+    pub fn has_child(&self, index: usize) -> bool {
+        index < self.graph.nodes[self.node].edges.len()
+    }
+
     /// Whether the node is being drained; if not, the task is woken when that begins. Whoever holds a
     /// request back asks, and lets it go.
     pub fn poll_drained(&self, cx: &std::task::Context<'_>) -> bool {
         self.request.poll_drained(cx)
+    }
+
+    /// Whether the host ends; if not, the task is woken when that begins. Whoever waits for something that may not
+    /// come asks, and gives up.
+    pub fn poll_ends(&self, cx: &std::task::Context<'_>) -> bool {
+        self.request.poll_ends(cx)
     }
 
     /// Whether the request is proven not to alter the view of this node.

@@ -1,25 +1,12 @@
 //! What tests of several modules stand on.
 
-use std::future::poll_fn;
-use std::task::Poll;
-
 use super::Cx;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
 use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
 /// Lets every other ready task run once.
-pub(super) async fn turn() {
-    let mut is_first = true;
-    poll_fn(|cx| {
-        if std::mem::take(&mut is_first) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Poll::Ready(())
-    })
-    .await;
-}
+pub(super) use crate::io::next_turn as turn;
 
 /// Shows nothing, serves nobody: it only acts.
 pub(super) struct JobNode;

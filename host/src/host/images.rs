@@ -18,7 +18,6 @@ use crate::config::{
     Qcow2Compat, Qcow2CreateSpec,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::PermissionSet;
 use crate::io::{EngineChoice, EngineKind, path_facts, run_on_thread, turn_now};
 use crate::node::{Access, FileStorage, FreshFile, Place};
 
@@ -36,7 +35,7 @@ pub(super) fn prepare_all<'s>(spec: &'s GraphSpec, base: &Path) -> Result<(), No
         let prepared = match (&image.image, &image.create) {
             (Some(ImageSpec::New), Some(wanted)) => make(spec, base, node, wanted),
             (Some(ImageSpec::There(image)), _)
-                if (image.is_dirty || image.is_left_open) && is_written(spec, node) =>
+                if (image.is_dirty || image.is_left_open) && spec.is_written(node) =>
             {
                 match mend_image(spec, base, node) {
                     Err(error) if !image.is_dirty => {
@@ -52,12 +51,6 @@ pub(super) fn prepare_all<'s>(spec: &'s GraphSpec, base: &Path) -> Result<(), No
         prepared.map_err(|error| NotPrepared { node, error })?;
     }
     Ok(())
-}
-
-/// Whether a user of a node may change it.
-pub(super) fn is_written(spec: &GraphSpec, node: &NodeSpec) -> bool {
-    let mut users = spec.edges_to(&node.name.value);
-    users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty())
 }
 
 /// Works on images without a graph.

@@ -5,42 +5,53 @@
 
 mod bitmaps;
 mod call;
+mod decided;
 mod drive;
 mod events;
-mod from_spec;
+mod exports;
 mod image_facts;
 mod images;
+mod jobs;
 pub(crate) mod persist;
+mod plugins;
 mod report;
+mod running;
+mod spec;
 mod start;
 mod surroundings;
 mod transaction;
 mod work;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use bitmaps::DirtyBitmap;
 pub use call::block_on;
 pub use drive::Drive;
-pub use from_spec::{Overrides, StartError, StartedExport, check, read_spec, start};
+pub use exports::{Exported, NewExport, ShownBitmap};
 pub use persist::Keep;
+pub use plugins::{ChangedPlugin, PluginBinary};
 pub use report::report as report_of;
+pub(crate) use spec::EXPORT_DRIVE;
+pub use spec::{
+    Added, FilterPlace, Fragment, Overrides, StartError, StartedExport, check, read_spec, start,
+};
 
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
-pub use crate::export::nbd::ServedExport;
-use crate::export::nbd::{Export, ListenAddress, NbdServer};
+use crate::export::nbd::{Export, GRACE, ListenAddress, NbdServer};
 use crate::graph::{
     Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, LocalDrive,
     LocalGraph, OpenDriver, Transaction,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
+use crate::job::Jobs;
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
 use persist::{Persistence, Wanted};
+use spec::Registry;
 use start::{Driver, Plan, PlannedNode};
 use work::Begun;
 
@@ -125,11 +136,6 @@ impl HostBuilder {
     }
 }
 
-/// How the id of the drive begins that an export of a node has for itself; its id follows.
-pub(crate) const EXPORT_DRIVE: &str = "#export.";
-
-/// Time that clients have to take the replies to their last requests.
-const GRACE: Duration = Duration::from_secs(5);
 /// Interval at which a shutdown lets held requests go.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 
@@ -141,6 +147,10 @@ struct Inner {
     server: NbdServer,
     persistence: Arc<Persistence>,
     begun: Arc<Begun>,
+    registry: Registry,
+    /// Where exports go that name no place.
+    nbd_server: Mutex<Option<ListenAddress>>,
+    jobs: Arc<Jobs>,
     next_worker: AtomicUsize,
 }
 
@@ -235,11 +245,6 @@ impl Host {
         self.inner.server.listen(address, exports)
     }
 
-    /// What is served.
-    pub fn exports(&self) -> Vec<ServedExport> {
-        self.inner.server.exports()
-    }
-
     /// NBD clients connected now.
     pub fn connections(&self) -> usize {
         self.inner.server.connections()
@@ -271,9 +276,13 @@ impl Host {
         inner.server.stop();
         // Not the whole of it: the last reference must not go on a worker.
         let (cell, server) = (Arc::clone(&inner.cell), inner.server.clone());
+        let jobs = Arc::clone(&inner.jobs);
         block_on(on_worker(&worker, move || async move {
             let deadline = turn_now() + DRAIN_TIME;
             let grace_end = turn_now() + GRACE;
+            cell.end_waits();
+            // What a job has in flight is waited for below.
+            let _ = until(grace_end, jobs.end_all()).await;
             let mut settled = cell.settle().await;
             // Requests that had arrived may still begin: what filters hold of them is let go, too.
             while until(turn_now() + DRAIN_STEP, server.stopped()).await.is_none() {
@@ -327,6 +336,7 @@ fn check_running(ended: &AtomicBool) -> Result<()> {
 impl Drop for Host {
     /// Drives and bitmaps that are still held do not keep it alive.
     fn drop(&mut self) {
+        self.inner.jobs.abandon();
         self.inner.cell.end_events();
         self.inner.workers.stop();
     }

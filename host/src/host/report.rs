@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::graph::{BitmapScope, Edge, Graph, OpKind};
 
-/// The counters of all edges and the dirty counts of all bitmaps of a graph, one line each.
+/// The counters of all edges and plugins, and the dirty counts of all bitmaps of a graph, one line each.
 pub fn report(graph: &Graph) -> String {
     let mut lines = Vec::new();
     for drive in graph.drives() {
@@ -15,6 +15,9 @@ pub fn report(graph: &Graph) -> String {
     for node in graph.nodes().iter().rev() {
         let parent = format!("node `{}`", node.name());
         lines.extend(node.edges().iter().map(|edge| edge_line(graph, &parent, edge)));
+    }
+    for node in graph.nodes().iter().rev() {
+        lines.extend(node.driver().report().map(|line| format!("node `{}`: {line}", node.name())));
     }
     for (scope, bitmap) in graph.bitmaps() {
         let place = match scope {

@@ -2,11 +2,12 @@
 //! stands on them, are added in turn, as any node is later. Drives and bitmaps come last.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 
 use super::call::{block_on, on_worker};
 use super::persist::{NotKept, Wanted};
+use super::spec::Registry;
 use super::{Host, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::NbdServer;
@@ -15,6 +16,7 @@ use crate::graph::{
     Transaction,
 };
 use crate::io::{WorkerOptions, Workers};
+use crate::job::Jobs;
 use crate::node::Node;
 
 /// A driver, or what opens it.
@@ -130,7 +132,20 @@ impl Host {
         let server = NbdServer::new(Arc::clone(&cell), workers.handles().to_vec());
         let next_worker = AtomicUsize::new(0);
         let (ended, persistence, begun) = (Arc::default(), Arc::default(), Arc::default());
-        let inner = Inner { ended, workers, cell, server, persistence, begun, next_worker };
+        let jobs = Jobs::new(&cell);
+        let (registry, nbd_server) = (Registry::default(), Mutex::default());
+        let inner = Inner {
+            ended,
+            workers,
+            cell,
+            server,
+            persistence,
+            begun,
+            jobs,
+            registry,
+            nbd_server,
+            next_worker,
+        };
         let host = Self { inner: Arc::new(inner) };
         if !rest.is_empty() {
             // If something fails, the host is dropped, and all that runs ends.

@@ -30,6 +30,15 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// For a later look: what may have changed is forgotten.
+    pub(super) fn anew(&self) -> Self {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let bundled = |key: &String| bundled_names().any(|name| name == key);
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        modules.retain(|key, _| bundled(key));
+        Self { modules: Mutex::new(modules), runtime: Mutex::new(runtime) }
+    }
+
     /// Compiles all plugins of a specification at once, one thread each.
     pub(super) fn compile_all(&self, spec: &GraphSpec, base_dir: &Path) {
         let mut sources: Vec<PluginSource> = Vec::new();
@@ -122,6 +131,12 @@ impl Surroundings for Machine {
             .map(|error| ConfigError { path: error.path, message: error.message })
             .into_iter()
             .collect()
+    }
+
+    fn plugin_exclusive(&self, plugin: &PluginSource) -> Vec<String> {
+        let Ok(module) = self.module(plugin) else { return Vec::new() };
+        let children = module.inspection().children.iter().filter(|child| child.exclusive);
+        children.map(|child| child.name.clone()).collect()
     }
 
     fn plugin_views(&self, plugin: &PluginSource) -> Vec<String> {

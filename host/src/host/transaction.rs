@@ -1,14 +1,9 @@
 //! Graph changes for embedders.
 
-use std::sync::Arc;
-
-use super::call::on_worker;
-use super::{Host, Inner, Result, check_running};
+use super::jobs::Changer;
+use super::{Host, Inner, Result};
 use crate::error::{Error, ErrorKind};
-use crate::graph::{
-    Action, Applied, BitmapAction, BitmapChange, BitmapRef, Event, Graph, GraphCell, LocalGraph,
-    Transaction,
-};
+use crate::graph::{Action, Applied, Transaction};
 
 impl Host {
     /// Changes the graph and its bitmaps under load: all of the transaction, or nothing, at one instant.
@@ -89,22 +84,7 @@ impl Inner {
     /// As [`Host::transact`].
     pub(super) async fn transact(&self, transaction: Transaction) -> Result<Applied> {
         self.check_unexported(&transaction)?;
-        let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
-        let persistence = Arc::clone(&self.persistence);
-        let begun = self.begun_once_loaded();
-        let applied = on_worker(self.first(), move || async move {
-            check_running(&ended)?;
-            let decided = decided(&cell.load(), &transaction);
-            let (transaction, entered) = persistence.prepare(&cell.load(), transaction)?;
-            let applied = cell.transact(transaction).await?;
-            tell(&cell, decided);
-            persistence.follow(&cell, entered).await;
-            begun.iter().for_each(|begun| begun.begin_new(&cell));
-            Ok(applied)
-        });
-        let applied = applied.await?;
-        self.refresh_workers();
-        Ok(applied)
+        Changer::of(self).apply(transaction).await
     }
 
     /// Refuses to remove a drive that is exported.
@@ -121,95 +101,16 @@ impl Inner {
         Ok(())
     }
 
-    /// Lets every worker go over to the current snapshot now: one without requests would keep the former,
-    /// and with it the files of removed nodes.
+    /// See [`Changer::refresh`].
     pub(super) fn refresh_workers(&self) {
-        for worker in self.workers.handles() {
-            let cell = Arc::clone(&self.cell);
-            // A worker that has ended has let go of everything.
-            let _ = worker.post(move || drop(LocalGraph::of(&cell).current()));
-        }
-    }
-}
-
-/// What a transaction decides about a bitmap, and how that is found when it has been applied.
-struct Decided {
-    bitmap: BitmapRef,
-    name: String,
-    change: BitmapChange,
-}
-
-fn decided(graph: &Graph, transaction: &Transaction) -> Vec<Decided> {
-    let of = |bitmap: &BitmapRef, change: BitmapChange| {
-        let known = bitmap.find(graph);
-        let name = match (&known, bitmap) {
-            (Some(known), _) => known.name().to_string(),
-            (None, BitmapRef::Named { name, .. }) => name.clone(),
-            (None, _) => String::new(),
-        };
-        let bitmap = known.map_or_else(|| bitmap.clone(), BitmapRef::This);
-        Decided { bitmap, name, change }
-    };
-    let mut all = Vec::new();
-    for action in transaction.actions() {
-        match action {
-            Action::AddBitmap(decl) => {
-                let (scope, name) = (decl.scope.clone(), decl.name.to_string());
-                let bitmap = BitmapRef::Named { scope, name: name.clone() };
-                all.push(Decided { bitmap, name, change: BitmapChange::Added });
-            }
-            Action::Bitmap { bitmap, action } => {
-                let mut one = of(bitmap, change_of(action));
-                if let BitmapAction::Rename(to) = action {
-                    let from = std::mem::replace(&mut one.name, to.to_string());
-                    one.change = BitmapChange::Renamed { from };
-                }
-                all.push(one);
-            }
-            Action::Checkpoint { bitmaps } => {
-                all.extend(bitmaps.iter().map(|bitmap| of(bitmap, BitmapChange::Frozen)));
-            }
-            _ => {}
-        }
-    }
-    all
-}
-
-fn change_of(action: &BitmapAction) -> BitmapChange {
-    match action {
-        BitmapAction::Clear => BitmapChange::Cleared,
-        BitmapAction::Enable => BitmapChange::Enabled,
-        BitmapAction::Disable => BitmapChange::Disabled,
-        BitmapAction::Freeze => BitmapChange::Frozen,
-        BitmapAction::MergeBack => BitmapChange::MergedBack,
-        BitmapAction::Abdicate => BitmapChange::Abdicated,
-        BitmapAction::Merge(_) => BitmapChange::Merged,
-        BitmapAction::CopyOf(_) => BitmapChange::Copied,
-        BitmapAction::Rename(to) => BitmapChange::Renamed { from: to.to_string() },
-        BitmapAction::Distrust => BitmapChange::Distrusted,
-        BitmapAction::Repair => BitmapChange::Repaired,
-        BitmapAction::Remove => BitmapChange::Removed,
-    }
-}
-
-fn tell(cell: &GraphCell, decided: Vec<Decided>) {
-    let graph = cell.load();
-    for Decided { bitmap, name, change } in decided {
-        let found = bitmap.find(&graph);
-        let mut all = graph.bitmaps();
-        let at = found.and_then(|found| all.find(|(_, other)| Arc::ptr_eq(other, &found)));
-        let scope = match (at, bitmap) {
-            (Some((scope, _)), _) => Some(scope.clone()),
-            (None, BitmapRef::Named { scope, .. }) => Some(scope),
-            (None, _) => None,
-        };
-        cell.tell(&graph, Event::BitmapChanged { scope, name, change });
+        Changer::of(self).refresh();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     use super::*;
@@ -217,7 +118,9 @@ mod tests {
     use crate::block_on;
     use crate::export::nbd::{Export, ListenAddress};
     use crate::filter::PassNode;
-    use crate::graph::{BitmapDecl, BitmapScope, ChildDecl, NodeDecl, Which};
+    use crate::graph::{
+        BitmapAction, BitmapDecl, BitmapRef, BitmapScope, ChildDecl, Event, NodeDecl, Which,
+    };
     use crate::io::WorkerOptions;
     use crate::node::{MemoryNode, Node};
 

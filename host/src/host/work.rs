@@ -1,6 +1,7 @@
 //! What nodes do of their own accord begins once the graph and all its bitmaps are there.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Inner;
@@ -8,19 +9,19 @@ use crate::graph::{GraphCell, LocalGraph, NodeGeneration};
 
 /// The nodes whose own work has begun.
 #[derive(Default)]
-pub(super) struct Begun(Mutex<HashSet<NodeGeneration>>);
+pub(super) struct Begun {
+    nodes: Mutex<HashSet<NodeGeneration>>,
+    /// A host may begin without nodes.
+    has_begun: AtomicBool,
+}
 
 impl Begun {
-    /// Whether anything has begun.
-    fn is_any(&self) -> bool {
-        !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
     /// Has the work of nodes begin that have come since this was called last. On a worker.
     pub(super) fn begin_new(&self, cell: &Arc<GraphCell>) {
+        self.has_begun.store(true, Ordering::Release);
         let graph = cell.load();
         let new: Vec<_> = {
-            let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut begun = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
             begun.retain(|known| graph.nodes().iter().any(|node| node.generation() == *known));
             graph.nodes().iter().filter(|node| begun.insert(node.generation())).collect()
         };
@@ -34,6 +35,6 @@ impl Begun {
 impl Inner {
     /// While a host starts, its bitmaps are not there yet: what its nodes do begins together.
     pub(super) fn begun_once_loaded(&self) -> Option<Arc<Begun>> {
-        self.begun.is_any().then(|| Arc::clone(&self.begun))
+        self.begun.has_begun.load(Ordering::Acquire).then(|| Arc::clone(&self.begun))
     }
 }

@@ -72,7 +72,7 @@ pub use worker::{
     Local, Plug, TurnHook, WorkerHandle, WorkerOptions, Workers, current, plug, run_on_thread,
     sleep_until, spawn, spawn_boxed, turn_now, until,
 };
-pub(crate) use worker::{is_more_to_come, is_on_worker};
+pub(crate) use worker::{clock_now, is_more_to_come, is_on_worker, next_turn};
 
 pub(crate) use buf::trim_pool;
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator;
 
 /// One signal.
@@ -12,6 +12,8 @@ pub enum Signal {
     Terminate,
     /// SIGUSR1: log the counters.
     Report,
+    /// SIGHUP: load again what has changed.
+    Reload,
 }
 
 /// The signals of this process, from the moment on at which this is made.
@@ -21,12 +23,12 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes over SIGTERM, SIGINT and SIGUSR1.
+    /// Takes over SIGTERM, SIGINT, SIGUSR1 and SIGHUP.
     ///
     /// # Errors
     /// The operating system's.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { inner: iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1])? })
+        Ok(Self { inner: iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP])? })
     }
 
     /// Waits for the next one, blocking the calling thread.
@@ -34,6 +36,7 @@ impl Signals {
         loop {
             match self.inner.forever().next() {
                 Some(SIGUSR1) => return Signal::Report,
+                Some(SIGHUP) => return Signal::Reload,
                 Some(_) => return Signal::Terminate,
                 None => {}
             }

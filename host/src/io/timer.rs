@@ -10,6 +10,9 @@ use super::time::Time;
 /// Identifies one registered timer of a worker.
 pub(super) type TimerKey = (Time, u64);
 
+/// Entries of forgotten timers that are kept, beside as many as there are timers.
+const FORGOTTEN_MAX: usize = 64;
+
 /// Wakers by time. Bounded by the worker's tasks: each waits for few timers at once.
 #[derive(Default)]
 pub(super) struct Timers {
@@ -35,9 +38,14 @@ impl Timers {
         }
     }
 
-    /// Forgets a timer; its heap entry goes when its time comes.
+    /// Forgets a timer. Its heap entry goes when its time comes, or when most of them are of no use.
     pub(super) fn remove(&self, key: TimerKey) {
-        self.wakers.borrow_mut().remove(&key.1);
+        let mut wakers = self.wakers.borrow_mut();
+        wakers.remove(&key.1);
+        let mut heap = self.heap.borrow_mut();
+        if heap.len() > 2 * wakers.len() + FORGOTTEN_MAX {
+            heap.retain(|Reverse((_, sequence))| wakers.contains_key(sequence));
+        }
     }
 
     /// When the next timer fires.

@@ -205,6 +205,13 @@ pub fn turn_now() -> Time {
     })
 }
 
+/// The time now: costs a look at the clock.
+pub(crate) fn clock_now() -> Time {
+    CURRENT.with(|current| {
+        current.borrow().as_ref().map_or_else(Time::monotonic, |local| local.io.now())
+    })
+}
+
 /// Waits until the worker's clock reaches `at`.
 pub async fn sleep_until(at: Time) {
     let mut sleep = Sleep { local: expect_current(), at, key: None };
@@ -219,6 +226,19 @@ pub async fn until<T>(at: Time, future: impl Future<Output = T>) -> Option<T> {
         Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
     })
     .await
+}
+
+/// Lets others have their turn.
+pub(crate) async fn next_turn() {
+    let mut is_over = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut is_over, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 struct Sleep {

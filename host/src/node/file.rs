@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
 use crate::io::{
     AllocateMode, Buf, BufMut, File, FileOp, ImageLock, LockMode, OpenOptions, SeekTarget,
-    sleep_until, turn_now,
+    real_path, sleep_until, turn_now,
 };
 use crate::limits::{EXTENTS_MAX, FILE_TIME_TICK};
 
@@ -356,6 +356,10 @@ impl Node for FileNode {
 
     fn flush<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(self.sync())
+    }
+
+    fn file_path(&self) -> Option<PathBuf> {
+        real_path(self.file.path()).ok()
     }
 
     fn identity(&self) -> NodeFuture<'_, Identity> {

@@ -14,9 +14,12 @@ mod null;
 mod qcow2;
 mod raw;
 
+use std::any::Any;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 
 pub(crate) use bitmap_store::create as create_stored;
 pub use bitmap_store::{
@@ -31,7 +34,7 @@ pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Cx, LocalGraph};
+use crate::graph::{Cx, JobStake, LocalGraph, Tracker};
 use crate::io::{Buf, BufMut};
 use crate::limits::TRANSFER_MAX_BYTES;
 
@@ -174,6 +177,15 @@ pub enum ExtentKind {
     Unreadable,
 }
 
+/// A backing, as an image names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingName {
+    /// The file's name.
+    pub name: String,
+    /// What it is (`qcow2`, `raw`).
+    pub format: Option<String>,
+}
+
 /// A range of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -253,7 +265,7 @@ pub struct Extent {
 /// # host.shutdown()
 /// # }
 /// ```
-pub trait Node: Send + Sync + 'static {
+pub trait Node: Any + Send + Sync {
     /// The driver's name, as in TOML.
     fn driver(&self) -> &'static str;
 
@@ -279,6 +291,10 @@ pub trait Node: Send + Sync + 'static {
     /// Called once on a worker when the graph stands with all its bitmaps: what the node does of its own accord
     /// begins here.
     fn run(&self, _graph: &Rc<LocalGraph>, _name: &str) {}
+
+    /// Called when a graph was published in which the node, or a child of it, has another size than before, with
+    /// no request in flight.
+    fn resized(&self, _info: &NodeInfo, _children: &[NodeInfo]) {}
 
     /// Fills all of `buf` from `offset`.
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut>;
@@ -324,6 +340,18 @@ pub trait Node: Send + Sync + 'static {
         Upkeep::None
     }
 
+    /// Whether nobody but those who come through the node may change what its child number `edge` shows: it keeps
+    /// old bytes before they are changed. Always the same.
+    fn is_exclusive(&self, edge: usize) -> bool {
+        let _ = edge;
+        false
+    }
+
+    /// What it has counted beside what its edges count, for reports: one line.
+    fn report(&self) -> Option<String> {
+        None
+    }
+
     /// The bitmaps that it keeps beside its bytes, if it can.
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
         None
@@ -343,6 +371,47 @@ pub trait Node: Send + Sync + 'static {
     /// Whether the node shows, at every offset, its view edge's child. Only then may it be put in or taken
     /// out without a doubt about the view.
     fn is_transparent(&self) -> bool {
+        false
+    }
+
+    /// The file that holds all that the node shows, by its name, if that is a file of this host.
+    fn file_path(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// Whether it is in an image that can name another backing.
+    fn names_backing(&self) -> bool {
+        false
+    }
+
+    /// Names another backing in its image, or none, durably: what it shows is no matter of that. No request is in
+    /// flight.
+    fn name_backing<'a>(&'a self, _cx: Cx<'a>, _name: Option<BackingName>) -> NodeFuture<'a, ()> {
+        let driver = self.driver();
+        Box::pin(async move {
+            let message = format!("driver `{driver}` names no backing");
+            Err(Error::new(ErrorKind::NotSupported, message))
+        })
+    }
+
+    /// What it tracks, if it copies from one child to another: see [`Tracker`].
+    fn tracker(&self) -> Option<Arc<Tracker>> {
+        None
+    }
+
+    /// The job for which the node stands, if it stands for one. Always the same.
+    fn job(&self) -> Option<&JobStake> {
+        None
+    }
+
+    /// Whether it makes other bytes of those of its children: then no edge of it may be one of view.
+    fn is_opaque(&self) -> bool {
+        false
+    }
+
+    /// Whether it relies on bytes of its view that are to be kept elsewhere before they change: none may change
+    /// unless the change has passed the node. Where that cannot be, the change is refused.
+    fn keeps_old_bytes(&self) -> bool {
         false
     }
 

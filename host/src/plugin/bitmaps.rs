@@ -1,21 +1,28 @@
 //! The bitmaps of an instance: its nodes' own, which outlive a fault, and those that are lent to it.
 //!
-//! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it.
+//! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it. Those that make a view
+//! (see `wit/filter.wit`) are the host's to rely on from when `begun` is set: then copies alone clear `todo`, and
+//! nothing takes back that the view is broken, which the host says itself before anything goes past the plugin
+//! ([`PluginBitmaps::lose_view`]).
 
-use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockloom_abi::NodeIndex;
 
 use super::bindings::exports::blockloom::filter::control;
-use crate::bitmap::{Bitmap, BitmapUse, Granularity, Granules};
+use crate::bitmap::{Bitmap, BitmapUse, Extension, Granularity, Granules};
+use crate::error::{Error, ErrorKind, Result as HostResult};
 use crate::filter::PointInTime;
 
 /// Bitmaps of one node, its own and lent.
 const BITMAPS_OF_NODE_MAX: usize = 16;
-/// Memory of one bitmap of a node's own, bytes.
-const OWN_MAX_BYTES: u64 = 64 << 20;
+/// Memory of one bitmap of a node's own, bytes: all of it is gone through within a millisecond or so.
+const OWN_MAX_BYTES: u64 = 8 << 20;
+/// Memory of all bitmaps that the nodes of one instance own, bytes.
+const OWN_OF_INSTANCE_MAX_BYTES: u64 = 64 << 20;
+/// Memory of a bitmap that is lent, bytes: it is gone through in some milliseconds at most.
+const LENT_MAX_BYTES: u64 = 32 << 20;
 /// Longest name of one, bytes.
 const NAME_MAX_BYTES: usize = 255;
 
@@ -24,6 +31,21 @@ enum Content {
     Own(Arc<Granules>),
     /// What is lent, once it is there.
     Lent(Option<BitmapUse>),
+}
+
+impl Content {
+    /// Bytes of memory.
+    fn len_bytes(&self) -> u64 {
+        match self {
+            Self::Own(granules) => granules.len_granules().div_ceil(8),
+            Self::Lent(Some(bitmap)) => len_bytes(bitmap),
+            Self::Lent(None) => 0,
+        }
+    }
+}
+
+fn len_bytes(bitmap: &Bitmap) -> u64 {
+    bitmap.size_bytes().div_ceil(bitmap.granularity().bytes()).div_ceil(8)
 }
 
 struct Entry {
@@ -51,27 +73,81 @@ impl Probe {
     }
 }
 
+/// What is known of a node.
+struct Known {
+    node: NodeIndex,
+    size_bytes: u64,
+    /// What its view showed is not kept any more.
+    is_lost: bool,
+}
+
+/// A bitmap of a node's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owned {
+    pub(super) index: u32,
+    /// It was not there before.
+    pub(super) is_new: bool,
+}
+
 /// See the module. Names are bounded, and so is the number of bitmaps of a node.
 #[derive(Default)]
 pub(super) struct PluginBitmaps {
-    entries: Mutex<Vec<Entry>>,
-    sizes: Mutex<Vec<(NodeIndex, u64)>>,
+    /// A place is free again when its node has gone.
+    entries: Mutex<Vec<Option<Entry>>>,
+    nodes: Mutex<Vec<Known>>,
+    /// Bitmaps make the view `snapshot`.
+    makes_views: bool,
 }
 
 impl PluginBitmaps {
-    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sizes(&self) -> MutexGuard<'_, Vec<(NodeIndex, u64)>> {
-        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Of a plugin that offers the view `snapshot`, or none.
+    pub(super) fn with_views(makes_views: bool) -> Self {
+        Self { makes_views, ..Self::default() }
+    }
+
+    /// Whether they make the view `snapshot`.
+    pub(super) fn makes_views(&self) -> bool {
+        self.makes_views
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Vec<Known>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A node that may have bitmaps from now on, and its size.
     pub(super) fn add_node(&self, node: NodeIndex, size_bytes: u64) {
-        let mut sizes = self.sizes();
-        sizes.retain(|(known, _)| *known != node);
-        sizes.push((node, size_bytes));
+        let mut nodes = self.nodes();
+        match nodes.iter_mut().find(|known| known.node == node) {
+            Some(known) => known.size_bytes = size_bytes,
+            None => nodes.push(Known { node, size_bytes, is_lost: false }),
+        }
+    }
+
+    /// What a node's view showed is not kept from now on: to be told before what is not kept changes. Returns
+    /// whether somebody may have relied on it until now.
+    pub(super) fn lose_view(&self, node: NodeIndex) -> bool {
+        let known = |nodes: &mut Vec<Known>| {
+            let known = nodes.iter_mut().find(|known| known.node == node)?;
+            Some(!std::mem::replace(&mut known.is_lost, true))
+        };
+        let is_new = known(&mut self.nodes()).unwrap_or(false);
+        let broken = self.own_named(node, "broken");
+        let was_whole = broken.as_ref().is_none_or(|broken| broken.next_dirty(0).is_none());
+        if let Some(broken) = broken {
+            broken.set_all();
+        }
+        // Pairs with the one of whoever reads the view, and looks at it once more.
+        fence(Ordering::SeqCst);
+        is_new && was_whole
+    }
+
+    /// Whether a node's view has been lost.
+    fn is_lost(&self, node: NodeIndex) -> bool {
+        self.nodes().iter().any(|known| known.node == node && known.is_lost)
     }
 
     /// A bitmap of a node's own; the one that is there if it has one of this name.
@@ -80,22 +156,27 @@ impl PluginBitmaps {
         node: NodeIndex,
         name: &str,
         granularity_bytes: u64,
-    ) -> Result<u32, String> {
-        let size = self.sizes().iter().find(|(known, _)| *known == node).map(|(_, size)| *size);
-        let size_bytes = size.ok_or_else(|| format!("node {} is not known", node.0))?;
+    ) -> Result<Owned, String> {
+        let nodes = self.nodes();
+        let known = nodes.iter().find(|known| known.node == node);
+        let size = known.map(|known| (known.size_bytes, known.is_lost));
+        drop(nodes);
+        let (size_bytes, is_lost) = size.ok_or_else(|| format!("node {} is not known", node.0))?;
         let granularity =
             Granularity::from_bytes(granularity_bytes).map_err(|error| error.to_string())?;
         if name.is_empty() || name.len() > NAME_MAX_BYTES {
             return Err(format!("the name of a bitmap has 1 to {NAME_MAX_BYTES} bytes"));
         }
         let mut entries = self.lock();
-        let is_it = |entry: &Entry| entry.node == node && entry.name == name;
-        if let Some(index) = entries.iter().position(is_it) {
-            return match &entries[index] {
-                Entry { content: Content::Own(granules), .. }
-                    if granules.granularity() == granularity =>
-                {
-                    Ok(number(index))
+        let mut known = entries.iter().enumerate();
+        let known = known.find_map(|(index, entry)| {
+            let entry = entry.as_ref().filter(|it| it.node == node && it.name == name)?;
+            Some((number(index), &entry.content))
+        });
+        if let Some((index, content)) = known {
+            return match content {
+                Content::Own(granules) if granules.granularity() == granularity => {
+                    Ok(Owned { index, is_new: false })
                 }
                 _ => Err(format!("there is a bitmap `{name}` already, with other granules")),
             };
@@ -107,9 +188,52 @@ impl PluginBitmaps {
                  {OWN_MAX_BYTES}: choose larger ones"
             ));
         }
+        let owned = entries.iter().flatten().filter(|it| matches!(it.content, Content::Own(_)));
+        let owned_bytes: u64 = owned.map(|entry| entry.content.len_bytes()).sum();
+        if owned_bytes.saturating_add(bytes) > OWN_OF_INSTANCE_MAX_BYTES {
+            return Err(format!(
+                "the bitmaps of its instance would take more than {OWN_OF_INSTANCE_MAX_BYTES} bytes of \
+                 memory: choose larger granules, or fewer nodes for each instance"
+            ));
+        }
         let granules = Granules::new(size_bytes, granularity).map_err(|error| error.to_string())?;
+        if is_lost && name == "broken" {
+            granules.set_all();
+        }
         let content = Content::Own(Arc::new(granules));
-        add(&mut entries, Entry { node, name: name.to_owned(), content })
+        let index = add(&mut entries, Entry { node, name: name.to_owned(), content })?;
+        Ok(Owned { index, is_new: true })
+    }
+
+    /// Takes one out.
+    pub(super) fn remove(&self, index: u32) {
+        if let Some(entry) = self.lock().get_mut(index as usize) {
+            *entry = None;
+        }
+    }
+
+    /// A node has gone, and what it had.
+    pub(super) fn end_node(&self, node: NodeIndex) {
+        self.nodes().retain(|known| known.node != node);
+        let mut gone = Vec::new();
+        for entry in self.lock().iter_mut() {
+            gone.extend(entry.take_if(|entry| entry.node == node));
+        }
+        // What is lent is given back without the lock.
+        drop(gone);
+    }
+
+    /// A node has another size. Its own bitmaps keep what they have; what is gained is clean.
+    pub(super) fn resize(&self, node: NodeIndex, size_bytes: u64) {
+        self.add_node(node, size_bytes);
+        for entry in self.lock().iter_mut().flatten().filter(|entry| entry.node == node) {
+            if let Content::Own(granules) = &mut entry.content {
+                match granules.resized(size_bytes, Extension::Clean) {
+                    Ok(resized) => *granules = Arc::new(resized),
+                    Err(error) => tracing::error!("bitmap `{}` of a plugin: {error}", entry.name),
+                }
+            }
+        }
     }
 
     /// A bitmap that is to be lent under this name.
@@ -119,35 +243,73 @@ impl PluginBitmaps {
     }
 
     /// What is lent is there.
-    pub(super) fn attach(&self, index: u32, bitmap: BitmapUse) {
-        if let Some(entry) = self.lock().get_mut(index as usize) {
+    pub(super) fn attach(&self, index: u32, bitmap: BitmapUse) -> Result<(), String> {
+        let bytes = len_bytes(&bitmap);
+        if bytes > LENT_MAX_BYTES {
+            return Err(format!(
+                "it takes {bytes} bytes of memory, and plugins read those of {LENT_MAX_BYTES} at most: \
+                 choose larger granules for it"
+            ));
+        }
+        if let Some(Some(entry)) = self.lock().get_mut(index as usize) {
             entry.content = Content::Lent(Some(bitmap));
         }
+        Ok(())
+    }
+
+    /// Words of a bitmap: what it takes to go through all of it.
+    pub(super) fn words(&self, index: u32) -> u64 {
+        let entries = self.lock();
+        content(&entries, index).map_or(0, |content| content.len_bytes().div_ceil(8))
     }
 
     /// The bitmaps of a node, for the guest.
     pub(super) fn list(&self, node: NodeIndex) -> Vec<control::Bitmap> {
         let entries = self.lock();
-        let of_node = entries.iter().enumerate().filter(|(_, entry)| entry.node == node);
-        let of_node = of_node.map(|(index, entry)| {
+        let of_node = entries.iter().enumerate().filter_map(|(index, entry)| {
+            let entry = entry.as_ref().filter(|entry| entry.node == node)?;
             let (granularity_bytes, owned) = match &entry.content {
                 Content::Own(granules) => (granules.granularity().bytes(), true),
                 Content::Lent(Some(bitmap)) => (bitmap.granularity().bytes(), false),
                 Content::Lent(None) => (0, false),
             };
             let (name, index) = (entry.name.clone(), number(index));
-            control::Bitmap { name, index, granularity_bytes, owned }
+            Some(control::Bitmap { name, index, granularity_bytes, owned })
         });
         of_node.collect()
     }
 
+    /// Words of a bitmap for so many bytes of its view.
+    pub(super) fn words_of(&self, index: u32, len: u64) -> u64 {
+        match content(&self.lock(), index) {
+            Some(Content::Own(granules)) => {
+                len.min(granules.size_bytes()) / granules.granularity().bytes() / 64
+            }
+            _ => 0,
+        }
+    }
+
     /// The first run of set bytes at or after `from`: where it starts, how long it is.
-    pub(super) fn next(&self, index: u32, from: u64) -> Option<(u64, u64)> {
-        let run = match &self.lock().get(index as usize)?.content {
-            Content::Own(granules) => granules.next_dirty(from),
-            Content::Lent(bitmap) => bitmap.as_ref()?.next_dirty(from),
+    #[cfg(test)]
+    fn next(&self, index: u32, from: u64) -> Option<(u64, u64)> {
+        self.next_and_words(index, from).0
+    }
+
+    /// The first run of set bytes at or after `from`: where it starts, how long it is. And how many words were
+    /// looked at for that.
+    pub(super) fn next_and_words(&self, index: u32, from: u64) -> (Option<(u64, u64)>, u64) {
+        let entries = self.lock();
+        let (run, end, granularity) = match content(&entries, index) {
+            Some(Content::Own(granules)) => {
+                (granules.next_dirty(from), granules.size_bytes(), granules.granularity())
+            }
+            Some(Content::Lent(Some(bitmap))) => {
+                (bitmap.next_dirty(from), bitmap.size_bytes(), bitmap.granularity())
+            }
+            Some(Content::Lent(None)) | None => return (None, 0),
         };
-        run.map(|run| (run.start, run.end - run.start))
+        let seen = run.as_ref().map_or(end, |run| run.end).saturating_sub(from);
+        (run.map(|run| (run.start, run.end - run.start)), seen / granularity.bytes() / 64)
     }
 
     /// How many bytes are set.
@@ -161,22 +323,31 @@ impl PluginBitmaps {
 
     /// Sets in a node's own bitmap what is set in another one.
     pub(super) fn merge(&self, into: u32, from: u32) -> Result<(), String> {
+        self.check_alterable(into, true)?;
         let into = self
             .owned(into)
             .ok_or_else(|| format!("there is no bitmap {into} of the node's own"))?;
-        let mark = |run: Range<u64>| into.mark(run.start, run.end - run.start);
-        match self.probe(from).ok_or_else(|| format!("there is no bitmap {from} to read"))? {
-            Probe::Own(other) if Arc::ptr_eq(&into, &other) => {}
-            Probe::Own(other) => other.ranges(0..u64::MAX).for_each(mark),
-            Probe::Lent(bitmap) => bitmap.ranges(0..u64::MAX).for_each(mark),
-        }
-        Ok(())
+        let merged = match self.probe(from) {
+            None => return Err(format!("there is no bitmap {from} to read")),
+            Some(Probe::Own(other)) if Arc::ptr_eq(&into, &other) => Ok(()),
+            // Whoever sees it sees what was set before.
+            Some(Probe::Own(other)) => {
+                fence(Ordering::Release);
+                into.merge_from(&other)
+            }
+            Some(Probe::Lent(bitmap)) => {
+                fence(Ordering::Release);
+                bitmap.read().merge_into(&into)
+            }
+        };
+        merged.map_err(|error| error.to_string())
     }
 
     /// Sets or clears a range of a node's own bitmap.
     pub(super) fn set(&self, index: u32, offset: u64, len: u64, value: bool) -> Result<(), String> {
+        self.check_alterable(index, value)?;
         let entries = self.lock();
-        match entries.get(index as usize) {
+        match entries.get(index as usize).and_then(Option::as_ref) {
             Some(Entry { content: Content::Own(granules), .. }) => {
                 if value {
                     // Whoever sees it sees what was set before.
@@ -192,9 +363,35 @@ impl PluginBitmaps {
         }
     }
 
+    /// Whether the guest may set, or clear, bits of a bitmap by itself: those that make a view are the host's to
+    /// rely on once it has begun.
+    fn check_alterable(&self, index: u32, value: bool) -> Result<(), String> {
+        if !self.makes_views {
+            return Ok(());
+        }
+        let entries = self.lock();
+        let entry = entries.get(index as usize).and_then(Option::as_ref);
+        let Some(Entry { node, name, content: Content::Own(_) }) = entry else {
+            return Ok(());
+        };
+        let is_begun = entries.iter().flatten().any(|entry| {
+            let is_it = entry.node == *node && entry.name == "begun";
+            is_it && matches!(&entry.content, Content::Own(set) if set.next_dirty(0).is_some())
+        });
+        match name.as_str() {
+            "todo" | "covered" if is_begun => {
+                Err(format!("bitmap `{name}` makes a view that has begun: copies alone alter it"))
+            }
+            "begun" | "broken" if !value => {
+                Err(format!("what bitmap `{name}` says of a view is not taken back"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A bitmap of this node's own.
     pub(super) fn owned_by(&self, node: NodeIndex, index: u32) -> Option<Arc<Granules>> {
-        match self.lock().get(index as usize)? {
+        match self.lock().get(index as usize)?.as_ref()? {
             Entry { node: of, content: Content::Own(granules), .. } if *of == node => {
                 Some(Arc::clone(granules))
             }
@@ -203,8 +400,8 @@ impl PluginBitmaps {
     }
 
     /// A bitmap of some node's own.
-    fn owned(&self, index: u32) -> Option<Arc<Granules>> {
-        match &self.lock().get(index as usize)?.content {
+    pub(super) fn owned(&self, index: u32) -> Option<Arc<Granules>> {
+        match &self.lock().get(index as usize)?.as_ref()?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
         }
@@ -213,7 +410,7 @@ impl PluginBitmaps {
     /// A node's own bitmap of this name, if there is one.
     fn own_named(&self, node: NodeIndex, name: &str) -> Option<Arc<Granules>> {
         let entries = self.lock();
-        let mut of_node = entries.iter().filter(|entry| entry.node == node);
+        let mut of_node = entries.iter().flatten().filter(|entry| entry.node == node);
         match &of_node.find(|entry| entry.name == name)?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
@@ -221,15 +418,27 @@ impl PluginBitmaps {
     }
 
     /// What makes the view `snapshot` of a node, once its plugin has all of it.
-    pub(super) fn point_in_time(&self, node: NodeIndex) -> Option<PointInTime> {
+    ///
+    /// # Errors
+    /// `EIO` if it never will.
+    pub(super) fn point_in_time(&self, node: NodeIndex) -> HostResult<Option<PointInTime>> {
         let own = |name| self.own_named(node, name);
-        let (todo, covered) = (own("todo")?, own("covered")?);
-        Some(PointInTime { todo, covered, begun: own("begun")?, broken: own("broken")? })
+        let find = || {
+            let (todo, covered) = (own("todo")?, own("covered")?);
+            Some(PointInTime { todo, covered, begun: own("begun")?, broken: own("broken")? })
+        };
+        match find() {
+            None if self.is_lost(node) => {
+                let message = "its plugin was lost before the point in time";
+                Err(Error::new(ErrorKind::Io, message))
+            }
+            found => Ok(found),
+        }
     }
 
     /// What a rule may look at.
     pub(super) fn probe(&self, index: u32) -> Option<Probe> {
-        match &self.lock().get(index as usize)?.content {
+        match &self.lock().get(index as usize)?.as_ref()?.content {
             Content::Own(granules) => Some(Probe::Own(Arc::clone(granules))),
             Content::Lent(bitmap) => {
                 bitmap.as_ref().map(|bitmap| Probe::Lent(Arc::clone(bitmap.bitmap())))
@@ -238,18 +447,26 @@ impl PluginBitmaps {
     }
 }
 
+fn content(entries: &[Option<Entry>], index: u32) -> Option<&Content> {
+    entries.get(index as usize)?.as_ref().map(|entry| &entry.content)
+}
+
 fn number(index: usize) -> u32 {
     // Bounded by nodes and bitmaps of a node.
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-fn add(entries: &mut Vec<Entry>, entry: Entry) -> Result<u32, String> {
-    let of_node = entries.iter().filter(|known| known.node == entry.node).count();
+fn add(entries: &mut Vec<Option<Entry>>, entry: Entry) -> Result<u32, String> {
+    let of_node = entries.iter().flatten().filter(|known| known.node == entry.node).count();
     if of_node >= BITMAPS_OF_NODE_MAX {
         return Err(format!("a node has at most {BITMAPS_OF_NODE_MAX} bitmaps of its plugin"));
     }
-    entries.push(entry);
-    Ok(number(entries.len() - 1))
+    let free = entries.iter().position(Option::is_none).unwrap_or(entries.len());
+    match entries.get_mut(free) {
+        Some(place) => *place = Some(entry),
+        None => entries.push(Some(entry)),
+    }
+    Ok(number(free))
 }
 
 #[cfg(test)]
@@ -262,16 +479,60 @@ mod tests {
         let node = NodeIndex(3);
         bitmaps.own(node, "todo", 4096).expect_err("an unknown node");
         bitmaps.add_node(node, 1 << 20);
-        let index = bitmaps.own(node, "todo", 4096).expect("a bitmap");
+        let Owned { index, is_new: true } = bitmaps.own(node, "todo", 4096).expect("a bitmap")
+        else {
+            panic!("it was there")
+        };
         bitmaps.set(index, 5000, 1, true).expect("its own");
         assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)));
-        assert_eq!(bitmaps.own(node, "todo", 4096), Ok(index));
+        assert_eq!(bitmaps.own(node, "todo", 4096), Ok(Owned { index, is_new: false }));
         assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)), "as it was left");
         bitmaps.own(node, "todo", 8192).expect_err("other granules");
         bitmaps.set(index, 4096, 4095, false).expect("its own");
         assert!(bitmaps.probe(index).expect("a probe").any_set(8000, 10), "not covered");
         bitmaps.set(index, 4096, 4096, false).expect("its own");
         assert_eq!(bitmaps.next(index, 0), None);
+    }
+
+    #[test]
+    fn the_memory_of_an_instances_bitmaps_is_bounded() {
+        let bitmaps = PluginBitmaps::default();
+        for node in 0..9 {
+            bitmaps.add_node(NodeIndex(node), 1 << 42);
+        }
+        let own = |node, name, granularity| {
+            bitmaps.own(NodeIndex(node), name, granularity).map(|owned| owned.index)
+        };
+        let error = own(0, "a", 1 << 15).expect_err("16 MiB");
+        assert!(error.contains("choose larger ones"), "{error}");
+        let index = own(0, "a", 1 << 16).expect("8 MiB");
+        for node in 1..8 {
+            own(node, "a", 1 << 16).expect("8 MiB more");
+        }
+        let error = own(8, "a", 1 << 30).expect_err("64 MiB are there");
+        assert!(error.contains("of its instance"), "{error}");
+        assert_eq!(own(0, "a", 1 << 16), Ok(index), "what is there is found all the same");
+        assert_eq!(bitmaps.words(index), 1 << 20);
+    }
+
+    #[test]
+    fn bitmaps_of_different_granules_are_merged() {
+        let bitmaps = PluginBitmaps::default();
+        let node = NodeIndex(0);
+        bitmaps.add_node(node, 1 << 30);
+        let own = |name, granularity| bitmaps.own(node, name, granularity).expect("a bitmap").index;
+        let (fine, middle, coarse) = (own("f", 512), own("m", 4096), own("c", 1 << 20));
+        for at in [0, 5000, 70_000, (1 << 20) - 1, (1 << 30) - 1] {
+            bitmaps.set(fine, at, 1, true).expect("its own");
+        }
+        bitmaps.merge(middle, fine).expect("merged");
+        bitmaps.merge(coarse, fine).expect("merged");
+        assert_eq!(bitmaps.next(middle, 0), Some((0, 8192)));
+        assert_eq!(bitmaps.next(middle, 8192), Some((69_632, 4096)));
+        assert_eq!((bitmaps.count(middle), bitmaps.count(coarse)), (5 * 4096, 2 << 20));
+        bitmaps.merge(fine, coarse).expect("merged");
+        assert_eq!(bitmaps.next(fine, 0), Some((0, 1 << 20)));
+        assert_eq!(bitmaps.count(fine), 2 << 20);
     }
 
     #[test]
@@ -294,5 +555,58 @@ mod tests {
         assert!(bitmaps.owned_by(node, 0).is_some());
         assert!(bitmaps.owned_by(NodeIndex(1), 0).is_none(), "another node's");
         bitmaps.set(99, 0, 1, true).expect_err("none");
+    }
+
+    /// What makes a view of node 0, begun.
+    fn begun() -> (PluginBitmaps, [u32; 4]) {
+        let bitmaps = PluginBitmaps::with_views(true);
+        let node = NodeIndex(0);
+        bitmaps.add_node(node, 1 << 20);
+        let all = ["todo", "covered", "begun", "broken"]
+            .map(|name| bitmaps.own(node, name, 65536).expect("a bitmap").index);
+        for index in &all[..3] {
+            bitmaps.set(*index, 0, 1 << 20, true).expect("not begun");
+        }
+        (bitmaps, all)
+    }
+
+    #[test]
+    fn what_makes_a_view_that_has_begun_is_not_altered() {
+        let (bitmaps, [todo, covered, begun, broken]) = begun();
+        let other = bitmaps.own(NodeIndex(0), "other", 65536).expect("a bitmap").index;
+        for (index, value) in [(todo, false), (todo, true), (covered, true), (covered, false)] {
+            let refused = bitmaps.set(index, 0, 65536, value).expect_err("it has begun");
+            assert!(refused.contains("copies alone"), "{refused}");
+        }
+        bitmaps.merge(todo, other).expect_err("it has begun");
+        bitmaps.set(begun, 0, 1 << 20, false).expect_err("taken back");
+        bitmaps.set(other, 0, 65536, true).expect("another one");
+        bitmaps.set(broken, 0, 1, true).expect("broken");
+        bitmaps.set(broken, 0, 1 << 20, false).expect_err("taken back");
+        let free = PluginBitmaps::default();
+        free.add_node(NodeIndex(0), 1 << 20);
+        let begun = free.own(NodeIndex(0), "begun", 65536).expect("a bitmap").index;
+        for value in [true, false] {
+            free.set(begun, 0, 1 << 20, value).expect("it makes no view");
+        }
+    }
+
+    #[test]
+    fn a_view_that_is_lost_stays_lost() {
+        let (bitmaps, _) = begun();
+        let node = NodeIndex(0);
+        let view = bitmaps.point_in_time(node).expect("not lost").expect("all of it");
+        assert!(!view.is_broken());
+        assert!(bitmaps.lose_view(node), "for the first time");
+        assert!(!bitmaps.lose_view(node));
+        assert!(view.is_broken());
+        let early = PluginBitmaps::with_views(true);
+        early.add_node(node, 1 << 20);
+        assert!(early.point_in_time(node).expect("it may come").is_none());
+        early.lose_view(node);
+        let error = early.point_in_time(node).err().expect("it never comes");
+        assert_eq!(error.kind(), ErrorKind::Io);
+        let broken = early.own(node, "broken", 65536).expect("a bitmap").index;
+        assert_eq!(early.count(broken), 1 << 20, "from its beginning");
     }
 }

@@ -4,10 +4,45 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use blockloom_abi::Violation;
+
+use super::table::Breach;
 use crate::io::Time;
 
 /// Wait before the first new store, and the longest one.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+
+/// Why a store is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) reason: String,
+    /// It broke the protocol.
+    pub(super) is_violation: bool,
+}
+
+impl Fault {
+    /// Of a call that did not end as it should, or of something that took too long.
+    pub(super) fn of(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), is_violation: false }
+    }
+
+    /// Of an answer that is none.
+    pub(super) fn breach(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), is_violation: true }
+    }
+}
+
+impl From<Breach> for Fault {
+    fn from(breach: Breach) -> Self {
+        Self::breach(breach.to_string())
+    }
+}
+
+impl From<Violation> for Fault {
+    fn from(violation: Violation) -> Self {
+        Breach::Layout(violation).into()
+    }
+}
 
 /// What happens to the nodes of an instance when its plugin fails.
 ///
@@ -51,6 +86,8 @@ pub(super) enum Phase {
     Bypassed,
     /// They fail.
     Failed,
+    /// They wait for another plugin to take the place.
+    Reloading,
 }
 
 /// A [`Phase`] that every worker looks at.
@@ -67,7 +104,8 @@ impl PhaseCell {
             0 => Phase::Running,
             1 => Phase::Down,
             2 => Phase::Bypassed,
-            _ => Phase::Failed,
+            3 => Phase::Failed,
+            _ => Phase::Reloading,
         }
     }
 
@@ -90,6 +128,11 @@ pub(super) enum Next {
 pub(super) struct Faults(VecDeque<Time>);
 
 impl Faults {
+    /// Forgets those of another plugin.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Counts one, and decides what comes next.
     pub(super) fn count(&mut self, policy: OnFault, now: Time) -> Next {
         let budget = match policy {

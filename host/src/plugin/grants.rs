@@ -5,9 +5,13 @@ use std::fmt;
 use blockloom_abi::ChildIndex;
 
 use super::bindings::exports::blockloom::filter::control;
+use super::bytes::ByteAccess;
 use super::module::PluginModule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::PermissionSet;
+
+/// The filtered child.
+pub(super) const FILE: ChildIndex = ChildIndex(0);
 
 /// A set of grants for one child.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,6 +140,8 @@ pub(super) struct PluginChild {
     /// Number of the edge.
     pub(super) edge: usize,
     pub(super) granted: Grants,
+    /// Nobody else may change what it shows, but through the node.
+    pub(super) exclusive: bool,
 }
 
 /// The children that a plugin describes, in its order, as a node has them: their names in the order of its
@@ -180,6 +186,7 @@ pub(super) fn resolve(
             index: ChildIndex(index),
             edge,
             granted,
+            exclusive: child.exclusive,
         });
     }
     let known = |name: &str| wanted.iter().any(|child| child.name == name);
@@ -192,4 +199,58 @@ pub(super) fn resolve(
             Err(Error::new(ErrorKind::Invalid, message))
         }
     }
+}
+
+/// Checks the bitmaps that are lent to a node, by the names that the plugin has for them.
+pub(super) fn check_bitmaps<'a>(
+    module: &PluginModule,
+    lent: impl Iterator<Item = &'a str> + Clone,
+) -> Result<()> {
+    let (wanted, plugin) = (&module.inspection().bitmaps, module.name());
+    let invalid = |message: String| Err(Error::new(ErrorKind::Invalid, message));
+    let is_lent = |name: &str| lent.clone().any(|lent| lent == name);
+    if let Some((name, _)) = wanted.iter().find(|(name, needed)| *needed && !is_lent(name)) {
+        return invalid(format!(
+            "plugin `{plugin}` needs a bitmap `{name}`: add `bitmap.{name} = \"…\"`"
+        ));
+    }
+    let is_wanted = |name: &str| wanted.iter().any(|(wanted, _)| wanted == name);
+    match lent.clone().find(|name| !is_wanted(name)) {
+        Some(name) => invalid(format!("plugin `{plugin}` reads no bitmap `{name}`")),
+        None => Ok(()),
+    }
+}
+
+/// Checks what is granted of the data of a node's requests.
+pub(super) fn check_bytes(module: &PluginModule, granted: ByteAccess) -> Result<()> {
+    let wanted = module.inspection().wants_bytes;
+    if wanted <= granted {
+        return Ok(());
+    }
+    let to = match wanted {
+        ByteAccess::Transform => "change the data of requests",
+        _ => "look at the data of requests",
+    };
+    let message = format!(
+        "plugin `{}` wants to {to}, and is not granted that: write `grant.bytes = \"{}\"`, or use another \
+         plugin",
+        module.name(),
+        wanted.name()
+    );
+    Err(Error::new(ErrorKind::NotPermitted, message))
+}
+
+/// Checks that the plugin offers a view.
+pub(super) fn check_view(module: &PluginModule, view: &str) -> Result<()> {
+    let views = &module.inspection().views;
+    if views.iter().any(|offered| offered == view) {
+        return Ok(());
+    }
+    let offered = match views.is_empty() {
+        true => "none".to_owned(),
+        false => format!("`{}`", views.join("`, `")),
+    };
+    let message =
+        format!("plugin `{}` offers no view `{view}` (it offers: {offered})", module.name());
+    Err(Error::new(ErrorKind::NotFound, message))
 }

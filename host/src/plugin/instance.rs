@@ -4,44 +4,31 @@
 //! bounded queue and goes; the one inside takes them before and after it leaves. Answers for another
 //! worker's requests go to that worker's outbox.
 
-use std::collections::{HashMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use blockloom_abi::{
-    Action, ActionTag, Control, ControlKind, Done, ENTRY_WORDS, Entry, Errno, EventTag, Forward,
-    Kind, Kinds, MAX_ACTIONS, MAX_EVENTS, NodeIndex, Parent, PollOne, Request, RequestFlags,
-    RequestId, Subject, Token,
-};
+use blockloom_abi::{ENTRY_WORDS, Entry, Kind, Kinds, NodeIndex};
 use crossbeam::queue::{ArrayQueue, SegQueue};
-use wasmtime::Store;
 
-use super::bindings::Filter;
-use super::bindings::exports::blockloom::filter::control;
+use super::counters::PluginCounters;
 use super::faults::{Faults, OnFault, Phase, PhaseCell};
-use super::grants::{Grants, PluginChild, resolve};
+use super::inside::{Inside, Made, Place};
 use super::local::{LocalPlugin, Offer, Ticket, Verdict};
-use super::module::{ConfigError, PluginModule, arm, call_ticks};
-use super::operation::{Asked as AskedFor, Ended, StoreNumber, subject};
-use super::store::{HostState, Lasting, printable};
-use super::table::{Answer, Breach, Table};
+use super::module::{ConfigError, PluginModule, call_ticks};
+use super::operation::{Ended, StoreNumber};
+use super::served::Served;
+use super::store::Lasting;
+use super::table::Table;
+use super::version::{OfferedAs, offers_as};
 use super::{PluginLimits, module};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::GraphCell;
-use crate::io::{Time, WorkerHandle, turn_now};
+use crate::io::{Time, WorkerHandle};
 use crate::limits::WORKERS_MAX;
-use crate::node::NodeInfo;
 
 /// Offers that wait for the worker inside. A worker that finds it full waits for its turn instead.
 const QUEUE_MAX: usize = 4096;
-/// Looks at a busy instance before giving way: about a microsecond.
-const SPINS: u32 = 32;
-/// Operations that one instance may have in flight for each request that it may have, and for none.
-const OPERATIONS_OF_REQUEST: usize = 4;
-/// Nodes that one instance may serve.
-const NODES_MAX: u16 = 1024;
 
 /// Why an instance could not be made.
 #[derive(Debug)]
@@ -52,86 +39,71 @@ pub enum InstanceError {
     Plugin(Error),
 }
 
+impl fmt::Display for InstanceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => write!(f, "its configuration is refused: {error}"),
+            Self::Plugin(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for InstanceError {}
+
 impl From<Error> for InstanceError {
     fn from(error: Error) -> Self {
         Self::Plugin(error)
     }
 }
-
-/// What became of a single request that was to be offered at once.
-pub(super) enum Asked {
-    /// It may go to the child.
-    Forward,
-    /// It waits for its verdict, or has it.
-    Offered,
-    /// It has to go with a batch.
-    NotOffered,
-}
-
-/// What only the worker inside touches.
-pub(super) struct Place {
-    /// `None` while there is no store.
-    pub(super) live: Option<Inside>,
-    /// Kept from store to store, so that ids of an earlier one name nothing in the next.
-    pub(super) table: Option<Table>,
-}
-
-/// A store, and what its guest has in hand.
-pub(super) struct Inside {
-    number: StoreNumber,
-    store: Store<HostState>,
-    filter: Filter,
-    table: Table,
-    /// Requests that wait for a slot. Bounded by what exports admit.
-    waiting: VecDeque<Offer>,
-    /// Ends of operations, for the next call.
-    carry: Vec<Entry>,
-    /// Operations in flight.
-    operations: usize,
-    /// The request for which each buffer was read; it ends with it.
-    buffers: HashMap<Token, Ticket>,
-    /// Where each node's job is.
-    jobs: HashMap<NodeIndex, Ticket>,
-    /// How often rules had changed when the workers were last told.
-    rules_seen: u64,
-    words: Vec<u64>,
-}
-
-/// What a store begins with.
-pub(super) struct SetUp {
-    pub(super) config: String,
-    pub(super) nodes: Vec<control::Node>,
-}
-
 /// See the module.
 pub struct Instance {
     id: usize,
-    pub(super) module: Arc<PluginModule>,
+    /// Its name among instances, if several nodes share it.
+    name: OnceLock<Arc<str>>,
+    /// What the next store is made of.
+    module: Mutex<Arc<PluginModule>>,
+    pub(super) config: Mutex<String>,
     pub(super) limits: PluginLimits,
     pub(super) policy: OnFault,
     pub(super) call_ticks: u32,
-    kinds: Kinds,
+    /// Bits of the kinds that the guest wants to be offered.
+    pub(super) kinds: AtomicU32,
+    /// Bits of the kinds that its version knows.
+    pub(super) known: AtomicU32,
     pub(super) inside: Mutex<Place>,
-    pub(super) set_up: Mutex<SetUp>,
-    queue: ArrayQueue<Offer>,
+    pub(super) served: Served,
+    /// Nodes that have left the graph. Bounded by those that there are.
+    pub(super) departures: SegQueue<NodeIndex>,
+    pub(super) queue: ArrayQueue<Offer>,
+    /// Requests have gone on because they had been held for too long.
+    has_let_go: AtomicBool,
+    /// Somebody who could not see to it has left offers there.
+    pub(super) is_left: AtomicBool,
     pub(super) phase: PhaseCell,
     pub(super) phase_changes: AtomicU64,
     /// Of the store that is there, or the next one.
     pub(super) number: AtomicU32,
+    /// How many of them took the place of one that was alive.
+    pub(super) reloads: AtomicU32,
+    /// A store is being made.
+    pub(super) is_changing: AtomicBool,
     pub(super) faults: Mutex<Faults>,
     /// Why the last store was lost.
     pub(super) last_fault: Mutex<String>,
     /// Why there will be none any more.
-    pub(super) failure: OnceLock<String>,
+    pub(super) failure: Mutex<Option<String>>,
     /// Who is told of faults.
     pub(super) watchers: Mutex<Vec<Weak<GraphCell>>>,
     workers: Mutex<Vec<WorkerHandle>>,
     /// By worker. Bounded by the worker's waiters.
     outboxes: Box<[SegQueue<(Ticket, Verdict)>]>,
     /// Operations that have ended. Bounded by those in flight.
-    ended: SegQueue<Ended>,
+    pub(super) ended: SegQueue<Ended>,
     pub(super) lasting: Arc<Lasting>,
-    nodes: AtomicU16,
+    /// Until then it is not called, as it has used up its processor time: nanoseconds.
+    pub(super) put_off_until: AtomicU64,
+    /// When somebody was last told of a refused claim.
+    pub(super) refusal_told: Mutex<Option<Time>>,
 }
 
 impl Instance {
@@ -165,39 +137,69 @@ impl Instance {
             );
             return Err(Error::new(ErrorKind::NotPermitted, message).into());
         }
-        let lasting = Arc::<Lasting>::default();
+        let lasting = Arc::new(Lasting::of(module.inspection()));
         let (mut store, filter) = module.instantiate(&limits, Arc::clone(&lasting))?;
         let configured = module.configure(&mut store, &filter, config, &limits)?;
         configured.map_err(InstanceError::Config)?;
-        let inside = Inside::new((store, filter), 0, Table::new(limits.in_flight));
+        let made =
+            Made { module: Arc::clone(module), store, filter, serves: Vec::new(), resizes: 0 };
+        let inside = Inside::new(made, 0, Table::new(limits.in_flight), &limits);
         Ok(Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            module: Arc::clone(module),
+            name: OnceLock::new(),
+            module: Mutex::new(Arc::clone(module)),
+            config: Mutex::new(config.to_owned()),
             limits,
             policy,
             call_ticks: call_ticks(&limits),
-            kinds: module.kinds(),
+            kinds: AtomicU32::new(module.kinds().bits()),
+            known: AtomicU32::new(module.known().bits()),
             inside: Mutex::new(Place { live: Some(inside), table: None }),
-            set_up: Mutex::new(SetUp { config: config.to_owned(), nodes: Vec::new() }),
+            served: Served::default(),
+            departures: SegQueue::new(),
             queue: ArrayQueue::new(QUEUE_MAX),
+            has_let_go: AtomicBool::new(false),
+            is_left: AtomicBool::new(false),
             phase: PhaseCell::new(),
             phase_changes: AtomicU64::new(0),
             number: AtomicU32::new(0),
+            reloads: AtomicU32::new(0),
+            is_changing: AtomicBool::new(false),
             faults: Mutex::default(),
             last_fault: Mutex::default(),
-            failure: OnceLock::new(),
+            failure: Mutex::default(),
             watchers: Mutex::default(),
             workers: Mutex::default(),
             outboxes: (0..WORKERS_MAX).map(|_| SegQueue::new()).collect(),
             ended: SegQueue::new(),
             lasting,
-            nodes: AtomicU16::new(0),
+            put_off_until: AtomicU64::new(0),
+            refusal_told: Mutex::default(),
         }))
     }
 
     /// The plugin's name, for messages.
-    pub fn plugin(&self) -> &str {
-        self.module.name()
+    pub fn plugin(&self) -> Arc<str> {
+        self.module().shared_name()
+    }
+
+    /// What it is called among instances, if it was given a name.
+    pub fn name(&self) -> Option<&str> {
+        self.name.get().map(|name| &**name)
+    }
+
+    /// Gives it a name, once: by it [`Host::reload_plugin`](crate::Host::reload_plugin) finds it.
+    pub fn call_it(&self, name: &str) {
+        let _ = self.name.set(name.into());
+    }
+
+    /// The plugin.
+    pub fn module(&self) -> Arc<PluginModule> {
+        Arc::clone(&self.module.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_module(&self, module: &Arc<PluginModule>) {
+        *self.module.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(module);
     }
 
     /// Its limits.
@@ -206,22 +208,39 @@ impl Instance {
     }
 
     /// Why it is out of service for good, if it is.
-    pub fn failure(&self) -> Option<&str> {
+    pub fn failure(&self) -> Option<String> {
         match self.phase() {
-            Phase::Bypassed | Phase::Failed => self.failure.get().map(String::as_str),
-            Phase::Running | Phase::Down => None,
+            Phase::Bypassed | Phase::Failed => {
+                self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            }
+            Phase::Running | Phase::Down | Phase::Reloading => None,
         }
     }
 
-    /// How many stores it has had before the present one.
+    /// How many stores it has lost.
     pub fn restarts(&self) -> u32 {
-        self.number.load(Ordering::Acquire)
+        self.number.load(Ordering::Acquire) - self.reloads.load(Ordering::Acquire)
+    }
+
+    /// How often its plugin was replaced while it was alive.
+    pub fn reloads(&self) -> u32 {
+        self.reloads.load(Ordering::Acquire)
+    }
+
+    /// How often the present store was called for requests, and with how many events.
+    pub fn calls(&self) -> (u64, u64) {
+        self.go_in(None).live.as_ref().map_or((0, 0), |inside| inside.calls)
+    }
+
+    /// What has been counted of it, and of all its nodes.
+    pub fn counters(&self) -> PluginCounters {
+        self.lasting.counters.sum(None, self.restarts().into())
     }
 
     /// Has the guest fail in its next call, which is told what the layout does not allow. For tests.
     #[doc(hidden)]
     pub fn confuse(&self) {
-        if let Some(inside) = self.lock().live.as_mut() {
+        if let Some(inside) = self.go_in(None).live.as_mut() {
             inside.carry.push(Entry([u64::MAX; ENTRY_WORDS]));
         }
     }
@@ -248,13 +267,34 @@ impl Instance {
 
     #[inline]
     pub(super) fn wants(&self, kind: Kind) -> bool {
-        self.kinds.contains(kind)
+        // A request that is asked for the last time, or goes uncalled for the last time, does no harm: whoever
+        // widens them waits for those.
+        self.kinds.load(Ordering::Relaxed) & 1 << kind as u32 != 0
+    }
+
+    /// As what the guest is offered a request of a kind.
+    pub(super) fn offers_as(&self, kind: Kind) -> OfferedAs {
+        let known = Kinds::from_bits(self.known.load(Ordering::Relaxed)).unwrap_or(Kinds::NONE);
+        offers_as(known, kind)
     }
 
     /// The error of requests to a dead instance.
     pub(super) fn fault_error(&self) -> Error {
         let reason = self.last_fault.lock().unwrap_or_else(PoisonError::into_inner);
         Error::new(ErrorKind::Io, format!("plugin `{}` is out of service: {reason}", self.plugin()))
+    }
+
+    /// A request has been held for as long as it may, and goes on before its time. Said once.
+    #[cold]
+    pub(super) fn tell_let_go(&self) {
+        if !self.has_let_go.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "plugin `{}` holds requests for longer than {:?}: they go on then (`limits.hold` allows \
+                 more)",
+                self.plugin(),
+                self.limits.hold
+            );
+        }
     }
 
     /// Makes the worker known, so that answers reach it.
@@ -264,225 +304,8 @@ impl Instance {
         workers.push(worker);
     }
 
-    /// A node's children as the plugin describes them.
-    pub(super) fn resolve_children(
-        &self,
-        children: &[(String, Grants)],
-    ) -> Result<Vec<PluginChild>> {
-        resolve(&self.module, children)
-    }
-
-    /// Checks the bitmaps that are lent to a node.
-    pub(super) fn check_bitmaps<'a>(
-        &self,
-        lent: impl Iterator<Item = &'a str> + Clone,
-    ) -> Result<()> {
-        let (wanted, plugin) = (&self.module.inspection().bitmaps, self.plugin());
-        let invalid = |message: String| Err(Error::new(ErrorKind::Invalid, message));
-        let is_lent = |name: &str| lent.clone().any(|lent| lent == name);
-        if let Some((name, _)) = wanted.iter().find(|(name, needed)| *needed && !is_lent(name)) {
-            return invalid(format!(
-                "plugin `{plugin}` needs a bitmap `{name}`: add `bitmap.{name} = \"…\"`"
-            ));
-        }
-        let is_wanted = |name: &str| wanted.iter().any(|(wanted, _)| wanted == name);
-        match lent.clone().find(|name| !is_wanted(name)) {
-            Some(name) => invalid(format!("plugin `{plugin}` reads no bitmap `{name}`")),
-            None => Ok(()),
-        }
-    }
-
-    /// Checks that the plugin offers a view.
-    pub(super) fn check_view(&self, view: &str) -> Result<()> {
-        let views = &self.module.inspection().views;
-        if views.iter().any(|offered| offered == view) {
-            return Ok(());
-        }
-        let offered = match views.is_empty() {
-            true => "none".to_owned(),
-            false => format!("`{}`", views.join("`, `")),
-        };
-        let message =
-            format!("plugin `{}` offers no view `{view}` (it offers: {offered})", self.plugin());
-        Err(Error::new(ErrorKind::NotFound, message))
-    }
-
-    /// The index of one more node.
-    pub(super) fn reserve_node(&self) -> Result<NodeIndex> {
-        let index = self.nodes.fetch_add(1, Ordering::Relaxed);
-        if index >= NODES_MAX {
-            let message = format!("one plugin instance serves at most {NODES_MAX} nodes");
-            return Err(Error::new(ErrorKind::NoMemory, message));
-        }
-        Ok(NodeIndex(index))
-    }
-
-    /// Tells the guest of a node, before its first request.
-    pub(super) fn add_node(
-        &self,
-        index: NodeIndex,
-        name: &str,
-        info: &NodeInfo,
-        (children, infos): (&[PluginChild], &[NodeInfo]),
-    ) -> Result<()> {
-        self.lasting.add_node(index, info.size_bytes);
-        let described = self.module.inspection().children.len().max(1);
-        let child = |index: usize| {
-            let child = children.iter().find(|child| usize::from(child.index.0) == index)?;
-            let size_bytes = infos.get(child.edge)?.size_bytes;
-            Some(control::Child { size_bytes, granted: child.granted.to_wire() })
-        };
-        let node = control::Node {
-            index: index.0,
-            name: name.to_owned(),
-            size_bytes: info.size_bytes,
-            read_only: info.read_only,
-            children: (0..described).map(child).collect(),
-            bitmaps: self.lasting.bitmaps.list(index),
-        };
-        let mut guard = self.lock();
-        let Some(inside) = guard.live.as_mut() else { return Err(self.fault_error()) };
-        self.call_add_node((&mut inside.store, &inside.filter), &node)?;
-        self.tell_rules(inside);
-        self.set_up.lock().unwrap_or_else(PoisonError::into_inner).nodes.push(node);
-        Ok(())
-    }
-
-    /// Has a guest serve a node.
-    pub(super) fn call_add_node(
-        &self,
-        (store, filter): (&mut Store<HostState>, &Filter),
-        node: &control::Node,
-    ) -> Result<()> {
-        arm(&self.module.runtime, store, self.call_ticks);
-        let answer = filter.blockloom_filter_control().call_add_node(&mut *store, node);
-        let answer = answer.map_err(|error| self.module.trapped(store, "add-node", &error))?;
-        answer.map_err(|reason| {
-            let reason = printable(&reason);
-            let message = format!("plugin `{}` refuses the node: {reason}", self.plugin());
-            Error::new(ErrorKind::Invalid, message)
-        })
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Place> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn try_lock(&self) -> Option<MutexGuard<'_, Place>> {
-        match self.inside.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// Hands the instance a worker's batch. On return every offer has been taken, by this worker or by
-    /// the one inside.
-    pub(super) fn enter(&self, local: &Rc<LocalPlugin>, batch: &mut Vec<Offer>) {
-        let mut guard = self.try_lock();
-        for _ in 0..SPINS {
-            if guard.is_some() {
-                break;
-            }
-            std::hint::spin_loop();
-            guard = self.try_lock();
-        }
-        if guard.is_none() {
-            let mut kept = batch.drain(..);
-            let refused = kept.find_map(|offer| self.queue.push(offer).err());
-            let rest: Vec<Offer> = refused.into_iter().chain(kept).collect();
-            let full = !rest.is_empty();
-            batch.extend(rest);
-            guard = if full { Some(self.lock()) } else { self.try_lock() };
-        }
-        while let Some(mut inside) = guard {
-            // Looking is cheaper than popping: that has a fence.
-            while !self.queue.is_empty()
-                && let Some(offer) = self.queue.pop()
-            {
-                batch.push(offer);
-            }
-            let again = self.run(&mut inside, batch, local);
-            drop(inside);
-            if again {
-                local.queue();
-            }
-            guard = if self.queue.is_empty() { None } else { self.try_lock() };
-        }
-    }
-
-    /// Runs one batch inside; returns whether there is more to do.
-    fn run(&self, place: &mut Place, batch: &mut Vec<Offer>, local: &LocalPlugin) -> bool {
-        let again = self.guarded(place, local, |live| self.process(live, batch, local));
-        if again.is_none() {
-            for offer in batch.drain(..) {
-                self.deliver_fault(offer, local);
-            }
-        }
-        again.unwrap_or(false)
-    }
-
-    /// Runs `act` inside; `None` when the instance is dead, or dies of it.
-    #[inline]
-    fn guarded<T>(
-        &self,
-        place: &mut Place,
-        local: &LocalPlugin,
-        act: impl FnOnce(&mut Inside) -> Result<T, String>,
-    ) -> Option<T> {
-        let live = place.live.as_mut()?;
-        // The second line of defence: a panic of the WebAssembly runtime fails one plugin only.
-        let result = catch_unwind(AssertUnwindSafe(|| act(live)));
-        match result.unwrap_or_else(|_| Err("the WebAssembly runtime panicked".into())) {
-            Ok(value) => Some(value),
-            Err(reason) => {
-                self.fail(place, reason, local);
-                None
-            }
-        }
-    }
-
-    /// Offers a single request, if nobody is inside and nothing else waits to go in. The answer may be
-    /// there on return.
-    #[inline]
-    pub(super) fn ask(&self, request: Offer, local: &Rc<LocalPlugin>) -> Asked {
-        let Some(mut guard) = self.try_lock() else { return Asked::NotOffered };
-        let Some(live) = guard.live.as_mut() else { return Asked::NotOffered };
-        let now_ns = turn_now().as_nanos();
-        live.words.clear();
-        let alone = self.queue.is_empty() && live.waiting.is_empty() && live.carry.is_empty();
-        if !alone || !live.encode(request, now_ns) {
-            return Asked::NotOffered;
-        }
-        let forwarded = self.guarded(&mut guard, local, |live| self.call_one(live, now_ns, local));
-        let more = guard.live.as_ref().is_some_and(Inside::has_more);
-        drop(guard);
-        // Whoever found this worker inside has left its offers in the queue.
-        if more || !self.queue.is_empty() {
-            local.queue();
-        }
-        if forwarded.flatten().is_some() { Asked::Forward } else { Asked::Offered }
-    }
-
     pub(super) fn lasting(&self) -> &Arc<Lasting> {
         &self.lasting
-    }
-
-    /// How often rules have changed.
-    #[inline]
-    pub(super) fn rules_changes(&self) -> u64 {
-        self.lasting.rules_changes()
-    }
-
-    /// Whether there are events that nobody has taken in.
-    #[inline]
-    pub(super) fn has_controls(&self) -> bool {
-        !self.lasting.controls.is_empty() && self.phase() == Phase::Running
-    }
-
-    /// Whether the plugin has work of its own.
-    pub(super) fn has_job(&self) -> bool {
-        self.module.inspection().has_job
     }
 
     /// An operation has ended; its worker has the instance entered.
@@ -490,14 +313,15 @@ impl Instance {
         self.ended.push(ended);
     }
 
-    fn deliver_fault(&self, offer: Offer, local: &LocalPlugin) {
+    pub(super) fn deliver_fault(&self, offer: Offer, local: &LocalPlugin) {
         if let Offer::Request { ticket, .. } | Offer::Job { ticket, .. } = offer {
+            self.lasting.bytes.take_back(ticket);
             self.deliver(ticket, Verdict::Fault, local);
         }
     }
 
     #[inline]
-    fn deliver(&self, ticket: Ticket, verdict: Verdict, local: &LocalPlugin) {
+    pub(super) fn deliver(&self, ticket: Ticket, verdict: Verdict, local: &LocalPlugin) {
         if ticket.worker == local.worker() {
             local.deliver(ticket, verdict);
         } else {
@@ -524,394 +348,6 @@ impl Instance {
         any
     }
 
-    /// Drops the store, and tells everyone who waits for it. What comes then, the policy says.
-    fn fail(&self, place: &mut Place, reason: String, local: &LocalPlugin) {
-        let Some(mut dead) = place.live.take() else { return };
-        self.number.fetch_add(1, Ordering::AcqRel);
-        self.lasting.reset_rules();
-        while self.ended.pop().is_some() {}
-        self.after_fault(reason, local);
-        let mut table = dead.table;
-        // Of each worker's requests those that were offered came before those that wait for a place.
-        table.clear().into_iter().for_each(|it| self.deliver(it, Verdict::Fault, local));
-        dead.waiting.drain(..).for_each(|offer| self.deliver_fault(offer, local));
-        dead.jobs.into_values().for_each(|it| self.deliver(it, Verdict::Fault, local));
-        place.table = Some(table);
-    }
-
-    /// Fails the instance if it has owed some answer for longer than it may. Requests that wait for a
-    /// place have not been offered: nothing is owed for them.
-    pub(super) fn check_overdue(&self, local: &LocalPlugin) {
-        // Whoever is inside now, the next look comes soon.
-        let Some(mut guard) = self.try_lock() else { return };
-        let hold = self.limits.hold;
-        let hold_ns = u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX);
-        let now_ns = turn_now().as_nanos();
-        if guard.live.as_ref().is_some_and(|inside| inside.table.is_overdue(now_ns, hold_ns)) {
-            let reason = format!("it kept a request for more than {hold:?} without an answer");
-            self.fail(&mut guard, reason, local);
-        }
-    }
-
-    fn process(
-        &self,
-        inside: &mut Inside,
-        batch: &mut Vec<Offer>,
-        local: &LocalPlugin,
-    ) -> Result<bool, String> {
-        let now_ns = turn_now().as_nanos();
-        inside.words.clear();
-        let carried = inside.carry.len().min(MAX_EVENTS);
-        for entry in inside.carry.drain(..carried) {
-            inside.words.extend(entry.0);
-        }
-        while let Some(control) = self.lasting.controls.pop() {
-            inside.push(control.encode());
-        }
-        while !self.ended.is_empty()
-            && let Some(ended) = self.ended.pop()
-        {
-            // What an earlier store asked for concerns nobody.
-            if ended.store == inside.number {
-                inside.tell(ended, now_ns);
-            }
-        }
-        for offer in batch.drain(..) {
-            match offer {
-                Offer::LetGo { id } => inside.table.let_go(id),
-                Offer::Job { ticket, node } => {
-                    inside.jobs.insert(node, ticket);
-                    let (kind, first, second) = (ControlKind::JobStart, 0, 0);
-                    inside.push(Control { kind, node, first, second }.encode());
-                }
-                Offer::Done { id, result } => {
-                    if inside.table.done(id, result.is_err(), now_ns) {
-                        let subject = Subject::Request(id);
-                        inside.push(Done { subject, result, value: 0 }.encode());
-                    }
-                }
-                request @ Offer::Request { .. } => {
-                    // Those that wait for a slot go first.
-                    if !inside.waiting.is_empty() || !inside.encode(request, now_ns) {
-                        inside.waiting.push_back(request);
-                    }
-                }
-            }
-        }
-        while let Some(request) = inside.waiting.front().copied()
-            && inside.encode(request, now_ns)
-        {
-            inside.waiting.pop_front();
-        }
-        match inside.words.as_slice() {
-            [] => return Ok(false),
-            [head, _, _, _] if *head & 0xff == EventTag::Request as u64 => {
-                if let Some(ticket) = self.call_one(inside, now_ns, local)? {
-                    self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
-                }
-            }
-            _ => {
-                let actions = self.call(inside, now_ns)?;
-                self.obey(inside, &actions, now_ns, local)?;
-            }
-        }
-        Ok(inside.has_more())
-    }
-
-    /// The flat call for a single request, which is in `words`. Returns its ticket if it is to be
-    /// forwarded now; any other answer has been delivered.
-    #[inline]
-    fn call_one(
-        &self,
-        inside: &mut Inside,
-        now_ns: u64,
-        local: &LocalPlugin,
-    ) -> Result<Option<Ticket>, String> {
-        let &[head, id, offset, len] = inside.words.as_slice() else { return Ok(None) };
-        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
-        let data = inside.filter.blockloom_filter_data();
-        let word = data.call_poll_one(&mut inside.store, now_ns, head, id, offset, len);
-        let word = word.map_err(|error| self.trap(inside, "poll-one", &error))?;
-        self.tell_rules(inside);
-        let broken = |violation| Breach::Layout(violation).to_string();
-        match PollOne::decode(word).map_err(broken)? {
-            PollOne::Forward { not_before_ns } => {
-                let id = Entry([head, id, offset, len]).id();
-                let id = RequestId::from_bits(id).map_err(broken)?;
-                if not_before_ns <= now_ns
-                    && let Some(ticket) = inside.table.forward_now(id)
-                {
-                    return Ok(Some(ticket));
-                }
-                let forward = Forward { not_before_ns, ..Forward::now(id) };
-                self.forward(inside, forward, now_ns, local)?;
-            }
-            PollOne::Queued => {
-                inside.words.clear();
-                let actions = self.call(inside, now_ns)?;
-                self.obey(inside, &actions, now_ns, local)?;
-            }
-        }
-        Ok(None)
-    }
-
-    /// The call for a batch: the events are in `words`.
-    fn call(&self, inside: &mut Inside, now_ns: u64) -> Result<Vec<u64>, String> {
-        arm(&self.module.runtime, &mut inside.store, self.call_ticks);
-        let data = inside.filter.blockloom_filter_data();
-        let actions = data.call_poll(&mut inside.store, now_ns, &inside.words);
-        let actions = actions.map_err(|error| self.trap(inside, "poll", &error))?;
-        self.tell_rules(inside);
-        Ok(actions)
-    }
-
-    /// Has every worker let go of rules that are no more.
-    #[inline]
-    fn tell_rules(&self, inside: &mut Inside) {
-        let changes = self.rules_changes();
-        if inside.rules_seen != changes {
-            inside.rules_seen = changes;
-            self.wake(|_| true);
-        }
-    }
-
-    fn trap(&self, inside: &Inside, call: &str, error: &wasmtime::Error) -> String {
-        self.module.trapped(&inside.store, call, error).to_string()
-    }
-
-    /// Does what the guest answered, up to the first breach.
-    fn obey(
-        &self,
-        inside: &mut Inside,
-        words: &[u64],
-        now_ns: u64,
-        local: &LocalPlugin,
-    ) -> Result<(), String> {
-        let broken = |violation| Breach::Layout(violation).to_string();
-        for entry in Entry::list(words, MAX_ACTIONS).map_err(broken)? {
-            // Nearly all: spared the way through the enum of all actions.
-            if entry.tag() == ActionTag::Forward as u8 {
-                let forward = Forward::decode(entry).map_err(broken)?;
-                let plain = forward.not_before_ns <= now_ns && !forward.notify && !forward.claim;
-                match plain.then(|| inside.table.forward_now(forward.id)).flatten() {
-                    Some(ticket) => {
-                        inside.forget_buffers(ticket);
-                        self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
-                    }
-                    None => self.forward(inside, forward, now_ns, local)?,
-                }
-                continue;
-            }
-            match Action::decode(entry).map_err(broken)? {
-                Action::Forward(forward) => self.forward(inside, forward, now_ns, local)?,
-                Action::Complete(complete) => {
-                    let (ticket, answer) =
-                        inside.table.complete(complete).map_err(|breach| breach.to_string())?;
-                    inside.forget_buffers(ticket);
-                    self.deliver(ticket, Verdict::Answer(answer), local);
-                }
-                Action::Timer { token, at_ns } => self.set_timer(inside, token, at_ns, local)?,
-                Action::Drop { buffer } => {
-                    if let Some(ticket) = inside.buffers.remove(&buffer) {
-                        let asked = inside.asked(Action::Drop { buffer });
-                        self.deliver(ticket, Verdict::Operate(asked), local);
-                    }
-                }
-                operation => self.operate(inside, operation, now_ns, local)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// An operation on behalf of a request goes to the worker that has the request.
-    fn operate(
-        &self,
-        inside: &mut Inside,
-        action: Action,
-        now_ns: u64,
-        local: &LocalPlugin,
-    ) -> Result<(), String> {
-        let Some((token, parent)) = subject(&action) else { return Ok(()) };
-        if inside.operations >= self.operations_max() {
-            return inside.refuse(token, Errno::EBUSY);
-        }
-        let (ticket, kind) = match parent {
-            Parent::Request(id) => (inside.table.ticket(id), inside.table.kind(id)),
-            Parent::Job(node) => (inside.jobs.get(&node).copied(), None),
-        };
-        let refused = match action {
-            Action::Copy(copy) if copy.serve => kind.is_some_and(|kind| kind != Kind::Read),
-            Action::Write(write) => inside.buffers.get(&write.source).copied() != ticket,
-            _ => false,
-        };
-        if refused {
-            return inside.refuse(token, Errno::EINVAL);
-        }
-        let ticket = match (parent, ticket) {
-            (Parent::Request(id), _) => {
-                inside.table.operate(id, now_ns).map_err(|breach| breach.to_string())?
-            }
-            (Parent::Job(_), Some(ticket)) => ticket,
-            (Parent::Job(node), None) => return Err(format!("node {} has no job", node.0)),
-        };
-        if matches!(action, Action::Read(_)) && inside.buffers.insert(token, ticket).is_some() {
-            return Err(Breach::BufferInUse(token.0).to_string());
-        }
-        inside.operations += 1;
-        self.deliver(ticket, Verdict::Operate(inside.asked(action)), local);
-        Ok(())
-    }
-
-    fn operations_max(&self) -> usize {
-        OPERATIONS_OF_REQUEST.saturating_mul(self.limits.in_flight as usize + 1)
-    }
-
-    /// A DONE at a time.
-    fn set_timer(
-        &self,
-        inside: &mut Inside,
-        token: Token,
-        at_ns: u64,
-        local: &LocalPlugin,
-    ) -> Result<(), String> {
-        let at = Time::from_nanos(at_ns);
-        if at <= turn_now() {
-            return inside.end(token, Ok(()));
-        }
-        if inside.operations >= self.operations_max() {
-            return inside.refuse(token, Errno::EBUSY);
-        }
-        inside.operations += 1;
-        local.end_at(at, Ended::of_timer(inside.number, token));
-        Ok(())
-    }
-
-    /// A FORWARD that has a time, or flags, or comes again.
-    fn forward(
-        &self,
-        inside: &mut Inside,
-        forward: Forward,
-        now_ns: u64,
-        local: &LocalPlugin,
-    ) -> Result<(), String> {
-        // Nothing but the host's own proof says that bytes of a request are unchanged; a refused claim writes
-        // nothing.
-        if forward.claim && !inside.table.is_unchanged(forward.id) {
-            inside.table.refuse_claim(forward.id).map_err(|breach| breach.to_string())?;
-            let subject = Subject::Request(forward.id);
-            return inside.carry(Done { subject, result: Err(Errno::EPERM), value: 0 });
-        }
-        let answer = inside.table.forward(forward, now_ns).map_err(|breach| breach.to_string())?;
-        if let Some((ticket, answer)) = answer {
-            // With notify it has not ended yet.
-            if !matches!(answer, Answer::Forward { notify: true, .. }) {
-                inside.forget_buffers(ticket);
-            }
-            self.deliver(ticket, Verdict::Answer(answer), local);
-        }
-        Ok(())
-    }
-}
-
-impl Inside {
-    pub(super) fn new(
-        (store, filter): (Store<HostState>, Filter),
-        number: StoreNumber,
-        table: Table,
-    ) -> Self {
-        Self {
-            number,
-            store,
-            filter,
-            table,
-            waiting: VecDeque::new(),
-            carry: Vec::new(),
-            operations: 0,
-            buffers: HashMap::new(),
-            jobs: HashMap::new(),
-            rules_seen: 0,
-            words: Vec::new(),
-        }
-    }
-
-    fn asked(&self, action: Action) -> AskedFor {
-        AskedFor { store: self.number, action }
-    }
-
-    /// Adds a request to `words`; `false` when there is no slot or no room for it.
-    #[inline]
-    fn encode(&mut self, request: Offer, now_ns: u64) -> bool {
-        let Offer::Request { ticket, node, kind, flags, offset, len } = request else {
-            return true;
-        };
-        if self.words.len() >= MAX_EVENTS * ENTRY_WORDS {
-            return false;
-        }
-        let unchanged = flags.contains(RequestFlags::UNCHANGED);
-        let Some(id) = self.table.offer((kind, unchanged), ticket, now_ns) else { return false };
-        self.words.extend(Request { id, node, kind, flags, offset, len }.encode().0);
-        true
-    }
-
-    /// Whether there is something that the next call can take.
-    fn has_more(&self) -> bool {
-        !self.carry.is_empty() || (!self.waiting.is_empty() && self.table.has_room())
-    }
-
-    /// Adds an event; what one call cannot take goes with the next.
-    fn push(&mut self, event: Entry) {
-        if self.words.len() < MAX_EVENTS * ENTRY_WORDS {
-            self.words.extend(event.0);
-        } else {
-            self.carry.push(event);
-        }
-    }
-
-    /// Tells the guest how an operation ended.
-    fn tell(&mut self, ended: Ended, now_ns: u64) {
-        self.operations = self.operations.saturating_sub(1);
-        let result = ended.result.as_ref().map(drop).map_err(|errno| *errno);
-        if let Some(id) = ended.request {
-            self.table.operated(id, ended.serves && result.is_ok(), now_ns);
-        }
-        if ended.is_read && result.is_err() {
-            self.buffers.remove(&ended.token);
-        }
-        let answered = ended.result.unwrap_or_default();
-        for extent in &answered.extents {
-            self.push(extent.encode());
-        }
-        let subject = Subject::Operation(ended.token);
-        self.push(Done { subject, result, value: answered.value }.encode());
-    }
-
-    /// What was read for a request ends with it.
-    #[inline]
-    fn forget_buffers(&mut self, ticket: Ticket) {
-        if !self.buffers.is_empty() {
-            self.buffers.retain(|_, of| *of != ticket);
-        }
-    }
-
-    /// Ends an operation that is not begun.
-    fn refuse(&mut self, token: Token, errno: Errno) -> Result<(), String> {
-        self.end(token, Err(errno))
-    }
-
-    fn end(&mut self, token: Token, result: Result<(), Errno>) -> Result<(), String> {
-        self.carry(Done { subject: Subject::Operation(token), result, value: 0 })
-    }
-
-    fn carry(&mut self, done: Done) -> Result<(), String> {
-        if self.carry.len() >= MAX_EVENTS {
-            return Err(format!("it asked for more than {MAX_EVENTS} operations at once"));
-        }
-        self.carry.push(done.encode());
-        Ok(())
-    }
-}
-
-impl Instance {
     /// An instance of a bundled plugin with default limits.
     ///
     /// # Errors

@@ -2,27 +2,26 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
 
 use blockloom_abi::{Errno, Kind, NodeIndex, RequestFlags, RequestId};
 
+use super::counters::Refused;
+use super::enter::Asked;
 use super::faults::Phase;
-use super::instance::{Asked, Instance};
+use super::instance::Instance;
 use super::operation::{Asked as AskedFor, Ended};
 use super::rules::{KeptRules, NodeRules};
 use super::store::Lasting;
 use super::table::Answer;
 use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
 
-/// Between two looks of a timer at whether its store is still there.
-const TIMER_LOOK: Duration = Duration::from_secs(5);
-
 /// Names a waiting request of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ticket {
     pub(super) worker: u32,
     pub(super) waiter: u32,
@@ -73,6 +72,8 @@ struct Waiter {
     /// instance may have in flight.
     operations: VecDeque<AskedFor>,
     waker: Waker,
+    /// By which the tenant goes, until the guest has answered it.
+    rules: Option<Rc<KeptRules>>,
     /// The tenant is to be woken.
     waits: bool,
     /// It is a job, which owes no answer.
@@ -101,6 +102,7 @@ impl Waiters {
                 since,
                 operations,
                 waker,
+                rules: None,
                 waits: false,
                 is_job: false,
             });
@@ -112,13 +114,17 @@ impl Waiters {
         index
     }
 
-    /// Returns operations that have not been begun.
+    /// Returns what the tenant has not taken: operations, and its verdict; and rules that may be the last of
+    /// their kind.
     #[inline]
-    fn remove(&mut self, index: u32) -> VecDeque<AskedFor> {
+    fn remove(
+        &mut self,
+        index: u32,
+    ) -> (VecDeque<AskedFor>, Option<Verdict>, Option<Rc<KeptRules>>) {
         let place = &mut self.places[index as usize];
         place.sequence = 0;
         self.free.push(index);
-        std::mem::take(&mut place.operations)
+        (std::mem::take(&mut place.operations), place.verdict.take(), place.rules.take())
     }
 
     fn live(&self) -> impl Iterator<Item = &Waiter> {
@@ -135,11 +141,17 @@ pub(super) struct LocalPlugin {
     waiters: RefCell<Waiters>,
     sequence: Cell<u64>,
     queued: Cell<bool>,
+    /// It is to be entered later, as it has used up its processor time.
+    put_off: Cell<bool>,
     /// Who waits for a new store, by arrival.
     resting: RefCell<BTreeMap<u64, Waker>>,
     /// How often the instance's phase had changed when they were last woken.
     phases_seen: Cell<u64>,
     watched: Cell<bool>,
+    /// When the instance is to be entered for its timers.
+    alarm: Cell<Option<Time>>,
+    /// Of the task that sees to it, while there is one.
+    alarm_task: RefCell<Option<Waker>>,
     /// The rules of each node, as this worker has them.
     rules: RefCell<Vec<Ruled>>,
     /// How often rules had changed when this worker last let go of those before.
@@ -228,10 +240,11 @@ impl LocalPlugin {
 
     /// The current worker's side of the instance with this number, if it has one.
     fn known(id: usize) -> Option<Rc<Self>> {
-        PLUGINS.with(|plugins| {
+        let known = PLUGINS.try_with(|plugins| {
             let plugins = plugins.borrow();
             plugins.iter().find(|(known, _)| *known == id).map(|(_, plugin)| Rc::clone(plugin))
-        })
+        });
+        known.ok().flatten()
     }
 
     fn new(instance: &Arc<Instance>) -> Self {
@@ -248,37 +261,58 @@ impl LocalPlugin {
             waiters: RefCell::default(),
             sequence: Cell::new(0),
             queued: Cell::new(false),
+            put_off: Cell::new(false),
             resting: RefCell::default(),
             phases_seen: Cell::new(0),
             watched: Cell::new(false),
+            alarm: Cell::new(None),
+            alarm_task: RefCell::default(),
             rules: RefCell::default(),
             rules_seen: Cell::new(0),
         }
     }
 
-    /// The rules of a node now; `None` if everything is asked. Whoever passes by them keeps them until it has
-    /// ended.
+    /// The rules of a node now. Whoever passes by them keeps them until the child has ended it.
     #[inline]
-    pub(super) fn rules(&self, of: &NodeRules) -> Option<Rc<KeptRules>> {
+    pub(super) fn rules(&self, of: &NodeRules) -> Rc<KeptRules> {
         let mut rules = self.rules.borrow_mut();
-        let generation = of.generation();
-        match rules.iter_mut().find(|known| known.node == of.node()) {
-            Some(known) if known.generation == generation => known.set.clone(),
+        let known = rules.iter_mut().find(|known| known.node == of.node());
+        if let Some(Ruled { generation, set: Some(set), .. }) = &known
+            && *generation == of.generation()
+        {
+            return Rc::clone(set);
+        }
+        let (generation, set) = of.current();
+        let set = Rc::new(KeptRules(set));
+        let former = match known {
             Some(known) => {
-                let (generation, set) = of.current();
-                let set = set.map(|set| Rc::new(KeptRules(set)));
-                let former = std::mem::replace(&mut known.set, set.clone());
                 known.generation = generation;
-                drop(rules);
-                drop(former);
-                set
+                known.set.replace(Rc::clone(&set))
             }
             None => {
-                let (generation, set) = of.current();
-                let set = set.map(|set| Rc::new(KeptRules(set)));
-                rules.push(Ruled { node: of.node(), generation, set: set.clone() });
-                set
+                let set = Some(Rc::clone(&set));
+                rules.push(Ruled { node: of.node(), generation, set });
+                None
             }
+        };
+        drop(rules);
+        drop(former);
+        set
+    }
+
+    /// Requests that the guest has not answered go by the rules that are.
+    fn requests_go_by_new_rules(&self) {
+        let mut unanswered = Vec::new();
+        for (index, place) in self.waiters.borrow().places.iter().enumerate() {
+            let is_unanswered = place.sequence != 0 && place.verdict.is_none();
+            if let (true, Some(rules)) = (is_unanswered, &place.rules) {
+                unanswered.extend(rules.home().map(|home| (index, home)));
+            }
+        }
+        for (index, home) in unanswered {
+            let present = self.rules(&home);
+            let former = self.waiters.borrow_mut().places[index].rules.replace(present);
+            drop(former);
         }
     }
 
@@ -315,12 +349,14 @@ impl LocalPlugin {
     /// Takes answers that other workers brought out, and wakes those who wait for a new store; whether there
     /// was any.
     fn catch_up(self: &Rc<Self>) -> bool {
+        // In this order: what the guest answered before it changed them is here then.
+        let rules_published = self.instance.lasting().rules_published();
         let any = self.instance.drain_outbox(self);
-        if self.rules_seen.get() != self.instance.rules_changes() {
-            self.rules_seen.set(self.instance.rules_changes());
+        if self.rules_seen.replace(rules_published) != rules_published {
             self.refresh_rules();
+            self.requests_go_by_new_rules();
         }
-        if self.instance.has_controls() {
+        if self.instance.has_controls() || self.instance.take_left() {
             self.queue();
         }
         let phases = self.instance.phase_changes();
@@ -333,32 +369,39 @@ impl LocalPlugin {
         any
     }
 
-    /// Offers a request; `None` when it may go to the child already.
+    /// Offers a request that goes by `rules`.
+    ///
+    /// # Errors
+    /// The rules, when it may go to the child already.
     #[inline]
     pub(super) fn request(
         self: &Rc<Self>,
         since: Time,
+        rules: Rc<KeptRules>,
         request: impl FnOnce(Ticket) -> Offer,
-    ) -> Option<Waiting> {
+    ) -> Result<Waiting, Rc<KeptRules>> {
         let sequence = self.next_sequence();
         let waiter = self.waiters.borrow_mut().insert(sequence, since);
         let ticket = Ticket { worker: self.worker, waiter, sequence };
         let request = request(ticket);
         // If nothing of this turn is going to join it, it need not wait for the turn's end.
-        let alone = !is_more_to_come() && self.pending.borrow().is_empty();
+        let alone = !is_more_to_come()
+            && self.pending.borrow().is_empty()
+            && self.instance.put_off_until().is_none();
         let asked = if alone { self.instance.ask(request, self) } else { Asked::NotOffered };
         match asked {
             Asked::Forward => {
                 let _ = self.waiters.borrow_mut().remove(waiter);
-                return None;
+                return Err(rules);
             }
             Asked::Offered => {}
             Asked::NotOffered => self.offer(request),
         }
+        self.waiters.borrow_mut().places[waiter as usize].rules = Some(rules);
         if !self.watched.replace(true) {
             spawn(watch(Rc::clone(self)));
         }
-        Some(Waiting { plugin: Rc::clone(self), ticket })
+        Ok(Waiting { plugin: Rc::clone(self), ticket })
     }
 
     /// Adds to the batch that goes at the end of this turn.
@@ -370,12 +413,36 @@ impl LocalPlugin {
     /// Has the instance entered at the end of this turn.
     pub(super) fn queue(self: &Rc<Self>) {
         if !self.queued.replace(true) {
-            QUEUED.with(|queued| queued.borrow_mut().push(Rc::clone(self)));
+            // At the end of a thread what waited is dropped, and nobody goes in any more.
+            let _ = QUEUED.try_with(|queued| queued.borrow_mut().push(Rc::clone(self)));
+        }
+    }
+
+    /// Has the instance entered at a time. What is offered until then waits; exports bound it.
+    fn queue_at(self: &Rc<Self>, at: Time) {
+        if self.put_off.replace(true) {
+            return;
+        }
+        let plugin = Rc::clone(self);
+        spawn(async move {
+            sleep_until(at).await;
+            plugin.put_off.set(false);
+            plugin.queue();
+        });
+    }
+
+    /// The same, for one who does not hold it.
+    pub(super) fn enter_soon(&self) {
+        if let Some(plugin) = Self::known(self.instance.id()) {
+            plugin.queue();
         }
     }
 
     fn flush(self: &Rc<Self>) {
         self.queued.set(false);
+        if let Some(until) = self.instance.put_off_until() {
+            return self.queue_at(until);
+        }
         let mut batch = self.batch.take();
         std::mem::swap(&mut batch, &mut *self.pending.borrow_mut());
         self.instance.enter(self, &mut batch);
@@ -389,9 +456,8 @@ impl LocalPlugin {
         let mut waiters = self.waiters.borrow_mut();
         let waiter = waiters.places.get_mut(ticket.waiter as usize);
         let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else {
-            if let Verdict::Operate(asked) = verdict {
-                self.cancel(&asked);
-            }
+            drop(waiters);
+            self.lose(verdict);
             return;
         };
         match verdict {
@@ -414,26 +480,34 @@ impl LocalPlugin {
         self.queue();
     }
 
-    /// The same at a time, if the store lives so long.
-    pub(super) fn end_at(&self, at: Time, ended: Ended) {
-        let Some(plugin) = Self::known(self.instance.id()) else { return };
-        spawn(async move {
-            while at > turn_now() {
-                if plugin.instance.store_number() != ended.store {
-                    return;
-                }
-                sleep_until(at.min(turn_now() + TIMER_LOOK)).await;
-            }
-            plugin.end_operation(ended);
-        });
+    /// Has the instance entered at a time, unless that is going to be sooner.
+    pub(super) fn alarm_at(&self, at: Time) {
+        let former = self.alarm.get();
+        if former.is_some_and(|former| former <= at) {
+            return;
+        }
+        self.alarm.set(Some(at));
+        if let Some(task) = self.alarm_task.borrow().as_ref() {
+            task.wake_by_ref();
+        } else if former.is_none()
+            && let Some(plugin) = Self::known(self.instance.id())
+        {
+            spawn(ring(plugin));
+        }
     }
 
-    /// Has a new store made at a time.
+    /// Has a new store made at a time, if the place of the lost one is still empty then.
     pub(super) fn restart_at(&self, at: Time) {
         let Some(plugin) = Self::known(self.instance.id()) else { return };
+        let lost = self.instance.store_number();
         spawn(async move {
             sleep_until(at).await;
-            plugin.instance.restart(&plugin).await;
+            let instance = &plugin.instance;
+            let changing = instance.change().await;
+            if instance.phase() == Phase::Down && instance.store_number() == lost {
+                instance.restart(&plugin).await;
+            }
+            drop(changing);
         });
     }
 
@@ -442,17 +516,38 @@ impl LocalPlugin {
         Arrival { sequence: self.next_sequence(), since: turn_now() }
     }
 
-    /// Waits as long as the instance is down; says how it stands then.
-    pub(super) async fn rest(&self, arrival: Arrival) -> Phase {
+    /// Waits as long as the instance stands so; says how it stands then.
+    pub(super) async fn rest(&self, arrival: Arrival, while_it: impl Fn(Phase) -> bool) -> Phase {
         let _resting = Resting { plugin: self, sequence: arrival.sequence };
         poll_fn(|cx| match self.instance.phase() {
-            Phase::Down => {
+            phase if while_it(phase) => {
                 self.resting.borrow_mut().insert(arrival.sequence, cx.waker().clone());
                 Poll::Pending
             }
             phase => Poll::Ready(phase),
         })
         .await
+    }
+
+    /// A verdict for a request that has gone.
+    fn lose(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Operate(asked) => self.cancel(&asked),
+            Verdict::Answer(Answer::Forward { known: Some(id), notify, .. }) => {
+                if let Some(plugin) = Self::known(self.instance.id()) {
+                    plugin.give_up(id, notify);
+                }
+            }
+            Verdict::Answer(_) | Verdict::Fault => {}
+        }
+    }
+
+    /// A forwarded request that the guest may still name has gone before its end.
+    fn give_up(self: &Rc<Self>, id: RequestId, notify: bool) {
+        self.offer(match notify {
+            true => Offer::Done { id, result: Err(Errno::ECANCELED) },
+            false => Offer::LetGo { id },
+        });
     }
 
     /// An operation whose request has gone.
@@ -471,14 +566,40 @@ impl LocalPlugin {
     }
 
     /// The plugin's name, for messages.
-    pub(super) fn name(&self) -> &str {
+    pub(super) fn name(&self) -> Arc<str> {
         self.instance.plugin()
+    }
+
+    /// Counts a claim that was refused.
+    pub(super) fn claim_refused(&self, node: NodeIndex, why: Refused) {
+        self.instance.claim_refused(node, why);
     }
 
     /// This worker's number.
     pub(super) fn worker(&self) -> u32 {
         self.worker
     }
+}
+
+/// Has the instance entered when its timers come due, for as long as there are any.
+async fn ring(plugin: Rc<LocalPlugin>) {
+    while let Some(at) = plugin.alarm.get() {
+        let mut sleep = pin!(sleep_until(at));
+        poll_fn(|cx| {
+            // It may have become sooner.
+            if plugin.alarm.get() != Some(at) {
+                return Poll::Ready(());
+            }
+            *plugin.alarm_task.borrow_mut() = Some(cx.waker().clone());
+            sleep.as_mut().poll(cx)
+        })
+        .await;
+        if at <= turn_now() {
+            plugin.alarm.set(None);
+            plugin.queue();
+        }
+    }
+    plugin.alarm_task.take();
 }
 
 /// Bounds how long the guest keeps requests, for as long as there are any.
@@ -524,6 +645,13 @@ impl Waiting {
         Poll::Pending
     }
 
+    /// The rules by which it goes: for one that the guest has just forwarded, to be kept until the child has
+    /// ended it.
+    #[inline]
+    pub(super) fn take_rules(&self) -> Option<Rc<KeptRules>> {
+        self.plugin.waiters.borrow_mut().places[self.ticket.waiter as usize].rules.take()
+    }
+
     /// Waits for the verdict.
     pub(super) async fn verdict(&self) -> Verdict {
         poll_fn(|cx| self.poll(cx.waker())).await
@@ -533,6 +661,39 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let left = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
-        left.iter().for_each(|asked| self.plugin.cancel(asked));
+        let (operations, verdict, rules) = left;
+        drop(rules);
+        operations.iter().for_each(|asked| self.plugin.cancel(asked));
+        if let Some(verdict) = verdict {
+            self.plugin.lose(verdict);
+        }
+    }
+}
+
+/// A forwarded request that the guest may still name: it learns of its end, or that nobody waits for that.
+pub(super) struct Named {
+    plugin: Rc<LocalPlugin>,
+    id: RequestId,
+    notify: bool,
+    is_told: bool,
+}
+
+impl Named {
+    pub(super) fn new(waiting: &Waiting, id: RequestId, notify: bool) -> Self {
+        Self { plugin: Rc::clone(&waiting.plugin), id, notify, is_told: false }
+    }
+
+    /// The child has ended it.
+    pub(super) fn end(mut self, result: Result<(), Errno>) {
+        self.is_told = true;
+        self.plugin.offer(Offer::Done { id: self.id, result });
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if !self.is_told {
+            self.plugin.give_up(self.id, self.notify);
+        }
     }
 }

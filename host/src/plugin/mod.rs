@@ -3,8 +3,9 @@
 //! ```text
 //!   PluginNode (node.rs)      one per node: offers each request, then forwards or fails it
 //!     → LocalPlugin (local.rs)    this worker's batch of the turn, and who waits for an answer
-//!        → Instance (instance.rs)     one store; one worker inside at a time; one call for all
-//!             → guest                     events in, actions out (crate `blockloom-abi`)
+//!        → Instance (instance.rs)     one store; one worker inside at a time (enter.rs, inside.rs)
+//!             → guest (call.rs)           one call for all: events in, actions out (crate `blockloom-abi`)
+//!             ← obey.rs                   judging the actions, and handing them out
 //!   ← operation.rs            what the guest asks for: copies, reads, writes of its node's children, done
 //!                             on the ground of the request that they serve, within the grants (grants.rs)
 //! ```
@@ -12,12 +13,15 @@
 //! Which requests a guest is asked about at all, its rules say (`rules.rs`); what it has to remember is in
 //! bitmaps that outlive it (`bitmaps.rs`).
 //!
-//! The data stays in the host: a plugin sees ids and ranges. What it answers is judged (`table`), not
+//! The data stays in the host: a plugin sees ids and ranges, and bytes only of nodes that grant it (`bytes.rs`). What it answers is judged (`table`), not
 //! trusted. **Any** error of a call, and any breach of the layout, drops the store. A request that the
 //! plugin had forwarded completes with the child's result, and is never issued again. One that it had not
 //! waits until what was done for it is over; then the policy decides ([`OnFault`]): it fails with `EIO`, goes
 //! to the child, or is offered to a new store (`restart.rs`), which begins with the same configuration, the
 //! same nodes and the bitmaps as they are, and without rules. Nothing else in the daemon notices.
+//!
+//! Nodes come and go while a guest lives (`nodes.rs`, `served.rs`), each with its job (`jobs.rs`). Another plugin, or
+//! other bytes of the same, may take the place of one that runs (`reload.rs`), or get another configuration.
 //!
 //! **Invariant**: no host lock, and no reference into the graph, is held while a guest runs, except the
 //! instance's own.
@@ -25,21 +29,39 @@
 mod bindings;
 mod bitmaps;
 mod buffers;
+mod bytes;
+mod call;
+mod counters;
+mod cpu;
+mod enter;
 mod faults;
 mod grants;
+mod inside;
 mod instance;
+mod jobs;
 mod local;
+pub mod measure;
 mod module;
 mod node;
+mod nodes;
+mod obey;
 mod operation;
+mod reload;
 mod restart;
 mod rules;
 mod runtime;
+mod served;
 mod store;
 mod table;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod version;
 
 use std::time::Duration;
 
+pub use bytes::ByteAccess;
+pub use counters::PluginCounters;
 pub use faults::{OnFault, RestartBudget};
 pub use grants::Grants;
 pub use instance::{Instance, InstanceError};
@@ -59,6 +81,11 @@ pub struct PluginLimits {
     pub in_flight: u32,
     /// Time that it may keep one request without an answer.
     pub hold: Duration,
+    /// Processor time that its calls may take of each second; a whole second is no limit. One that always wants
+    /// more, for as long as `hold`, has failed.
+    pub cpu: Duration,
+    /// Messages that it may log in each second; more are counted, and dropped.
+    pub messages: u32,
 }
 
 impl Default for PluginLimits {
@@ -68,6 +95,8 @@ impl Default for PluginLimits {
             call: Duration::from_millis(5),
             in_flight: 256,
             hold: Duration::from_secs(30),
+            cpu: Duration::from_millis(500),
+            messages: 100,
         }
     }
 }

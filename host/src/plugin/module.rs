@@ -1,19 +1,22 @@
 //! From a file to something that can be instantiated: recognising, encoding, compiling, describing.
 
 use std::fmt;
-use std::path::Path;
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockloom_abi::{Kinds, LAYOUT_VERSION, PACKAGE};
+use blockloom_abi::Kinds;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Store, UpdateDeadline};
 
 use super::PluginLimits;
 use super::bindings::exports::blockloom::filter::control;
 use super::bindings::{Filter, FilterPre};
+use super::bytes::ByteAccess;
 use super::grants::Grants;
 use super::runtime::{PluginRuntime, TICK};
-use super::store::{HostState, Lasting, printable};
+use super::store::{CALL_DATA_BYTES, HostState, Lasting, printable};
+use super::version::AbiVersion;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::read_file;
 
@@ -21,12 +24,6 @@ include!(concat!(env!("OUT_DIR"), "/bundled.rs"));
 
 /// Longest plugin file, bytes: compiling takes time in proportion.
 const FILE_MAX_BYTES: u64 = 16 << 20;
-/// Words that one call may move each way, bytes: 2,048 actions of 32.
-const CALL_DATA_BYTES: usize = 64 << 10;
-/// The one interface that a plugin may import.
-const HOST_INTERFACE: &str = "blockloom:filter/host@0.1.0";
-/// An interface that every plugin exports, without its version.
-const CONTROL_INTERFACE: &str = "blockloom:filter/control";
 
 /// The names of the plugins that come with the host.
 pub fn bundled_names() -> impl Iterator<Item = &'static str> {
@@ -59,8 +56,13 @@ impl fmt::Display for ConfigError {
 /// A compiled plugin, ready to be instantiated.
 pub struct PluginModule {
     pub(super) runtime: Arc<PluginRuntime>,
-    pub(super) name: String,
+    name: Arc<str>,
+    /// The file that it was loaded from, and what tells its bytes from others.
+    file: Option<(PathBuf, u64)>,
     pre: FilterPre<HostState>,
+    version: &'static AbiVersion,
+    /// The kinds of requests that its version knows.
+    known: Kinds,
     inspection: Inspection,
 }
 
@@ -71,6 +73,8 @@ pub struct Inspection {
     pub name: String,
     /// The plugin's own version.
     pub version: String,
+    /// The version of the contract that it speaks, such as `blockloom:filter@0.1.0`.
+    pub abi: &'static str,
     /// The packed layout that it speaks.
     pub layout: u32,
     /// Kinds of requests that it wants to be offered.
@@ -81,8 +85,8 @@ pub struct Inspection {
     pub views: Vec<String>,
     /// Bitmaps that it reads, and whether it cannot do without.
     pub bitmaps: Vec<(String, bool)>,
-    /// Whether it answers with bytes that are not its child's.
-    pub wants_transform: bool,
+    /// What it wants to do with the data of requests.
+    pub wants_bytes: ByteAccess,
     /// Whether it has work of its own.
     pub has_job: bool,
     /// Whether requests may go to the filtered child without it, should it fail.
@@ -106,6 +110,20 @@ pub struct ChildWant {
     pub required: bool,
     /// What the plugin wants to do to it of its own accord.
     pub wants: Grants,
+    /// Whether nobody else may change what it shows, but through the node.
+    pub exclusive: bool,
+}
+
+fn read_plugin(path: &Path) -> Result<Vec<u8>> {
+    let cannot = || format!("cannot read plugin `{}`", path.display());
+    read_file(path, FILE_MAX_BYTES).map_err(|error| Error::os(cannot(), &error))
+}
+
+/// Tells files apart that nobody has made alike on purpose.
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 fn unusable(name: &str, reason: impl fmt::Display) -> Error {
@@ -121,9 +139,20 @@ impl PluginModule {
     /// When the file cannot be read or is no plugin for this host; the message says what it lacks.
     pub fn load_file(runtime: &Arc<PluginRuntime>, path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let bytes = read_file(path, FILE_MAX_BYTES)
-            .map_err(|error| Error::os(format!("cannot read plugin `{name}`"), &error))?;
-        Self::load(runtime, &name, &bytes)
+        let bytes = read_plugin(path)?;
+        let mut module = Self::load(runtime, &name, &bytes)?;
+        module.file = Some((path.to_owned(), digest(&bytes)));
+        Ok(module)
+    }
+
+    /// The file that it was loaded from, if that has other bytes by now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn changed_file(&self) -> Result<Option<&Path>> {
+        let Some((path, known)) = &self.file else { return Ok(None) };
+        let now = digest(&read_plugin(path)?);
+        Ok((now != *known).then_some(path))
     }
 
     /// Loads a plugin that comes with the host.
@@ -160,21 +189,23 @@ impl PluginModule {
         let component = Component::from_binary(&runtime.engine, binary)
             .map_err(|error| unusable(name, format!("it does not compile: {error:#}")))?;
         let (imports, exports) = names(runtime, &component);
-        check_interfaces(&imports, &exports).map_err(|reason| unusable(name, reason))?;
+        let spoken = AbiVersion::of(&imports, &exports);
+        let version = spoken.map_err(|reason| unusable(name, reason))?;
         let mut linker = Linker::new(&runtime.engine);
         let linked = Filter::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
             .and_then(|()| linker.instantiate_pre(&component))
             .and_then(FilterPre::new);
         let pre = linked.map_err(|error| unusable(name, format!("it does not fit: {error:#}")))?;
         let inspection = Inspection {
+            abi: version.package,
             imports,
             exports,
             file_bytes: bytes.len(),
             is_core_module,
             ..Inspection::default()
         };
-        let mut module =
-            Self { runtime: Arc::clone(runtime), name: name.to_owned(), pre, inspection };
+        let (runtime, file, known) = (Arc::clone(runtime), None, version.kinds);
+        let mut module = Self { runtime, name: name.into(), file, pre, version, known, inspection };
         module.describe()?;
         Ok(module)
     }
@@ -184,9 +215,30 @@ impl PluginModule {
         &self.name
     }
 
+    pub(super) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    /// What compiles and runs it.
+    pub fn runtime(&self) -> &Arc<PluginRuntime> {
+        &self.runtime
+    }
+
     /// What it is and wants.
     pub fn inspection(&self) -> &Inspection {
         &self.inspection
+    }
+
+    /// The kinds of requests that its version knows.
+    pub(super) fn known(&self) -> Kinds {
+        self.known
+    }
+
+    /// As if its version knew no more than these.
+    #[cfg(test)]
+    pub(super) fn knowing(mut self, kinds: Kinds) -> Self {
+        self.known = kinds;
+        self
     }
 
     /// Whether requests of `kind` (a number of the layout) are to be offered.
@@ -266,21 +318,28 @@ impl PluginModule {
         arm(&self.runtime, &mut store, call_ticks(&limits));
         let described = filter.blockloom_filter_control().call_describe(&mut store);
         let it = described.map_err(|error| self.trapped(&store, "describe", &error))?;
-        if it.layout != LAYOUT_VERSION {
-            let reason = format!(
-                "it speaks layout {}, this host layout {LAYOUT_VERSION} ({PACKAGE})",
-                it.layout
-            );
+        let AbiVersion { layout, package, .. } = self.version;
+        if it.layout != *layout {
+            let reason =
+                format!("it speaks layout {}, this host layout {layout} ({package})", it.layout);
             return Err(unusable(&self.name, reason));
         }
         if Kinds::from_bits(it.kinds).is_none() {
             let reason = format!("it asks for unknown kinds of requests ({:#b})", it.kinds);
             return Err(unusable(&self.name, reason));
         }
+        let kinds = Kinds::from_bits(it.kinds).unwrap_or_default();
+        let changes = Kinds::WRITE.with(Kinds::ZERO).with(Kinds::DISCARD);
+        if !it.views.is_empty() && kinds.bits() & changes.bits() != changes.bits() {
+            let reason = "it offers a view, and does not ask for all of write, zero and discard: what \
+                          would pass it by could not be kept";
+            return Err(unusable(&self.name, reason));
+        }
         let child = |want: control::ChildWant| ChildWant {
             name: printable(&want.name),
             required: want.required,
             wants: Grants::of_wants(want.wants),
+            exclusive: want.exclusive,
         };
         let inspection = &mut self.inspection;
         inspection.name = printable(&it.name);
@@ -291,7 +350,7 @@ impl PluginModule {
         inspection.views = it.views.iter().map(|view| printable(view)).collect();
         let bitmap = |want: control::BitmapWant| (printable(&want.name), want.required);
         inspection.bitmaps = it.bitmaps.into_iter().map(bitmap).collect();
-        inspection.wants_transform = it.wants_transform;
+        inspection.wants_bytes = ByteAccess::of_wants(it.wants_bytes);
         inspection.has_job = it.has_job;
         inspection.may_bypass = it.may_bypass;
         Ok(())
@@ -330,29 +389,4 @@ fn names(runtime: &PluginRuntime, component: &Component) -> (Vec<String>, Vec<St
     let imports = kind.imports(&runtime.engine).map(|(name, _)| name.to_owned()).collect();
     let exports = kind.exports(&runtime.engine).map(|(name, _)| name.to_owned()).collect();
     (imports, exports)
-}
-
-fn check_interfaces(imports: &[String], exports: &[String]) -> std::result::Result<(), String> {
-    let ours = format!("{CONTROL_INTERFACE}@0.1.0");
-    let is_ours = exports.contains(&ours);
-    let other = exports.iter().find_map(|name| name.strip_prefix(CONTROL_INTERFACE));
-    if let (false, Some(version)) = (is_ours, other) {
-        return Err(format!(
-            "it is made for blockloom:filter{version}; this host speaks {PACKAGE}: use a newer host or \
-             rebuild it"
-        ));
-    }
-    if let Some(foreign) = imports.iter().find(|name| *name != HOST_INTERFACE) {
-        return Err(format!(
-            "it imports `{foreign}`; a plugin may import `{HOST_INTERFACE}` alone: build it for \
-             wasm32-unknown-unknown, not for a WASI target"
-        ));
-    }
-    if !is_ours {
-        return Err(format!(
-            "it does not export `{ours}`: it is no Blockloom filter; export one with \
-             blockloom_sdk::export_filter!"
-        ));
-    }
-    Ok(())
 }

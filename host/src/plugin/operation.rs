@@ -12,7 +12,9 @@ use blockloom_abi::{
     RequestId, Token, Write,
 };
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Filling};
+use super::bytes::{BufferBytes, ByteAccess};
+use super::counters::Refused;
 use super::grants::{Grants, PluginChild};
 use super::local::LocalPlugin;
 use super::store::Lasting;
@@ -55,21 +57,17 @@ pub(super) struct Answered {
     /// Bytes moved or described.
     pub(super) value: u64,
     pub(super) extents: Vec<abi::Extent>,
+    /// What a buffer has been filled with, for a guest that sees it.
+    pub(super) seen: Option<Arc<BufferBytes>>,
 }
 
 impl Answered {
     fn bytes(value: u64) -> Self {
-        Self { value, extents: Vec::new() }
+        Self { value, ..Self::default() }
     }
 }
 
 impl Ended {
-    /// Of a timer.
-    pub(super) fn of_timer(store: StoreNumber, token: Token) -> Self {
-        let result = Ok(Answered::default());
-        Self { store, token, request: None, result, is_read: false, serves: false }
-    }
-
     /// Of an operation that was never begun; `None` for an action that is none.
     pub(super) fn refused(store: StoreNumber, action: &Action, errno: Errno) -> Option<Self> {
         let (token, parent) = subject(action)?;
@@ -77,7 +75,7 @@ impl Ended {
             Parent::Request(id) => Some(id),
             Parent::Job(_) => None,
         };
-        let is_read = matches!(action, Action::Read(_));
+        let is_read = matches!(action, Action::Read(_) | Action::Make { .. });
         Some(Self { store, token, request, result: Err(errno), is_read, serves: false })
     }
 }
@@ -92,9 +90,12 @@ pub(super) fn subject(action: &Action) -> Option<(Token, Parent)> {
         | Action::Zero(operation)
         | Action::Discard(operation)
         | Action::Flush(operation) => Some((operation.token, operation.parent)),
-        Action::Forward(_) | Action::Complete(_) | Action::Timer { .. } | Action::Drop { .. } => {
-            None
-        }
+        Action::Make { token, parent, .. } => Some((token, parent)),
+        Action::Forward(_)
+        | Action::Complete(_)
+        | Action::Timer { .. }
+        | Action::Drop { .. }
+        | Action::JobEnd { .. } => None,
     }
 }
 
@@ -128,25 +129,36 @@ impl Operations {
     pub(super) fn start(
         &self,
         ground: impl Future<Output = Result<OnBehalf>> + 'static,
-        (node, children): (NodeIndex, &Arc<[PluginChild]>),
+        (node, children, access): (NodeIndex, Arc<Vec<PluginChild>>, ByteAccess),
         plugin: &Rc<LocalPlugin>,
         Asked { store, action }: Asked,
     ) {
-        if let Action::Drop { buffer } = action {
-            self.0.buffers.forget(buffer);
+        if let Action::Drop { token } = action {
+            self.0.buffers.forget(token);
             return;
         }
         let Some(mut ended) = Ended::refused(store, &action, Errno::EINVAL) else { return };
         ended.serves = matches!(action, Action::Copy(copy) if copy.serve);
+        let filling = ended.is_read.then(|| self.0.buffers.begin(ended.token));
         let plugin = Rc::clone(plugin);
-        let (work, children) = (Rc::clone(&self.0), Arc::clone(children));
+        let work = Rc::clone(&self.0);
         work.running.set(work.running.get() + 1);
         spawn(async move {
             let lasting = plugin.lasting();
             let result = async {
-                run(ground.await?, (node, &children), (&work.buffers, lasting), action).await
+                let served = Served { node, children: &children, access };
+                let buffers = (&work.buffers, filling);
+                run(ground.await?, &served, (buffers, lasting), action).await
             };
             let result = result.await;
+            if let (Err(_), Some(filling)) = (&result, filling) {
+                work.buffers.give_up(filling);
+            }
+            if let Err(error) = &result
+                && let Some(why) = refused_claim(&children, &action, error)
+            {
+                plugin.claim_refused(node, why);
+            }
             ended.result = result.map_err(|error| {
                 tracing::debug!("plugin `{}`: {action:?}: {error}", plugin.name());
                 errno_of(&error)
@@ -174,26 +186,52 @@ pub(super) fn errno_of(error: &Error) -> Errno {
     Errno::new(error.errno().unsigned_abs()).unwrap_or(Errno::EIO)
 }
 
+/// The node for which something is done.
+struct Served<'a> {
+    node: NodeIndex,
+    children: &'a [PluginChild],
+    access: ByteAccess,
+}
+
 async fn run(
     ground: OnBehalf,
-    (node, children): (NodeIndex, &[PluginChild]),
-    (buffers, lasting): (&Buffers, &Lasting),
+    served: &Served<'_>,
+    ((buffers, filling), lasting): ((&Buffers, Option<Filling>), &Lasting),
     action: Action,
 ) -> Result<Answered> {
+    let &Served { node, children, access } = served;
     match action {
         Action::Copy(copy) => run_copy(ground, (node, children), lasting, copy).await,
         Action::Read(operation) => {
             let child = granted(children, operation.child, Grants::READ)?;
             let room = lasting.buffers.take(operation.len)?;
             let bytes = ground.read_proven(child, range(&operation)).await?;
-            buffers.keep(operation.token, bytes, room);
-            Ok(Answered::bytes(operation.len))
+            let plain = || bytes.clone().into_plain();
+            let seen = (access != ByteAccess::None).then(|| BufferBytes::of_read(access, plain()));
+            if let Some(filling) = filling {
+                buffers.keep(filling, bytes, (seen.clone(), room));
+            }
+            Ok(Answered { seen, ..Answered::bytes(operation.len) })
+        }
+        Action::Make { len, .. } => {
+            if access != ByteAccess::Transform {
+                let message = "it makes bytes of its own, and lacks `grant.bytes = \"transform\"`";
+                return Err(Error::new(ErrorKind::NotPermitted, message));
+            }
+            let room = lasting.buffers.take(len)?;
+            // What has room is no longer than one copy.
+            let made = BufferBytes::made(access, len as usize);
+            if let Some(filling) = filling {
+                buffers.keep_made(filling, Arc::clone(&made), room);
+            }
+            Ok(Answered { seen: Some(made), ..Answered::bytes(len) })
         }
         Action::Write(write) => run_write(ground, children, buffers, write).await,
         Action::Status { operation, above } => {
             let child = at(children, operation.child)?.edge;
             let above = above.map(|above| at(children, above).map(|child| child.edge));
-            let extents = ground.block_status(child, above.transpose()?, range(&operation)).await?;
+            let (above, range) = (above.transpose()?, range(&operation));
+            let extents = ground.block_status(child, above, range, EXTENTS_MAX).await?;
             Ok(described(&operation, &extents))
         }
         Action::Zero(operation) => {
@@ -211,9 +249,11 @@ async fn run(
             ground.flush(at(children, operation.child)?.edge).await?;
             Ok(Answered::default())
         }
-        Action::Forward(_) | Action::Complete(_) | Action::Timer { .. } | Action::Drop { .. } => {
-            Err(Error::new(ErrorKind::Invalid, "it is no operation"))
-        }
+        Action::Forward(_)
+        | Action::Complete(_)
+        | Action::Timer { .. }
+        | Action::Drop { .. }
+        | Action::JobEnd { .. } => Err(Error::new(ErrorKind::Invalid, "it is no operation")),
     }
 }
 
@@ -253,11 +293,20 @@ async fn run_write(
     let filled = buffers
         .get(write.source)
         .ok_or_else(|| Error::new(ErrorKind::Invalid, "there is no such buffer of this request"))?;
-    let (bytes, len) = (filled.bytes.clone(), operation.len);
-    if bytes.bytes().len() as u64 != len {
-        let message = format!("the buffer has {} bytes, not {len}", bytes.bytes().len());
+    let len = operation.len;
+    if filled.len_bytes() != len {
+        let message = format!("the buffer has {} bytes, not {len}", filled.len_bytes());
         return Err(Error::new(ErrorKind::Invalid, message));
     }
+    if let Some(own) = filled.own() {
+        if write.claim {
+            let message = "nothing is proven of bytes that the plugin has put there";
+            return Err(Error::new(ErrorKind::NotPermitted, message));
+        }
+        ground.write_changed(to, operation.offset, own).await?;
+        return Ok(Answered::bytes(len));
+    }
+    let Some(bytes) = filled.clone().into_read() else { return Ok(Answered::default()) };
     if !write.claim {
         ground.write_changed(to, operation.offset, bytes.into_plain()).await?;
     } else if bytes.range() == range(&operation) {
@@ -267,6 +316,23 @@ async fn run_write(
         return Err(Error::new(ErrorKind::NotPermitted, message));
     }
     Ok(Answered::bytes(len))
+}
+
+/// Why an operation's claim was refused, if it was that which failed it.
+fn refused_claim(children: &[PluginChild], action: &Action, error: &Error) -> Option<Refused> {
+    let to = match action {
+        Action::Copy(copy) if copy.claim => copy.to,
+        Action::Write(write) if write.claim => write.operation.child,
+        _ => return None,
+    };
+    match error.kind() {
+        ErrorKind::Stale => Some(Refused::Stale),
+        // Without a grant it was not looked at.
+        ErrorKind::NotPermitted if granted(children, to, writing(true)).is_ok() => {
+            Some(Refused::NotProven)
+        }
+        _ => None,
+    }
 }
 
 /// What lets a plugin write: either of these.
@@ -296,7 +362,7 @@ fn granted(children: &[PluginChild], index: ChildIndex, any: Grants) -> Result<u
 
 fn described(operation: &Operation, extents: &[Extent]) -> Answered {
     let mut answered = Answered::default();
-    for extent in extents.iter().take(EXTENTS_MAX) {
+    for extent in extents {
         let flags = match extent.kind {
             ExtentKind::Data | ExtentKind::Unreadable => ExtentFlags::ALLOCATED,
             ExtentKind::Zero | ExtentKind::Hole => ExtentFlags::ALLOCATED.with(ExtentFlags::ZERO),

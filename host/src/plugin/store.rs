@@ -1,6 +1,6 @@
 //! What a guest can reach: its own limits, a log, its bitmaps and rules. Nothing else.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,19 +8,24 @@ use blockloom_abi::NodeIndex;
 
 use wasmtime::{StoreLimits, StoreLimitsBuilder, Trap};
 
-use super::PluginLimits;
 use super::bindings::blockloom::filter::host;
 use super::bitmaps::PluginBitmaps;
 use super::buffers::BufferRoom;
-use super::rules::{Controls, NodeRules};
+use super::bytes::{LentBytes, StoreBytes};
+use super::counters::InstanceCounters;
+use super::rules::{Controls, NodeRules, RuleSet};
+use super::{Inspection, PluginLimits};
+use crate::bitmap::Granules;
 use crate::io::{Time, thread_time, turn_now};
 
 /// Messages kept of one message, bytes.
 const MESSAGE_MAX_BYTES: usize = 1024;
-/// Messages of one instance in one second; more are counted and dropped.
-const MESSAGES_PER_SECOND: u32 = 100;
 /// Tables and core instances of one component: an encoded core module needs three.
 const INSTANCES_MAX: usize = 16;
+/// Words that one call may move each way, bytes: 2,048 actions of 32.
+pub(super) const CALL_DATA_BYTES: usize = 64 << 10;
+/// The state that one guest may hand to the next, bytes.
+pub(super) const STATE_MAX_BYTES: usize = 1 << 20;
 /// Elements of one table.
 const TABLE_ELEMENTS_MAX: usize = 10_000;
 
@@ -29,14 +34,27 @@ const TABLE_ELEMENTS_MAX: usize = 10_000;
 pub(super) struct Lasting {
     pub(super) bitmaps: PluginBitmaps,
     pub(super) controls: Arc<Controls>,
+    pub(super) counters: InstanceCounters,
     /// For bytes that are read, on all workers.
     pub(super) buffers: Arc<BufferRoom>,
+    /// Of requests that are offered.
+    pub(super) bytes: LentBytes,
     rules: Mutex<Vec<Arc<NodeRules>>>,
+    /// How many nodes there have been.
+    births: AtomicU32,
     /// How often rules have changed.
     rules_changes: AtomicU64,
+    /// How often they had when all that guests answered before was delivered.
+    rules_published: AtomicU64,
 }
 
 impl Lasting {
+    /// Of an instance of this plugin.
+    pub(super) fn of(inspection: &Inspection) -> Self {
+        let makes_views = !inspection.views.is_empty();
+        Self { bitmaps: PluginBitmaps::with_views(makes_views), ..Self::default() }
+    }
+
     /// The rules of one more node.
     pub(super) fn add_node(&self, node: NodeIndex, size_bytes: u64) -> Arc<NodeRules> {
         self.bitmaps.add_node(node, size_bytes);
@@ -44,9 +62,31 @@ impl Lasting {
         if let Some(known) = rules.iter().find(|known| known.node() == node) {
             return Arc::clone(known);
         }
-        let new = NodeRules::new(node, Arc::clone(&self.controls));
+        let birth = self.births.fetch_add(1, Ordering::Relaxed);
+        let new = NodeRules::new(node, birth, Arc::clone(&self.controls));
         rules.push(Arc::clone(&new));
         new
+    }
+
+    /// A node has another size.
+    pub(super) fn resize(&self, node: NodeIndex, size_bytes: u64) {
+        self.bitmaps.resize(node, size_bytes);
+        if let Some(rules) = self.rules_of(node) {
+            rules.renew(&self.bitmaps);
+            self.rules_changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// What there was of a node that has gone.
+    pub(super) fn end_node(&self, node: NodeIndex) {
+        self.bitmaps.end_node(node);
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = rules.iter().position(|known| known.node() == node).map(|at| rules.remove(at));
+        drop(rules);
+        if let Some(gone) = gone {
+            gone.reset();
+            self.rules_changes.fetch_add(1, Ordering::Release);
+        }
     }
 
     pub(super) fn rules_of(&self, node: NodeIndex) -> Option<Arc<NodeRules>> {
@@ -54,10 +94,28 @@ impl Lasting {
         rules.iter().find(|known| known.node() == node).map(Arc::clone)
     }
 
-    /// How often rules have changed.
+    /// How often rules had changed when all that guests answered before was delivered.
     #[inline]
-    pub(super) fn rules_changes(&self) -> u64 {
-        self.rules_changes.load(Ordering::Acquire)
+    pub(super) fn rules_published(&self) -> u64 {
+        self.rules_published.load(Ordering::Acquire)
+    }
+
+    /// What guests answered so far has been delivered; returns whether rules have changed since it was last so.
+    /// Only who is inside the instance may say it.
+    #[inline]
+    pub(super) fn publish_rules(&self) -> bool {
+        let changes = self.rules_changes.load(Ordering::Acquire);
+        let is_new = self.rules_published.load(Ordering::Relaxed) != changes;
+        if is_new {
+            self.rules_published.store(changes, Ordering::Release);
+        }
+        is_new
+    }
+
+    /// These are the rules from now on.
+    fn install(&self, set: Vec<(Arc<NodeRules>, RuleSet)>) {
+        set.into_iter().for_each(|(of, rules)| of.install(rules));
+        self.rules_changes.fetch_add(1, Ordering::Release);
     }
 
     /// There are no rules any more, and nothing is to be told of those that were.
@@ -69,15 +127,63 @@ impl Lasting {
     }
 }
 
+/// What the guest of a store has done that is not in its place yet, and perhaps never will be.
+#[derive(Default)]
+struct Aside {
+    /// The last ones of each node.
+    rules: Vec<(Arc<NodeRules>, RuleSet)>,
+    /// Bitmaps that it has changed, as they were.
+    former: Vec<(Arc<Granules>, Granules)>,
+    /// Bitmaps that it has made.
+    made: Vec<u32>,
+}
+
+impl Aside {
+    fn set_rules(&mut self, of: Arc<NodeRules>, rules: RuleSet) {
+        self.rules.retain(|(known, _)| !Arc::ptr_eq(known, &of));
+        self.rules.push((of, rules));
+    }
+
+    /// A bitmap is about to be changed.
+    fn keep(&mut self, bitmap: Option<Arc<Granules>>) -> Result<(), String> {
+        let Some(bitmap) = bitmap else { return Ok(()) };
+        if !self.former.iter().any(|(known, _)| Arc::ptr_eq(known, &bitmap)) {
+            let copy = bitmap.copy().map_err(|error| error.to_string())?;
+            self.former.push((bitmap, copy));
+        }
+        Ok(())
+    }
+}
+
+/// Makes a bitmap what it was; what was and is set stays so meanwhile.
+fn take_back(bitmap: &Granules, former: &Granules) {
+    former.ranges(0..u64::MAX).for_each(|run| bitmap.mark(run.start, run.end - run.start));
+    let mut at = 0;
+    for run in former.ranges(0..u64::MAX) {
+        bitmap.clear_range(at, run.start - at);
+        at = run.end;
+    }
+    bitmap.clear_range(at, bitmap.size_bytes().saturating_sub(at));
+}
+
 /// The data of one store.
 pub(super) struct HostState {
     pub(super) limits: StoreLimits,
-    lasting: Arc<Lasting>,
+    pub(super) lasting: Arc<Lasting>,
+    /// While it is not in its place.
+    aside: Option<Aside>,
+    /// The data that the guest may name.
+    pub(super) bytes: StoreBytes,
     plugin: String,
+    /// What going through bitmaps may take in one call, and what of it is left, in words: one takes a nanosecond
+    /// or so.
+    words_max: u64,
+    words_left: u64,
     /// Processor time that the thread had had when the first half of the call's limit was over.
     half_over: Option<Duration>,
     window_start: Time,
     messages: u32,
+    messages_max: u32,
     dropped: u64,
     /// The last error that the guest logged: after a panic, what it says.
     pub(super) last_error: Option<String>,
@@ -85,6 +191,8 @@ pub(super) struct HostState {
 
 impl HostState {
     pub(super) fn new(plugin: &str, limits: &PluginLimits, lasting: Arc<Lasting>) -> Self {
+        let messages_max = limits.messages;
+        let words_max = u64::try_from(limits.call.as_nanos()).unwrap_or(u64::MAX);
         let limits = StoreLimitsBuilder::new()
             .memory_size(usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX))
             .table_elements(TABLE_ELEMENTS_MAX)
@@ -95,12 +203,45 @@ impl HostState {
         Self {
             limits,
             lasting,
+            aside: None,
+            bytes: StoreBytes::default(),
             plugin: plugin.to_owned(),
+            words_max,
+            words_left: words_max,
             half_over: None,
             window_start: Time::default(),
             messages: 0,
+            messages_max,
             dropped: 0,
             last_error: None,
+        }
+    }
+
+    /// What the guest does from now on to rules and bitmaps of the instance, it does aside.
+    pub(super) fn begin_aside(&mut self, lasting: &Arc<Lasting>) {
+        self.lasting = Arc::clone(lasting);
+        self.aside = Some(Aside::default());
+    }
+
+    /// The store is in its place: what it has done counts.
+    pub(super) fn come_forward(&mut self) {
+        if let Some(aside) = self.aside.take() {
+            self.lasting.install(aside.rules);
+        }
+    }
+
+    /// The store is given up: what it has done aside has not been done.
+    pub(super) fn take_back(&mut self) {
+        let Some(aside) = self.aside.take() else { return };
+        aside.former.iter().for_each(|(bitmap, former)| take_back(bitmap, former));
+        aside.made.into_iter().for_each(|index| self.lasting.bitmaps.remove(index));
+    }
+
+    /// A bitmap is about to be changed.
+    fn keep_former(&mut self, bitmap: u32) -> Result<(), String> {
+        match &mut self.aside {
+            Some(aside) => aside.keep(self.lasting.bitmaps.owned(bitmap)),
+            None => Ok(()),
         }
     }
 
@@ -108,7 +249,24 @@ impl HostState {
     #[inline]
     pub(super) fn begin_call(&mut self) {
         self.half_over = None;
+        self.words_left = self.words_max;
         self.last_error = None;
+    }
+
+    /// The guest has the host go through so many words of bitmaps. Nobody looks at the clock meanwhile, so they
+    /// are counted.
+    ///
+    /// # Errors
+    /// The trap, when that takes longer than the call may.
+    fn charge(&mut self, words: u64) -> wasmtime::Result<()> {
+        // One for the way here.
+        match self.words_left.checked_sub(words.saturating_add(1)) {
+            Some(left) => {
+                self.words_left = left;
+                Ok(())
+            }
+            None => Err(Trap::Interrupt.into()),
+        }
     }
 
     /// Half of the call's limit is over by the clock, or more. The second half is of processor time: what
@@ -131,9 +289,13 @@ impl HostState {
             }
             (self.window_start, self.messages, self.dropped) = (now, 0, 0);
         }
-        self.messages += 1;
-        let fits = self.messages <= MESSAGES_PER_SECOND;
-        self.dropped += u64::from(!fits);
+        let fits = self.messages < self.messages_max;
+        if fits {
+            self.messages += 1;
+        } else {
+            self.dropped += 1;
+            self.lasting.counters.dropped_messages.fetch_add(1, Ordering::Relaxed);
+        }
         fits
     }
 }
@@ -156,12 +318,12 @@ pub(super) fn printable(message: &str) -> String {
 }
 
 impl host::Host for HostState {
-    fn log(&mut self, level: u8, message: String) {
+    fn log(&mut self, level: u8, message: String) -> wasmtime::Result<()> {
         if level <= 1 {
             self.last_error = Some(printable(&message));
         }
         if !self.admit_message() {
-            return;
+            return Ok(());
         }
         let (plugin, message) = (&self.plugin, printable(&message));
         match level {
@@ -171,10 +333,13 @@ impl host::Host for HostState {
             4 => tracing::debug!("plugin `{plugin}`: {message}"),
             _ => tracing::trace!("plugin `{plugin}`: {message}"),
         }
+        Ok(())
     }
 
-    fn bitmap_next(&mut self, bitmap: u32, from: u64) -> Option<(u64, u64)> {
-        self.lasting.bitmaps.next(bitmap, from)
+    fn bitmap_next(&mut self, bitmap: u32, from: u64) -> wasmtime::Result<Option<(u64, u64)>> {
+        let (next, words) = self.lasting.bitmaps.next_and_words(bitmap, from);
+        self.charge(words)?;
+        Ok(next)
     }
 
     fn bitmap_own(
@@ -182,16 +347,27 @@ impl host::Host for HostState {
         node: u16,
         name: String,
         granularity_bytes: u64,
-    ) -> Result<u32, String> {
-        self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes)
+    ) -> wasmtime::Result<Result<u32, String>> {
+        self.charge(0)?;
+        let owned = self.lasting.bitmaps.own(NodeIndex(node), &name, granularity_bytes);
+        if let (Ok(owned), Some(aside)) = (&owned, &mut self.aside)
+            && owned.is_new
+        {
+            aside.made.push(owned.index);
+        }
+        Ok(owned.map(|owned| owned.index))
     }
 
-    fn bitmap_count(&mut self, bitmap: u32) -> u64 {
-        self.lasting.bitmaps.count(bitmap)
+    fn bitmap_count(&mut self, bitmap: u32) -> wasmtime::Result<u64> {
+        self.charge(self.lasting.bitmaps.words(bitmap))?;
+        Ok(self.lasting.bitmaps.count(bitmap))
     }
 
-    fn bitmap_merge(&mut self, into: u32, from: u32) -> Result<(), String> {
-        self.lasting.bitmaps.merge(into, from)
+    fn bitmap_merge(&mut self, into: u32, from: u32) -> wasmtime::Result<Result<(), String>> {
+        let bitmaps = &self.lasting.bitmaps;
+        self.charge(bitmaps.words(into).max(bitmaps.words(from)))?;
+        let kept = self.keep_former(into);
+        Ok(kept.and_then(|()| self.lasting.bitmaps.merge(into, from)))
     }
 
     fn bitmap_set(
@@ -200,16 +376,30 @@ impl host::Host for HostState {
         offset: u64,
         len: u64,
         value: bool,
-    ) -> Result<(), String> {
-        self.lasting.bitmaps.set(bitmap, offset, len, value)
+    ) -> wasmtime::Result<Result<(), String>> {
+        self.charge(self.lasting.bitmaps.words_of(bitmap, len))?;
+        let kept = self.keep_former(bitmap);
+        Ok(kept.and_then(|()| self.lasting.bitmaps.set(bitmap, offset, len, value)))
     }
 
-    fn set_rules(&mut self, node: u16, rules: Vec<host::Rule>, epoch: u32) -> Result<(), String> {
-        let of_node = self.lasting.rules_of(NodeIndex(node));
-        let of_node = of_node.ok_or_else(|| format!("node {node} is not known"))?;
-        of_node.set(&rules, epoch, &self.lasting.bitmaps)?;
-        self.lasting.rules_changes.fetch_add(1, Ordering::Release);
-        Ok(())
+    fn set_rules(
+        &mut self,
+        node: u16,
+        rules: Vec<host::Rule>,
+        epoch: u32,
+    ) -> wasmtime::Result<Result<(), String>> {
+        let Some(of_node) = self.lasting.rules_of(NodeIndex(node)) else {
+            return Ok(Err(format!("node {node} is not known")));
+        };
+        let set = match of_node.prepare(&rules, epoch, &self.lasting.bitmaps) {
+            Ok(set) => set,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        match &mut self.aside {
+            Some(aside) => aside.set_rules(of_node, set),
+            None => self.lasting.install(vec![(of_node, set)]),
+        }
+        Ok(Ok(()))
     }
 }
 
@@ -228,7 +418,9 @@ mod tests {
     fn a_flood_is_cut_off() {
         let mut state = HostState::new("flood", &PluginLimits::default(), Arc::default());
         let admitted = (0..1000).filter(|_| state.admit_message()).count();
-        assert_eq!(admitted, MESSAGES_PER_SECOND as usize);
+        assert_eq!(admitted, 100);
         assert_eq!(state.dropped, 900);
+        let none = PluginLimits { messages: 0, ..PluginLimits::default() };
+        assert!(!HostState::new("flood", &none, Arc::default()).admit_message());
     }
 }

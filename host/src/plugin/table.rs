@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use blockloom_abi::{Complete, Errno, Forward, Kind, RequestId, Violation};
+use blockloom_abi::{Complete, Errno, Forward, Kind, NodeIndex, RequestId, Violation};
 
 use super::local::Ticket;
 
@@ -29,6 +29,7 @@ enum State {
 struct Slot {
     generation: u16,
     state: State,
+    node: NodeIndex,
     kind: Kind,
     ticket: Ticket,
     /// Since when the guest owes an answer, if it does: put off by as long as the host worked for it.
@@ -39,6 +40,8 @@ struct Slot {
     unchanged: bool,
     /// A copy has brought what answers it.
     served: bool,
+    /// The guest may transform its data.
+    transforms: bool,
     /// Operations that the host does for it.
     operations: u32,
     /// Operations that the guest has asked for.
@@ -121,7 +124,7 @@ impl Table {
     #[inline]
     pub(super) fn offer(
         &mut self,
-        (kind, unchanged): (Kind, bool),
+        (node, kind, unchanged): (NodeIndex, Kind, bool),
         ticket: Ticket,
         now_ns: u64,
     ) -> Option<RequestId> {
@@ -135,12 +138,14 @@ impl Table {
                 self.slots.push(Slot {
                     generation: 0,
                     state: State::Free,
+                    node,
                     kind,
                     ticket,
                     since_ns: 0,
                     working_since_ns: 0,
                     unchanged,
                     served: false,
+                    transforms: false,
                     operations: 0,
                     asked: 0,
                 });
@@ -152,12 +157,14 @@ impl Table {
         *slot = Slot {
             generation,
             state: State::Offered,
+            node,
             kind,
             ticket,
             since_ns: now_ns,
             working_since_ns: 0,
             unchanged,
             served: false,
+            transforms: false,
             operations: 0,
             asked: 0,
         };
@@ -237,8 +244,19 @@ impl Table {
         Ok(Some((ticket, answer)))
     }
 
-    /// A COMPLETE.
-    pub(super) fn complete(&mut self, action: Complete) -> Result<(Ticket, Answer), Breach> {
+    /// The guest may transform the data of a request.
+    pub(super) fn transforms(&mut self, id: RequestId) {
+        if let Ok(slot) = self.slot(id) {
+            slot.transforms = true;
+        }
+    }
+
+    /// A COMPLETE; `is_put` if the guest has put bytes to the request.
+    pub(super) fn complete(
+        &mut self,
+        action: Complete,
+        is_put: bool,
+    ) -> Result<(Ticket, Answer), Breach> {
         let bits = action.id.bits();
         let slot = self.slot(action.id)?;
         let (ticket, kind) = (slot.ticket, slot.kind);
@@ -252,6 +270,8 @@ impl Table {
             (State::Forwarded { .. }, _) => {
                 return Err(Breach::OutOfTurn { id: bits, what: "complete" });
             }
+            // What it shows is its own.
+            (State::Offered, Ok(())) if slot.transforms && is_own_answer(kind, is_put) => {}
             // Discard is advisory: not doing it is a success.
             (State::Offered, Ok(())) if kind != Kind::Discard => {
                 return Err(Breach::Unserved { id: bits, kind });
@@ -315,14 +335,14 @@ impl Table {
         self.slot(id).is_ok_and(|slot| slot.unchanged)
     }
 
-    /// A claim that was refused: the guest owes the completion, with an error.
-    pub(super) fn refuse_claim(&mut self, id: RequestId) -> Result<(), Breach> {
+    /// A claim that was refused: the guest owes the completion, with an error. Returns whose request it was.
+    pub(super) fn refuse_claim(&mut self, id: RequestId) -> Result<NodeIndex, Breach> {
         let slot = self.slot(id)?;
         if slot.state != State::Offered {
             return Err(Breach::OutOfTurn { id: id.bits(), what: "forward" });
         }
         slot.state = State::Done { failed: true };
-        Ok(())
+        Ok(slot.node)
     }
 
     /// Forgets all requests: those who wait for an answer, in the order of their arrival on each worker. Their
@@ -340,6 +360,34 @@ impl Table {
         self.live = 0;
         tickets.sort_by_key(|ticket| ticket.sequence);
         tickets
+    }
+
+    /// Whether nothing is owed: no request is offered, and the end of none is awaited.
+    pub(super) fn is_quiet(&self) -> bool {
+        let is_owed =
+            |slot: &Slot| !matches!(slot.state, State::Free | State::Forwarded { notify: false });
+        !self.slots.iter().any(is_owed)
+    }
+
+    /// Forwarded requests whose end the guest awaits; some of them may be held.
+    pub(super) fn awaited(&self) -> Vec<(Ticket, RequestId)> {
+        let awaited = (0..=u16::MAX).zip(&self.slots).filter_map(|(index, slot)| {
+            let is_awaited = slot.state == (State::Forwarded { notify: true });
+            let id = RequestId::new(index, slot.generation).filter(|_| is_awaited)?;
+            Some((slot.ticket, id))
+        });
+        awaited.collect()
+    }
+
+    /// Forgets requests that are held: they go at their time, and nobody changes it any more.
+    pub(super) fn forget_held(&mut self) {
+        for (index, slot) in (0..=u16::MAX).zip(&mut self.slots) {
+            if slot.state == (State::Forwarded { notify: false }) {
+                slot.state = State::Free;
+                self.live -= 1;
+                self.free.push(index);
+            }
+        }
     }
 
     /// Whether one more request fits.
@@ -376,6 +424,15 @@ impl Table {
     }
 }
 
+/// Whether a guest that may transform the data of a request can have done it itself.
+fn is_own_answer(kind: Kind, is_put: bool) -> bool {
+    match kind {
+        Kind::Read => is_put,
+        Kind::Write | Kind::Zero => true,
+        Kind::Discard | Kind::Flush | Kind::Resize => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,15 +448,15 @@ mod tests {
     #[test]
     fn a_forwarded_request_is_gone_and_its_id_is_not_reused_at_once() {
         let mut table = Table::new(2);
-        let id = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 0).expect("a slot");
         let answer = table.forward(Forward::now(id), 5).expect("in turn");
         let expect = Answer::Forward { not_before_ns: 0, notify: false, known: None };
         assert_eq!(answer, Some((ticket(1), expect)));
-        let next = table.offer((Kind::Read, false), ticket(2), 0).expect("a slot");
+        let next = table.offer((NodeIndex(0), Kind::Read, false), ticket(2), 0).expect("a slot");
         assert_eq!(next.slot(), id.slot());
         assert_ne!(next, id);
         assert_eq!(table.forward(Forward::now(id), 5), Ok(None), "it cannot know that it has gone");
-        let stale = table.complete(complete(id, Err(Errno::EIO)));
+        let stale = table.complete(complete(id, Err(Errno::EIO)), false);
         assert_eq!(stale, Err(Breach::UnknownRequest(id.bits())));
         let future = RequestId::new(id.slot(), 9).expect("a generation");
         let forged = table.forward(Forward::now(future), 5);
@@ -409,37 +466,41 @@ mod tests {
     #[test]
     fn answers_out_of_turn_are_breaches() {
         let mut table = Table::new(8);
-        let id = table.offer((Kind::Write, false), ticket(1), 0).expect("a slot");
-        let unserved = table.complete(complete(id, Ok(())));
+        let id = table.offer((NodeIndex(0), Kind::Write, false), ticket(1), 0).expect("a slot");
+        let unserved = table.complete(complete(id, Ok(())), false);
         assert_eq!(unserved, Err(Breach::Unserved { id: id.bits(), kind: Kind::Write }));
         let forward = Forward { notify: true, ..Forward::now(id) };
         table.forward(forward, 0).expect("in turn");
-        table.complete(complete(id, Ok(()))).expect_err("the child has not answered");
+        table.complete(complete(id, Ok(())), false).expect_err("the child has not answered");
         assert!(table.done(id, true, 0));
-        table.complete(complete(id, Ok(()))).expect_err("the child failed");
-        assert!(table.complete(complete(id, Err(Errno::EIO))).is_ok());
-        table.complete(complete(id, Err(Errno::EIO))).expect_err("twice");
-        let discard = table.offer((Kind::Discard, false), ticket(2), 0).expect("a slot");
-        assert!(table.complete(complete(discard, Ok(()))).is_ok(), "discard is advisory");
+        table.complete(complete(id, Ok(())), false).expect_err("the child failed");
+        assert!(table.complete(complete(id, Err(Errno::EIO)), false).is_ok());
+        table.complete(complete(id, Err(Errno::EIO)), false).expect_err("twice");
+        let discard =
+            table.offer((NodeIndex(0), Kind::Discard, false), ticket(2), 0).expect("a slot");
+        assert!(table.complete(complete(discard, Ok(())), false).is_ok(), "discard is advisory");
     }
 
     #[test]
     fn held_requests_can_be_retimed_and_count_until_they_go() {
         let mut table = Table::new(1);
-        let id = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 0).expect("a slot");
         let at = |not_before_ns| Forward { not_before_ns, ..Forward::now(id) };
         table.forward(at(100), 10).expect("held");
-        assert!(table.offer((Kind::Read, false), ticket(2), 0).is_none(), "the limit is reached");
+        assert!(
+            table.offer((NodeIndex(0), Kind::Read, false), ticket(2), 0).is_none(),
+            "the limit is reached"
+        );
         table.forward(at(200), 20).expect("held longer");
         table.let_go(id);
         assert_eq!(table.forward(at(300), 30), Ok(None), "it has gone: nothing to re-time");
-        assert!(table.offer((Kind::Read, false), ticket(2), 0).is_some());
+        assert!(table.offer((NodeIndex(0), Kind::Read, false), ticket(2), 0).is_some());
     }
 
     #[test]
     fn while_the_host_works_no_answer_is_owed() {
         let mut table = Table::new(8);
-        let id = table.offer((Kind::Read, false), ticket(1), 10).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 10).expect("a slot");
         assert_eq!(table.operate(id, 12), Ok(ticket(1)));
         assert_eq!(table.operate(id, 13), Ok(ticket(1)));
         table.operated(id, false, 500);
@@ -447,7 +508,11 @@ mod tests {
         table.operated(id, true, 1000);
         assert!(!table.is_overdue(1003, 5));
         assert!(table.is_overdue(1004, 5), "2 before, 4 after");
-        assert_eq!(table.complete(complete(id, Ok(()))), Ok((ticket(1), Answer::GONE)), "served");
+        assert_eq!(
+            table.complete(complete(id, Ok(())), false),
+            Ok((ticket(1), Answer::GONE)),
+            "served"
+        );
         assert_eq!(table.operate(id, 1005), Err(Breach::UnknownRequest(id.bits())));
         table.operated(id, true, 1006);
     }
@@ -456,17 +521,19 @@ mod tests {
     fn what_is_forgotten_is_named_in_the_order_of_its_arrival() {
         let mut table = Table::new(4);
         let ticket = |sequence| Ticket { worker: 0, waiter: 0, sequence };
-        let first = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
-        let held = table.offer((Kind::Read, false), ticket(2), 0).expect("a slot");
+        let first = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 0).expect("a slot");
+        let held = table.offer((NodeIndex(0), Kind::Read, false), ticket(2), 0).expect("a slot");
         table.forward(Forward::now(first), 0).expect("gone");
-        table.offer((Kind::Read, false), ticket(3), 0).expect("a slot");
+        table.offer((NodeIndex(0), Kind::Read, false), ticket(3), 0).expect("a slot");
         let until = Forward { not_before_ns: 9, ..Forward::now(held) };
         table.forward(until, 0).expect("held");
         assert_eq!(table.clear(), [ticket(2), ticket(3)]);
         table.let_go(held);
         assert!(!table.done(held, false, 0), "it is named no more");
         for sequence in 4..8 {
-            let id = table.offer((Kind::Read, false), ticket(sequence), 0).expect("a slot");
+            let id = table
+                .offer((NodeIndex(0), Kind::Read, false), ticket(sequence), 0)
+                .expect("a slot");
             assert_ne!(id, held);
         }
         assert!(!table.has_room());
@@ -475,7 +542,7 @@ mod tests {
     #[test]
     fn operations_for_one_request_are_bounded() {
         let mut table = Table::new(8);
-        let id = table.offer((Kind::Read, false), ticket(1), 0).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 0).expect("a slot");
         for _ in 0..OPERATIONS_OF_REQUEST_MAX {
             table.operate(id, 0).expect("one more");
             table.operated(id, false, 0);
@@ -486,7 +553,7 @@ mod tests {
     #[test]
     fn an_answer_is_owed_from_the_offer_and_from_the_end() {
         let mut table = Table::new(8);
-        let id = table.offer((Kind::Write, false), ticket(1), 10).expect("a slot");
+        let id = table.offer((NodeIndex(0), Kind::Write, false), ticket(1), 10).expect("a slot");
         assert!(!table.is_overdue(15, 5));
         assert!(table.is_overdue(16, 5));
         let forward = Forward { notify: true, ..Forward::now(id) };
@@ -495,7 +562,7 @@ mod tests {
         assert!(table.done(id, false, 1000));
         assert!(!table.is_overdue(1005, 5));
         assert!(table.is_overdue(1006, 5));
-        table.complete(complete(id, Ok(()))).expect("in turn");
+        table.complete(complete(id, Ok(())), false).expect("in turn");
         assert!(!table.is_overdue(2000, 5));
     }
 }

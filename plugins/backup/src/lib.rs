@@ -49,11 +49,12 @@ struct Backup {
     /// Nothing is forwarded before.
     ready: Signal,
     armed: Signal,
+    pace: Pace,
 }
 
 /// The filter.
 pub struct BackupFilter {
-    config: BackupConfig,
+    config: Cell<BackupConfig>,
     nodes: RefCell<BTreeMap<NodeId, Rc<Backup>>>,
 }
 
@@ -71,13 +72,31 @@ impl Filter for BackupFilter {
         let target = ChildWant { wants: Grants::WRITE, ..ChildWant::new("target") };
         Description::new("backup", env!("CARGO_PKG_VERSION"))
             .wants(Grants::READ)
+            .exclusive()
             .child(target)
             .bitmap("changes", false)
             .view("snapshot")
     }
 
     fn configure(config: &str) -> Result<Self, ConfigError> {
-        Ok(Self { config: BackupConfig::from_json(config)?, nodes: RefCell::default() })
+        let config = Cell::new(BackupConfig::from_json(config)?);
+        Ok(Self { config, nodes: RefCell::default() })
+    }
+
+    /// What has been begun keeps what makes the copy: `sync` and `min-cluster-size`. More or fewer `max-workers`
+    /// copy from the next round on.
+    fn reload(&self, config: &str) -> Result<(), ConfigError> {
+        let (new, present) = (BackupConfig::from_json(config)?, self.config.get());
+        if new.sync != present.sync {
+            return Err(ConfigError::new("sync", "cannot be changed once the backup has begun"));
+        }
+        if new.granularity != present.granularity {
+            let message = "cannot be changed once the backup has begun";
+            return Err(ConfigError::new("min-cluster-size", message));
+        }
+        self.config.set(new);
+        self.nodes.borrow().values().for_each(|backup| backup.pace.set(new.speed));
+        Ok(())
     }
 
     fn add_node(&self, node: Node) -> Result<(), String> {
@@ -86,7 +105,7 @@ impl Filter for BackupFilter {
             return Err("the target is smaller than what is to be copied to it".to_owned());
         }
         let changes = node.bitmaps.iter().find(|bitmap| bitmap.name == "changes");
-        if (self.config.sync == Sync::Incremental) != changes.is_some() {
+        if (self.config.get().sync == Sync::Incremental) != changes.is_some() {
             return Err(match changes {
                 Some(_) => "only with `sync = \"incremental\"` is there a bitmap `changes`",
                 None => "an incremental backup needs `bitmap.changes = \"…\"`",
@@ -95,13 +114,14 @@ impl Filter for BackupFilter {
         }
         let backup = Backup {
             size_bytes: node.size_bytes,
-            todo: bitmap_own(node.index, "todo", self.config.granularity)?,
-            covered: bitmap_own(node.index, "covered", self.config.granularity)?,
+            todo: bitmap_own(node.index, "todo", self.config.get().granularity)?,
+            covered: bitmap_own(node.index, "covered", self.config.get().granularity)?,
             begun: bitmap_own(node.index, "begun", WHOLE)?,
             broken: bitmap_own(node.index, "broken", WHOLE)?,
             changes: changes.map(|bitmap| bitmap.index),
             ready: Signal::default(),
             armed: Signal::default(),
+            pace: Pace::new(self.config.get().speed),
         };
         self.nodes.borrow_mut().insert(node.index, Rc::new(backup));
         Ok(())
@@ -126,16 +146,16 @@ impl Filter for BackupFilter {
         if backup.is_broken() || request.flags.contains(RequestFlags::UNCHANGED) {
             return Verdict::Forward;
         }
-        let granules = self.config.granules_of(&request.range());
+        let granules = self.config.get().granules_of(&request.range());
         let copies = backup.copy(cx, granules);
-        let copied = match self.config.timeout {
+        let copied = match self.config.get().timeout {
             None => copies.await,
             Some(timeout) => {
                 let end = cx.sleep_until(cx.now() + timeout);
                 either(copies, end).await.unwrap_or(Err(Errno::ETIMEDOUT))
             }
         };
-        match (copied, self.config.on_error) {
+        match (copied, self.config.get().on_error) {
             (Ok(()), _) => Verdict::Forward,
             (Err(errno), OnError::BreakGuestWrite) => Verdict::Fail(errno),
             (Err(errno), OnError::BreakSnapshot) => {
@@ -152,15 +172,24 @@ impl Filter for BackupFilter {
             backup.break_off(node, error);
         }
         backup.ready.set();
-        if begun.is_err() || backup.is_broken() {
+        if begun.is_err() {
             return;
         }
-        backup.armed.wait().await;
+        if backup.is_broken() {
+            // By a former instance.
+            backup.stop_asking(node);
+            return;
+        }
+        if either(backup.armed.wait(), cx.stopped()).await.is_none() {
+            return;
+        }
         log(Level::Info, "the point in time is reached");
-        if self.config.sync == Sync::None {
+        if self.config.get().sync == Sync::None {
             return;
         }
         match self.copy_rest(&backup, cx).await {
+            // Whoever comes next goes on from the bitmaps.
+            _ if cx.stop_requested() => {}
             Ok(()) if backup.is_broken() => {}
             Ok(()) => {
                 backup.stop_asking(node);
@@ -178,14 +207,14 @@ impl BackupFilter {
 
     /// Copies what is left, until nothing is, and makes it durable.
     async fn copy_rest(&self, backup: &Backup, cx: &Cx) -> Result<(), Errno> {
-        let pace = Pace::new(self.config.speed);
+        let pace = &backup.pace;
         let total = bitmap_count(backup.todo);
         let reported = Cell::new(cx.now());
         while bitmap_next(backup.todo, 0).is_some() && !backup.is_broken() {
             let from = Cell::new(0);
             let pieces = std::iter::from_fn(|| {
                 let (start, len) = bitmap_next(backup.todo, from.get())?;
-                let end = start + len.min(MAX_COPY_BYTES.max(self.config.granularity));
+                let end = start + len.min(MAX_COPY_BYTES.max(self.config.get().granularity));
                 from.set(end);
                 (!backup.is_broken() && !cx.stop_requested()).then_some(start..end)
             });
@@ -199,7 +228,7 @@ impl BackupFilter {
                 }
                 copied
             };
-            each_of(self.config.workers, pieces.map(copy)).await?;
+            each_of(self.config.get().workers, pieces.map(copy)).await?;
             if cx.stop_requested() {
                 return Err(Errno::ECANCELED);
             }
@@ -227,7 +256,7 @@ impl Backup {
         set_rules(node, &[Rule { kinds: CHANGES, only, budget: None }], 1)
     }
 
-    /// Copies those of a range that are still to be copied.
+    /// Copies those of a range of whole granules that are still to be copied: then none is left in it.
     async fn copy(&self, cx: &Cx, granules: Range<u64>) -> Result<(), Errno> {
         let mut at = granules.start;
         let end = granules.end.min(self.size_bytes);
@@ -236,7 +265,8 @@ impl Backup {
             at = piece.end;
             cx.copy(FILE, TARGET, piece).clear(self.todo).await?;
         }
-        Ok(())
+        let left = bitmap_next(self.todo, granules.start).filter(|(start, _)| *start < end);
+        if left.is_some() && !self.is_broken() { Err(Errno::ESTALE) } else { Ok(()) }
     }
 
     fn stop_asking(&self, node: NodeId) {

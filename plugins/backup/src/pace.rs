@@ -5,7 +5,7 @@ use std::cell::Cell;
 /// When the next bytes may go; times in nanoseconds.
 #[derive(Debug)]
 pub struct Pace {
-    speed: Option<u64>,
+    speed: Cell<Option<u64>>,
     next: Cell<u64>,
 }
 
@@ -13,12 +13,18 @@ impl Pace {
     /// So many bytes a second; none for no limit.
     #[must_use]
     pub fn new(speed: Option<u64>) -> Self {
-        Self { speed, next: Cell::new(0) }
+        Self { speed: Cell::new(speed), next: Cell::new(0) }
+    }
+
+    /// From now on at this speed.
+    pub fn set(&self, speed: Option<u64>) {
+        self.speed.set(speed);
+        self.next.set(0);
     }
 
     /// The time at which `bytes` more may go.
     pub fn next(&self, now: u64, bytes: u64) -> u64 {
-        let Some(speed) = self.speed else { return now };
+        let Some(speed) = self.speed.get() else { return now };
         let start = self.next.get().max(now);
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(speed.max(1));
         self.next.set(start.saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)));

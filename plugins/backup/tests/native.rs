@@ -127,3 +127,39 @@ fn a_new_instance_goes_on_where_the_former_one_was() {
         assert!(host.disk("target").bytes() == then(), "seed {seed}");
     }
 }
+
+/// Each wait for a copy is over with it: so many writes in so short a time have no more in flight than one does.
+#[test]
+fn waits_that_are_over_count_no_more() {
+    const GRANULES: u64 = 2000;
+    let disk = || Disk::new(vec![7; (GRANULES * 512) as usize]);
+    let config = r#"{"min-cluster-size":512,"sync":"none","cbw-timeout":"30s"}"#;
+    let children = [("file", disk()), ("target", disk())];
+    let mut host: Harness<BackupFilter> =
+        Harness::with_children(config, children).expect("a harness");
+    host.run();
+    for granule in 0..GRANULES {
+        let write = host.write(granule * 512, &[9; 10]);
+        host.run();
+        assert_eq!(host.result(write), Some(Ok(vec![])), "write {granule}");
+    }
+}
+
+/// The next version goes on from the bitmaps, and what has been copied is not copied again.
+#[test]
+fn a_backup_goes_on_in_the_next_version() {
+    for seed in 0..20 {
+        let random = Random::new(seed);
+        let mut host = harness(r#""sync":"full""#, zeros());
+        host.run();
+        for _ in 0..3 {
+            change(&mut host, &random);
+            host.run_in_any_order(&random);
+            let config = r#"{"min-cluster-size":"4KiB","sync":"full"}"#;
+            host = host.replace::<BackupFilter>(config).expect("replaced");
+        }
+        host.run();
+        assert_eq!(host.disk("target").bytes(), then(), "seed {seed}");
+        assert!(!lines(&host).iter().any(|line| line.contains("broken")), "{:?}", lines(&host));
+    }
+}

@@ -30,6 +30,7 @@ pub const PLUGINS: &[(&str, &str)] = &[
     ("protect", "blockloom-plugin-protect"),
     ("stats", "blockloom-plugin-stats"),
     ("throttle", "blockloom-plugin-throttle"),
+    ("xor", "blockloom-plugin-xor"),
 ];
 
 /// What plugins are compiled for.

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use blockloom_sdk::{
-    BitmapIndex, ConfigError, Description, Errno, Filter, Kind, Kinds, Node, NodeId, Request, Rule,
-    Table, Time, Verdict, bitmap_own, bitmap_set, set_rules,
+    BitmapIndex, ConfigError, Control, ControlKind, Description, Errno, Filter, Kind, Kinds, Level,
+    Node, NodeId, Request, Rule, Table, Time, Verdict, bitmap_own, bitmap_set, log, set_rules,
 };
 
 const CHANGES: Kinds = Kinds::WRITE.with(Kinds::ZERO).with(Kinds::DISCARD);
@@ -87,6 +87,17 @@ impl Filter for ProtectFilter {
 
     fn remove_node(&self, node: NodeId) {
         self.nodes.borrow_mut().remove(&node);
+    }
+
+    fn control(&self, control: Control) {
+        if control.kind == ControlKind::Reconfigured
+            && let Some(hint) = self.nodes.borrow_mut().get_mut(&control.node)
+        {
+            hint.size_bytes = control.first;
+            if let Err(error) = self.show(*hint) {
+                log(Level::Error, &error);
+            }
+        }
     }
 
     fn decide(&self, request: &Request, _: Time) -> Option<Verdict> {

@@ -41,6 +41,34 @@ impl Histogram {
         self.longest_ns = self.longest_ns.max(nanos);
     }
 
+    /// Its numbers, for [`Histogram::restore`]: the longest, how many buckets are used, and each with what it
+    /// counts; little-endian words.
+    pub fn save(&self, state: &mut Vec<u8>) {
+        let used = || (0_u64..).zip(&self.buckets).filter(|(_, count)| **count > 0);
+        let mut put = |word: u64| state.extend_from_slice(&word.to_le_bytes());
+        put(self.longest_ns);
+        put(used().count() as u64);
+        used().for_each(|(bucket, count)| {
+            put(bucket);
+            put(*count);
+        });
+    }
+
+    /// Adds what another one has counted, from the words that it saved; none if they are not such.
+    pub fn restore(&mut self, words: &mut impl Iterator<Item = u64>) -> Option<()> {
+        self.longest_ns = self.longest_ns.max(words.next()?);
+        for _ in 0..words.next()? {
+            let bucket = usize::try_from(words.next()?).ok().filter(|bucket| *bucket < BUCKETS)?;
+            let count = words.next()?;
+            if self.buckets.len() <= bucket {
+                self.buckets.resize(bucket + 1, 0);
+            }
+            self.buckets[bucket] = self.buckets[bucket].checked_add(count)?;
+            self.count = self.count.checked_add(count)?;
+        }
+        Some(())
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> u64 {

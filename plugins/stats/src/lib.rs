@@ -18,12 +18,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blockloom_sdk::{
-    ConfigError, Cx, Description, Errno, Filter, Kind, Kinds, Level, Node, NodeId, Request, Rule,
-    Table, Time, Verdict, log, set_rules,
+    ConfigError, Cx, Description, Errno, Filter, Kind, Kinds, Level, Node, NodeId, NodeIndex,
+    Request, Rule, Table, Time, Verdict, log, set_rules,
 };
 
 pub use histogram::Histogram;
 
+/// Of the state that it hands over.
+const FORM: u64 = 1;
 const EVERY: Duration = Duration::from_secs(10);
 const ALL: [(Kind, &str); 6] = [
     (Kind::Read, "read"),
@@ -59,13 +61,40 @@ struct Count {
 }
 
 /// What a node did: since the last report, and at all.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Counts {
     name: String,
     recent: [Count; ALL.len()],
     whole: [Count; ALL.len()],
     /// When the time of the next report began; none before the first request.
     began: Option<Time>,
+}
+
+impl Counts {
+    fn save(&self, node: NodeId, state: &mut Vec<u8>) {
+        // Never the first nanosecond of the clock.
+        let began = self.began.map_or(0, Time::as_nanos);
+        for word in [u64::from(node.0), began] {
+            state.extend_from_slice(&word.to_le_bytes());
+        }
+        for count in self.recent.iter().chain(&self.whole) {
+            for word in [count.failed, count.bytes] {
+                state.extend_from_slice(&word.to_le_bytes());
+            }
+            count.latency.save(state);
+        }
+    }
+
+    fn restore(&mut self, words: &mut impl Iterator<Item = u64>) -> Option<()> {
+        let began = words.next()?;
+        self.began = (began > 0).then_some(Time::from_nanos(began));
+        for count in self.recent.iter_mut().chain(&mut self.whole) {
+            count.failed = words.next()?;
+            count.bytes = words.next()?;
+            count.latency.restore(words)?;
+        }
+        Some(())
+    }
 }
 
 /// The filter.
@@ -111,6 +140,36 @@ impl Filter for StatsFilter {
         if let Some(counts) = self.nodes.borrow_mut().remove(&node) {
             report(&counts.name, &counts.whole);
         }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let nodes = self.nodes.borrow();
+        let mut state = Vec::new();
+        let words = [FORM, nodes.len() as u64];
+        words.iter().for_each(|word| state.extend_from_slice(&word.to_le_bytes()));
+        for (node, counts) in &*nodes {
+            counts.save(*node, &mut state);
+        }
+        state
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<(), String> {
+        let (words, rest) = state.as_chunks::<8>();
+        let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
+        let nodes = &mut *self.nodes.borrow_mut();
+        let mut restored = || {
+            (words.next()? == FORM).then_some(())?;
+            for _ in 0..words.next()? {
+                let node = u16::try_from(words.next()?).ok()?;
+                let mut unknown = Counts::default();
+                // One that has gone is passed over.
+                let counts = nodes.get_mut(&NodeIndex(node)).unwrap_or(&mut unknown);
+                counts.restore(&mut words)?;
+            }
+            Some(())
+        };
+        let is_whole = restored().is_some() && words.next().is_none() && rest.is_empty();
+        is_whole.then_some(()).ok_or_else(|| "its form is not known".to_owned())
     }
 
     fn decide(&self, request: &Request, now: Time) -> Option<Verdict> {

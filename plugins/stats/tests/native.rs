@@ -55,3 +55,24 @@ fn without_a_time_only_the_last_report_comes() {
     host.filter().remove_node(NodeIndex(0));
     assert_eq!(host.logged().len(), 1);
 }
+
+/// The next version goes on counting.
+#[test]
+fn what_was_counted_goes_over() {
+    let mut host = harness("{}");
+    one(&mut host, Kind::Read, 4096, 1000, Ok(()));
+    one(&mut host, Kind::Flush, 0, 70, Err(Errno::EIO));
+    let state = host.filter().save();
+    let mut host = host.replace::<StatsFilter>("{}").expect("replaced");
+    assert_eq!(host.filter().save(), state);
+    one(&mut host, Kind::Read, 4096, 64, Ok(()));
+    host.filter().remove_node(NodeIndex(0));
+    let expect = [
+        "disk: read: 2 requests, 0 failed, 8192 bytes; latency: half 65.535µs, 99 % 1ms, longest 1ms",
+        "disk: flush: 1 requests, 1 failed, 0 bytes; latency: half 70µs, 99 % 70µs, longest 70µs",
+    ];
+    assert_eq!(lines(&host), expect);
+    for end in [0, 1, 8, state.len() - 8] {
+        host.filter().restore(&state[..end]).expect_err("not whole");
+    }
+}

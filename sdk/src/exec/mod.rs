@@ -10,24 +10,25 @@
 mod shared;
 mod slot;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use blockloom_abi::{
-    Action, ActionTag, Complete, Control, ControlKind, Done, ENTRY_WORDS, Entry, Event, EventTag,
-    Forward, Kinds, MAX_ACTIONS, NodeIndex, PollOne, Request, Subject, Token,
+    Action, ActionTag, Complete, Control, ControlKind, Done, ENTRY_WORDS, Entry, Errno, Event,
+    EventTag, Forward, Kinds, MAX_ACTIONS, NodeIndex, PollOne, Request, RequestId, Subject, Token,
 };
 
-pub(crate) use shared::{Ended, Shared};
+pub(crate) use shared::{Ended, Shared, Unwanted};
 pub(crate) use slot::Task;
 use slot::{Outcome, Slot, Woken};
 
-use crate::{Cx, Filter, Verdict};
+use crate::{Cx, Filter, Signal, Time, Verdict};
 
 /// The token of the timer that asks to be called again for the actions that were too many.
 const AGAIN: Token = Token(u32::MAX);
-/// Bodies at once, at most; the number of [`AGAIN`]'s slot is none of theirs.
+/// The slot in the token of a timer that asks what is to be released.
+const RELEASE_SLOT: u16 = u16::MAX;
+/// Bodies at once, at most; the number of [`AGAIN`]'s slot and [`RELEASE_SLOT`] is none of theirs.
 const MAX_SLOTS: usize = u16::MAX as usize;
 
 /// A filter with its requests in flight.
@@ -39,8 +40,20 @@ pub struct Instance<F: Filter> {
     woken: Arc<Woken>,
     running: Vec<u16>,
     /// Requests whose end is awaited, by the host's slot.
-    forwarded: Vec<Option<Request>>,
-    jobs: Vec<(NodeIndex, Rc<Cell<bool>>)>,
+    forwarded: Vec<Option<Forwarded>>,
+    /// Whether any may be held.
+    holding: bool,
+    /// The timers that ask what is to be released, the earliest last.
+    timers: Vec<(Time, Token)>,
+    sequence: u32,
+    jobs: Vec<(NodeIndex, Rc<Signal>)>,
+}
+
+/// A request whose end is awaited.
+#[derive(Clone, Copy)]
+struct Forwarded {
+    request: Request,
+    is_held: bool,
 }
 
 impl<F: Filter> Instance<F> {
@@ -48,6 +61,8 @@ impl<F: Filter> Instance<F> {
     const HANDLED: Kinds = F::KINDS.with(F::DECIDE).with(F::NOTIFY);
     /// Whether a body is ever run. If not, what runs bodies is left out of the module.
     const BODIES: bool = F::JOB || F::KINDS.bits() | F::NOTIFY.bits() != 0;
+    /// Whether a request is ever held.
+    const HOLDS: bool = F::HOLDS.bits() != 0;
 
     /// A configured filter without requests.
     #[cold]
@@ -60,6 +75,9 @@ impl<F: Filter> Instance<F> {
             woken: Arc::default(),
             running: Vec::new(),
             forwarded: Vec::new(),
+            holding: false,
+            timers: Vec::new(),
+            sequence: 0,
             jobs: Vec::new(),
         }
     }
@@ -102,6 +120,7 @@ impl<F: Filter> Instance<F> {
             Some(answer)
                 if answer.0[0] == FORWARD
                     && answer.w2() <= LATEST
+                    && !(Self::HOLDS && self.holding)
                     && (!Self::BODIES || self.shared.is_sent()) =>
             {
                 return PollOne::Forward { not_before_ns: answer.w2() }.encode();
@@ -146,18 +165,24 @@ impl<F: Filter> Instance<F> {
         let not_before_ns = match verdict {
             Verdict::Forward => 0,
             Verdict::ForwardAt(time) => time.as_nanos(),
+            Verdict::Hold => {
+                self.holding = true;
+                NEVER.as_nanos()
+            }
             Verdict::Fail(errno) => {
                 return Complete { id: request.id, result: Err(errno) }.encode();
             }
             Verdict::Served => return Complete { id: request.id, result: Ok(()) }.encode(),
         };
-        let notify = F::NOTIFY.contains(request.kind);
+        let is_held = Self::HOLDS && verdict == Verdict::Hold;
+        // The end of one that is held says that its id is free, whoever has let it go.
+        let notify = is_held || F::NOTIFY.contains(request.kind);
         if notify {
             let place = usize::from(request.id.slot());
             if self.forwarded.len() <= place {
                 self.forwarded.resize(place + 1, None);
             }
-            self.forwarded[place] = Some(request);
+            self.forwarded[place] = Some(Forwarded { request, is_held });
         }
         Forward { id: request.id, not_before_ns, notify, claim: false }.encode()
     }
@@ -186,22 +211,59 @@ impl<F: Filter> Instance<F> {
         let Ok(event) = Event::decode(entry) else { broken() };
         match event {
             Event::Control(control) => self.control(control),
-            _ if !Self::BODIES => {}
+            _ if !Self::BODIES && !Self::HOLDS => {}
             Event::Request(_) => {}
             Event::Extent(extent) => self.shared.extent(extent),
             Event::Done(Done { subject: Subject::Operation(AGAIN), .. }) => {}
+            Event::Done(Done { subject: Subject::Operation(token), .. })
+                if Self::HOLDS && token.0 as u16 == RELEASE_SLOT =>
+            {
+                self.timers.retain(|(_, timer)| *timer != token);
+            }
             Event::Done(done) => match done.subject {
+                Subject::Operation(_) if !Self::BODIES => {}
                 Subject::Operation(token) => self.shared.done(token, done),
-                Subject::Request(_) if F::NOTIFY == Kinds::NONE => {}
-                Subject::Request(id) => {
-                    let place = self.forwarded.get_mut(usize::from(id.slot()));
-                    if let Some(request) = place.and_then(|place| place.take_if(|it| it.id == id))
-                        && let Some(outcome) = self.start(Task::Done(request, done.result))
-                    {
-                        self.ended(outcome);
-                    }
-                }
+                Subject::Request(_) if F::NOTIFY == Kinds::NONE && !Self::HOLDS => {}
+                Subject::Request(id) => self.done(id, done.result),
             },
+        }
+    }
+
+    /// A request that was forwarded with notice has ended.
+    fn done(&mut self, id: RequestId, result: Result<(), Errno>) {
+        let place = self.forwarded.get_mut(usize::from(id.slot()));
+        let forwarded = place.and_then(|place| place.take_if(|it| it.request.id == id));
+        let Some(Forwarded { request, is_held }) = forwarded else { return };
+        if Self::HOLDS && is_held {
+            self.filter.gone(&request);
+        }
+        if !F::NOTIFY.contains(request.kind) {
+            return self.shared.push(Complete { id, result }.encode());
+        }
+        if let Some(outcome) = self.start(Task::Done(request, result)) {
+            self.ended(outcome);
+        }
+    }
+
+    /// Asks what is to be released, and when to ask again.
+    #[cold]
+    fn release(&mut self) {
+        let (now, shared, forwarded) = (self.shared.now(), &self.shared, &mut self.forwarded);
+        let next = self.filter.release(now, &mut |id| {
+            let place = forwarded.get_mut(usize::from(id.slot())).and_then(Option::as_mut);
+            if let Some(held) = place.filter(|it| it.is_held && it.request.id == id) {
+                held.is_held = false;
+                shared.push(Forward::now(id).encode());
+            }
+        });
+        self.holding = next.is_some();
+        if let Some(next) = next
+            && self.timers.last().is_none_or(|(earliest, _)| next < *earliest)
+        {
+            self.sequence = (self.sequence + 1) % (AGAIN.0 >> 16);
+            let token = Token(self.sequence << 16 | u32::from(RELEASE_SLOT));
+            self.timers.push((next, token));
+            self.shared.push(Action::Timer { token, at_ns: next.as_nanos() }.encode());
         }
     }
 
@@ -209,15 +271,16 @@ impl<F: Filter> Instance<F> {
         let node = control.node;
         match control.kind {
             ControlKind::JobStart if F::JOB => {
-                let stop = Rc::<Cell<bool>>::default();
+                let stop = Rc::<Signal>::default();
                 self.jobs.retain(|(_, stop)| Rc::strong_count(stop) > 1);
                 self.jobs.push((node, Rc::clone(&stop)));
-                // A job that ends at once has no action of its own to send.
-                let _ = self.start(Task::Job(node, stop));
+                if let Some(outcome) = self.start(Task::Job(node, stop)) {
+                    self.ended(outcome);
+                }
             }
-            ControlKind::JobStop => {
+            ControlKind::JobStop if F::JOB => {
                 let jobs = self.jobs.iter().filter(|(of, _)| *of == node);
-                jobs.for_each(|(_, stop)| stop.set(true));
+                jobs.for_each(|(_, stop)| stop.set());
             }
             _ => {}
         }
@@ -229,7 +292,7 @@ impl<F: Filter> Instance<F> {
         let entry = match outcome {
             Outcome::Verdict(request, verdict) => self.answer(request, verdict),
             Outcome::Complete(request, result) => Complete { id: request.id, result }.encode(),
-            Outcome::JobEnded => return,
+            Outcome::JobEnded(node) => Action::JobEnd { node }.encode(),
         };
         self.shared.push(entry);
     }
@@ -240,6 +303,9 @@ impl<F: Filter> Instance<F> {
         if Self::BODIES {
             self.run();
         }
+        if Self::HOLDS && self.holding {
+            self.release();
+        }
         let mut actions = self.shared.take_actions();
         if !actions.is_empty() {
             Self::send(&mut actions, words);
@@ -249,8 +315,8 @@ impl<F: Filter> Instance<F> {
 
     fn send(actions: &mut Vec<u64>, words: &mut Vec<u64>) {
         let room = MAX_ACTIONS * ENTRY_WORDS - words.len();
-        // Without bodies there is at most one action for each event.
-        if !Self::BODIES || actions.len() <= room {
+        // Else there is at most one action for each event.
+        if !(Self::BODIES || Self::HOLDS) || actions.len() <= room {
             words.reserve_exact(actions.len());
             words.append(actions);
         } else {
@@ -284,6 +350,8 @@ impl<F: Filter> Instance<F> {
 const FORWARD: u64 = ActionTag::Forward as u64;
 /// The latest time that a verdict word carries.
 const LATEST: u64 = PollOne::MAX_NOT_BEFORE_NS;
+/// A time that does not come.
+const NEVER: Time = Time::from_nanos(u64::MAX);
 
 #[cold]
 fn broken() -> ! {

@@ -8,6 +8,17 @@ use blockloom_abi::{Action, CopyRange, Done, Entry, Errno, Extent, Operation, To
 
 use crate::Time;
 
+/// What becomes of an operation that its body no longer wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unwanted {
+    /// It goes on, and its result is lost.
+    GoesOn,
+    /// The same; the buffer that it fills is dropped as soon as it ends.
+    Buffer,
+    /// It ends.
+    Timer,
+}
+
 /// The end of an operation.
 #[derive(Debug)]
 pub(crate) struct Ended {
@@ -130,19 +141,24 @@ impl Shared {
     }
 
     /// The body of an operation no longer waits for it.
-    pub(crate) fn abandon(&self, token: Token, drop_buffer: bool) {
-        let ended = self.with(token, |running, index| match running[index].state {
+    pub(crate) fn abandon(&self, token: Token, unwanted: Unwanted) {
+        let drop_buffer = unwanted == Unwanted::Buffer;
+        let drops = self.with(token, |running, index| match running[index].state {
             State::Ended(result) => {
                 running.swap_remove(index);
-                result.is_ok()
+                result.is_ok() && drop_buffer
+            }
+            _ if unwanted == Unwanted::Timer => {
+                running.swap_remove(index);
+                true
             }
             _ => {
                 running[index].state = State::Abandoned { drop_buffer };
                 false
             }
         });
-        if ended == Some(true) && drop_buffer {
-            self.push(Action::Drop { buffer: token }.encode());
+        if drops == Some(true) {
+            self.push(Action::Drop { token }.encode());
         }
     }
 
@@ -166,7 +182,7 @@ impl Shared {
             false
         });
         if dropped == Some(true) {
-            self.push(Action::Drop { buffer: token }.encode());
+            self.push(Action::Drop { token }.encode());
         }
     }
 }
@@ -192,6 +208,7 @@ fn named(action: Action, token: Token) -> Action {
         Action::Discard(operation) => Action::Discard(Operation { token, ..operation }),
         Action::Flush(operation) => Action::Flush(Operation { token, ..operation }),
         Action::Timer { at_ns, .. } => Action::Timer { token, at_ns },
+        Action::Make { parent, len, .. } => Action::Make { token, parent, len },
         other => other,
     }
 }

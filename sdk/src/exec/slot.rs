@@ -1,6 +1,5 @@
 //! A slot runs one body at a time; its memory is used again for the next.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -10,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use blockloom_abi::{Errno, NodeIndex, Request};
 
 use crate::filter::body;
-use crate::{Cx, Filter, Verdict};
+use crate::{Cx, Filter, Signal, Verdict};
 
 /// What a body is run for.
 #[derive(Clone, Debug)]
@@ -18,7 +17,7 @@ pub(crate) enum Task {
     Request(Request),
     Done(Request, Result<(), Errno>),
     /// With what tells it to stop.
-    Job(NodeIndex, Rc<Cell<bool>>),
+    Job(NodeIndex, Rc<Signal>),
 }
 
 /// What a body came to.
@@ -26,7 +25,7 @@ pub(crate) enum Task {
 pub(crate) enum Outcome {
     Verdict(Request, Verdict),
     Complete(Request, Result<(), Errno>),
-    JobEnded,
+    JobEnded(NodeIndex),
 }
 
 /// A slot, whatever the type of its future.
@@ -78,7 +77,7 @@ async fn run<F: Filter>(filter: Rc<F>, cx: Cx, task: Task) -> Outcome {
         }
         Task::Job(node, _) => {
             filter.job(node, &cx).await;
-            Outcome::JobEnded
+            Outcome::JobEnded(node)
         }
     }
 }

@@ -11,9 +11,14 @@ use blockloom_abi::{
 };
 
 use super::disk::{Disk, flags};
+use super::host::Held;
 use super::{Answer, Harness, host, token};
+use crate::bytes::Holder;
 use crate::exec::Instance;
-use crate::{Child, Condition, ConfigError, Description, Filter, Grants, Node, Random, Rule, Time};
+use crate::{
+    ByteAccess, Child, Condition, ConfigError, Description, Filter, Grants, Node, Random, Rule,
+    Time,
+};
 
 const NODE: NodeIndex = NodeIndex(0);
 
@@ -51,13 +56,25 @@ enum State {
     Ended(Result<Vec<u8>, Errno>),
 }
 
-/// What a READ brought.
+/// What a READ brought, or a MAKE made.
 struct Filled {
-    child: ChildIndex,
+    /// None of what was made.
+    child: Option<ChildIndex>,
     range: Range<u64>,
     bytes: Vec<u8>,
     /// Changes of the child by then.
     changes: usize,
+}
+
+impl Scene {
+    /// The same for another filter.
+    pub(super) fn replace<G: Filter>(self) -> Self {
+        let is_offered = |pending: &Pending| pending.state == State::Offered;
+        assert!(!self.requests.values().any(is_offered), "a request is not answered");
+        let description = G::describe();
+        let kinds = G::KINDS.with(G::DECIDE).with(G::NOTIFY).with(description.also_offered);
+        Self { description, kinds, buffers: BTreeMap::new(), ..self }
+    }
 }
 
 impl<F: Filter> Harness<F> {
@@ -112,6 +129,7 @@ impl<F: Filter> Harness<F> {
         harness.scene =
             Some(Scene { description, kinds, config, disks, requests, buffers, armed: 0 });
         let size_bytes = harness.disk("file").size_bytes();
+        harness.nodes = NODE.0 + 1;
         host::with(|host| host.add_node(NODE, size_bytes));
         harness.begin().map_err(|error| ConfigError::new("", error))?;
         Ok(harness)
@@ -130,9 +148,10 @@ impl<F: Filter> Harness<F> {
             size_bytes: self.disk("file").size_bytes(),
             read_only: false,
             children: scene.disks.iter().zip(&scene.description.children).map(child).collect(),
-            bitmaps: host::with(|host| host.own_bitmaps(NODE)),
+            bitmaps: host::with(|host| host.bitmaps_of(NODE)),
+            bytes: scene.description.bytes,
         };
-        self.filter().add_node(node)?;
+        self.tell(node)?;
         if F::JOB {
             self.start_job(NODE);
         }
@@ -214,15 +233,24 @@ impl<F: Filter> Harness<F> {
         let filter = F::configure(&scene.config).map_err(|error| error.to_string())?;
         scene.buffers.clear();
         // Nobody is there any more to be told of an end.
+        let transforms = scene.transforms();
         for pending in scene.requests.values_mut() {
             match &mut pending.state {
+                // What the child gives is not its answer.
+                State::Forwarded { notify: true, .. } | State::Settled(Ok(_))
+                    if transforms && pending.request.kind == Kind::Read =>
+                {
+                    pending.state = State::Offered;
+                }
                 State::Forwarded { notify, .. } => *notify = false,
                 State::Settled(result) => pending.state = State::Ended(result.clone()),
                 State::Offered | State::Ended(_) => {}
             }
         }
         let offered = scene.requests.values().filter(|it| it.state == State::Offered);
-        let offered: Vec<Event> = offered.map(|it| Event::Request(it.request)).collect();
+        let offered: Vec<&Pending> = offered.collect();
+        offered.iter().for_each(|pending| scene.hold(pending));
+        let offered: Vec<Event> = offered.iter().map(|it| Event::Request(it.request)).collect();
         host::with(host::Host::reset_rules);
         self.instance = Instance::new(filter);
         self.operations.clear();
@@ -242,8 +270,16 @@ impl<F: Filter> Harness<F> {
         data: Vec<u8>,
     ) -> RequestId {
         let id = self.new_id();
-        let request = Request { id, node: NODE, kind, flags, offset, len };
         let scene = self.scene.as_mut().expect("a harness with children");
+        let is_lowered = scene.transforms() && !scene.kinds.contains(kind);
+        // Zeros of the child are none of a node that shows bytes of its own.
+        let kind = if is_lowered && kind == Kind::Zero { Kind::Write } else { kind };
+        let request = Request { id, node: NODE, kind, flags, offset, len };
+        if is_lowered && kind == Kind::Discard {
+            let state = State::Ended(Ok(Vec::new()));
+            scene.requests.insert(id.bits(), Pending { request, data, state, passed_under: None });
+            return id;
+        }
         let passes = !scene.kinds.contains(kind) || scene.passes(&request);
         let state = if passes {
             State::Forwarded { not_before: self.now, notify: false }
@@ -251,7 +287,9 @@ impl<F: Filter> Harness<F> {
             State::Offered
         };
         let passed_under = passes.then(|| host::with(|host| host.rules_generation));
-        scene.requests.insert(id.bits(), Pending { request, data, state, passed_under });
+        let pending = Pending { request, data, state, passed_under };
+        scene.hold(&pending);
+        scene.requests.insert(id.bits(), pending);
         if passes {
             self.answers.insert(id.bits(), Answer::forwarded_now());
         } else {
@@ -263,13 +301,32 @@ impl<F: Filter> Harness<F> {
     pub(super) fn note(&mut self, id: RequestId, answer: Answer) {
         let Some(scene) = &mut self.scene else { return };
         let Some(pending) = scene.requests.get_mut(&id.bits()) else { return };
+        let kind = pending.request.kind;
+        let held = match pending.state {
+            State::Ended(_) => return,
+            _ => host::with(|host| host.take_held(Holder::Request(id.bits()))),
+        };
+        let is_put = held.as_ref().is_some_and(|held| held.is_put);
+        let transforms = scene.description.bytes == ByteAccess::Transform;
         pending.state = match (answer, &pending.state) {
-            (_, State::Ended(_)) => return,
             (Answer::Forwarded { not_before, notify, .. }, _) => {
+                if kind == Kind::Write && is_put {
+                    pending.data = held.and_then(|held| held.bytes).unwrap_or_default();
+                }
                 State::Forwarded { not_before, notify }
             }
             (Answer::Completed(Err(errno)), _) => State::Ended(Err(errno)),
+            (Answer::Completed(Ok(())), State::Settled(Ok(_)) | State::Offered)
+                if kind == Kind::Read && is_put =>
+            {
+                State::Ended(Ok(held.and_then(|held| held.bytes).unwrap_or_default()))
+            }
             (Answer::Completed(Ok(())), State::Settled(settled)) => State::Ended(settled.clone()),
+            (Answer::Completed(Ok(())), State::Offered)
+                if transforms && matches!(kind, Kind::Write | Kind::Zero) =>
+            {
+                State::Ended(Ok(Vec::new()))
+            }
             (Answer::Completed(Ok(())), _) => {
                 panic!("the filter completes a request that it neither forwarded nor served")
             }
@@ -280,6 +337,7 @@ impl<F: Filter> Harness<F> {
     pub(super) fn drop_buffer(&mut self, buffer: Token) {
         if let Some(scene) = &mut self.scene {
             scene.buffers.remove(&buffer.0);
+            host::with(|host| host.take_held(Holder::Buffer(buffer.0)));
         }
     }
 
@@ -348,6 +406,11 @@ impl<F: Filter> Harness<F> {
         let notify = matches!(pending.state, State::Forwarded { notify: true, .. });
         if notify {
             let (id, end) = (pending.request.id, result.as_ref().map(|_| ()).map_err(|it| *it));
+            let given = result.as_ref().ok().filter(|_| pending.request.kind == Kind::Read);
+            if let Some(bytes) = given.filter(|_| scene.description.bytes != ByteAccess::None) {
+                let held = held(scene.description.bytes, Some(bytes.clone()), bytes.len() as u64);
+                host::with(|host| host.hold(Holder::Request(id.bits()), held));
+            }
             pending.state = State::Settled(result);
             self.end(id, end);
         } else {
@@ -400,6 +463,31 @@ impl Scene {
         rules.is_some_and(|rules| !rules.iter().any(applies))
     }
 
+    fn transforms(&self) -> bool {
+        self.description.bytes == ByteAccess::Transform
+    }
+
+    /// Lets the filter see the data of a request that it is offered.
+    fn hold(&self, pending: &Pending) {
+        let (request, access) = (pending.request, self.description.bytes);
+        let bytes = match request.kind {
+            _ if access == ByteAccess::None || pending.state != State::Offered => return,
+            Kind::Read => None,
+            Kind::Write if pending.data.is_empty() => Some(vec![0; request.len as usize]),
+            Kind::Write => Some(pending.data.clone()),
+            _ => return,
+        };
+        let held = held(access, bytes, request.len);
+        host::with(|host| host.hold(Holder::Request(request.id.bits()), held));
+    }
+
+    /// Lets the filter see a buffer.
+    fn hold_buffer(&self, token: Token, bytes: Vec<u8>, is_put: bool) {
+        let len = bytes.len() as u64;
+        let held = Held { is_put, ..held(self.description.bytes, Some(bytes), len) };
+        host::with(|host| host.hold(Holder::Buffer(token.0), held));
+    }
+
     fn disk(&self, child: ChildIndex) -> Result<&Disk, Errno> {
         self.disks.get(usize::from(child.0)).and_then(Option::as_ref).ok_or(Errno::EINVAL)
     }
@@ -428,7 +516,20 @@ impl Scene {
                 let (child, range) = (operation.child, range(&operation)?);
                 let disk = self.granted(child, Grants::READ, (Kind::Read, &range))?;
                 let (bytes, changes) = (disk.shown(&range).to_vec(), disk.changes());
+                if self.description.bytes != ByteAccess::None {
+                    self.hold_buffer(operation.token, bytes.clone(), false);
+                }
+                let child = Some(child);
                 self.buffers.insert(operation.token.0, Filled { child, range, bytes, changes });
+            }
+            Action::Make { token, len, .. } => {
+                if !self.transforms() {
+                    return Err(Errno::EPERM);
+                }
+                let bytes = vec![0; len as usize];
+                self.hold_buffer(token, bytes.clone(), true);
+                let (child, range, changes) = (None, 0..len, 0);
+                self.buffers.insert(token.0, Filled { child, range, bytes, changes });
             }
             Action::Write(write) => self.write(write)?,
             Action::Zero(operation) => {
@@ -492,16 +593,20 @@ impl Scene {
         if source.bytes.len() as u64 != write.operation.len {
             return Err(Errno::EINVAL);
         }
-        let bytes = source.bytes.clone();
+        let own = host::with(|host| {
+            let held = host.held(Holder::Buffer(write.source.0)).filter(|held| held.is_put);
+            held.and_then(|held| held.bytes.clone())
+        });
         let child = write.operation.child;
         if write.claim {
-            if source.range != range || source.child != child {
+            if own.is_some() || source.range != range || source.child != Some(child) {
                 return Err(Errno::EPERM);
             }
             if self.disk(child)?.is_changed(&range, source.changes) {
                 return Err(Errno::ESTALE);
             }
         }
+        let bytes = own.unwrap_or_else(|| source.bytes.clone());
         let disk = self.granted(child, writing(write.claim), (Kind::Write, &range))?;
         if write.claim {
             disk.own(&range);
@@ -510,6 +615,10 @@ impl Scene {
         }
         Ok(())
     }
+}
+
+fn held(access: ByteAccess, bytes: Option<Vec<u8>>, len: u64) -> Held {
+    Held { access, len, bytes, is_put: false }
 }
 
 fn writing(claim: bool) -> Grants {

@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use blockloom_abi::{BitmapIndex, NodeIndex};
+use blockloom_abi::{BitmapIndex, Errno, NodeIndex};
 
-use crate::{Bitmap, Level, Rule};
+use crate::bytes::Holder;
+use crate::{Bitmap, ByteAccess, Level, Rule};
 
 #[derive(Default)]
 pub(super) struct Host {
@@ -16,7 +17,19 @@ pub(super) struct Host {
     bitmaps: BTreeMap<u32, Bits>,
     /// Of a node's own.
     own_bitmaps: BTreeMap<(u16, String), u32>,
+    lent_bitmaps: BTreeMap<(u16, String), u32>,
     sizes: BTreeMap<u16, u64>,
+    held: BTreeMap<Holder, Held>,
+}
+
+/// The data of a request or buffer, as the filter may see it.
+pub(super) struct Held {
+    pub(super) access: ByteAccess,
+    pub(super) len: u64,
+    /// None of a read that the child has not done.
+    pub(super) bytes: Option<Vec<u8>>,
+    /// The filter has put some of them.
+    pub(super) is_put: bool,
 }
 
 /// A bitmap: runs of set bytes that do not touch, where each starts and where it ends.
@@ -48,22 +61,82 @@ impl Host {
         self.sizes.insert(node.0, size_bytes);
     }
 
+    /// The filter may name these bytes from now on.
+    pub(super) fn hold(&mut self, holder: Holder, held: Held) {
+        self.held.insert(holder, held);
+    }
+
+    pub(super) fn held(&mut self, holder: Holder) -> Option<&mut Held> {
+        self.held.get_mut(&holder)
+    }
+
+    /// It may name them no more.
+    pub(super) fn take_held(&mut self, holder: Holder) -> Option<Held> {
+        self.held.remove(&holder)
+    }
+
     pub(super) fn add_bitmap(&mut self, bitmap: BitmapIndex) {
         let bits = Bits { granularity: 1, size: u64::MAX, runs: BTreeMap::new() };
         self.bitmaps.insert(bitmap.0, bits);
     }
 
-    /// The bitmaps of a node's own, as a later instance finds them.
-    pub(super) fn own_bitmaps(&self, node: NodeIndex) -> Vec<Bitmap> {
-        let own = self.own_bitmaps.iter().filter(|((of, _), _)| *of == node.0);
-        own.map(|((_, name), index)| Bitmap {
-            name: name.clone(),
-            index: BitmapIndex(*index),
-            granularity_bytes: self.bitmaps[index].granularity,
-            owned: true,
-        })
-        .collect()
+    /// A bitmap that a node reads.
+    pub(super) fn lend(
+        &mut self,
+        node: NodeIndex,
+        name: &str,
+        granularity: u64,
+    ) -> Result<BitmapIndex, String> {
+        check_granularity(granularity)?;
+        let index = self.free_index()?;
+        self.bitmaps.insert(index, Bits { granularity, size: u64::MAX, runs: BTreeMap::new() });
+        self.lent_bitmaps.insert((node.0, name.to_owned()), index);
+        Ok(BitmapIndex(index))
     }
+
+    fn free_index(&self) -> Result<u32, String> {
+        let free = (0..).find(|index| !self.bitmaps.contains_key(index));
+        free.ok_or_else(|| "too many bitmaps".to_owned())
+    }
+
+    /// The bitmaps that are lent to a node, and its own, as a later instance finds them.
+    pub(super) fn bitmaps_of(&self, node: NodeIndex) -> Vec<Bitmap> {
+        let lent = self.lent_bitmaps.iter().map(|it| (it, false));
+        let all = lent.chain(self.own_bitmaps.iter().map(|it| (it, true)));
+        let of_node = all.filter(|(((of, _), _), _)| *of == node.0);
+        of_node
+            .map(|(((_, name), index), owned)| Bitmap {
+                name: name.clone(),
+                index: BitmapIndex(*index),
+                granularity_bytes: self.bitmaps[index].granularity,
+                owned,
+            })
+            .collect()
+    }
+}
+
+pub(crate) fn bytes_get(holder: Holder, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
+    with(|host| {
+        let held = host.held(holder).ok_or(Errno::EINVAL)?;
+        let end = offset.checked_add(len).filter(|end| *end <= held.len).ok_or(Errno::EINVAL)?;
+        let bytes = held.bytes.as_ref().ok_or(Errno::EBUSY)?;
+        Ok(bytes[offset as usize..end as usize].to_vec())
+    })
+}
+
+pub(crate) fn bytes_put(holder: Holder, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+    with(|host| {
+        let held = host.held(holder).ok_or(Errno::EINVAL)?;
+        if held.access != ByteAccess::Transform {
+            return Err(Errno::EPERM);
+        }
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= held.len);
+        let end = end.ok_or(Errno::EINVAL)?;
+        held.is_put = true;
+        let all = held.bytes.get_or_insert_with(|| vec![0; held.len as usize]);
+        all[offset as usize..end as usize].copy_from_slice(bytes);
+        Ok(())
+    })
 }
 
 pub(crate) fn log(level: Level, message: &str) {
@@ -78,18 +151,23 @@ pub(crate) fn set_rules(node: NodeIndex, rules: &[Rule], epoch: u32) -> Result<(
     Ok(())
 }
 
+fn check_granularity(bytes: u64) -> Result<(), String> {
+    match bytes.is_power_of_two() && (512..=1 << 31).contains(&bytes) {
+        true => Ok(()),
+        false => Err(format!("{bytes} is no granularity")),
+    }
+}
+
 pub(crate) fn bitmap_own(
     node: NodeIndex,
     name: &str,
     granularity_bytes: u64,
 ) -> Result<BitmapIndex, String> {
-    if !granularity_bytes.is_power_of_two() || !(512..=1 << 31).contains(&granularity_bytes) {
-        return Err(format!("{granularity_bytes} is no granularity"));
-    }
+    check_granularity(granularity_bytes)?;
     with(|host| {
         let key = (node.0, name.to_owned());
-        let free = (0..).find(|index| !host.bitmaps.contains_key(index));
-        let index = host.own_bitmaps.get(&key).copied().or(free).ok_or("too many bitmaps")?;
+        let known = host.own_bitmaps.get(&key).copied();
+        let index = known.map_or_else(|| host.free_index(), Ok)?;
         let size = host.sizes.get(&node.0).copied().unwrap_or(u64::MAX);
         let bits = host.bitmaps.entry(index);
         let runs = BTreeMap::new();

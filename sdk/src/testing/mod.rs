@@ -37,11 +37,16 @@ use blockloom_abi::{
 use children::Scene;
 pub use disk::Disk;
 pub(crate) use host::{
-    bitmap_count, bitmap_merge, bitmap_next, bitmap_own, bitmap_set, log, set_rules,
+    bitmap_count, bitmap_merge, bitmap_next, bitmap_own, bitmap_set, bytes_get, bytes_put, log,
+    set_rules,
 };
 
 use crate::exec::Instance;
-use crate::{Child, ConfigError, Filter, Grants, Level, Node, Rule, Time};
+use crate::{ByteAccess, Child, ConfigError, Filter, Grants, Level, Node, Rule, Time};
+
+/// Operations, timers among them, that a host with the default limits has in flight for one instance; more are
+/// refused with `EBUSY`.
+const OPERATIONS_MAX: usize = 4 * (256 + 1);
 
 /// What a filter decided about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +84,14 @@ pub struct Harness<F: Filter> {
     now: Time,
     next: u32,
     nodes: u16,
+    told: Vec<Node>,
     answers: BTreeMap<u32, Answer>,
     operations: Vec<Action>,
     timers: BTreeSet<(u64, u32)>,
+    /// Tokens of what was asked for while too much was under way.
+    refused: Vec<Token>,
+    /// Nodes whose job runs.
+    jobs: BTreeSet<u16>,
     scene: Option<Scene>,
 }
 
@@ -98,9 +108,12 @@ impl<F: Filter> Harness<F> {
             now: Time::from_nanos(1_000_000_000),
             next: 0,
             nodes: 0,
+            told: Vec::new(),
             answers: BTreeMap::new(),
             operations: Vec::new(),
             timers: BTreeSet::new(),
+            refused: Vec::new(),
+            jobs: BTreeSet::new(),
             scene: None,
         })
     }
@@ -128,15 +141,92 @@ impl<F: Filter> Harness<F> {
         self.nodes += 1;
         host::with(|host| host.add_node(index, size_bytes));
         let file = Child { size_bytes, granted: Grants::NONE };
-        self.filter().add_node(Node {
+        self.tell(Node {
             index,
             name: name.to_owned(),
             size_bytes,
             read_only: false,
             children: vec![Some(file)],
-            bitmaps: Vec::new(),
+            bitmaps: host::with(|host| host.bitmaps_of(index)),
+            bytes: ByteAccess::None,
         })?;
         Ok(index)
+    }
+
+    /// Lends an empty bitmap to the node that is added next, to be read under that name.
+    ///
+    /// # Panics
+    ///
+    /// For a granularity that is no power of two from 512 on.
+    pub fn lend_bitmap(&mut self, name: &str, granularity_bytes: u64) -> BitmapIndex {
+        let node = NodeIndex(self.nodes);
+        let lent = host::with(|host| host.lend(node, name, granularity_bytes));
+        lent.expect("a granularity")
+    }
+
+    fn tell(&mut self, node: Node) -> Result<(), String> {
+        self.told.retain(|known| known.index != node.index);
+        self.told.push(node.clone());
+        self.filter().add_node(node)
+    }
+
+    /// Gives the filter another configuration, as a host does while it runs.
+    ///
+    /// # Errors
+    ///
+    /// What the filter finds wrong with it.
+    pub fn reconfigure(&mut self, config: &str) -> Result<(), ConfigError> {
+        self.filter().reload(config)?;
+        let node = |node: &Node| (node.index, node.size_bytes);
+        let mut nodes: Vec<(NodeIndex, u64)> = self.told.iter().map(node).collect();
+        if nodes.is_empty() {
+            nodes.push((NodeIndex(0), 0));
+        }
+        for (node, first) in nodes {
+            let kind = ControlKind::Reconfigured;
+            self.control(Control { kind, node, first, second: 0 });
+        }
+        Ok(())
+    }
+
+    /// Puts another version of the filter in the place of this one, with its state and the same nodes: their
+    /// jobs are stopped before, and begun after it. What is held stays held.
+    ///
+    /// # Errors
+    ///
+    /// What the next one says against its configuration, a node or the state.
+    pub fn replace<G: Filter>(mut self, config: &str) -> Result<Harness<G>, String> {
+        let jobs: Vec<NodeIndex> = self.jobs.iter().map(|node| NodeIndex(*node)).collect();
+        jobs.into_iter().for_each(|node| self.stop_job(node));
+        if self.scene.is_some() {
+            self.run();
+        }
+        let state = self.filter().save();
+        let filter = G::configure(config).map_err(|error| error.to_string())?;
+        host::with(host::Host::reset_rules);
+        let mut next = Harness {
+            instance: Instance::new(filter),
+            now: self.now,
+            next: self.next,
+            nodes: self.nodes,
+            told: Vec::new(),
+            answers: self.answers,
+            operations: Vec::new(),
+            timers: BTreeSet::new(),
+            refused: Vec::new(),
+            jobs: BTreeSet::new(),
+            scene: self.scene.map(Scene::replace::<G>),
+        };
+        for mut node in self.told {
+            node.bitmaps = host::with(|host| host.bitmaps_of(node.index));
+            next.tell(node)?;
+        }
+        if !state.is_empty() {
+            next.filter().restore(&state)?;
+        }
+        let nodes: Vec<NodeIndex> = next.told.iter().map(|node| node.index).collect();
+        nodes.into_iter().filter(|_| G::JOB).for_each(|node| next.start_job(node));
+        Ok(next)
     }
 
     /// Starts the job of a node.
@@ -147,6 +237,12 @@ impl<F: Filter> Harness<F> {
     /// Asks the job of a node to end.
     pub fn stop_job(&mut self, node: NodeIndex) {
         self.control(Control { kind: ControlKind::JobStop, node, first: 0, second: 0 });
+    }
+
+    /// Whether the job of a node has been started and has not ended.
+    #[must_use]
+    pub fn job_runs(&self, node: NodeIndex) -> bool {
+        self.jobs.contains(&node.0)
     }
 
     /// Hands over one request for node 0, by the flat call.
@@ -254,6 +350,9 @@ impl<F: Filter> Harness<F> {
 
     /// Tells that something changed around a node.
     pub fn control(&mut self, control: Control) {
+        if control.kind == ControlKind::JobStart {
+            self.jobs.insert(control.node.0);
+        }
         self.poll(&[Event::Control(control)]);
     }
 
@@ -302,6 +401,20 @@ impl<F: Filter> Harness<F> {
             let action = Action::decode(entry).expect("an action");
             self.act(action);
         }
+        if !self.refused.is_empty() {
+            let refused = std::mem::take(&mut self.refused).into_iter().map(|token| {
+                let subject = Subject::Operation(token);
+                Event::Done(Done { subject, result: Err(Errno::EBUSY), value: 0 })
+            });
+            let refused: Vec<Event> = refused.collect();
+            refused.chunks(MAX_EVENTS).for_each(|events| self.poll(events));
+        }
+    }
+
+    /// Whether the host would begin one more operation.
+    fn has_room(&self) -> bool {
+        let operations = self.operations.iter().filter(|action| token(action).is_some());
+        operations.count() + self.timers.len() < OPERATIONS_MAX
     }
 
     fn act(&mut self, action: Action) {
@@ -317,11 +430,21 @@ impl<F: Filter> Harness<F> {
             Action::Complete(complete) => {
                 self.answered(complete.id, Answer::Completed(complete.result));
             }
+            Action::Drop { token } if self.timers.iter().any(|timer| timer.1 == token.0) => {
+                self.timers.retain(|timer| timer.1 != token.0);
+            }
+            Action::Timer { token, .. } if !self.has_room() => self.refused.push(token),
             Action::Timer { token, at_ns } => {
                 self.timers.insert((at_ns.max(self.now.as_nanos()), token.0));
             }
-            Action::Drop { buffer } if self.scene.is_some() => self.drop_buffer(buffer),
-            other => self.operations.push(other),
+            Action::JobEnd { node } => {
+                assert!(self.jobs.remove(&node.0), "the job of node {} does not run", node.0);
+            }
+            Action::Drop { token } if self.scene.is_some() => self.drop_buffer(token),
+            other => match token(&other) {
+                Some(token) if !self.has_room() => self.refused.push(token),
+                _ => self.operations.push(other),
+            },
         }
     }
 }
@@ -336,6 +459,7 @@ fn token(action: &Action) -> Option<Token> {
     match *action {
         Action::Copy(copy) => Some(copy.token),
         Action::Write(write) => Some(write.operation.token),
+        Action::Make { token, .. } => Some(token),
         Action::Status { operation: Operation { token, .. }, .. } => Some(token),
         Action::Read(operation)
         | Action::Zero(operation)

@@ -16,10 +16,12 @@ pub(crate) struct Workload {
     rw: &'static str,
     block_bytes: u32,
     depth: u32,
+    /// What ends it: so many MiB, at the same offsets each time; 0 for the time.
+    mib: u32,
 }
 
 const fn workload(name: &'static str, rw: &'static str, block_bytes: u32, depth: u32) -> Workload {
-    Workload { name, rw, block_bytes, depth }
+    Workload { name, rw, block_bytes, depth, mib: 0 }
 }
 
 pub(crate) const READ_4K_32: &str = "read 4 KiB, depth 32";
@@ -43,6 +45,11 @@ pub(crate) const WORKLOADS: [Workload; 6] = [
 pub(crate) const ALLOCATE_4K_32: &str = "allocate 4 KiB, depth 32";
 pub(crate) const ALLOCATING: Workload = workload(ALLOCATE_4K_32, "randwrite", 4096, 32);
 
+/// Writes before which what they overwrite is mostly to be copied.
+pub(crate) const CBW_4K_32: &str = "copy before 4 KiB writes";
+pub(crate) const COPYING: Workload =
+    Workload { mib: 64, ..workload(CBW_4K_32, "randwrite", 4096, 32) };
+
 /// Whether the load can be made here.
 pub(crate) fn has_fio() -> bool {
     let engine = Command::new("fio").arg("--enghelp=nbd").stdin(Stdio::null()).output();
@@ -50,20 +57,19 @@ pub(crate) fn has_fio() -> bool {
 }
 
 fn fio(server: &Server, options: &[String]) -> Value {
-    let mut all = vec![
-        "name=peers".to_owned(),
-        "ioengine=nbd".to_owned(),
-        format!("uri={}", server.uri),
-        "randrepeat=0".to_owned(),
-    ];
+    let mut all = vec!["ioengine=nbd".to_owned()];
     all.extend_from_slice(options);
+    for (index, uri) in server.uris.iter().enumerate() {
+        all.extend([format!("name=peers{index}"), format!("uri={uri}")]);
+    }
     let all: Vec<_> = all.iter().map(String::as_str).collect();
     tools::fio(&all)
 }
 
 /// Writes random data to the whole disk.
 pub(crate) fn fill(server: &Server, size_mib: u64) {
-    let options = ["rw=write", "bs=1m", "iodepth=8", "refill_buffers=1"].map(str::to_owned);
+    let options = ["rw=write", "bs=1m", "iodepth=8", "refill_buffers=1", "randrepeat=0"];
+    let options = options.map(str::to_owned);
     fio(server, &[&options[..], &[format!("size={size_mib}m")]].concat());
 }
 
@@ -84,23 +90,27 @@ pub(crate) fn measure(
     size_mib: u64,
 ) -> Figure {
     let before = server.cpu_seconds();
-    let report = fio(
-        server,
-        &[
-            format!("rw={}", workload.rw),
-            format!("bs={}", workload.block_bytes),
-            format!("iodepth={}", workload.depth),
-            format!("size={size_mib}m"),
+    let mut load = vec![
+        format!("rw={}", workload.rw),
+        format!("bs={}", workload.block_bytes),
+        format!("iodepth={}", workload.depth),
+        format!("size={size_mib}m"),
+        "norandommap=1".to_owned(),
+    ];
+    load.extend(match workload.mib {
+        0 => vec![
             format!("runtime={}", options.secs),
             "time_based=1".to_owned(),
-            "norandommap=1".to_owned(),
+            "randrepeat=0".to_owned(),
         ],
-    );
+        mib => vec![format!("io_size={mib}m"), "randrepeat=1".to_owned()],
+    });
+    let report = fio(server, &load);
     let cpu_seconds = server.cpu_seconds() - before;
-    let job = &report["jobs"][0];
-    let sum = |key: &str| {
-        let of = |direction: &str| job[direction][key].as_f64().unwrap_or(0.0);
-        of("read") + of("write")
+    let sum = |key: &str| -> f64 {
+        let jobs = report["jobs"].as_array().into_iter().flatten();
+        let all = jobs.flat_map(|job| [&job["read"][key], &job["write"][key]]);
+        all.filter_map(Value::as_f64).sum()
     };
     Figure { iops: sum("iops"), cpu: cpu_seconds * 1e6 / sum("total_ios").max(1.0) }
 }

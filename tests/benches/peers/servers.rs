@@ -18,13 +18,14 @@ pub(crate) const NBDKIT: &str = "nbdkit memory";
 pub(crate) const QCOW2: &str = "blockloom qcow2";
 pub(crate) const RAW_FILE: &str = "blockloom raw file";
 pub(crate) const QSD_QCOW2: [&str; 2] = ["qsd qcow2, io_uring", "qsd qcow2, threads"];
+pub(crate) const QSD_CBW: [&str; 2] = ["qsd cbw, io_uring", "qsd cbw, threads"];
 
 /// A running server.
 pub(crate) struct Server {
     /// What it is called in tables.
     pub(crate) name: &'static str,
     /// What fio opens.
-    pub(crate) uri: String,
+    pub(crate) uris: Vec<String>,
     process: Process,
 }
 
@@ -109,7 +110,66 @@ fn blockloom(
     );
     let graph = scratch.graph(&format!("{root}.toml"), &text);
     let daemon = Daemon::start(&options.program, &graph, &[]);
-    Server { name, uri: daemon.uri("vda").to_owned(), process: Process::Daemon(daemon) }
+    Server { name, uris: vec![daemon.uri("vda").to_owned()], process: Process::Daemon(daemon) }
+}
+
+/// Nodes that the program under test serves.
+pub(crate) struct Graph {
+    /// Of the server.
+    pub(crate) name: &'static str,
+    /// In TOML.
+    pub(crate) nodes: String,
+    /// What is exported; of several drives the beginning of its name, before their numbers.
+    pub(crate) root: &'static str,
+    pub(crate) drives: usize,
+}
+
+/// Starts the program under test.
+pub(crate) fn serve_graph(
+    options: &Options,
+    scratch: &Scratch,
+    graph: &Graph,
+    arguments: &[&str],
+) -> Server {
+    let file = graph.name.replace(' ', "-");
+    let mut text = graph.nodes.clone();
+    let ids: Vec<String> = (0..graph.drives).map(|drive| format!("vd{drive}")).collect();
+    for (index, id) in ids.iter().enumerate() {
+        let number = if ids.len() > 1 { index.to_string() } else { String::new() };
+        text += &format!(
+            "[drive.{id}]\nroot = \"{}{number}\"\n[export.{id}]\ntype = \"nbd\"\ndrive = \"{id}\"\n\
+             listen = \"unix:{file}.sock\"\nwritable = true\n",
+            graph.root
+        );
+    }
+    let daemon =
+        Daemon::start(&options.program, &scratch.graph(&format!("{file}.toml"), &text), arguments);
+    let uris = ids.iter().map(|id| daemon.uri(id).to_owned()).collect();
+    Server { name: graph.name, uris, process: Process::Daemon(daemon) }
+}
+
+/// Starts QEMU's filter that copies before writes, in clusters of 64 KiB.
+pub(crate) fn serve_qsd_cbw(
+    name: &'static str,
+    disk: &Path,
+    target: &Path,
+    scratch: &Scratch,
+) -> Option<Server> {
+    let aio = if name == QSD_CBW[0] { "io_uring" } else { "threads" };
+    let socket = scratch.path(&format!("qsd-cbw-{aio}.sock"));
+    let mut command = Command::new("qemu-storage-daemon");
+    for (node, path) in [("disk", disk), ("target", target)] {
+        let path = path.display();
+        command.arg("--blockdev");
+        command.arg(format!("driver=file,node-name={node}-file,filename={path},aio={aio}"));
+        command.arg("--blockdev");
+        command.arg(format!("driver=raw,node-name={node},file={node}-file"));
+    }
+    command.args(["--blockdev", "driver=copy-before-write,node-name=top,file=disk,target=target"]);
+    command.arg("--nbd-server");
+    command.arg(format!("addr.type=unix,addr.path={}", socket.display()));
+    command.args(["--export", "nbd,id=top,node-name=top,writable=on"]);
+    peer(name, command, &socket, "top", None)
 }
 
 /// Starts what serves an image.
@@ -136,7 +196,8 @@ pub(crate) fn serve_image(
     );
     let graph = scratch.graph(&format!("{stem}.toml"), &text);
     let daemon = Daemon::start(&options.program, &graph, &[]);
-    Some(Server { name, uri: daemon.uri("vda").to_owned(), process: Process::Daemon(daemon) })
+    let uris = vec![daemon.uri("vda").to_owned()];
+    Some(Server { name, uris, process: Process::Daemon(daemon) })
 }
 
 /// A storage daemon with node `file` below one of `driver`.
@@ -198,6 +259,6 @@ fn peer(
         println!("SKIPPED: {name}: it does not start here");
         return None;
     }
-    let uri = format!("nbd+unix:///{export}?socket={}", socket.display());
-    Some(Server { name, uri, process: Process::Peer(peer) })
+    let uris = vec![format!("nbd+unix:///{export}?socket={}", socket.display())];
+    Some(Server { name, uris, process: Process::Peer(peer) })
 }

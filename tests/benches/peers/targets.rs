@@ -39,7 +39,7 @@ impl Targets {
             self.0.push(format!("SKIPPED          {what}: a server is missing"));
             return;
         };
-        let verdict = if met { "PASS" } else { "FAIL" };
+        let verdict = if met { "PASS  " } else { "MISSED" };
         self.0
             .push(format!("{verdict}  {value:8.2} {unit:3} {what} (target {sign} {limit} {unit})"));
     }

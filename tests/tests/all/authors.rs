@@ -78,6 +78,7 @@ fn bundled_plugins_keep_the_rules() {
             "delay" => r#"{"read":"1ms","write":"1ms","jitter":"1ms"}"#,
             "error" => r#"{"probability":0.2,"kinds":["read","write","flush"]}"#,
             "protect" => r#"{"ranges":[{"offset":"16KiB","length":1000}]}"#,
+            "xor" => r#"{"key":"some key"}"#,
             _ => "{}",
         };
         let mut command = Command::new(program());
@@ -91,4 +92,51 @@ fn bundled_plugins_keep_the_rules() {
         let never_fails = shown.ends_with(" 0 without a fault below\n");
         assert_eq!(never_fails, !["error", "protect"].contains(&name), "{shown}");
     }
+}
+
+fn blockloom_plugin(arguments: &[&str]) -> Output {
+    run(Command::new(program()).arg("plugin").args(arguments))
+}
+
+#[test]
+fn a_plugin_is_measured_beside_the_native_pass_through() {
+    let arguments = ["--rounds", "2", "--requests", "64"];
+    let table = blockloom_plugin(&[&["bench", "pass"][..], &arguments].concat());
+    let shown = text(&table);
+    assert!(table.status.success(), "{shown}");
+    for part in ["load  ", "ms/KiB", "new store", "pass, native", "plugin, called", "calls/turn"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let json = |plugin: &str, config: &str| -> serde_json::Value {
+        let measured = blockloom_plugin(
+            &[&["bench", plugin, "--config", config, "--json"][..], &arguments].concat(),
+        );
+        assert!(measured.status.success(), "{}", text(&measured));
+        serde_json::from_slice(&measured.stdout).expect("JSON")
+    };
+    let rows = |figures: &serde_json::Value, way: &str, depth: u64| -> Vec<(String, f64, f64)> {
+        let rows = figures["requests"].as_array().expect("rows").iter();
+        let rows = rows.filter(|row| row["way"] == way && row["depth"] == depth);
+        let number = |row: &serde_json::Value, name: &str| row[name].as_f64().expect("a number");
+        rows.map(|row| {
+            assert!(number(row, "best-ns") > 0.0 && number(row, "median-ns") > 0.0, "{row}");
+            let kind = row["kind"].as_str().expect("a kind").to_owned();
+            (kind, number(row, "calls-per-turn"), number(row, "events-per-turn"))
+        })
+        .collect()
+    };
+    let both =
+        |calls, events| ["read", "write"].map(|kind| (kind.to_owned(), calls, events)).to_vec();
+    let pass = json("pass", "{}");
+    assert_eq!(rows(&pass, "plugin, called", 1), both(1.0, 1.0));
+    assert_eq!(rows(&pass, "plugin, called", 32), both(1.0, 32.0), "one call a turn");
+    assert_eq!(rows(&pass, "no filter", 32), both(0.0, 0.0));
+    assert!(pass["load-ms"]["best-per-kib"].as_f64().is_some_and(|it| it > 0.0), "{pass}");
+    assert!(pass["new-store-us"]["median"].as_f64().is_some_and(|it| it > 0.0), "{pass}");
+    // Its rules let everything pass; called all the same it forwards.
+    let quiet = json("error", "{\"kinds\":[\"flush\"]}");
+    assert_eq!(rows(&quiet, "plugin, not called", 32), both(0.0, 0.0));
+    assert_eq!(rows(&quiet, "plugin, called", 32), both(1.0, 32.0));
+    let refused = blockloom_plugin(&["bench", "xor"]);
+    assert!(text(&refused).contains("`key`: is required"), "{}", text(&refused));
 }

@@ -205,6 +205,33 @@ fn what_cannot_be_a_backup_is_refused() {
     check(&alone, "add `child.target = \"NODE\"`");
 }
 
+/// Nobody else may write what a backup keeps, past it: not even where the backup has no user that writes.
+#[test]
+fn nobody_writes_past_a_backup() {
+    let scratch = scratch();
+    let memory = "driver = \"memory\"\nsize = \"1MiB\"";
+    let past = "[drive.past]\nroot = \"disk\"\n\
+        [export.past]\ntype = \"nbd\"\ndrive = \"past\"\nlisten = \"unix:past.sock\"\n\
+        writable = true\n";
+    for driver in DRIVERS {
+        let graph = graph(driver, memory, memory, "", past);
+        let graph = graph
+            .replace("listen = \"unix:nbd.sock\"\nwritable = true", "listen = \"unix:nbd.sock\"");
+        let refused = try_serve(&scratch, &graph, &[]).err().expect("a refusal");
+        for expect in [
+            "cannot share node `disk` with drive `past` (edge `root`), which writes it",
+            "node `backup` (edge `file`)",
+            "make export `past` `writable = false`",
+        ] {
+            assert!(refused.stderr.contains(expect), "{expect}: {}", refused.stderr);
+        }
+        // Who only shows it is welcome.
+        let shown = "[export.past]\ntype = \"nbd\"\nnode = \"disk\"\nlisten = \"unix:past.sock\"\n";
+        let daemon = serve(&scratch, &self::graph(driver, memory, memory, "", shown), &[]);
+        daemon.finish();
+    }
+}
+
 /// What is only copied up below or above a backup is no change: nothing gets dirty, and the backup has what was
 /// there. (QEMU's marks what copy-on-read writes above its node's filters, and copies it before the write.)
 #[test]

@@ -13,8 +13,18 @@ const LARGEST_BYTES: usize = 84 << 10;
 #[test]
 fn bundled_modules_are_small_core_modules() {
     let names: Vec<_> = bundled_names().collect();
-    let expect =
-        ["backup", "copy-on-read", "delay", "error", "log", "pass", "protect", "stats", "throttle"];
+    let expect = [
+        "backup",
+        "copy-on-read",
+        "delay",
+        "error",
+        "log",
+        "pass",
+        "protect",
+        "stats",
+        "throttle",
+        "xor",
+    ];
     assert_eq!(names, expect);
     for name in names {
         let module = bundled(name).expect("a bundled plugin");
@@ -48,7 +58,7 @@ fn inspecting_bundled_plugins() {
         file      N bytes, core module
         abi       blockloom:filter@0.1.0, layout 1
         kinds     read
-        transform no
+        bytes     none
         child     file, required; wants read, write-unchanged
         child     bottom, optional; wants nothing of its own
         bypass    allowed
@@ -64,7 +74,7 @@ fn inspecting_bundled_plugins() {
         file      N bytes, core module
         abi       blockloom:filter@0.1.0, layout 1
         kinds     read, write, zero, discard, flush, resize
-        transform no
+        bytes     none
         child     file, required; wants nothing of its own
         bypass    allowed
         import    blockloom:filter/host@0.1.0
@@ -79,7 +89,7 @@ fn inspecting_bundled_plugins() {
         file      N bytes, core module
         abi       blockloom:filter@0.1.0, layout 1
         kinds     read, write, zero, discard
-        transform no
+        bytes     none
         child     file, required; wants nothing of its own
         bypass    allowed
         import    blockloom:filter/host@0.1.0
@@ -87,6 +97,30 @@ fn inspecting_bundled_plugins() {
         export    blockloom:filter/data@0.1.0
     "#]],
     );
+}
+
+/// Only who uses data imports it.
+#[test]
+fn inspecting_a_plugin_that_changes_data() {
+    check(
+        "xor",
+        &expect![[r#"
+        plugin    xor 0.1.0
+        file      N bytes, core module
+        abi       blockloom:filter@0.1.0, layout 1
+        kinds     read, write
+        bytes     transform
+        child     file, required; wants nothing of its own
+        import    blockloom:filter/host@0.1.0
+        import    blockloom:filter/bytes@0.1.0
+        export    blockloom:filter/control@0.1.0
+        export    blockloom:filter/data@0.1.0
+    "#]],
+    );
+    for name in bundled_names().filter(|name| *name != "xor") {
+        let (_, shown, _) = inspect(name);
+        assert!(!shown.contains("filter/bytes"), "{shown}");
+    }
 }
 
 #[test]
@@ -100,7 +134,7 @@ fn inspecting_a_file() {
         file      N bytes, core module
         abi       blockloom:filter@0.1.0, layout 1
         kinds     read, write, zero, discard, flush, resize
-        transform no
+        bytes     none
         child     file, required; wants nothing of its own
         bypass    allowed
         import    blockloom:filter/host@0.1.0
@@ -116,7 +150,7 @@ fn inspecting_what_is_no_plugin() {
     let (code, stdout, stderr) = inspect("passs");
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
     expect![[r#"
-        error: there is no bundled plugin `passs` (there is: backup, copy-on-read, delay, error, log, pass, protect, stats, throttle); give a path that ends in .wasm
+        error: there is no bundled plugin `passs` (there is: backup, copy-on-read, delay, error, log, pass, protect, stats, throttle, xor); give a path that ends in .wasm
     "#]].assert_eq(&stderr);
     let path = scratch.image_of("text.wasm", b"hello");
     let (code, _, stderr) = inspect(&path.display().to_string());

@@ -17,16 +17,20 @@ mod footprint;
 mod hostile;
 mod image_cli;
 mod images;
+mod jobs;
 mod lifecycle;
 mod load;
 mod locks;
 mod own_node;
 mod pull;
 mod qcow2;
+mod reload;
 mod requests;
+mod running;
 mod small_filters;
 mod stack;
 mod throttle;
+mod xor;
 
 use std::path::Path;
 

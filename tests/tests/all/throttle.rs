@@ -142,3 +142,20 @@ fn a_group_shares_its_rate() {
         }
     }
 }
+
+/// Two busy drives of one group have equal shares, whatever their depths.
+#[test]
+fn a_group_is_fair_whatever_the_depth() {
+    if !have(&["fio"]) {
+        return;
+    }
+    for twin in TWINS {
+        // One at a time can do as much as half of it.
+        let jobs = [(0, "randread", "4k", 1), (1, "randread", "4k", 32)];
+        let jobs = check(twin, "iops = 1500", 2, &jobs, total_iops, 1500.0);
+        for job in &jobs {
+            let share = iops(job) / 1500.0;
+            assert!((0.425..0.575).contains(&share), "{twin}: a share of {share}");
+        }
+    }
+}

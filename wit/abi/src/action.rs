@@ -3,7 +3,7 @@
 use crate::event::{wire_enum, wire_flags};
 use crate::{
     A, AUX, B, BitmapIndex, ChildIndex, ENTRY_WORDS, Entry, Errno, Head, ID, MAX_COPY_BYTES,
-    PARENT, Parent, RequestId, TAG, Token, Violation, WORD, flag_bits, range,
+    NodeIndex, PARENT, Parent, RequestId, TAG, Token, Violation, WORD, flag_bits, range,
 };
 
 wire_enum! {
@@ -31,6 +31,10 @@ wire_enum! {
         Timer = 10,
         /// Let go of a host buffer.
         Drop = 11,
+        /// Make a host buffer of zeros.
+        Make = 12,
+        /// A node's job has ended.
+        JobEnd = 15,
     }
 }
 
@@ -230,7 +234,7 @@ impl Operation {
 pub struct Write {
     /// Where, and for what.
     pub operation: Operation,
-    /// The READ that filled the buffer.
+    /// The READ or MAKE from which the buffer comes.
     pub source: Token,
     /// Whether the write is claimed to leave the view unchanged.
     pub claim: bool,
@@ -269,10 +273,24 @@ pub enum Action {
         /// When; a time that has passed is due at once.
         at_ns: u64,
     },
-    /// Let go of a host buffer.
+    /// Let go of a host buffer, or of a timer, which then has no DONE unless that is under way.
     Drop {
-        /// The READ that filled it.
-        buffer: Token,
+        /// The READ or MAKE from which it comes, or the TIMER.
+        token: Token,
+    },
+    /// Make a host buffer of zeros, for bytes of the guest's own.
+    Make {
+        /// Names the operation in its DONE, and the buffer.
+        token: Token,
+        /// For what it is done.
+        parent: Parent,
+        /// How long it is, in bytes: 1 to [`MAX_COPY_BYTES`].
+        len: u64,
+    },
+    /// A node's job has ended: by itself, or because it was to stop.
+    JobEnd {
+        /// Whose.
+        node: NodeIndex,
     },
 }
 
@@ -314,9 +332,17 @@ impl Action {
                 let head = Head { tag: ActionTag::Timer as u8, a: 0, b: 0, flags: 0, aux: 0 };
                 Entry::pack(head, token.0, 0, at_ns, 0)
             }
-            Self::Drop { buffer } => {
+            Self::Drop { token } => {
                 let tag = ActionTag::Drop as u8;
-                Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux: buffer.0 }, 0, 0, 0, 0)
+                Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux: token.0 }, 0, 0, 0, 0)
+            }
+            Self::Make { token, parent, len } => {
+                let head = Head { tag: ActionTag::Make as u8, a: 0, b: 0, flags: 0, aux: 0 };
+                Entry::pack(head, token.0, parent.bits(), 0, len)
+            }
+            Self::JobEnd { node } => {
+                let (tag, aux) = (ActionTag::JobEnd as u8, node.0 as u32);
+                Entry::pack(Head { tag, a: 0, b: 0, flags: 0, aux }, 0, 0, 0, 0)
             }
         }
     }
@@ -369,7 +395,17 @@ impl Action {
             }
             ActionTag::Drop => {
                 entry.only([TAG | AUX, 0, 0, 0])?;
-                Ok(Self::Drop { buffer: Token(entry.aux()) })
+                Ok(Self::Drop { token: Token(entry.aux()) })
+            }
+            ActionTag::Make => {
+                entry.only([TAG, ID | PARENT, 0, WORD])?;
+                let parent = Parent::from_bits(entry.parent());
+                let (_, len) = moved(entry)?;
+                Ok(Self::Make { token: Token(entry.id()), parent, len })
+            }
+            ActionTag::JobEnd => {
+                entry.only([TAG | AUX, 0, 0, 0])?;
+                Ok(Self::JobEnd { node: NodeIndex::from_aux(entry.aux())? })
             }
         }
     }

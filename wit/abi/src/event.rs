@@ -215,11 +215,13 @@ wire_enum! {
         Pause = 2,
         /// The drain is over.
         Resume = 3,
-        /// Start the node's job; w2 is the job's number.
+        /// Start the node's job. It runs until a JOB-END.
         JobStart = 4,
-        /// End the node's job; w2 is the job's number.
+        /// End the node's job soon: a JOB-END follows. It comes before the node is removed, before the
+        /// plugin is replaced, and when the host ends.
         JobStop = 5,
-        /// Size, grants or children changed; w2 is the new size in bytes.
+        /// The node's size changed, or the configuration; w2 is the size in bytes. Held requests may be
+        /// given another time in answer.
         Reconfigured = 6,
     }
 }

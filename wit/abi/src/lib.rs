@@ -49,19 +49,29 @@
 //! | 8 | DISCARD | child | | | | token | yes | offset | length |
 //! | 9 | FLUSH | child | | | | token | yes | | |
 //! | 10 | TIMER | | | | | token | | time | |
-//! | 11 | DROP | | | | buffer token | | | | |
+//! | 11 | DROP | | | | token | | | | |
+//! | 12 | MAKE | | | | | token | yes | | length |
+//! | 15 | JOB-END | | | | node | | | | |
 //!
-//! Tags 12 to 14 are kept for forward-part, remap and guest-visible bytes.
+//! Tags 13 and 14 are kept for forward-part and remap.
 //!
 //! - REQUEST `unchanged`: the host has proof that the write leaves this node's view as it is.
 //!   A resize has offset 0 and the new size as its length; a flush has neither.
 //! - FORWARD passes a request to the node's own child, not before a time (0: now). Without
 //!   `notify` the host finishes it with the child's result; with it a DONE that names the request
 //!   follows, and the guest completes. Sent again for a request still held, it changes the time.
-//! - COMPLETE with errno 0 is in order only after the request was forwarded or served.
+//! - COMPLETE with errno 0 is in order only after the request was forwarded or served. Of a node whose
+//!   data the guest may transform also for a read to which it has put bytes, a write and a zeroing.
 //! - COPY runs under a range guard. `serve`: its bytes answer the parent request. `clear`: once
 //!   settled, the covered bits of the bitmap are cleared before the guard is released.
-//! - READ fills a host buffer that its token names until a DROP; WRITE writes such a buffer.
+//! - READ fills a host buffer that its token names until a DROP, MAKE makes one of zeros for bytes of the
+//!   guest's own; WRITE writes such a buffer. A DROP before the DONE of the READ or MAKE lets the buffer go as
+//!   soon as it is filled; until then the token stays in use.
+//! - TIMER has a DONE at its time, or at once for one that has passed. Sent again under the token of one that
+//!   runs, it changes the time. A DROP ends it without a DONE, unless that is under way already. A timer that
+//!   runs counts as an operation in flight.
+//! - JOB-END: the node's job, begun by `job-start`, has ended. It answers `job-stop`, or comes by itself; what
+//!   the job has read is dropped. An operation for a job that does not run is a violation.
 //! - STATUS answers with EXTENT entries before its DONE.
 //! - An operation ends in one DONE. A refused claim reports [`Errno::ESTALE`] (the bytes may have
 //!   changed since they were read) or [`Errno::EPERM`] (not proven); an action that this host does

@@ -77,12 +77,14 @@ fn actions() -> Vec<Action> {
             actions.push(Action::Status { operation, above });
         }
         actions.push(Action::Read(operation));
+        actions.push(Action::Make { token: TOKEN, parent, len: MAX_COPY_BYTES });
         actions.push(Action::Zero(operation));
         actions.push(Action::Discard(operation));
         actions.push(Action::Flush(Operation { offset: 0, len: 0, ..operation }));
     }
     actions.push(Action::Timer { token: TOKEN, at_ns: u64::MAX });
-    actions.push(Action::Drop { buffer: TOKEN });
+    actions.push(Action::Drop { token: TOKEN });
+    actions.push(Action::JobEnd { node: NodeIndex(u16::MAX) });
     actions
 }
 

@@ -5,24 +5,59 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::model::VALUES;
+use super::suite::Random;
+use super::wanted;
+use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::PassNode;
-use crate::graph::{ChildDecl, Cx, PermissionSet, Role};
-use crate::host::{Drive, Host};
+use crate::graph::{BitmapScope, ChildDecl, Cx};
+use crate::host::{Drive, Host, block_on};
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, WorkerOptions};
 use crate::node::{
     Caps, Extent, ExtentKind, Limits, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags,
 };
-use crate::plugin::{Grants, Instance, InstanceError, PluginLimits, PluginModule, PluginNode};
+use crate::plugin::{ByteAccess, Instance, InstanceError, PluginLimits, PluginModule, PluginNode};
 
 /// Of each child, bytes.
 pub(super) const SIZE_BYTES: u64 = 256 << 10;
+/// The node whose bitmaps are lent, and the drive that marks them.
+const BITS: &str = "bits";
+const MARKS: &str = "marks";
 /// Time that a plugin may keep a request.
 const HOLD: Duration = Duration::from_secs(5);
 
 /// What is below the filtered child, which holds nothing itself at first.
 pub(super) fn first_bytes() -> Vec<u8> {
     (0..SIZE_BYTES).map(|at| (at / 512 % u64::from(VALUES)) as u8).collect()
+}
+
+/// What a case has around the plugin.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Surroundings {
+    /// Children that the plugin can do without.
+    pub(super) has_children: bool,
+    /// Bitmaps that it can do without.
+    pub(super) has_bitmaps: bool,
+    /// By which bits are set in what is lent.
+    pub(super) seed: u64,
+}
+
+impl Surroundings {
+    /// All that there are, the least first.
+    pub(super) fn all() -> [Self; 4] {
+        [(false, false), (true, false), (false, true), (true, true)]
+            .map(|(has_children, has_bitmaps)| Self { has_children, has_bitmaps, seed: 0 })
+    }
+
+    /// What is marked in the bitmaps that are lent: where it starts, how long it is.
+    fn marks(self) -> impl Iterator<Item = (u64, u64)> {
+        let mut random = Random(self.seed);
+        let count = if self.has_bitmaps { random.below(8) } else { 0 };
+        (0..count).map(move |_| {
+            let len = 1 + random.below(SIZE_BYTES / 4);
+            (random.below(SIZE_BYTES - len), len)
+        })
+    }
 }
 
 /// A running plugin.
@@ -34,12 +69,16 @@ pub(super) struct Checked {
 }
 
 impl Checked {
-    /// The plugin over an overlay `file`, and as many more disks as it requires, with all that it wants
-    /// granted.
+    /// The plugin over an overlay `file`, and as many more disks as it requires, or knows, with all that it
+    /// wants granted. Of a plugin that transforms data the disk is written once, so that what it shows is known.
     ///
     /// # Errors
     /// What keeps it from being started.
-    pub(super) fn start(module: &Arc<PluginModule>, config: &str) -> Result<Self> {
+    pub(super) fn start(
+        module: &Arc<PluginModule>,
+        config: &str,
+        surroundings: Surroundings,
+    ) -> Result<Self> {
         let limits = PluginLimits { hold: HOLD, ..PluginLimits::default() };
         let instance = Instance::new(module, config, limits).map_err(|error| match error {
             InstanceError::Plugin(error) => error,
@@ -53,31 +92,46 @@ impl Checked {
             .workers(options)
             .node("base", Base, vec![])
             .node("overlay", overlay, vec![ChildDecl::backing("base")])
-            .node("file", Faulty(Arc::clone(&faults)), vec![ChildDecl::filtered("overlay")]);
-        let (mut children, mut grants) = (Vec::new(), Vec::new());
-        let wanted = module.inspection().children.iter();
-        for (at, child) in wanted.enumerate().filter(|(_, child)| child.required) {
-            let node = if at == 0 { "file".to_owned() } else { format!("child {}", child.name) };
-            let permissions = child.wants.permissions();
-            let role = match at {
-                0 => Role::Filtered,
-                _ if permissions.intersection(PermissionSet::CHANGES).is_empty() => Role::Source,
-                _ => Role::Target,
-            };
-            if at > 0 {
-                builder = builder.node(&node, MemoryNode::new(SIZE_BYTES, 1)?, vec![]);
-            }
-            grants.push((child.name.clone(), child.wants));
-            let name = child.name.clone();
-            children.push(ChildDecl { name, node, role, grants: permissions, proven_for: None });
+            .node("file", Faulty::of(&faults, true), vec![ChildDecl::filtered("overlay")]);
+        let it = module.inspection();
+        let node_of = |name: &str| match it.children.first().is_none_or(|file| file.name == name) {
+            true => "file".to_owned(),
+            false => format!("child {name}"),
+        };
+        let (granted, children) = wanted::children(module, surroundings.has_children, node_of);
+        for child in children.iter().skip(1) {
+            let disk = format!("disk of {}", child.node);
+            builder = builder.node(&disk, MemoryNode::new(SIZE_BYTES, 1)?, vec![]).node(
+                &child.node,
+                Faulty::of(&faults, false),
+                vec![ChildDecl::filtered(disk)],
+            );
         }
-        if grants.is_empty() {
-            grants.push(("file".to_owned(), Grants::NONE));
-            children.push(ChildDecl::filtered("file"));
+        let is_lent = |required: bool| required || surroundings.has_bitmaps;
+        let mut lent = Vec::new();
+        for (name, _) in it.bitmaps.iter().filter(|(_, required)| is_lent(*required)) {
+            lent.push((name.clone(), BitmapScope::Node(BITS.into()), name.clone()));
+            let bitmap = BitmapName::new(name)
+                .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
+            builder = builder.bitmap(BitmapScope::Node(BITS.into()), bitmap, Granularity::MIN);
         }
-        let node = PluginNode::with_children(&instance, &grants)?;
-        let host = builder.node("plugin", node, children).drive("drive", "plugin", true).start()?;
+        let node = PluginNode::with_children(&instance, &granted)?
+            .with_bitmaps(&lent)?
+            .with_bytes(it.wants_bytes)?;
+        let host = builder
+            .node(BITS, MemoryNode::new(SIZE_BYTES, 1)?, vec![])
+            .drive(MARKS, BITS, true)
+            .node("plugin", node, children)
+            .drive("drive", "plugin", true)
+            .start()?;
         let drive = host.drive("drive")?;
+        let marks = host.drive(MARKS)?;
+        for (offset, len) in surroundings.marks() {
+            block_on(marks.zero(offset, len, WriteFlags::NONE))?;
+        }
+        if it.wants_bytes == ByteAccess::Transform {
+            block_on(drive.write(0, &first_bytes()))?;
+        }
         Ok(Self { drive, instance, faults, host })
     }
 
@@ -93,6 +147,7 @@ pub(super) struct Faults {
     one_in: AtomicU64,
     requests: AtomicU64,
     flushes: AtomicU64,
+    durable: AtomicU64,
 }
 
 impl Faults {
@@ -103,6 +158,11 @@ impl Faults {
     /// Flushes that reached the child and succeeded.
     pub(super) fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// Flushes, and writes that were to be durable at once, that reached the child and succeeded.
+    pub(super) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Relaxed)
     }
 
     fn check(&self) -> Result<()> {
@@ -169,7 +229,22 @@ impl Node for Base {
 }
 
 /// A filter that lets requests fail.
-struct Faulty(Arc<Faults>);
+struct Faulty {
+    faults: Arc<Faults>,
+    /// It is the filtered child.
+    is_file: bool,
+}
+
+impl Faulty {
+    fn of(faults: &Arc<Faults>, is_file: bool) -> Self {
+        Self { faults: Arc::clone(faults), is_file }
+    }
+
+    /// What has succeeded is durable.
+    fn note(&self, is_durable: bool) {
+        self.faults.durable.fetch_add(u64::from(self.is_file && is_durable), Ordering::Relaxed);
+    }
+}
 
 impl Node for Faulty {
     fn driver(&self) -> &'static str {
@@ -186,37 +261,42 @@ impl Node for Faulty {
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
         Box::pin(async move {
-            self.0.check()?;
+            self.faults.check()?;
             PassNode.read(cx, offset, buf).await
         })
     }
 
     fn write<'a>(&'a self, cx: Cx<'a>, at: u64, buf: Buf, flags: WriteFlags) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            self.0.check()?;
-            PassNode.write(cx, at, buf, flags).await
+            self.faults.check()?;
+            PassNode.write(cx, at, buf, flags).await?;
+            self.note(flags.fua);
+            Ok(())
         })
     }
 
     fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            self.0.check()?;
-            PassNode.zero(cx, at, len, flags).await
+            self.faults.check()?;
+            PassNode.zero(cx, at, len, flags).await?;
+            self.note(flags.fua);
+            Ok(())
         })
     }
 
     fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            self.0.check()?;
+            self.faults.check()?;
             PassNode.discard(cx, at, len).await
         })
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            self.0.check()?;
+            self.faults.check()?;
             PassNode.flush(cx).await?;
-            self.0.flushes.fetch_add(1, Ordering::Relaxed);
+            self.faults.flushes.fetch_add(u64::from(self.is_file), Ordering::Relaxed);
+            self.note(true);
             Ok(())
         })
     }

@@ -1,14 +1,16 @@
 //! `blockloom plugin …`: what a plugin is, a crate for a new one, whether one keeps the rules.
 
+mod bench;
 mod checked;
 mod model;
 mod scaffold;
 mod suite;
+mod wanted;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockloom_abi::{Kind, Kinds, PACKAGE};
+use blockloom_abi::{Kind, Kinds};
 
 use clap::Subcommand;
 
@@ -34,6 +36,23 @@ pub(super) enum PluginCommand {
         #[arg(long, value_name = "PATH")]
         sdk: Option<PathBuf>,
     },
+    /// Measures what a request costs by a plugin, beside no filter and a native pass-through.
+    Bench {
+        /// A .wasm file, or the name of a bundled plugin.
+        plugin: String,
+        /// Its configuration.
+        #[arg(long, value_name = "JSON", default_value = "{}")]
+        config: String,
+        /// Samples of each figure.
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        rounds: u32,
+        /// Requests of one sample.
+        #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(32..=1_000_000))]
+        requests: u32,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Sends random requests through a plugin and compares what it shows with a model.
     Test {
         /// A .wasm file, or the name of a bundled plugin.
@@ -54,6 +73,9 @@ pub(super) fn run(command: PluginCommand) -> Result<(), StartError> {
     match command {
         PluginCommand::Inspect { plugin } => inspect(&plugin),
         PluginCommand::New { name, path, sdk } => scaffold::new(&name, path, sdk),
+        PluginCommand::Bench { plugin, config, rounds, requests, json } => {
+            bench::bench(bench::Options { plugin, config, rounds, requests, json })
+        }
         PluginCommand::Test { plugin, config, seed, cases } => {
             suite::test(&Arc::new(load(&plugin)?), &config, seed, cases)
         }
@@ -78,14 +100,15 @@ fn inspect(plugin: &str) -> Result<(), StartError> {
     let form = if it.is_core_module { "core module" } else { "component" };
     println(format_args!("plugin    {} {}", it.name, it.version));
     println(format_args!("file      {} bytes, {form}", it.file_bytes));
-    println(format_args!("abi       {PACKAGE}, layout {}", it.layout));
+    println(format_args!("abi       {}, layout {}", it.abi, it.layout));
     println(format_args!("kinds     {}", kinds(it.kinds)));
-    println(format_args!("transform {}", if it.wants_transform { "yes" } else { "no" }));
+    println(format_args!("bytes     {}", it.wants_bytes.name()));
     for child in &it.children {
         let needed = if child.required { "required" } else { "optional" };
         let wants: Vec<&str> = child.wants.names().collect();
         let wants = if wants.is_empty() { "nothing of its own".into() } else { wants.join(", ") };
-        println(format_args!("child     {}, {needed}; wants {wants}", child.name));
+        let alone = if child.exclusive { "; nobody else may change it" } else { "" };
+        println(format_args!("child     {}, {needed}; wants {wants}{alone}", child.name));
     }
     for (name, required) in &it.bitmaps {
         let needed = if *required { "required" } else { "optional" };

@@ -2,8 +2,9 @@
 //!
 //! A case is a list of rounds; the requests of a round run at once. Every byte that is read must be one that
 //! the filtered child held at some time while the read ran: what was there, or what a request of the same
-//! round writes. What a request that failed would have written may be there or not. Half of the cases have a
-//! child of which some requests fail. Failing a request is always allowed, and counted.
+//! round writes. What a request that failed would have written may be there or not. Of a plugin that transforms
+//! data what comes out has to be what went in. Half of the cases have children of which some requests fail; some
+//! have the children, or bitmaps, that the plugin can do without. Failing a request is always allowed, and counted.
 
 use std::fmt;
 use std::future::Future;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::super::println;
-use super::checked::{Checked, SIZE_BYTES, first_bytes};
+use super::checked::{Checked, SIZE_BYTES, Surroundings, first_bytes};
 use super::model::{Model, VALUES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Drive, StartError, block_on};
@@ -37,11 +38,10 @@ pub(super) fn test(
     seed: u64,
     cases: u64,
 ) -> std::result::Result<(), StartError> {
-    // What cannot be started at all is not a finding of a case.
-    Checked::start(module, config)?.end()?;
+    let surroundings = startable(module, config)?;
     let mut tally = Tally::default();
     for seed in (0..cases).map(|case| seed.wrapping_add(case)) {
-        let case = Case::new(seed);
+        let case = Case::new(seed, &surroundings);
         match case.run(module, config) {
             Ok(of_case) => tally.add(&of_case),
             Err(wrong) => {
@@ -59,6 +59,27 @@ pub(super) fn test(
         module.name()
     ));
     Ok(())
+}
+
+/// What the plugin starts with: its configuration may rule out some of what it can do without.
+///
+/// # Errors
+/// What is wrong if there is nothing: that is not a finding of a case.
+fn startable(module: &Arc<PluginModule>, config: &str) -> Result<Vec<Surroundings>> {
+    let mut refused = None;
+    let mut found = Vec::new();
+    for surroundings in Surroundings::all() {
+        match Checked::start(module, config, surroundings).and_then(Checked::end) {
+            Ok(()) => found.push(surroundings),
+            Err(error) => {
+                refused.get_or_insert(error);
+            }
+        }
+    }
+    match refused {
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found),
+    }
 }
 
 /// Requests that were made.
@@ -101,15 +122,18 @@ enum What {
 struct Step {
     what: What,
     range: Range<u64>,
+    flags: WriteFlags,
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (at, len) = (self.range.start, self.range.end - self.range.start);
+        let durable = if self.flags.fua { ", durable" } else { "" };
+        let kept = if self.flags.no_unmap { ", without unmapping" } else { "" };
         match self.what {
             What::Read => write!(f, "read {len} bytes at {at}"),
-            What::Write(value) => write!(f, "write {len} bytes of {value} at {at}"),
-            What::Zero => write!(f, "zero {len} bytes at {at}"),
+            What::Write(value) => write!(f, "write {len} bytes of {value} at {at}{durable}"),
+            What::Zero => write!(f, "zero {len} bytes at {at}{durable}{kept}"),
             What::Discard => write!(f, "discard {len} bytes at {at}"),
             What::Flush => write!(f, "flush"),
         }
@@ -120,13 +144,20 @@ impl fmt::Display for Step {
 struct Case {
     rounds: Vec<Vec<Step>>,
     has_faults: bool,
+    surroundings: Surroundings,
 }
 
 /// One line a round.
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let faults = if self.has_faults { "fails now and then" } else { "never fails" };
-        write!(f, "over a child of {SIZE_BYTES} bytes that {faults}:")?;
+        let more = match (self.surroundings.has_children, self.surroundings.has_bitmaps) {
+            (false, false) => "",
+            (true, false) => ", with all children",
+            (false, true) => ", with all bitmaps",
+            (true, true) => ", with all children and bitmaps",
+        };
+        write!(f, "over a child of {SIZE_BYTES} bytes that {faults}{more}:")?;
         for (number, round) in self.rounds.iter().enumerate() {
             let steps: Vec<String> = round.iter().map(Step::to_string).collect();
             write!(f, "\n{:>4}. {}", number + 1, steps.join("; "))?;
@@ -136,10 +167,10 @@ impl fmt::Display for Case {
 }
 
 /// Numbers of a seed (SplitMix64).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -162,22 +193,28 @@ fn step(random: &mut Random) -> Step {
         5..9 => What::Write(1 + random.below(u64::from(VALUES) - 1) as u8),
         9 => What::Zero,
         10 => What::Discard,
-        _ => return Step { what: What::Flush, range: 0..0 },
+        _ => return Step { what: What::Flush, range: 0..0, flags: WriteFlags::NONE },
     };
-    Step { what, range: start..start + len }
+    let fua = matches!(what, What::Write(_) | What::Zero) && random.below(4) == 0;
+    let no_unmap = what == What::Zero && random.below(2) == 0;
+    let flags = WriteFlags { fua, no_unmap, ..WriteFlags::NONE };
+    Step { what, range: start..start + len, flags }
 }
 
 impl Case {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, surroundings: &[Surroundings]) -> Self {
         let mut random = Random(seed);
         let has_faults = random.below(2) == 0;
+        let chosen = random.below(surroundings.len() as u64) as usize;
+        let surroundings = Surroundings { seed, ..surroundings[chosen] };
         let mut round = || (0..=random.below(ROUND_MAX)).map(|_| step(&mut random)).collect();
-        Self { rounds: (0..ROUNDS).map(|_| round()).collect(), has_faults }
+        Self { rounds: (0..ROUNDS).map(|_| round()).collect(), has_faults, surroundings }
     }
 
     /// Runs it over children of its own. What is wrong with the plugin is the error.
     fn run(&self, module: &Arc<PluginModule>, config: &str) -> std::result::Result<Tally, String> {
-        let checked = Checked::start(module, config).map_err(|error| error.to_string())?;
+        let checked = Checked::start(module, config, self.surroundings);
+        let checked = checked.map_err(|error| error.to_string())?;
         let mut tally = Tally::default();
         let mut model = Model::of(&first_bytes());
         checked.faults.set(if self.has_faults { FAULT_ONE_IN } else { 0 });
@@ -202,7 +239,7 @@ impl Case {
         model: &mut Model,
         tally: &mut Tally,
     ) -> std::result::Result<(), String> {
-        let flushes = checked.faults.flushes();
+        let (flushes, durable) = (checked.faults.flushes(), checked.faults.durable());
         let results = block_on(all(round.iter().map(|step| run(&checked.drive, step)).collect()));
         tally.requests += round.len() as u64;
         let failed = results.iter().filter(|result| result.is_err()).count() as u64;
@@ -226,6 +263,11 @@ impl Case {
                             wrong.found, wrong.at, wrong.expect
                         )
                     })?;
+                }
+                (What::Write(_) | What::Zero, Ok(_))
+                    if step.flags.fua && checked.faults.durable() == durable =>
+                {
+                    return Err(format!("`{step}` has ended well, and nothing is durable"));
                 }
                 (What::Flush, Ok(_)) if checked.faults.flushes() == flushes => {
                     return Err("`flush` has ended well, and none reached the child".to_owned());
@@ -322,9 +364,9 @@ async fn run(drive: &Drive, step: &Step) -> Result<Vec<u8>> {
         What::Read => return Ok(drive.read(offset, len as usize).await?.to_vec()),
         What::Write(value) => {
             let data = Buf::copy_of(&vec![value; len as usize]);
-            drive.write_buf(offset, data, WriteFlags::NONE).await?;
+            drive.write_buf(offset, data, step.flags).await?;
         }
-        What::Zero => drive.zero(offset, len, WriteFlags::NONE).await?,
+        What::Zero => drive.zero(offset, len, step.flags).await?,
         What::Discard => drive.discard(offset, len).await?,
         What::Flush => drive.flush().await?,
     }

@@ -95,7 +95,7 @@ limits = 5
                 |
              12 | limits = { memory = "1KiB", call = "1m", in-flight = 0, hold = 5, more = 1 }
                 |                                                                   ^^^^
-                = help: keys of `limits`: memory, call, in-flight, hold
+                = help: keys of `limits`: memory, call, in-flight, hold, cpu, log
 
             error: `a b` cannot be the name of an instance
                --> graph.toml:13:12

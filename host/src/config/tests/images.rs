@@ -87,6 +87,10 @@ impl Surroundings for Place {
         Ok(())
     }
 
+    fn plugin_exclusive(&self, _: &PluginSource) -> Vec<String> {
+        Vec::new()
+    }
+
     fn may_bypass(&self, _: &PluginSource) -> bool {
         true
     }

@@ -7,6 +7,7 @@ mod graph;
 mod hostile;
 mod images;
 mod nodes;
+mod qapi;
 mod qcow2;
 mod real_images;
 mod sharing;

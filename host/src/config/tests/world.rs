@@ -66,6 +66,10 @@ impl Surroundings for World {
         }
     }
 
+    fn plugin_exclusive(&self, _: &PluginSource) -> Vec<String> {
+        Vec::new()
+    }
+
     fn may_bypass(&self, plugin: &PluginSource) -> bool {
         matches!(plugin, PluginSource::Bundled(_))
     }

@@ -3,14 +3,16 @@
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
-use super::directory::{Context, Directory};
-use super::proto::{Handshake, Session, Step, Verdict, check, decode_header};
+use super::directory::{Closed, Context, Directory};
+use super::proto::{ExportDirectory, Handshake, Session, Step, Verdict, check, decode_header};
 use super::receive::Receiver;
 use super::request::{held_bytes, run};
 use super::send::Replies;
-use crate::error::Result;
+use super::served::{Client, Served};
+use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{LocalDrive, LocalGraph};
 use crate::io::{Stream, plug, spawn, spawn_boxed, turn_now, until};
 use crate::limits::{NBD_BYTES_MAX, NBD_HANDSHAKE_TIME, NBD_REQUESTS_MAX};
@@ -25,18 +27,40 @@ pub(super) struct Transmission {
     /// Selected contexts with their ids.
     pub(super) contexts: Vec<(u32, Context)>,
     pub(super) replies: Replies,
+    /// The last to go: with it the export counts the client as gone.
+    client: Client,
 }
 
-/// Serves a connection to its end.
-pub(super) async fn serve(stream: Rc<Stream>, directory: &Directory, graph: &Rc<LocalGraph>) {
+/// Serves a connection to its end; `opened` is told what it has opened.
+pub(super) async fn serve(
+    stream: Rc<Stream>,
+    directory: &Directory,
+    graph: &Rc<LocalGraph>,
+    opened: impl Fn(&Arc<Served>),
+) {
     let mut receiver = Receiver::new();
     let deadline = turn_now() + NBD_HANDSHAKE_TIME;
-    let handshake = handshake(&stream, &mut receiver, directory, graph);
+    let open = |session: Box<Session>| {
+        let transmission = open(session, directory, graph)?;
+        opened(transmission.client.served());
+        Ok(transmission)
+    };
+    let handshake = handshake(&stream, &mut receiver, directory, open);
     match until(deadline, handshake).await {
         None => tracing::info!("an NBD client did not finish its handshake in time"),
         Some(Err(error)) => tracing::debug!("NBD handshake: {error}"),
         Some(Ok(None)) => {}
         Some(Ok(Some(transmission))) => transmit(stream, receiver, Rc::new(transmission)).await,
+    }
+}
+
+/// Tells a client that it may open nothing.
+pub(super) async fn refuse(stream: &Stream, directory: &Closed) {
+    let mut receiver = Receiver::new();
+    let nothing = |_| Err(Error::new(ErrorKind::NotFound, "there is nothing to open"));
+    let handshake = handshake(stream, &mut receiver, directory, nothing);
+    if let Some(Err(error)) = until(turn_now() + NBD_HANDSHAKE_TIME, handshake).await {
+        tracing::debug!("NBD handshake: {error}");
     }
 }
 
@@ -53,8 +77,8 @@ async fn send_all(stream: &Stream, output: &mut Vec<u8>) -> io::Result<()> {
 async fn handshake(
     stream: &Stream,
     receiver: &mut Receiver,
-    directory: &Directory,
-    graph: &Rc<LocalGraph>,
+    directory: &dyn ExportDirectory,
+    open: impl FnOnce(Box<Session>) -> Result<Transmission>,
 ) -> io::Result<Option<Transmission>> {
     let mut output = Vec::new();
     let mut handshake = Handshake::start(&mut output);
@@ -74,7 +98,7 @@ async fn handshake(
                 return Ok(None);
             }
             Step::Transmission(session) => {
-                let transmission = open(session, directory, graph).map_err(io::Error::other)?;
+                let transmission = open(session).map_err(io::Error::other)?;
                 send_all(stream, &mut output).await?;
                 return Ok(Some(transmission));
             }
@@ -89,11 +113,11 @@ fn open(
 ) -> Result<Transmission> {
     let not_found = || {
         let message = format!("export `{}` is gone", session.info.name);
-        crate::error::Error::new(crate::error::ErrorKind::NotFound, message)
+        Error::new(ErrorKind::NotFound, message)
     };
-    let export = directory.find(&session.info.name).ok_or_else(not_found)?;
-    let drive = LocalDrive::open(graph, export.drive())?;
-    let mut available = directory.contexts(export);
+    let client = directory.open(&session.info.name).ok_or_else(not_found)?;
+    let drive = LocalDrive::open(graph, client.served().drive())?;
+    let mut available = directory.contexts(client.served());
     let mut contexts = Vec::with_capacity(session.contexts.len());
     for selected in &session.contexts {
         // The graph may have changed since the handshake listed them: go by name.
@@ -101,7 +125,8 @@ fn open(
         let at = available.iter().position(|(known, _)| known == name).ok_or_else(not_found)?;
         contexts.push((selected.id, available.swap_remove(at).1));
     }
-    Ok(Transmission { session, drive, contexts, replies: Replies::default() })
+    let replies = Replies::default();
+    Ok(Transmission { session, drive, contexts, replies, client })
 }
 
 async fn transmit(stream: Rc<Stream>, mut receiver: Receiver, transmission: Rc<Transmission>) {

@@ -2,51 +2,20 @@
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::proto::{BlockSizes, ExportDirectory, ExportInfo, ExportSummary, Features};
+use super::served::{Client, Served};
 use crate::bitmap::{BitmapUse, Use};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{BitmapScope, GraphCell, LocalDrive};
+use crate::graph::{GraphCell, LocalDrive};
 use crate::limits::TRANSFER_MAX_BYTES;
-
-/// A bitmap that an export shows.
-#[derive(Clone, Debug)]
-pub struct ExportBitmap {
-    /// Name in the context, `qemu:dirty-bitmap:NAME`.
-    pub name: String,
-    /// Where the graph has it.
-    pub scope: BitmapScope,
-}
-
-/// A drive under a name.
-#[derive(Clone, Debug)]
-pub struct Export {
-    /// The name that clients ask for.
-    pub name: String,
-    /// Shown to clients that ask.
-    pub description: String,
-    /// The drive's id.
-    pub drive: String,
-    /// Whether clients may change it.
-    pub writable: bool,
-    /// Shown as metadata contexts.
-    pub bitmaps: Vec<ExportBitmap>,
-}
 
 /// A metadata context of an export.
 pub(super) enum Context {
     Allocation,
     /// As long as a client may ask for it, nobody may take or clear it.
     Dirty(Shown),
-}
-
-/// An export with the bitmaps that it shows. Until it ends nobody may take them away: a client that came
-/// later would lack a context without a word. Between clients they may be cleared.
-pub(super) struct Served {
-    export: Export,
-    /// As the context calls it.
-    bitmaps: Vec<(String, BitmapUse)>,
 }
 
 /// A bitmap as a connection shows it: for as long as it is about what the export's drive shows.
@@ -62,7 +31,8 @@ impl Shown {
     ///
     /// A graph change can leave a node's bitmap behind with its node, while the drive goes on elsewhere.
     /// The bitmap knows nothing of what is written there: all is dirty then, and stays so for this
-    /// client, whatever the drive comes to show later. It is never clean on trust.
+    /// client, whatever the drive comes to show later. It is never clean on trust. So is what is behind the end
+    /// of the bitmap.
     pub(super) fn dirty(
         &self,
         drive: &LocalDrive,
@@ -75,10 +45,14 @@ impl Shown {
             self.has_left.set(true);
             drive.tell_bitmap_left(&self.bitmap);
         }
-        let is_known = !self.has_left.get();
-        let known = is_known.then(|| self.bitmap.ranges(within.clone()));
-        let all = (!is_known && !within.is_empty()).then_some(within);
-        known.into_iter().flatten().chain(all)
+        // A client keeps the size that it has seen. What is behind the end of what there is now was cut off.
+        let end = match self.has_left.get() {
+            true => within.start,
+            false => self.bitmap.read().size_bytes().clamp(within.start, within.end),
+        };
+        let known = self.bitmap.ranges(within.start..end);
+        let unknown = end..within.end;
+        known.chain((!unknown.is_empty()).then_some(unknown))
     }
 }
 
@@ -90,44 +64,76 @@ const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
 /// What a listener serves.
 pub(super) struct Directory {
     cell: Arc<GraphCell>,
-    served: Vec<Served>,
+    served: RwLock<Vec<Arc<Served>>>,
 }
 
 impl Directory {
-    /// Of `exports`, with their bitmaps.
-    ///
-    /// # Errors
-    /// `ENOENT` for a bitmap that is not there, `EAGAIN` for one that is being removed.
-    pub(super) fn new(cell: Arc<GraphCell>, exports: Vec<Export>) -> Result<Self> {
-        let serve = |export: Export| {
-            let keep = |shown: &ExportBitmap| {
-                let kept = keep(&cell, &export, shown)?;
-                Ok((shown.name.clone(), kept))
-            };
-            let bitmaps = export.bitmaps.iter().map(keep).collect::<Result<_>>()?;
-            Ok(Served { export, bitmaps })
-        };
-        let served = exports.into_iter().map(serve).collect::<Result<_>>()?;
-        Ok(Self { cell, served })
+    /// Of nothing yet.
+    pub(super) fn new(cell: Arc<GraphCell>) -> Self {
+        Self { cell, served: RwLock::default() }
     }
 
-    /// The export for a name; a listener with one export serves it under the empty name too.
-    pub(super) fn find(&self, name: &str) -> Option<&Served> {
-        let by_name = self.served.iter().find(|served| served.export.name == name);
-        by_name.or(match self.served.as_slice() {
-            [only] if name.is_empty() => Some(only),
-            _ => None,
-        })
+    fn served(&self) -> RwLockReadGuard<'_, Vec<Arc<Served>>> {
+        self.served.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn served_mut(&self) -> RwLockWriteGuard<'_, Vec<Arc<Served>>> {
+        self.served.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One export more.
+    ///
+    /// # Errors
+    /// `EEXIST` for a second one of a name.
+    pub(super) fn add(&self, served: &Arc<Served>) -> Result<()> {
+        let mut all = self.served_mut();
+        if let Some(other) = all.iter().find(|other| other.export.name == served.export.name) {
+            let message = format!(
+                "exports `{}` and `{}` would both be called `{}` there: give one another name",
+                other.id, served.id, served.export.name
+            );
+            return Err(Error::new(ErrorKind::Exists, message));
+        }
+        all.push(Arc::clone(served));
+        Ok(())
+    }
+
+    /// The export takes no more clients.
+    ///
+    /// # Errors
+    /// `EBUSY` while it has clients, if it is to be `idle`.
+    pub(super) fn remove(&self, served: &Arc<Served>, idle: bool) -> Result<()> {
+        // Who opens it holds the lock for reading, and is counted before it lets go of it.
+        let mut all = self.served_mut();
+        let clients = served.clients();
+        if idle && clients > 0 {
+            let message = format!(
+                "export `{}` has {clients} client{}: disconnect them first, or remove it with \
+                 mode `hard`",
+                served.id,
+                if clients == 1 { "" } else { "s" }
+            );
+            return Err(Error::new(ErrorKind::InUse, message));
+        }
+        all.retain(|other| !Arc::ptr_eq(other, served));
+        served.begin_to_end();
+        Ok(())
+    }
+
+    /// Opens the export for a name; `None` if there is none.
+    pub(super) fn open(&self, name: &str) -> Option<Client> {
+        let all = self.served();
+        find(&all, name).map(Client::of)
     }
 
     /// The contexts of an export, with their full names; a bitmap that cannot be read now, as a job has
     /// taken it, is left out.
     pub(super) fn contexts(&self, served: &Served) -> Vec<(String, Context)> {
         let graph = self.cell.load();
-        let drive = graph.find_drive(&served.export.drive).map(|at| &graph.drives()[at]);
+        let drive = graph.find_drive(served.drive()).map(|at| &graph.drives()[at]);
         let mut contexts = vec![(ALLOCATION.to_owned(), Context::Allocation)];
-        for (name, kept) in &served.bitmaps {
-            match kept.bitmap().use_by(served.user(), Use::Read) {
+        for (name, bitmap) in served.shown() {
+            match bitmap.use_by(served.user(), Use::Read) {
                 Ok(bitmap) => {
                     let since = drive.and_then(|drive| graph.shown_since(drive, &bitmap));
                     let shown = Shown { bitmap, since, has_left: Cell::new(false) };
@@ -140,33 +146,33 @@ impl Directory {
     }
 }
 
-impl Served {
-    /// The drive's id.
-    pub(super) fn drive(&self) -> &str {
-        &self.export.drive
-    }
-
-    fn user(&self) -> String {
-        user(&self.export)
-    }
+/// A listener with one export serves it under the empty name too.
+fn find<'a>(all: &'a [Arc<Served>], name: &str) -> Option<&'a Arc<Served>> {
+    let by_name = all.iter().find(|served| served.export.name == name);
+    by_name.or(match all {
+        [only] if name.is_empty() => Some(only),
+        _ => None,
+    })
 }
 
-fn user(export: &Export) -> String {
-    format!("export `{}`", export.name)
+/// What a client sees where it may open nothing.
+pub(super) struct Closed {
+    /// Why, for the client's user.
+    pub(super) why: String,
 }
 
-/// A bitmap, kept for an export.
-fn keep(cell: &GraphCell, export: &Export, shown: &ExportBitmap) -> Result<BitmapUse> {
-    let find = || cell.load().find_bitmap(&shown.scope, &shown.name).map(Arc::clone);
-    let not_found = || {
-        let (user, scope, name) = (user(export), &shown.scope, &shown.name);
-        let message = format!("{user} is to show bitmap `{name}` of {scope}, which is not there");
-        Error::new(ErrorKind::NotFound, message)
-    };
-    let kept = find().ok_or_else(not_found)?.use_by(user(export), Use::Keep)?;
-    // It may have gone before it was kept.
-    let is_there = find().is_some_and(|found| Arc::ptr_eq(&found, kept.bitmap()));
-    if is_there { Ok(kept) } else { Err(not_found()) }
+impl ExportDirectory for Closed {
+    fn names(&self) -> Vec<ExportSummary> {
+        Vec::new()
+    }
+
+    fn lookup(&self, _name: &str) -> Option<ExportInfo> {
+        None
+    }
+
+    fn refusal(&self) -> Option<String> {
+        Some(self.why.clone())
+    }
 }
 
 impl ExportDirectory for Directory {
@@ -175,11 +181,11 @@ impl ExportDirectory for Directory {
             name: served.export.name.clone(),
             description: served.export.description.clone(),
         };
-        self.served.iter().map(summary).collect()
+        self.served().iter().map(|served| summary(served)).collect()
     }
 
     fn lookup(&self, name: &str) -> Option<ExportInfo> {
-        let served = self.find(name)?;
+        let served = Arc::clone(find(&self.served(), name)?);
         let export = &served.export;
         let graph = self.cell.load();
         let drive = &graph.drives()[graph.find_drive(&export.drive)?];
@@ -200,7 +206,7 @@ impl ExportDirectory for Directory {
                 dont_fragment: true,
             },
             block_sizes: BlockSizes::new(1, 4096, TRANSFER_MAX_BYTES).unwrap_or_default(),
-            contexts: self.contexts(served).into_iter().map(|(name, _)| name).collect(),
+            contexts: self.contexts(&served).into_iter().map(|(name, _)| name).collect(),
         })
     }
 }
@@ -209,11 +215,12 @@ impl ExportDirectory for Directory {
 mod tests {
     use std::rc::Rc;
 
+    use super::super::served::{Export, ExportBitmap};
     use super::*;
     use crate::bitmap::{BitmapName, Granularity};
     use crate::graph::{
-        Action, BitmapAction, BitmapDecl, ChildDecl, DriveDecl, Event, GraphDecl, LocalGraph,
-        NodeDecl, Notice, Transaction, Unproven,
+        Action, BitmapAction, BitmapDecl, BitmapScope, ChildDecl, DriveDecl, Event, GraphDecl,
+        LocalGraph, NodeDecl, Notice, Transaction, Unproven,
     };
     use crate::io::{Buf, EngineChoice, EngineKind, run_on_thread};
     use crate::node::{MemoryNode, WriteFlags};
@@ -273,14 +280,17 @@ mod tests {
             };
             let graph = LocalGraph::of(&cell);
             let drive = LocalDrive::open(&graph, "vda").expect("a drive");
-            let directory = Directory::new(cell, vec![export]).expect("the bitmaps are there");
+            let served = Served::new(&cell, "vda".into(), export).expect("the bitmaps are there");
+            let directory = Directory::new(cell);
+            directory.add(&served).expect("the only one");
             let stage = Self { graph, drive, directory, contexts: vec![] };
             Self { contexts: stage.connect(), ..stage }
         }
 
         /// The contexts of another connection.
         fn connect(&self) -> Vec<(String, Context)> {
-            self.directory.contexts(self.directory.find("vda").expect("the export"))
+            let client = self.directory.open("vda").expect("the export");
+            self.directory.contexts(client.served())
         }
 
         async fn write(&self, block: u64) {
@@ -381,11 +391,14 @@ mod tests {
             assert_eq!(stage.dirty("drive"), []);
             stage.contexts.clear();
             let removed = bitmap(&stage, "drive");
-            let export = stage.directory.served[0].export.clone();
-            drop(stage);
+            let served = Arc::clone(&stage.directory.served()[0]);
+            let export = served.export.clone();
+            stage.directory.remove(&served, true).expect("no client is there");
+            assert!(served.is_ending() && stage.directory.open("vda").is_none());
+            served.end();
             let remove = Transaction::new().with(BitmapAction::Remove.of(&removed));
             cell.transact(remove).await.expect("the export has ended");
-            let error = Directory::new(cell, vec![export]).err().expect("it is not there");
+            let error = Served::new(&cell, "vda".into(), export).err().expect("it is not there");
             let expect =
                 "export `vda` is to show bitmap `drive` of drive `vda`, which is not there";
             assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::NotFound, expect));

@@ -43,6 +43,7 @@ pub(super) async fn run(
     match request {
         Request::Read { offset, len_bytes, dont_fragment } => {
             let result = this.drive.read(offset, BufMut::new(len_bytes as usize)).await;
+            let result = result.map_err(|error| read_error(this, offset, len_bytes, error));
             finish(this, cookie, held, result, |writer, data| {
                 push_read(this, writer, cookie, offset, data.freeze(), dont_fragment);
             });
@@ -61,6 +62,21 @@ pub(super) async fn run(
             });
         }
     }
+}
+
+/// A client keeps the size that it has seen. What has been cut off since can be read no more, which is no fault
+/// of the request.
+#[cold]
+fn read_error(this: &Transmission, offset: u64, len_bytes: u32, error: Error) -> Error {
+    match end_now(this) < offset + u64::from(len_bytes) {
+        true => Error::new(ErrorKind::Io, "what is there now ends before: it has become smaller"),
+        false => error,
+    }
+}
+
+/// Where what the drive shows ends now; without a medium it has no end, but the requests fail.
+fn end_now(this: &Transmission) -> u64 {
+    this.drive.info().map_or(u64::MAX, |info| info.size_bytes)
 }
 
 /// Requests whose reply is only success or failure.
@@ -180,16 +196,31 @@ async fn allocation(
     req_one: bool,
 ) -> Result<Vec<StatusExtent>> {
     let mut answer = Vec::new();
-    let (mut at, end) = (offset, offset + u64::from(len));
-    while at < end && answer.len() < STATUS_EXTENTS_MAX {
-        for extent in this.drive.block_status_shown(at, end - at).await? {
+    let end = offset + u64::from(len);
+    let mut at = offset;
+    loop {
+        let there = end_now(this).clamp(at, end);
+        if at == there || answer.len() >= STATUS_EXTENTS_MAX {
+            break;
+        }
+        let extents = match this.drive.block_status_shown(at, there - at).await {
+            Ok(extents) => extents,
+            // It has become smaller meanwhile.
+            Err(_) if end_now(this) < there => continue,
+            Err(error) => return Err(error),
+        };
+        for extent in extents {
             let flags = allocation_flags(extent.kind);
             answer.push(StatusExtent { len_bytes: extent.len, flags });
             at += extent.len;
         }
         if req_one {
-            break;
+            return Ok(answer);
         }
+    }
+    if answer.len() < STATUS_EXTENTS_MAX && at < end {
+        let flags = allocation_flags(ExtentKind::Unreadable);
+        answer.push(StatusExtent { len_bytes: end - at, flags });
     }
     Ok(answer)
 }

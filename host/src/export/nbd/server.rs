@@ -1,29 +1,23 @@
-//! Listeners, and the spreading of their connections over the workers.
+//! The exports of a host and its listeners, which come and go while it runs.
 
-use std::cell::RefCell;
 use std::fmt;
-use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::pin::pin;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use slab::Slab;
-
-use super::connection;
-use super::directory::{Directory, Export};
+use super::directory::Directory;
+use super::listening::{Listening, Open, accept_all};
+use super::served::{Export, Served};
+use super::shared::{Registered, Registry, Shared};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{GraphCell, LocalGraph};
-use crate::io::{AttachedListener, Listener, Stream, WorkerHandle, sleep_until, spawn, turn_now};
-use crate::limits::NBD_CONNECTIONS_MAX;
+use crate::graph::{Event, GraphCell};
+use crate::io::{Listener, Stream, WorkerHandle, spawn};
+use crate::limits::NBD_LISTENERS_MAX;
 
-/// Pause after an accept that failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time that clients have to take the replies to their last requests.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 /// Where a listener listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,97 +37,156 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// An export that is served.
-#[derive(Clone, Debug)]
-pub struct ServedExport {
-    /// The name that clients ask for.
+/// How an export ends that may have clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemovalMode {
+    /// Not while it has clients.
+    Safe,
+    /// Its clients are disconnected: requests that have arrived end and are answered.
+    Hard,
+}
+
+/// What there is to know of an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportStatus {
+    /// As the host knows it.
+    pub id: String,
+    /// What clients call it.
     pub name: String,
+    /// Where it is served.
+    pub address: ListenAddress,
     /// The drive's id.
     pub drive: String,
-    /// Where it is served.
-    pub listen: ListenAddress,
-    /// Whether clients may change it.
-    pub writable: bool,
     /// The names of the bitmaps that it shows.
     pub bitmaps: Vec<String>,
-}
-
-impl ServedExport {
-    fn of(export: &Export, listen: &ListenAddress) -> Self {
-        Self {
-            name: export.name.clone(),
-            drive: export.drive.clone(),
-            listen: listen.clone(),
-            writable: export.writable,
-            bitmaps: export.bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect(),
-        }
-    }
-}
-
-/// State of all workers.
-struct Shared {
-    cell: Arc<GraphCell>,
-    workers: Vec<WorkerHandle>,
-    /// What is served. Listeners last as long as the server.
-    served: Mutex<Vec<ServedExport>>,
-    connections: AtomicUsize,
-    next_worker: AtomicUsize,
-    stopping: AtomicBool,
-    /// Of listeners, which end when the server stops.
-    acceptors: Mutex<Vec<Waker>>,
-    /// Listeners that have not ended.
-    listeners: AtomicUsize,
-    /// Of those who wait for the last connection and listener to end.
-    idle: Mutex<Vec<Waker>>,
-}
-
-fn wake_all(wakers: &Mutex<Vec<Waker>>) {
-    let wakers = std::mem::take(&mut *wakers.lock().unwrap_or_else(PoisonError::into_inner));
-    wakers.into_iter().for_each(Waker::wake);
+    /// Whether clients may change it.
+    pub writable: bool,
+    /// Clients that have opened it.
+    pub clients: usize,
+    /// It takes no more clients, and ends with the last one.
+    pub shutting_down: bool,
 }
 
 /// The NBD side of a host.
 #[derive(Clone)]
 pub struct NbdServer {
-    shared: Arc<Shared>,
-}
-
-thread_local! {
-    /// Live connections of this worker, with the server they belong to.
-    static STREAMS: RefCell<Slab<(usize, Rc<Stream>)>> = RefCell::default();
-}
-
-impl Shared {
-    fn key(self: &Arc<Self>) -> usize {
-        Arc::as_ptr(self).addr()
-    }
+    pub(super) shared: Arc<Shared>,
 }
 
 impl NbdServer {
     /// A server without listeners.
     pub fn new(cell: Arc<GraphCell>, workers: Vec<WorkerHandle>) -> Self {
-        let shared = Shared {
-            cell,
-            workers,
-            served: Mutex::default(),
-            connections: AtomicUsize::new(0),
-            next_worker: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
-            acceptors: Mutex::default(),
-            listeners: AtomicUsize::new(0),
-            idle: Mutex::default(),
-        };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(Shared::new(cell, workers)) }
     }
 
-    /// Begins to serve `exports` at `address`; returns where it listens (a port 0 is replaced).
+    /// Opens a listener without exports, for so many clients at once; returns where it listens (a port 0 is
+    /// replaced).
+    ///
+    /// # Errors
+    /// When the address is taken or cannot be used.
+    pub fn open(
+        &self,
+        address: &ListenAddress,
+        max_connections: Option<usize>,
+    ) -> Result<ListenAddress> {
+        let mut registry = self.shared.registry();
+        let begun = self.begin(&mut registry, address, max_connections, false)?;
+        let listening = Arc::clone(&begun.listening);
+        begun.accept().inspect_err(|_| registry.forget(&listening))?;
+        Ok(listening.address.clone())
+    }
+
+    /// Begins to serve `exports` at `address`, whose ids are their names, if these are free; returns where it
+    /// listens (a port 0 is replaced).
     ///
     /// # Errors
     /// When the address is taken or cannot be used, or a bitmap that is to be shown is not there.
     pub fn listen(&self, address: &ListenAddress, exports: Vec<Export>) -> Result<ListenAddress> {
-        let of = |export: &Export| ServedExport::of(export, address);
-        let mut served: Vec<ServedExport> = exports.iter().map(of).collect();
-        let directory = Arc::new(Directory::new(Arc::clone(&self.shared.cell), exports)?);
+        let free = |registry: &Registry, export: &Export| match registry.check_free(&export.name) {
+            Ok(()) => export.name.clone(),
+            Err(_) => format!("{}@{address}", export.name),
+        };
+        let mut named: Vec<(String, Export)> = Vec::with_capacity(exports.len());
+        {
+            let registry = self.shared.registry();
+            named.extend(exports.into_iter().map(|export| (free(&registry, &export), export)));
+        }
+        self.listen_as(address, named)
+    }
+
+    /// The same with ids.
+    ///
+    /// # Errors
+    /// The same; `EEXIST` for an id.
+    pub fn listen_as(
+        &self,
+        address: &ListenAddress,
+        exports: Vec<(String, Export)>,
+    ) -> Result<ListenAddress> {
+        let mut registry = self.shared.registry();
+        let served = exports.into_iter().map(|(id, export)| {
+            registry.check_free(&id)?;
+            Served::new(&self.shared.cell, id, export)
+        });
+        let served = served.collect::<Result<Vec<_>>>()?;
+        let begun = self.begin(&mut registry, address, None, true)?;
+        let listening = Arc::clone(&begun.listening);
+        let added = served.into_iter().try_for_each(|served| registry.add(served, &listening));
+        if let Err(error) = added.and_then(|()| begun.accept()) {
+            registry.exports.retain(|export| !Arc::ptr_eq(&export.listening, &listening));
+            registry.forget(&listening);
+            return Err(error);
+        }
+        let exports = registry.exports.iter();
+        let added = exports.filter(|export| Arc::ptr_eq(&export.listening, &listening));
+        added.for_each(|export| self.tell_added(&export.served));
+        Ok(listening.address.clone())
+    }
+
+    /// Begins to serve an export at `address`: by the listener that is there, or one that is opened for it and
+    /// closed with its last export. Returns where.
+    ///
+    /// # Errors
+    /// `EEXIST` for an id, or a name at that address; the listener's; when a bitmap that is to be shown is not
+    /// there.
+    pub fn add(&self, address: &ListenAddress, id: &str, export: Export) -> Result<ListenAddress> {
+        let mut registry = self.shared.registry();
+        let Some(listening) = registry.at(address).cloned() else {
+            drop(registry);
+            return self.listen_as(address, vec![(id.to_owned(), export)]);
+        };
+        registry.check_free(id)?;
+        let served = Served::new(&self.shared.cell, id.to_owned(), export)?;
+        registry.add(Arc::clone(&served), &listening)?;
+        self.tell_added(&served);
+        Ok(listening.address.clone())
+    }
+
+    fn tell_added(&self, served: &Served) {
+        let (id, drive) = (served.id.as_str().into(), served.drive().into());
+        self.tell(Event::ExportAdded { id, drive });
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        let graph = self.shared.cell.load();
+        self.shared.cell.tell(&graph, event);
+    }
+
+    fn begin(
+        &self,
+        registry: &mut Registry,
+        address: &ListenAddress,
+        max_connections: Option<usize>,
+        is_implicit: bool,
+    ) -> Result<Begun<'_>> {
+        let Some(worker) = self.shared.workers.first().filter(|_| !self.shared.is_stopping())
+        else {
+            return Err(Error::new(ErrorKind::ShuttingDown, "the host takes no more clients"));
+        };
+        if registry.listeners.len() >= NBD_LISTENERS_MAX {
+            let message = format!("there are {NBD_LISTENERS_MAX} listeners: no more are possible");
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
         let listener = match address {
             ListenAddress::Unix(path) => Listener::unix(path),
             ListenAddress::Tcp(address) => Listener::tcp(*address),
@@ -141,27 +194,42 @@ impl NbdServer {
         let listener =
             listener.map_err(|error| Error::os(format!("cannot listen on {address}"), &error))?;
         let bound = listener.tcp_address().map_or_else(|| address.clone(), ListenAddress::Tcp);
-        let shared = Arc::clone(&self.shared);
-        let Some(worker) = self.shared.workers.first() else {
-            return Err(Error::new(ErrorKind::ShuttingDown, "the host has no workers"));
-        };
-        let open = OpenListener::new(shared);
-        worker.post(move || spawn(accept_all(listener, open, directory)))?;
-        served.iter_mut().for_each(|export| export.listen = bound.clone());
-        self.shared.served.lock().unwrap_or_else(PoisonError::into_inner).extend(served);
-        Ok(bound)
+        let directory = Directory::new(Arc::clone(&self.shared.cell));
+        let listening = Listening::new(bound, directory, max_connections, is_implicit);
+        registry.listeners.push(Arc::clone(&listening));
+        Ok(Begun { worker, listener, open: Open::new(&self.shared, &listening), listening })
     }
 
     /// The names under which a drive is served.
     pub fn exports_of(&self, drive: &str) -> Vec<String> {
-        let served = self.shared.served.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_drive = served.iter().filter(|export| export.drive == drive);
-        of_drive.map(|export| export.name.clone()).collect()
+        let registry = self.shared.registry();
+        let of_drive = registry.exports.iter().filter(|export| export.served.drive() == drive);
+        of_drive.map(|export| export.served.export.name.clone()).collect()
     }
 
-    /// All that is served.
-    pub fn exports(&self) -> Vec<ServedExport> {
-        self.shared.served.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// All exports, in the order in which they were added.
+    pub fn exports(&self) -> Vec<ExportStatus> {
+        let status = |registered: &Registered| {
+            let Registered { served, listening } = registered;
+            ExportStatus {
+                id: served.id.clone(),
+                name: served.export.name.clone(),
+                address: listening.address.clone(),
+                drive: served.export.drive.clone(),
+                bitmaps: served.export.bitmaps.iter().map(|it| it.name.clone()).collect(),
+                writable: served.export.writable,
+                clients: served.clients(),
+                shutting_down: served.is_ending(),
+            }
+        };
+        self.shared.registry().exports.iter().map(status).collect()
+    }
+
+    /// Where it listens.
+    pub fn listeners(&self) -> Vec<ListenAddress> {
+        let registry = self.shared.registry();
+        let open = registry.listeners.iter().filter(|listening| !listening.is_stopping());
+        open.map(|listening| listening.address.clone()).collect()
     }
 
     /// Clients connected now.
@@ -171,163 +239,34 @@ impl NbdServer {
 
     /// Stops accepting and receiving; requests in progress end and are answered.
     pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        wake_all(&self.shared.acceptors);
-        self.each_stream(|stream| stream.shutdown_receive());
+        self.shared.is_stopping.store(true, Ordering::SeqCst);
+        self.shared.registry().listeners.iter().for_each(|listening| listening.stop());
+        self.shared.each_stream(|_, _| true, Stream::shutdown_receive);
     }
 
     /// Closes connections whose clients do not take their replies.
     pub fn abort(&self) {
-        self.each_stream(Stream::shutdown);
+        self.shared.each_stream(|_, _| true, Stream::shutdown);
     }
 
     /// Waits until every connection and listener has ended. After [`NbdServer::stop`].
     pub async fn stopped(&self) {
-        poll_fn(|cx| {
-            let mut idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            let listeners = self.shared.listeners.load(Ordering::Acquire);
-            if self.connections() + listeners == 0 {
-                return Poll::Ready(());
-            }
-            idle.push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    fn each_stream(&self, act: fn(&Stream)) {
-        for worker in &self.shared.workers {
-            let key = self.shared.key();
-            // A worker that has ended has no connections either.
-            let _ = worker.post(move || {
-                STREAMS.with(|streams| {
-                    for (_, (of, stream)) in &*streams.borrow() {
-                        if *of == key {
-                            act(stream);
-                        }
-                    }
-                });
-            });
-        }
+        let listeners = || self.shared.listeners.load(Ordering::Acquire);
+        self.shared.idle.until(|| self.connections() + listeners() == 0).await;
     }
 }
 
-/// Counts a listener until its socket is closed.
-struct OpenListener {
-    shared: Arc<Shared>,
+/// A listener that does not accept yet.
+struct Begun<'a> {
+    worker: &'a WorkerHandle,
+    listener: Listener,
+    open: Open,
+    listening: Arc<Listening>,
 }
 
-impl OpenListener {
-    fn new(shared: Arc<Shared>) -> Self {
-        shared.listeners.fetch_add(1, Ordering::AcqRel);
-        Self { shared }
-    }
-}
-
-impl Drop for OpenListener {
-    fn drop(&mut self) {
-        self.shared.listeners.fetch_sub(1, Ordering::AcqRel);
-        wake_all(&self.shared.idle);
-    }
-}
-
-async fn accept_all(listener: Listener, open: OpenListener, directory: Arc<Directory>) {
-    match listener.attach() {
-        Ok(listener) => accept_until_stop(&listener, &open.shared, &directory).await,
-        Err(error) => tracing::error!("cannot watch a listener: {error}"),
-    }
-    // The socket is closed and removed by now; `open` tells so.
-    drop(open);
-}
-
-async fn accept_until_stop(
-    listener: &AttachedListener,
-    shared: &Arc<Shared>,
-    directory: &Arc<Directory>,
-) {
-    while let Some(accepted) = accept_or_stop(listener, shared).await {
-        let fd = match accepted {
-            Ok(fd) => fd,
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => continue,
-            Err(error) => {
-                tracing::warn!("cannot accept a connection: {error}");
-                sleep_until(turn_now() + ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        if shared.connections.load(Ordering::Relaxed) >= NBD_CONNECTIONS_MAX {
-            tracing::warn!("refused a connection: {NBD_CONNECTIONS_MAX} clients are connected");
-            continue;
-        }
-        dispatch(fd, shared, directory);
-    }
-}
-
-/// The next connection; `None` once the server stops.
-async fn accept_or_stop(
-    listener: &AttachedListener,
-    shared: &Shared,
-) -> Option<std::io::Result<OwnedFd>> {
-    let mut accept = pin!(listener.accept());
-    poll_fn(|cx| {
-        {
-            let mut acceptors = shared.acceptors.lock().unwrap_or_else(PoisonError::into_inner);
-            if shared.stopping.load(Ordering::SeqCst) {
-                return Poll::Ready(None);
-            }
-            if !acceptors.iter().any(|waker| waker.will_wake(cx.waker())) {
-                acceptors.push(cx.waker().clone());
-            }
-        }
-        accept.as_mut().poll(cx).map(Some)
-    })
-    .await
-}
-
-/// Hands a connection to the next worker.
-fn dispatch(fd: OwnedFd, shared: &Arc<Shared>, directory: &Arc<Directory>) {
-    let next = shared.next_worker.fetch_add(1, Ordering::Relaxed) % shared.workers.len();
-    let counted = Counted::new(Arc::clone(shared));
-    let directory = Arc::clone(directory);
-    let posted = shared.workers[next].post(move || spawn(serve(fd, counted, directory)));
-    if let Err(error) = posted {
-        tracing::warn!("dropped a connection: {error}");
-    }
-}
-
-async fn serve(fd: OwnedFd, counted: Counted, directory: Arc<Directory>) {
-    let stream = match Stream::attach(fd) {
-        Ok(stream) => Rc::new(stream),
-        Err(error) => {
-            tracing::warn!("cannot watch a connection: {error}");
-            return;
-        }
-    };
-    let shared = &counted.shared;
-    let entry = (shared.key(), Rc::clone(&stream));
-    let key = STREAMS.with(|streams| streams.borrow_mut().insert(entry));
-    if shared.stopping.load(Ordering::SeqCst) {
-        stream.shutdown();
-    }
-    connection::serve(stream, &directory, &LocalGraph::of(&shared.cell)).await;
-    STREAMS.with(|streams| streams.borrow_mut().remove(key));
-}
-
-/// Counts a connection from accept to its end.
-struct Counted {
-    shared: Arc<Shared>,
-}
-
-impl Counted {
-    fn new(shared: Arc<Shared>) -> Self {
-        shared.connections.fetch_add(1, Ordering::Relaxed);
-        Self { shared }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        wake_all(&self.shared.idle);
+impl Begun<'_> {
+    fn accept(self) -> Result<()> {
+        let Self { worker, listener, open, .. } = self;
+        worker.post(move || spawn(accept_all(listener, open)))
     }
 }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use blockloom_plugin_backup::BackupConfig;
+
 use super::filter::TestFilter;
 use super::stage::*;
 use crate::error::ErrorKind;
-use crate::filter::PassNode;
+use crate::filter::{BackupNode, PassNode};
 use crate::graph::{
     Action, ChildDecl, DriveDecl, NodeDecl, OwnAccord, PermissionSet, Transaction, User, Which,
 };
@@ -82,6 +84,49 @@ fn writes_that_alter_what_others_show() {
         "node `iso`: it is read-only, and drive `cd` (edge `root`) changes it: make that one \
          read-only too, or let it use a node that can be written",
     );
+}
+
+/// A backup of `disk`, which has no user of its own.
+fn kept(scene: Scene, disk: &str) -> Scene {
+    let backup = BackupNode::new(BackupConfig::from_json("{}").expect("a configuration"), None);
+    let children = BackupNode::children(disk, "archive");
+    scene.disk("archive").node("backup", backup.expect("a backup"), children)
+}
+
+/// What is kept before it is changed is changed through who keeps it, or not at all.
+#[test]
+fn changes_past_who_keeps_old_bytes() {
+    let share = "does not share: give one of them a node of its own, or make it read-only";
+    check(
+        kept(Scene::default().disk("disk"), "disk").drive("vda", "disk"),
+        ErrorKind::InUse,
+        &format!(
+            "node `disk`: drive `vda` (edge `root`) uses w, which node `backup` (edge `file`) {share}"
+        ),
+    );
+    check(
+        kept(chain(), "top").drive("vda", "base"),
+        ErrorKind::InUse,
+        &format!(
+            "node `base`: drive `vda` (edge `root`) uses w, which node `mid` (edge `backing`) {share}"
+        ),
+    );
+    check(
+        kept(chain(), "base").proven_job("commit", "mid", "base"),
+        ErrorKind::InUse,
+        "node `commit`: what it writes by its edge `to` is proven for its edge `from`, and alters what \
+         node `backup` (edge `file`) keeps, past that node: let it write through that node, or remove one \
+         of them",
+    );
+    // Through it, with what changes nothing that it shows, or not at all: all of them are in order.
+    let through = kept(Scene::default().disk("disk"), "disk").overlay("over", "backup");
+    through.proven_job("commit", "over", "backup").stage();
+    kept(chain(), "top").proven_job("commit", "top", "base").drive("vda", "backup").stage();
+    kept(chain(), "top").stream("stream", "top").drive("vda", "backup").stage();
+    kept(Scene::default().disk("disk"), "disk")
+        .showing("vda", "disk")
+        .drive("vdb", "backup")
+        .stage();
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //! | `claim.rs` | the write of what was read before, claimed to be unchanged |
 //! | `outcome.rs` | how claims ended, counted |
 //! | `same_view.rs` | that two nodes show the same, for changes of the graph |
+//! | `tracker/`, `compare.rs` | where two nodes may differ while one is copied to the other; what block status says |
 //!
 //! # Why a proof cannot be forged, kept or widened
 //!
@@ -31,6 +32,7 @@
 
 mod buffer;
 mod claim;
+mod compare;
 mod on_behalf;
 mod operations;
 mod outcome;
@@ -38,6 +40,7 @@ mod proof;
 mod same_view;
 #[cfg(test)]
 mod tests;
+mod tracker;
 
 pub use buffer::ProvenBuf;
 pub use on_behalf::OnBehalf;
@@ -45,3 +48,4 @@ pub use operations::{Copied, CopyHow, OwnAccord};
 pub(super) use outcome::OutcomeCounters;
 pub use outcome::Outcomes;
 pub(super) use same_view::SameView;
+pub use tracker::{Tracked, Tracker};

@@ -12,6 +12,7 @@ use super::super::permission::Role;
 use super::super::snapshot::Cx;
 use super::buffer::ProvenBuf;
 use super::operations::{Actor, Copied, CopyHow, OwnAccord};
+use super::tracker::{Tracked, Tracker};
 use crate::bitmap::Granules;
 use crate::error::Result;
 use crate::io::Buf;
@@ -72,6 +73,33 @@ impl OnBehalf {
         ToTheEnd::new(async move { actor.copy(from, to, range, how, Some(&granules)).await })
     }
 
+    /// Makes the target of a tracker of this node what its source shows, where in `range` they may differ: guard
+    /// by guard, in pieces. What shows zeros is zeroed, and what is the same already by block status is left.
+    ///
+    /// # Errors
+    /// `ESTALE` when it tracks what the node's edges do not lead to any more; else as [`Cx::copy`].
+    pub fn copy_tracked(
+        self,
+        tracker: Arc<Tracker>,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<Tracked>> {
+        ToTheEnd::new(self.0.copy_tracked(tracker, range))
+    }
+
+    /// Looks where the source and the target of a tracker of this node show the same, and need not be copied:
+    /// by block status, or, if it `reads`, by their bytes. Returns how many do.
+    ///
+    /// # Errors
+    /// As [`OnBehalf::copy_tracked`].
+    pub fn check_tracked(
+        self,
+        tracker: Arc<Tracker>,
+        range: Range<u64>,
+        reads: bool,
+    ) -> impl Future<Output = Result<u64>> {
+        ToTheEnd::new(self.0.check_tracked(tracker, range, reads))
+    }
+
     /// See [`Cx::read_proven`].
     ///
     /// # Errors
@@ -99,6 +127,19 @@ impl OnBehalf {
         bytes: Buf,
     ) -> impl Future<Output = Result<()>> {
         ToTheEnd::new(self.0.write_changed(to, offset, bytes))
+    }
+
+    /// See [`Cx::zero_proven`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn zero_proven(
+        self,
+        from: usize,
+        to: usize,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<()>> {
+        ToTheEnd::new(self.0.zero_proven(from, to, range))
     }
 
     /// Makes a range of child `to` read as zeros: a change. Done in pieces.
@@ -132,7 +173,25 @@ impl OnBehalf {
         self.0.call(&self.0.request, self.0.edge(child)?).flush().await
     }
 
-    /// The extents of a child from the start of `range` on; they may end before it. With `above`, what the
+    /// The extents of a child from the start of `range` on, as it shows them, `most` at most; they may end before it. What
+    /// shows from a backing counts as that backing has it, down to the child `above`, and without it, or to the
+    /// last one.
+    ///
+    /// # Errors
+    /// As [`OnBehalf::block_status`].
+    pub async fn block_status_shown(
+        self,
+        child: usize,
+        above: Option<usize>,
+        range: Range<u64>,
+        most: usize,
+    ) -> Result<Vec<Extent>> {
+        let call = self.0.call(&self.0.request, self.0.edge(child)?);
+        let end = above.map(|above| self.0.edge(above)).transpose()?;
+        status_above(call, end.map_or(usize::MAX, |edge| edge.child), range, most).await
+    }
+
+    /// The extents of a child from the start of `range` on, `most` at most; they may end before it. With `above`, what the
     /// child shows from a backing counts as that backing has it, down to the child `above`, and without it.
     ///
     /// # Errors
@@ -142,12 +201,18 @@ impl OnBehalf {
         child: usize,
         above: Option<usize>,
         range: Range<u64>,
+        most: usize,
     ) -> Result<Vec<Extent>> {
         let edge = self.0.edge(child)?;
         let call = self.0.call(&self.0.request, edge);
         match above {
-            None => call.block_status(range.start, range.end.saturating_sub(range.start)).await,
-            Some(above) => status_above(call, self.0.edge(above)?.child, range).await,
+            None => {
+                let len = range.end.saturating_sub(range.start);
+                let mut extents = call.block_status(range.start, len).await?;
+                extents.truncate(most);
+                Ok(extents)
+            }
+            Some(above) => status_above(call, self.0.edge(above)?.child, range, most).await,
         }
     }
 }
@@ -173,6 +238,7 @@ fn status_above<'a>(
     edge: EdgeRef<'a>,
     end: usize,
     range: Range<u64>,
+    most: usize,
 ) -> NodeFuture<'a, Vec<Extent>> {
     Box::pin(async move {
         let (offset, len) = (range.start, range.end.saturating_sub(range.start));
@@ -186,6 +252,9 @@ fn status_above<'a>(
         };
         let mut extents = Vec::new();
         for extent in edge.block_status(offset, len).await? {
+            if extents.len() >= most {
+                break;
+            }
             let backing = backing.filter(|_| extent.kind == ExtentKind::Unallocated);
             let Some(backing) = backing else {
                 extents.push(extent);
@@ -195,11 +264,15 @@ fn status_above<'a>(
             let shown = stop.min(backing.node().info().size_bytes);
             let mut at = extent.offset;
             while at < shown {
-                let found = status_above(backing, end, at..shown).await?;
+                let left = most.saturating_sub(extents.len());
+                if left == 0 {
+                    return Ok(extents);
+                }
+                let found = status_above(backing, end, at..shown, left).await?;
                 at = found.last().map_or(shown, |last| last.offset.saturating_add(last.len));
                 extents.extend(found);
             }
-            if at < stop {
+            if at < stop && extents.len() < most {
                 extents.push(Extent { offset: at, len: stop - at, ..extent });
             }
         }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::acting::{Effect, Own};
-use super::super::cell::LocalGraph;
+use super::super::cell::{LocalGraph, Snapshot};
 use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
 use super::super::generation::NodeGeneration;
@@ -25,7 +25,7 @@ use super::proof::{Evidence, ViewProof};
 use crate::bitmap::Granules;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, turn_now, until};
-use crate::limits::{COPY_MAX_BYTES, GUARD_WAIT, ZERO_PROVEN_MAX_BYTES};
+use crate::limits::{COPY_MAX_BYTES, COPY_TRIES, GUARD_WAIT, ZERO_PROVEN_MAX_BYTES};
 use crate::node::{ExtentKind, WriteFlags};
 
 /// How a copy is to be done.
@@ -70,7 +70,7 @@ impl OwnAccord {
     }
 
     /// Where the node is, and its origin. Another node may have its name by now.
-    fn find(&self, graph: &Graph) -> Result<(usize, usize)> {
+    pub(super) fn find(&self, graph: &Graph) -> Result<(usize, usize)> {
         let at = graph.nodes.iter().position(|node| node.generation == self.node);
         let node = at.ok_or_else(|| unknown(&self.name))?;
         let origin = graph.nodes[node].origin.filter(|_| graph.nodes[node].has_grants());
@@ -79,6 +79,11 @@ impl OwnAccord {
             Error::new(ErrorKind::NotPermitted, message).at_node(&self.name)
         })?;
         Ok((node, origin))
+    }
+
+    /// The snapshot now.
+    pub(super) fn graph(&self) -> Rc<Snapshot> {
+        self.graph.current()
     }
 
     /// Begins a request of the node, if its gate is open; `None` if it is to wait.
@@ -312,7 +317,8 @@ impl Actor {
     /// The source that edge `from` reads.
     pub(super) fn source(&self, from: usize) -> Result<SourceId> {
         let edge = self.edge(from)?;
-        let source = self.graph().sources.iter().find(|source| source.node == edge.child);
+        let mut sources = self.graph().sources.iter();
+        let source = sources.find(|source| source.is_read() && source.node == edge.child);
         let source = source.filter(|_| edge.grants.contains(PermissionSet::CONSISTENT_READ));
         source.map(|source| source.id).ok_or_else(|| self.not_permitted(edge, "read"))
     }
@@ -423,12 +429,16 @@ impl Actor {
     }
 
     async fn read_bytes(&self, request: &Request, edge: &Edge, range: &Range<u64>) -> Result<Buf> {
+        self.read_at(self.call(request, edge), range).await
+    }
+
+    /// The bytes of a range, by a request that is part of the operation.
+    pub(super) async fn read_at(&self, call: EdgeRef<'_>, range: &Range<u64>) -> Result<Buf> {
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         if len > COPY_MAX_BYTES {
             let message = format!("one read moves at most {COPY_MAX_BYTES} bytes, not {len}");
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        let call = self.call(request, edge);
         Ok(call.settle(call.read_admitted(range.start, BufMut::new(len)).await)?.freeze())
     }
 
@@ -453,17 +463,17 @@ impl Actor {
         let held = self.hold(self.want(None, (edge, &own.changed), range)).await?;
         let request = self.request.part(held.op(), None);
         let call = self.call(&request, edge);
-        self.change_held(&held, own, (call, range, None), issue).await
+        self.change_held(&held, own, (call, range, None), issue).await.map(drop)
     }
 
-    /// A change of what the guard held is for.
+    /// A change of what the guard held is for; whether nothing that was let pass has touched it meanwhile.
     async fn change_held<'r>(
         &self,
         held: &Held<'_>,
         own: &Own,
         (call, range, clears): (EdgeRef<'r>, &Range<u64>, Option<&Granules>),
         issue: impl AsyncFnOnce(EdgeRef<'r>) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let around = self.around(call.edge, range);
         self.issue_changed(held, own, (range, &around))?;
         let result = call.settle(issue(call).await);
@@ -471,12 +481,12 @@ impl Actor {
             // A block may be torn.
             own.changed.marks.mark(around.start, around.end - around.start);
         }
-        let _ = held.settle(result.is_ok(), || clear(clears, range));
-        result
+        let is_intact = held.settle(result.is_ok(), || clear(clears, range));
+        result.map(|()| is_intact)
     }
 
     /// Writes what the guard held is for: proven by a claim, for what its first edge shows and written
-    /// through its second; or as a change.
+    /// through its second; or as a change. Whether it was intact: only then granules have been cleared.
     async fn write_held(
         &self,
         held: &Held<'_>,
@@ -485,7 +495,7 @@ impl Actor {
         (call, clears): (EdgeRef<'_>, Option<&Granules>),
         offset: u64,
         bytes: Buf,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let range = offset..offset + bytes.len() as u64;
         if let Some((evidence, (from, to))) = claim {
             let around = self.around(call.edge, &range);
@@ -499,7 +509,9 @@ impl Actor {
                 held.expire();
             }
             let write = call.write_admitted(offset, bytes, WriteFlags::NONE);
-            return proof.settle_and(call.settle(write.await), || clear(clears, &range));
+            let (result, is_intact) =
+                proof.settle_and(call.settle(write.await), || clear(clears, &range));
+            return result.map(|()| is_intact);
         }
         let write =
             async |call: EdgeRef<'_>| call.write_admitted(offset, bytes, WriteFlags::NONE).await;
@@ -513,7 +525,7 @@ impl Actor {
     }
 
     /// Announces and marks a write that is a change: it is to be issued next.
-    fn issue_changed(
+    pub(super) fn issue_changed(
         &self,
         held: &Held<'_>,
         own: &Own,
@@ -561,7 +573,7 @@ impl Actor {
         let (own, effect) = self.effect(from, to, how.unchanged)?;
         let target = self.edge(to)?;
         let mut at = piece.start;
-        let mut written = 0;
+        let (mut written, mut spoiled) = (0, 0);
         while at < piece.end {
             // A guard is issued once: each run of bytes has its own.
             let Some(rest) = first_set(clears, at..piece.end) else { break };
@@ -585,8 +597,20 @@ impl Actor {
             at = run.end;
             let bytes = self.read_bytes(&request, source_edge, &run).await?;
             let claim = how.unchanged.then_some((Evidence::UnderGuard, (from, to)));
-            self.write_held(&held, (own, effect), claim, (call, clears), run.start, bytes).await?;
+            let write =
+                self.write_held(&held, (own, effect), claim, (call, clears), run.start, bytes);
+            let is_intact = write.await?;
             written += run.end - run.start;
+            if clears.is_some() && !is_intact {
+                // Something that the copy itself has caused touched what it read: nothing was cleared.
+                spoiled += 1;
+                if spoiled == COPY_TRIES {
+                    self.outcomes()?.stale();
+                    let message = "what was copied changed each time while it was";
+                    return Err(Error::new(ErrorKind::Stale, message));
+                }
+                at = run.start;
+            }
         }
         Ok(written)
     }

@@ -91,18 +91,24 @@ impl<'h> ViewProof<'h> {
     /// The write has ended. If it failed, or something that was let pass overtook it, what the proof
     /// exempted is marked, before anybody learns of it.
     pub(super) fn settle<T>(self, result: Result<T>) -> Result<T> {
-        self.settle_and(result, || {})
+        self.settle_and(result, || {}).0
     }
 
-    /// The same; `intact` is called before the guard ends, if the write was what it was proven to be.
-    pub(super) fn settle_and<T>(mut self, result: Result<T>, intact: impl FnOnce()) -> Result<T> {
+    /// The same; `intact` is called before the guard ends, if the write was what it was proven to be. Says
+    /// whether it was.
+    pub(super) fn settle_and<T>(
+        mut self,
+        result: Result<T>,
+        intact: impl FnOnce(),
+    ) -> (Result<T>, bool) {
         self.is_settled = true;
-        if self.held.settle(result.is_ok(), intact) {
+        let is_intact = self.held.settle(result.is_ok(), intact);
+        if is_intact {
             self.outcomes.proven();
         } else {
             self.void();
         }
-        result
+        (result, is_intact)
     }
 
     fn void(&self) {

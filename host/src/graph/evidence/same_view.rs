@@ -3,11 +3,12 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::tracker::Tracker;
 use crate::error::Result;
 use crate::graph::generation::NodeGeneration;
 use crate::graph::permission::Role;
 use crate::graph::snapshot::Graph;
-use crate::graph::transaction::{Drained, Place};
+use crate::graph::transaction::{Drained, Place, Side};
 use crate::limits::GRAPH_DEPTH_MAX;
 use crate::node::{Extent, ExtentKind};
 
@@ -70,6 +71,67 @@ impl<'d> SameView<'d> {
         let is_own = |extent: &Extent| matches!(extent.kind, ExtentKind::Data | ExtentKind::Zero);
         let full = all_extents(section, overlay, range.clone(), is_own).await?;
         Ok(full.then(|| Self::new(section, overlay, overlay, range)))
+    }
+
+    /// A node and another one to which all of it has been copied; what is left is copied now.
+    ///
+    /// # Errors
+    /// The nodes'.
+    pub(in crate::graph) async fn tracked(
+        section: &'d Drained<'_>,
+        tracker: &Tracker,
+    ) -> Result<Option<Self>> {
+        let graph = section.graph(Side::Before);
+        let Some((source, target)) = tracker.pair(graph) else { return Ok(None) };
+        let size = |node: usize| graph.nodes[node].info.size_bytes;
+        if size(source) != size(target) || tracker.catch_up(section).await? != Some(true) {
+            return Ok(None);
+        }
+        let place = |node: usize| Place { side: Side::Before, node };
+        Ok(Some(Self::new(section, place(source), place(target), 0..size(source))))
+    }
+
+    /// An overlay and itself on `base`, on which it stands by others: what is not its own is not theirs.
+    ///
+    /// # Errors
+    /// Of block status, there and between.
+    pub(in crate::graph) async fn passed(
+        section: &'d Drained<'_>,
+        overlay: Place,
+        base: Place,
+    ) -> Result<Option<Self>> {
+        let mut between = Vec::new();
+        let mut place = overlay;
+        while place != base {
+            if !section.is_still(section.node(place).generation) {
+                return Ok(None);
+            }
+            if place != overlay {
+                between.push(place);
+            }
+            match any_view_child(section.graph(place.side), place) {
+                Some(below) => place = below,
+                None => return Ok(None),
+            }
+        }
+        let range = 0..section.node(overlay).info.size_bytes;
+        let mut at = 0;
+        while at < range.end {
+            for extent in section.block_status(overlay, at, range.end - at).await? {
+                at = extent.offset + extent.len;
+                let part = extent.offset..at;
+                let is_same = match extent.kind {
+                    ExtentKind::Data | ExtentKind::Zero | ExtentKind::Unreadable => true,
+                    // For want of a backing: the new one may be longer.
+                    ExtentKind::Hole => part.start >= section.node(base).info.size_bytes,
+                    ExtentKind::Unallocated => is_passed(section, &between, base, part).await?,
+                };
+                if !is_same {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(Self::new(section, overlay, overlay, range)))
     }
 
     /// An overlay and itself without a backing: what is not its own is zero below.
@@ -142,6 +204,44 @@ async fn all_extents(
         }
         // The edge has checked that they cover `at`.
         at = extents.last().map_or(range.end, |last| last.offset + last.len);
+    }
+    Ok(true)
+}
+
+/// Whether what lies between an overlay and `base` leaves a range to that.
+async fn is_passed(
+    section: &Drained<'_>,
+    between: &[Place],
+    base: Place,
+    mut range: Range<u64>,
+) -> Result<bool> {
+    let base_bytes = section.node(base).info.size_bytes;
+    for place in between {
+        let node = section.node(*place);
+        if node.edges.iter().any(|edge| edge.role.is_same_view()) {
+            // A filter's status is its child's, if it alters nothing.
+            if !node.driver.is_transparent() {
+                return Ok(false);
+            }
+            continue;
+        }
+        // Behind its end it hides the base.
+        let end = node.info.size_bytes;
+        if range.end > end {
+            if end.max(range.start) < base_bytes {
+                return Ok(false);
+            }
+            range.end = end;
+        }
+        // Behind the base's end both show zeros.
+        let is_bare = |extent: &Extent| match extent.kind {
+            ExtentKind::Unallocated => true,
+            ExtentKind::Hole => extent.offset >= base_bytes,
+            _ => false,
+        };
+        if !range.is_empty() && !all_extents(section, *place, range.clone(), is_bare).await? {
+            return Ok(false);
+        }
     }
     Ok(true)
 }

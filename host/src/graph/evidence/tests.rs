@@ -16,12 +16,12 @@ use super::super::{
     LocalDrive, LocalGraph, NodeDecl, PermissionSet, Role, Transaction,
 };
 use super::{CopyHow, Outcomes, OwnAccord};
-use crate::bitmap::{BitmapName, Change, Granularity};
+use crate::bitmap::{BitmapName, Change, Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{CopyOnReadNode, PassNode};
 use crate::graph::testing::{JobNode, turn};
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
-use crate::limits::{WATCHES_MAX, WATCHES_OF_NODE_MAX, ZERO_PROVEN_MAX_BYTES};
+use crate::limits::{COPY_TRIES, WATCHES_MAX, WATCHES_OF_NODE_MAX, ZERO_PROVEN_MAX_BYTES};
 use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
 
 const SIZE: u64 = 64 << 10;
@@ -167,8 +167,16 @@ struct Control {
     holds_status: AtomicBool,
     /// So many writes reach the child, then fail.
     fail_writes: AtomicU32,
+    /// So many writes fail before they reach the child.
+    lose_writes: AtomicU32,
     /// Writes that have come.
     writes: AtomicU32,
+}
+
+/// Whether one more of them is to fail.
+fn takes_one(left: &AtomicU32) -> bool {
+    let less = |left: u32| left.checked_sub(1);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
 }
 
 /// A filter that holds or fails writes.
@@ -199,12 +207,12 @@ impl Node for Turnstile {
             while self.0.holds_writes.load(Ordering::Relaxed) {
                 turn().await;
             }
-            cx.child(0)?.write(offset, buf, flags).await?;
-            let fail = |left: u32| left.checked_sub(1);
-            match self.0.fail_writes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fail) {
-                Ok(_) => Err(Error::new(ErrorKind::Io, "the test wants it so")),
-                Err(_) => Ok(()),
+            let failure = || Err(Error::new(ErrorKind::Io, "the test wants it so"));
+            if takes_one(&self.0.lose_writes) {
+                return failure();
             }
+            cx.child(0)?.write(offset, buf, flags).await?;
+            if takes_one(&self.0.fail_writes) { failure() } else { Ok(()) }
         })
     }
 
@@ -429,6 +437,106 @@ fn a_proven_write_that_fails_marks_what_it_exempted() {
         let stale = own.write_proven(1, &before).await.expect_err("overlapping watches are stale");
         assert_eq!(stale.kind(), ErrorKind::Stale);
         assert_eq!(stage.outcomes("commit").voided, 1);
+    });
+}
+
+/// A driver that fills what it writes from its second child, as an overlay does a block of which it has nothing.
+struct Fills;
+
+impl Node for Fills {
+    fn driver(&self) -> &'static str {
+        "fills"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        NodeInfo::of_filter(children)
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        PassNode.read(cx, offset, buf)
+    }
+
+    fn write<'a>(&'a self, cx: Cx<'a>, at: u64, buf: Buf, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            cx.child(1)?.read(at, BufMut::new(buf.len())).await?;
+            cx.child(0)?.write(at, buf, flags).await
+        })
+    }
+
+    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        PassNode.zero(cx, at, len, flags)
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.discard(cx, at, len)
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        PassNode.flush(cx)
+    }
+
+    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
+        PassNode.block_status(cx, at, len)
+    }
+}
+
+/// A copy to a node that reads, on the way, through a copy-on-read within what is copied: that has a proven write
+/// made to what the copy has read. If it fails, what was read may have changed: the granule is not done.
+#[test]
+fn a_copy_that_spoils_what_it_has_read_is_made_again_or_is_stale() {
+    for (lost, copied) in [(0, true), (1, true), (COPY_TRIES - 1, true), (COPY_TRIES, false)] {
+        let control = Arc::new(Control::default());
+        let turnstile = Turnstile(Arc::clone(&control));
+        let filled_from =
+            ChildDecl { name: "fill".into(), role: Role::Source, ..ChildDecl::filtered("cor") };
+        let scene = Scene::default()
+            .base("base")
+            .overlay("disk", "base")
+            .node("turnstile", turnstile, vec![ChildDecl::filtered("disk")])
+            .node("cor", CopyOnReadNode::default(), vec![CopyOnReadNode::child("turnstile")])
+            .base("bytes")
+            .node("target", Fills, vec![ChildDecl::filtered("bytes"), filled_from])
+            .actor("keep", "turnstile", "target", None);
+        scene.run(move |stage| async move {
+            let todo = Granularity::from_bytes(BLOCK).and_then(|it| Granules::new(SIZE, it));
+            let todo = Arc::new(todo.expect("a set"));
+            todo.mark(0, BLOCK);
+            control.lose_writes.store(lost, Ordering::Relaxed);
+            let ground = stage.own("keep").on_behalf().await.expect("an open gate");
+            let copy = ground.copy_set(0, 1, at(0), CHANGED, Arc::clone(&todo)).await;
+            assert_eq!(copy.is_ok(), copied, "{lost} lost: {copy:?}");
+            assert_eq!(todo.next_dirty(0).is_none(), copied, "{lost} lost");
+            if let Err(error) = copy {
+                assert_eq!(error.kind(), ErrorKind::Stale);
+            }
+            assert_eq!(stage.outcomes("cor").voided, u64::from(lost));
+        });
+    }
+}
+
+/// Of any view in which little pieces are allocated, no more is listed than is asked for.
+#[test]
+fn block_status_above_a_node_stops_at_so_many_extents() {
+    chain().drive("vda", "top").run(|stage| async move {
+        for block in [1, 3, 4, 8] {
+            stage.write("vda", block, 1).await.expect("a write");
+        }
+        let mut all = Vec::new();
+        for most in [1, 3, 64] {
+            let (mut at, mut found) = (0, Vec::new());
+            while at < SIZE {
+                let ground = stage.own("commit").on_behalf().await.expect("an open gate");
+                let some = ground.block_status(0, Some(1), at..SIZE, most).await.expect("a status");
+                assert!((1..=most).contains(&some.len()), "{} of {most}", some.len());
+                assert_eq!(some[0].offset, at);
+                at = some.last().map_or(SIZE, |last| last.offset + last.len);
+                found.extend(some.into_iter().map(|extent| (extent.offset, extent.kind)));
+            }
+            all.push(found);
+        }
+        let offsets: Vec<u64> = all[2].iter().map(|(offset, _)| offset / BLOCK).collect();
+        assert_eq!(offsets, [0, 1, 2, 3, 5, 8, 9]);
+        assert!(all.iter().all(|found| *found == all[2]), "{all:?}");
     });
 }
 

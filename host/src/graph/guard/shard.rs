@@ -62,7 +62,6 @@ pub(crate) enum Stale {
     /// Sets the flag. Only who holds the guard of the watched place may rely on a flag that is not set.
     Flag(Arc<AtomicBool>),
     /// Marks the granules touched. Cleared only in [`Guards::settle`](super::Guards::settle).
-    #[allow(dead_code, reason = "what a mirror has left to copy: jobs watch by it")]
     Set(Arc<Granules>),
 }
 
@@ -131,6 +130,18 @@ impl Shard {
             if sources.touch(range, &watch.place) {
                 watch.stale.touched(&watch.place, sources, range);
             }
+        }
+    }
+
+    /// Stales what has been read of these sources: not what is tracked of them.
+    pub(super) fn forget_read(&mut self, sources: &SourceSet) {
+        let all = 0..u64::MAX;
+        for guard in &mut self.guards {
+            guard.spoiled |= guard.granted && sources.touch(&all, &guard.place);
+        }
+        let flags = self.watches.iter().filter(|watch| matches!(watch.stale, Stale::Flag(_)));
+        for watch in flags.filter(|watch| sources.touch(&all, &watch.place)) {
+            watch.stale.touched(&watch.place, sources, &all);
         }
     }
 

@@ -396,6 +396,14 @@ impl Guards {
         }
     }
 
+    /// Nodes that these show have been altered, and show the same: what has been read is not to be relied on, what
+    /// is tracked stays as it is.
+    pub(crate) fn forget_read(&self, sources: &SourceSet) {
+        for index in 0..self.shards.len() {
+            self.shard(index).forget_read(sources);
+        }
+    }
+
     fn wake(&self, concerns: impl Fn(&Wanted) -> bool) {
         let wakers = self.queue().take_wakers(concerns);
         wakers.into_iter().for_each(Waker::wake);

@@ -72,6 +72,27 @@ fn showing(graph: &Graph, top: NodeId) -> Vec<NodeId> {
     std::iter::successors(Some(top), below).collect()
 }
 
+/// Whether an overlay shows the same on a node below its backing: what lies between has nothing there.
+fn is_passed(graph: &Graph, overlay: &Memory, base: NodeId) -> bool {
+    let (mut between, mut below) = (Vec::new(), overlay.backing());
+    while below != Some(base) {
+        below = match below.and_then(|node| graph.node(node)) {
+            Some(Node::Filter { child }) => Some(*child),
+            Some(Node::Memory(memory)) => {
+                between.push(memory);
+                memory.backing()
+            }
+            _ => return false,
+        };
+    }
+    let end = graph.len(base);
+    let passes = |at: usize| {
+        let stop = between.iter().find(|memory| at >= memory.len() || memory.is_allocated(at));
+        stop.is_none_or(|memory| at >= memory.len() && at >= end)
+    };
+    (0..overlay.len()).filter(|at| !overlay.is_allocated(*at)).all(passes)
+}
+
 impl Plan {
     /// The words that say what kind of change it is, without names.
     pub(super) fn kind(&self) -> String {
@@ -94,7 +115,7 @@ impl Run {
         let View::Node(node) = user else { return SameView::Unknown };
         let Some(Node::Memory(overlay)) = graph.node(node) else { return SameView::Unknown };
         let mut bare = (0..overlay.len()).filter(|at| !overlay.is_allocated(*at)).peekable();
-        if bare.peek().is_none() {
+        if bare.peek().is_none() || to.is_some_and(|to| is_passed(graph, overlay, to)) {
             return SameView::Plain;
         }
         let bytes = graph.bytes(user);

@@ -9,7 +9,7 @@
 //! Graph changes (`changes`) are done with requests open (`load`): a write in a filter, with its disk, or
 //! at the guard of a copy that is with its disk; another one comes while the change waits. Whether the
 //! core is to know that nobody sees a change, the model decides by what it shows: a way down from both
-//! nodes to one, through filters and empty overlays; an overlay that has all its bytes. Where it depends
+//! nodes to one, through filters and empty overlays; an overlay that has all its bytes, or the same below. Where it depends
 //! on what block status says of zeros, the core may choose, and the bytes must be equal if it marks
 //! nothing. Of permissions the model knows nothing: a change may be refused for them.
 //!

@@ -185,6 +185,9 @@ async fn run(simulation: Simulation, mut random: Random) -> Result<(), String> {
     let point = before..books.tick();
     while backup.bytes("todo") > 0 {
         sleep_until(turn_now() + Duration::from_micros(50)).await;
+        if random.one_in(8) {
+            backup.reload().await?;
+        }
     }
     books.all_guests_ended().await;
     let copy = LocalDrive::open(&local, "copy").expect("a drive");

@@ -69,8 +69,15 @@ impl Backup {
         self.0.own_bitmap_bytes(bitmap)
     }
 
+    /// Puts the same plugin in its place, under way.
+    pub(super) async fn reload(&self) -> std::result::Result<(), String> {
+        let module = module("backup").map_err(|error| error.to_string())?;
+        let reloaded = self.0.instance().reload(&module, None).await;
+        reloaded.map_err(|error| error.to_string())
+    }
+
     pub(super) fn failure(&self) -> Option<String> {
-        self.0.instance().failure().map(str::to_owned)
+        self.0.instance().failure()
     }
 }
 

@@ -10,7 +10,7 @@ use super::event::Event;
 use crate::bitmap::Bitmap;
 use crate::graph::{BitmapDecl, DriveDecl, NodeDecl};
 use crate::limits::DRAIN_TIME;
-use crate::node::BitmapContent;
+use crate::node::{BackingName, BitmapContent};
 
 /// Somebody who uses a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +115,13 @@ pub enum Action {
         /// The drive.
         drive: String,
     },
+    /// Lets a drive's users change what it shows, or no more.
+    SetWritable {
+        /// The drive.
+        drive: String,
+        /// Whether they may.
+        writable: bool,
+    },
     /// Points an edge to another child, or ends it: cuts a chain.
     SetChild {
         /// The parent.
@@ -137,6 +144,19 @@ pub enum Action {
         node: String,
         /// Bytes of its view.
         range: Range<u64>,
+    },
+    /// Has what a node copies to show what it copies from, at this instant: what is left is copied.
+    CatchUp {
+        /// The node, which tracks where the two differ.
+        node: String,
+    },
+    /// Has a node's image name the backing on which it is opened the next time, durably. What the node shows is
+    /// the other actions' business.
+    NameBacking {
+        /// The node.
+        node: String,
+        /// `None` for no backing.
+        name: Option<BackingName>,
     },
     /// Adds a bitmap, clean.
     AddBitmap(BitmapDecl),
@@ -177,6 +197,10 @@ impl fmt::Display for Action {
             Self::SetRoot { drive, node } => write!(f, "set root of drive `{drive}` to `{node}`"),
             Self::InsertMedium { drive, node } => write!(f, "insert `{node}` into drive `{drive}`"),
             Self::EjectMedium { drive } => write!(f, "eject drive `{drive}`"),
+            Self::SetWritable { drive, writable } => {
+                let to = if *writable { "writable" } else { "read-only" };
+                write!(f, "make drive `{drive}` {to}")
+            }
             Self::SetChild { node, edge, child: Some(child) } => {
                 write!(f, "set edge `{edge}` of `{node}` to `{child}`")
             }
@@ -187,6 +211,11 @@ impl fmt::Display for Action {
             Self::Deallocate { node, range } => {
                 write!(f, "deallocate {}..{} of `{node}`", range.start, range.end)
             }
+            Self::CatchUp { node } => write!(f, "let `{node}` catch up"),
+            Self::NameBacking { node, name: Some(name) } => {
+                write!(f, "name `{}` as the backing of `{node}`", name.name)
+            }
+            Self::NameBacking { node, name: None } => write!(f, "name no backing of `{node}`"),
             Self::AddBitmap(decl) => write!(f, "add bitmap `{}` of {}", decl.name, decl.scope),
             Self::Bitmap { bitmap, action } => action.describe(bitmap, f),
             Self::Checkpoint { bitmaps } => write!(f, "checkpoint of {}", list(bitmaps)),
@@ -239,11 +268,14 @@ pub struct Transaction {
     pub(super) within: Duration,
     /// What nodes of the graph that is to be store before anybody uses them.
     pub(super) entries: Vec<(String, BitmapContent)>,
+    /// The jobs whose nodes it takes out.
+    pub(super) ended_jobs: Vec<String>,
 }
 
 impl Default for Transaction {
     fn default() -> Self {
-        Self { actions: Vec::new(), within: DRAIN_TIME, entries: Vec::new() }
+        let (actions, entries, ended_jobs) = (Vec::new(), Vec::new(), Vec::new());
+        Self { actions, within: DRAIN_TIME, entries, ended_jobs }
     }
 }
 
@@ -276,6 +308,12 @@ impl Transaction {
     /// transaction fails.
     pub(crate) fn with_entry(mut self, node: String, content: BitmapContent) -> Self {
         self.entries.push((node, content));
+        self
+    }
+
+    /// It ends a job, and may take its node out.
+    pub(crate) fn ending_job(mut self, job: &str) -> Self {
+        self.ended_jobs.push(job.to_owned());
         self
     }
 

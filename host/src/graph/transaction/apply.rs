@@ -30,7 +30,7 @@ use crate::graph::evidence::SameView;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::{Graph, ScopedBitmap};
 use crate::io::{LocalFuture, Time, current, spawn_boxed, turn_now, until};
-use crate::node::BitmapContent;
+use crate::node::{BackingName, BitmapContent};
 
 impl GraphCell {
     /// Applies a transaction, on a worker. Once begun it runs to its end, also if its future is dropped.
@@ -68,6 +68,8 @@ async fn apply(cell: Arc<GraphCell>, transaction: Transaction) -> Result<Applied
 struct Plan {
     after: Rc<Snapshot>,
     claims: Vec<Claim>,
+    /// Something leads elsewhere of which nobody wants to know.
+    has_silent: bool,
     steps: Vec<Step>,
     /// Contents that bitmaps get when it is published.
     prepared: Prepared,
@@ -91,17 +93,25 @@ struct Plan {
     actions: Vec<String>,
     /// What nodes store before they are used.
     entries: Vec<(String, BitmapContent)>,
+    /// Which backings images are to name.
+    backing_names: Vec<(String, Option<BackingName>)>,
     /// What has happened by the end.
     events: Vec<Event>,
 }
 
 impl Plan {
-    fn of(cell: &GraphCell, before: &Graph, actions: Vec<(Action, Unproven)>) -> Result<Self> {
+    fn of(
+        cell: &GraphCell,
+        before: &Graph,
+        actions: Vec<(Action, Unproven)>,
+        ended_jobs: Vec<String>,
+    ) -> Result<Self> {
         let (mut draft, mut prepared) = (Draft::of(before), Prepared::default());
         let is_undrained = actions.iter().any(|(action, _)| is_undrained(action));
+        draft.ended_jobs = ended_jobs;
         draft.act_all(actions)?;
         let mut after = draft.assemble(Some(before), &mut prepared)?;
-        let claims = claims(&draft, before, &after)
+        let (claims, has_silent) = claims(&draft, before, &after)
             .map_err(|(by, error)| at_action(&draft.actions, by.action, &error))?;
         let steps = work::steps(&draft, before, &after)?;
         let changes = bitmaps::size_changes(&draft, before, &after);
@@ -124,6 +134,7 @@ impl Plan {
         Ok(Self {
             after: Rc::new(Snapshot::new(Arc::new(after))),
             claims,
+            has_silent,
             steps,
             prepared,
             changes,
@@ -136,11 +147,13 @@ impl Plan {
             early: None,
             actions: draft.actions,
             entries: Vec::new(),
+            backing_names: draft.backing_names,
             events,
         })
     }
 
-    /// Makes the changes, but for the snapshot, with everything still that they touch.
+    /// Makes the changes, but for the snapshot, with everything still that they touch. Whether all that leads
+    /// elsewhere is shown to be the same.
     ///
     /// # Errors
     /// Nothing has changed then, but that bitmaps are marked where a driver has failed or is late. For the
@@ -150,7 +163,7 @@ impl Plan {
         section: &Drained<'_>,
         (within, deadline): (Duration, Time),
         parting: &mut Parting<'_, '_>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let Self { claims, steps, prepared, changes, shapes, gone, actions, events, .. } = self;
         let (before, after) = (section.graph(Side::Before), section.graph(Side::After));
         let verified = match self.early.take() {
@@ -163,6 +176,7 @@ impl Plan {
         };
         let unproven = verified.unwrap_or_else(late)?;
         changes.extend(unproven.changes);
+        let are_same = changes.is_empty() && unproven.claims.is_empty() && !self.has_silent;
         let flushed = until(deadline, durable::flush_left(section)).await;
         flushed.unwrap_or_else(|| {
             let message = "what was written was not made durable in time: nothing was changed";
@@ -170,6 +184,9 @@ impl Plan {
         })?;
         for (node, content) in self.entries.drain(..) {
             section.create_stored(&node, content, within).await?;
+        }
+        for (node, name) in self.backing_names.drain(..) {
+            section.name_backing(&node, name, within).await?;
         }
         if !steps.is_empty() {
             // The graph that is keeps its bitmaps if the work fails.
@@ -190,7 +207,7 @@ impl Plan {
         bitmaps::mark_of_gone_views(prepared, &self.of_gone_views, self.last_shape);
         section.marks().add_to(prepared);
         std::mem::take(prepared).commit();
-        Ok(())
+        Ok(are_same)
     }
 }
 
@@ -212,7 +229,7 @@ async fn work_within(
     let done = until(turn_now() + within, working.as_mut()).await;
     let tell = |marked: Vec<Event>, driver_has: &str| {
         // Not all that was read may still be shown.
-        end_watches(before, shapes.to_vec());
+        end_watches(before, shapes.to_vec(), false);
         let marked = marked.into_iter().map(|event| event.and_its_driver(driver_has));
         cell.events.publish(before.generation, &marked.collect::<Vec<Event>>());
     };
@@ -240,7 +257,7 @@ async fn work_within(
     if working.await.is_ok() {
         work::take_back(section, steps).await;
     }
-    end_watches(before, shapes.to_vec());
+    end_watches(before, shapes.to_vec(), false);
     drop(waiting);
     cell.events.publish(cell.load().generation, &[Event::DriverAnswered { node: name, drives }]);
     Err(error)
@@ -300,10 +317,10 @@ fn clock() -> Time {
 
 /// Changes a copy of the graph, checks it, and puts it in the graph's place.
 async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) -> Result<Applied> {
-    let Transaction { actions, within, entries } = transaction;
+    let Transaction { actions, within, entries, ended_jobs } = transaction;
     let writer = Some(cell.writer.lock().await);
     let before = Rc::new(Snapshot::new(cell.load()));
-    let mut plan = Plan::of(cell, &before, actions)?;
+    let mut plan = Plan::of(cell, &before, actions, ended_jobs)?;
     plan.entries = entries;
     plan.after.start_drivers(Some(&before))?;
     let after = Rc::clone(&plan.after);
@@ -319,14 +336,17 @@ async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) 
     let still = Still::of(&before, std::mem::take(&mut plan.origins), moving, within).await?;
     let drained = clock();
     let mut parting = Parting { cell, answer, writer, still: &still };
-    plan.make(&Drained::new(&before, &after, &still), (within, deadline), &mut parting).await?;
+    let section = Drained::new(&before, &after, &still);
+    let are_same = plan.make(&section, (within, deadline), &mut parting).await?;
+    drop(section);
     // Nobody else writes before this one is published.
     let Parting { writer: _writer, .. } = parting;
     let Plan { shapes, mut events, added, .. } = plan;
-    end_watches(&before, shapes);
+    end_watches(&before, shapes, are_same);
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());
+    after.tell_sizes(&before);
     drop(still);
     let opened = clock();
     if !drives.is_empty() {
@@ -380,6 +400,12 @@ async fn verify(
             let error = Error::new(ErrorKind::NotPermitted, message).at_node(&node.name);
             return Err(at_action(actions, by.action, &error));
         }
+        work::check_keepers(
+            section.graph(Side::After),
+            step.node,
+            "a deallocation would alter what it has not copied yet",
+        )
+        .map_err(|error| at_action(actions, by.action, &error))?;
         let position = position(by.action);
         marking.changes.push(Change { node: node.generation, range: range.clone(), position, why });
     }

@@ -11,7 +11,7 @@ use super::apply::after_all;
 use super::check::{check_drivers, check_permissions, check_proven, resolve_permissions};
 use super::draft::{Draft, DraftEdge, DraftNode, invalid, not_found};
 use crate::bitmap::Prepared;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::graph::acting;
 use crate::graph::affected::Marks;
 use crate::graph::class::{Class, Cut, Edges, Views};
@@ -20,6 +20,7 @@ use crate::graph::guard::Guards;
 use crate::graph::order;
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
+use crate::graph::stake;
 use crate::limits::{FILL_MAX_BYTES, GRAPH_DEPTH_MAX, WORKERS_MAX};
 use crate::node::NodeInfo;
 
@@ -75,6 +76,7 @@ impl Draft {
         resolve_permissions(&mut graph);
         check_permissions(&graph)?;
         check_proven(&graph)?;
+        stake::check(&graph)?;
         Ok(graph)
     }
 
@@ -279,6 +281,11 @@ fn assign_classes(nodes: &mut [GraphNode]) -> Result<Views> {
         node.edges.iter().map(|edge| (edge.role, edge.child)).collect()
     };
     let edges: Vec<_> = nodes.iter().map(edges).collect();
+    let of_view = |node: &&GraphNode| node.edges.iter().any(|edge| edge.role.is_view());
+    if let Some(node) = nodes.iter().filter(|node| node.driver.is_opaque()).find(of_view) {
+        let message = "it shows bytes of its own: its child is a `storage` edge";
+        return Err(Error::new(ErrorKind::Invalid, message).at_node(&node.name));
+    }
     let views = Views::of(&edges).map_err(|(at, error)| error.at_node(&nodes[at].name))?;
     for (at, node) in nodes.iter_mut().enumerate() {
         node.class = views.class(at);

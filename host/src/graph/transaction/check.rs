@@ -8,7 +8,7 @@ use super::draft::{DraftNode, invalid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::class::{Cut, Reached};
 use crate::graph::permission::{PermissionSet, Role, Users};
-use crate::graph::snapshot::{Edge, Graph};
+use crate::graph::snapshot::{Edge, Graph, GraphNode};
 use crate::node::Upkeep;
 
 /// Refuses a driver that is two nodes: they would share bytes that the graph takes for two views, and a
@@ -37,9 +37,13 @@ pub(super) fn resolve_permissions(graph: &mut Graph) {
         users[root.child] = users[root.child].with(user);
     }
     for at in (0..graph.nodes.len()).rev() {
-        let upkeep = graph.nodes[at].driver.upkeep();
-        for edge in &mut graph.nodes[at].edges {
-            let passed = edge.role.pass(users[at]);
+        let driver = Arc::clone(&graph.nodes[at].driver);
+        let upkeep = driver.upkeep();
+        for (place, edge) in graph.nodes[at].edges.iter_mut().enumerate() {
+            let passed = match (edge.role.pass(users[at]), driver.is_exclusive(place)) {
+                (passed, false) => passed,
+                (passed, true) => passed.exclusive(),
+            };
             let own = match (edge.role, upkeep) {
                 (Role::Storage, Upkeep::Reads) => PermissionSet::CONSISTENT_READ,
                 (Role::Storage, Upkeep::Writes) => PermissionSet::READ_WRITE,
@@ -59,9 +63,9 @@ fn users(graph: &Graph) -> Vec<Vec<(String, &Edge)>> {
             users[root.child].push((format!("drive `{}`", drive.id), root));
         }
     }
-    for node in &graph.nodes {
+    for (at, node) in graph.nodes.iter().enumerate() {
         for edge in &node.edges {
-            users[edge.child].push((format!("node `{}`", node.name), edge));
+            users[edge.child].push((graph.title(at), edge));
         }
     }
     users
@@ -99,17 +103,51 @@ pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
     Ok(())
 }
 
-/// Writes that are proven for a view conflict with the drives of the views that they alter.
+/// Writes that are proven for a view conflict with the drives of the views that they alter, and with nodes that
+/// keep what is altered behind their backs; those of a job, which are many, with all that stands beside that view.
 ///
 /// # Errors
-/// `EBUSY`, with edge and drive.
+/// `EBUSY`, with edge and drive, or both edges, or job and node.
 pub(super) fn check_proven(graph: &Graph) -> Result<()> {
     for node in &graph.nodes {
+        let job = node.driver.job();
         for edge in node.edges.iter().filter(|edge| edge.grants.contains(PermissionSet::WRITE)) {
             let Some(view) = edge.proven_for.map(|from| &node.edges[from]) else { continue };
             let class = Some(graph.nodes[view.child].class);
             let target = graph.nodes[edge.child].class;
             let Reached { ranged, whole } = graph.views.reached(target, Cut { class, edge: None });
+            for (keeper, kept) in exclusive_edges(graph) {
+                let shown = graph.nodes[kept.child].class;
+                let is_altered = ranged.contains(&shown) || whole.contains(&shown);
+                if is_altered && !passes(graph, edge.child, keeper) {
+                    let message = format!(
+                        "what it writes by its edge `{}` is proven for its edge `{}`, and alters what node \
+                         `{}` (edge `{}`) keeps, past that node: let it write through that node, or remove \
+                         one of them",
+                        edge.name, view.name, graph.nodes[keeper].name, kept.name
+                    );
+                    return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
+                }
+            }
+            if let Some(job) = job {
+                if job.alters_others {
+                    continue;
+                }
+                let view = graph.nodes[view.child].class;
+                let is_beside = |other: &&GraphNode| {
+                    let is_reached = ranged.contains(&other.class) || whole.contains(&other.class);
+                    is_reached && !graph.views.is_at_or_above(view, other.class)
+                };
+                if let Some(other) = graph.nodes.iter().find(is_beside) {
+                    let message = format!(
+                        "what job `{}` writes to it alters what node `{}` shows, which stands on it, \
+                         too: remove that, or force the job, which marks it",
+                        job.id, other.name
+                    );
+                    let target = &graph.nodes[edge.child].name;
+                    return Err(Error::new(ErrorKind::InUse, message).at_node(target));
+                }
+            }
             for drive in &graph.drives {
                 let Some(root) = &drive.root else { continue };
                 let shown = graph.nodes[root.child].class;
@@ -126,4 +164,26 @@ pub(super) fn check_proven(graph: &Graph) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The edges to what nobody may change past their nodes, with those nodes.
+fn exclusive_edges(graph: &Graph) -> impl Iterator<Item = (usize, &Edge)> {
+    graph.nodes.iter().enumerate().flat_map(|(at, node)| {
+        let edges = node.edges.iter().enumerate();
+        edges.filter_map(move |(place, edge)| node.driver.is_exclusive(place).then_some((at, edge)))
+    })
+}
+
+/// Whether changes that enter at a node are passed on by another one.
+fn passes(graph: &Graph, from: usize, by: usize) -> bool {
+    let mut at = from;
+    loop {
+        if at == by {
+            return true;
+        }
+        match graph.nodes[at].edges.iter().find(|edge| edge.role.forwards_changes()) {
+            Some(edge) => at = edge.child,
+            None => return false,
+        }
+    }
 }

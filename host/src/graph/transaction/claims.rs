@@ -5,7 +5,9 @@
 //! without bytes of its own), one comes down to the same node. That node's own edges may be altered, too:
 //! then they are another claim, whose marks reach everything above it. So claims about one edge at a time
 //! are enough for any combination of actions. An overlay's backing may be altered or cut without that,
-//! if the overlay shows nothing of it.
+//! if the overlay shows nothing of it, or nothing that the new one does not show, too.
+
+use std::sync::Arc;
 
 use super::action::Unproven;
 use super::bitmap_steps::position;
@@ -14,7 +16,7 @@ use super::draft::{By, Draft, Place as EdgePlace};
 use super::drain::{Drained, Place, Side};
 use super::touched::{Known, same_drive};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::evidence::SameView;
+use crate::graph::evidence::{SameView, Tracker};
 use crate::graph::generation::NodeGeneration;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::permission::Role;
@@ -38,9 +40,17 @@ enum Proof {
     Meet { before: Vec<Place>, after: Vec<Place> },
     /// An overlay of the graph that is shows nothing of its backing.
     Own { overlay: usize, is_cut: bool },
+    /// What an overlay of the graph that is shows of its backing is not the backing's own, nor anybody's down
+    /// to `base`.
+    Passed { overlay: usize, base: usize },
+    /// From both places down to what somebody copies from, and to what that is copied to.
+    Tracked { before: Vec<Place>, tracker: Arc<Tracker>, after: Vec<Place> },
+    /// All that was to be copied has been.
+    CaughtUp(Arc<Tracker>),
 }
 
-/// Everything that two snapshots' difference claims and that somebody minds.
+/// Everything that two snapshots' difference claims and that somebody minds; and whether there is more that nobody
+/// does.
 ///
 /// # Errors
 /// `EPERM` for what is to be refused unless proven, and has nothing that could prove it.
@@ -48,17 +58,20 @@ pub(super) fn claims(
     draft: &Draft,
     before: &Graph,
     after: &Graph,
-) -> Result<Vec<Claim>, (By, Error)> {
+) -> Result<(Vec<Claim>, bool), (By, Error)> {
     let compare = Comparison { draft, before, after };
     let mut claims = compare.roots();
     claims.extend(compare.edges());
     claims.extend(compare.moved_bitmaps());
+    claims.extend(compare.catching_up());
+    let all = claims.len();
     claims.retain(|claim| claim.by.unproven == Unproven::Refuse || !claim.marks.is_empty());
+    let has_silent = claims.len() < all;
     let cannot_be =
         |claim: &&Claim| claim.proofs.is_empty() && claim.by.unproven == Unproven::Refuse;
     match claims.iter().find(cannot_be) {
         Some(claim) => Err((claim.by, claim.refused())),
-        None => Ok(claims),
+        None => Ok((claims, has_silent)),
     }
 }
 
@@ -114,6 +127,7 @@ impl Comparison<'_> {
                     Some(edge) => {
                         let mut proofs = self.meet(was.child, edge.child);
                         if was.role == Role::Backing {
+                            proofs.extend(self.passed(at, was.child, edge.child));
                             proofs.push(Proof::Own { overlay: at, is_cut: false });
                         }
                         altered(&was.name, self.instead(&what, was.child, edge.child), proofs);
@@ -137,6 +151,21 @@ impl Comparison<'_> {
         claims
     }
 
+    fn catching_up(&self) -> Vec<Claim> {
+        let claim = |(tracker, by): &(Arc<Tracker>, By)| {
+            let proof = |(source, target): (usize, usize)| {
+                let name = |node: usize| &self.before.nodes[node].name;
+                let what =
+                    format!("node `{}` is to show what `{}` does", name(target), name(source));
+                (what, vec![Proof::CaughtUp(Arc::clone(tracker))])
+            };
+            let nothing = || ("what a job tracks has gone".to_owned(), Vec::new());
+            let (what, proofs) = tracker.pair(self.before).map_or_else(nothing, proof);
+            Claim { what, by: *by, position: position(by.action), marks: Vec::new(), proofs }
+        };
+        self.draft.catching_up.iter().map(claim).collect()
+    }
+
     fn moved_bitmaps(&self) -> Vec<Claim> {
         let mut claims = Vec::new();
         let all = self.draft.bitmaps.iter().chain(&self.draft.removed);
@@ -149,6 +178,14 @@ impl Comparison<'_> {
             claims.push(Claim { what, by: *by, position, marks: vec![at], proofs });
         }
         claims
+    }
+
+    /// The proof that an overlay shows the same on a node on which its backing stands, if it does.
+    fn passed(&self, overlay: usize, was: usize, now: usize) -> Option<Proof> {
+        let generation = self.after.nodes[now].generation;
+        let base = self.before.nodes.iter().position(|node| node.generation == generation)?;
+        let asks = !self.draft.resizes() && self.before.stands_on(was, base);
+        asks.then_some(Proof::Passed { overlay, base })
     }
 
     fn is_same(&self, before: &Edge, after: &Edge) -> bool {
@@ -164,22 +201,50 @@ impl Comparison<'_> {
     fn meet(&self, was: usize, now: usize) -> Vec<Proof> {
         let mut before = ways_down(self.before, Side::Before, was);
         let mut after = ways_down(self.after, Side::After, now);
+        let tracked = self.tracked(&before, &after);
         let who = |graph: &Graph, place: &Place| graph.nodes[place.node].generation;
         let meeting = after.iter().enumerate().find_map(|(steps, place)| {
             let node = who(self.after, place);
             let other = before.iter().position(|place| who(self.before, place) == node);
             other.map(|other| (other, steps))
         });
-        let Some((before_steps, after_steps)) = meeting else { return Vec::new() };
+        let Some((before_steps, after_steps)) = meeting else { return tracked };
         before.truncate(before_steps + 1);
         after.truncate(after_steps + 1);
         // Where a size is about to change, block status cannot be asked for yet.
         let asks = |place: &Place| has_backing(&self.after.nodes[place.node]);
         if self.draft.resizes() && after[..after_steps].iter().any(asks) {
-            return Vec::new();
+            return tracked;
         }
-        vec![Proof::Meet { before, after }]
+        [Proof::Meet { before, after }].into_iter().chain(tracked).collect()
     }
+
+    /// The proofs by somebody who copies what is shown to what is to be shown.
+    fn tracked(&self, before: &[Place], after: &[Place]) -> Vec<Proof> {
+        let trackers = self.before.nodes.iter().filter_map(|node| node.driver.tracker());
+        let proof = |tracker: Arc<Tracker>| {
+            let (source, target) = tracker.pair(self.before)?;
+            let (before, after) = (
+                way_to(self.before, before, self.before.nodes[source].generation)?,
+                way_to(self.after, after, self.before.nodes[target].generation)?,
+            );
+            Some(Proof::Tracked { before, tracker, after })
+        };
+        if self.draft.resizes() { Vec::new() } else { trackers.filter_map(proof).collect() }
+    }
+}
+
+/// Where what a tracker compares may come from.
+fn tracked_nodes<'g>(graph: &'g Graph, tracker: &Tracker) -> Vec<&'g GraphNode> {
+    let Some((source, target)) = tracker.pair(graph) else { return Vec::new() };
+    let below = graph.below(source).chain(graph.below(target));
+    below.map(|node| &graph.nodes[node]).collect()
+}
+
+/// A way as far as a node, if it comes there.
+fn way_to(graph: &Graph, way: &[Place], to: NodeGeneration) -> Option<Vec<Place>> {
+    let at = way.iter().position(|place| graph.nodes[place.node].generation == to)?;
+    Some(way[..=at].to_vec())
 }
 
 /// Whether what the child shows can be seen through the edge.
@@ -227,6 +292,21 @@ impl Claim {
                     let now = now.iter().map(|place| &after.nodes[place.node]);
                     nodes.extend(was.chain(now).filter(|node| has_backing(node)));
                 }
+                Proof::Tracked { before: was, tracker, after: now } => {
+                    let was = was.iter().map(|place| &before.nodes[place.node]);
+                    let now = now.iter().map(|place| &after.nodes[place.node]);
+                    nodes.extend(was.chain(now).filter(|node| has_backing(node)));
+                    nodes.extend(tracked_nodes(before, tracker));
+                }
+                Proof::CaughtUp(tracker) => nodes.extend(tracked_nodes(before, tracker)),
+                Proof::Passed { overlay, base } => {
+                    let mut at = Some(*overlay).filter(|at| at != base);
+                    while let Some(node) = at.map(|at| &before.nodes[at]) {
+                        nodes.push(node);
+                        let mut views = node.edges.iter().filter(|edge| edge.role.is_view());
+                        at = views.next().map(|edge| edge.child).filter(|at| at != base);
+                    }
+                }
                 Proof::Own { overlay, is_cut } => {
                     let mut at = Some(*overlay);
                     while let Some(node) = at.map(|at| &before.nodes[at]) {
@@ -257,17 +337,31 @@ impl Claim {
                         .zip(after)
                         .map(|(before, after)| before.into_iter().chain(after).collect())
                 }
+                Proof::Tracked { before, tracker, after } => {
+                    let before = way(section, before).await?;
+                    let after = way(section, after).await?;
+                    let copied = match before.is_some() && after.is_some() {
+                        true => SameView::tracked(section, tracker).await?,
+                        false => None,
+                    };
+                    before.zip(after).zip(copied).map(|((before, after), copied)| {
+                        before.into_iter().chain(after).chain([copied]).collect()
+                    })
+                }
+                Proof::CaughtUp(tracker) => tracker.catch_up(section).await?.map(|_| Vec::new()),
                 Proof::Own { overlay, is_cut } => {
                     let overlay = Place { side: Side::Before, node: *overlay };
                     let found = match is_cut {
                         true => SameView::zero_below(section, overlay).await?,
                         false => SameView::all_allocated(section, overlay).await?,
                     };
-                    if found.is_some() {
-                        // What only the overlay has from now on must be there after a crash.
-                        section.flush(overlay).await?;
-                    }
-                    found.map(|found| vec![found])
+                    flushed(section, overlay, found).await?
+                }
+                Proof::Passed { overlay, base } => {
+                    let place = |node: usize| Place { side: Side::Before, node };
+                    let (overlay, base) = (place(*overlay), place(*base));
+                    let found = SameView::passed(section, overlay, base).await?;
+                    flushed(section, overlay, found).await?
                 }
             };
             if evidence.is_some() {
@@ -291,6 +385,18 @@ impl Claim {
         );
         Error::new(ErrorKind::NotPermitted, message)
     }
+}
+
+/// Evidence of what only the overlay has from now on: it must be there after a crash.
+async fn flushed<'d>(
+    section: &'d Drained<'_>,
+    overlay: Place,
+    found: Option<SameView<'d>>,
+) -> Result<Option<Vec<SameView<'d>>>> {
+    if found.is_some() {
+        section.flush(overlay).await?;
+    }
+    Ok(found.map(|found| vec![found]))
 }
 
 /// That the first node of a way shows what the last one shows. Nothing needs to be shown for one node.

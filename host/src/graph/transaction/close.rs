@@ -3,6 +3,7 @@
 //! A node closes in a drained section, so that what it writes is marked in sets that the transaction then
 //! goes on with; in the order of `close_order.rs`.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,26 @@ pub(super) async fn removed(section: &Drained<'_>) -> Vec<Event> {
 }
 
 impl GraphCell {
+    /// Does something with nothing in flight of those who come to one of these nodes, and no graph change
+    /// under way.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT` when requests do not end: it was not done.
+    pub(crate) async fn while_still<T>(
+        &self,
+        is_one: impl Fn(&GraphNode) -> bool,
+        within: Duration,
+        act: impl AsyncFnOnce() -> T,
+    ) -> Result<T> {
+        let _writer = self.writer.lock().await;
+        let graph = self.load();
+        let origins = graph.origins_reaching(graph.nodes.iter().map(is_one).collect());
+        let still = Still::of(&graph, origins, HashSet::new(), within).await?;
+        let done = act().await;
+        drop(still);
+        Ok(done)
+    }
+
     /// Closes all nodes but those that requests are still on their way to after `within`. For the end of a
     /// host, once: nothing may be asked of the nodes afterwards.
     ///

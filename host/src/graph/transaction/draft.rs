@@ -14,12 +14,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::align::Serializer;
 use crate::graph::build::{ChildDecl, DriveDecl, NodeDecl};
 use crate::graph::counters::Counters;
+use crate::graph::evidence::Tracker;
 use crate::graph::generation::{DriveGeneration, Generations, NodeGeneration};
 use crate::graph::guard::Guards;
 use crate::graph::origin::Origin;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{BitmapScope, Edge, Graph};
-use crate::node::Node;
+use crate::node::{BackingName, Node};
 
 /// See the module.
 #[derive(Default)]
@@ -33,6 +34,12 @@ pub(in crate::graph) struct Draft {
     pub(super) bitmap_steps: Vec<BitmapStep>,
     /// What drivers are to do with nothing in flight, in the order of the actions.
     pub(super) works: Vec<Work>,
+    /// The jobs whose nodes may go.
+    pub(super) ended_jobs: Vec<String>,
+    /// Whose targets are to show what their sources do.
+    pub(super) catching_up: Vec<(Arc<Tracker>, By)>,
+    /// Which backings images are to name.
+    pub(super) backing_names: Vec<(String, Option<BackingName>)>,
     pub(super) altered: Vec<Altered>,
     /// Of the last action that has altered an edge or a size, among the changes of bitmaps.
     pub(super) last_shape: usize,
@@ -323,6 +330,32 @@ impl Draft {
         links
     }
 
+    /// What a job stands on is the job's own.
+    ///
+    /// # Errors
+    /// `EBUSY` for a node that stands for a job which does not end.
+    pub(super) fn check_no_job(&self, node: usize) -> Result<()> {
+        let node = &self.nodes[node];
+        match node.driver.job() {
+            Some(job) if !self.ended_jobs.contains(&job.id) => {
+                let message =
+                    format!("it stands for job `{}`: wait for its end, or cancel it", job.id);
+                Err(in_use(message).at_node(&node.name))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The edges to a node of those who follow what takes its place: a job goes on with the node that it has
+    /// been told.
+    pub(super) fn followers(&self, node: &str) -> Vec<Link> {
+        let is_follower = |link: &Link| match *link {
+            Link::Root(_) => true,
+            Link::Child(parent, _) => self.nodes[parent].driver.job().is_none(),
+        };
+        self.users(node).into_iter().filter(is_follower).collect()
+    }
+
     /// The edge of a user that must use `node`.
     pub(super) fn user(&self, user: &User, node: &str) -> Result<Link> {
         let link = match user {
@@ -352,7 +385,10 @@ impl Draft {
             Link::Root(drive) => format!("drive `{}`", self.drives[drive].id),
             Link::Child(node, edge) => {
                 let node = &self.nodes[node];
-                format!("node `{}` (edge `{}`)", node.name, node.edges[edge].name)
+                match node.driver.job() {
+                    Some(job) => format!("job `{}`", job.id),
+                    None => format!("node `{}` (edge `{}`)", node.name, node.edges[edge].name),
+                }
             }
         }
     }

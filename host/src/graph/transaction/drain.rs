@@ -19,7 +19,7 @@ use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::io::{current, turn_now, until};
 use crate::limits::CLOSE_TIME;
-use crate::node::{BitmapContent, Extent, create_stored};
+use crate::node::{BackingName, BitmapContent, Extent, create_stored};
 
 /// Closes the gates of `origins`, all at once, and waits until nothing is behind them.
 ///
@@ -160,6 +160,11 @@ impl<'s> Drained<'s> {
         Request::inside(self, Rc::clone(graph), self.worker)
     }
 
+    /// A request in the graph that is.
+    pub(in crate::graph) fn before(&self) -> Request {
+        self.request(Side::Before)
+    }
+
     /// What drivers have written in it, on the bitmaps that see it.
     pub(in crate::graph) fn marks(&self) -> &Rc<SectionMarks> {
         &self.marks
@@ -233,6 +238,31 @@ impl<'s> Drained<'s> {
             Err(Error::new(ErrorKind::TimedOut, message).at_node(name))
         };
         done.unwrap_or_else(late)
+    }
+
+    /// Has the image of a node of the graph that is to be name a backing.
+    ///
+    /// # Errors
+    /// The driver's; `ENOENT`, `ETIMEDOUT`.
+    pub(super) async fn name_backing(
+        &self,
+        name: &str,
+        backing: Option<BackingName>,
+        within: Duration,
+    ) -> Result<()> {
+        let request = self.request(Side::After);
+        let graph = request.graph();
+        let node = graph
+            .find_node(name)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node `{name}`")))?;
+        let cx = Cx { graph, request: &request, node };
+        let named = graph.nodes[node].driver.name_backing(cx, backing);
+        let late = || {
+            let message = "its image did not name another backing in time";
+            Err(Error::new(ErrorKind::TimedOut, message))
+        };
+        let done = until(turn_now() + within, named).await.unwrap_or_else(late);
+        done.map_err(|error| error.at_node(name))
     }
 
     /// Changes the size of a node of the graph that is to be.

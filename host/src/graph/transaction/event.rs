@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::graph::BitmapScope;
+use crate::job::JobEvent;
 
 /// What was decided about a bitmap, and done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +138,18 @@ pub enum Event {
         /// The error.
         why: String,
     },
+    /// An export is served.
+    ExportAdded {
+        /// Its id.
+        id: Arc<str>,
+        /// The drive that it serves.
+        drive: Arc<str>,
+    },
+    /// An export has ended, and its last client is gone.
+    ExportRemoved {
+        /// Its id.
+        id: Arc<str>,
+    },
     /// A plugin failed: its store was lost. What comes of it follows.
     PluginFault {
         /// What it is called.
@@ -145,6 +158,19 @@ pub enum Event {
         node: Arc<str>,
         /// How it failed.
         why: String,
+        /// It broke the protocol.
+        is_violation: bool,
+    },
+    /// Claims of a plugin were refused: nothing was written. Told at most once a second, with all so far.
+    PluginClaimsRefused {
+        /// What it is called.
+        plugin: Arc<str>,
+        /// The node for which it claimed.
+        node: Arc<str>,
+        /// Claims for bytes that may have changed since they were read, so far.
+        stale: u64,
+        /// Claims without a proof, so far.
+        not_proven: u64,
     },
     /// A plugin that had failed serves again, in a new store.
     PluginRestarted {
@@ -153,12 +179,32 @@ pub enum Event {
         /// The node that it serves.
         node: Arc<str>,
     },
+    /// A plugin was replaced while it ran.
+    PluginReloaded {
+        /// What it is called.
+        plugin: Arc<str>,
+        /// The node that it serves.
+        node: Arc<str>,
+        /// The version before.
+        from: Arc<str>,
+        /// The version now.
+        to: Arc<str>,
+    },
     /// A plugin has failed, and requests go to the node's child without it.
     PluginBypassed {
         /// What it is called.
         plugin: Arc<str>,
         /// The node that it served.
         node: Arc<str>,
+    },
+    /// What a plugin's view showed of a point in time is not kept any more: reading it fails.
+    PluginViewLost {
+        /// What the plugin is called.
+        plugin: Arc<str>,
+        /// The node whose view it is.
+        node: Arc<str>,
+        /// How that came.
+        why: Arc<str>,
     },
     /// A plugin has failed for good, and the node's requests fail.
     PluginFailed {
@@ -169,6 +215,8 @@ pub enum Event {
         /// It has failed more often than its budget of restarts allows.
         is_spent: bool,
     },
+    /// News of a job.
+    Job(JobEvent),
     /// Drives had to pause.
     Paused {
         /// Their ids.
@@ -184,6 +232,9 @@ impl Event {
     /// Whether somebody should look: a backup will be larger than it need be, a drive waits,
     /// an image is to be checked.
     fn is_warning(&self) -> bool {
+        if let Self::Job(event) = self {
+            return event.is_warning();
+        }
         matches!(
             self,
             Self::BitmapMarkedWhole { .. }
@@ -192,7 +243,9 @@ impl Event {
                 | Self::DriverLate { .. }
                 | Self::NodeNotClosed { .. }
                 | Self::PluginFault { .. }
+                | Self::PluginClaimsRefused { not_proven: 1.., .. }
                 | Self::PluginBypassed { .. }
+                | Self::PluginViewLost { .. }
                 | Self::PluginFailed { .. }
         )
     }
@@ -266,19 +319,44 @@ impl fmt::Display for Event {
             Self::NodeNotClosed { node, why } => {
                 write!(f, "node `{node}` was removed, and did not close: {why}")
             }
-            Self::PluginFault { plugin, node, why } => {
-                write!(f, "node `{node}`: its plugin `{plugin}` failed: {why}")
+            Self::ExportAdded { id, drive } => {
+                write!(f, "export `{id}` serves drive `{drive}`")
+            }
+            Self::ExportRemoved { id } => write!(f, "export `{id}` has ended"),
+            Self::PluginFault { plugin, node, why, is_violation } => {
+                let how = if *is_violation { " and broke the protocol" } else { "" };
+                write!(f, "node `{node}`: its plugin `{plugin}` failed{how}: {why}")
+            }
+            Self::PluginClaimsRefused { plugin, node, stale, not_proven } => {
+                write!(
+                    f,
+                    "node `{node}`: claims of its plugin `{plugin}` were refused, so far {stale} stale ones \
+                     and {not_proven} without a proof"
+                )
             }
             Self::PluginRestarted { plugin, node } => {
                 write!(f, "node `{node}`: its plugin `{plugin}` serves again")
             }
+            Self::PluginReloaded { plugin, node, from, to } => {
+                write!(
+                    f,
+                    "node `{node}`: its plugin `{plugin}` was replaced: version {from} by {to}"
+                )
+            }
             Self::PluginBypassed { plugin, node } => {
                 write!(f, "node `{node}`: requests go on without its plugin `{plugin}`")
+            }
+            Self::PluginViewLost { plugin, node, why } => {
+                write!(
+                    f,
+                    "node `{node}`: the point in time of its plugin `{plugin}` is lost: {why}"
+                )
             }
             Self::PluginFailed { plugin, node, is_spent } => {
                 write!(f, "node `{node}`: its plugin `{plugin}` is out of service")?;
                 if *is_spent { f.write_str(": it failed too often") } else { Ok(()) }
             }
+            Self::Job(event) => event.fmt(f),
             Self::Paused { drives, drain, still } => {
                 write!(f, "paused {}: {drain:?} to drain, {still:?} still", names(drives))
             }

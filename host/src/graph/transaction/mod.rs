@@ -53,7 +53,7 @@ pub use bitmap_action::{BitmapAction, BitmapRef};
 pub(in crate::graph) use bus::EventBus;
 pub use bus::{Events, Notice};
 pub(in crate::graph) use draft::Draft;
-pub(in crate::graph) use drain::{Drained, Place, close};
+pub(in crate::graph) use drain::{Drained, Place, Side, close};
 pub use event::{BitmapChange, Event};
 pub(in crate::graph) use late::LateWork;
 pub(in crate::graph) use section_marks::SectionMarks;

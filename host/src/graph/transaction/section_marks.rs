@@ -59,6 +59,24 @@ impl SectionMarks {
             (Some(node.generation) == parent).then_some((at, position))
         });
         let reached = graph.views.reached(child.class, Cut { class: None, edge: own });
+        self.mark_reached(graph, &reached, &range);
+    }
+
+    /// Marks a change of `child`, a node of the graph that is, of which is proven that it alters nothing at and above
+    /// `view`. Called before the change is issued.
+    pub(in crate::graph) fn mark_proven(
+        &self,
+        range: Range<u64>,
+        child: usize,
+        view: Option<usize>,
+    ) {
+        let graph = &self.graphs[0];
+        let class = view.map(|view| graph.nodes[view].class);
+        let reached = graph.views.reached(graph.nodes[child].class, Cut { class, edge: None });
+        self.mark_reached(graph, &reached, &range);
+    }
+
+    fn mark_reached(&self, graph: &Graph, reached: &Reached, range: &Range<u64>) {
         let Reached { ranged, whole } = reached;
         for entry in &graph.bitmaps {
             let Some(node) = entry.node.map(|node| &graph.nodes[node]) else { continue };

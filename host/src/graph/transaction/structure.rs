@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::build::NodeDecl;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::BitmapScope;
+use crate::node::BackingName;
 
 impl Draft {
     /// Applies actions in turn.
@@ -47,11 +48,18 @@ impl Draft {
             Action::SetRoot { drive, node } => self.set_root(&drive, &node),
             Action::InsertMedium { drive, node } => self.insert_medium(&drive, &node),
             Action::EjectMedium { drive } => self.eject_medium(&drive),
+            Action::SetWritable { drive, writable } => {
+                let at = self.expect_drive(&drive)?;
+                self.drives[at].writable = writable;
+                Ok(())
+            }
             Action::SetChild { node, edge, child } => {
                 self.set_child(&node, &edge, child.as_deref())
             }
             Action::Resize { node, size_bytes } => self.resize(&node, size_bytes),
             Action::Deallocate { node, range } => self.deallocate(&node, range),
+            Action::CatchUp { node } => self.catch_up(&node),
+            Action::NameBacking { node, name } => self.name_backing(node, name),
             Action::AddBitmap(decl) => self.add_bitmap(decl),
             Action::Bitmap { bitmap, action } => self.act_on_bitmap(&bitmap, action),
             Action::Checkpoint { bitmaps } => self.checkpoint(&bitmaps),
@@ -60,6 +68,7 @@ impl Draft {
 
     fn remove_node(&mut self, name: &str) -> Result<()> {
         let at = self.expect_node(name)?;
+        self.check_no_job(at)?;
         let users: Vec<String> =
             self.users(name).into_iter().map(|link| self.describe(link)).collect();
         if !users.is_empty() {
@@ -125,7 +134,7 @@ impl Draft {
     fn insert_above(&mut self, node: &str, filter: NodeDecl, which: &Which) -> Result<()> {
         self.expect_node(node)?;
         let links = match which {
-            Which::All => self.users(node),
+            Which::All => self.followers(node),
             Which::These(users) => {
                 let link = |user: &User| self.user(user, node);
                 users.iter().map(link).collect::<Result<Vec<Link>>>()?
@@ -137,6 +146,7 @@ impl Draft {
 
     fn insert_below(&mut self, node: &str, edge: &str, filter: NodeDecl) -> Result<()> {
         let at = self.expect_node(node)?;
+        self.check_no_job(at)?;
         let link = Link::Child(at, self.expect_edge(at, edge)?);
         if let Some(edge) = self.edge(link) {
             expect_edge_to(&filter, &edge.child)?;
@@ -159,13 +169,28 @@ impl Draft {
             return Err(invalid(message.into()).at_node(name));
         };
         self.check_no_work(name)?;
+        self.check_no_job(at)?;
         for link in self.users(name) {
+            self.check_untracked(link, name)?;
             self.retarget(link, &child);
         }
         self.move_bitmaps(name, &child)?;
         self.nodes.remove(at);
         self.view_goes(&BitmapScope::Node(name.into()));
         Ok(())
+    }
+
+    /// A job that tracks where two nodes differ goes on with these, and no others.
+    fn check_untracked(&self, link: Link, node: &str) -> Result<()> {
+        let Link::Child(parent, _) = link else { return Ok(()) };
+        match self.nodes[parent].driver.job().filter(|job| job.tracks.is_some()) {
+            Some(job) if !self.ended_jobs.contains(&job.id) => {
+                let message =
+                    format!("job `{}` copies it: wait for the job's end, or cancel it", job.id);
+                Err(in_use(message).at_node(node))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A node's bitmaps go to a node that is to show the same view.
@@ -205,7 +230,7 @@ impl Draft {
             Link::Root(_) => true,
             Link::Child(parent, _) => !below[parent],
         };
-        let links: Vec<Link> = self.users(node).into_iter().filter(is_above).collect();
+        let links: Vec<Link> = self.followers(node).into_iter().filter(is_above).collect();
         links.into_iter().for_each(|link| self.retarget(link, by));
         Ok(())
     }
@@ -282,6 +307,7 @@ impl Draft {
 
     fn set_child(&mut self, node: &str, edge: &str, child: Option<&str>) -> Result<()> {
         let at = self.expect_node(node)?;
+        self.check_no_job(at)?;
         let Some(child) = child else { return self.end_backing(at, edge) };
         self.expect_node(child)?;
         let shows_none = !self.nodes[at].edges.iter().any(|edge| edge.role.is_view());
@@ -348,6 +374,26 @@ impl Draft {
                 return;
             }
         }
+    }
+
+    fn catch_up(&mut self, name: &str) -> Result<()> {
+        let node = &self.nodes[self.expect_node(name)?];
+        let tracker = node
+            .driver
+            .tracker()
+            .ok_or_else(|| invalid("it does not track what it copies".to_owned()).at_node(name))?;
+        self.catching_up.push((tracker, self.by));
+        Ok(())
+    }
+
+    fn name_backing(&mut self, node: String, name: Option<BackingName>) -> Result<()> {
+        let at = self.expect_node(&node)?;
+        if !self.nodes[at].driver.names_backing() {
+            let message = "it is in no image that can name a backing";
+            return Err(Error::new(ErrorKind::NotSupported, message).at_node(&node));
+        }
+        self.backing_names.push((node, name));
+        Ok(())
     }
 
     fn deallocate(&mut self, name: &str, range: Range<u64>) -> Result<()> {

@@ -127,15 +127,19 @@ impl Touched {
 }
 
 /// Ends the watches of all sources that could see a shape that differs: what was read before proves
-/// nothing any more. What bitmaps record alters no bytes, and ends none.
-pub(super) fn end_watches(before: &Graph, shapes: Vec<bool>) {
+/// nothing any more. What bitmaps record alters no bytes, and ends none. Where all views are shown to be the same,
+/// what is tracked of them goes on.
+pub(super) fn end_watches(before: &Graph, shapes: Vec<bool>, are_same: bool) {
     if mutated(Mutation::GraphChangesStaleNothing) {
         return;
     }
     let reaching = before.reaching(shapes);
     let sources = before.sources.iter().filter(|source| reaching[source.node]);
     let ids: Vec<SourceId> = sources.map(|source| source.id).collect();
-    if !ids.is_empty() {
-        before.guards.stale(&SourceSet::new(&[], &ids), &(0..u64::MAX));
+    let sources = SourceSet::new(&[], &ids);
+    match (ids.is_empty(), are_same) {
+        (true, _) => {}
+        (false, true) => before.guards.forget_read(&sources),
+        (false, false) => before.guards.stale(&sources, &(0..u64::MAX)),
     }
 }

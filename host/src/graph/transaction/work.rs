@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::draft::{By, Draft, invalid};
 use super::drain::Drained;
 use crate::error::{Error, ErrorKind, Result};
+use crate::graph::class::Cut;
 use crate::graph::permission::Role;
 use crate::graph::snapshot::Graph;
 
@@ -62,6 +63,13 @@ pub(super) fn steps(draft: &Draft, before: &Graph, after: &Graph) -> Result<Vec<
             Work::Resize { size_bytes, .. } => {
                 check_parents(after, node)?;
                 let from_bytes = before.nodes[old].info.size_bytes;
+                if *size_bytes < from_bytes {
+                    check_keepers(
+                        after,
+                        node,
+                        "a shrink would cut off what it has not copied yet",
+                    )?;
+                }
                 StepKind::Resize { from_bytes, to_bytes: *size_bytes }
             }
             Work::Deallocate { range, by, .. } => {
@@ -94,6 +102,23 @@ fn check_parents(graph: &Graph, node: usize) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses what would alter bytes on which a node at or above this one relies, without asking it first.
+pub(super) fn check_keepers(graph: &Graph, node: usize, why: &str) -> Result<()> {
+    let reached = graph.views.reached(graph.nodes[node].class, Cut::default());
+    let is_reached = |class| reached.ranged.contains(&class) || reached.whole.contains(&class);
+    let mut above = graph.nodes.iter().filter(|above| is_reached(above.class));
+    match above.find(|above| above.driver.keeps_old_bytes()) {
+        None => Ok(()),
+        Some(keeper) => {
+            let message = format!(
+                "node `{}` keeps what was there at one point in time, and {why}: remove that node first",
+                keeper.name
+            );
+            Err(Error::new(ErrorKind::InUse, message).at_node(&graph.nodes[node].name))
+        }
+    }
 }
 
 fn check_range(graph: &Graph, node: usize, range: &Range<u64>) -> Result<()> {

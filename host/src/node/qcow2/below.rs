@@ -21,7 +21,7 @@ impl Qcow2Node {
     /// What lies below now. What fails counts as what cannot be told.
     pub(super) async fn files_below(&self, cx: Cx<'_>) -> Files {
         let mut all = Files { files: Vec::new(), names: Vec::new(), unknown: None };
-        for position in [self.data, self.backing].into_iter().flatten() {
+        for position in [self.data, self.backing(cx)].into_iter().flatten() {
             let rests = match cx.rests_on(position).await {
                 Ok(rests) => rests,
                 Err(error) => {

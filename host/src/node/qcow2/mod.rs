@@ -37,8 +37,8 @@ pub(crate) use plain_file::{Access, FileStorage};
 use blockloom_qcow2::image::{Image, ImageInfo};
 
 use super::{
-    BitmapStore, Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, Support, Upkeep,
-    WriteFlags,
+    BackingName, BitmapStore, Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, Support,
+    Upkeep, WriteFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef};
@@ -58,7 +58,7 @@ pub struct Qcow2Node {
     write: bool,
     /// Position of an external data file.
     data: Option<usize>,
-    /// Position of the backing.
+    /// Position of the backing that it was opened with: it may have been cut off.
     backing: Option<usize>,
     bitmaps: Bitmaps,
 }
@@ -87,8 +87,13 @@ impl Qcow2Node {
 
     /// How much of the backing there is to show, bytes; 0 without one.
     fn shown_bytes(&self, cx: Cx<'_>) -> Result<u64> {
-        let Some(backing) = self.backing else { return Ok(0) };
+        let Some(backing) = self.backing(cx) else { return Ok(0) };
         Ok(cx.child(backing)?.node().info().size_bytes)
+    }
+
+    /// Position of the backing, as long as it has one.
+    fn backing(&self, cx: Cx<'_>) -> Option<usize> {
+        self.backing.filter(|position| cx.has_child(*position))
     }
 }
 
@@ -99,7 +104,8 @@ impl Node for Qcow2Node {
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
         let expected = 1 + usize::from(self.data.is_some()) + usize::from(self.backing.is_some());
-        if children.len() != expected {
+        let is_cut = self.backing == Some(children.len()) && children.len() + 1 == expected;
+        if children.len() != expected && !is_cut {
             let message = format!(
                 "it has {} children, not the {expected} that its image was opened with",
                 children.len()
@@ -180,6 +186,20 @@ impl Node for Qcow2Node {
         len: u64,
     ) -> NodeFuture<'a, Vec<Extent>> {
         Box::pin(self.extents(cx, offset, len))
+    }
+
+    fn names_backing(&self) -> bool {
+        self.write && !self.info.raw_external_data
+    }
+
+    fn name_backing<'a>(&'a self, cx: Cx<'a>, name: Option<BackingName>) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let container = self.container(cx)?;
+            let format = name.as_ref().and_then(|name| name.format.as_deref());
+            let name = name.as_ref().map(|name| name.name.as_bytes());
+            let named = self.image.set_backing_file(&container, name, format.map(str::as_bytes));
+            named.await.map_err(from_engine)
+        })
     }
 
     fn resize<'a>(&'a self, cx: Cx<'a>, size_bytes: u64) -> NodeFuture<'a, ()> {

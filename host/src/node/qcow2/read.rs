@@ -88,7 +88,7 @@ impl Qcow2Node {
         mut buf: BufMut,
     ) -> Result<BufMut> {
         let shown = to_usize(self.shown_bytes(cx)?.saturating_sub(offset)).min(buf.len());
-        match self.backing {
+        match self.backing(cx) {
             Some(backing) if shown == buf.len() => cx.child(backing)?.read(offset, buf).await,
             Some(backing) if shown > 0 => {
                 let part = cx.child(backing)?.read(offset, BufMut::new(shown)).await?;

@@ -96,7 +96,7 @@ child.file = "c"
                |
              7 | plugin = "throtle"
                |          ^^^^^^^^^
-               = help: did you mean `throttle`? bundled plugins: backup, copy-on-read, delay, error, log, pass, protect, stats, throttle; a file's name ends in `.wasm`
+               = help: did you mean `throttle`? bundled plugins: backup, copy-on-read, delay, error, log, pass, protect, stats, throttle, xor; a file's name ends in `.wasm`
 
             error: plugin `missing.wasm` cannot be loaded: cannot read plugin `DIR/missing.wasm`: No such file or directory (os error 2)
                --> DIR/graph.toml:11:10
@@ -156,7 +156,7 @@ config.level = 1
              9 | config = { iops = "fast" }
                |            ^^^^
 
-            error: `iosp` in `config` of node `b`: unknown key; known are: iops, iops-read, iops-write, iops-size, bps, bps-read, bps-write, burst
+            error: `iosp` in `config` of node `b`: unknown key; known are: iops, iops-max, iops-max-length, iops-read, iops-read-max, iops-read-max-length, iops-write, iops-write-max, iops-write-max-length, bps, bps-max, bps-max-length, bps-read, bps-read-max, bps-read-max-length, bps-write, bps-write-max, bps-write-max-length, iops-size, burst
                --> DIR/graph.toml:14:12
                 |
              14 | config = { iosp = 5 }

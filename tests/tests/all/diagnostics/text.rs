@@ -203,39 +203,39 @@ driver = "plugin"
 plugin = "pass"
 child.file = "disk"
 on-fault = "bypass"
-limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpu = 1 }
+limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpus = 1 }
 "#,
         &expect![[r#"
             error: `memory` of `limits` of node `a` must be 64KiB to 1GiB
                --> DIR/graph.toml:10:21
                 |
-             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpu = 1 }
+             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpus = 1 }
                 |                     ^^^^^^
 
             error: `call` of `limits` of node `a` must be 100us to 10s
                --> DIR/graph.toml:10:36
                 |
-             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpu = 1 }
+             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpus = 1 }
                 |                                    ^^^^
 
             error: `in-flight` of `limits` of node `a` must be 1 to 65535
                --> DIR/graph.toml:10:54
                 |
-             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpu = 1 }
+             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpus = 1 }
                 |                                                      ^
 
             error: `hold` of `limits` of node `a` has no unit: write "5ms" or "5s"
                --> DIR/graph.toml:10:64
                 |
-             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpu = 1 }
+             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpus = 1 }
                 |                                                                ^
 
-            error: unknown key `cpu` in `limits` of node `a`
+            error: unknown key `cpus` in `limits` of node `a`
                --> DIR/graph.toml:10:67
                 |
-             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpu = 1 }
-                |                                                                   ^^^
-                = help: keys of `limits`: memory, call, in-flight, hold
+             10 | limits = { memory = "1KiB", call = "1h", in-flight = 0, hold = 5, cpus = 1 }
+                |                                                                   ^^^^
+                = help: did you mean `cpu`? keys of `limits`: memory, call, in-flight, hold, cpu, log
 
             5 errors in DIR/graph.toml"#]],
     );

@@ -21,6 +21,8 @@ pub(super) struct Guest<'a> {
     pub(super) layout: u32,
     /// The kinds of requests that it wants to be offered.
     pub(super) kinds: u32,
+    /// What it wants to do with data: 0 nothing, 1 read, 2 transform.
+    pub(super) wants_bytes: u32,
     /// Whether it says that it may be bypassed.
     pub(super) may_bypass: bool,
     /// Its name.
@@ -37,8 +39,14 @@ pub(super) struct Guest<'a> {
     pub(super) describe: &'a str,
     /// `$config $bytes → i32`: pointer to the result.
     pub(super) configure: &'a str,
-    /// Nine parameters, of which the first is `$index` `→ i32`: pointer to the result.
+    /// Ten parameters, of which the first is `$index` `→ i32`: pointer to the result.
     pub(super) add_node: &'a str,
+    /// `$index`.
+    pub(super) remove_node: &'a str,
+    /// `→ i32`: pointer to pointer and length of the state.
+    pub(super) save: &'a str,
+    /// `$state $bytes → i32`: pointer to the result.
+    pub(super) restore: &'a str,
     /// `$old $old_bytes $align $bytes → i32`.
     pub(super) realloc: &'a str,
     /// Called when the host has read what `poll` returned.
@@ -51,6 +59,12 @@ pub(super) struct Guest<'a> {
     pub(super) wants: Grants,
     /// A second child, `target`.
     pub(super) target: Option<Target>,
+    /// Whether it says that it has work of its own.
+    pub(super) has_job: bool,
+    /// A point-in-time view that it offers.
+    pub(super) view: Option<&'a str>,
+    /// A bitmap that it needs, by at most 16 bytes; its index is 0.
+    pub(super) lent: Option<&'a str>,
 }
 
 /// A second child.
@@ -72,6 +86,7 @@ impl Guest<'_> {
     pub(super) const PASS: Guest<'static> = Guest {
         layout: 1,
         kinds: 0b11_1111,
+        wants_bytes: 0,
         may_bypass: false,
         name: "evil",
         pages: 6,
@@ -82,6 +97,9 @@ impl Guest<'_> {
         describe: "(i32.const 0x200)",
         configure: "(i32.const 0x100)",
         add_node: "(i32.const 0x100)",
+        remove_node: "",
+        save: "(i32.const 0x100)",
+        restore: "(i32.const 0x100)",
         realloc: "(global.set $heap (i32.and
                 (i32.add (global.get $heap) (i32.const 7)) (i32.const -8)))
             (global.get $heap)
@@ -91,6 +109,9 @@ impl Guest<'_> {
         imports: "",
         wants: Grants::NONE,
         target: None,
+        has_job: false,
+        view: None,
+        lent: None,
     };
 
     /// The plugin as a core module that carries the type of a filter.
@@ -112,7 +133,7 @@ impl Guest<'_> {
 
     fn text(&self) -> String {
         let Self { pages, event, poll, poll_one, describe, configure, add_node, .. } = self;
-        let Self { realloc, post_poll, items, imports, .. } = self;
+        let Self { realloc, post_poll, items, imports, remove_node, save, restore, .. } = self;
         let description = self.description();
         format!(
             r#"(module
@@ -138,11 +159,13 @@ impl Guest<'_> {
             (func (export "blockloom:filter/control@0.1.0#configure")
                 (param $config i32) (param $bytes i32) (result i32) {configure})
             (func (export "blockloom:filter/control@0.1.0#add-node")
-                (param $index i32) (param i32 i32 i64 i32 i32 i32 i32 i32) (result i32) {add_node})
-            (func (export "blockloom:filter/control@0.1.0#remove-node") (param i32))
-            (func (export "blockloom:filter/control@0.1.0#save") (result i32) (i32.const 0x100))
+                (param $index i32) (param i32 i32 i64 i32 i32 i32 i32 i32 i32) (result i32)
+                {add_node})
+            (func (export "blockloom:filter/control@0.1.0#remove-node")
+                (param $index i32) {remove_node})
+            (func (export "blockloom:filter/control@0.1.0#save") (result i32) {save})
             (func (export "blockloom:filter/control@0.1.0#restore")
-                (param i32 i32) (result i32) (i32.const 0x100))
+                (param $state i32) (param $bytes i32) (result i32) {restore})
             (func (export "cabi_realloc") (param $old i32) (param $old_bytes i32)
                 (param $align i32) (param $bytes i32) (result i32) {realloc})
             )"#
@@ -152,6 +175,9 @@ impl Guest<'_> {
     /// The record `description`, with the child `file`, and perhaps `target`.
     fn description(&self) -> String {
         let (name, file, target) = (0x300, 0x2f0, 0x2e0);
+        let (views, view, bitmaps, lent) = (0x2a0, 0x2b8, 0x2a8, 0x2d0);
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        let (view_name, lent_name) = (text(self.view), text(self.lent));
         let words = [
             self.layout,
             name,
@@ -161,12 +187,15 @@ impl Guest<'_> {
             self.kinds,
             0x280,
             1 + u32::from(self.target.is_some()),
-            0,
-            0,
-            0,
-            0,
-            u32::from(self.may_bypass) << 16,
+            views,
+            u32::from(self.view.is_some()),
+            bitmaps,
+            u32::from(self.lent.is_some()),
+            self.wants_bytes | u32::from(self.has_job) << 8 | u32::from(self.may_bypass) << 16,
         ];
+        let length = |text: &str| u32::try_from(text.len()).expect("a short name");
+        let view_want = [view, length(&view_name)];
+        let bitmap_want = [lent, length(&lent_name), 1];
         let second = self.target.map_or(Grants::NONE, |target| target.wants);
         let children = [file, 4, 1 | bits(self.wants) << 8, target, 6, 1 | bits(second) << 8];
         let bytes = |words: &[u32]| -> String {
@@ -174,9 +203,13 @@ impl Guest<'_> {
         };
         format!(
             r#"(data (i32.const 0x200) "{}") (data (i32.const 0x280) "{}")
+            (data (i32.const {views}) "{}") (data (i32.const {bitmaps}) "{}")
+            (data (i32.const {view}) "{view_name}") (data (i32.const {lent}) "{lent_name}")
             (data (i32.const {target}) "target") (data (i32.const {file}) "file") (data (i32.const {name}) "{}")"#,
             bytes(&words),
             bytes(&children),
+            bytes(&view_want),
+            bytes(&bitmap_want),
             self.name.bytes().map(escaped).collect::<String>()
         )
     }

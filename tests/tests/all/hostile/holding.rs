@@ -96,6 +96,22 @@ fn for_ever() -> [Guest<'static>; 2] {
     [Guest { event, ..Guest::PASS }, Guest { event, poll_one: "(i64.const -255)", ..Guest::PASS }]
 }
 
+/// A request goes on when it has been held for as long as it may be; that is no fault of the plugin.
+#[test]
+fn a_request_is_held_no_longer_than_it_may_be() {
+    for guest in for_ever() {
+        let mut setup = Setup::of(guest);
+        setup.limits.hold = Duration::from_millis(60);
+        let (scene, start) = (setup.start(), Instant::now());
+        scene.write(0, 3, 5).expect("the child's result");
+        assert!(start.elapsed() >= Duration::from_millis(60), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert_eq!(scene.disk.books().writes, 3);
+        assert_eq!(scene.instance.failure(), None);
+        scene.end();
+    }
+}
+
 #[test]
 fn the_end_of_the_host_releases_what_is_held() {
     for guest in for_ever() {

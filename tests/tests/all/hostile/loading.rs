@@ -78,7 +78,7 @@ fn imports_of_others() {
     check_text(
         r#"(component (import "wasi:cli/environment@0.2.3" (instance)))"#,
         "it imports `wasi:cli/environment@0.2.3`; a plugin may import \
-         `blockloom:filter/host@0.1.0` alone",
+         `blockloom:filter/host@0.1.0` and `blockloom:filter/bytes@0.1.0` alone",
     );
     let wasi = r#"(import "wasi_snapshot_preview1" "fd_write"
         (func $write (param i32 i32 i32 i32) (result i32)))"#;

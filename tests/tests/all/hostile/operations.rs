@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use blockloom::ErrorKind;
+use blockloom::plugin::Grants;
 
+use super::disk::BLOCK;
 use super::guest::Guest;
 use super::scene::{Coming, Scene, Setup, check_fault};
 
@@ -155,5 +157,89 @@ fn waiting_without_end() {
     assert_eq!(scene.write(1, 1, 7).expect_err("it failed").kind(), ErrorKind::Io);
     scene.assert_dead("without an answer");
     assert!(scene.disk.is_untouched());
+    scene.end();
+}
+
+/// For a write of block 8: reads block 0 and drops that before it has it; once it is over, reads block 1 under the
+/// same token, and writes what that token names to block 2.
+fn drop_and_read_again(second_read: &str) -> String {
+    format!(
+        "(if (i32.eq (call $tag (local.get $head)) (i32.const 1))
+            (then
+                (if (i64.ne (local.get $offset) (i64.const {eighth}))
+                    (then (call $forward (local.get $id)))
+                    (else
+                        (global.set $request (local.get $id))
+                        (call $move (i64.const 4) (i64.const 77) (i64.const 0))
+                        (call $emit (i64.const {drop}) (i64.const 0) (i64.const 0) (i64.const 0))
+                        {second_read})))
+            (else
+                (if (i64.ne (call $errno (local.get $head)) (i64.const 0)) (then unreachable))
+                (global.set $done (i32.add (global.get $done) (i32.const 1)))
+                (if (i32.eq (global.get $done) (i32.const 1))
+                    (then (call $move (i64.const 4) (i64.const 77) (i64.const {BLOCK}))))
+                (if (i32.eq (global.get $done) (i32.const 2))
+                    (then (call $move (i64.const {write}) (i64.const 78) (i64.const {third}))))
+                (if (i32.eq (global.get $done) (i32.const 3))
+                    (then (call $forward (global.get $request))))))",
+        eighth = 8 * BLOCK,
+        third = 2 * BLOCK,
+        drop = 11 | 77_u64 << 32,
+        write = 5 | 77_u64 << 32,
+    )
+}
+
+const MOVE: &str = "(func $move (param $w0 i64) (param $token i64) (param $offset i64)
+    (call $emit (local.get $w0)
+        (i64.or (local.get $token) (i64.shl (global.get $request) (i64.const 32)))
+        (local.get $offset) (i64.const BLOCK)))";
+
+fn dropping(second_read: &str) -> Scene {
+    let items = format!("{GLOBALS} {}", MOVE.replace("BLOCK", &BLOCK.to_string()));
+    let event = drop_and_read_again(second_read);
+    let wants = Grants::READ.union(Grants::WRITE);
+    let guest = Guest { event: &event, items: &items, wants, ..Guest::PASS };
+    let scene = Setup::of(guest).start();
+    scene.write(0, 1, 5).expect("forwarded");
+    scene.write(1, 1, 6).expect("forwarded");
+    scene
+}
+
+#[test]
+fn a_buffer_that_is_dropped_while_it_is_filled_is_gone() {
+    let scene = dropping("");
+    scene.write(8, 1, 9).expect("forwarded in the end");
+    let bytes = [2, 8].map(|block| scene.disk.byte(block));
+    assert_eq!(bytes, [6, 9], "what was read under the token last");
+    scene.assert_alive();
+    scene.end();
+}
+
+#[test]
+fn a_buffer_has_its_name_until_its_read_has_ended() {
+    let scene = dropping("(call $move (i64.const 4) (i64.const 77) (i64.const 0))");
+    scene.write(8, 1, 9).expect_err("not forwarded");
+    scene.assert_dead("which it had not dropped");
+    scene.end();
+}
+
+/// A timer that is dropped has no DONE, and counts no more: many more than may be in flight at once.
+#[test]
+fn timers_that_are_dropped_count_no_more() {
+    let event = format!(
+        "(if (i32.ne (call $tag (local.get $head)) (i32.const 1)) (then unreachable))
+        (call $emit (i64.const 10) (i64.const 77)
+            (i64.add (local.get $now) (i64.const 3600000000000)) (i64.const 0))
+        (call $emit (i64.const {drop}) (i64.const 0) (i64.const 0) (i64.const 0))
+        (call $forward (local.get $id))",
+        drop = 11 | 77_u64 << 32,
+    );
+    let mut setup = Setup::of(Guest { event: &event, ..Guest::PASS });
+    setup.limits.in_flight = 2;
+    let scene = setup.start();
+    for _ in 0..10 {
+        scene.write(0, 8, 1).expect("forwarded");
+    }
+    scene.assert_alive();
     scene.end();
 }

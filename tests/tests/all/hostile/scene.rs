@@ -14,7 +14,8 @@ use blockloom::graph::{BitmapScope, ChildDecl, Events, Role};
 use blockloom::io::WorkerOptions;
 use blockloom::node::MemoryNode;
 use blockloom::plugin::{
-    Grants, Instance, InstanceError, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime,
+    ByteAccess, Grants, Instance, InstanceError, OnFault, PluginLimits, PluginModule, PluginNode,
+    PluginRuntime,
 };
 use blockloom::{Drive, ErrorKind, Host, Result};
 use blockloom_tests::{DEADLINE, eventually};
@@ -58,6 +59,8 @@ pub(super) struct Setup<'a> {
     pub(super) policy: OnFault,
     /// What the plugin may do to the disk.
     pub(super) grants: Grants,
+    /// What it may do with data.
+    pub(super) bytes: ByteAccess,
 }
 
 fn bitmap_name() -> BitmapName {
@@ -66,9 +69,14 @@ fn bitmap_name() -> BitmapName {
 
 impl Guest<'_> {
     /// The children that it has, with all that it wants of them, and `more` of the first.
-    fn children(&self, more: Grants) -> (Vec<(String, Grants)>, Vec<ChildDecl>) {
+    pub(super) fn children(
+        &self,
+        more: Grants,
+        role: Role,
+    ) -> (Vec<(String, Grants)>, Vec<ChildDecl>) {
         let of_file = self.wants.union(more);
-        let file = ChildDecl { grants: of_file.permissions(), ..ChildDecl::filtered("disk") };
+        let grants = of_file.permissions();
+        let file = ChildDecl { grants, role, ..ChildDecl::filtered("disk") };
         let mut all = (vec![("file".to_owned(), of_file)], vec![file]);
         if let Some(target) = self.target {
             let (name, role, grants) =
@@ -84,7 +92,14 @@ impl<'a> Setup<'a> {
     /// One worker, so that the neighbour shares it; a call may take 20 ms.
     pub(super) fn of(guest: Guest<'a>) -> Self {
         let limits = PluginLimits { call: Duration::from_millis(20), ..PluginLimits::default() };
-        Self { guest, limits, workers: 1, policy: OnFault::Fail, grants: Grants::NONE }
+        Self {
+            guest,
+            limits,
+            workers: 1,
+            policy: OnFault::Fail,
+            grants: Grants::NONE,
+            bytes: ByteAccess::None,
+        }
     }
 
     /// The plugin alone.
@@ -103,14 +118,25 @@ impl<'a> Setup<'a> {
         let (disk, target, fan) = (Disk::new(), Disk::new(), Fan::default());
         let runtime = Arc::new(PluginRuntime::new()?);
         let pass = Instance::bundled(&runtime, "pass", "{}")?;
-        let (granted, children) = self.guest.children(self.grants);
+        let role = match self.bytes {
+            ByteAccess::Transform => Role::Storage,
+            ByteAccess::None | ByteAccess::Read => Role::Filtered,
+        };
+        let (granted, children) = self.guest.children(self.grants, role);
+        let lent = self.guest.lent.iter().map(|name| {
+            let scope = BitmapScope::Node("disk".into());
+            ((*name).to_owned(), scope, bitmap_name().to_string())
+        });
+        let node = PluginNode::with_children(instance, &granted)?.with_bytes(self.bytes)?;
+        let node = node.with_bitmaps(&lent.collect::<Vec<_>>())?;
         let host = Host::builder()
             .workers(WorkerOptions { workers: self.workers, ..WorkerOptions::default() })
             .node("disk", DiskNode(Arc::clone(&disk)), vec![])
             .node("target", DiskNode(Arc::clone(&target)), vec![])
             .bitmap(BitmapScope::Node("disk".into()), bitmap_name(), Granularity::MIN)
             .bitmap(BitmapScope::Node("target".into()), bitmap_name(), Granularity::MIN)
-            .node("evil", PluginNode::with_children(instance, &granted)?, children)
+            .bitmap(BitmapScope::Node("evil".into()), bitmap_name(), Granularity::MIN)
+            .node("evil", node, children)
             .node("fan", fan.clone(), vec![ChildDecl::filtered("evil")])
             .drive("victim", "fan", true)
             .node("memory", MemoryNode::new(1 << 20, 1)?, vec![])

@@ -1,8 +1,17 @@
 //! Sizes under load: views, and the bitmaps that follow them.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockloom_plugin_backup::BackupConfig;
+
 use super::load::Load;
 use super::scene::*;
+use crate::filter::BackupNode;
 use crate::graph::transaction::{Action, Event, Transaction, Unproven};
+use crate::graph::{DriveDecl, LocalGraph, NodeDecl};
+use crate::io::{Buf, sleep_until, turn_now};
+use crate::node::{Node, WriteFlags};
 
 const BLOCKS: u64 = SIZE / BLOCK as u64;
 
@@ -78,5 +87,58 @@ fn what_cannot_be_undone_comes_once() {
         let misfit = Action::Resize { node: "y".into(), size_bytes: 1000 };
         let message = scene.fails(Transaction::new().with(misfit)).await;
         assert!(message.contains("no multiple of its block size"), "{message}");
+    });
+}
+
+/// The host's own backup of `disk` to `target`, which has begun.
+fn backup_scene(sync: &str) -> (Scene, Arc<BackupNode>) {
+    let config = format!(r#"{{ "sync": "{sync}", "min-cluster-size": 4096 }}"#);
+    let config = BackupConfig::from_json(&config).expect("a configuration");
+    let driver = Arc::new(BackupNode::new(config, None).expect("a backup"));
+    let backup = NodeDecl {
+        name: "backup".into(),
+        driver: Arc::clone(&driver) as _,
+        children: BackupNode::children("slow", "target"),
+    };
+    let nodes = vec![memory("disk"), lag("slow", "disk", 50), memory("target"), backup];
+    let target = DriveDecl { writable: false, only_shows: true, ..drive("t", "target") };
+    let scene = Scene::new(nodes, vec![drive("d", "backup"), target], vec![]);
+    scene.cell.load().start_drivers(None).expect("drivers that start");
+    (scene, driver)
+}
+
+/// What is cut off below a backup would be missing in it; what is added is none of its point in time.
+#[test]
+fn a_disk_does_not_shrink_below_a_backup_that_needs_it() {
+    run(async {
+        let (scene, backup) = backup_scene("none");
+        backup.run(&LocalGraph::of(&scene.cell), "backup");
+        let message = scene.fails(Transaction::new().with(resize("disk", BLOCKS / 2))).await;
+        assert!(message.contains("node `backup` keeps"), "{message}");
+        scene.act(resize("disk", BLOCKS + 8)).await;
+        for (block, byte) in [(BLOCKS - 1, 7), (BLOCKS + 4, 8)] {
+            let (offset, data) = (block * BLOCK as u64, [byte; 2 * BLOCK]);
+            let drive = scene.drive("d");
+            let write = drive.write(offset, Buf::copy_of(&data), WriteFlags::NONE);
+            write.await.expect("also behind the former end");
+            assert_eq!(scene.read("d", block + 1).await, byte);
+        }
+        let message = scene.fails(Transaction::new().with(resize("disk", BLOCKS - 1))).await;
+        assert!(message.contains("node `backup` keeps"), "{message}");
+    });
+}
+
+#[test]
+fn a_disk_shrinks_below_a_backup_that_is_complete() {
+    run(async {
+        let (scene, backup) = backup_scene("full");
+        // It copies by itself, to memory: others have their turn all the same.
+        backup.run(&LocalGraph::of(&scene.cell), "backup");
+        let message = scene.fails(Transaction::new().with(resize("disk", BLOCKS / 2))).await;
+        assert!(message.contains("node `backup` keeps"), "{message}");
+        while backup.keeps_old_bytes() {
+            sleep_until(turn_now() + Duration::from_micros(100)).await;
+        }
+        scene.act(resize("disk", BLOCKS / 2)).await;
     });
 }

@@ -3,9 +3,13 @@
 //! Requests of 4 KiB on a null node, 1, 8 and 32 in one turn of one worker: without a filter, through
 //! the native filter, through the plugin. The difference between the last two is what the sandbox adds.
 //! `copy-on-read` is over a child that has all of its bytes: by its rule the plugin is not called there.
-//! A table of medians and best samples against the targets follows the criterion figures.
+//! A table of medians and best samples against the targets follows the criterion figures; then copies that
+//! plugins ask for (`copies.rs`), and loading and restarting them (`lives.rs`). `--table` prints these alone.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+
+mod copies;
+mod lives;
 
 use std::future::Future;
 use std::hint::black_box;
@@ -17,54 +21,59 @@ use std::time::{Duration, Instant};
 use blockloom::error::Result;
 use blockloom::filter::{CopyOnReadNode, PassNode};
 use blockloom::graph::{
-    ChildDecl, Cx, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl, PermissionSet,
+    ChildDecl, Cx, GraphCell, GraphDecl, LocalDrive, LocalGraph, PermissionSet,
 };
 use blockloom::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
-use blockloom::node::{Extent, Node, NodeFuture, NodeInfo, NullNode, WriteFlags};
+use blockloom::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use blockloom::plugin::measure::{self, Work, over_null};
 use blockloom::plugin::{Grants, Instance, PluginNode, PluginRuntime};
 use blockloom_plugin_throttle::ThrottleConfig;
 
 #[global_allocator]
 static ALLOCATOR: blockloom::cli::Allocator = blockloom::cli::Allocator;
 
-const SIZE_BYTES: u64 = 1 << 30;
 const SAMPLES: usize = 20;
 const REQUESTS_PER_SAMPLE: usize = 32 * 256;
 
-fn graph(filter: Option<Arc<dyn Node>>, grants: PermissionSet) -> Rc<LocalGraph> {
-    let mut decl = GraphDecl::default();
-    let null = NullNode::new(SIZE_BYTES, false, Duration::ZERO);
-    decl.nodes.push(NodeDecl { name: "null".into(), driver: Arc::new(null), children: vec![] });
-    let mut root = "null";
-    if let Some(driver) = filter {
-        let children = vec![ChildDecl { grants, ..ChildDecl::filtered("null") }];
-        decl.nodes.push(NodeDecl { name: "filter".into(), driver, children });
-        root = "filter";
-    }
-    let root = Some(root.into());
-    decl.drives.push(DriveDecl { id: "d".into(), root, writable: true, only_shows: false });
+fn drive_over(filter: Option<Arc<dyn Node>>, grants: PermissionSet) -> LocalDrive {
+    let filter =
+        filter.map(|driver| (driver, vec![ChildDecl { grants, ..ChildDecl::filtered("null") }]));
+    over_null(filter).expect("a drive")
+}
+
+/// The graph on this worker, with its nodes started.
+fn local(decl: GraphDecl) -> Rc<LocalGraph> {
     let graph = decl.build().expect("a graph");
     for node in graph.nodes() {
         let infos: Vec<_> =
             node.edges().iter().map(|edge| *graph.nodes()[edge.child()].info()).collect();
         node.driver().start(node.name(), node.info(), &infos).expect("a node that starts");
     }
-    Rc::new(LocalGraph::new(Arc::new(GraphCell::new(graph)), 0))
+    let local = Rc::new(LocalGraph::new(Arc::new(GraphCell::new(graph)), 0));
+    for node in local.current().nodes() {
+        node.driver().run(&local, node.name());
+    }
+    local
 }
 
 /// Runs `count` reads, `batch` in each turn, and returns the time of one.
 async fn run(drive: &LocalDrive, batch: usize, count: usize) -> Duration {
-    let rounds = count / batch;
-    let start = Instant::now();
-    for round in 0..rounds {
+    measure::run(drive, Work::Read, batch, count).await.expect("reads")
+}
+
+/// Runs `count` requests, `batch` in each turn.
+async fn together<F>(batch: usize, count: usize, request: impl Fn(usize) -> F)
+where
+    F: Future<Output = ()> + 'static,
+{
+    for round in 0..count / batch {
         let done = Rc::new(std::cell::Cell::new(0));
         let waker: Rc<std::cell::Cell<Option<std::task::Waker>>> = Rc::default();
         for slot in 0..batch {
-            let (drive, done, waker) = (drive.clone(), Rc::clone(&done), Rc::clone(&waker));
-            let offset = ((round * batch + slot) as u64 * 4096) % SIZE_BYTES;
+            let (done, waker) = (Rc::clone(&done), Rc::clone(&waker));
+            let request = request(round * batch + slot);
             spawn(async move {
-                let buf = drive.read(offset, BufMut::new(4096)).await.expect("a read");
-                black_box(&buf[0]);
+                request.await;
                 done.set(done.get() + 1);
                 if let Some(waker) = waker.take() {
                     waker.wake();
@@ -80,7 +89,6 @@ async fn run(drive: &LocalDrive, batch: usize, count: usize) -> Duration {
         })
         .await;
     }
-    start.elapsed() / u32::try_from(rounds * batch).expect("few requests")
 }
 
 struct Contestant {
@@ -146,9 +154,8 @@ fn contestants() -> Vec<Contestant> {
     let group = || {
         blockloom::filter::ThrottleGroup::new(&ThrottleConfig::from_json(limited).expect("limits"))
     };
-    let open = |filter, grants| LocalDrive::open(&graph(filter, grants), "d").expect("a drive");
-    let drive = |filter| open(filter, PermissionSet::NONE);
-    let copies = |filter| open(Some(filter), PermissionSet::HARMLESS);
+    let drive = |filter| drive_over(filter, PermissionSet::NONE);
+    let copies = |filter| drive_over(Some(filter), PermissionSet::HARMLESS);
     let copy_on_read: Arc<dyn Node> = {
         let instance = Instance::bundled(&runtime, "copy-on-read", "{}").expect("a bundled plugin");
         let granted = Grants::READ.union(Grants::WRITE_UNCHANGED);
@@ -178,6 +185,13 @@ fn on_worker(future: impl Future<Output = ()> + 'static) {
 }
 
 async fn table() {
+    hops().await;
+    let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
+    copies::table(&runtime).await;
+    lives::table(&runtime).await;
+}
+
+async fn hops() {
     let contestants = contestants();
     println!("\n{:<22}{:>8}{:>12}{:>12}   (ns a request)", "filter", "a turn", "best", "median");
     let mut nop = NopCall::new();
@@ -210,17 +224,19 @@ async fn table() {
     println!("\na nop component call (best): {nop_ns:.0} ns");
     for batch in [1, 32] {
         let what = format!("copy-on-read plugin, not called, adds at {batch} a turn");
-        verdict(&what, added("copy-on-read", batch), 30.0);
+        verdict(&what, added("copy-on-read", batch), 30.0, "ns");
     }
     for name in ["pass", "throttle"] {
-        verdict(&format!("{name} plugin adds at 32 a turn"), added(name, 32), 90.0);
-        verdict(&format!("{name} plugin adds at 1 a turn"), added(name, 1), 1.6 * nop_ns);
+        verdict(&format!("{name} plugin adds at 32 a turn"), added(name, 32), 90.0, "ns");
+        let (what, limit) = (format!("{name} plugin adds at 1 a turn"), 1.6 * nop_ns);
+        verdict(&what, added(name, 1), limit, "ns");
     }
 }
 
-fn verdict(what: &str, measured: f64, limit: f64) {
-    let word = if measured <= limit { "PASS" } else { "FAIL" };
-    println!("{word}  {what}: {measured:.0} ns (limit {limit:.0})");
+fn verdict(what: &str, measured: f64, limit: f64, unit: &str) {
+    let word = if measured <= limit { "PASS  " } else { "MISSED" };
+    let digits = if unit == "ns" { 0 } else { 2 };
+    println!("{word}  {what}: {measured:.digits$} {unit} (limit {limit:.digits$})");
 }
 
 /// The least that any component call costs here: a flat export that does nothing.

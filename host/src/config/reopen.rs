@@ -1,0 +1,123 @@
+//! What of a node can change while it runs: where its children are, and nothing else yet.
+
+use super::diagnostic::{Diagnostic, Diagnostics, Span, Spanned};
+use super::qcow2_options::BackingSpec;
+use super::spec::{DriverSpec, GraphSpec, NodeSpec};
+
+/// Where a child is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildChange {
+    /// The parent's name for it.
+    pub edge: String,
+    /// The node that it is to be; `None`: none.
+    pub child: Option<String>,
+}
+
+/// What has to change of `known`, a node that runs, for it to be as `spec` describes it again. What is left out
+/// stays as it is.
+///
+/// # Errors
+/// What cannot change, where it is described.
+pub fn changes(spec: &GraphSpec, known: &NodeSpec) -> Result<Vec<ChildChange>, Box<Diagnostics>> {
+    let refuse = |span: Span, message: String, help: &str| {
+        let mut found = spec.diagnostics();
+        found.push(Diagnostic::error(span, message).help(help));
+        Err(Box::new(found))
+    };
+    let Some(new) = spec.nodes.iter().find(|node| node.name == known.name) else {
+        let message = format!("node `{}` is not described", known.name);
+        return refuse(Span::default(), message, "describe it by its `node-name`");
+    };
+    if let Some(other) = spec.nodes.iter().find(|node| node.name != known.name) {
+        let message = format!("node `{}` would be new", other.name);
+        return refuse(other.name.span, message, "add it first, and then name it as the child");
+    }
+    if let Some((key, span)) = different(known, new) {
+        let message = format!("`{key}` of node `{}` cannot change while it runs", known.name);
+        let help = "add another node as it is to be, and let it take this one's place";
+        return refuse(span, message, help);
+    }
+    let child = |node: &'_ NodeSpec, edge: &str| {
+        let mut children = node.children.iter();
+        children.find(|child| child.name.value == edge).map(|child| child.node.value.clone())
+    };
+    let mut changes = Vec::new();
+    for said in &new.children {
+        let (edge, node) = (&said.name.value, &said.node.value);
+        if child(known, edge).as_ref() != Some(node) {
+            changes.push(ChildChange { edge: edge.clone(), child: Some(node.clone()) });
+        }
+    }
+    if let DriverSpec::Qcow2(image) = &new.driver
+        && image.backing.value == BackingSpec::None
+        && child(known, "backing").is_some()
+    {
+        changes.push(ChildChange { edge: "backing".to_owned(), child: None });
+    }
+    Ok(changes)
+}
+
+/// The first option that `new` has otherwise, and where.
+fn different(known: &NodeSpec, new: &NodeSpec) -> Option<(&'static str, Span)> {
+    let absent = new.name.span;
+    let mut found = None;
+    let mut check = |key: &'static str, is_same: bool, span: Span| {
+        if !is_same && span != absent && found.is_none() {
+            found = Some((key, span));
+        }
+    };
+    fn said<T>(value: &Option<Spanned<T>>) -> Span {
+        value.as_ref().map_or_else(Span::default, |value| value.span)
+    }
+    check("read-only", known.read_only == new.read_only, new.read_only.span);
+    match (&known.driver, &new.driver) {
+        (DriverSpec::File(one), DriverSpec::File(other)) => {
+            check("path", one.path == other.path, other.path.span);
+            check("direct", one.direct == other.direct, other.direct.span);
+            check("locking", one.locking == other.locking, other.locking.span);
+            check("discard", one.discard == other.discard, other.discard.span);
+        }
+        (DriverSpec::Memory(one), DriverSpec::Memory(other)) => {
+            let (one, other) = (&one.block_size_bytes, &other.block_size_bytes);
+            check("block-size", one == other, other.span);
+        }
+        (DriverSpec::Null(one), DriverSpec::Null(other)) => {
+            check("size", one.size_bytes == other.size_bytes, other.size_bytes.span);
+            check("read-zeroes", one.read_zeroes == other.read_zeroes, other.read_zeroes.span);
+            check("latency", one.latency == other.latency, other.latency.span);
+        }
+        (DriverSpec::Raw(one), DriverSpec::Raw(other)) => {
+            let is_same = other.offset_bytes.is_none() || one.offset_bytes == other.offset_bytes;
+            check("offset", is_same, said(&other.offset_bytes));
+            let is_same = other.size_bytes.is_none() || one.size_bytes == other.size_bytes;
+            check("size", is_same, said(&other.size_bytes));
+        }
+        (DriverSpec::Qcow2(one), DriverSpec::Qcow2(other)) => {
+            check(
+                "l2-cache",
+                one.l2_cache_bytes == other.l2_cache_bytes,
+                other.l2_cache_bytes.span,
+            );
+            let is_same =
+                other.lazy_refcounts.is_none() || one.lazy_refcounts == other.lazy_refcounts;
+            check("lazy-refcounts", is_same, said(&other.lazy_refcounts));
+        }
+        (DriverSpec::Plugin(one), DriverSpec::Plugin(other)) => {
+            check("plugin", one.plugin == other.plugin, other.plugin.span);
+            check("on-fault", one.on_fault == other.on_fault, other.on_fault.span);
+            check("config", one.config.json == other.config.json, other.config.span);
+        }
+        (DriverSpec::Filter(one), DriverSpec::Filter(other)) if one.kind == other.kind => {
+            check("config", one.config.json == other.config.json, other.config.span);
+        }
+        (DriverSpec::View(one), DriverSpec::View(other)) => {
+            check("of", one.of == other.of, other.of.span);
+            check("view", one.view == other.view, other.view.span);
+        }
+        (one, other) => check("driver", one.name() == other.name(), Span::default()),
+    }
+    let is_same =
+        new.driver.instance().is_none() || known.driver.instance() == new.driver.instance();
+    check("instance", is_same, new.driver.instance().map_or_else(Span::default, |it| it.span));
+    found
+}

@@ -1,0 +1,347 @@
+//! Trackers, at random: guests write, copies run and fail, somebody changes what lies below the source and below
+//! the target. Whenever a pivot is proven, both nodes show the same.
+//!
+//! `BLOCKLOOM_TRACKER_CASES` says how many cases run. Rules broken on purpose are noticed by the same cases.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::super::CopyHow;
+use super::Tracker;
+use crate::bitmap::{BitmapName, Granularity};
+use crate::error::{Error, ErrorKind, Result};
+use crate::filter::PassNode;
+use crate::graph::mutation::{Mutation, set};
+use crate::graph::testing::{JobNode as Actor, turn};
+use crate::graph::{
+    Action, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, ChildDecl, Cx, DriveDecl, GraphCell,
+    GraphDecl, JobStake, LocalDrive, LocalGraph, NodeDecl, OwnAccord, PermissionSet, Role,
+    Transaction, Unproven,
+};
+use crate::io::sim::Random;
+use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
+use crate::job::JobNode;
+use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
+
+const SIZE: u64 = 64 << 10;
+const BLOCK: u64 = 4 << 10;
+const CASES: u64 = 150;
+const STEPS: usize = 60;
+
+/// A filter that takes its time; so many of its writes fail half-way.
+#[derive(Clone, Default)]
+struct Frail(Arc<AtomicU32>);
+
+impl Frail {
+    fn fails(&self) -> bool {
+        let left = |left: u32| left.checked_sub(1);
+        self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok()
+    }
+}
+
+impl Node for Frail {
+    fn driver(&self) -> &'static str {
+        "frail"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        PassNode.info(children)
+    }
+
+    fn is_transparent(&self) -> bool {
+        true
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        Box::pin(async move {
+            turn().await;
+            cx.child(0)?.read(offset, buf).await
+        })
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            turn().await;
+            if self.fails() {
+                let half = buf.slice(0..buf.len() / 2);
+                cx.child(0)?.write(offset, half, flags).await?;
+                return Err(Error::new(ErrorKind::Io, "it was torn"));
+            }
+            cx.child(0)?.write(offset, buf, flags).await?;
+            turn().await;
+            Ok(())
+        })
+    }
+
+    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            if self.fails() {
+                return Err(Error::new(ErrorKind::Io, "nothing was zeroed"));
+            }
+            cx.child(0)?.zero(at, len, flags).await
+        })
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.discard(cx, offset, len)
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        PassNode.flush(cx)
+    }
+
+    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
+        PassNode.block_status(cx, at, len)
+    }
+}
+
+/// ```text
+///   source → base ← beside     frail → target → under
+/// ```
+/// `guest` writes the source, `other` commits from `beside` to the base, `intruder` writes `under`; `job` copies
+/// from the source to `frail`. The drive `vda` shows the source, or `frail` after a pivot.
+struct World {
+    graph: Rc<LocalGraph>,
+    cell: Arc<GraphCell>,
+    frail: Frail,
+    tracker: Arc<Tracker>,
+    next: Cell<u8>,
+}
+
+fn edge(name: &str, node: &str, role: Role, grants: PermissionSet) -> ChildDecl {
+    ChildDecl { name: name.into(), role, grants, ..ChildDecl::filtered(node) }
+}
+
+fn writer(node: &str) -> Vec<ChildDecl> {
+    vec![edge("file", node, Role::Filtered, PermissionSet::WRITE)]
+}
+
+fn node(name: &str, driver: impl Node, children: Vec<ChildDecl>) -> NodeDecl {
+    NodeDecl { name: name.into(), driver: Arc::new(driver), children }
+}
+
+impl World {
+    fn new() -> Self {
+        let disk = || MemoryNode::new(SIZE, 512).expect("a disk");
+        let overlay = || MemoryNode::overlay(SIZE, 512).expect("a disk");
+        let frail = Frail::default();
+        let stake = JobStake {
+            id: "j".into(),
+            stands_on: Vec::new(),
+            tracks: Some((0, 1)),
+            alters_others: false,
+        };
+        let job = Arc::new(JobNode::new(stake));
+        let read = PermissionSet::CONSISTENT_READ;
+        let proven = edge("to", "base", Role::Target, PermissionSet::WRITE);
+        let proven = ChildDecl { proven_for: Some("from".into()), ..proven };
+        let copy = vec![
+            edge("from", "source", Role::Source, read),
+            edge("to", "frail", Role::Target, PermissionSet::WRITE),
+        ];
+        let nodes = vec![
+            node("base", disk(), vec![]),
+            node("beside", overlay(), vec![ChildDecl::backing("base")]),
+            node("source", overlay(), vec![ChildDecl::backing("base")]),
+            node("under", disk(), vec![]),
+            node("target", overlay(), vec![ChildDecl::backing("under")]),
+            node("frail", frail.clone(), vec![ChildDecl::filtered("target")]),
+            node("guest", Actor, writer("source")),
+            node("filler", Actor, writer("beside")),
+            node("intruder", Actor, writer("under")),
+            node("other", Actor, vec![edge("from", "beside", Role::Source, read), proven]),
+            NodeDecl { name: "job".into(), driver: Arc::clone(&job) as _, children: copy },
+        ];
+        let drive = |id: &str, root: &str| {
+            let (id, root) = (id.into(), Some(root.into()));
+            DriveDecl { id, root, writable: false, only_shows: true }
+        };
+        let drives = vec![drive("vda", "source"), drive("s", "source"), drive("t", "frail")];
+        let granularity = Granularity::from_bytes(BLOCK).expect("a granularity");
+        let (scope, name) =
+            (BitmapScope::Drive("vda".into()), BitmapName::new("b").expect("a name"));
+        let bitmaps = vec![BitmapDecl { scope, name, granularity, enabled: true }];
+        let cell = Arc::new(GraphCell::new(
+            GraphDecl { nodes, drives, bitmaps }.build().expect("a graph"),
+        ));
+        let graph = LocalGraph::of(&cell);
+        let own = OwnAccord::open(&graph, "job").expect("a job");
+        let tracker = Tracker::begin(&own, (0, 1), granularity, true).expect("a tracker");
+        job.set_tracker(&tracker);
+        Self { graph, cell, frail, tracker, next: Cell::new(0) }
+    }
+
+    fn own(&self, node: &str) -> OwnAccord {
+        OwnAccord::open(&self.graph, node).expect("a node that acts")
+    }
+
+    fn fresh(&self) -> Buf {
+        self.next.set(self.next.get().wrapping_add(1).max(1));
+        Buf::copy_of(&[self.next.get(); BLOCK as usize])
+    }
+
+    async fn shown(&self, drive: &str) -> Vec<u8> {
+        let drive = LocalDrive::open(&self.graph, drive).expect("a drive");
+        drive.read(0, BufMut::new(SIZE as usize)).await.expect("a read").to_vec()
+    }
+
+    /// One of those who do something. Failures are among what may happen.
+    async fn act(self: Rc<Self>, mut random: Random) {
+        let block = random.below(SIZE / BLOCK) * BLOCK;
+        let range = block..(block + random.within(1..5) * BLOCK).min(SIZE);
+        match random.below(11) {
+            0..=2 => {
+                let _ = self.own("guest").write_changed(0, block, self.fresh()).await;
+            }
+            3 => {
+                let ground = self.own("guest").on_behalf().await.expect("a ground");
+                let _ = ground.zero_changed(0, range).await;
+            }
+            4 => {
+                let _ = self.own("filler").write_changed(0, block, self.fresh()).await;
+            }
+            5 => {
+                let how = CopyHow { unchanged: true, only_unallocated: false };
+                let _ = self.own("other").copy(0, 1, range, how).await;
+            }
+            6 => {
+                let _ = self.own("intruder").write_changed(0, block, self.fresh()).await;
+            }
+            7 => self.frail.0.store(1, Ordering::SeqCst),
+            _ => {
+                let ground = self.own("job").on_behalf().await.expect("a ground");
+                let _ = ground.copy_tracked(Arc::clone(&self.tracker), range).await;
+            }
+        }
+    }
+
+    fn root(node: &str, unproven: Unproven) -> Transaction {
+        let root = Action::SetRoot { drive: "vda".into(), node: node.into() };
+        Transaction::new().with_unproven(root, unproven)
+    }
+
+    /// A pivot while others act, and back when they have ended; returns whether it was proven. What the bitmap calls
+    /// clean then is what it was before.
+    ///
+    /// # Errors
+    /// It is not; or, if nobody acts, the nodes show different bytes, or anything was marked.
+    async fn pivot(self: &Rc<Self>, actors: Vec<Random>) -> Result<bool, String> {
+        self.frail.0.store(0, Ordering::SeqCst);
+        let clear = BitmapAction::Clear.of(BitmapRef::of_drive("vda", "b"));
+        self.cell.transact(Transaction::new().with(clear)).await.expect("cleared");
+        let (before, is_quiet) = (self.shown("vda").await, actors.is_empty());
+        let acting = self.begin(actors);
+        let there = self.cell.transact(Self::root("frail", Unproven::Refuse)).await;
+        until_ended(&acting).await;
+        let after = self.shown("vda").await;
+        let graph = self.graph.current();
+        let scope = BitmapScope::Drive("vda".into());
+        let dirty = graph.find_bitmap(&scope, "b").expect("a bitmap").read();
+        let differs = (0..SIZE / BLOCK).map(|block| block * BLOCK).find(|at| {
+            let range = *at as usize..(at + BLOCK) as usize;
+            let is_clean = dirty.ranges(*at..at + BLOCK).next().is_none();
+            is_clean && before[range.clone()] != after[range]
+        });
+        if let Some(at) = differs {
+            return Err(format!("byte {at} is called clean, and is another"));
+        }
+        if is_quiet && there.is_ok() && dirty.ranges(0..u64::MAX).next().is_some() {
+            return Err("a bitmap was marked of what stays the same".into());
+        }
+        let back = self.cell.transact(Self::root("source", Unproven::MarkWhole)).await;
+        back.expect("back again");
+        Ok(there.is_ok())
+    }
+
+    /// Has some act at once; how many have not ended.
+    fn begin(self: &Rc<Self>, actors: Vec<Random>) -> Rc<Cell<usize>> {
+        let left = Rc::new(Cell::new(actors.len()));
+        for random in actors {
+            let (world, left) = (Rc::clone(self), Rc::clone(&left));
+            spawn(async move {
+                world.act(random).await;
+                left.set(left.get() - 1);
+            });
+        }
+        left
+    }
+}
+
+async fn until_ended(left: &Cell<usize>) {
+    while left.get() > 0 {
+        turn().await;
+    }
+}
+
+/// A case; returns how many pivots were proven.
+fn case(seed: u64) -> Result<u64, String> {
+    let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async move {
+        let (world, mut random) = (Rc::new(World::new()), Random::new(seed));
+        let mut pivots = 0;
+        for _ in 0..STEPS {
+            let some = |random: &mut Random, from: u64| -> Vec<Random> {
+                (0..random.within(from..4)).map(|_| Random::new(random.next())).collect()
+            };
+            if random.one_in(6) {
+                let actors = some(&mut random, 0);
+                pivots += u64::from(world.pivot(actors).await?);
+            } else {
+                until_ended(&world.begin(some(&mut random, 1))).await;
+            }
+        }
+        Ok(pivots)
+    });
+    ended.expect("a worker")
+}
+
+fn cases() -> u64 {
+    let asked = std::env::var("BLOCKLOOM_TRACKER_CASES").ok();
+    asked.and_then(|asked| asked.parse().ok()).unwrap_or(CASES)
+}
+
+#[test]
+fn what_is_proven_by_a_tracker_is_so() {
+    let mut pivots = 0;
+    for seed in 0..cases() {
+        pivots += case(seed).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+    assert!(pivots > cases() * 3, "hardly anything was proven: {pivots}");
+}
+
+#[test]
+fn broken_rules_of_trackers_are_noticed() {
+    for rule in
+        [Mutation::ClearsBeforeSettling, Mutation::TrustsTheTarget, Mutation::ForgetsChangesBelow]
+    {
+        set(Some(rule));
+        let noticed = (0..CASES).find(|seed| case(*seed).is_err());
+        set(None);
+        println!("{rule:?}: seed {noticed:?}");
+        assert!(noticed.is_some(), "{rule:?}");
+    }
+}
+
+/// What another node tracks, or what was tracked before an edge led elsewhere, proves nothing.
+#[test]
+fn a_tracker_is_of_its_node_alone() {
+    let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async {
+        let world = World::new();
+        let own = world.own("other");
+        let granularity = Granularity::from_bytes(BLOCK).expect("a granularity");
+        let error = Tracker::begin(&own, (0, 1), granularity, true).err().expect("refused");
+        assert_eq!(error.kind(), ErrorKind::NotPermitted, "{error}");
+        let ground = own.on_behalf().await.expect("a ground");
+        let error = ground.copy_tracked(Arc::clone(&world.tracker), 0..BLOCK).await;
+        assert_eq!(error.expect_err("refused").kind(), ErrorKind::Stale);
+        assert_eq!(world.tracker.left_bytes(), SIZE);
+    });
+    ended.expect("a worker");
+}

@@ -1,0 +1,213 @@
+//! What a host remembers of all that it was given: descriptions of nodes that are there, and what several nodes
+//! share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::super::surroundings::Machine;
+use super::drivers::instance_key;
+use crate::config::{DriveSpec, GraphSpec, ListenAddr, Live, NodeSpec, Scope, nowhere};
+use crate::export::nbd::{ListenAddress, NbdServer};
+use crate::filter::{BackupNode, ThrottleGroup};
+use crate::graph::{BitmapScope, Graph, GraphNode, PermissionSet, WriterLock};
+use crate::node::Node;
+use crate::plugin::{Instance, PluginNode};
+
+/// See the module.
+#[derive(Default)]
+pub(in crate::host) struct Registry {
+    /// Whoever has it adds to the host, or takes from it.
+    pub(in crate::host) turn: WriterLock,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    base: PathBuf,
+    machine: Machine,
+    living: Living,
+    described: Vec<(Weak<dyn Node>, NodeSpec)>,
+    /// Names made up so far.
+    made_up: u64,
+}
+
+/// What is made for nodes of one specification.
+#[derive(Default)]
+pub(in crate::host) struct Made {
+    pub(super) instances: BTreeMap<String, Arc<Instance>>,
+    pub(super) groups: BTreeMap<String, ThrottleGroup>,
+    /// By their names, for views of them.
+    pub(super) plugins: BTreeMap<String, Arc<PluginNode>>,
+    pub(super) backups: BTreeMap<String, Arc<BackupNode>>,
+}
+
+/// The same of all that are there.
+#[derive(Clone, Default)]
+pub(super) struct Living {
+    instances: BTreeMap<String, Weak<Instance>>,
+    pub(super) groups: BTreeMap<String, ThrottleGroup>,
+    plugins: BTreeMap<String, Weak<PluginNode>>,
+    backups: BTreeMap<String, Weak<BackupNode>>,
+}
+
+impl Living {
+    pub(super) fn instance(&self, key: &str) -> Option<Arc<Instance>> {
+        self.instances.get(key)?.upgrade()
+    }
+
+    pub(super) fn plugin(&self, node: &str) -> Option<Arc<PluginNode>> {
+        self.plugins.get(node)?.upgrade()
+    }
+
+    pub(super) fn backup(&self, node: &str) -> Option<Arc<BackupNode>> {
+        self.backups.get(node)?.upgrade()
+    }
+
+    fn add(&mut self, made: Made) {
+        let Made { instances, groups, plugins, backups } = made;
+        let weak = |(name, it): (String, Arc<Instance>)| (name, Arc::downgrade(&it));
+        self.instances.extend(instances.into_iter().map(weak));
+        self.groups.extend(groups);
+        let weak = |(name, it): (String, Arc<PluginNode>)| (name, Arc::downgrade(&it));
+        self.plugins.extend(plugins.into_iter().map(weak));
+        let weak = |(name, it): (String, Arc<BackupNode>)| (name, Arc::downgrade(&it));
+        self.backups.extend(backups.into_iter().map(weak));
+    }
+}
+
+impl State {
+    /// Forgets what is not in the graph. Workers may keep a node for some time longer.
+    fn tidy(&mut self, graph: &Graph) {
+        let nodes = graph.nodes();
+        self.described.retain(|(driver, _)| {
+            let driver = driver.upgrade();
+            driver
+                .is_some_and(|driver| nodes.iter().any(|node| Arc::ptr_eq(node.driver(), &driver)))
+        });
+        let keys = self.described.iter().map(|(_, node)| {
+            let shared = node.driver.instance();
+            instance_key(node, shared.map(|it| it.value.as_str()))
+        });
+        let keys: BTreeSet<String> = keys.collect();
+        let living = &mut self.living;
+        living.instances.retain(|key, _| keys.contains(key));
+        living.groups.retain(|key, _| keys.contains(key));
+        living.plugins.retain(|name, _| graph.find_node(name).is_some());
+        living.backups.retain(|name, _| graph.find_node(name).is_some());
+    }
+
+    fn described(&self, node: &GraphNode) -> Option<&NodeSpec> {
+        let is_it = |driver: &Weak<dyn Node>| {
+            driver.upgrade().is_some_and(|driver| Arc::ptr_eq(&driver, node.driver()))
+        };
+        self.described.iter().find(|(driver, _)| is_it(driver)).map(|(_, spec)| spec)
+    }
+}
+
+impl Registry {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A host begins from a file in `base`.
+    pub(super) fn begin(&self, base: &Path, machine: Machine) {
+        let mut state = self.state();
+        (state.base, state.machine) = (base.to_owned(), machine);
+    }
+
+    /// The directory of the file that the host began with.
+    pub(super) fn base(&self) -> PathBuf {
+        self.state().base.clone()
+    }
+
+    /// For something new: files may have changed since the last time.
+    pub(super) fn machine(&self) -> Machine {
+        self.state().machine.anew()
+    }
+
+    pub(super) fn living(&self, graph: &Graph) -> Living {
+        let mut state = self.state();
+        state.tidy(graph);
+        state.living.clone()
+    }
+
+    /// A name for a node without one.
+    pub(super) fn make_up_name(&self, graph: &Graph) -> String {
+        let mut state = self.state();
+        loop {
+            let name = format!("#block{:03}", state.made_up);
+            state.made_up += 1;
+            if graph.find_node(&name).is_none() {
+                return name;
+            }
+        }
+    }
+
+    /// Remembers the nodes of a specification that are in the graph now.
+    pub(super) fn take(&self, graph: &Graph, spec: &GraphSpec, base: &Path, made: Made) {
+        let mut state = self.state();
+        for node in &spec.nodes {
+            if let Some(at) = graph.find_node(&node.name.value) {
+                let driver = Arc::downgrade(graph.nodes()[at].driver());
+                state.described.push((driver, node.clone().in_dir(base)));
+            }
+        }
+        state.living.add(made);
+        state.tidy(graph);
+    }
+
+    /// What is there.
+    pub(super) fn live(&self, graph: &Graph, server: &NbdServer) -> Live {
+        let mut state = self.state();
+        state.tidy(graph);
+        let nodes = graph.nodes().iter().map(|node| {
+            let children = node.edges().iter().map(|edge| {
+                let child = graph.nodes()[edge.child()].name();
+                (edge.name().to_owned(), child.to_owned())
+            });
+            let known = state.described(node).cloned();
+            let spec =
+                known.unwrap_or_else(|| NodeSpec::running(node.name(), node.driver().driver()));
+            spec.as_running(children)
+        });
+        let drives = graph.drives().iter().map(|drive| DriveSpec {
+            id: nowhere(drive.id().to_owned()),
+            root: drive.root().map(|root| nowhere(graph.nodes()[root.child()].name().to_owned())),
+            writable: Some(nowhere(drive.is_writable())),
+        });
+        let bitmaps = graph.bitmaps().map(|(scope, bitmap)| {
+            let scope = match scope {
+                BitmapScope::Drive(id) => Scope::Drive(nowhere(id.to_string())),
+                BitmapScope::Node(name) => Scope::Node(nowhere(name.to_string())),
+            };
+            (scope, bitmap.name().to_string())
+        });
+        let roots = graph.drives().iter().filter_map(|drive| drive.root());
+        let edges = graph.nodes().iter().flat_map(|node| node.edges()).chain(roots);
+        let changing =
+            edges.filter(|edge| !edge.uses().intersection(PermissionSet::CHANGES).is_empty());
+        Live {
+            nodes: nodes.collect(),
+            sizes: graph
+                .nodes()
+                .iter()
+                .map(|node| (node.name().to_owned(), node.info().size_bytes))
+                .collect(),
+            written: changing.map(|edge| graph.nodes()[edge.child()].name().to_owned()).collect(),
+            drives: drives.collect(),
+            bitmaps: bitmaps.collect(),
+            exports: server.exports().into_iter().map(|export| export.id).collect(),
+            listeners: server.listeners().into_iter().map(address).collect(),
+        }
+    }
+}
+
+fn address(address: ListenAddress) -> ListenAddr {
+    match address {
+        ListenAddress::Unix(path) => ListenAddr::Unix(path),
+        ListenAddress::Tcp(address) => {
+            ListenAddr::Tcp { host: address.ip().to_string(), port: address.port() }
+        }
+    }
+}

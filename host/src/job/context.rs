@@ -1,0 +1,291 @@
+//! What a job works with: the node that stands for it, the pieces in flight, and the points at which it stands
+//! still, fails or is cancelled.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::event::{ErrorAction, JobNews};
+use super::flow::{Flow, Piece};
+use super::record::{IoStatus, Record, State, Wish};
+use super::status::JobStatus;
+use super::watched::either;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{OnBehalf, OwnAccord};
+use crate::io::{Time, sleep_until, spawn, turn_now, until};
+use crate::limits::JOB_RETRIES_MAX;
+
+/// Why a job does not go on.
+#[derive(Debug)]
+pub(super) enum Halt {
+    Cancelled,
+    Failed(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+pub(super) type Step<T> = Result<T, Halt>;
+
+/// A future of a job's worker.
+pub(super) type JobFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// How a piece is done. Whatever becomes of the future, what it has begun runs to its end.
+pub(super) type Doing = Rc<dyn Fn(OwnAccord, Piece) -> JobFuture<'static, Result<()>>>;
+
+/// What is done with pieces that have failed once the job goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// They are tried again.
+    Again,
+    /// The job itself knows that they are not done.
+    Known,
+}
+
+/// See the module.
+pub(super) struct JobCx {
+    pub(super) record: Arc<Record>,
+    pub(super) own: OwnAccord,
+    flow: Rc<Flow>,
+    doing: Doing,
+    failed: Failed,
+    again: RefCell<VecDeque<Piece>>,
+    /// The first error that was ignored.
+    ignored: RefCell<Option<Error>>,
+    /// In a row, without a piece that was done.
+    retries: Rc<Cell<usize>>,
+    /// The earliest time of the next piece.
+    paced: Cell<Time>,
+}
+
+/// How long what may pass by itself is waited for.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+impl JobCx {
+    pub(super) fn new(record: &Arc<Record>, own: &OwnAccord, doing: Doing, failed: Failed) -> Self {
+        Self {
+            record: Arc::clone(record),
+            own: own.clone(),
+            flow: Rc::default(),
+            doing,
+            failed,
+            again: RefCell::default(),
+            ignored: RefCell::default(),
+            retries: Rc::default(),
+            paced: Cell::default(),
+        }
+    }
+
+    /// One thing that the job's node does, once its gate is open.
+    ///
+    /// # Errors
+    /// As [`OwnAccord::on_behalf`].
+    pub(super) async fn on_behalf(&self) -> Result<OnBehalf> {
+        self.own.on_behalf().await
+    }
+
+    /// Asks something until it is answered or the job fails because it is not.
+    ///
+    /// # Errors
+    /// As [`Self::point`].
+    pub(super) async fn ask<T>(&self, question: impl AsyncFn(OnBehalf) -> Result<T>) -> Step<T> {
+        loop {
+            let answer = match self.on_behalf().await {
+                Ok(ground) => question(ground).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(answer) => return Ok(answer),
+                // Nobody can do without an answer: whoever would go on asks again.
+                Err(error) => self.met(None, error).await?,
+            }
+            self.point().await?;
+        }
+    }
+
+    /// Begins a piece, as soon as there is room and the speed allows.
+    ///
+    /// # Errors
+    /// As [`Self::point`].
+    pub(super) async fn launch(&self, piece: Piece) -> Step<()> {
+        loop {
+            self.point().await?;
+            let again = self.again.borrow_mut().pop_front();
+            if let Some(again) = again {
+                self.launch_now(again).await?;
+                continue;
+            }
+            return self.launch_now(piece).await;
+        }
+    }
+
+    /// Waits until all pieces are done, those that have failed among them.
+    ///
+    /// # Errors
+    /// As [`Self::point`].
+    pub(super) async fn finish(&self) -> Step<()> {
+        loop {
+            self.flow.idle().await;
+            self.point().await?;
+            let again = self.again.borrow_mut().pop_front();
+            match again {
+                Some(piece) => self.launch_now(piece).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The first error that the job went on after.
+    pub(super) fn ignored(&self) -> Option<Error> {
+        self.ignored.borrow().clone()
+    }
+
+    async fn launch_now(&self, piece: Piece) -> Step<()> {
+        loop {
+            self.pace(&piece).await;
+            self.point().await?;
+            if self.flow.has_room(&piece) {
+                break;
+            }
+            either(self.flow.room(&piece), self.interrupted()).await;
+        }
+        self.pay(&piece);
+        self.flow.begin(&piece);
+        let (flow, record) = (Rc::clone(&self.flow), Arc::clone(&self.record));
+        let (doing, retries) =
+            ((self.doing)(self.own.clone(), piece.clone()), Rc::clone(&self.retries));
+        spawn(async move {
+            let done = doing.await;
+            if done.is_ok() {
+                retries.set(0);
+                record.add_done(piece.range.end - piece.range.start);
+            }
+            flow.end(piece, done.err());
+        });
+        Ok(())
+    }
+
+    /// Waits for something that cannot wait for a piece to end.
+    async fn interrupted(&self) {
+        let is_asked = |state: &State| state.wish == Some(Wish::Abort);
+        self.record.state.when(|state| is_asked(state).then_some(())).await;
+    }
+
+    /// Waits as long as the speed demands, or until something else is asked for.
+    async fn pace(&self, piece: &Piece) {
+        let (speed, paced) = (self.record.state.see(|state| state.speed), self.paced.get());
+        if speed == 0 || piece.is_zero || paced <= turn_now() {
+            return;
+        }
+        let is_asked =
+            |state: &State| state.speed != speed || state.wish.is_some() || state.stands_still();
+        let asked = self.record.state.when(|state| is_asked(state).then_some(()));
+        if until(paced, asked).await.is_some() {
+            self.paced.set(turn_now());
+        }
+    }
+
+    /// The time of a piece counts from now on.
+    fn pay(&self, piece: &Piece) {
+        let speed = self.record.state.see(|state| state.speed);
+        if speed == 0 || piece.is_zero {
+            return;
+        }
+        let bytes = piece.range.end - piece.range.start;
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(speed);
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+        let from = self.paced.get().max(turn_now());
+        self.paced.set(Time::from_nanos(from.as_nanos().saturating_add(nanos)));
+    }
+
+    /// Where the job can stand still: between two pieces. What has failed is settled; nothing is in flight
+    /// while it stands still.
+    ///
+    /// # Errors
+    /// [`Halt`]: it has been cancelled, or fails.
+    pub(super) async fn point(&self) -> Step<()> {
+        loop {
+            let failed = self.flow.take_failed();
+            if let Some((piece, error)) = failed {
+                self.met(Some(piece), error).await?;
+                continue;
+            }
+            let is_ready = |status| matches!(status, JobStatus::Ready | JobStatus::Standby);
+            let (halts, stands_still) = self.record.state.see(|state| {
+                let halts = match state.wish {
+                    Some(Wish::Abort) => true,
+                    Some(Wish::Cancel) => !is_ready(state.status),
+                    Some(Wish::Complete) | None => false,
+                };
+                (halts, state.stands_still())
+            });
+            if halts {
+                return Err(Halt::Cancelled);
+            }
+            if !stands_still {
+                return Ok(());
+            }
+            self.stand_still().await;
+        }
+    }
+
+    async fn stand_still(&self) {
+        self.flow.idle().await;
+        let (still, then) = match self.record.state.see(|state| state.status) {
+            JobStatus::Ready => (JobStatus::Standby, JobStatus::Ready),
+            _ => (JobStatus::Paused, JobStatus::Running),
+        };
+        self.record.become_status(still);
+        let goes_on = |state: &State| !state.stands_still() || state.wish.is_some();
+        self.record.state.when(|state| goes_on(state).then_some(())).await;
+        self.record.become_status(then);
+        if self.record.state.see(|state| state.wish.is_some()) {
+            // It is not to stand still again before that is seen to.
+            self.record
+                .state
+                .change(|state| (state.is_paused, state.io_status) = (false, IoStatus::Ok));
+        }
+    }
+
+    /// Settles an error.
+    async fn met(&self, piece: Option<Piece>, error: Error) -> Step<()> {
+        let retries = self.retries.get();
+        let passes = matches!(error.kind(), ErrorKind::Stale | ErrorKind::Busy);
+        if passes && retries < JOB_RETRIES_MAX {
+            self.retries.set(retries + 1);
+            self.again.borrow_mut().extend(piece.filter(|_| self.failed == Failed::Again));
+            sleep_until(turn_now() + RETRY_PAUSE).await;
+            return Ok(());
+        }
+        let is_no_space = error.kind() == ErrorKind::NoSpace;
+        let mut action = self.record.on_error.action(is_no_space);
+        if action == ErrorAction::Ignore && (piece.is_none() || retries >= JOB_RETRIES_MAX) {
+            // What is asked again for ever would go on for ever.
+            action = ErrorAction::Report;
+        }
+        self.record.tell(JobNews::Error { action, is_no_space, why: error.to_string() });
+        match action {
+            ErrorAction::Report => return Err(Halt::Failed(error)),
+            ErrorAction::Ignore => {
+                if self.failed == Failed::Known {
+                    self.retries.set(retries + 1);
+                    sleep_until(turn_now() + RETRY_PAUSE).await;
+                }
+                self.ignored.borrow_mut().get_or_insert(error);
+            }
+            ErrorAction::Stop => {
+                self.again.borrow_mut().extend(piece.filter(|_| self.failed == Failed::Again));
+                let io_status = if is_no_space { IoStatus::NoSpace } else { IoStatus::Failed };
+                self.record.state.change(|state| state.io_status = io_status);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! What commit and mirror have in common: copying until the target shows what the source does, and keeping it
+//! so. What is left the graph tracks; when it is little, the transaction at the end copies it, with nothing in
+//! flight.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::context::{Doing, Failed, JobCx, Step};
+use super::event::JobNews;
+use super::flow::Piece;
+use super::node::JobNode;
+use super::record::{State, Wish};
+use super::status::JobStatus;
+use super::work::{Ending, Opening};
+use crate::bitmap::Granularity;
+use crate::error::Result;
+use crate::graph::{OwnAccord, Tracker};
+use crate::io::{turn_now, until};
+use crate::limits::{COPY_MAX_BYTES, JOB_LEFT_MAX_BYTES, JOB_LOOK_PAUSE, ZERO_PROVEN_MAX_BYTES};
+use crate::node::ExtentKind;
+
+/// Number of the edge to what is copied.
+pub(super) const SOURCE: usize = 0;
+/// Number of the edge to what it is copied to.
+pub(super) const TARGET: usize = 1;
+
+/// Extents of which a run is made, at most.
+const LOOKED_AT: usize = 64;
+/// Passes after which a little that is left is little enough.
+const PASSES: usize = 3;
+
+/// How a job copies.
+pub(super) struct Copying {
+    pub(super) node: Arc<JobNode>,
+    /// All of it is to be copied.
+    pub(super) copies_all: bool,
+    pub(super) granularity: Granularity,
+    /// It ends by itself.
+    pub(super) completes: bool,
+    /// It never waits for being asked, nor says that it is ready.
+    pub(super) is_silent: bool,
+    /// What is found unallocated down to the target is not even looked at.
+    pub(super) is_above_target: bool,
+}
+
+impl Copying {
+    /// Begins to track, and makes the context.
+    ///
+    /// # Errors
+    /// As [`Tracker::begin`].
+    pub(super) fn open(&self, opening: &Opening<'_>) -> Result<(JobCx, Arc<Tracker>)> {
+        let edges = (SOURCE, TARGET);
+        let tracker = Tracker::begin(opening.own, edges, self.granularity, self.copies_all)?;
+        self.node.set_tracker(&tracker);
+        let copied = Arc::clone(&tracker);
+        let doing: Doing = Rc::new(move |own: OwnAccord, piece: Piece| {
+            let tracker = Arc::clone(&copied);
+            Box::pin(async move {
+                own.on_behalf().await?.copy_tracked(tracker, piece.range).await.map(drop)
+            })
+        });
+        Ok((JobCx::new(opening.record, opening.own, doing, Failed::Known), tracker))
+    }
+
+    /// Copies until the job is to end.
+    pub(super) async fn run(&self, cx: &JobCx, tracker: &Arc<Tracker>) -> Step<Ending> {
+        let mut passes = 0_usize;
+        loop {
+            cx.record.set_left(tracker.left_bytes());
+            self.pass(cx, tracker).await?;
+            cx.finish().await?;
+            passes = passes.saturating_add(1);
+            let left = tracker.left_bytes();
+            cx.record.set_left(left);
+            let is_done = left == 0 || (passes >= PASSES && left <= JOB_LEFT_MAX_BYTES);
+            if is_done && self.is_silent {
+                return Ok(Ending::Done);
+            }
+            if is_done && cx.record.state.see(|state| state.status) == JobStatus::Running {
+                self.settle_doubts(cx, tracker).await?;
+                cx.record.become_status(JobStatus::Ready);
+                cx.record.tell(JobNews::Ready(cx.record.progress()));
+                if self.completes {
+                    cx.record.state.change(|state| {
+                        state.wish.get_or_insert(Wish::Complete);
+                    });
+                }
+            }
+            if is_done {
+                match cx.record.state.see(|state| state.wish) {
+                    Some(Wish::Complete) => return Ok(Ending::Done),
+                    Some(Wish::Cancel) => {
+                        // It is granted.
+                        cx.record.state.change(|state| state.wish = None);
+                        return Ok(Ending::Stopped);
+                    }
+                    Some(Wish::Abort) | None => {}
+                }
+            }
+            if left == 0 {
+                self.rest(cx).await;
+            }
+            cx.point().await?;
+        }
+    }
+
+    /// Copies what comes, until it is dropped.
+    pub(super) async fn keep_up(&self, cx: &JobCx, tracker: &Arc<Tracker>) -> Step<()> {
+        loop {
+            self.pass(cx, tracker).await?;
+            cx.finish().await?;
+            cx.record.set_left(tracker.left_bytes());
+            self.rest(cx).await;
+        }
+    }
+
+    /// Waits a while, or until something is asked for.
+    async fn rest(&self, cx: &JobCx) {
+        let is_asked = |state: &State| state.wish.is_some() || state.stands_still();
+        let asked = cx.record.state.when(|state| is_asked(state).then_some(()));
+        until(turn_now() + JOB_LOOK_PAUSE, asked).await;
+    }
+
+    /// Goes once over all that is left.
+    async fn pass(&self, cx: &JobCx, tracker: &Arc<Tracker>) -> Step<()> {
+        let mut at = 0;
+        loop {
+            cx.point().await?;
+            let run = tracker.ranges(at..u64::MAX).next();
+            let Some(run) = run else { return Ok(()) };
+            let (part, needs_data) = self.look(cx, run).await?;
+            at = part.end;
+            let most = if needs_data { COPY_MAX_BYTES as u64 } else { ZERO_PROVEN_MAX_BYTES };
+            let mut from = part.start;
+            while from < part.end {
+                let end = part.end.min((from / most + 1) * most);
+                cx.launch(Piece { range: from..end, is_zero: !needs_data }).await?;
+                from = end;
+            }
+        }
+    }
+
+    /// The first part of a run that is alike, and whether its bytes have to be read.
+    async fn look(&self, cx: &JobCx, run: Range<u64>) -> Step<(Range<u64>, bool)> {
+        let above = self.is_above_target.then_some(TARGET);
+        let shown = cx
+            .ask(async |ground| {
+                ground.block_status_shown(SOURCE, above, run.clone(), LOOKED_AT).await
+            })
+            .await?;
+        let is_data = |kind| matches!(kind, ExtentKind::Data | ExtentKind::Unreadable);
+        let Some(first) = shown.first() else { return Ok((run, true)) };
+        let needs_data = is_data(first.kind);
+        let alike = shown.iter().take_while(|extent| is_data(extent.kind) == needs_data);
+        let end = alike.last().map_or(run.end, |extent| extent.offset.saturating_add(extent.len));
+        // Whole granules: a part of one is copied with it.
+        let granule = self.granularity.bytes();
+        let end = match needs_data {
+            true => end.div_ceil(granule).saturating_mul(granule),
+            false if end / granule * granule > run.start => end / granule * granule,
+            false => run.start.saturating_add(granule),
+        };
+        Ok((run.start..end.min(run.end).max(run.start + 1), needs_data))
+    }
+
+    /// Where it was told what need not be copied, the host looks at what block status says of it: what it finds
+    /// the same proves that bitmaps stay as they are.
+    async fn settle_doubts(&self, cx: &JobCx, tracker: &Arc<Tracker>) -> Step<()> {
+        if self.copies_all {
+            return Ok(());
+        }
+        let mut at = 0;
+        loop {
+            cx.point().await?;
+            let run = tracker.doubts(at..u64::MAX).next();
+            let Some(run) = run else { return Ok(()) };
+            let part = run.start..run.end.min(run.start.saturating_add(ZERO_PROVEN_MAX_BYTES));
+            at = part.end;
+            cx.ask(async |ground| {
+                ground.check_tracked(Arc::clone(tracker), part.clone(), false).await
+            })
+            .await?;
+        }
+    }
+}

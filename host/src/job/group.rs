@@ -1,0 +1,283 @@
+//! Jobs that end together, or not at all: each by itself, if not asked otherwise.
+//!
+//! Each member works on a worker of its own. When all have done their work, and have been finalized, their
+//! changes of the graph are one transaction: all of them take effect at one instant, or none. If one fails or is
+//! cancelled before that, the others are cancelled.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::context::{Halt, JobCx, Step};
+use super::event::JobNews;
+use super::list::Jobs;
+use super::record::{JobEnd, Record, State, Wish};
+use super::spec::CopyMode;
+use super::status::JobStatus;
+use super::watched::{Watched, either};
+use super::work::{Ending, Opening, Place, Work};
+use crate::error::{Error, Result};
+use crate::graph::{Action, Applied, LocalGraph, OwnAccord, Transaction};
+use crate::io::{sleep_until, turn_now};
+use crate::limits::{JOB_END_PAUSE, JOB_END_TRIES};
+
+/// Who applies transactions: the host, with all that has to be seen to beside the graph; the graph alone, in
+/// tests.
+pub(crate) trait Changes: Send + Sync {
+    /// Applies a transaction.
+    ///
+    /// # Errors
+    /// As [`GraphCell::transact`](crate::graph::GraphCell::transact).
+    fn transact<'a>(
+        &'a self,
+        transaction: Transaction,
+    ) -> Pin<Box<dyn Future<Output = Result<Applied>> + 'a>>;
+}
+
+/// A job of a group.
+pub(super) struct Member {
+    pub(super) record: Arc<Record>,
+    pub(super) place: Place,
+    pub(super) work: Arc<dyn Work>,
+}
+
+/// Where a group is.
+#[derive(Clone, Debug)]
+enum Phase {
+    /// How each member that has done its work ends.
+    Working(Vec<Option<Ending>>),
+    /// Finalized: the first member has the changes made.
+    Ending(Vec<Ending>),
+    Done,
+    /// The member that is to blame, and why, if it has not been cancelled.
+    Broken(usize, Option<Error>),
+}
+
+pub(super) struct Group {
+    pub(super) members: Vec<Member>,
+    phase: Watched<Phase>,
+    jobs: Arc<Jobs>,
+    changes: Arc<dyn Changes>,
+}
+
+impl Group {
+    pub(super) fn new(members: Vec<Member>, jobs: &Arc<Jobs>, changes: &Arc<dyn Changes>) -> Self {
+        let phase = Watched::new(Phase::Working(vec![None; members.len()]));
+        Self { members, phase, jobs: Arc::clone(jobs), changes: Arc::clone(changes) }
+    }
+
+    /// Has a job copy in another way from now on.
+    ///
+    /// # Errors
+    /// As [`Work::change`].
+    pub(super) fn change_mode(&self, record: &Arc<Record>, copy_mode: CopyMode) -> Result<()> {
+        let mut members = self.members.iter();
+        let member = members.find(|member| Arc::ptr_eq(&member.record, record));
+        member.map_or(Ok(()), |member| member.work.change(copy_mode))
+    }
+
+    /// Forgets a member that has ended.
+    pub(super) fn dismiss(&self, record: &Arc<Record>) {
+        self.jobs.dismiss(record);
+    }
+
+    /// All have done their work, and may end.
+    pub(super) fn finalize(&self) {
+        self.phase.change(|phase| {
+            if let Phase::Working(ends) = phase
+                && let Some(ends) = ends.iter().copied().collect()
+            {
+                *phase = Phase::Ending(ends);
+            }
+        });
+    }
+
+    /// A member has done its work. The last one leads all to the next state.
+    fn arrive(&self, member: usize, ending: Ending) {
+        let record = &self.members[member].record;
+        record.become_status(JobStatus::Waiting);
+        let is_last = self.phase.change(|phase| match phase {
+            Phase::Working(ends) => {
+                ends[member] = Some(ending);
+                ends.iter().all(Option::is_some)
+            }
+            _ => false,
+        });
+        if !is_last {
+            return;
+        }
+        let mut is_asked = true;
+        for member in &self.members {
+            let auto = member.record.state.see(|state| state.auto_finalize);
+            member.record.become_status(JobStatus::Pending);
+            if !auto {
+                is_asked = false;
+                member.record.tell(JobNews::Pending);
+            }
+        }
+        if is_asked {
+            self.finalize();
+        }
+    }
+
+    fn fail(&self, member: usize, error: Option<Error>) {
+        self.phase.change(|phase| {
+            if matches!(phase, Phase::Working(_) | Phase::Ending(_)) {
+                *phase = Phase::Broken(member, error);
+            }
+        });
+        for member in &self.members {
+            member.record.state.change(|state| state.wish = Some(Wish::Abort));
+        }
+    }
+
+    /// A member's whole life on its worker.
+    pub(super) async fn run(&self, member: usize, graph: Rc<LocalGraph>) {
+        let Member { record, work, .. } = &self.members[member];
+        record.become_status(JobStatus::Running);
+        let opened = OwnAccord::open(&graph, &record.node);
+        let opened = opened.and_then(|own| {
+            let opening = Opening { record, own: &own };
+            work.open(opening)
+        });
+        let cx = match opened {
+            Ok(cx) => cx,
+            Err(error) => {
+                self.fail(member, Some(error));
+                return self.conclude(member).await;
+            }
+        };
+        match work.run(&cx).await {
+            Ok(ending) => {
+                self.arrive(member, ending);
+                self.wait(member, &cx).await;
+            }
+            Err(Halt::Cancelled) => self.fail(member, None),
+            Err(Halt::Failed(error)) => self.fail(member, Some(error)),
+        }
+        drop(cx);
+        if member == 0 {
+            self.take_effect().await;
+        }
+        self.conclude(member).await;
+    }
+
+    /// Waits until it is decided how all end.
+    async fn wait(&self, member: usize, cx: &JobCx) {
+        let Member { record, work, .. } = &self.members[member];
+        let decided = async {
+            let is_decided = |phase: &Phase| !matches!(phase, Phase::Working(_));
+            self.phase.when(|phase| is_decided(phase).then_some(())).await;
+            Ok(())
+        };
+        let cancelled = async {
+            let is_asked = |state: &State| matches!(state.wish, Some(Wish::Abort | Wish::Cancel));
+            record.state.when(|state| is_asked(state).then_some(())).await;
+            Err(Halt::Cancelled)
+        };
+        let ended: Step<()> = either(decided, either(cancelled, work.keep_up(cx))).await;
+        match ended {
+            Ok(()) => {}
+            Err(Halt::Cancelled) => self.fail(member, None),
+            Err(Halt::Failed(error)) => self.fail(member, Some(error)),
+        }
+    }
+
+    /// Makes the changes of all members, if that is what has been decided.
+    async fn take_effect(&self) {
+        let Phase::Ending(ends) = self.phase.see(Phase::clone) else { return };
+        match self.change_all(&ends).await {
+            Ok(()) => self.phase.change(|phase| *phase = Phase::Done),
+            Err(error) => self.fail(0, Some(error)),
+        }
+    }
+
+    async fn change_all(&self, ends: &[Ending]) -> Result<()> {
+        let graph = self.jobs.cell().load();
+        let mut transaction = Transaction::new();
+        for (member, ending) in self.members.iter().zip(ends) {
+            if member.work.tracks() {
+                let node = member.record.node.clone();
+                transaction = transaction.with(Action::CatchUp { node });
+            }
+            transaction = transaction.ending_job(&member.record.id).with(remove(member));
+            for (action, unproven) in member.work.end(&graph, *ending)? {
+                transaction = transaction.with_unproven(action, unproven);
+            }
+        }
+        self.changes.transact(transaction).await.map(drop)
+    }
+
+    /// Ends a member, as the group has.
+    async fn conclude(&self, member: usize) {
+        let record = &self.members[member].record;
+        let over = |phase: &Phase| match phase {
+            Phase::Working(_) | Phase::Ending(_) => None,
+            Phase::Done => Some(None),
+            Phase::Broken(who, error) => Some(Some((*who, error.clone()))),
+        };
+        let end = match self.phase.when(over).await {
+            None => JobEnd::Completed,
+            Some((who, error)) => {
+                record.become_status(JobStatus::Aborting);
+                self.take_out(member).await;
+                match error {
+                    Some(error) if who == member || self.members.len() == 1 => {
+                        JobEnd::Failed(error)
+                    }
+                    _ => JobEnd::Cancelled,
+                }
+            }
+        };
+        let (progress, speed) = (record.progress(), record.state.see(|state| state.speed));
+        let news = match &end {
+            JobEnd::Completed => {
+                record.set_all_done();
+                JobNews::Completed { progress: record.progress(), speed, error: None }
+            }
+            JobEnd::Failed(error) => {
+                JobNews::Completed { progress, speed, error: Some(error.to_string()) }
+            }
+            JobEnd::Cancelled => JobNews::Cancelled { progress, speed },
+        };
+        record.tell(news);
+        let auto_dismiss = record.state.see(|state| state.auto_dismiss);
+        record.become_status(JobStatus::Concluded);
+        if auto_dismiss {
+            self.jobs.dismiss(record);
+        }
+        // Who waits for it may start another one of its name.
+        record.state.change(|state| state.end = Some(end));
+    }
+
+    /// Takes the node of a member out of the graph. If that cannot be done, it stays there, without anything
+    /// that it does.
+    async fn take_out(&self, member: usize) {
+        let Member { record, work, .. } = &self.members[member];
+        for _ in 0..JOB_END_TRIES {
+            let graph = self.jobs.cell().load();
+            if graph.find_node(&record.node).is_none() || self.jobs.has_ended() {
+                return;
+            }
+            let ending = Transaction::new().ending_job(&record.id);
+            let mut transaction = ending.with(remove(&self.members[member]));
+            for (action, unproven) in work.end(&graph, Ending::Broken).unwrap_or_default() {
+                transaction = transaction.with_unproven(action, unproven);
+            }
+            match self.changes.transact(transaction).await {
+                Ok(_) => return,
+                Err(error) => tracing::warn!("node of job `{}` is still there: {error}", record.id),
+            }
+            sleep_until(turn_now() + JOB_END_PAUSE).await;
+        }
+    }
+}
+
+fn remove(member: &Member) -> Action {
+    let node = member.record.node.clone();
+    match member.place {
+        Place::Beside => Action::RemoveNode { node },
+        Place::Above(_) => Action::RemoveFilter { node },
+    }
+}

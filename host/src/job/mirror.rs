@@ -1,0 +1,234 @@
+//! `mirror`: copies a node to another one, and keeps that as the first one is, until it is asked to complete: then
+//! all who use the first use the other, or to be cancelled: then the copy is as the first one was at one moment.
+//!
+//! That the copy shows the same, the host finds by what it has tracked itself; so bitmaps above stay as they are.
+//! Where it was told what need not be copied, that is its user's word: bitmaps are marked whole, unless block status
+//! shows that it is so.
+
+use std::sync::{Arc, OnceLock};
+
+use super::commit::find_by;
+use super::context::{JobCx, JobFuture, Step};
+use super::copying::{Copying, SOURCE, TARGET};
+use super::node::JobNode;
+use super::spec::{BitmapMode, CopyMode, MirrorSpec, MirrorSync};
+use super::work::{
+    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, name_of, proven, unused,
+};
+use crate::bitmap::{Bitmap, Granularity};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{
+    Action, BitmapAction, ChildDecl, Graph, JobStake, NodeGeneration, PermissionSet, Role, Tracker,
+    Unproven,
+};
+use crate::limits::EXTENTS_MAX;
+use crate::node::ExtentKind;
+
+/// Number of the edge below which nothing is copied, if there is one.
+const BELOW: usize = 2;
+
+struct Mirror {
+    source: NodeGeneration,
+    target: NodeGeneration,
+    size_bytes: u64,
+    sync: Chosen,
+    copying: Copying,
+    copies_writes: bool,
+    tracker: OnceLock<Arc<Tracker>>,
+}
+
+enum Chosen {
+    Full,
+    /// What lies above the third edge's node, or all if there is none.
+    Top {
+        has_below: bool,
+    },
+    None,
+    Bitmap(Arc<Bitmap>, BitmapMode),
+}
+
+pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned> {
+    let invalid = |message: String| Error::new(ErrorKind::Invalid, message);
+    let name = |node: usize| graph.nodes()[node].name();
+    let (source, target) = (find(graph, &spec.device)?, find(graph, &spec.target)?);
+    let is_below = |upper: usize, lower: usize| down(graph, upper).any(|at| at == lower);
+    if is_below(source, target) || is_below(target, source) {
+        let message = format!("its target `{}` is not another node beside it", name(target));
+        return Err(invalid(message).at_node(name(source)));
+    }
+    let size = |node: usize| graph.nodes()[node].info().size_bytes;
+    let mut before = Actions::new();
+    if size(target) > size(source) {
+        let message = format!(
+            "its target `{}` has {} bytes, and it has {}: resize one of them first",
+            name(target),
+            size(target),
+            size(source)
+        );
+        return Err(invalid(message).at_node(name(source)));
+    }
+    let growth = (size(target) < size(source)).then(|| {
+        let (node, size_bytes) = (name(target).to_owned(), size(source));
+        Action::Resize { node, size_bytes }
+    });
+    let below = backing(graph, source).map(|(_, below)| below);
+    let sync = match &spec.sync {
+        MirrorSync::Full => Chosen::Full,
+        MirrorSync::Top => Chosen::Top { has_below: below.is_some() },
+        MirrorSync::None => Chosen::None,
+        MirrorSync::Bitmap(bitmap, mode) => {
+            let found = bitmap.find(graph).ok_or_else(|| {
+                let message = "there is no such bitmap that says what is to be copied";
+                Error::new(ErrorKind::NotFound, message).at_node(name(source))
+            })?;
+            before.extend(proven(vec![BitmapAction::Freeze.of(bitmap)]));
+            Chosen::Bitmap(found, *mode)
+        }
+    };
+    let copies_writes = spec.copy_mode == CopyMode::WriteBlocking;
+    let edge = |edge: &str, node: usize, role, grants| ChildDecl {
+        name: edge.to_owned(),
+        role,
+        grants,
+        ..ChildDecl::filtered(name(node))
+    };
+    let role = if copies_writes { Role::Filtered } else { Role::Source };
+    let mut children = vec![
+        edge("source", source, role, PermissionSet::CONSISTENT_READ),
+        edge("target", target, Role::Target, PermissionSet::WRITE),
+    ];
+    if let (Chosen::Top { .. }, Some(below)) = (&sync, below) {
+        children.push(edge("below", below, Role::Source, PermissionSet::NONE));
+    }
+    let place = match copies_writes {
+        true => Place::Above(name_of(graph, source)),
+        false => Place::Beside,
+    };
+    let stake = JobStake {
+        id: id.to_owned(),
+        stands_on: Vec::new(),
+        tracks: Some((SOURCE, TARGET)),
+        alters_others: false,
+    };
+    let node = Arc::new(JobNode::new(stake));
+    let copying = Copying {
+        node: Arc::clone(&node),
+        copies_all: matches!(sync, Chosen::Full),
+        granularity: spec.granularity.unwrap_or(Granularity::DEFAULT),
+        completes: false,
+        is_silent: false,
+        is_above_target: false,
+    };
+    let generation = |node: usize| graph.nodes()[node].generation();
+    let work = Arc::new(Mirror {
+        source: generation(source),
+        target: generation(target),
+        size_bytes: size(source),
+        sync,
+        copying,
+        copies_writes,
+        tracker: OnceLock::new(),
+    });
+    Ok(Planned { node, children, place, growth, before, work })
+}
+
+impl Mirror {
+    /// Says what is to be copied, if it is not all.
+    async fn choose(&self, cx: &JobCx, tracker: &Arc<Tracker>) -> Step<()> {
+        match &self.sync {
+            Chosen::Full | Chosen::None => Ok(()),
+            Chosen::Bitmap(bitmap, _) => {
+                let read = bitmap.read();
+                if let Some(still) = read.still() {
+                    still.ranges(0..u64::MAX).for_each(|run| tracker.want(&run));
+                }
+                Ok(())
+            }
+            Chosen::Top { has_below } => {
+                let above = has_below.then_some(BELOW);
+                let mut at = 0;
+                while at < self.size_bytes {
+                    cx.point().await?;
+                    let rest = at..self.size_bytes;
+                    let found = cx
+                        .ask(async |ground| {
+                            ground
+                                .block_status_shown(SOURCE, above, rest.clone(), EXTENTS_MAX)
+                                .await
+                        })
+                        .await?;
+                    let Some(last) = found.last() else { break };
+                    at = last.offset.saturating_add(last.len);
+                    let is_own = |kind| !matches!(kind, ExtentKind::Unallocated);
+                    for extent in found.iter().filter(|extent| is_own(extent.kind)) {
+                        tracker.want(&(extent.offset..extent.offset.saturating_add(extent.len)));
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Work for Mirror {
+    fn open(&self, opening: Opening<'_>) -> Result<JobCx> {
+        let (cx, tracker) = self.copying.open(&opening)?;
+        self.tracker.get_or_init(|| tracker);
+        if self.copies_writes {
+            self.copying.node.copy_writes();
+        }
+        Ok(cx)
+    }
+
+    fn run<'a>(&'a self, cx: &'a JobCx) -> JobFuture<'a, Step<Ending>> {
+        Box::pin(async move {
+            let Some(tracker) = self.tracker.get() else { return Ok(Ending::Stopped) };
+            self.choose(cx, tracker).await?;
+            self.copying.run(cx, tracker).await
+        })
+    }
+
+    fn keep_up<'a>(&'a self, cx: &'a JobCx) -> JobFuture<'a, Step<()>> {
+        Box::pin(async move {
+            let Some(tracker) = self.tracker.get() else { return std::future::pending().await };
+            self.copying.keep_up(cx, tracker).await
+        })
+    }
+
+    fn tracks(&self) -> bool {
+        true
+    }
+
+    fn change(&self, copy_mode: CopyMode) -> Result<()> {
+        let is_same = (copy_mode == CopyMode::WriteBlocking) == self.copies_writes;
+        let message =
+            "it was started to copy in the other way: its node is not where it would have to be";
+        is_same.then_some(()).ok_or_else(|| Error::new(ErrorKind::NotSupported, message))
+    }
+
+    fn end(&self, graph: &Graph, how: Ending) -> Result<Actions> {
+        let mut actions = Actions::new();
+        if let Chosen::Bitmap(bitmap, mode) = &self.sync {
+            let is_taken = match mode {
+                BitmapMode::Never => false,
+                // What was not copied stays dirty: more than need be, never less.
+                BitmapMode::OnSuccess | BitmapMode::Always => how != Ending::Broken,
+            };
+            let end = if is_taken { BitmapAction::Abdicate } else { BitmapAction::MergeBack };
+            actions.extend(proven(vec![end.of(bitmap)]));
+        }
+        if how != Ending::Done {
+            return Ok(actions);
+        }
+        let (source, target) = (find_by(graph, self.source)?, find_by(graph, self.target)?);
+        let (node, by) = (name_of(graph, source), name_of(graph, target));
+        let unproven = match self.sync {
+            Chosen::Full => Unproven::Refuse,
+            _ => Unproven::MarkWhole,
+        };
+        actions.push((Action::Replace { node, by }, unproven));
+        let left = unused(graph, &[source]);
+        actions.extend(proven(left.into_iter().map(|node| Action::RemoveNode { node }).collect()));
+        Ok(actions)
+    }
+}

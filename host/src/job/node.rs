@@ -1,0 +1,128 @@
+//! The node that stands for a job.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::Result;
+use crate::filter::PassNode;
+use crate::graph::{Cx, JobStake, Tracker};
+use crate::io::{Buf, BufMut};
+use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+
+/// It has the job's edges, with what the job may do. Nobody uses it, but where a mirror copies what is written
+/// before that is acknowledged: there it is a filter.
+pub(crate) struct JobNode {
+    stake: JobStake,
+    tracker: Mutex<Option<Arc<Tracker>>>,
+    copies_writes: AtomicBool,
+}
+
+impl JobNode {
+    pub(crate) fn new(stake: JobStake) -> Self {
+        Self { stake, tracker: Mutex::default(), copies_writes: AtomicBool::new(false) }
+    }
+
+    /// What it tracks from now on.
+    pub(crate) fn set_tracker(&self, tracker: &Arc<Tracker>) {
+        let tracker = Some(Arc::clone(tracker));
+        *self.tracker.lock().unwrap_or_else(PoisonError::into_inner) = tracker;
+    }
+
+    /// From now on what is written through it is copied before it is acknowledged.
+    pub(super) fn copy_writes(&self) {
+        self.copies_writes.store(true, Ordering::Release);
+    }
+
+    /// A change has been made.
+    async fn after(&self, cx: Cx<'_>, offset: u64, len: u64) {
+        if !self.copies_writes.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(tracker) = self.tracker() else { return };
+        let copied = cx.on_behalf().copy_tracked(tracker, offset..offset.saturating_add(len)).await;
+        if let Err(error) = copied {
+            // What is not copied is known: the job comes to it, and deals with its error.
+            tracing::debug!("job `{}`: a write was not copied with it: {error}", self.stake.id);
+        }
+    }
+}
+
+impl Node for JobNode {
+    fn driver(&self) -> &'static str {
+        "job"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        PassNode.info(children)
+    }
+
+    fn is_transparent(&self) -> bool {
+        true
+    }
+
+    fn job(&self) -> Option<&JobStake> {
+        Some(&self.stake)
+    }
+
+    fn tracker(&self) -> Option<Arc<Tracker>> {
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        PassNode.read(cx, offset, buf)
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let len = buf.len() as u64;
+            cx.child(0)?.write(offset, buf, flags).await?;
+            self.after(cx, offset, len).await;
+            Ok(())
+        })
+    }
+
+    fn zero<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            cx.child(0)?.zero(offset, len, flags).await?;
+            self.after(cx, offset, len).await;
+            Ok(())
+        })
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            cx.child(0)?.discard(offset, len).await?;
+            self.after(cx, offset, len).await;
+            Ok(())
+        })
+    }
+
+    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.set_len(cx, len)
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        PassNode.flush(cx)
+    }
+
+    fn block_status<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        len: u64,
+    ) -> NodeFuture<'a, Vec<Extent>> {
+        PassNode.block_status(cx, offset, len)
+    }
+}

@@ -1,0 +1,212 @@
+//! What may be asked for.
+
+use super::event::ErrorAction;
+use crate::bitmap::Granularity;
+use crate::graph::BitmapRef;
+use crate::node::BackingName;
+
+/// What a job does when a copy fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// It fails.
+    #[default]
+    Report,
+    /// It goes on with the rest.
+    Ignore,
+    /// It stands still until it is resumed, and tries again.
+    Stop,
+    /// The same when no space is left; else it fails.
+    StopForSpace,
+}
+
+impl OnError {
+    pub(super) fn action(self, is_no_space: bool) -> ErrorAction {
+        match self {
+            Self::Report => ErrorAction::Report,
+            Self::Ignore => ErrorAction::Ignore,
+            Self::Stop => ErrorAction::Stop,
+            Self::StopForSpace if is_no_space => ErrorAction::Stop,
+            Self::StopForSpace => ErrorAction::Report,
+        }
+    }
+}
+
+/// When a mirror copies what is written while it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyMode {
+    /// Some time later.
+    #[default]
+    Background,
+    /// Before the write is acknowledged.
+    WriteBlocking,
+}
+
+/// A job that is to begin.
+///
+/// ```
+/// use blockloom::job::{JobKind, JobSpec, OnError, StreamSpec};
+///
+/// let stream = StreamSpec { base: Some("base".into()), ..StreamSpec::of("top") };
+/// let spec = JobSpec {
+///     on_error: OnError::StopForSpace,
+///     speed: 64 << 20,
+///     ..JobSpec::new("flatten", JobKind::Stream(stream))
+/// };
+/// assert!(spec.auto_finalize && spec.auto_dismiss);
+/// ```
+#[derive(Clone, Debug)]
+pub struct JobSpec {
+    /// Unique among jobs.
+    pub id: String,
+    /// The name of the node that stands for it; `#job-ID` by default.
+    pub node: Option<String>,
+    /// What it does.
+    pub what: JobKind,
+    /// Bytes a second that it copies at most; 0 for no limit.
+    pub speed: u64,
+    /// What it does when a copy fails.
+    pub on_error: OnError,
+    /// It lets its end take effect by itself.
+    pub auto_finalize: bool,
+    /// It is forgotten when it has ended.
+    pub auto_dismiss: bool,
+}
+
+/// What a job does.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum JobKind {
+    /// Copies to an overlay what it shows of what lies below it.
+    Stream(StreamSpec),
+    /// Copies to a base what an overlay has over it, and puts the one in the other's place.
+    Commit(CommitSpec),
+    /// Copies a node to another one, and puts the one in the other's place when asked to.
+    Mirror(MirrorSpec),
+}
+
+/// See [`JobKind::Stream`].
+#[derive(Clone, Debug)]
+pub struct StreamSpec {
+    /// The overlay, or a filter on it, or a drive that shows it.
+    pub top: String,
+    /// The node on which it is to stand in the end; none for nothing.
+    pub base: Option<String>,
+    /// Instead of that: the last node of which something is copied.
+    pub bottom: Option<String>,
+    /// How the overlay's image is to name its new backing; by its file, by default.
+    pub backing_name: Option<BackingName>,
+}
+
+/// See [`JobKind::Commit`].
+#[derive(Clone, Debug)]
+pub struct CommitSpec {
+    /// The topmost node, or a drive that shows it.
+    pub device: String,
+    /// The overlay that goes; the topmost one by default. That one is *active*: the job becomes ready, and waits
+    /// for being completed.
+    pub top: Option<String>,
+    /// The node to which it goes. Without one the candidates are listed.
+    pub base: Option<String>,
+    /// Other overlays that stand on the base, or between, may see what is written: they are marked.
+    pub is_forced: bool,
+    /// One that is active completes by itself.
+    pub completes: bool,
+    /// How images that stood on the overlay are to name the base; by its file, by default.
+    pub backing_name: Option<BackingName>,
+}
+
+/// See [`JobKind::Mirror`].
+#[derive(Clone, Debug)]
+pub struct MirrorSpec {
+    /// What is copied: a node, or what a drive shows.
+    pub device: String,
+    /// The node to which it is copied. Nobody else writes it meanwhile.
+    pub target: String,
+    /// What is copied before it is ready.
+    pub sync: MirrorSync,
+    /// When what is written meanwhile is copied.
+    pub copy_mode: CopyMode,
+    /// Granules in which is tracked what is left.
+    pub granularity: Option<Granularity>,
+}
+
+/// What a mirror copies at first. Beside the first of them, its user says that the rest is there already.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum MirrorSync {
+    /// Everything.
+    #[default]
+    Full,
+    /// What the topmost overlay has.
+    Top,
+    /// Nothing but what is written from now on.
+    None,
+    /// What a bitmap says, which stands still meanwhile.
+    Bitmap(BitmapRef, BitmapMode),
+}
+
+/// What becomes of the bitmap that said what is to be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BitmapMode {
+    /// What was copied is clean, if the job has not failed.
+    OnSuccess,
+    /// It stays what it was.
+    Never,
+    /// What was copied is clean. If the job has failed, all counts as not copied.
+    Always,
+}
+
+impl JobSpec {
+    /// Unlimited, failing at the first error, and ending by itself.
+    pub fn new(id: impl Into<String>, what: JobKind) -> Self {
+        Self {
+            id: id.into(),
+            node: None,
+            what,
+            speed: 0,
+            on_error: OnError::Report,
+            auto_finalize: true,
+            auto_dismiss: true,
+        }
+    }
+
+    pub(super) fn node_name(&self) -> String {
+        self.node.clone().unwrap_or_else(|| format!("#job-{}", self.id))
+    }
+}
+
+impl JobKind {
+    /// As on the control socket.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Stream(_) => "stream",
+            Self::Commit(_) => "commit",
+            Self::Mirror(_) => "mirror",
+        }
+    }
+}
+
+impl StreamSpec {
+    /// Everything below `top`.
+    pub fn of(top: impl Into<String>) -> Self {
+        Self { top: top.into(), base: None, bottom: None, backing_name: None }
+    }
+}
+
+impl CommitSpec {
+    /// The topmost overlay of a drive, or of a node, to a base.
+    pub fn of(device: impl Into<String>, base: impl Into<String>) -> Self {
+        let (device, base) = (device.into(), Some(base.into()));
+        let (is_forced, completes) = (false, false);
+        Self { device, top: None, base, is_forced, completes, backing_name: None }
+    }
+}
+
+impl MirrorSpec {
+    /// All of a node, or of what a drive shows.
+    pub fn of(device: impl Into<String>, target: impl Into<String>) -> Self {
+        let (device, target) = (device.into(), target.into());
+        let (sync, copy_mode) = (MirrorSync::Full, CopyMode::Background);
+        Self { device, target, sync, copy_mode, granularity: None }
+    }
+}

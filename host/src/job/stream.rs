@@ -1,0 +1,242 @@
+//! `stream`: an overlay gets what it shows of what lies below it, down to a base, and then stands on that.
+//!
+//! All that is written is what the overlay shows already, by a claim that the host proves: no bitmap of it, nor
+//! of anything above, is marked, through whatever filters it is used. At the end one transaction leads its
+//! backing edge to the base, or ends it; that the overlay shows the same then the host finds out by itself, with
+//! nothing in flight, or there is no such change.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::context::{Doing, Failed, JobCx, JobFuture, Step};
+use super::flow::Piece;
+use super::node::JobNode;
+use super::spec::StreamSpec;
+use super::work::{
+    Actions, Ending, Opening, Place, Planned, Work, backing, backing_name, down, find, proven,
+    unused,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{
+    Action, ChildDecl, CopyHow, Graph, GraphNode, JobStake, NodeGeneration, OwnAccord,
+    PermissionSet, Role,
+};
+use crate::limits::{COPY_MAX_BYTES, ZERO_PROVEN_MAX_BYTES};
+use crate::node::{BackingName, Extent, ExtentKind};
+
+/// Extents of which a run is made, at most.
+const LOOKED_AT: usize = 64;
+/// Number of the edge to the overlay.
+const TOP: usize = 0;
+/// Number of the edge to the base, if there is one.
+const BASE: usize = 1;
+
+struct Stream {
+    id: String,
+    top: NodeGeneration,
+    size_bytes: u64,
+    /// The base, and where it ends.
+    base: Option<(NodeGeneration, u64)>,
+    backing_name: Option<BackingName>,
+}
+
+/// What is to be done about a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Todo {
+    Nothing,
+    Copy,
+    Zero,
+}
+
+pub(super) fn plan(graph: &Graph, id: &str, spec: &StreamSpec) -> Result<Planned> {
+    let invalid = |message: String| Error::new(ErrorKind::Invalid, message);
+    let name = |node: usize| graph.nodes()[node].name();
+    let start = find(graph, &spec.top)?;
+    let (top, below) = backing(graph, start).ok_or_else(|| {
+        invalid("it has no backing: there is nothing to stream".to_owned()).at_node(name(start))
+    })?;
+    let base = match (&spec.base, &spec.bottom) {
+        (None, None) => None,
+        (Some(_), Some(_)) => {
+            return Err(invalid("`base` and `bottom` say the same twice: give one".to_owned()));
+        }
+        (Some(base), None) => Some(find(graph, base)?),
+        (None, Some(bottom)) => {
+            let bottom = find(graph, bottom)?;
+            let is_below = bottom == top || down(graph, below).any(|at| at == bottom);
+            if !is_below {
+                let message = format!("node `{}` is not below it", name(bottom));
+                return Err(invalid(message).at_node(name(top)));
+            }
+            backing(graph, bottom).map(|(_, base)| base)
+        }
+    };
+    if let Some(base) = base.filter(|base| !down(graph, below).any(|at| at == *base)) {
+        let message = format!("the base `{}` is not below it", name(base));
+        return Err(invalid(message).at_node(name(top)));
+    }
+    let source = |edge: &str, node: usize, grants| ChildDecl {
+        name: edge.to_owned(),
+        role: Role::Source,
+        grants,
+        ..ChildDecl::filtered(name(node))
+    };
+    let mut children = vec![source("top", top, PermissionSet::HARMLESS)];
+    children.extend(base.map(|base| source("base", base, PermissionSet::NONE)));
+    let stands_on = base.map(|_| (TOP, BASE)).into_iter().collect();
+    let generation = |node: usize| graph.nodes()[node].generation();
+    let size_bytes = graph.nodes()[top].info().size_bytes;
+    let base = base.map(|base| (generation(base), graph.nodes()[base].info().size_bytes));
+    let work = Arc::new(Stream {
+        id: id.to_owned(),
+        top: generation(top),
+        size_bytes,
+        base,
+        backing_name: spec.backing_name.clone(),
+    });
+    let stake = JobStake { id: id.to_owned(), stands_on, tracks: None, alters_others: false };
+    let node = Arc::new(JobNode::new(stake));
+    Ok(Planned { node, children, place: Place::Beside, growth: None, before: Actions::new(), work })
+}
+
+impl Work for Stream {
+    fn open(&self, opening: Opening<'_>) -> Result<JobCx> {
+        let doing: Doing = Rc::new(|own, piece| Box::pin(carry_up(own, piece)));
+        Ok(JobCx::new(opening.record, opening.own, doing, Failed::Again))
+    }
+
+    fn run<'a>(&'a self, cx: &'a JobCx) -> JobFuture<'a, Step<Ending>> {
+        Box::pin(async move {
+            cx.record.set_left(self.size_bytes);
+            let mut at = 0;
+            while at < self.size_bytes {
+                let (run, todo) = self.next_run(cx, at).await?;
+                at = run.end;
+                match todo {
+                    Todo::Nothing => cx.record.add_done(run.end - run.start),
+                    Todo::Copy | Todo::Zero => launch(cx, run, todo == Todo::Zero).await?,
+                }
+                cx.point().await?;
+            }
+            cx.finish().await?;
+            // What was left out must stay below.
+            match cx.ignored() {
+                Some(error) => Err(error.into()),
+                None => Ok(Ending::Done),
+            }
+        })
+    }
+
+    fn end(&self, graph: &Graph, how: Ending) -> Result<Actions> {
+        if how != Ending::Done {
+            return Ok(Actions::new());
+        }
+        let find = |generation: NodeGeneration| {
+            graph.nodes().iter().position(|node| node.generation() == generation)
+        };
+        let gone = || Error::new(ErrorKind::NotFound, "a node of the job has gone");
+        let top = find(self.top).ok_or_else(gone)?;
+        let Some((_, below)) = backing(graph, top) else { return Ok(Actions::new()) };
+        let base = self.base.map(|(base, _)| find(base).ok_or_else(gone)).transpose()?;
+        if base == Some(below) {
+            return Ok(Actions::new());
+        }
+        let edges = graph.nodes()[top].edges();
+        let edge = edges.iter().find(|edge| edge.role() == Role::Backing).ok_or_else(gone)?;
+        let name = |node: usize| graph.nodes()[node].name().to_owned();
+        let (node, edge, child) = (name(top), edge.name().to_owned(), base.map(name));
+        let mut actions = vec![Action::SetChild { node: node.clone(), edge, child }];
+        let named = |base: usize| self.backing_name.clone().or_else(|| backing_name(graph, base));
+        let backing_name = base.map(named);
+        // Where it is not known how to call it, the image goes on to name what shows the same.
+        if graph.nodes()[top].driver().names_backing() && backing_name != Some(None) {
+            actions.push(Action::NameBacking { node, name: backing_name.flatten() });
+        }
+        let passed: Vec<usize> = down(graph, below).take_while(|at| Some(*at) != base).collect();
+        let left = self.left(graph, top, &passed);
+        actions.extend(left.into_iter().map(|node| Action::RemoveNode { node }));
+        Ok(proven(actions))
+    }
+}
+
+/// Begins the pieces of a range.
+async fn launch(cx: &JobCx, run: Range<u64>, is_zero: bool) -> Step<()> {
+    let most = if is_zero { ZERO_PROVEN_MAX_BYTES } else { COPY_MAX_BYTES as u64 };
+    let mut at = run.start;
+    while at < run.end {
+        // Whole clusters, as far as that goes.
+        let end = run.end.min((at / most + 1) * most);
+        cx.launch(Piece { range: at..end, is_zero }).await?;
+        at = end;
+    }
+    Ok(())
+}
+
+impl Stream {
+    /// Those of `passed` that go once `top` does not stand on them any more, with what only they use.
+    fn left(&self, graph: &Graph, top: usize, passed: &[usize]) -> Vec<String> {
+        let Some(first) = passed.first() else { return Vec::new() };
+        let is_own = |node: &GraphNode| node.driver().job().is_some_and(|job| job.id == self.id);
+        let mut parents = graph.nodes().iter().enumerate().filter(|(_, parent)| {
+            !is_own(parent) && parent.edges().iter().any(|edge| edge.child() == *first)
+        });
+        if parents.any(|(parent, _)| parent != top) { Vec::new() } else { unused(graph, &[*first]) }
+    }
+
+    /// What is to be done from `at` on, as far as it is the same.
+    async fn next_run(&self, cx: &JobCx, at: u64) -> Step<(Range<u64>, Todo)> {
+        let base = self.base;
+        let rest = at..self.size_bytes;
+        let own = cx
+            .ask(async |ground| ground.block_status(TOP, None, rest.clone(), LOOKED_AT).await)
+            .await?;
+        let Some(own) = first(&own, &rest) else { return Ok((rest, Todo::Nothing)) };
+        let run = at..own.1;
+        match (own.0, base) {
+            (ExtentKind::Unallocated, _) => {}
+            // It shows zeros for want of a backing: on the base it would show that.
+            (ExtentKind::Hole, Some((_, end))) if at < end => {
+                return Ok((at..run.end.min(end), Todo::Zero));
+            }
+            _ => return Ok((run, Todo::Nothing)),
+        }
+        let above = base.map(|_| BASE);
+        let below = cx
+            .ask(async |ground| ground.block_status_shown(TOP, above, run.clone(), LOOKED_AT).await)
+            .await?;
+        let Some((kind, end)) = first(&below, &run) else { return Ok((run, Todo::Nothing)) };
+        let todo = match kind {
+            ExtentKind::Data | ExtentKind::Unreadable => Todo::Copy,
+            // Without a base they show by themselves.
+            ExtentKind::Zero | ExtentKind::Hole if base.is_some() => Todo::Zero,
+            ExtentKind::Zero | ExtentKind::Hole | ExtentKind::Unallocated => Todo::Nothing,
+        };
+        Ok((at..end, todo))
+    }
+}
+
+/// The kind of the first run of a range, and where it ends.
+fn first(extents: &[Extent], range: &Range<u64>) -> Option<(ExtentKind, u64)> {
+    let (first, rest) = extents.split_first()?;
+    let mut end = first.offset.saturating_add(first.len);
+    for extent in rest.iter().take_while(|extent| extent.kind == first.kind) {
+        end = extent.offset.saturating_add(extent.len);
+    }
+    (end > range.start).then_some((first.kind, end.min(range.end)))
+}
+
+/// Has the overlay keep what it shows.
+async fn carry_up(own: OwnAccord, piece: Piece) -> Result<()> {
+    let Piece { range, is_zero } = piece;
+    if is_zero {
+        let zeroed = own.on_behalf().await?.zero_proven(TOP, TOP, range.clone()).await;
+        match zeroed {
+            // Somebody has written there meanwhile: that is its own.
+            Err(error) if error.kind() == ErrorKind::NotPermitted => {}
+            zeroed => return zeroed,
+        }
+    }
+    let how = CopyHow { unchanged: true, only_unallocated: true };
+    own.on_behalf().await?.copy(TOP, TOP, range, how).await.map(drop)
+}

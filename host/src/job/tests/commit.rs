@@ -1,0 +1,243 @@
+//! `commit`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::scene::{
+    BLOCK, Over, SIZE, chain, child, dirty, fill_chain, insert_filter, news, of_drive, of_node,
+    overlay, shown, write,
+};
+use crate::error::ErrorKind;
+use crate::graph::{Action, ChildDecl, Transaction};
+use crate::job::{CommitSpec, JobEnd, JobKind, JobNews, JobSpec, JobStatus};
+use crate::node::MemoryNode;
+use crate::{Drive, Host, block_on};
+
+fn commit(spec: CommitSpec) -> JobSpec {
+    JobSpec::new("c", JobKind::Commit(spec))
+}
+
+fn middle() -> CommitSpec {
+    CommitSpec { top: Some("mid".into()), ..CommitSpec::of("vda", "base") }
+}
+
+/// The blocks that a node of the chain has been given.
+fn own_blocks(range: std::ops::Range<u64>) -> Vec<u64> {
+    range.filter(|block| block % 3 != 1).collect()
+}
+
+/// E2a, E3c: the base is marked where something came to it, and nothing above the section is.
+#[test]
+fn the_middle_of_a_chain_goes_to_its_base() {
+    let host = chain().start().expect("a host");
+    fill_chain(&host);
+    let before = shown(&host, "vda");
+    let mut events = host.events();
+    let job = block_on(host.start_job(commit(middle()))).expect("a job");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(child(&host, "top", "backing").as_deref(), Some("base"));
+    assert_eq!(shown(&host, "vda"), before);
+    let of_base = dirty(&host, &of_node("base"));
+    // Granules of the tracker are larger.
+    assert!(own_blocks(300..400).iter().all(|block| of_base.contains(block)));
+    assert!(of_base.iter().all(|block| (288..400).contains(block)), "{of_base:?}");
+    for scope in [of_node("mid"), of_node("top"), of_drive()] {
+        assert_eq!(dirty(&host, &scope), [0_u64; 0], "{scope}");
+    }
+    let (states, _) = news(&mut events, "c");
+    assert!(!states.contains(&JobStatus::Ready), "{states:?}");
+    host.shutdown().expect("an end in order");
+}
+
+/// E2b, E4: the drive's bitmap goes on, whatever the drive shows.
+#[test]
+fn an_active_overlay_goes_to_a_base_when_it_is_told_to() {
+    let host = chain().start().expect("a host");
+    fill_chain(&host);
+    let mut expect = shown(&host, "vda");
+    let mut events = host.events();
+    let job = block_on(host.start_job(commit(CommitSpec::of("vda", "base")))).expect("a job");
+    assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+    let put = |expect: &mut Vec<u8>, block: u64, value: u8| {
+        write(&host, "vda", block, value);
+        expect[(block * BLOCK) as usize..((block + 1) * BLOCK) as usize].fill(value);
+    };
+    for block in [7, 500, 1000] {
+        put(&mut expect, block, 9);
+    }
+    block_on(host.transact(insert_filter("top", "above"))).expect("a filter");
+    job.complete().expect("a job that is ready");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(child(&host, "above", "file").as_deref(), Some("base"));
+    assert_eq!(shown(&host, "vda"), expect);
+    assert_eq!(dirty(&host, &of_drive()), [7, 500, 1000]);
+    put(&mut expect, 512, 4);
+    assert_eq!(shown(&host, "vda"), expect);
+    assert_eq!(dirty(&host, &of_drive()), [7, 500, 512, 1000]);
+    assert!(dirty(&host, &of_node("base")).contains(&512));
+    let (_, news) = news(&mut events, "c");
+    assert!(matches!(news[..], [JobNews::Ready(_), JobNews::Completed { error: None, .. }]));
+    host.shutdown().expect("an end in order");
+}
+
+/// Guests write all the time; the view is always what they wrote.
+#[test]
+fn an_active_overlay_goes_to_a_base_under_load() {
+    let host = chain().start().expect("a host");
+    fill_chain(&host);
+    let before = shown(&host, "vda");
+    let over = AtomicBool::new(false);
+    let written = std::thread::scope(|scope| {
+        let load = scope.spawn(|| load(&host, &over));
+        let ended = Over(&over);
+        let mut ends = Vec::new();
+        for round in 0..6 {
+            let spec = CommitSpec { completes: true, ..CommitSpec::of("vda", "base") };
+            let job = block_on(host.start_job(commit(spec))).expect("a job");
+            ends.push(block_on(job.wait()));
+            let (name, size) = (format!("top{round}"), SIZE);
+            let driver = Arc::new(MemoryNode::overlay(size, 4096).expect("a size"));
+            let children = vec![ChildDecl::backing("base")];
+            let overlay = crate::graph::NodeDecl { name, driver, children };
+            let snapshot = Action::Snapshot { drive: "vda".into(), overlay };
+            block_on(host.transact(Transaction::new().with(snapshot))).expect("a snapshot");
+            let remove = |node: &str| {
+                // Those of the chain have bitmaps, and stand on the base still.
+                let remove = Action::RemoveNode { node: node.into() };
+                block_on(host.transact(Transaction::new().with(remove))).map(drop)
+            };
+            if round == 0 {
+                for node in ["top", "mid"] {
+                    let take = crate::graph::BitmapAction::Remove
+                        .of(crate::graph::BitmapRef::of_node(node, "b"));
+                    block_on(host.transact(Transaction::new().with(take))).expect("no bitmap");
+                    remove(node).expect("no node");
+                }
+            } else {
+                remove(&format!("top{}", round - 1)).expect("no node");
+            }
+        }
+        drop(ended);
+        let written = load.join().expect("a guest");
+        for end in ends {
+            assert!(matches!(end, JobEnd::Completed), "{end:?}");
+        }
+        written
+    });
+    let mut expect = before;
+    let mut blocks: Vec<u64> = Vec::new();
+    for (block, value) in written {
+        expect[(block * BLOCK) as usize..((block + 1) * BLOCK) as usize].fill(value);
+        blocks.push(block);
+    }
+    blocks.sort_unstable();
+    blocks.dedup();
+    assert!(shown(&host, "vda") == expect, "a guest sees something else than it wrote");
+    assert_eq!(dirty(&host, &of_drive()), blocks);
+    host.shutdown().expect("an end in order");
+}
+
+/// Writes blocks in turn, and reads each back; what was written.
+pub(super) fn load(host: &Host, over: &AtomicBool) -> Vec<(u64, u8)> {
+    load_drive(&host.drive("vda").expect("a drive"), over)
+}
+
+pub(super) fn load_drive(drive: &Drive, over: &AtomicBool) -> Vec<(u64, u8)> {
+    let (mut written, mut number) = (Vec::new(), 0_u64);
+    while !over.load(Ordering::SeqCst) {
+        number += 1;
+        let (block, value) = (number * 7919 % (SIZE / BLOCK), (number % 251) as u8 + 1);
+        // Some of the nodes fail a few times.
+        let write = || block_on(drive.write(block * BLOCK, &[value; BLOCK as usize])).ok();
+        (0..4).find_map(|_| write()).expect("a write");
+        let read = || block_on(drive.read(block * BLOCK, BLOCK as usize)).ok();
+        let read = (0..4).find_map(|_| read()).expect("a read");
+        assert!(read.iter().all(|byte| *byte == value), "block {block} after write {number}");
+        written.push((block, value));
+    }
+    written
+}
+
+#[test]
+fn a_base_has_to_be_named_and_to_be_below() {
+    let host = chain().start().expect("a host");
+    let check = |spec: CommitSpec, expect: &str| {
+        let error = block_on(host.start_job(commit(spec))).err().expect("refused");
+        assert!(error.to_string().contains(expect), "{error}");
+        assert!(host.jobs().is_empty());
+    };
+    let none = CommitSpec { base: None, ..CommitSpec::of("vda", "base") };
+    check(none, "it needs a `base`: one of `mid`, `base`");
+    check(CommitSpec::of("mid", "top"), "the base `top` is not below it");
+    check(CommitSpec::of("base", "base"), "has no backing");
+    host.shutdown().expect("an end in order");
+}
+
+/// QSD commits into a base that others stand on, and changes what they show without a word.
+#[test]
+fn a_base_that_others_stand_on_is_left_alone_unless_forced() {
+    let host =
+        chain().node("other", overlay(), vec![ChildDecl::backing("base")]).start().expect("a host");
+    fill_chain(&host);
+    let refused = block_on(host.start_job(commit(middle()))).err().expect("refused");
+    assert_eq!(refused.kind(), ErrorKind::InUse, "{refused}");
+    assert!(refused.to_string().contains("alters what node `other` shows"), "{refused}");
+    let add = Action::AddBitmap(crate::graph::BitmapDecl {
+        scope: of_node("other"),
+        name: crate::bitmap::BitmapName::new("b").expect("a name"),
+        granularity: crate::bitmap::Granularity::from_bytes(BLOCK).expect("a granularity"),
+        enabled: true,
+    });
+    block_on(host.transact(Transaction::new().with(add))).expect("a bitmap");
+    let before = shown(&host, "vda");
+    let forced = CommitSpec { is_forced: true, ..middle() };
+    let job = block_on(host.start_job(commit(forced))).expect("a job");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(shown(&host, "vda"), before);
+    assert_eq!(dirty(&host, &of_node("other")), dirty(&host, &of_node("base")));
+    assert_eq!(dirty(&host, &of_drive()), [0_u64; 0]);
+    host.shutdown().expect("an end in order");
+}
+
+#[test]
+fn a_shorter_base_grows_first() {
+    let host = Host::builder()
+        .node("base", MemoryNode::new(SIZE / 2, 512).expect("a size"), vec![])
+        .node("top", overlay(), vec![ChildDecl::backing("base")])
+        .drive("vda", "top", true)
+        .start()
+        .expect("a host");
+    write(&host, "vda", SIZE / BLOCK - 1, 5);
+    write(&host, "vda", 3, 6);
+    let before = shown(&host, "vda");
+    let spec = CommitSpec { completes: true, ..CommitSpec::of("vda", "base") };
+    let job = block_on(host.start_job(commit(spec))).expect("a job");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(
+        host.graph().nodes()[host.graph().drives()[0].root().expect("a root").child()].name(),
+        "base"
+    );
+    assert_eq!(shown(&host, "vda"), before);
+    host.shutdown().expect("an end in order");
+}
+
+#[test]
+fn what_is_cancelled_leaves_the_view_as_it_was() {
+    for is_ready in [false, true] {
+        let host = chain().start().expect("a host");
+        fill_chain(&host);
+        let before = shown(&host, "vda");
+        let spec = commit(CommitSpec::of("vda", "base"));
+        let spec = JobSpec { speed: if is_ready { 0 } else { 1 }, ..spec };
+        let job = block_on(host.start_job(spec)).expect("a job");
+        if is_ready {
+            assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready);
+        }
+        job.cancel(true).expect("a job that can be cancelled");
+        assert!(matches!(block_on(job.wait()), JobEnd::Cancelled));
+        assert_eq!(shown(&host, "vda"), before);
+        assert_eq!(child(&host, "top", "backing").as_deref(), Some("mid"));
+        assert_eq!(dirty(&host, &of_drive()), [0_u64; 0]);
+        host.shutdown().expect("an end in order");
+    }
+}

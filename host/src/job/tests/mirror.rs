@@ -1,0 +1,267 @@
+//! `mirror`.
+
+use std::sync::atomic::AtomicBool;
+
+use super::commit::load;
+use super::scene::{
+    BLOCK, Over, SIZE, chain, child, dirty, disk, fill_chain, insert_filter, news, of_drive,
+    of_node, overlay, shown, write,
+};
+use crate::error::ErrorKind;
+use crate::graph::{
+    Action, BitmapAction, BitmapRef, ChildDecl, DriveDecl, Event, Transaction, Unproven,
+};
+use crate::job::{
+    BitmapMode, CopyMode, JobEnd, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, MirrorSync,
+};
+use crate::{Host, block_on};
+
+fn mirror(spec: MirrorSpec) -> JobSpec {
+    JobSpec::new("m", JobKind::Mirror(spec))
+}
+
+fn host() -> Host {
+    let host = chain().node("copy", disk(), vec![]).start().expect("a host");
+    fill_chain(&host);
+    host
+}
+
+/// What a node shows, by a drive for the moment.
+fn shown_by(host: &Host, node: &str) -> Vec<u8> {
+    let drive =
+        DriveDecl { id: "look".into(), root: Some(node.into()), writable: false, only_shows: true };
+    block_on(host.transact(Transaction::new().with(Action::AddDrive(drive)))).expect("a drive");
+    let shown = shown(host, "look");
+    let remove = Action::RemoveDrive { drive: "look".into() };
+    block_on(host.transact(Transaction::new().with(remove))).expect("no drive");
+    shown
+}
+
+fn root(host: &Host) -> String {
+    let graph = host.graph();
+    let drive = &graph.drives()[graph.find_drive("vda").expect("a drive")];
+    graph.nodes()[drive.root().expect("a root").child()].name().to_owned()
+}
+
+fn put(host: &Host, expect: &mut [u8], block: u64, value: u8) {
+    write(host, "vda", block, value);
+    expect[(block * BLOCK) as usize..((block + 1) * BLOCK) as usize].fill(value);
+}
+
+/// E5: after the pivot the drive's bitmap says what it would say without it.
+#[test]
+fn a_drive_goes_over_to_its_mirror() {
+    for copy_mode in [CopyMode::Background, CopyMode::WriteBlocking] {
+        let host = host();
+        let mut expect = shown(&host, "vda");
+        let mut events = host.events();
+        let spec = MirrorSpec { copy_mode, ..MirrorSpec::of("vda", "copy") };
+        let job = block_on(host.start_job(mirror(spec))).expect("a job");
+        assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+        for block in [3, 700, 1023] {
+            put(&host, &mut expect, block, 8);
+        }
+        if copy_mode == CopyMode::WriteBlocking {
+            assert_eq!(shown_by(&host, "copy"), expect, "what is acknowledged has been copied");
+        }
+        job.complete().expect("a job that is ready");
+        assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+        assert_eq!(root(&host), "copy");
+        assert_eq!(shown(&host, "vda"), expect);
+        assert_eq!(dirty(&host, &of_drive()), [3, 700, 1023], "{copy_mode:?}");
+        put(&host, &mut expect, 5, 1);
+        assert_eq!(dirty(&host, &of_drive()), [3, 5, 700, 1023]);
+        assert_eq!(dirty(&host, &of_node("top")), [3, 700, 1023], "the former root is as it was");
+        let (states, news) = news(&mut events, "m");
+        assert!(states.ends_with(&[JobStatus::Pending, JobStatus::Concluded, JobStatus::Null]));
+        assert!(matches!(news[..], [JobNews::Ready(_), JobNews::Completed { error: None, .. }]));
+        assert_eq!(host.graph().find_node("#job-m"), None);
+        host.shutdown().expect("an end in order");
+    }
+}
+
+/// What is proven to alter nothing makes nothing to be copied again.
+#[test]
+fn it_goes_on_under_changes_of_the_graph() {
+    let host = host();
+    let before = shown(&host, "vda");
+    let job = block_on(host.start_job(mirror(MirrorSpec::of("vda", "copy")))).expect("a job");
+    assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+    let copied = job.info().progress;
+    for (node, name) in [("top", "above"), ("mid", "between"), ("base", "below")] {
+        block_on(host.transact(insert_filter(node, name))).expect("a filter");
+    }
+    let remove = Action::RemoveFilter { node: "between".into() };
+    block_on(host.transact(Transaction::new().with(remove))).expect("no filter");
+    job.complete().expect("a job that is ready");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(job.info().progress, copied);
+    assert_eq!(child(&host, "above", "file").as_deref(), Some("copy"));
+    assert_eq!(shown(&host, "vda"), before);
+    assert_eq!(dirty(&host, &of_drive()), [0_u64; 0]);
+    host.shutdown().expect("an end in order");
+}
+
+/// Cancelled once it is ready, a mirror is a copy as of one moment; before that, nothing.
+#[test]
+fn a_mirror_that_is_cancelled_is_a_copy() {
+    let host = host();
+    let mut expect = shown(&host, "vda");
+    let job = block_on(host.start_job(mirror(MirrorSpec::of("vda", "copy")))).expect("a job");
+    assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+    put(&host, &mut expect, 100, 8);
+    job.cancel(false).expect("a job that can be cancelled");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(root(&host), "top");
+    assert_eq!(shown_by(&host, "copy"), expect);
+    assert_eq!(shown(&host, "vda"), expect);
+    host.shutdown().expect("an end in order");
+}
+
+#[test]
+fn a_drive_goes_over_to_its_mirror_under_load() {
+    for copy_mode in [CopyMode::Background, CopyMode::WriteBlocking] {
+        let host = chain().node("one", disk(), vec![]).node("two", disk(), vec![]);
+        let host = host.start().expect("a host");
+        fill_chain(&host);
+        let mut expect = shown(&host, "vda");
+        let over = AtomicBool::new(false);
+        let written = std::thread::scope(|scope| {
+            let guest = scope.spawn(|| load(&host, &over));
+            let ended = Over(&over);
+            let mut ends = Vec::new();
+            for target in ["one", "two", "one", "two"] {
+                let spec = MirrorSpec { copy_mode, ..MirrorSpec::of("vda", target) };
+                let job = block_on(host.start_job(mirror(spec))).expect("a job");
+                let reached = block_on(job.reaches(JobStatus::Ready));
+                let _ = job.complete();
+                ends.push((reached, block_on(job.wait())));
+            }
+            drop(ended);
+            let written = guest.join().expect("a guest");
+            for end in ends {
+                assert!(matches!(end, (JobStatus::Ready, JobEnd::Completed)), "{end:?}");
+            }
+            written
+        });
+        assert_eq!(root(&host), "two");
+        let mut blocks = std::collections::BTreeSet::new();
+        for (block, value) in written {
+            expect[(block * BLOCK) as usize..((block + 1) * BLOCK) as usize].fill(value);
+            blocks.insert(block);
+        }
+        assert!(shown(&host, "vda") == expect, "a guest sees something else than it wrote");
+        assert_eq!(dirty(&host, &of_drive()), Vec::from_iter(blocks), "{copy_mode:?}");
+        host.shutdown().expect("an end in order");
+    }
+}
+
+/// An overlay on the same base: what is copied is what the topmost one has, and block status proves the rest.
+#[test]
+fn the_top_alone_is_copied_to_an_overlay_on_the_same_base() {
+    let host = chain().node("copy", overlay(), vec![ChildDecl::backing("mid")]).start();
+    let host = host.expect("a host");
+    fill_chain(&host);
+    let before = shown(&host, "vda");
+    let spec = MirrorSpec { sync: MirrorSync::Top, ..MirrorSpec::of("vda", "copy") };
+    let job = block_on(host.start_job(mirror(spec))).expect("a job");
+    assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+    assert!(job.info().progress.done_bytes < SIZE / 4, "{:?}", job.info());
+    job.complete().expect("a job that is ready");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!((root(&host), shown(&host, "vda")), ("copy".into(), before));
+    assert_eq!(dirty(&host, &of_drive()), [0_u64; 0]);
+    host.shutdown().expect("an end in order");
+}
+
+/// What nobody has shown is marked: it may be another view.
+#[test]
+fn what_is_taken_on_trust_marks_the_bitmaps() {
+    let host = host();
+    let mut events = host.events();
+    let spec = MirrorSpec { sync: MirrorSync::None, ..MirrorSpec::of("vda", "copy") };
+    let job = block_on(host.start_job(mirror(spec))).expect("a job");
+    assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+    write(&host, "vda", 9, 7);
+    job.complete().expect("a job that is ready");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(root(&host), "copy");
+    let all = shown(&host, "vda");
+    assert_eq!(all[(9 * BLOCK) as usize..(10 * BLOCK) as usize], [7; BLOCK as usize]);
+    assert_eq!(dirty(&host, &of_drive()).len() as u64, SIZE / BLOCK);
+    let mut is_told = false;
+    while let Some(notice) = events.try_next() {
+        is_told |= matches!(notice.event, Event::BitmapMarkedWhole { .. });
+    }
+    assert!(is_told);
+    host.shutdown().expect("an end in order");
+}
+
+/// A bitmap says what is to be copied; what becomes of it is as asked.
+#[test]
+fn a_mirror_copies_what_a_bitmap_says() {
+    let check = |mode: BitmapMode, cancels: bool, left: &[u64]| {
+        let host = host();
+        let full = block_on(host.start_job(mirror(MirrorSpec::of("vda", "copy")))).expect("a job");
+        assert_eq!(block_on(full.reaches(JobStatus::Ready)), JobStatus::Ready);
+        full.cancel(false).expect("a copy");
+        assert!(matches!(block_on(full.wait()), JobEnd::Completed), "{:?}", full.info());
+        let mut expect = shown(&host, "vda");
+        put(&host, &mut expect, 20, 5);
+        put(&host, &mut expect, 900, 6);
+        let bitmap = BitmapRef::of_drive("vda", "b");
+        let sync = MirrorSync::Bitmap(bitmap, mode);
+        let job =
+            block_on(host.start_job(mirror(MirrorSpec { sync, ..MirrorSpec::of("vda", "copy") })));
+        let job = job.expect("a job");
+        assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+        put(&host, &mut expect, 30, 7);
+        job.cancel(cancels).expect("a job that can be cancelled");
+        let end = block_on(job.wait());
+        assert_eq!(matches!(end, JobEnd::Cancelled), cancels, "{end:?}");
+        if !cancels {
+            assert_eq!(shown_by(&host, "copy"), expect);
+        }
+        assert_eq!(dirty(&host, &of_drive()), left, "{mode:?}");
+        host.shutdown().expect("an end in order");
+    };
+    check(BitmapMode::OnSuccess, false, &[30]);
+    check(BitmapMode::OnSuccess, true, &[20, 30, 900]);
+    check(BitmapMode::Never, false, &[20, 30, 900]);
+    check(BitmapMode::Always, true, &[20, 30, 900]);
+}
+
+/// Nobody else writes the target, and nobody takes it away.
+#[test]
+fn its_target_is_its_own() {
+    let host = host();
+    let job = JobSpec { speed: 1, ..mirror(MirrorSpec::of("vda", "copy")) };
+    let job = block_on(host.start_job(job)).expect("a job");
+    let check = |action: Action, expect: &str| {
+        let change = Transaction::new().with_unproven(action, Unproven::MarkWhole);
+        let error = block_on(host.transact(change)).expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+        assert!(error.to_string().contains(expect), "{error}");
+    };
+    let writer = DriveDecl {
+        id: "vdb".into(),
+        root: Some("copy".into()),
+        writable: true,
+        only_shows: false,
+    };
+    check(Action::AddDrive(writer), "job `m`");
+    check(Action::RemoveNode { node: "copy".into() }, "in use by job `m`");
+    let lead = |edge: &str| Action::SetChild {
+        node: "#job-m".into(),
+        edge: edge.into(),
+        child: Some("base".into()),
+    };
+    check(lead("source"), "it stands for job `m`");
+    check(lead("target"), "it stands for job `m`");
+    // The source may be left: the job goes on with it.
+    let clear = BitmapAction::Clear.of(BitmapRef::of_drive("vda", "b"));
+    block_on(host.transact(Transaction::new().with(clear))).expect("cleared");
+    job.cancel(false).expect("a job that can be cancelled");
+    assert!(matches!(block_on(job.wait()), JobEnd::Cancelled));
+    host.shutdown().expect("an end in order");
+}

@@ -1,0 +1,205 @@
+//! Hosts for these tests, and what is seen of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::bitmap::{BitmapName, Granularity};
+use crate::error::{Error, ErrorKind, Result};
+use crate::filter::PassNode;
+use crate::graph::{
+    Action, BitmapScope, ChildDecl, Cx, Event, Events, NodeDecl, Transaction, Which,
+};
+use crate::io::{Buf, BufMut, sleep_until, turn_now};
+use crate::job::{JobEvent, JobNews, JobStatus};
+use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::{Host, HostBuilder, block_on};
+
+/// Says that it is over, at the latest when it is dropped: also by a failed assertion.
+pub(super) struct Over<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Size of every node.
+pub(super) const SIZE: u64 = 4 << 20;
+/// Unit of allocation, and granule of every bitmap.
+pub(super) const BLOCK: u64 = 4096;
+
+pub(super) fn disk() -> MemoryNode {
+    MemoryNode::new(SIZE, 512).expect("a size")
+}
+
+pub(super) fn overlay() -> MemoryNode {
+    MemoryNode::overlay(SIZE, 4096).expect("a size")
+}
+
+/// A chain `base` ← `mid` ← `top` behind the drive `vda`, with a bitmap `b` of each of them and of the drive.
+/// Each has its number in some blocks of its own: block n is of the topmost that has bit n.
+pub(super) fn chain() -> HostBuilder {
+    let host = Host::builder()
+        .node("base", disk(), vec![])
+        .node("mid", overlay(), vec![ChildDecl::backing("base")])
+        .node("top", overlay(), vec![ChildDecl::backing("mid")])
+        .drive("vda", "top", true);
+    let nodes = ["base", "mid", "top"].map(|node| BitmapScope::Node(node.into()));
+    nodes.into_iter().chain([BitmapScope::Drive("vda".into())]).fold(host, |host, scope| {
+        let granularity = Granularity::from_bytes(BLOCK).expect("a granularity");
+        host.bitmap(scope, BitmapName::new("b").expect("a name"), granularity)
+    })
+}
+
+/// What a drive shows.
+pub(super) fn shown(host: &Host, drive: &str) -> Vec<u8> {
+    block_on(host.drive(drive).expect("a drive").read(0, SIZE as usize)).expect("a read").to_vec()
+}
+
+pub(super) fn write(host: &Host, drive: &str, block: u64, value: u8) {
+    let drive = host.drive(drive).expect("a drive");
+    block_on(drive.write(block * BLOCK, &[value; BLOCK as usize])).expect("a write");
+}
+
+/// Writes to nodes of the chain that nobody else writes: by moving the drive there and back.
+pub(super) fn fill_chain(host: &Host) {
+    use crate::graph::Unproven;
+    for (node, value, blocks) in
+        [("base", 1_u8, 0..600_u64), ("mid", 2, 300..400), ("top", 3, 350..360)]
+    {
+        let root = |node: &str| Action::SetRoot { drive: "vda".into(), node: node.into() };
+        let go = Transaction::new().with_unproven(root(node), Unproven::MarkWhole);
+        block_on(host.transact(go)).expect("a root");
+        for block in blocks.filter(|block| block % 3 != 1) {
+            write(host, "vda", block, value);
+        }
+    }
+    for scope in ["base", "mid", "top"].map(|node| BitmapScope::Node(node.into())) {
+        clear(host, &scope);
+    }
+    clear(host, &BitmapScope::Drive("vda".into()));
+}
+
+fn clear(host: &Host, scope: &BitmapScope) {
+    let bitmap = host.bitmap(scope, "b").expect("a bitmap");
+    block_on(bitmap.clear()).expect("cleared");
+}
+
+/// Dirty blocks of a bitmap.
+pub(super) fn dirty(host: &Host, scope: &BitmapScope) -> Vec<u64> {
+    let bitmap = host.bitmap(scope, "b").expect("a bitmap");
+    let ranges: Vec<_> = bitmap.ranges(0..u64::MAX).collect();
+    ranges.into_iter().flat_map(|run| run.start / BLOCK..run.end.div_ceil(BLOCK)).collect()
+}
+
+pub(super) fn of_node(name: &str) -> BitmapScope {
+    BitmapScope::Node(name.into())
+}
+
+pub(super) fn of_drive() -> BitmapScope {
+    BitmapScope::Drive("vda".into())
+}
+
+/// The states that a job has been in, and its other news.
+pub(super) fn news(events: &mut Events, job: &str) -> (Vec<JobStatus>, Vec<JobNews>) {
+    let (mut states, mut news) = (Vec::new(), Vec::new());
+    while let Some(notice) = events.try_next() {
+        match notice.event {
+            Event::Job(JobEvent { job: id, what, .. }) if *id == *job => match what {
+                JobNews::Status(status) => states.push(status),
+                what => news.push(what),
+            },
+            _ => {}
+        }
+    }
+    (states, news)
+}
+
+pub(super) fn insert_filter(node: &str, name: &str) -> Transaction {
+    let driver = Arc::new(PassNode);
+    let filter = NodeDecl { name: name.into(), driver, children: vec![ChildDecl::filtered(node)] };
+    Transaction::new().with(Action::InsertAbove { node: node.into(), filter, users: Which::All })
+}
+
+/// The edge of a node: where it leads, by name.
+pub(super) fn child(host: &Host, node: &str, edge: &str) -> Option<String> {
+    let graph = host.graph();
+    let node = &graph.nodes()[graph.find_node(node).expect("a node")];
+    let edge = node.edges().iter().find(|other| other.name() == edge)?;
+    Some(graph.nodes()[edge.child()].name().to_owned())
+}
+
+/// A filter that takes its time, and fails as often as is left in `failures`: a write half-way.
+pub(super) struct Slow {
+    pub(super) time: Duration,
+    pub(super) failures: Arc<AtomicU32>,
+}
+
+impl Slow {
+    async fn fails(&self) -> bool {
+        sleep_until(turn_now() + self.time).await;
+        let left = |left: u32| left.checked_sub(1);
+        self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok()
+    }
+}
+
+fn damaged<T>() -> Result<T> {
+    Err(Error::new(ErrorKind::Io, "the medium is damaged"))
+}
+
+impl Node for Slow {
+    fn driver(&self) -> &'static str {
+        "slow"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        PassNode.info(children)
+    }
+
+    fn is_transparent(&self) -> bool {
+        true
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        Box::pin(async move {
+            if self.fails().await {
+                return damaged();
+            }
+            cx.child(0)?.read(offset, buf).await
+        })
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            if self.fails().await {
+                let half = buf.slice(0..buf.len() / 2);
+                cx.child(0)?.write(offset, half, flags).await?;
+                return damaged();
+            }
+            cx.child(0)?.write(offset, buf, flags).await
+        })
+    }
+
+    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        PassNode.zero(cx, at, len, flags)
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.discard(cx, offset, len)
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        PassNode.flush(cx)
+    }
+
+    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
+        PassNode.block_status(cx, at, len)
+    }
+}

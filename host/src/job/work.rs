@@ -1,0 +1,189 @@
+//! What one kind of job is to the others: a plan, work, and changes of the graph at its end.
+
+use std::sync::Arc;
+
+use super::context::{JobCx, JobFuture, Step};
+use super::node::JobNode;
+use super::record::Record;
+use super::spec::CopyMode;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Action, BitmapScope, ChildDecl, Graph, OwnAccord, Role, Unproven};
+use crate::node::BackingName;
+
+/// How a job ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// It has done its work.
+    Done,
+    /// It was asked to end in order, without effect on who uses the nodes.
+    Stopped,
+    /// It failed, or was cancelled.
+    Broken,
+}
+
+/// Actions of a transaction, each with what becomes of it without proof.
+pub(super) type Actions = Vec<(Action, Unproven)>;
+
+/// The work of a job. It may be asked from any thread; what runs stays on one worker.
+pub(super) trait Work: Send + Sync {
+    /// A context for [`Self::run`].
+    ///
+    /// # Errors
+    /// When the node that stands for the job is not as it was planned.
+    fn open(&self, opening: Opening<'_>) -> Result<JobCx>;
+
+    /// Works until nothing is left to do.
+    fn run<'a>(&'a self, cx: &'a JobCx) -> JobFuture<'a, Step<Ending>>;
+
+    /// Keeps what has been done as it is while the job waits for its end to take effect.
+    fn keep_up<'a>(&'a self, _cx: &'a JobCx) -> JobFuture<'a, Step<()>> {
+        Box::pin(std::future::pending())
+    }
+
+    /// Whether its node tracks what it copies: then the target catches up before all else, if it does not end
+    /// broken.
+    fn tracks(&self) -> bool {
+        false
+    }
+
+    /// Copies in another way from now on.
+    ///
+    /// # Errors
+    /// `ENOTSUP` when it cannot.
+    fn change(&self, _copy_mode: CopyMode) -> Result<()> {
+        let message = "only a mirror copies in one way or another";
+        Err(Error::new(ErrorKind::NotSupported, message))
+    }
+
+    /// What changes when it ends, beside the removal of its node, which comes first.
+    ///
+    /// # Errors
+    /// When the graph is not what it was to be.
+    fn end(&self, graph: &Graph, how: Ending) -> Result<Actions>;
+}
+
+/// What a context is made of.
+pub(super) struct Opening<'a> {
+    pub(super) record: &'a Arc<Record>,
+    pub(super) own: &'a OwnAccord,
+}
+
+/// A job as it comes into the graph.
+pub(super) struct Planned {
+    pub(super) node: Arc<JobNode>,
+    pub(super) children: Vec<ChildDecl>,
+    pub(super) place: Place,
+    /// What is to be longer before anything else is done.
+    pub(super) growth: Option<Action>,
+    /// What comes before it.
+    pub(super) before: Actions,
+    pub(super) work: Arc<dyn Work>,
+}
+
+/// Where its node comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Nobody uses it.
+    Beside,
+    /// It is a filter of that node, for all who use that.
+    Above(String),
+}
+
+/// The node that a name means: its own, or that which a drive of that name shows.
+///
+/// # Errors
+/// `ENOENT`, `ENOMEDIUM`.
+pub(super) fn find(graph: &Graph, name: &str) -> Result<usize> {
+    if let Some(drive) = graph.find_drive(name) {
+        return Ok(graph.drives()[drive].medium()?.child());
+    }
+    graph.find_node(name).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("there is no node or drive `{name}`"))
+    })
+}
+
+/// What `node` shows where it has no bytes of its own, and the overlay that has that backing: `node` itself, or
+/// what it is a filter of.
+pub(super) fn backing(graph: &Graph, node: usize) -> Option<(usize, usize)> {
+    let mut at = node;
+    loop {
+        let view = graph.nodes()[at].edges().iter().find(|edge| edge.role().is_view())?;
+        if view.role() == Role::Backing {
+            return Some((at, view.child()));
+        }
+        at = view.child();
+    }
+}
+
+/// The nodes that `node` shows, by view edges, from itself down.
+pub(super) fn down(graph: &Graph, node: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(node), |at| {
+        let edges = graph.nodes()[*at].edges();
+        Some(edges.iter().find(|edge| edge.role().is_view())?.child())
+    })
+}
+
+pub(super) fn name_of(graph: &Graph, node: usize) -> String {
+    graph.nodes()[node].name().to_owned()
+}
+
+/// Actions, each as it goes without saying.
+pub(super) fn proven(actions: Vec<Action>) -> Actions {
+    let of = |action: Action| {
+        let unproven = action.default_unproven();
+        (action, unproven)
+    };
+    actions.into_iter().map(of).collect()
+}
+
+/// How an image names a node as its backing, if that is in a file of this host.
+pub(super) fn backing_name(graph: &Graph, node: usize) -> Option<BackingName> {
+    let filtered = |node: usize| {
+        std::iter::successors(Some(node), |at| {
+            let edges = graph.nodes()[*at].edges();
+            Some(edges.iter().find(|edge| edge.role() == Role::Filtered)?.child())
+        })
+    };
+    let node = filtered(node).last()?;
+    let node = &graph.nodes()[node];
+    let (format, path) = match node.driver().driver() {
+        "file" => ("raw", node.driver().file_path()?),
+        "qcow2" => {
+            let file = node.edges().iter().find(|edge| edge.name() == "file")?;
+            let file = filtered(file.child()).last()?;
+            ("qcow2", graph.nodes()[file].driver().file_path()?)
+        }
+        _ => return None,
+    };
+    let name = path.to_str()?.to_owned();
+    Some(BackingName { name, format: Some(format.to_owned()) })
+}
+
+/// The nodes that were never named, that nobody would use any more but each other, among `of` and what they
+/// stand on; parents before children. Those that have bitmaps stay, with what is below them.
+pub(super) fn unused(graph: &Graph, of: &[usize]) -> Vec<String> {
+    let mut goes = vec![false; graph.nodes().len()];
+    let mut found = Vec::new();
+    // Parents come after their children.
+    for at in (0..graph.nodes().len()).rev() {
+        let node = &graph.nodes()[at];
+        let users = || {
+            let parents = graph.nodes().iter().enumerate();
+            parents.flat_map(|(parent, node)| {
+                node.edges().iter().filter(|edge| edge.child() == at).map(move |_| parent)
+            })
+        };
+        let is_below = users().any(|parent| goes[parent]);
+        let is_shown = graph.drives().iter().filter_map(|drive| drive.root());
+        let is_shown = is_shown.filter(|root| root.child() == at).count() > 0;
+        let has_bitmaps = graph
+            .bitmaps()
+            .any(|(scope, _)| matches!(scope, BitmapScope::Node(name) if **name == *node.name()));
+        let is_left = of.contains(&at) || (is_below && users().all(|parent| goes[parent]));
+        if is_left && node.name().starts_with('#') && !is_shown && !has_bitmaps {
+            goes[at] = true;
+            found.push(node.name().to_owned());
+        }
+    }
+    found
+}
