@@ -12,6 +12,8 @@
 pub mod bitmap;
 pub mod cli;
 pub mod config;
+pub mod control;
+pub mod draw;
 pub mod error;
 pub mod export;
 pub mod filter;

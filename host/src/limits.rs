@@ -129,6 +129,29 @@ pub const ZERO_PROVEN_MAX_BYTES: u64 = 16 << 20;
 /// Events that wait for one subscriber; the oldest are lost first, and counted. A few hundred bytes each.
 pub const EVENTS_MAX: usize = 1024;
 
+/// Clients of a control socket. Each has two threads; the next one is told so and sent away.
+pub const CONTROL_CLIENTS_MAX: usize = 16;
+
+/// Bytes of one command of a control client. QEMU takes 64 MiB; a command with 10,000 bitmaps has less than 1.
+pub const CONTROL_COMMAND_BYTES_MAX: usize = 1 << 20;
+
+/// Tokens of one command; each is some tens of bytes in memory: 8 MiB.
+pub const CONTROL_TOKENS_MAX: usize = 128 << 10;
+
+/// Brackets within each other in one command: twice the depth of a graph, and within a thread's stack. QEMU
+/// takes 1024.
+pub const CONTROL_NESTING_MAX: usize = 2 * GRAPH_DEPTH_MAX;
+
+/// Bytes that wait for a control client to take them. Commands of one that is slower wait; events do not, and
+/// end the connection. One answer may be longer.
+pub const CONTROL_OUTPUT_BYTES_MAX: usize = 1 << 20;
+
+/// Time for which a control client may take nothing that is there for it before its connection ends.
+pub const CONTROL_STALL_TIME: Duration = Duration::from_secs(30);
+
+/// Time that control clients have to take their last answers when the host ends.
+pub const CONTROL_GRACE: Duration = Duration::from_secs(2);
+
 /// Jobs of one host, those among them that have ended and not been dismissed.
 pub const JOBS_MAX: usize = 256;
 

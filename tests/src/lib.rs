@@ -8,6 +8,7 @@
 mod daemon;
 pub mod nbd;
 mod pattern;
+pub mod qmp;
 mod scratch;
 pub mod tools;
 mod wait;

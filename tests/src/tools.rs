@@ -11,9 +11,10 @@ use serde_json::Value;
 /// Longest run of a tool, seconds; `timeout` of the coreutils ends it then.
 const TOOL_SECONDS: &str = "120";
 /// Distributions put `nbd.py` with this interpreter, whatever `python3` is first on the path.
-const PYTHON: &str = "/usr/bin/python3";
+pub const PYTHON: &str = "/usr/bin/python3";
 
-/// Whether all of `programs` are installed; `python-nbd` stands for Python with its `nbd` module.
+/// Whether all of `programs` are installed; `python-nbd` stands for Python with its `nbd` module,
+/// `python-qemu-qmp` for its `qemu.qmp`.
 ///
 /// # Panics
 /// When one is missing and `BLOCKLOOM_REQUIRE_TOOLS=1`.
@@ -39,6 +40,7 @@ fn is_installed(program: &str) -> bool {
     };
     match program {
         "python-nbd" => runs(PYTHON, &["-c", "import nbd"]),
+        "python-qemu-qmp" => runs(PYTHON, &["-c", "import qemu.qmp"]),
         _ => runs(program, &["--version"]),
     }
 }

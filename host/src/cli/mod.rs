@@ -3,11 +3,12 @@
 //! Exit codes: 0 done, 1 run-time failure, 2 wrong command line or configuration; those of `image check` are
 //! `qemu-img`'s.
 
+mod ctl;
 mod image;
 mod plugin;
 mod serve;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The memory allocator of the program: a library leaves the choice to whoever embeds it.
@@ -15,7 +16,8 @@ pub use mimalloc::MiMalloc as Allocator;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::config;
+use crate::control::ControlOptions;
+use crate::draw::{self, GraphDescription};
 use crate::host::{StartError, check};
 use crate::io::EngineChoice;
 
@@ -53,6 +55,7 @@ enum LogFormat {
 enum DrawFormat {
     Tree,
     Dot,
+    Svg,
 }
 
 #[derive(Subcommand)]
@@ -67,19 +70,34 @@ enum Command {
         /// How file I/O is done: auto, io-uring or threads.
         #[arg(long, value_name = "ENGINE")]
         engine: Option<EngineChoice>,
+        /// Lets clients control it by QMP, on a unix socket that its owner alone may use.
+        #[arg(long, value_name = "SOCKET")]
+        control: Option<PathBuf>,
+        /// Lets these users control it, and nobody else; may be given several times.
+        #[arg(long, value_name = "UID", requires = "control")]
+        control_uid: Vec<u32>,
     },
     /// Checks everything about a graph file that can be checked without side effects.
     Check {
         /// The graph file.
         graph: PathBuf,
     },
-    /// Draws the graph of a file: nodes, edges with roles and permissions, drives, bitmaps, exports.
+    /// Draws the graph of a file or of a host: nodes, edges with roles and permissions, drives, bitmaps, exports.
     Graph {
         /// The graph file.
-        graph: PathBuf,
+        #[arg(required_unless_present = "control", conflicts_with = "control")]
+        graph: Option<PathBuf>,
+        /// The control socket of the host whose graph to draw.
+        #[arg(long, value_name = "SOCKET")]
+        control: Option<PathBuf>,
         /// How to draw it.
         #[arg(long, default_value = "tree")]
         format: DrawFormat,
+    },
+    /// Runs one command of a host, by its control socket.
+    Ctl {
+        #[command(flatten)]
+        options: ctl::CtlOptions,
     },
     /// Offline work on images.
     Image {
@@ -98,11 +116,18 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.log, arguments.log_format);
     let result = match arguments.command {
-        Command::Serve { graph, workers, engine } => serve::serve(&graph, workers, engine),
+        Command::Serve { graph, workers, engine, control, control_uid } => {
+            let control = control.map(|path| ControlOptions { path, uids: control_uid });
+            serve::serve(&graph, workers, engine, control)
+        }
         Command::Check { graph } => {
             check(&graph).map(|_| println(format_args!("{}: ok", graph.display())))
         }
-        Command::Graph { graph, format } => check_text(&graph, format),
+        Command::Graph { graph: Some(graph), format, .. } => draw_file(&graph, format),
+        Command::Graph { control, format, .. } => {
+            return draw_host(&control.unwrap_or_default(), format);
+        }
+        Command::Ctl { options } => return ctl::run(&options),
         Command::Image { command } => return image::run(command),
         Command::Plugin { command } => plugin::run(command),
     };
@@ -130,14 +155,31 @@ fn println(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(output, "{line}").and_then(|()| output.flush());
 }
 
-fn check_text(graph: &std::path::Path, format: DrawFormat) -> Result<(), StartError> {
+fn draw_file(graph: &Path, format: DrawFormat) -> Result<(), StartError> {
     let spec = crate::host::read_spec(graph)?;
-    let drawing = match format {
-        DrawFormat::Tree => config::tree(&spec),
-        DrawFormat::Dot => config::dot(&spec),
-    };
-    println(format_args!("{}", drawing.trim_end()));
+    println(format_args!("{}", drawing(&draw::of_spec(&spec), format).trim_end()));
     Ok(())
+}
+
+fn draw_host(control: &Path, format: DrawFormat) -> ExitCode {
+    match ctl::query_graph(control) {
+        Ok(graph) => {
+            println(format_args!("{}", drawing(&graph, format).trim_end()));
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn drawing(graph: &GraphDescription, format: DrawFormat) -> String {
+    match format {
+        DrawFormat::Tree => draw::tree(graph),
+        DrawFormat::Dot => draw::dot(graph),
+        DrawFormat::Svg => draw::svg(graph),
+    }
 }
 
 fn start_log(level: LogLevel, format: LogFormat) {

@@ -2,23 +2,31 @@
 
 use std::path::Path;
 use std::process;
+use std::sync::Arc;
 
 use super::println;
+use crate::control::{Control, ControlOptions};
 use crate::error::{Error, ErrorKind};
 use crate::host::{ChangedPlugin, Host, Overrides, StartError, block_on, start};
-use crate::io::{EngineChoice, Signal, Signals, background};
+use crate::io::{EngineChoice, Signal, Signals, ask_to_end, background};
 
 /// Serves until told to end; then drains, flushes, and says what happened.
 pub(super) fn serve(
     graph: &Path,
     workers: Option<u8>,
     engine: Option<EngineChoice>,
+    control: Option<ControlOptions>,
 ) -> Result<(), StartError> {
     // From here on a signal is an order to end in order, also while the graph opens.
     let mut signals =
         Signals::new().map_err(|error| Error::os("cannot take over signals", &error))?;
     let (host, exports) = start(graph, Overrides { workers: workers.map(usize::from), engine })?;
+    let host = Arc::new(host);
     tracing::info!("file I/O by {}", host.engine());
+    let mut control = match control {
+        Some(options) => Some(Control::start(Arc::clone(&host), options, ask_to_end)?),
+        None => None,
+    };
     for export in &exports {
         println(format_args!("export {} {}", export.id, export.uri));
     }
@@ -30,6 +38,7 @@ pub(super) fn serve(
             Signal::Terminate => break,
         }
     }
+    control.iter_mut().for_each(Control::stop);
     tracing::info!("ending: {} clients are connected", host.connections());
     // A second order ends without waiting for anybody.
     let watcher = background("signals", move || {
@@ -39,7 +48,8 @@ pub(super) fn serve(
     });
     watcher.map_err(|error| Error::new(ErrorKind::NoMemory, error.to_string()))?;
     let graph = host.graph();
-    let ended = host.shutdown();
+    let ended = host.end();
+    control.into_iter().for_each(Control::finish);
     log_report(&crate::host::report_of(&graph));
     Ok(ended?)
 }

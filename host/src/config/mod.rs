@@ -30,8 +30,6 @@
 mod bitmaps;
 mod convert;
 mod diagnostic;
-mod dot;
-mod draw;
 mod image_gate;
 mod image_names;
 mod images;
@@ -54,7 +52,7 @@ mod render;
 mod reopen;
 mod sizes;
 mod spec;
-mod suggest;
+pub(crate) mod suggest;
 mod surroundings;
 mod syntax;
 mod table;
@@ -65,11 +63,10 @@ mod views;
 
 pub use crate::graph::{PermissionSet, Role};
 pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity, Span, Spanned};
-pub use dot::dot;
-pub use draw::tree;
 pub use images::read as read_images;
 pub use listen::{ListenAddr, ListenAddrError};
 pub use live::{Live, nowhere};
+pub(crate) use names::is_name;
 pub(crate) use permissions::grants_of;
 pub use permissions::{EdgeParent, EdgeSpec};
 pub use plugin_options::{
@@ -79,6 +76,7 @@ pub use qcow2_options::{
     BackingFormat, BackingReference, BackingSpec, Compression, DataFileSpec, ImageFacts, ImageSpec,
     Preallocation, Qcow2Compat, Qcow2CreateSpec, Qcow2Spec,
 };
+pub(crate) use render::printable;
 pub use reopen::{ChildChange, changes};
 pub use spec::{
     BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,
@@ -88,6 +86,7 @@ pub use spec::{
 pub use surroundings::{ConfigError, FileFacts, Surroundings, check_surroundings};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 
+use crate::draw;
 use diagnostic::{Problems, Source};
 use json::{Item, Places, Shape, Wrong};
 use qapi::Translated;
@@ -119,6 +118,16 @@ pub fn parse_tolerant(file_name: &str, text: &str) -> (GraphSpec, Diagnostics) {
     }
     let found = problems.into_diagnostics(&spec);
     (spec, found)
+}
+
+/// Draws a file's graph as [`draw::tree`].
+pub fn tree(spec: &GraphSpec) -> String {
+    draw::tree(&draw::of_spec(spec))
+}
+
+/// Draws a file's graph as [`draw::dot`].
+pub fn dot(spec: &GraphSpec) -> String {
+    draw::dot(&draw::of_spec(spec))
 }
 
 /// As [`parse_tolerant`], of what is added to a host that runs: it may name what is there.

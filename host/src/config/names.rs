@@ -10,12 +10,17 @@ const LONGEST_BITMAP_NAME_BYTES: usize = 1023;
 /// The longest string that NBD carries.
 const LONGEST_NBD_STRING_BYTES: usize = 4096;
 
+/// Whether this can be the name of a node, drive, export or instance.
+pub(crate) fn is_name(text: &str) -> bool {
+    text.len() <= LONGEST_NAME_CHARS
+        && text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
+
 /// Checks the name of a node, drive, export or instance: `kind` says which.
 pub(super) fn check_name(kind: &str, name: &Spanned<String>, table: &Table<'_>) -> bool {
     let text = &name.value;
-    let is_right = text.len() <= LONGEST_NAME_CHARS
-        && text.starts_with(|c: char| c.is_ascii_alphabetic())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    let is_right = is_name(text);
     if !is_right {
         let message = format!("`{}` cannot be the name of {kind}", clip(text));
         table.problem(Diagnostic::error(name.span, message).help(format!(

@@ -43,19 +43,6 @@ pub struct EdgeSpec {
     pub span: Span,
 }
 
-impl EdgeSpec {
-    pub(super) fn parent_is_drive(&self, id: &str) -> bool {
-        matches!(&self.parent, EdgeParent::Drive(drive) if drive == id)
-    }
-
-    pub(super) fn parent_export(&self) -> Option<&str> {
-        match &self.parent {
-            EdgeParent::Export(id) => Some(id),
-            EdgeParent::Drive(_) | EdgeParent::Node(_) => None,
-        }
-    }
-}
-
 /// What the child called `child` is to `node`.
 pub(super) fn role_of(node: &NodeSpec, child: &str) -> Role {
     match &node.driver {

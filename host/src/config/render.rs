@@ -46,7 +46,7 @@ fn counted(count: usize, what: &str) -> Option<String> {
 }
 
 /// `text` with everything escaped that a terminal would act on or hide.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     text.chars().for_each(|c| push_printable(c, &mut shown));
     shown

@@ -7,7 +7,7 @@ use super::render::clip;
 const LONGEST_COMPARED_CHARS: usize = 64;
 
 /// The name of `known` that `typed` was probably meant to be.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     typed: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {

@@ -86,6 +86,6 @@ pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
 pub use stake::JobStake;
 pub use transaction::{
-    Action, Applied, BitmapAction, BitmapRef, Event, Events, Notice, Transaction, Unproven, User,
-    Which,
+    Action, Applied, BitmapAction, BitmapChange, BitmapRef, Event, Events, Notice, Transaction,
+    Unproven, User, Which,
 };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::call::on_worker;
+use super::decided::{decided, tell};
 use super::persist::Persistence;
 use super::work::Begun;
 use super::{Host, Inner, Result, check_running};
@@ -123,8 +124,10 @@ impl Changer {
         let (persistence, begun) = (Arc::clone(&self.persistence), self.begun.clone());
         let applied = on_worker(&self.workers[0], move || async move {
             check_running(&ended)?;
+            let decided = decided(&cell.load(), &transaction);
             let (transaction, entered) = persistence.prepare(&cell.load(), transaction)?;
             let applied = cell.transact(transaction).await?;
+            tell(&cell, decided);
             persistence.follow(&cell, entered).await;
             begun.iter().for_each(|begun| begun.begin_new(&cell));
             Ok(applied)

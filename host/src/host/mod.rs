@@ -5,6 +5,7 @@
 
 mod bitmaps;
 mod call;
+mod decided;
 mod drive;
 mod events;
 mod exports;
@@ -32,6 +33,7 @@ pub use exports::{Exported, NewExport, ShownBitmap};
 pub use persist::Keep;
 pub use plugins::{ChangedPlugin, PluginBinary};
 pub use report::report as report_of;
+pub(crate) use spec::EXPORT_DRIVE;
 pub use spec::{
     Added, FilterPlace, Fragment, Overrides, StartError, StartedExport, check, read_spec, start,
 };
@@ -259,6 +261,15 @@ impl Host {
     /// When requests do not end in time, a flush fails, or a node does not close; everything has ended then
     /// all the same.
     pub fn shutdown(self) -> Result<()> {
+        self.end()
+    }
+
+    /// As [`Host::shutdown`], of a host that others hold, too: what they ask for from now on is refused
+    /// (`ESHUTDOWN`).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn end(&self) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         let worker = inner.first().clone();
         inner.ended.store(true, Ordering::Release);

@@ -26,6 +26,7 @@ mod buf;
 mod compute;
 mod engine;
 mod file;
+mod local_socket;
 mod lock;
 mod net;
 mod ops;
@@ -53,6 +54,7 @@ pub use buf::{BUFFER_ALIGN, Buf, BufMut, is_zero};
 pub use compute::{Computed, compute};
 pub use engine::{EngineChoice, EngineKind};
 pub use file::{AllocateMode, File, FileStamp, OpenOptions, SeekTarget};
+pub use local_socket::{LocalListener, LocalStream};
 pub use lock::{ImageLock, LockMode};
 pub use net::{AttachedListener, Listener, Stream, socket_in_use};
 pub use ops::{FileOp, OpFuture, OpOutput};
@@ -61,7 +63,7 @@ pub use paths::{
     remove_file, replace_file, sync_directory_of,
 };
 pub(crate) use random::random_bytes;
-pub use signal::{Signal, Signals};
+pub use signal::{Signal, Signals, ask_to_end};
 pub use task::LocalFuture;
 pub use ticker::Ticker;
 pub use time::Time;

@@ -36,6 +36,11 @@ impl Listener {
     /// `AddrInUse` when somebody listens there or when something else lies at `path`; the operating
     /// system's otherwise.
     pub fn unix(path: &Path) -> io::Result<Self> {
+        Self::unix_with_mode(path, None)
+    }
+
+    /// As [`Listener::unix`], where only who the mode lets may connect; without one, the process's mask says.
+    pub(super) fn unix_with_mode(path: &Path, mode: Option<Mode>) -> io::Result<Self> {
         let address = SocketAddrUnix::new(path)?;
         // Two servers that start at once must not each take the other's socket for a dead one.
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -51,7 +56,14 @@ impl Listener {
             Err(error) => return Err(error.into()),
         }
         let fd = new_socket(AddressFamily::UNIX)?;
+        if let Some(mode) = mode {
+            // The file takes it from the socket, less the process's mask.
+            rustix::fs::fchmod(&fd, mode)?;
+        }
         bind(&fd, &address)?;
+        if let Some(mode) = mode {
+            rustix::fs::chmod(path, mode)?;
+        }
         listen(&fd, BACKLOG)?;
         let metadata = rustix::fs::stat(path)?;
         let identity = (metadata.st_dev, metadata.st_ino);
@@ -85,6 +97,12 @@ impl Listener {
         let io = worker::current_io()?;
         let key = io.watch(self.fd.as_fd())?;
         Ok(AttachedListener { listener: self, io, key })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -43,3 +43,8 @@ impl Signals {
         }
     }
 }
+
+/// Sends this process SIGTERM: whoever waits for [`Signals`] learns of it.
+pub fn ask_to_end() {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+}

@@ -294,6 +294,10 @@ impl Node for FileNode {
         "file"
     }
 
+    fn label(&self) -> Option<String> {
+        Some(self.file.path().display().to_string())
+    }
+
     fn info(&self, _children: &[NodeInfo]) -> Result<NodeInfo> {
         let caps = Caps {
             zero: Support::Native,

@@ -269,6 +269,11 @@ pub trait Node: Any + Send + Sync {
     /// The driver's name, as in TOML.
     fn driver(&self) -> &'static str;
 
+    /// What matters most of its options, for people: the path of a file, the name of a plugin.
+    fn label(&self) -> Option<String> {
+        None
+    }
+
     /// What the node is, given its children in the order of its edges.
     ///
     /// # Errors

@@ -886,6 +886,10 @@ impl Node for PluginNode {
         "plugin"
     }
 
+    fn label(&self) -> Option<String> {
+        Some(self.instance.plugin().to_string())
+    }
+
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
         let info = NodeInfo::of_filter(children.get(self.file..).unwrap_or_default())?;
         if self.access != ByteAccess::Transform {

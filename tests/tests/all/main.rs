@@ -5,6 +5,7 @@ mod backup;
 mod bitmaps;
 mod bundled;
 mod clients;
+mod control;
 mod copy_on_read;
 mod corpus;
 mod diagnostics;

@@ -8,10 +8,55 @@ use std::time::Duration;
 use crate::graph::BitmapScope;
 use crate::job::JobEvent;
 
+/// What was decided about a bitmap, and done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BitmapChange {
+    /// It is there, clean.
+    Added,
+    /// It has left the graph.
+    Removed,
+    /// All of it is clean.
+    Cleared,
+    /// It records.
+    Enabled,
+    /// It records no more.
+    Disabled,
+    /// What was dirty stands still; a successor records.
+    Frozen,
+    /// A freeze has ended; what stood still is dirty, too.
+    MergedBack,
+    /// A freeze has ended; what stood still is clean.
+    Abdicated,
+    /// What others show is dirty, too.
+    Merged,
+    /// It shows what another one shows.
+    Copied,
+    /// It has another name.
+    Renamed {
+        /// The former one.
+        from: String,
+    },
+    /// It is inconsistent.
+    Distrusted,
+    /// It was inconsistent, and is all dirty.
+    Repaired,
+}
+
 /// See the module. `Display` is the line that is logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
+    /// Something was decided about a bitmap. Told by [`Host::transact`](crate::Host::transact), and whatever
+    /// goes by it.
+    BitmapChanged {
+        /// What it records; `None` once it is gone.
+        scope: Option<BitmapScope>,
+        /// Its name.
+        name: String,
+        /// What was done.
+        change: BitmapChange,
+    },
     /// Nothing proves that a bitmap's view is what it was: it was marked whole.
     BitmapMarkedWhole {
         /// What it records.
@@ -226,6 +271,11 @@ impl Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::BitmapChanged { scope, name, change } => {
+                write!(f, "bitmap `{name}`")?;
+                scope.iter().try_for_each(|scope| write!(f, " of {scope}"))?;
+                write!(f, " was {change}")
+            }
             Self::BitmapMarkedWhole { scope, name, why } => {
                 write!(f, "bitmap `{name}` of {scope} was marked whole: {why}")
             }
@@ -310,6 +360,27 @@ impl fmt::Display for Event {
             Self::Paused { drives, drain, still } => {
                 write!(f, "paused {}: {drain:?} to drain, {still:?} still", names(drives))
             }
+        }
+    }
+}
+
+/// As in "it was added".
+impl fmt::Display for BitmapChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Added => f.write_str("added"),
+            Self::Removed => f.write_str("removed"),
+            Self::Cleared => f.write_str("cleared"),
+            Self::Enabled => f.write_str("enabled"),
+            Self::Disabled => f.write_str("disabled"),
+            Self::Frozen => f.write_str("frozen"),
+            Self::MergedBack => f.write_str("merged back"),
+            Self::Abdicated => f.write_str("succeeded"),
+            Self::Merged => f.write_str("merged into"),
+            Self::Copied => f.write_str("copied into"),
+            Self::Renamed { from } => write!(f, "`{from}` before"),
+            Self::Distrusted => f.write_str("distrusted"),
+            Self::Repaired => f.write_str("repaired"),
         }
     }
 }

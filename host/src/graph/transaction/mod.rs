@@ -54,6 +54,6 @@ pub(in crate::graph) use bus::EventBus;
 pub use bus::{Events, Notice};
 pub(in crate::graph) use draft::Draft;
 pub(in crate::graph) use drain::{Drained, Place, Side, close};
-pub use event::Event;
+pub use event::{BitmapChange, Event};
 pub(in crate::graph) use late::LateWork;
 pub(in crate::graph) use section_marks::SectionMarks;

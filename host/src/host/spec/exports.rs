@@ -23,6 +23,9 @@ pub struct StartedExport {
     pub uri: String,
 }
 
+/// How the id begins of the drive that an export of a node has for itself; the export's id follows.
+pub(crate) const EXPORT_DRIVE: &str = "#export.";
+
 /// The drive behind an export; that of a node has an anonymous one.
 pub(super) fn drive_of(export: &ExportSpec) -> String {
     match &export.scope {
@@ -33,7 +36,7 @@ pub(super) fn drive_of(export: &ExportSpec) -> String {
 
 /// The drive that stands for the node that is exported as `id`: jobs that end re-point it like any other.
 pub(in crate::host) fn anonymous_drive(id: &str) -> String {
-    format!("#export.{id}")
+    format!("{EXPORT_DRIVE}{id}")
 }
 
 /// Begins to serve all exports of a specification; those of one address together.

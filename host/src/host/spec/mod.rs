@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use adding::{Added, FilterPlace};
+pub(crate) use exports::EXPORT_DRIVE;
 pub use exports::StartedExport;
 pub(super) use exports::{anonymous_drive, shown_bitmap};
 pub use fragment::Fragment;

@@ -1,66 +1,59 @@
 //! The graph in the DOT language, for Graphviz.
 
-use super::draw::{bitmap_text, export_text, node_text};
-use super::render::printable;
-use super::spec::{GraphSpec, Scope};
-use super::{EdgeParent, Role};
+use super::{GraphDescription, Kind, bitmap_text, export_text, node_text, short};
+use crate::config::printable;
 
-/// Draws `spec` in the DOT language: exports and drives as ellipses, nodes as boxes, bitmaps as
+/// Draws a graph in the DOT language: exports and drives as ellipses, nodes as boxes, bitmaps as
 /// notes; edges bear their name, role, and the permissions that they use and share.
-pub fn dot(spec: &GraphSpec) -> String {
+pub fn dot(graph: &GraphDescription) -> String {
     let mut dot = Dot { text: String::new() };
     dot.text.push_str("digraph blockloom {\n");
     dot.text.push_str("    node [shape=box, fontname=\"monospace\"];\n");
     dot.text.push_str("    edge [fontname=\"monospace\"];\n");
-    for drive in &spec.drives {
+    for drive in &graph.drives {
         let medium = if drive.root.is_some() { "" } else { ", no medium" };
         let label = format!("drive {}{medium}", drive.id);
-        dot.vertex(&key("drive", &drive.id.value), &label, "shape=ellipse, style=bold");
+        dot.vertex(&key(Kind::Drive, &drive.id), &label, "shape=ellipse, style=bold");
     }
-    for export in &spec.exports {
-        let from = key("export", &export.id.value);
+    for export in &graph.exports {
+        let from = key(Kind::Export, &export.id);
         dot.vertex(&from, &export_text(export), "shape=ellipse");
-        if let Scope::Drive(drive) = &export.scope {
-            dot.edge(&from, &key("drive", &drive.value), "", "");
+        if export.scope == Kind::Drive {
+            dot.edge(&from, &key(Kind::Drive, &export.of), "", "");
         }
     }
-    for node in &spec.nodes {
-        let style = if node.is_unnamed { "style=dashed" } else { "style=solid" };
-        dot.vertex(&key("node", &node.name.value), &node_text(node), style);
+    for node in &graph.nodes {
+        let style = if node.unnamed { "style=dashed" } else { "style=solid" };
+        dot.vertex(&key(Kind::Node, &node.name), &node_text(node), style);
     }
-    for bitmap in &spec.bitmaps {
-        let from = key("bitmap", &bitmap.id.value);
+    for bitmap in &graph.bitmaps {
+        // In a file each has an id of its own; in a host a name is unique in its scope.
+        let from = match bitmap.count {
+            None => format!("bitmap {}", bitmap.id),
+            Some(_) => format!("bitmap {} of {}", bitmap.id, key(bitmap.scope, &bitmap.of)),
+        };
         dot.vertex(&from, &bitmap_text(bitmap), "shape=note");
-        dot.edge(&from, &key_of(&bitmap.scope), "", "style=dotted, arrowhead=none");
+        dot.edge(&from, &key(bitmap.scope, &bitmap.of), "", "style=dotted, arrowhead=none");
     }
-    for edge in &spec.edges {
-        let from = match &edge.parent {
-            EdgeParent::Drive(id) => key("drive", id),
-            EdgeParent::Export(id) => key("export", id),
-            EdgeParent::Node(name) => key("node", name),
-        };
-        let label =
-            format!("{}: {}\nuses {}\nshares {}", edge.name, edge.role, edge.uses, edge.shares);
-        let style = match edge.role {
-            Role::Root | Role::Filtered | Role::Data | Role::Backing => "style=solid",
-            Role::Storage | Role::Source | Role::Target => "style=dashed",
-        };
-        dot.edge(&from, &key("node", &edge.child), &label, style);
+    for edge in &graph.edges {
+        let (uses, shares) = (short(&edge.uses), short(&edge.shares));
+        let label = format!("{}: {}\nuses {uses}\nshares {shares}", edge.name, edge.role);
+        let style = if edge.role.is_view() { "style=solid" } else { "style=dashed" };
+        let from = key(edge.parent_kind, &edge.parent);
+        dot.edge(&from, &key(Kind::Node, &edge.child), &label, style);
     }
     dot.text.push_str("}\n");
     dot.text
 }
 
 /// Drives, nodes, bitmaps and exports have names of their own kind: the key tells them apart.
-fn key(kind: &str, name: &str) -> String {
+fn key(kind: Kind, name: &str) -> String {
+    let kind = match kind {
+        Kind::Drive => "drive",
+        Kind::Export => "export",
+        Kind::Node => "node",
+    };
     format!("{kind} {name}")
-}
-
-fn key_of(scope: &Scope) -> String {
-    match scope {
-        Scope::Drive(id) => key("drive", &id.value),
-        Scope::Node(name) => key("node", &name.value),
-    }
 }
 
 struct Dot {

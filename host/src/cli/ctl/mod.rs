@@ -1,0 +1,96 @@
+//! `blockloom ctl`: one command to a host, by its control socket.
+
+mod arguments;
+mod client;
+mod complete;
+mod schema;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::println;
+use crate::config::suggest::nearest;
+use crate::control::qapi::{Place, QapiType};
+use crate::draw::GraphDescription;
+use client::Client;
+pub(super) use client::Failure;
+use schema::Schema;
+
+/// Options of `blockloom ctl`.
+#[derive(clap::Args)]
+pub(super) struct CtlOptions {
+    /// The control socket of the host.
+    #[arg(long, value_name = "SOCKET")]
+    control: PathBuf,
+    /// A command of the host; `watch` prints events until it is interrupted; `complete WORD…` prints what the
+    /// last word can be.
+    command: String,
+    /// Its arguments: `key=value`, with dots for members of members, or one JSON object.
+    #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
+    arguments: Vec<String>,
+}
+
+/// Runs it.
+pub(super) fn run(options: &CtlOptions) -> ExitCode {
+    let result = match options.command.as_str() {
+        "watch" => watch(&options.control),
+        "complete" => complete(&options.control, &options.arguments),
+        command => execute(&options.control, command, &options.arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+/// What `query-graph` of a host says.
+pub(super) fn query_graph(control: &Path) -> Result<GraphDescription, Failure> {
+    let description = Client::open(control)?.run("query-graph", json!({}))?;
+    GraphDescription::parse(description, &Place::ROOT)
+        .map_err(|error| Failure::Connection(format!("the host's graph makes no sense: {error}")))
+}
+
+fn execute(control: &Path, command: &str, words: &[String]) -> Result<(), Failure> {
+    let mut client = Client::open(control)?;
+    let schema = Schema::of(&mut client)?;
+    if !schema.has_command(command) {
+        let near = nearest(command, schema.commands());
+        let near = near.map(|name| format!(": did you mean `{name}`?")).unwrap_or_default();
+        return Err(Failure::Usage(format!("the host has no command `{command}`{near}")));
+    }
+    let arguments = arguments::read(words, &schema, command).map_err(Failure::Usage)?;
+    let value = client.run(command, arguments)?;
+    let is_nothing = value.as_object().is_some_and(serde_json::Map::is_empty);
+    if !is_nothing {
+        println(format_args!("{}", pretty(&value)));
+    }
+    Ok(())
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string())
+}
+
+fn watch(control: &Path) -> Result<(), Failure> {
+    let mut client = Client::open(control)?;
+    while let Some(event) = client.event()? {
+        println(format_args!("{event}"));
+    }
+    Ok(())
+}
+
+fn complete(control: &Path, words: &[String]) -> Result<(), Failure> {
+    let mut client = Client::open(control)?;
+    let schema = Schema::of(&mut client)?;
+    let description = client.run("query-graph", json!({}))?;
+    let graph = GraphDescription::parse(description, &Place::ROOT).ok();
+    for candidate in complete::candidates(words, &schema, graph.as_ref()) {
+        println(format_args!("{candidate}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! The commands, by subject. A subject declares its own in `register`.
+
+mod bitmaps;
+mod drives;
+mod nodes;
+mod session;
+mod stats;
+mod transaction;
+
+use super::events;
+use super::registry::Registry;
+
+/// All commands, actions and events.
+pub(super) fn registry() -> Registry {
+    let mut registry = Registry::default();
+    session::register(&mut registry);
+    transaction::register(&mut registry);
+    bitmaps::register(&mut registry);
+    nodes::register(&mut registry);
+    stats::register(&mut registry);
+    drives::register(&mut registry);
+    events::register(&mut registry);
+    registry
+}

@@ -1,0 +1,166 @@
+//! A transaction while its actions are put together: names as the actions so far leave them, and what comes
+//! before and after.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::context::Context;
+use super::error::{QmpError, QmpResult};
+use crate::block_on;
+use crate::graph::{
+    Action, Applied, BitmapAction, BitmapDecl, BitmapScope, Graph, Transaction, Unproven,
+};
+use crate::host::{DirtyBitmap, Keep};
+
+/// What is done when the transaction has been applied; it can fail no more.
+type Afterwards = Box<dyn FnOnce(&Context<'_>, &Applied)>;
+
+/// See the module. Nothing has happened before [`Plan::commit`].
+pub(crate) struct Plan<'a> {
+    pub(crate) context: &'a Context<'a>,
+    graph: Arc<Graph>,
+    transaction: Transaction,
+    is_first: bool,
+    drives: BTreeSet<String>,
+    nodes: BTreeSet<String>,
+    kept: Vec<(BitmapDecl, Keep)>,
+    /// What its actions begin ends together.
+    #[allow(dead_code, reason = "no action begins anything yet")]
+    pub(crate) completes_together: bool,
+    afterwards: Vec<Afterwards>,
+}
+
+impl<'a> Plan<'a> {
+    pub(crate) fn new(context: &'a Context<'a>) -> Self {
+        let graph = context.host.graph();
+        let drives = graph.drives().iter().map(|drive| drive.id().to_owned()).collect();
+        let nodes = graph.nodes().iter().map(|node| node.name().to_owned()).collect();
+        Self {
+            context,
+            graph,
+            transaction: Transaction::new(),
+            is_first: true,
+            drives,
+            nodes,
+            kept: Vec::new(),
+            completes_together: false,
+            afterwards: Vec::new(),
+        }
+    }
+
+    /// The graph that is, if no action has come before this one: then what stands against it can be said in
+    /// QEMU's words.
+    pub(crate) fn untouched(&self) -> Option<&Graph> {
+        self.is_first.then_some(&*self.graph)
+    }
+
+    /// One more change, as [`Transaction::with`].
+    pub(crate) fn push(&mut self, action: Action) {
+        let unproven = action.default_unproven();
+        self.push_unproven(action, unproven);
+    }
+
+    /// One more change, as [`Transaction::with_unproven`].
+    pub(crate) fn push_unproven(&mut self, action: Action, unproven: Unproven) {
+        self.is_first = false;
+        match &action {
+            Action::AddDrive(decl) => drop(self.drives.insert(decl.id.clone())),
+            Action::RemoveDrive { drive } => drop(self.drives.remove(drive)),
+            Action::AddNode(decl) => drop(self.nodes.insert(decl.name.clone())),
+            Action::RemoveNode { node } | Action::RemoveFilter { node } => {
+                self.nodes.remove(node);
+            }
+            Action::InsertAbove { filter, .. } | Action::InsertBelow { filter, .. } => {
+                self.nodes.insert(filter.name.clone());
+            }
+            Action::Snapshot { overlay, .. } => drop(self.nodes.insert(overlay.name.clone())),
+            _ => {}
+        }
+        let before = std::mem::take(&mut self.transaction);
+        self.transaction = before.with_unproven(action, unproven);
+    }
+
+    /// Adds a bitmap that an image keeps from now on.
+    pub(crate) fn add_kept(&mut self, decl: BitmapDecl, keep: Keep) -> QmpResult<()> {
+        let is_there = match &decl.scope {
+            BitmapScope::Drive(id) => self.graph.find_drive(id).is_some(),
+            BitmapScope::Node(name) => self.graph.find_node(name).is_some(),
+        };
+        if !is_there {
+            return Err(QmpError::generic(format!(
+                "{} comes with the same transaction: add what is to be kept of it after that",
+                decl.scope
+            )));
+        }
+        self.is_first = false;
+        self.kept.push((decl, keep));
+        Ok(())
+    }
+
+    /// Something for when the transaction has been applied.
+    #[allow(dead_code, reason = "no action has any yet")]
+    pub(crate) fn afterwards(&mut self, act: impl FnOnce(&Context<'_>, &Applied) + 'static) {
+        self.afterwards.push(Box::new(act));
+    }
+
+    /// What a client calls `node`: a drive by its id, else a node.
+    pub(crate) fn find_scope(&self, name: &str) -> Option<BitmapScope> {
+        if self.drives.contains(name) {
+            return Some(BitmapScope::Drive(name.into()));
+        }
+        self.nodes.contains(name).then(|| BitmapScope::Node(name.into()))
+    }
+
+    /// Whether there is a drive of this id then.
+    pub(crate) fn has_drive(&self, id: &str) -> bool {
+        self.drives.contains(id)
+    }
+
+    /// Whether there is a node of this name then.
+    pub(crate) fn has_node(&self, name: &str) -> bool {
+        self.nodes.contains(name)
+    }
+
+    /// Makes all of it happen, at one instant, or nothing.
+    ///
+    /// What is to be kept is put into its image before that, where it can fail, and cleared at that instant.
+    pub(crate) fn commit(self) -> QmpResult<Applied> {
+        let host = self.context.host;
+        let (mut transaction, mut begun) = (self.transaction, Vec::new());
+        for (decl, keep) in self.kept {
+            match begin(self.context, decl, keep) {
+                Ok(bitmap) => begun.push(bitmap),
+                Err(error) => {
+                    give_up(&begun);
+                    return Err(error);
+                }
+            }
+        }
+        for bitmap in &begun {
+            transaction = transaction.with(BitmapAction::Clear.of(bitmap));
+        }
+        let applied = block_on(host.transact(transaction)).inspect_err(|_| give_up(&begun))?;
+        self.afterwards.into_iter().for_each(|act| act(self.context, &applied));
+        Ok(applied)
+    }
+}
+
+/// Adds a bitmap, and has its image keep it; if that cannot be, it is not there.
+fn begin(context: &Context<'_>, decl: BitmapDecl, keep: Keep) -> QmpResult<DirtyBitmap> {
+    let bitmap = block_on(context.host.add_bitmap(decl))?;
+    match block_on(bitmap.keep(keep)) {
+        Ok(()) => Ok(bitmap),
+        Err(error) => {
+            give_up(std::slice::from_ref(&bitmap));
+            Err(error.into())
+        }
+    }
+}
+
+fn give_up(begun: &[DirtyBitmap]) {
+    for bitmap in begun {
+        if let Err(error) = block_on(bitmap.remove()) {
+            tracing::warn!("bitmap `{}` is left over: {error}", bitmap.name());
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! `blockloom ctl`, and `blockloom graph --control`.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use super::Controlled;
+
+fn ctl(host: &Controlled, arguments: &[&str]) -> Output {
+    let mut command = Command::new(crate::program());
+    command.arg("ctl").arg("--control").arg(&host.socket).args(arguments).stdin(Stdio::null());
+    command.output().expect("run ctl")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn good(host: &Controlled, arguments: &[&str]) -> String {
+    let output = ctl(host, arguments);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn bad(host: &Controlled, arguments: &[&str], code: i32) -> String {
+    let output = ctl(host, arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+#[test]
+fn commands_by_words() {
+    let host = Controlled::memory();
+    let mut watch = Command::new(crate::program());
+    watch.arg("ctl").arg("--control").arg(&host.socket).arg("watch");
+    let mut watch = watch.stdout(Stdio::piped()).spawn().expect("run ctl");
+    let mut events = BufReader::new(watch.stdout.take().expect("stdout is piped")).lines();
+
+    // The watcher may come late: events go on until it has seen one.
+    let add = ["block-dirty-bitmap-add", "node=vda", "name=5", "granularity=4KiB"];
+    assert_eq!(good(&host, &add), "");
+    let error = bad(&host, &add, 1);
+    assert_eq!(error, "error: Bitmap already exists: 5\n");
+    let seen = std::thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            let mut lines = events.by_ref().map(|line| line.expect("a line"));
+            lines.find(|line| line.contains("BLOCK_DIRTY_BITMAP_CHANGED")).expect("an event")
+        });
+        while !first.is_finished() {
+            good(&host, &["block-dirty-bitmap-clear", "node=vda", "name=5"]);
+        }
+        first.join().expect("a watcher")
+    });
+    let event: Value = serde_json::from_str(&seen).expect("JSON");
+    assert_eq!(
+        (&event["event"], &event["data"]["name"]),
+        (&json!("BLOCK_DIRTY_BITMAP_CHANGED"), &json!("5"))
+    );
+
+    let shown = good(&host, &["block-dirty-bitmap-query", "{\"node\": \"vda\", \"name\": \"5\"}"]);
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(shown["granularity"], 4096);
+    let error = bad(&host, &["query-blok"], 2);
+    assert_eq!(error, "error: the host has no command `query-blok`: did you mean `query-block`?\n");
+    let error = bad(&host, &["block_resize", "size"], 2);
+    assert!(error.contains("`size` is neither `key=value` nor a JSON object"), "{error}");
+    let error = bad(&host, &["block_resize", "device=none", "size=1MiB"], 1);
+    assert_eq!(error, "error: Cannot find device='none' nor node-name=''\n");
+
+    let complete = |words: &[&str]| {
+        let words: Vec<&str> = ["complete"].iter().chain(words).copied().collect();
+        good(&host, &words).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(complete(&["query-b"]), ["query-block", "query-blockstats"]);
+    assert_eq!(complete(&["block_resize", "node-name="]), ["node-name=disk", "node-name=vda"]);
+    assert_eq!(complete(&["block-dirty-bitmap-clear", "node=vda", "name="]), ["name=5"]);
+    assert_eq!(complete(&["blockdev-replace", "on-unproven=r"]), ["on-unproven=refuse"]);
+
+    good(&host, &["quit"]);
+    let ended = host.daemon.wait();
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
+    while events.next().is_some() {}
+    assert_eq!(watch.wait().expect("its end").code(), Some(0));
+}
+
+#[test]
+fn a_live_graph_is_drawn() {
+    let host = Controlled::memory();
+    good(&host, &["block-dirty-bitmap-add", "node=vda", "name=daily"]);
+    let draw = |format: &str| {
+        let mut command = Command::new(crate::program());
+        command.arg("graph").arg("--control").arg(&host.socket).args(["--format", format]);
+        let output = command.output().expect("run graph");
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let listen = host.scratch.path("nbd.sock");
+    let expect = format!(
+        "drive vda\n\
+         ├── export vda: nbd on unix:{}, writable\n\
+         ├── bitmap daily: granularity 64KiB, 0 dirty\n\
+         └── root: disk (memory 1MiB) [root, uses cr+w, shares cr+wu]\n",
+        listen.display()
+    );
+    assert_eq!(draw("tree"), expect);
+    assert!(draw("dot").starts_with("digraph blockloom {"));
+    let picture = draw("svg");
+    assert!(picture.starts_with("<svg ") && picture.contains("disk (memory 1MiB)"), "{picture}");
+    let socket = host.socket.clone();
+    host.finish();
+    let mut command = Command::new(crate::program());
+    let output = command.arg("graph").arg("--control").arg(&socket).output().expect("run graph");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("cannot connect"), "{}", text(&output.stderr));
+}

@@ -1,0 +1,310 @@
+//! The same input to us and to qemu-storage-daemon: the same answers, word by word, but for what is listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use blockloom_tests::qmp::Qmp;
+use blockloom_tests::tools;
+use serde_json::{Value, json};
+
+use super::Controlled;
+
+/// qemu-storage-daemon; killed when dropped.
+struct Peer {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Both, with a null node `n0` of 1 MiB.
+fn both() -> Option<(Controlled, Peer)> {
+    if !tools::have(&["qemu-storage-daemon"]) {
+        return None;
+    }
+    let graph = "[node.n0]\ndriver = \"null\"\nsize = \"1MiB\"\nread-zeroes = true\n";
+    let host = Controlled::start(graph, &[]);
+    let socket = host.scratch.path("peer.sock");
+    let chardev = format!("socket,path={},server=on,wait=off,id=c", socket.display());
+    let mut command = Command::new("qemu-storage-daemon");
+    command.args(["--blockdev", "null-co,node-name=n0,size=1048576,read-zeroes=on"]);
+    command.args(["--chardev", &chardev, "--monitor", "chardev=c"]);
+    let child = command.stdin(Stdio::null()).spawn().expect("start qemu-storage-daemon");
+    Some((host, Peer { child, socket }))
+}
+
+/// Answers to an input, without what depends on who answers.
+fn answers(client: &mut Qmp, input: &[u8]) -> Vec<Value> {
+    client.send(input);
+    client.send("\n{\"execute\": \"query-version\", \"id\": \"the end\"}\n");
+    let mut all = Vec::new();
+    loop {
+        let mut answer = client.answer();
+        if answer["id"] == "the end" {
+            return all;
+        }
+        if answer["return"]["qemu"].is_object() {
+            answer["return"] = json!("a version");
+        }
+        all.push(answer);
+    }
+}
+
+const BEFORE_NEGOTIATION: [&str; 6] = [
+    r#"{"execute":"query-version"}"#,
+    r#"{"execute":"nosuch","id":1}"#,
+    r#"{"execute":"query-version","x":1}"#,
+    r#"{"id":1}"#,
+    r#"{"execute":"qmp_capabilities","arguments":{"x":1}}"#,
+    r#"{"execute":"qmp_capabilities","arguments":{"enable":"oob"}}"#,
+];
+
+const SAME: [&str; 83] = [
+    r#"{"execute":"qmp_capabilities"}"#,
+    r#"{"execute":"query-version","id":{"a":[1,2.5,"x",null]}}"#,
+    r#"{"execute":"query-version","arguments":{}}"#,
+    r#"{"execute":"nosuch"}"#,
+    r#"{"execute":"nosuch","arguments":3}"#,
+    r#"{"execute":""}"#,
+    r#"{"execute":5}"#,
+    r#"{}"#,
+    r#"{"id":4}"#,
+    r#"{"id":null}"#,
+    r#"[1,2]"#,
+    r#""str""#,
+    r#"12 "#,
+    r#"-1.5e3 "#,
+    r#"null "#,
+    r#"true false "#,
+    r#"{"execute":"query-version","foo":1}"#,
+    r#"{"execute":"nosuch","control":{}}"#,
+    r#"{"execute":"query-version","arguments":[]}"#,
+    r#"{"execute":"query-version","arguments":null}"#,
+    r#"{"execute":"query-version","arguments":{"x":1}}"#,
+    r#"{"execute":"query-version","exec-oob":"query-version"}"#,
+    r#"{"exec-oob":"query-version","id":1}"#,
+    "{\"execute\":\n\"query-version\"\n}",
+    r#"{"execute":"query-version"}{"execute":"query-version","id":2}"#,
+    r#"}{"execute":"query-version"}"#,
+    r#"]"#,
+    r#"{]"#,
+    r#"[}"#,
+    r#"{"execute":"query-version",}"#,
+    r#"{execute:1}"#,
+    r#"{"a" 1}"#,
+    r#"{"a":}"#,
+    r#"{"a":1 "b":2}"#,
+    r#"{1:2}"#,
+    r#"[1 2]"#,
+    r#"[1,]"#,
+    r#"[,1]"#,
+    r#":"#,
+    r#","#,
+    r#"{'execute':'query-version'}"#,
+    r#"{"a":"\x"}"#,
+    r#"{"a":"\u12"}"#,
+    r#"{"a":"\u0000"}"#,
+    r#"{"a":tru}"#,
+    r#"TRUE"#,
+    r#"{"execute":"query-version"} garbage "#,
+    r#"garbage "#,
+    r#"% {"execute":"query-version"}"#,
+    r#"%d "#,
+    r#"{"execute":"query-version","id":"\ud800"}"#,
+    r#"{"execute":"query-version","id":"\udc00"}"#,
+    r#"{"execute":"query-version","id":"é\u00e9\ud83d\ude00"}"#,
+    r#"{"execute":"query-version","id":1,"id":2}"#,
+    r#"{"execute":"query-version","id":01}"#,
+    r#"{"execute":"query-version","id":-0}"#,
+    r#"{"execute":"query-version","id":-x}"#,
+    r#"{"execute":"query-version","id":1.}"#,
+    r#"{"execute":"query-version","id":18446744073709551615}"#,
+    "\"a\nb\"",
+    r#"{"execute":"block_resize"}"#,
+    r#"{"execute":"block_resize","arguments":{"node-name":"n0"}}"#,
+    r#"{"execute":"block_resize","arguments":{"node-name":"n0","size":"1"}}"#,
+    r#"{"execute":"block_resize","arguments":{"node-name":"n0","size":1.0}}"#,
+    r#"{"execute":"block_resize","arguments":{"node-name":"n0","size":-1}}"#,
+    r#"{"execute":"block_resize","arguments":{"node-name":"n0","size":99999999999999999999}}"#,
+    r#"{"execute":"block_resize","arguments":{"node-name":null,"size":1}}"#,
+    r#"{"execute":"block_resize","arguments":{"node-name":"zz","size":1}}"#,
+    r#"{"execute":"block_resize","arguments":{"device":"zz","size":1}}"#,
+    r#"{"execute":"block_resize","arguments":{"size":1}}"#,
+    r#"{"execute":"block_resize","arguments":{"node-name":"n0","size":1,"zz":1}}"#,
+    r#"{"execute":"block_resize","arguments":{"node-name":"n0","zz":1}}"#,
+    r#"{"execute":"block-dirty-bitmap-add","arguments":{"node":"n0","name":"b","granularity":5}}"#,
+    r#"{"execute":"block-dirty-bitmap-add","arguments":{"node":"n0","name":"b","granularity":4294967296}}"#,
+    r#"{"execute":"block-dirty-bitmap-add","arguments":{"node":"n0","name":"b","persistent":"yes"}}"#,
+    r#"{"execute":"block-dirty-bitmap-add","arguments":{"node":"n0","name":""}}"#,
+    r#"{"execute":"block-dirty-bitmap-add","arguments":{"node":"nx","name":"b"}}"#,
+    r#"{"execute":"block-dirty-bitmap-add","arguments":{"node":"n0","name":"b"}}"#,
+    r#"{"execute":"block-dirty-bitmap-add","arguments":{"node":"n0","name":"b"}}"#,
+    r#"{"execute":"block-dirty-bitmap-clear","arguments":{"node":"n0","name":"zz"}}"#,
+    r#"{"execute":"block-dirty-bitmap-clear","arguments":{"node":"zz","name":"zz"}}"#,
+    r#"{"execute":"block-dirty-bitmap-merge","arguments":{"node":"n0","target":"b","bitmaps":["zz"]}}"#,
+    r#"{"execute":"block-dirty-bitmap-merge","arguments":{"node":"n0","target":"b","bitmaps":[{"node":"n0"}]}}"#,
+];
+
+const SAME_IN_TRANSACTIONS: [&str; 14] = [
+    r#"{"actions":5}"#,
+    r#"{"actions":[5]}"#,
+    r#"{"actions":[{"data":{}}]}"#,
+    r#"{"actions":[{"type":"abort"}]}"#,
+    r#"{"actions":[{"type":"nosuch","data":{}}]}"#,
+    r#"{"actions":[{"type":"abort","data":{"x":1}}]}"#,
+    r#"{"actions":[{"type":"abort","data":{},"x":1}]}"#,
+    r#"{"actions":[{"type":"abort","data":{}}]}"#,
+    r#"{"actions":[{"type":"block-dirty-bitmap-add","data":{"node":"n0"}}]}"#,
+    r#"{"actions":[{"type":"block-dirty-bitmap-clear","data":{"node":"n0","name":"b"}}]}"#,
+    r#"{"actions":[],"properties":{"completion-mode":"zz"}}"#,
+    r#"{"actions":[],"properties":{"completion-mode":"grouped"}}"#,
+    r#"{"actions":[],"properties":{"zz":"grouped"}}"#,
+    r#"{}"#,
+];
+
+#[test]
+fn answers_are_qemus() {
+    let Some((host, peer)) = both() else { return };
+    let (mut ours, mut theirs) = (Qmp::connect(&host.socket), Qmp::connect(&peer.socket));
+    let mut check = |input: &[u8]| {
+        let (ours, theirs) = (answers(&mut ours, input), answers(&mut theirs, input));
+        assert_eq!(ours, theirs, "{}", input.escape_ascii());
+    };
+    BEFORE_NEGOTIATION.iter().for_each(|input| check(input.as_bytes()));
+    check(br#"{"execute":"qmp_capabilities"}"#);
+    SAME.iter().for_each(|input| check(input.as_bytes()));
+    for arguments in SAME_IN_TRANSACTIONS {
+        let input = format!("{{\"execute\":\"transaction\",\"arguments\":{arguments}}}");
+        check(input.as_bytes());
+    }
+    check(b"\xff {\"execute\":\"query-version\"}");
+    check(b"\0");
+    check(b"{\"execute\":\"query-version\",\"id\":\"\xff\"}");
+    check(b"\"\xc3\"");
+    check(("[".repeat(500) + &"]".repeat(500)).as_bytes());
+    host.finish();
+}
+
+/// Where we answer differently, and how.
+#[test]
+fn answers_that_differ() {
+    let Some((host, peer)) = both() else { return };
+    let (mut ours, mut theirs) = (host.client(), Qmp::open(&peer.socket));
+    let mut check = |input: &str, expect: [&str; 2]| {
+        let all = [answers(&mut ours, input.as_bytes()), answers(&mut theirs, input.as_bytes())];
+        let descs =
+            all.map(|answers| answers[0]["error"]["desc"].as_str().unwrap_or("").to_owned());
+        assert_eq!(descs, expect, "{input}");
+    };
+    // Its own visitor knows no path within lists.
+    check(
+        r#"{"execute":"block-dirty-bitmap-merge","arguments":{"node":"n0","target":"b","bitmaps":[5]}}"#,
+        [
+            "Invalid parameter type for 'bitmaps[0]', expected: BlockDirtyBitmapOrStr",
+            "Invalid parameter type for 'null', expected: BlockDirtyBitmapOrStr",
+        ],
+    );
+    // It takes deeper values; and says its limit again for each bracket that is left.
+    let deep = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+    check(&deep(600), ["JSON nesting depth limit exceeded", "QMP input must be a JSON object"]);
+    check(
+        r#"{"execute":"block-dirty-bitmap-add","arguments":{"node":"n0","name":"p","persistent":true}}"#,
+        [
+            "node `n0` has no image that keeps bitmaps",
+            "Can't store persistent bitmaps to n0: Operation not supported",
+        ],
+    );
+    host.finish();
+}
+
+struct Schemas {
+    ours: BTreeMap<String, Value>,
+    theirs: BTreeMap<String, Value>,
+    seen: BTreeSet<(String, String)>,
+}
+
+impl Schemas {
+    /// What a client may send to them it may send to us, and what it may count on from them it gets from us.
+    fn check(&mut self, ours: &str, theirs: &str, at: &str, is_argument: bool) {
+        if !self.seen.insert((ours.to_owned(), theirs.to_owned())) {
+            return;
+        }
+        let (mine, peer) = (self.ours[ours].clone(), self.theirs[theirs].clone());
+        // What may be anything says nothing; a union's branches are not all there.
+        if mine["json-type"] == "value" || peer["json-type"] == "value" {
+            return;
+        }
+        assert_eq!(mine["meta-type"], peer["meta-type"], "{at}");
+        assert_eq!(mine["json-type"], peer["json-type"], "{at}");
+        if let (Some(mine), Some(peer)) =
+            (mine["element-type"].as_str(), peer["element-type"].as_str())
+        {
+            self.check(mine, peer, &format!("{at}[]"), is_argument);
+        }
+        if mine["meta-type"] == "object" {
+            self.check_members(&mine, &peer, at, is_argument);
+        }
+    }
+
+    fn check_members(&mut self, mine: &Value, peer: &Value, at: &str, is_argument: bool) {
+        let members = |of: &Value| -> BTreeMap<String, Value> {
+            let all = of["members"].as_array().expect("members").iter();
+            all.map(|it| (it["name"].as_str().expect("a name").to_owned(), it.clone())).collect()
+        };
+        let (mine, peer) = (members(mine), members(peer));
+        let is_optional = |member: &Value| member.get("default").is_some();
+        for (name, member) in &peer {
+            let at = format!("{at}.{name}");
+            let Some(ours) = mine.get(name) else {
+                assert!(!is_argument && is_optional(member), "{at} is missing");
+                continue;
+            };
+            if is_argument {
+                assert!(is_optional(ours) || !is_optional(member), "{at} must be given");
+            } else {
+                assert!(!is_optional(ours) || is_optional(member), "{at} may be missing");
+            }
+            let name = |member: &Value| member["type"].as_str().expect("a type").to_owned();
+            self.check(&name(ours), &name(member), &at, is_argument);
+        }
+        for (name, ours) in mine.iter().filter(|(name, _)| !peer.contains_key(*name)) {
+            assert!(!is_argument || is_optional(ours), "{at}.{name} must be given to us alone");
+        }
+    }
+}
+
+/// Each command that both have takes what theirs takes, and returns what theirs is sure to return.
+#[test]
+fn schemas_fit() {
+    let Some((host, peer)) = both() else { return };
+    let entries = |client: &mut Qmp| -> BTreeMap<String, Value> {
+        let schema = client.run("query-qmp-schema", json!({}));
+        let all = schema.as_array().expect("a list").iter();
+        all.map(|it| (it["name"].as_str().expect("a name").to_owned(), it.clone())).collect()
+    };
+    let ours = entries(&mut host.client());
+    let theirs = entries(&mut Qmp::open(&peer.socket));
+    let mut schemas = Schemas { ours, theirs, seen: BTreeSet::new() };
+    let is_command = |entry: &Value| entry["meta-type"] == "command";
+    let shared: Vec<String> = schemas
+        .ours
+        .iter()
+        .filter(|(name, entry)| is_command(entry) && schemas.theirs.contains_key(*name))
+        .map(|(name, _)| name.clone())
+        .collect();
+    assert!(shared.len() >= 16, "{shared:?}");
+    for command in shared {
+        for (key, is_argument) in [("arg-type", true), ("ret-type", false)] {
+            let name = |entry: &Value| entry[key].as_str().expect("a type").to_owned();
+            let (ours, theirs) = (name(&schemas.ours[&command]), name(&schemas.theirs[&command]));
+            schemas.check(&ours, &theirs, &format!("{command} {key}"), is_argument);
+        }
+    }
+    host.finish();
+}

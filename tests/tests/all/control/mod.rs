@@ -1,0 +1,51 @@
+//! The control socket: QMP.
+
+mod basics;
+mod clients;
+mod ctl;
+mod differential;
+mod mutations;
+mod python;
+mod queries;
+
+use std::path::PathBuf;
+
+use blockloom_tests::qmp::Qmp;
+use blockloom_tests::{Daemon, Scratch};
+
+use crate::{memory_disk, scratch, serve};
+
+/// A daemon with a control socket.
+struct Controlled {
+    daemon: Daemon,
+    socket: PathBuf,
+    scratch: Scratch,
+}
+
+impl Controlled {
+    fn start(text: &str, arguments: &[&str]) -> Self {
+        let scratch = scratch();
+        let socket = scratch.path("control.sock");
+        let path = socket.display().to_string();
+        let arguments: Vec<&str> =
+            ["--control", path.as_str()].into_iter().chain(arguments.iter().copied()).collect();
+        let daemon = serve(&scratch, text, &arguments);
+        Self { daemon, socket, scratch }
+    }
+
+    /// One memory node `disk` behind the drive `vda`, exported.
+    fn memory() -> Self {
+        Self::start(&memory_disk(crate::MIB), &[])
+    }
+
+    fn client(&self) -> Qmp {
+        Qmp::open(&self.socket)
+    }
+
+    /// It must end well, and leave nothing.
+    fn finish(self) -> String {
+        let log = self.daemon.finish();
+        assert!(!self.scratch.path("control.sock").exists(), "the socket is removed");
+        log
+    }
+}

@@ -1,0 +1,71 @@
+//! The public client library of QEMU, `qemu.qmp`, drives the socket: its library and its shell.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use blockloom_tests::tools;
+
+use super::Controlled;
+
+const LIBRARY: &str = r#"
+import asyncio, sys
+from qemu.qmp import QMPClient, ExecuteError
+
+async def main():
+    client = QMPClient('blockloom')
+    await client.connect(sys.argv[1])
+    names = [it['name'] for it in await client.execute('query-commands')]
+    assert 'query-block' in names, names
+    with client.listener('BLOCK_DIRTY_BITMAP_CHANGED') as events:
+        await client.execute('block-dirty-bitmap-add', {'node': 'vda', 'name': 'b'})
+        event = await asyncio.wait_for(events.get(), 30)
+        assert event['data']['what'] == 'added', event
+    try:
+        await client.execute('block-dirty-bitmap-add', {'node': 'vda', 'name': 'b'})
+    except ExecuteError as error:
+        assert error.error_class == 'GenericError', error
+        print(error)
+    replies = await asyncio.gather(*(client.execute('query-block') for _ in range(20)))
+    assert all(reply[0]['dirty-bitmaps'][0]['name'] == 'b' for reply in replies)
+    await client.disconnect()
+
+asyncio.run(main())
+"#;
+
+#[test]
+fn the_library_drives_it() {
+    if !tools::have(&["python-qemu-qmp"]) {
+        return;
+    }
+    let host = Controlled::memory();
+    let output = tools::python(LIBRARY, &[&host.socket.display().to_string()]);
+    assert_eq!(output.trim(), "Bitmap already exists: b");
+    host.finish();
+}
+
+#[test]
+fn its_shell_drives_it() {
+    if !tools::have(&["python-qemu-qmp"]) {
+        return;
+    }
+    let host = Controlled::memory();
+    let mut shell = Command::new("timeout")
+        .args(["60", tools::PYTHON, "-m", "qemu.qmp.qmp_shell"])
+        .arg(&host.socket)
+        .env("HOME", host.scratch.path(""))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("run the shell");
+    let mut input = shell.stdin.take().expect("stdin is piped");
+    let lines = "block-dirty-bitmap-add node=vda name=b granularity=4096\nquery-block\n";
+    input.write_all(lines.as_bytes()).expect("send");
+    drop(input);
+    let output = shell.wait_with_output().expect("its end");
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(stdout.contains("\"return\": {}"), "{stdout}\n{stderr}");
+    assert!(stdout.contains("\"granularity\": 4096"), "{stdout}\n{stderr}");
+    host.finish();
+}
