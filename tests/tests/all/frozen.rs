@@ -66,13 +66,14 @@ fn they_serve_as_they_did() {
         let plugin = fixture(name);
         let graph = scratch.path("graph.toml");
         let disk = match *name {
-            "copy-on-read" => "driver = \"memory\"\nsize = \"2MiB\"\nbacking = \"other\"",
+            "copy-on-read" => "driver = \"memory\"\nsize = \"2MiB\"\nchild.backing = \"other\"",
             _ => "driver = \"memory\"\nsize = \"2MiB\"",
         };
         let text = format!(
             "[node.other]\ndriver = \"memory\"\nsize = \"2MiB\"\n[node.disk]\n{disk}\n\
              [node.filter]\ndriver = \"plugin\"\nplugin = \"{}\"\nchild.file = \"disk\"\n{config}\n{more}\n\
-             [drive.vda]\nroot = \"filter\"\n",
+             [drive.vda]\nroot = \"filter\"\n\
+             [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\nwritable = true\n",
             plugin.display()
         );
         fs::write(&graph, text).expect("a graph file");
