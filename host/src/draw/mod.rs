@@ -1,6 +1,6 @@
 //! Drawings of a block graph, and the one description that they are made of.
 //!
-//! A file's graph ([`of_spec`]) and a live one ([`of_host`]) become the same description; `query-graph` sends
+//! A file's graph ([`of_spec`]) and a live one (`of_host`) become the same description; `query-graph` sends
 //! it, and `blockloom graph --control` draws what it gets.
 
 mod dot;
