@@ -43,6 +43,11 @@ fn the_library_drives_it() {
     host.finish();
 }
 
+/// Where packages of the user are.
+fn user_base() -> String {
+    tools::python("import site; print(site.getuserbase())", &[]).trim().to_owned()
+}
+
 #[test]
 fn its_shell_drives_it() {
     if !tools::have(&["python-qemu-qmp"]) {
@@ -52,7 +57,9 @@ fn its_shell_drives_it() {
     let mut shell = Command::new("timeout")
         .args(["60", tools::PYTHON, "-m", "qemu.qmp.qmp_shell"])
         .arg(&host.socket)
+        // It keeps a history there; what the user has installed lies where it did.
         .env("HOME", host.scratch.path(""))
+        .env("PYTHONUSERBASE", user_base())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
