@@ -13,9 +13,9 @@
 //! Which requests a guest is asked about at all, its rules say (`rules.rs`); what it has to remember is in
 //! bitmaps that outlive it (`bitmaps.rs`).
 //!
-//! The data stays in the host: a plugin sees ids and ranges, and bytes only of nodes that grant it (`bytes.rs`). What it answers is judged (`table`), not
-//! trusted. **Any** error of a call, and any breach of the layout, drops the store. A request that the
-//! plugin had forwarded completes with the child's result, and is never issued again. One that it had not
+//! The data stays in the host: a plugin sees ids and ranges, and bytes only of nodes that grant it
+//! (`bytes.rs`). What it answers is judged (`table`), not trusted. **Any** error of a call, and any breach of
+//! the layout, drops the store. A request that the plugin had forwarded completes with the child's result, and is never issued again. One that it had not
 //! waits until what was done for it is over; then the policy decides ([`OnFault`]): it fails with `EIO`, goes
 //! to the child, or is offered to a new store (`restart.rs`), which begins with the same configuration, the
 //! same nodes and the bitmaps as they are, and without rules. Nothing else in the daemon notices.
