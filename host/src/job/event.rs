@@ -41,6 +41,8 @@ pub enum JobNews {
         action: ErrorAction,
         /// No space was left.
         is_no_space: bool,
+        /// It was at what it writes, not at what it reads.
+        is_of_write: bool,
         /// The error.
         why: String,
     },

@@ -242,6 +242,7 @@ impl Group {
             JobEnd::Cancelled => JobNews::Cancelled { progress, speed },
         };
         record.tell(news);
+        self.members[member].work.ended();
         let auto_dismiss = record.state.see(|state| state.auto_dismiss);
         record.become_status(JobStatus::Concluded);
         if auto_dismiss {

@@ -10,7 +10,7 @@ use super::record::{JobEnd, Record, State, Wish};
 use super::spec::{JobKind, JobSpec};
 use super::status::JobStatus;
 use super::work::{Place, Planned};
-use super::{commit, mirror, stream};
+use super::{backup, commit, mirror, stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, Graph, GraphCell, LocalGraph, NodeDecl, Transaction, Which};
 use crate::limits::JOBS_MAX;
@@ -129,7 +129,8 @@ impl Jobs {
             transaction = transaction.with(add);
             let state = State::new(spec.speed, (spec.auto_finalize, spec.auto_dismiss));
             let names = (spec.id.as_str().into(), spec.what.name(), name);
-            let record = Record::new(names, spec.on_error, Arc::clone(&self.cell), state);
+            let on_error = (spec.on_error, spec.on_target_error.unwrap_or(spec.on_error));
+            let record = Record::new(names, on_error, Arc::clone(&self.cell), state);
             planned.push(Member { record: Arc::new(record), place, work });
         }
         let groups: Vec<Vec<Member>> = match is_grouped {
@@ -175,6 +176,7 @@ fn plan(graph: &Graph, spec: &JobSpec) -> Result<Planned> {
         JobKind::Stream(stream) => stream::plan(graph, &spec.id, stream),
         JobKind::Commit(commit) => commit::plan(graph, &spec.id, commit),
         JobKind::Mirror(mirror) => mirror::plan(graph, &spec.id, mirror),
+        JobKind::Backup(backup) => backup::plan(graph, &spec.id, backup),
     };
     planned.map_err(|error| {
         let message = format!("{} job `{}`: {error}", spec.what.name(), spec.id);

@@ -61,7 +61,8 @@ pub(super) struct Record {
     pub(super) id: Arc<str>,
     pub(super) kind: &'static str,
     pub(super) node: String,
-    pub(super) on_error: OnError,
+    /// When a copy fails at what it reads, and at what it writes.
+    on_error: (OnError, OnError),
     cell: Arc<GraphCell>,
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
@@ -118,12 +119,17 @@ impl State {
 impl Record {
     pub(super) fn new(
         (id, kind, node): (Arc<str>, &'static str, String),
-        on_error: OnError,
+        on_error: (OnError, OnError),
         cell: Arc<GraphCell>,
         state: State,
     ) -> Self {
         let (done_bytes, total_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { id, kind, node, on_error, cell, done_bytes, total_bytes, state: Watched::new(state) }
+    }
+
+    /// What it does about an error.
+    pub(super) fn on_error(&self, error: &Error) -> OnError {
+        if error.is_of_write() { self.on_error.1 } else { self.on_error.0 }
     }
 
     /// Does what a verb asks for, if the state allows it.

@@ -43,6 +43,10 @@ impl OwnAccord {
 }
 
 impl OnBehalf {
+    pub(super) fn into_actor(self) -> Actor {
+        self.0
+    }
+
     /// See [`Cx::copy`].
     ///
     /// # Errors

@@ -310,7 +310,7 @@ impl Actor {
         self.graph().nodes[edge.child].fill.around(range)
     }
 
-    fn size(&self, edge: &Edge) -> u64 {
+    pub(super) fn size(&self, edge: &Edge) -> u64 {
         self.graph().nodes[edge.child].info.size_bytes
     }
 
@@ -467,7 +467,7 @@ impl Actor {
     }
 
     /// A change of what the guard held is for; whether nothing that was let pass has touched it meanwhile.
-    async fn change_held<'r>(
+    pub(super) async fn change_held<'r>(
         &self,
         held: &Held<'_>,
         own: &Own,
@@ -688,7 +688,7 @@ fn first_set(of: Option<&Granules>, range: Range<u64>) -> Option<Range<u64>> {
 }
 
 /// A part that has been copied is to be copied no more.
-fn clear(of: Option<&Granules>, range: &Range<u64>) {
+pub(super) fn clear(of: Option<&Granules>, range: &Range<u64>) {
     if let Some(granules) = of {
         granules.clear_range(range.start, range.end - range.start);
     }

@@ -15,6 +15,7 @@ use super::bitmaps;
 use super::draft::{By, Draft, Place as EdgePlace};
 use super::drain::{Drained, Place, Side};
 use super::touched::{Known, same_drive};
+use super::work::check_keepers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::evidence::{SameView, Tracker};
 use crate::graph::generation::NodeGeneration;
@@ -31,6 +32,8 @@ pub(super) struct Claim {
     pub(super) position: usize,
     /// Bitmaps of the graph that is to be that see it, by index.
     pub(super) marks: Vec<usize>,
+    /// The node of the graph that is to be of which an edge is altered.
+    altered: Option<usize>,
     /// Any of them will do.
     proofs: Vec<Proof>,
 }
@@ -65,7 +68,10 @@ pub(super) fn claims(
     claims.extend(compare.moved_bitmaps());
     claims.extend(compare.catching_up());
     let all = claims.len();
-    claims.retain(|claim| claim.by.unproven == Unproven::Refuse || !claim.marks.is_empty());
+    claims.retain(|claim| {
+        let is_refused = claim.by.unproven == Unproven::Refuse;
+        is_refused || !claim.marks.is_empty() || claim.check_keepers(after).is_err()
+    });
     let has_silent = claims.len() < all;
     let cannot_be =
         |claim: &&Claim| claim.proofs.is_empty() && claim.by.unproven == Unproven::Refuse;
@@ -100,7 +106,7 @@ impl Comparison<'_> {
                 None if marks.is_empty() => continue,
                 None => (format!("drive `{}` has a new medium", old.id), Vec::new()),
             };
-            claims.push(Claim { what, by, position, marks, proofs });
+            claims.push(Claim { what, by, position, marks, altered: None, proofs });
         }
         claims
     }
@@ -115,7 +121,7 @@ impl Comparison<'_> {
                 let edge = EdgePlace::Child(old.generation, name.into());
                 let (by, position) = (self.draft.altered_by(&edge), self.draft.altered_at(&edge));
                 let marks = bitmaps::affected(self.after, new.class).collect();
-                claims.push(Claim { what, by, position, marks, proofs });
+                claims.push(Claim { what, by, position, marks, altered: Some(now), proofs });
             };
             for was in old.edges.iter().filter(|edge| shows(edge)) {
                 if mutated(Mutation::ReopensUnmarked) && was.role == Role::Backing {
@@ -161,7 +167,8 @@ impl Comparison<'_> {
             };
             let nothing = || ("what a job tracks has gone".to_owned(), Vec::new());
             let (what, proofs) = tracker.pair(self.before).map_or_else(nothing, proof);
-            Claim { what, by: *by, position: position(by.action), marks: Vec::new(), proofs }
+            let (position, marks) = (position(by.action), Vec::new());
+            Claim { what, by: *by, position, marks, altered: None, proofs }
         };
         self.draft.catching_up.iter().map(claim).collect()
     }
@@ -175,7 +182,8 @@ impl Comparison<'_> {
             let Some((was, now)) = was.zip(self.after.bitmaps[at].node) else { continue };
             let what = self.instead(&format!("bitmap `{}`", entry.name), was, now);
             let (position, proofs) = (position(by.action), self.meet(was, now));
-            claims.push(Claim { what, by: *by, position, marks: vec![at], proofs });
+            let (marks, altered) = (vec![at], None);
+            claims.push(Claim { what, by: *by, position, marks, altered, proofs });
         }
         claims
     }
@@ -369,6 +377,16 @@ impl Claim {
             }
         }
         Ok(None)
+    }
+
+    /// Refuses it without evidence where somebody relies on what was shown.
+    ///
+    /// # Errors
+    /// `EBUSY`, with who does.
+    pub(super) fn check_keepers(&self, after: &Graph) -> Result<()> {
+        self.altered.map_or(Ok(()), |node| {
+            check_keepers(after, node, "it would show something else below it")
+        })
     }
 
     /// Why the transaction fails without evidence.

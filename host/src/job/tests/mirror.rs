@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use super::commit::load;
 use super::scene::{
     BLOCK, Over, SIZE, chain, child, dirty, disk, fill_chain, insert_filter, news, of_drive,
-    of_node, overlay, shown, write,
+    of_node, overlay, put, shown, shown_by, write,
 };
 use crate::error::ErrorKind;
 use crate::graph::{
@@ -26,26 +26,10 @@ fn host() -> Host {
     host
 }
 
-/// What a node shows, by a drive for the moment.
-fn shown_by(host: &Host, node: &str) -> Vec<u8> {
-    let drive =
-        DriveDecl { id: "look".into(), root: Some(node.into()), writable: false, only_shows: true };
-    block_on(host.transact(Transaction::new().with(Action::AddDrive(drive)))).expect("a drive");
-    let shown = shown(host, "look");
-    let remove = Action::RemoveDrive { drive: "look".into() };
-    block_on(host.transact(Transaction::new().with(remove))).expect("no drive");
-    shown
-}
-
 fn root(host: &Host) -> String {
     let graph = host.graph();
     let drive = &graph.drives()[graph.find_drive("vda").expect("a drive")];
     graph.nodes()[drive.root().expect("a root").child()].name().to_owned()
-}
-
-fn put(host: &Host, expect: &mut [u8], block: u64, value: u8) {
-    write(host, "vda", block, value);
-    expect[(block * BLOCK) as usize..((block + 1) * BLOCK) as usize].fill(value);
 }
 
 /// E5: after the pivot the drive's bitmap says what it would say without it.
