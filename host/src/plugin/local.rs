@@ -20,10 +20,6 @@ use super::store::Lasting;
 use super::table::Answer;
 use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
 
-/// Bytes that are worth a call of their own: one costs less than it does to bring them back when, at the end of
-/// the turn, the others' have taken their place in the processor's caches.
-const AT_ONCE_BYTES: u64 = 32 << 10;
-
 /// Names a waiting request of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ticket {
@@ -50,14 +46,6 @@ pub(super) enum Offer {
     LetGo { id: RequestId },
     /// A node's job is to begin; its operations go to that ticket.
     Job { ticket: Ticket, node: NodeIndex },
-}
-
-impl Offer {
-    /// Whether it is worth a call of its own.
-    #[inline]
-    fn is_large(&self) -> bool {
-        matches!(self, Self::Request { kind: Kind::Read | Kind::Write, len, .. } if *len >= AT_ONCE_BYTES)
-    }
 }
 
 /// What a waiting request learns.
@@ -419,7 +407,7 @@ impl LocalPlugin {
         let ticket = Ticket { worker: self.worker, waiter, sequence };
         let request = request(ticket);
         // If nothing of this turn is going to join it, it need not wait for the turn's end.
-        let alone = (!is_more_to_come() || request.is_large())
+        let alone = !is_more_to_come()
             && self.pending.borrow().is_empty()
             && self.instance.put_off_until().is_none();
         let asked = if alone { self.instance.ask(request, self) } else { Asked::NotOffered };
@@ -520,14 +508,13 @@ impl LocalPlugin {
     }
 
     /// The same, for one that has ended in the turn in which its request is at work: if nothing of the turn is going
-    /// to join it, or much was moved, the guest learns of it now.
+    /// to join it, the guest learns of it now.
     pub(super) fn end_at_once(self: &Rc<Self>, ended: Ended) {
-        let is_large = ended.result.as_ref().is_ok_and(|it| it.value >= AT_ONCE_BYTES);
         self.instance.end_operation(ended);
-        if is_large || !is_more_to_come() {
-            self.enter();
-        } else {
+        if is_more_to_come() {
             self.queue();
+        } else {
+            self.enter();
         }
     }
 
