@@ -243,10 +243,12 @@ impl JobCx {
             _ => (JobStatus::Paused, JobStatus::Running),
         };
         self.record.become_status(still);
-        let goes_on = |state: &State| !state.stands_still() || state.wish.is_some();
+        // One that is to complete does so once it goes on.
+        let ends = |state: &State| matches!(state.wish, Some(Wish::Cancel | Wish::Abort));
+        let goes_on = |state: &State| !state.stands_still() || ends(state);
         self.record.state.when(|state| goes_on(state).then_some(())).await;
         self.record.become_status(then);
-        if self.record.state.see(|state| state.wish.is_some()) {
+        if self.record.state.see(ends) {
             // It is not to stand still again before that is seen to.
             self.record
                 .state
@@ -265,12 +267,13 @@ impl JobCx {
             return Ok(());
         }
         let is_no_space = error.kind() == ErrorKind::NoSpace;
-        let mut action = self.record.on_error.action(is_no_space);
+        let mut action = self.record.on_error(&error).action(is_no_space);
         if action == ErrorAction::Ignore && (piece.is_none() || retries >= JOB_RETRIES_MAX) {
             // What is asked again for ever would go on for ever.
             action = ErrorAction::Report;
         }
-        self.record.tell(JobNews::Error { action, is_no_space, why: error.to_string() });
+        let (is_of_write, why) = (error.is_of_write(), error.to_string());
+        self.record.tell(JobNews::Error { action, is_no_space, is_of_write, why });
         match action {
             ErrorAction::Report => return Err(Halt::Failed(error)),
             ErrorAction::Ignore => {

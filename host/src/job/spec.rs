@@ -66,6 +66,8 @@ pub struct JobSpec {
     pub speed: u64,
     /// What it does when a copy fails.
     pub on_error: OnError,
+    /// What it does when a copy fails at what it writes, if that is something else.
+    pub on_target_error: Option<OnError>,
     /// It lets its end take effect by itself.
     pub auto_finalize: bool,
     /// It is forgotten when it has ended.
@@ -122,6 +124,8 @@ pub struct MirrorSpec {
     pub device: String,
     /// The node to which it is copied. Nobody else writes it meanwhile.
     pub target: String,
+    /// Instead of the first one, who uses this one uses the other in the end: a filter of it.
+    pub replaces: Option<String>,
     /// What is copied before it is ready.
     pub sync: MirrorSync,
     /// When what is written meanwhile is copied.
@@ -165,6 +169,7 @@ impl JobSpec {
             what,
             speed: 0,
             on_error: OnError::Report,
+            on_target_error: None,
             auto_finalize: true,
             auto_dismiss: true,
         }
@@ -207,6 +212,6 @@ impl MirrorSpec {
     pub fn of(device: impl Into<String>, target: impl Into<String>) -> Self {
         let (device, target) = (device.into(), target.into());
         let (sync, copy_mode) = (MirrorSync::Full, CopyMode::Background);
-        Self { device, target, sync, copy_mode, granularity: None }
+        Self { device, target, replaces: None, sync, copy_mode, granularity: None }
     }
 }

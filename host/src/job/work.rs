@@ -55,6 +55,11 @@ pub(super) trait Work: Send + Sync {
         Err(Error::new(ErrorKind::NotSupported, message))
     }
 
+    /// Whether nothing is acknowledged that has not been copied, if that is what it is about.
+    fn is_in_step(&self) -> Option<bool> {
+        None
+    }
+
     /// What changes when it ends, beside the removal of its node, which comes first.
     ///
     /// # Errors
