@@ -151,7 +151,6 @@ pub(super) struct LocalPlugin {
     pending: RefCell<Vec<Offer>>,
     batch: RefCell<Vec<Offer>>,
     waiters: RefCell<Waiters>,
-    sequence: Cell<u64>,
     queued: Cell<bool>,
     /// It is to be entered later, as it has used up its processor time.
     put_off: Cell<bool>,
@@ -209,6 +208,8 @@ thread_local! {
     /// Those with something pending.
     static QUEUED: RefCell<Vec<Rc<LocalPlugin>>> = const { RefCell::new(Vec::new()) };
     static HOOKED: Cell<bool> = const { Cell::new(false) };
+    /// Requests so far, of all instances: a ticket is never another's.
+    static SEQUENCE: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Takes each instance what the turn brought it.
@@ -222,7 +223,14 @@ impl TurnHook for PluginTurn {
             PLUGINS.with(|plugins| plugins.borrow().get(index).map(|(_, plugin)| Rc::clone(plugin)))
         {
             any |= plugin.catch_up();
-            index += 1;
+            if plugin.is_left() {
+                // The instance may go with it, which may take long.
+                let left = PLUGINS.with(|plugins| plugins.borrow_mut().swap_remove(index));
+                plugin.instance.forget_worker(plugin.worker);
+                drop((plugin, left));
+            } else {
+                index += 1;
+            }
         }
         let queued = QUEUED.with(|queued| std::mem::take(&mut *queued.borrow_mut()));
         any |= !queued.is_empty();
@@ -264,14 +272,14 @@ impl LocalPlugin {
         if !HOOKED.replace(true) {
             local.add_turn_hook(Rc::new(PluginTurn));
         }
+        let instance = Arc::clone(instance);
         instance.register(local.handle());
         Self {
-            instance: Arc::clone(instance),
+            instance,
             worker: local.index() as u32,
             pending: RefCell::default(),
             batch: RefCell::default(),
             waiters: RefCell::default(),
-            sequence: Cell::new(0),
             queued: Cell::new(false),
             put_off: Cell::new(false),
             resting: RefCell::default(),
@@ -282,6 +290,20 @@ impl LocalPlugin {
             rules: RefCell::default(),
             rules_seen: Cell::new(0),
         }
+    }
+
+    /// Whether nobody uses the instance any more, and nobody here waits for anything of it.
+    #[inline]
+    fn is_left(self: &Rc<Self>) -> bool {
+        self.instance.has_no_users() && self.has_nothing_to_do()
+    }
+
+    /// Who turns to it holds it, beside the list of this worker.
+    #[cold]
+    fn has_nothing_to_do(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) == 2
+            && self.pending.borrow().is_empty()
+            && self.waiters.borrow().places.iter().all(|place| place.sequence == 0)
     }
 
     /// The rules of a node now. Whoever passes by them keeps them until the child has ended it.
@@ -344,7 +366,7 @@ impl LocalPlugin {
 
     /// Begins a node's job: what the guest does in it comes to the place that is returned.
     pub(super) fn begin_job(self: &Rc<Self>, node: NodeIndex) -> Waiting {
-        let sequence = self.next_sequence();
+        let sequence = Self::next_sequence();
         let waiter = self.waiters.borrow_mut().insert(sequence, turn_now());
         self.waiters.borrow_mut().places[waiter as usize].is_job = true;
         let ticket = Ticket { worker: self.worker, waiter, sequence };
@@ -352,9 +374,9 @@ impl LocalPlugin {
         Waiting { plugin: Rc::clone(self), ticket }
     }
 
-    fn next_sequence(&self) -> u64 {
-        let sequence = self.sequence.get() + 1;
-        self.sequence.set(sequence);
+    fn next_sequence() -> u64 {
+        let sequence = SEQUENCE.get() + 1;
+        SEQUENCE.set(sequence);
         sequence
     }
 
@@ -392,7 +414,7 @@ impl LocalPlugin {
         rules: Rc<KeptRules>,
         request: impl FnOnce(Ticket) -> Offer,
     ) -> Result<Waiting, Rc<KeptRules>> {
-        let sequence = self.next_sequence();
+        let sequence = Self::next_sequence();
         let waiter = self.waiters.borrow_mut().insert(sequence, since);
         let ticket = Ticket { worker: self.worker, waiter, sequence };
         let request = request(ticket);
@@ -542,7 +564,7 @@ impl LocalPlugin {
 
     /// A place among those who wait for a new store, behind those that came before.
     pub(super) fn arrive(&self) -> Arrival {
-        Arrival { sequence: self.next_sequence(), since: turn_now() }
+        Arrival { sequence: Self::next_sequence(), since: turn_now() }
     }
 
     /// Waits as long as the instance stands so; says how it stands then.

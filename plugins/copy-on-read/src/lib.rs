@@ -56,14 +56,13 @@ impl Filter for CopyOnRead {
 impl CopyOnRead {
     async fn populate(&self, range: Range<u64>, cx: &Cx) -> Result<(), Errno> {
         let bottom_bytes = self.bounded.borrow().get(&cx.node()).copied();
+        let Some(bottom_bytes) = bottom_bytes else { return copy(cx, range).await };
         let mut at = range.start;
         while at < range.end {
             let (run, is_there) = first_run(cx, FILE, None, at..range.end).await?;
             at = run.end;
-            match bottom_bytes {
-                _ if is_there => {}
-                None => copy(cx, run).await?,
-                Some(bytes) => copy_to_bottom(cx, run, bytes).await?,
+            if !is_there {
+                copy_to_bottom(cx, run, bottom_bytes).await?;
             }
         }
         Ok(())
@@ -87,6 +86,7 @@ async fn copy_to_bottom(cx: &Cx, range: Range<u64>, bottom_bytes: u64) -> Result
     Ok(())
 }
 
+/// A copy onto itself leaves what the child has as it is.
 async fn copy(cx: &Cx, range: Range<u64>) -> Result<(), Errno> {
     let mut at = range.start;
     while at < range.end {
