@@ -71,7 +71,8 @@ fn jobs_begin_with_all_the_rest_or_not_at_all() {
     let eject = json!({"type": "drive-eject-medium", "data": {"id": "vdb"}});
     let [one, _] = mirrors();
     let (_, desc) = client.fail("transaction", json!({"actions": [eject, one]}));
-    let expect = "job 'vda': an action before it changes the graph: start the job when that has been done";
+    let expect =
+        "job 'vda': an action before it changes the graph: start the job when that has been done";
     assert_eq!(desc, expect);
     assert_eq!(roots(&mut client), ["top", "disk"]);
     host.finish();
