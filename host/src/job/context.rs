@@ -249,10 +249,12 @@ impl JobCx {
             _ => (JobStatus::Paused, JobStatus::Running),
         };
         self.record.become_status(still);
-        let goes_on = |state: &State| !state.stands_still() || state.wish.is_some();
+        // One that is to complete does so once it goes on.
+        let ends = |state: &State| matches!(state.wish, Some(Wish::Cancel | Wish::Abort));
+        let goes_on = |state: &State| !state.stands_still() || ends(state);
         self.record.state.when(|state| goes_on(state).then_some(())).await;
         self.record.become_status(then);
-        if self.record.state.see(|state| state.wish.is_some()) {
+        if self.record.state.see(ends) {
             // It is not to stand still again before that is seen to.
             self.record
                 .state

@@ -44,6 +44,10 @@ pub(super) struct Copying {
     pub(super) is_above_target: bool,
 }
 
+fn is_of_one_that_is_ready(wish: &mut Wish) -> bool {
+    matches!(wish, Wish::Complete | Wish::Cancel)
+}
+
 impl Copying {
     /// Begins to track, and makes the context.
     ///
@@ -81,7 +85,9 @@ impl Copying {
             if is_done && cx.record.state.see(|state| state.status) == JobStatus::Running {
                 self.settle_doubts(cx, tracker).await?;
                 cx.record.become_status(JobStatus::Ready);
-                cx.record.tell(JobNews::Ready(cx.record.progress()));
+                let (progress, speed) =
+                    (cx.record.progress(), cx.record.state.see(|state| state.speed));
+                cx.record.tell(JobNews::Ready { progress, speed });
                 if self.completes {
                     cx.record.state.change(|state| {
                         state.wish.get_or_insert(Wish::Complete);
@@ -89,14 +95,11 @@ impl Copying {
                 }
             }
             if is_done {
-                match cx.record.state.see(|state| state.wish) {
+                // Granted, it is none any more: what keeps the copy up to date does not wait for it.
+                match cx.record.state.change(|state| state.wish.take_if(is_of_one_that_is_ready)) {
                     Some(Wish::Complete) => return Ok(Ending::Done),
-                    Some(Wish::Cancel) => {
-                        // It is granted.
-                        cx.record.state.change(|state| state.wish = None);
-                        return Ok(Ending::Stopped);
-                    }
-                    Some(Wish::Abort) | None => {}
+                    Some(_) => return Ok(Ending::Stopped),
+                    None => {}
                 }
             }
             if left == 0 {

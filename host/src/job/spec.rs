@@ -128,6 +128,8 @@ pub struct MirrorSpec {
     pub device: String,
     /// The node to which it is copied. Nobody else writes it meanwhile.
     pub target: String,
+    /// Instead of the first one, who uses this one uses the other in the end: a filter of it.
+    pub replaces: Option<String>,
     /// What is copied before it is ready.
     pub sync: MirrorSync,
     /// When what is written meanwhile is copied.
@@ -303,7 +305,7 @@ impl MirrorSpec {
     pub fn of(device: impl Into<String>, target: impl Into<String>) -> Self {
         let (device, target) = (device.into(), target.into());
         let (sync, copy_mode) = (MirrorSync::Full, CopyMode::Background);
-        Self { device, target, sync, copy_mode, granularity: None }
+        Self { device, target, replaces: None, sync, copy_mode, granularity: None }
     }
 }
 

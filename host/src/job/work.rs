@@ -58,6 +58,11 @@ pub(super) trait Work: Send + Sync {
     /// It has ended: lets go of what it holds.
     fn ended(&self) {}
 
+    /// Whether nothing is acknowledged that has not been copied, if that is what it is about.
+    fn is_in_step(&self) -> Option<bool> {
+        None
+    }
+
     /// What changes when it ends, beside the removal of its node, which comes first.
     ///
     /// # Errors
