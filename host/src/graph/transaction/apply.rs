@@ -20,6 +20,7 @@ use super::drain::{Drained, Place, Side, Still};
 use super::durable;
 use super::event::Event;
 use super::late::{Answer, Parting, Waiting};
+use super::reopen;
 use super::touched::{Touched, end_watches};
 use super::work::{self, Step, StepKind};
 use crate::bitmap::{Bitmap, Prepared};
@@ -188,6 +189,7 @@ impl Plan {
         for (node, name) in self.backing_names.drain(..) {
             section.name_backing(&node, name, within).await?;
         }
+        reopen::exchange(section, within).await?;
         if !steps.is_empty() {
             // The graph that is keeps its bitmaps if the work fails.
             let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
@@ -346,7 +348,8 @@ async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) 
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());
-    after.tell_sizes(&before);
+    after.tell_drivers(&before);
+    reopen::leave(&before, &after);
     drop(still);
     let opened = clock();
     if !drives.is_empty() {
@@ -377,12 +380,9 @@ async fn verify(
     let mut marking = Marking { claims: Vec::new(), changes: Vec::new() };
     for (at, claim) in claims.iter().enumerate() {
         let evidence: Option<Vec<SameView<'_>>> = claim.verify(section).await?;
-        match (evidence, claim.by.unproven) {
-            (Some(_), _) => {}
-            (None, Unproven::MarkWhole) => marking.claims.push(at),
-            (None, Unproven::Refuse) => {
-                return Err(at_action(actions, claim.by.action, &claim.refused()));
-            }
+        if evidence.is_none() {
+            claim.check_unproven().map_err(|error| at_action(actions, claim.by.action, &error))?;
+            marking.claims.push(at);
         }
     }
     for step in steps {
@@ -404,6 +404,7 @@ async fn verify(
             section.graph(Side::After),
             step.node,
             "a deallocation would alter what it has not copied yet",
+            |_| true,
         )
         .map_err(|error| at_action(actions, by.action, &error))?;
         let position = position(by.action);

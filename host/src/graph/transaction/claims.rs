@@ -15,12 +15,13 @@ use super::bitmaps;
 use super::draft::{By, Draft, Place as EdgePlace};
 use super::drain::{Drained, Place, Side};
 use super::touched::{Known, same_drive};
+use super::work::check_keepers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::evidence::{SameView, Tracker};
 use crate::graph::generation::NodeGeneration;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::permission::Role;
-use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode};
+use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode, ScopedBitmap};
 
 /// Something that leads elsewhere.
 pub(super) struct Claim {
@@ -33,6 +34,8 @@ pub(super) struct Claim {
     pub(super) marks: Vec<usize>,
     /// Any of them will do.
     proofs: Vec<Proof>,
+    /// Why it must not show anything else, whatever is asked for.
+    keeper: Option<Error>,
 }
 
 enum Proof {
@@ -65,14 +68,15 @@ pub(super) fn claims(
     claims.extend(compare.moved_bitmaps());
     claims.extend(compare.catching_up());
     let all = claims.len();
-    claims.retain(|claim| claim.by.unproven == Unproven::Refuse || !claim.marks.is_empty());
+    claims.retain(|claim| {
+        let is_minded = !claim.marks.is_empty() || claim.keeper.is_some();
+        claim.by.unproven == Unproven::Refuse || is_minded
+    });
     let has_silent = claims.len() < all;
-    let cannot_be =
-        |claim: &&Claim| claim.proofs.is_empty() && claim.by.unproven == Unproven::Refuse;
-    match claims.iter().find(cannot_be) {
-        Some(claim) => Err((claim.by, claim.refused())),
-        None => Ok((claims, has_silent)),
+    for claim in claims.iter().filter(|claim| claim.proofs.is_empty()) {
+        claim.check_unproven().map_err(|error| (claim.by, error))?;
     }
+    Ok((claims, has_silent))
 }
 
 struct Comparison<'g> {
@@ -100,22 +104,34 @@ impl Comparison<'_> {
                 None if marks.is_empty() => continue,
                 None => (format!("drive `{}` has a new medium", old.id), Vec::new()),
             };
-            claims.push(Claim { what, by, position, marks, proofs });
+            claims.push(Claim { what, by, position, marks, proofs, keeper: None });
         }
         claims
+    }
+
+    /// Who keeps what `node`, now number `now`, showed at one point in time, and goes on with that.
+    fn keeper(&self, now: usize) -> Option<Error> {
+        let is_old = |keeper: &GraphNode| {
+            self.before.nodes.iter().any(|node| node.generation == keeper.generation)
+        };
+        let why = "what it has not copied yet would be another view's";
+        check_keepers(self.after, now, why, is_old).err()
     }
 
     fn edges(&self) -> Vec<Claim> {
         let known = Known::of(self.after);
         let mut claims = Vec::new();
         for (at, old) in self.before.nodes.iter().enumerate() {
-            let Some(now) = known.node(old.generation) else { continue };
+            let Some(now) = known.node(old.generation).filter(|_| is_seen(self.before, at)) else {
+                continue;
+            };
             let new = &self.after.nodes[now];
             let mut altered = |name: &str, what: String, proofs: Vec<Proof>| {
                 let edge = EdgePlace::Child(old.generation, name.into());
                 let (by, position) = (self.draft.altered_by(&edge), self.draft.altered_at(&edge));
                 let marks = bitmaps::affected(self.after, new.class).collect();
-                claims.push(Claim { what, by, position, marks, proofs });
+                let keeper = self.keeper(now);
+                claims.push(Claim { what, by, position, marks, proofs, keeper });
             };
             for was in old.edges.iter().filter(|edge| shows(edge)) {
                 if mutated(Mutation::ReopensUnmarked) && was.role == Role::Backing {
@@ -161,7 +177,8 @@ impl Comparison<'_> {
             };
             let nothing = || ("what a job tracks has gone".to_owned(), Vec::new());
             let (what, proofs) = tracker.pair(self.before).map_or_else(nothing, proof);
-            Claim { what, by: *by, position: position(by.action), marks: Vec::new(), proofs }
+            let (position, marks) = (position(by.action), Vec::new());
+            Claim { what, by: *by, position, marks, proofs, keeper: None }
         };
         self.draft.catching_up.iter().map(claim).collect()
     }
@@ -175,7 +192,8 @@ impl Comparison<'_> {
             let Some((was, now)) = was.zip(self.after.bitmaps[at].node) else { continue };
             let what = self.instead(&format!("bitmap `{}`", entry.name), was, now);
             let (position, proofs) = (position(by.action), self.meet(was, now));
-            claims.push(Claim { what, by: *by, position, marks: vec![at], proofs });
+            let marks = vec![at];
+            claims.push(Claim { what, by: *by, position, marks, proofs, keeper: None });
         }
         claims
     }
@@ -245,6 +263,18 @@ fn tracked_nodes<'g>(graph: &'g Graph, tracker: &Tracker) -> Vec<&'g GraphNode> 
 fn way_to(graph: &Graph, way: &[Place], to: NodeGeneration) -> Option<Vec<Place>> {
     let at = way.iter().position(|place| graph.nodes[place.node].generation == to)?;
     Some(way[..=at].to_vec())
+}
+
+/// Whether anybody sees what a node shows: if not, nobody minds what that is.
+fn is_seen(graph: &Graph, node: usize) -> bool {
+    let class = graph.nodes[node].class;
+    let mut roots = graph.drives.iter().filter_map(|drive| drive.root.as_ref());
+    let mut edges = graph.nodes.iter().flat_map(|node| &node.edges);
+    let of_class =
+        |entry: &ScopedBitmap| entry.node.is_some_and(|node| graph.nodes[node].class == class);
+    roots.any(|root| root.child == node)
+        || edges.any(|edge| edge.child == node)
+        || graph.bitmaps.iter().any(of_class)
 }
 
 /// Whether what the child shows can be seen through the edge.
@@ -371,8 +401,19 @@ impl Claim {
         Ok(None)
     }
 
-    /// Why the transaction fails without evidence.
-    pub(super) fn refused(&self) -> Error {
+    /// Whether it goes without evidence: then it is marked.
+    ///
+    /// # Errors
+    /// `EPERM`, `EBUSY`: why the transaction fails then.
+    pub(super) fn check_unproven(&self) -> Result<()> {
+        match (self.by.unproven, &self.keeper) {
+            (Unproven::Refuse, _) => Err(self.refused()),
+            (Unproven::MarkWhole, Some(keeper)) => Err(keeper.clone()),
+            (Unproven::MarkWhole, None) => Ok(()),
+        }
+    }
+
+    fn refused(&self) -> Error {
         let marked = match self.marks.len() {
             0 => "no bitmap sees it".to_owned(),
             1 => "1 bitmap would be marked whole".to_owned(),

@@ -8,7 +8,7 @@ use super::drain::Drained;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::class::Cut;
 use crate::graph::permission::Role;
-use crate::graph::snapshot::Graph;
+use crate::graph::snapshot::{Graph, GraphNode};
 
 /// An action that reaches beyond the graph.
 pub(super) enum Work {
@@ -52,6 +52,16 @@ impl Step {
 /// A range past the end, a parent that relies on the size, more than one piece that cannot be undone.
 pub(super) fn steps(draft: &Draft, before: &Graph, after: &Graph) -> Result<Vec<Step>> {
     let mut steps = Vec::with_capacity(draft.works.len());
+    if let Some(work) = draft.works.first()
+        && let Some(reopened) = draft.nodes.iter().find(|node| node.is_reopened)
+    {
+        let message = format!(
+            "it is to be resized or deallocated, and `{}` to be opened in another way: do so in two \
+             transactions",
+            reopened.name
+        );
+        return Err(invalid(message).at_node(work.node()));
+    }
     for work in &draft.works {
         // A node with work is neither new nor removed.
         let places = before.find_node(work.node()).zip(after.find_node(work.node()));
@@ -68,6 +78,7 @@ pub(super) fn steps(draft: &Draft, before: &Graph, after: &Graph) -> Result<Vec<
                         after,
                         node,
                         "a shrink would cut off what it has not copied yet",
+                        |_| true,
                     )?;
                 }
                 StepKind::Resize { from_bytes, to_bytes: *size_bytes }
@@ -105,11 +116,16 @@ fn check_parents(graph: &Graph, node: usize) -> Result<()> {
 }
 
 /// Refuses what would alter bytes on which a node at or above this one relies, without asking it first.
-pub(super) fn check_keepers(graph: &Graph, node: usize, why: &str) -> Result<()> {
+pub(super) fn check_keepers(
+    graph: &Graph,
+    node: usize,
+    why: &str,
+    is_one: impl Fn(&GraphNode) -> bool,
+) -> Result<()> {
     let reached = graph.views.reached(graph.nodes[node].class, Cut::default());
     let is_reached = |class| reached.ranged.contains(&class) || reached.whole.contains(&class);
     let mut above = graph.nodes.iter().filter(|above| is_reached(above.class));
-    match above.find(|above| above.driver.keeps_old_bytes()) {
+    match above.find(|above| above.driver.keeps_old_bytes() && is_one(above)) {
         None => Ok(()),
         Some(keeper) => {
             let message = format!(
