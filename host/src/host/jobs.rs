@@ -82,6 +82,18 @@ impl Host {
         is_grouped: bool,
         transaction: Transaction,
     ) -> Result<(Applied, Vec<JobHandle>)> {
+        let at = transaction.actions().count();
+        let specs = specs.into_iter().map(|spec| (at, spec)).collect();
+        self.start_jobs_at(specs, is_grouped, transaction).await
+    }
+
+    /// As [`Host::start_jobs`], each before the action with its number.
+    pub(crate) async fn start_jobs_at(
+        &self,
+        specs: Vec<(usize, JobSpec)>,
+        is_grouped: bool,
+        transaction: Transaction,
+    ) -> Result<(Applied, Vec<JobHandle>)> {
         let changer = Changer::of(&self.inner);
         let mut written = Jobs::written(&self.graph(), &specs)?;
         written.extend(named(&transaction));
@@ -97,7 +109,7 @@ impl Host {
     async fn start_opened(
         &self,
         changer: &Changer,
-        specs: Vec<JobSpec>,
+        specs: Vec<(usize, JobSpec)>,
         is_grouped: bool,
         transaction: Transaction,
     ) -> Result<(Applied, Vec<JobHandle>)> {

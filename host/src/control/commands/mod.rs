@@ -2,10 +2,13 @@
 
 mod bitmaps;
 mod drives;
+mod jobs;
 mod nodes;
 mod session;
 mod stats;
 mod transaction;
+
+pub(super) use jobs::JobType;
 
 use super::events;
 use super::registry::Registry;
@@ -19,6 +22,7 @@ pub(super) fn registry() -> Registry {
     nodes::register(&mut registry);
     stats::register(&mut registry);
     drives::register(&mut registry);
+    jobs::register(&mut registry);
     events::register(&mut registry);
     registry
 }

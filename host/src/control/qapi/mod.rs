@@ -21,15 +21,11 @@ mod tests;
 
 use serde_json::{Map, Value};
 
-#[allow(unused_imports, reason = "no command's arguments are a union yet")]
-pub(crate) use macros::qapi_union;
 pub(crate) use macros::{
-    qapi_alternate, qapi_enum, qapi_event, qapi_struct, wire_name, with_dashes,
+    qapi_alternate, qapi_enum, qapi_event, qapi_struct, qapi_union, wire_name, with_dashes,
 };
 pub(crate) use place::{Place, clip};
-#[allow(unused_imports, reason = "no command's arguments are a union yet")]
-pub(crate) use schema::union;
-pub(crate) use schema::{MemberInfo, Schema, alternate, object, words};
+pub(crate) use schema::{MemberInfo, Schema, alternate, object, union, words};
 
 use super::error::{QmpError, QmpResult};
 

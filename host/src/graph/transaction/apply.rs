@@ -380,9 +380,17 @@ async fn verify(
     let mut marking = Marking { claims: Vec::new(), changes: Vec::new() };
     for (at, claim) in claims.iter().enumerate() {
         let evidence: Option<Vec<SameView<'_>>> = claim.verify(section).await?;
-        if evidence.is_none() {
-            claim.check_unproven().map_err(|error| at_action(actions, claim.by.action, &error))?;
-            marking.claims.push(at);
+        match (evidence, claim.by.unproven) {
+            (Some(_), _) => {}
+            (None, Unproven::MarkWhole) => {
+                claim
+                    .check_keepers(section.graph(Side::After))
+                    .map_err(|error| at_action(actions, claim.by.action, &error))?;
+                marking.claims.push(at);
+            }
+            (None, Unproven::Refuse) => {
+                return Err(at_action(actions, claim.by.action, &claim.refused()));
+            }
         }
     }
     for step in steps {
@@ -404,7 +412,6 @@ async fn verify(
             section.graph(Side::After),
             step.node,
             "a deallocation would alter what it has not copied yet",
-            |_| true,
         )
         .map_err(|error| at_action(actions, by.action, &error))?;
         let position = position(by.action);

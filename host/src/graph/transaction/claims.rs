@@ -32,10 +32,10 @@ pub(super) struct Claim {
     pub(super) position: usize,
     /// Bitmaps of the graph that is to be that see it, by index.
     pub(super) marks: Vec<usize>,
+    /// The node of the graph that is to be of which an edge is altered.
+    altered: Option<usize>,
     /// Any of them will do.
     proofs: Vec<Proof>,
-    /// Why it must not show anything else, whatever is asked for.
-    keeper: Option<Error>,
 }
 
 enum Proof {
@@ -69,14 +69,16 @@ pub(super) fn claims(
     claims.extend(compare.catching_up());
     let all = claims.len();
     claims.retain(|claim| {
-        let is_minded = !claim.marks.is_empty() || claim.keeper.is_some();
-        claim.by.unproven == Unproven::Refuse || is_minded
+        let is_refused = claim.by.unproven == Unproven::Refuse;
+        is_refused || !claim.marks.is_empty() || claim.check_keepers(after).is_err()
     });
     let has_silent = claims.len() < all;
-    for claim in claims.iter().filter(|claim| claim.proofs.is_empty()) {
-        claim.check_unproven().map_err(|error| (claim.by, error))?;
+    let cannot_be =
+        |claim: &&Claim| claim.proofs.is_empty() && claim.by.unproven == Unproven::Refuse;
+    match claims.iter().find(cannot_be) {
+        Some(claim) => Err((claim.by, claim.refused())),
+        None => Ok((claims, has_silent)),
     }
-    Ok((claims, has_silent))
 }
 
 struct Comparison<'g> {
@@ -104,18 +106,9 @@ impl Comparison<'_> {
                 None if marks.is_empty() => continue,
                 None => (format!("drive `{}` has a new medium", old.id), Vec::new()),
             };
-            claims.push(Claim { what, by, position, marks, proofs, keeper: None });
+            claims.push(Claim { what, by, position, marks, altered: None, proofs });
         }
         claims
-    }
-
-    /// Who keeps what `node`, now number `now`, showed at one point in time, and goes on with that.
-    fn keeper(&self, now: usize) -> Option<Error> {
-        let is_old = |keeper: &GraphNode| {
-            self.before.nodes.iter().any(|node| node.generation == keeper.generation)
-        };
-        let why = "what it has not copied yet would be another view's";
-        check_keepers(self.after, now, why, is_old).err()
     }
 
     fn edges(&self) -> Vec<Claim> {
@@ -130,8 +123,7 @@ impl Comparison<'_> {
                 let edge = EdgePlace::Child(old.generation, name.into());
                 let (by, position) = (self.draft.altered_by(&edge), self.draft.altered_at(&edge));
                 let marks = bitmaps::affected(self.after, new.class).collect();
-                let keeper = self.keeper(now);
-                claims.push(Claim { what, by, position, marks, proofs, keeper });
+                claims.push(Claim { what, by, position, marks, altered: Some(now), proofs });
             };
             for was in old.edges.iter().filter(|edge| shows(edge)) {
                 if mutated(Mutation::ReopensUnmarked) && was.role == Role::Backing {
@@ -178,7 +170,7 @@ impl Comparison<'_> {
             let nothing = || ("what a job tracks has gone".to_owned(), Vec::new());
             let (what, proofs) = tracker.pair(self.before).map_or_else(nothing, proof);
             let (position, marks) = (position(by.action), Vec::new());
-            Claim { what, by: *by, position, marks, proofs, keeper: None }
+            Claim { what, by: *by, position, marks, altered: None, proofs }
         };
         self.draft.catching_up.iter().map(claim).collect()
     }
@@ -192,8 +184,8 @@ impl Comparison<'_> {
             let Some((was, now)) = was.zip(self.after.bitmaps[at].node) else { continue };
             let what = self.instead(&format!("bitmap `{}`", entry.name), was, now);
             let (position, proofs) = (position(by.action), self.meet(was, now));
-            let marks = vec![at];
-            claims.push(Claim { what, by: *by, position, marks, proofs, keeper: None });
+            let (marks, altered) = (vec![at], None);
+            claims.push(Claim { what, by: *by, position, marks, altered, proofs });
         }
         claims
     }
@@ -401,19 +393,18 @@ impl Claim {
         Ok(None)
     }
 
-    /// Whether it goes without evidence: then it is marked.
+    /// Refuses it without evidence where somebody relies on what was shown.
     ///
     /// # Errors
-    /// `EPERM`, `EBUSY`: why the transaction fails then.
-    pub(super) fn check_unproven(&self) -> Result<()> {
-        match (self.by.unproven, &self.keeper) {
-            (Unproven::Refuse, _) => Err(self.refused()),
-            (Unproven::MarkWhole, Some(keeper)) => Err(keeper.clone()),
-            (Unproven::MarkWhole, None) => Ok(()),
-        }
+    /// `EBUSY`, with who does.
+    pub(super) fn check_keepers(&self, after: &Graph) -> Result<()> {
+        self.altered.map_or(Ok(()), |node| {
+            check_keepers(after, node, "it would show something else below it")
+        })
     }
 
-    fn refused(&self) -> Error {
+    /// Why the transaction fails without evidence.
+    pub(super) fn refused(&self) -> Error {
         let marked = match self.marks.len() {
             0 => "no bitmap sees it".to_owned(),
             1 => "1 bitmap would be marked whole".to_owned(),

@@ -8,7 +8,7 @@ use super::drain::Drained;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::class::Cut;
 use crate::graph::permission::Role;
-use crate::graph::snapshot::{Graph, GraphNode};
+use crate::graph::snapshot::Graph;
 
 /// An action that reaches beyond the graph.
 pub(super) enum Work {
@@ -78,7 +78,6 @@ pub(super) fn steps(draft: &Draft, before: &Graph, after: &Graph) -> Result<Vec<
                         after,
                         node,
                         "a shrink would cut off what it has not copied yet",
-                        |_| true,
                     )?;
                 }
                 StepKind::Resize { from_bytes, to_bytes: *size_bytes }
@@ -116,16 +115,11 @@ fn check_parents(graph: &Graph, node: usize) -> Result<()> {
 }
 
 /// Refuses what would alter bytes on which a node at or above this one relies, without asking it first.
-pub(super) fn check_keepers(
-    graph: &Graph,
-    node: usize,
-    why: &str,
-    is_one: impl Fn(&GraphNode) -> bool,
-) -> Result<()> {
+pub(super) fn check_keepers(graph: &Graph, node: usize, why: &str) -> Result<()> {
     let reached = graph.views.reached(graph.nodes[node].class, Cut::default());
     let is_reached = |class| reached.ranged.contains(&class) || reached.whole.contains(&class);
     let mut above = graph.nodes.iter().filter(|above| is_reached(above.class));
-    match above.find(|above| above.driver.keeps_old_bytes() && is_one(above)) {
+    match above.find(|above| above.driver.keeps_old_bytes()) {
         None => Ok(()),
         Some(keeper) => {
             let message = format!(

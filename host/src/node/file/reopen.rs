@@ -18,7 +18,7 @@ impl Reopening for FileNode {
     fn reopened(&self, how: &Reopen) -> Result<Arc<dyn Node>> {
         let path = self.file.path();
         let write = how.write.unwrap_or(self.mode.write);
-        let direct = how.direct.unwrap_or(self.file.is_direct());
+        let direct = how.direct.unwrap_or_else(|| self.file.is_direct());
         let file = File::open(path, &OpenOptions { write, direct, ..OpenOptions::default() });
         let failed = |what: &str, error: &std::io::Error| {
             Error::os(format!("cannot {what} `{}`", path.display()), error)

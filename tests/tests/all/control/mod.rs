@@ -4,6 +4,8 @@ mod basics;
 mod clients;
 mod ctl;
 mod differential;
+mod experiments;
+mod jobs;
 mod mutations;
 mod python;
 mod queries;
@@ -24,7 +26,11 @@ struct Controlled {
 
 impl Controlled {
     fn start(text: &str, arguments: &[&str]) -> Self {
-        let scratch = scratch();
+        Self::start_in(scratch(), text, arguments)
+    }
+
+    /// The same, where there are images already.
+    fn start_in(scratch: Scratch, text: &str, arguments: &[&str]) -> Self {
         let socket = scratch.path("control.sock");
         let path = socket.display().to_string();
         let arguments: Vec<&str> =
@@ -44,8 +50,13 @@ impl Controlled {
 
     /// It must end well, and leave nothing.
     fn finish(self) -> String {
+        self.end().0
+    }
+
+    /// The same; what it has left of images is there still.
+    fn end(self) -> (String, Scratch) {
         let log = self.daemon.finish();
         assert!(!self.scratch.path("control.sock").exists(), "the socket is removed");
-        log
+        (log, self.scratch)
     }
 }

@@ -133,7 +133,7 @@ fn several_nodes_are_reopened_together_or_not_at_all() {
     add(&host, file);
     add(&host, json!({ "driver": "qcow2", "node-name": "i", "file": "f", "read-only": true }));
     let image = json!({ "driver": "qcow2", "node-name": "i", "file": "f", "read-only": false });
-    let error = refused(&host, &[image.clone()]);
+    let error = refused(&host, std::slice::from_ref(&image));
     assert!(error.contains("node `f`: it is read-only by its description"), "{error}");
     let file = json!({
         "driver": "file",
