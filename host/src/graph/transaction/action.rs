@@ -10,7 +10,7 @@ use super::event::Event;
 use crate::bitmap::{Bitmap, BitmapUse};
 use crate::graph::{BitmapDecl, BitmapScope, DriveDecl, Graph, NodeDecl};
 use crate::limits::DRAIN_TIME;
-use crate::node::{BackingName, BitmapContent};
+use crate::node::{BackingName, BitmapContent, Reopened};
 
 /// Somebody who uses a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,6 +158,13 @@ pub enum Action {
         /// `None` for no backing.
         name: Option<BackingName>,
     },
+    /// Opens a node in another way: what was made for that takes its driver's place. What it shows is the same.
+    Reopen {
+        /// The node, which was there before the transaction, which resizes and deallocates nothing.
+        node: String,
+        /// Made of the driver that it has.
+        to: Reopened,
+    },
     /// Adds a bitmap, clean.
     AddBitmap(BitmapDecl),
     /// Does something to a bitmap: [`BitmapAction::of`].
@@ -216,6 +223,10 @@ impl fmt::Display for Action {
                 write!(f, "name `{}` as the backing of `{node}`", name.name)
             }
             Self::NameBacking { node, name: None } => write!(f, "name no backing of `{node}`"),
+            Self::Reopen { node, to } => {
+                let how = if to.mode().write { "writable" } else { "read-only" };
+                write!(f, "open `{node}` {how}")
+            }
             Self::AddBitmap(decl) => write!(f, "add bitmap `{}` of {}", decl.name, decl.scope),
             Self::Bitmap { bitmap, action } => action.describe(bitmap, f),
             Self::Checkpoint { bitmaps } => write!(f, "checkpoint of {}", list(bitmaps)),

@@ -30,6 +30,7 @@ pub use exports::StartedExport;
 pub(super) use exports::{anonymous_drive, shown_bitmap};
 pub use fragment::Fragment;
 pub(super) use registry::Registry;
+pub(super) use reopen::said_read_only;
 
 use super::Host;
 use super::images;
