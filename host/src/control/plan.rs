@@ -8,10 +8,10 @@ use super::context::Context;
 use super::error::{QmpError, QmpResult};
 use crate::block_on;
 use crate::graph::{
-    Action, Applied, BitmapAction, BitmapDecl, BitmapScope, Graph, Transaction, Unproven,
+    Action, Applied, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Graph, Transaction, Unproven,
 };
 use crate::host::{DirtyBitmap, Keep};
-use crate::job::JobSpec;
+use crate::job::{JobKind, JobSpec};
 
 /// What is done when the transaction has been applied; it can fail no more.
 type Afterwards = Box<dyn FnOnce(&Context<'_>, &Applied)>;
@@ -169,10 +169,36 @@ impl<'a> Plan<'a> {
                 }
             }
         }
+        for (_, job) in &jobs {
+            if let Err(error) = self.context.begin_for(job, &mut transaction, &mut begun) {
+                give_up(&begun);
+                return Err(error);
+            }
+        }
         let started = block_on(host.start_jobs_at(jobs, self.completes_together, transaction));
         let (applied, _) = started.inspect_err(|_| give_up(&begun))?;
         self.afterwards.into_iter().for_each(|act| act(self.context, &applied));
         Ok(applied)
+    }
+}
+
+impl Context<'_> {
+    /// A bitmap by which a job is told what to do has to be there when it is planned: one that comes with the same
+    /// transaction is added before it, and cleared in its place.
+    fn begin_for(
+        &self,
+        job: &JobSpec,
+        transaction: &mut Transaction,
+        begun: &mut Vec<DirtyBitmap>,
+    ) -> QmpResult<()> {
+        let JobKind::Backup(backup) = &job.what else { return Ok(()) };
+        let Some(BitmapRef::Named { scope, name }) = &backup.bitmap else { return Ok(()) };
+        let Some((at, decl)) = transaction.added(scope, name) else { return Ok(()) };
+        let bitmap = block_on(self.host.add_bitmap(decl.clone()))?;
+        let before = std::mem::take(transaction);
+        *transaction = before.with_instead(at, BitmapAction::Clear.of(&bitmap));
+        begun.push(bitmap);
+        Ok(())
     }
 }
 

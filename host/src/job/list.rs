@@ -149,6 +149,9 @@ impl Jobs {
             };
             before.extend(proven(vec![add]));
             let (at, count) = (at + more, before.len());
+            if let Some(held) = work.held() {
+                transaction = transaction.wished_before(at, graph, &held);
+            }
             (transaction, more) = (transaction.with_before(at, before), more + count);
             let state = State::new(spec.speed, (spec.auto_finalize, spec.auto_dismiss));
             let names = (spec.id.as_str().into(), spec.what.name(), name);

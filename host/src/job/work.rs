@@ -6,6 +6,7 @@ use super::context::{JobCx, JobFuture, Step};
 use super::node::JobNode;
 use super::record::Record;
 use super::spec::CopyMode;
+use crate::bitmap::BitmapUse;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, BitmapScope, ChildDecl, Graph, OwnAccord, Role, Unproven};
 use crate::node::BackingName;
@@ -53,6 +54,11 @@ pub(super) trait Work: Send + Sync {
     fn change(&self, _copy_mode: CopyMode) -> Result<()> {
         let message = "only a mirror copies in one way or another";
         Err(Error::new(ErrorKind::NotSupported, message))
+    }
+
+    /// The bitmap that is its own until it has ended.
+    fn held(&self) -> Option<Arc<BitmapUse>> {
+        None
     }
 
     /// It has ended: lets go of what it holds.

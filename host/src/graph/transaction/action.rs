@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::bitmap_action::{BitmapAction, BitmapRef, list};
 use super::event::Event;
-use crate::bitmap::Bitmap;
-use crate::graph::{BitmapDecl, DriveDecl, NodeDecl};
+use crate::bitmap::{Bitmap, BitmapUse};
+use crate::graph::{BitmapDecl, BitmapScope, DriveDecl, Graph, NodeDecl};
 use crate::limits::DRAIN_TIME;
 use crate::node::{BackingName, BitmapContent, Reopened};
 
@@ -317,6 +317,36 @@ impl Transaction {
     ) -> Self {
         let at = at.min(self.actions.len());
         self.actions.splice(at..at, actions);
+        self
+    }
+
+    /// What the actions before the one with this number do to a bitmap, they do at the wish of who uses it.
+    pub(crate) fn wished_before(mut self, at: usize, graph: &Graph, by: &Arc<BitmapUse>) -> Self {
+        for (action, _) in self.actions.iter_mut().take(at) {
+            if let Action::Bitmap { bitmap, .. } = action
+                && bitmap.find(graph).is_some_and(|found| Arc::ptr_eq(&found, by.bitmap()))
+            {
+                *bitmap = BitmapRef::from(by);
+            }
+        }
+        self
+    }
+
+    /// The bitmap that it adds under this name, and by which action.
+    pub(crate) fn added(&self, scope: &BitmapScope, name: &str) -> Option<(usize, &BitmapDecl)> {
+        self.actions().enumerate().find_map(|(at, action)| match action {
+            Action::AddBitmap(decl) if decl.scope == *scope && decl.name.as_str() == name => {
+                Some((at, decl))
+            }
+            _ => None,
+        })
+    }
+
+    /// Another action in the place of one.
+    pub(crate) fn with_instead(mut self, at: usize, action: Action) -> Self {
+        if let Some(place) = self.actions.get_mut(at) {
+            *place = (action, place.1);
+        }
         self
     }
 
