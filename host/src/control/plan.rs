@@ -4,13 +4,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::context::Context;
 use super::error::{QmpError, QmpResult};
 use crate::block_on;
+use crate::export::nbd::{ListenAddress, RemovalMode};
 use crate::graph::{
     Action, Applied, BitmapAction, BitmapDecl, BitmapScope, Graph, Transaction, Unproven,
 };
-use crate::host::{DirtyBitmap, Keep};
+use crate::host::{Added, Composition, DirtyBitmap, FilterPlace, Fragment, Keep, NewExport};
 
 /// What is done when the transaction has been applied; it can fail no more.
 type Afterwards = Box<dyn FnOnce(&Context<'_>, &Applied)>;
@@ -27,6 +30,7 @@ pub(crate) struct Plan<'a> {
     /// What its actions begin ends together.
     #[allow(dead_code, reason = "no action begins anything yet")]
     pub(crate) completes_together: bool,
+    composition: Composition<'a>,
     afterwards: Vec<Afterwards>,
 }
 
@@ -44,6 +48,7 @@ impl<'a> Plan<'a> {
             nodes,
             kept: Vec::new(),
             completes_together: false,
+            composition: Composition::new(context.host),
             afterwards: Vec::new(),
         }
     }
@@ -97,8 +102,76 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
+    /// Nobody else adds or removes nodes, exports and checkpoints from now on.
+    pub(crate) fn take_turn(&mut self) -> QmpResult<()> {
+        Ok(self.composition.take_turn()?)
+    }
+
+    /// Adds nodes, as [`Host::add`](crate::Host::add).
+    pub(crate) fn add_nodes(&mut self, fragment: &Fragment) -> QmpResult<Added> {
+        let added = self.composition.add(fragment)?;
+        Ok(self.take_added(added))
+    }
+
+    /// Puts a filter in its place, as [`Host::insert_filter`](crate::Host::insert_filter).
+    pub(crate) fn insert_filter(&mut self, at: &FilterPlace, options: &Value) -> QmpResult<Added> {
+        let added = self.composition.insert_filter(at, options)?;
+        Ok(self.take_added(added))
+    }
+
+    /// Adds nodes, one of them, a filter, at a place.
+    pub(crate) fn add_placed(
+        &mut self,
+        fragment: &Fragment,
+        at: &FilterPlace,
+        filter: &str,
+    ) -> QmpResult<Added> {
+        let added = self.composition.add_placed(fragment, at, filter)?;
+        Ok(self.take_added(added))
+    }
+
+    fn take_added(&mut self, (actions, added): (Vec<Action>, Added)) -> Added {
+        self.is_first = false;
+        self.push_all(actions);
+        self.nodes.extend(added.nodes.iter().cloned());
+        added
+    }
+
+    fn push_all(&mut self, actions: Vec<Action>) {
+        actions.into_iter().for_each(|action| self.push(action));
+    }
+
+    /// Removes a node, with what came with it.
+    pub(crate) fn remove_node(&mut self, node: &str) -> QmpResult<()> {
+        let actions = self.composition.remove_node(node)?;
+        self.push_all(actions);
+        Ok(())
+    }
+
+    /// Takes a filter out, with what came with it.
+    pub(crate) fn remove_filter(&mut self, node: &str) -> QmpResult<()> {
+        let actions = self.composition.remove_filter(node)?;
+        self.push_all(actions);
+        Ok(())
+    }
+
+    /// Begins an export; gives where.
+    pub(crate) fn add_export(&mut self, export: NewExport) -> QmpResult<ListenAddress> {
+        let (actions, address) = self.composition.add_export(export)?;
+        self.is_first = false;
+        self.push_all(actions);
+        Ok(address)
+    }
+
+    /// Ends an export.
+    pub(crate) fn end_export(&mut self, id: &str, mode: RemovalMode) -> QmpResult<()> {
+        let actions = self.composition.end_export(id, mode)?;
+        self.is_first = false;
+        self.push_all(actions);
+        Ok(())
+    }
+
     /// Something for when the transaction has been applied.
-    #[allow(dead_code, reason = "no action has any yet")]
     pub(crate) fn afterwards(&mut self, act: impl FnOnce(&Context<'_>, &Applied) + 'static) {
         self.afterwards.push(Box::new(act));
     }
@@ -124,9 +197,11 @@ impl<'a> Plan<'a> {
     /// Makes all of it happen, at one instant, or nothing.
     ///
     /// What is to be kept is put into its image before that, where it can fail, and cleared at that instant.
-    pub(crate) fn commit(self) -> QmpResult<Applied> {
+    pub(crate) fn commit(mut self) -> QmpResult<Applied> {
         let host = self.context.host;
-        let (mut transaction, mut begun) = (self.transaction, Vec::new());
+        let riders = self.composition.riders().into_iter();
+        let mut transaction = riders.fold(self.transaction, Transaction::with_rider);
+        let mut begun = Vec::new();
         for (decl, keep) in self.kept {
             match begin(self.context, decl, keep) {
                 Ok(bitmap) => begun.push(bitmap),
@@ -141,6 +216,7 @@ impl<'a> Plan<'a> {
         }
         let applied = block_on(host.transact(transaction)).inspect_err(|_| give_up(&begun))?;
         self.afterwards.into_iter().for_each(|act| act(self.context, &applied));
+        self.composition.applied();
         Ok(applied)
     }
 }

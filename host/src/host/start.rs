@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use super::call::{block_on, on_worker};
+use super::checkpoints::Checkpoints;
 use super::persist::{NotKept, Wanted};
 use super::spec::Registry;
 use super::{Host, Inner};
@@ -135,6 +136,7 @@ impl Host {
         let jobs = Jobs::new(&cell);
         let (registry, nbd_server) = (Registry::default(), Mutex::default());
         let inner = Inner {
+            checkpoints: Checkpoints::default(),
             ended,
             workers,
             cell,

@@ -154,7 +154,6 @@ macro_rules! qapi_enum {
 
 /// A struct with a member, of a list of words, on which more members depend: those of `base` and of the branch
 /// stand beside each other.
-#[allow(unused_macros, reason = "no command's arguments are one yet")]
 macro_rules! qapi_union {
     (
         $(#[$meta:meta])*
@@ -313,6 +312,4 @@ pub(crate) const fn with_dashes<const LEN: usize>(name: &str) -> [u8; LEN] {
     bytes
 }
 
-#[allow(unused_imports, reason = "as above")]
-pub(crate) use qapi_union;
-pub(crate) use {qapi_alternate, qapi_enum, qapi_event, qapi_struct, wire_name};
+pub(crate) use {qapi_alternate, qapi_enum, qapi_event, qapi_struct, qapi_union, wire_name};

@@ -111,6 +111,9 @@ impl Comparison<'_> {
         for (at, old) in self.before.nodes.iter().enumerate() {
             let Some(now) = known.node(old.generation) else { continue };
             let new = &self.after.nodes[now];
+            if self.is_unseen(at, new) {
+                continue;
+            }
             let mut altered = |name: &str, what: String, proofs: Vec<Proof>| {
                 let edge = EdgePlace::Child(old.generation, name.into());
                 let (by, position) = (self.draft.altered_by(&edge), self.draft.altered_at(&edge));
@@ -149,6 +152,22 @@ impl Comparison<'_> {
             }
         }
         claims
+    }
+
+    /// Whether nobody saw what a node showed. Who sees it from now on is led there by something else that leads
+    /// elsewhere, which is another claim.
+    fn is_unseen(&self, at: usize, now: &GraphNode) -> bool {
+        let mut roots = self.before.drives.iter().filter_map(|drive| drive.root.as_ref());
+        let mut edges = self.before.nodes.iter().flat_map(|node| &node.edges);
+        let class = self.before.nodes[at].class;
+        let was_there = |entry: usize| {
+            let bitmap = &self.after.bitmaps[entry].bitmap;
+            self.before.bitmaps.iter().any(|old| Arc::ptr_eq(&old.bitmap, bitmap))
+        };
+        !roots.any(|root| root.child == at)
+            && !edges.any(|edge| edge.child == at)
+            && bitmaps::affected(self.before, class).next().is_none()
+            && bitmaps::affected(self.after, now.class).all(was_there)
     }
 
     fn catching_up(&self) -> Vec<Claim> {

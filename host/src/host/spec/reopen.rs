@@ -38,6 +38,20 @@ impl Host {
     }
 }
 
+impl Host {
+    /// The changes that have a node be as it is described again, as [`Host::reopen_nodes`] makes them.
+    ///
+    /// # Errors
+    /// As there, for what it says of the node.
+    pub(crate) fn reopening(&self, options: &Value) -> Result<Vec<Action>, StartError> {
+        let live = self.inner.registry.live(&self.graph(), &self.inner.server);
+        let (node, changes) = changes_of(options, live)?;
+        let set =
+            |ChildChange { edge, child }| Action::SetChild { node: node.clone(), edge, child };
+        Ok(changes.into_iter().map(set).collect())
+    }
+}
+
 fn changes_of(options: &Value, mut live: Live) -> Result<(String, Vec<ChildChange>), StartError> {
     let named = options.get("node-name").and_then(Value::as_str);
     let name = named.ok_or_else(|| {

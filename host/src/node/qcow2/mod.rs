@@ -58,8 +58,8 @@ pub struct Qcow2Node {
     write: bool,
     /// Position of an external data file.
     data: Option<usize>,
-    /// Position of the backing that it was opened with: it may have been cut off.
-    backing: Option<usize>,
+    /// Position of a backing, which may be cut off and, as the last child, come.
+    backing: usize,
     bitmaps: Bitmaps,
 }
 
@@ -93,7 +93,7 @@ impl Qcow2Node {
 
     /// Position of the backing, as long as it has one.
     fn backing(&self, cx: Cx<'_>) -> Option<usize> {
-        self.backing.filter(|position| cx.has_child(*position))
+        Some(self.backing).filter(|position| cx.has_child(*position))
     }
 }
 
@@ -103,11 +103,11 @@ impl Node for Qcow2Node {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        let expected = 1 + usize::from(self.data.is_some()) + usize::from(self.backing.is_some());
-        let is_cut = self.backing == Some(children.len()) && children.len() + 1 == expected;
-        if children.len() != expected && !is_cut {
+        let without = 1 + usize::from(self.data.is_some());
+        let can_lack_backing = self.backing == without;
+        if children.len() != without + 1 && !(children.len() == without && can_lack_backing) {
             let message = format!(
-                "it has {} children, not the {expected} that its image was opened with",
+                "it has {} children: its image was opened with {without}, and can have a backing",
                 children.len()
             );
             return Err(Error::new(ErrorKind::Invalid, message));
@@ -169,6 +169,13 @@ impl Node for Qcow2Node {
 
     fn identity(&self) -> NodeFuture<'_, Identity> {
         super::identity::answer(Identity::OfChildren)
+    }
+
+    fn resized(&self, _: &NodeInfo, children: &[NodeInfo]) {
+        // It has got a backing: what is not allocated shows that. Where one was, what is zero goes on saying so.
+        if children.len() > self.backing {
+            self.image.set_has_backing(true);
+        }
     }
 
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {

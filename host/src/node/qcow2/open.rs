@@ -70,6 +70,7 @@ impl Qcow2Node {
             );
         }
         let Qcow2Options { write, backing, data_file: data, .. } = *options;
+        let backing = backing.unwrap_or_else(|| 1 + usize::from(data.is_some()));
         let bitmaps = Bitmaps::default();
         Ok(Self { image, info, write, data, backing, bitmaps })
     }

@@ -1,14 +1,19 @@
 //! The control socket: QMP.
 
 mod basics;
+mod blockdev;
+mod checkpoint;
 mod clients;
 mod ctl;
 mod differential;
+mod exports;
 mod mutations;
+mod plugins;
 mod python;
 mod queries;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockloom_tests::qmp::Qmp;
 use blockloom_tests::{Daemon, Scratch};
@@ -22,9 +27,21 @@ struct Controlled {
     scratch: Scratch,
 }
 
+/// Ends what goes on beside a test, also if the test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Controlled {
     fn start(text: &str, arguments: &[&str]) -> Self {
-        let scratch = scratch();
+        Self::start_in(scratch(), text, arguments)
+    }
+
+    fn start_in(scratch: Scratch, text: &str, arguments: &[&str]) -> Self {
         let socket = scratch.path("control.sock");
         let path = socket.display().to_string();
         let arguments: Vec<&str> =
