@@ -11,6 +11,7 @@ mod mutations;
 mod plugins;
 mod python;
 mod queries;
+mod sequences;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
