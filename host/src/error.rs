@@ -88,6 +88,7 @@ struct Inner {
     kind: ErrorKind,
     message: Cow<'static, str>,
     node: Option<Box<str>>,
+    is_of_write: bool,
 }
 
 /// The library's result.
@@ -96,7 +97,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind`; `message` is lower-case and names the thing and the fix.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), node: None }))
+        Self(Box::new(Inner { kind, message: message.into(), node: None, is_of_write: false }))
     }
 
     /// The same error, saying at which node it arose (the first node named stays).
@@ -106,6 +107,18 @@ impl Error {
             self.0.node = Some(node.into());
         }
         self
+    }
+
+    /// The same error, of a copy that failed at what it writes.
+    #[must_use]
+    pub(crate) fn of_write(mut self) -> Self {
+        self.0.is_of_write = true;
+        self
+    }
+
+    /// Whether it is of a copy that failed at what it writes, and not at what it reads.
+    pub fn is_of_write(&self) -> bool {
+        self.0.is_of_write
     }
 
     /// An operating-system error in the words of `what`.

@@ -167,6 +167,9 @@ pub const JOB_RETRIES_MAX: usize = 16;
 /// How often a job tries to take its node out of the graph before it leaves it there.
 pub const JOB_END_TRIES: usize = 5;
 
+/// How long a job that has failed waits for what it has in flight, and for that to be durable.
+pub const JOB_SETTLE_TIME: Duration = Duration::from_secs(5);
+
 /// Time between two such tries.
 pub const JOB_END_PAUSE: Duration = Duration::from_millis(200);
 

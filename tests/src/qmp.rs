@@ -158,11 +158,19 @@ impl Qmp {
     /// When it does not come.
     pub fn event(&mut self, name: &str) -> Value {
         loop {
-            let next = self.events.pop_front();
-            let event = next.unwrap_or_else(|| self.line().expect("an event"));
+            let event = self.any_event();
             if event["event"] == name {
                 return event;
             }
         }
+    }
+
+    /// The next event.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn any_event(&mut self) -> Value {
+        let next = self.events.pop_front();
+        next.unwrap_or_else(|| self.line().expect("an event"))
     }
 }

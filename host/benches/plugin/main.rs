@@ -10,6 +10,7 @@
 
 mod copies;
 mod lives;
+mod slab;
 
 use std::future::Future;
 use std::hint::black_box;
@@ -49,7 +50,7 @@ fn local(decl: GraphDecl) -> Rc<LocalGraph> {
             node.edges().iter().map(|edge| *graph.nodes()[edge.child()].info()).collect();
         node.driver().start(node.name(), node.info(), &infos).expect("a node that starts");
     }
-    let local = Rc::new(LocalGraph::new(Arc::new(GraphCell::new(graph)), 0));
+    let local = Rc::new(LocalGraph::new(Arc::new(GraphCell::with_workers(graph, 1)), 0));
     for node in local.current().nodes() {
         node.driver().run(&local, node.name());
     }

@@ -42,6 +42,10 @@ pub(crate) enum Change {
     MergeBack,
     /// Ends a freeze: dirty is what was recorded since, alone. Hides the rest from readers.
     Abdicate,
+    /// Ends a freeze: dirty is what this set holds at commit, and what was recorded since. Hides the rest.
+    Leave(Arc<Granules>),
+    /// Dirty becomes what this set holds at commit, too.
+    Add(Arc<Granules>),
     /// Dirty becomes what one of these shows, too; across granularities. A change in flight on a
     /// source's view may or may not be among it.
     Merge(Vec<Arc<Bitmap>>),
@@ -65,7 +69,7 @@ impl Change {
     fn gone(&self) -> Gone {
         match self {
             Self::Rename(_) | Self::Remove => Gone::Bitmap,
-            Self::Clear | Self::Abdicate | Self::CopyOf(_) => Gone::Content,
+            Self::Clear | Self::Abdicate | Self::Leave(_) | Self::CopyOf(_) => Gone::Content,
             _ => Gone::Nothing,
         }
     }
@@ -203,6 +207,15 @@ impl Prepared {
                 Some(successor) => old.holding(successor),
                 None => old.holding(clean()?),
             },
+            Change::Leave(set) => {
+                let left = Content { still: Some(Arc::clone(set)), ..old.clone() };
+                old.holding(self.union(at, &[left])?)
+            }
+            Change::Add(set) => {
+                let added = Content { still: Some(Arc::clone(set)), ..old.clone() };
+                let set = self.union(at, &[old.clone(), added])?;
+                old.holding(set)
+            }
             Change::Merge(sources) => {
                 let mut all = vec![old.clone()];
                 for source in sources {
@@ -360,8 +373,10 @@ fn check_state(change: &Change, content: &Content) -> Result<(), BitmapError> {
         (Change::Remove | Change::Repair | Change::Distrust, BitmapState::Inconsistent) => Ok(()),
         (_, BitmapState::Inconsistent) => Err(BitmapError::Inconsistent { name: name() }),
         (Change::Repair, _) => Err(BitmapError::NotInconsistent { name: name() }),
-        (Change::MergeBack | Change::Abdicate, BitmapState::Frozen) => Ok(()),
-        (Change::MergeBack | Change::Abdicate, _) => Err(BitmapError::NotFrozen { name: name() }),
+        (Change::MergeBack | Change::Abdicate | Change::Leave(_), BitmapState::Frozen) => Ok(()),
+        (Change::MergeBack | Change::Abdicate | Change::Leave(_), _) => {
+            Err(BitmapError::NotFrozen { name: name() })
+        }
         (_, BitmapState::Frozen) => Err(BitmapError::Frozen { name: name() }),
         (Change::Checkpoint, BitmapState::Disabled) => Err(BitmapError::Disabled { name: name() }),
         _ => Ok(()),

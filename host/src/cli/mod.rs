@@ -6,6 +6,7 @@
 mod ctl;
 mod image;
 mod plugin;
+mod progress;
 mod serve;
 
 use std::path::{Path, PathBuf};

@@ -18,7 +18,6 @@ pub(crate) enum ErrorClass {
     /// No such drive.
     DeviceNotFound,
     /// No such job.
-    #[allow(dead_code, reason = "there are no jobs yet")]
     DeviceNotActive,
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clients::Clients;
+use super::job_events;
 use super::qapi::{qapi_enum, qapi_event};
 use super::registry::Registry;
 use crate::graph::{BitmapChange, BitmapScope, Event, Notice};
-use crate::job::{JobEvent, JobNews, JobStatus};
 
 qapi_enum! {
     /// What a bitmap records.
@@ -172,31 +172,6 @@ qapi_event! {
     }
 }
 
-qapi_enum! {
-    /// What a job is at.
-    pub(crate) enum JobStatusWord {
-        Undefined = "undefined",
-        Created = "created",
-        Running = "running",
-        Paused = "paused",
-        Ready = "ready",
-        Standby = "standby",
-        Waiting = "waiting",
-        Pending = "pending",
-        Aborting = "aborting",
-        Concluded = "concluded",
-        Null = "null",
-    }
-}
-
-qapi_event! {
-    /// A job is at something else.
-    pub(crate) event "JOB_STATUS_CHANGE" JobStatusChange {
-        id: String,
-        status: JobStatusWord,
-    }
-}
-
 qapi_event! {
     /// A plugin that had failed serves again.
     pub(crate) event "PLUGIN_RESTARTED" PluginRestarted {
@@ -243,13 +218,13 @@ qapi_event! {
 
 /// Declares them.
 pub(super) fn register(to: &mut Registry) {
+    job_events::register(to);
     to.event::<BitmapChanged>();
     to.event::<NodeLate>();
     to.event::<NodeAnswered>();
     to.event::<NodeNotClosed>();
     to.event::<ExportAdded>();
     to.event::<ExportDeleted>();
-    to.event::<JobStatusChange>();
     to.event::<PluginFault>();
     to.event::<PluginClaimsRefused>();
     to.event::<PluginReloaded>();
@@ -321,7 +296,7 @@ pub(super) fn tell(clients: &Clients, notice: Notice) {
             clients.emit(ExportAdded { id: id.to_string(), drive: drive.to_string() });
         }
         Event::ExportRemoved { id } => clients.emit(ExportDeleted { id: id.to_string() }),
-        Event::Job(event) => tell_job(clients, &event),
+        Event::Job(event) => job_events::tell(clients, event),
         Event::PluginFault { plugin, node, why, is_violation } => {
             let (plugin, node_name) = (plugin.to_string(), node.to_string());
             let event = PluginFault { plugin, node_name, reason: why, violation: is_violation };
@@ -357,25 +332,6 @@ pub(super) fn tell(clients: &Clients, notice: Notice) {
             clients.emit(DrivesPaused { drives: all(&drives), drain_ns, still_ns });
         }
     }
-}
-
-/// What is told of a job besides its state, its commands bring.
-fn tell_job(clients: &Clients, event: &JobEvent) {
-    let JobNews::Status(status) = &event.what else { return };
-    let status = match status {
-        JobStatus::Undefined => JobStatusWord::Undefined,
-        JobStatus::Created => JobStatusWord::Created,
-        JobStatus::Running => JobStatusWord::Running,
-        JobStatus::Paused => JobStatusWord::Paused,
-        JobStatus::Ready => JobStatusWord::Ready,
-        JobStatus::Standby => JobStatusWord::Standby,
-        JobStatus::Waiting => JobStatusWord::Waiting,
-        JobStatus::Pending => JobStatusWord::Pending,
-        JobStatus::Aborting => JobStatusWord::Aborting,
-        JobStatus::Concluded => JobStatusWord::Concluded,
-        JobStatus::Null => JobStatusWord::Null,
-    };
-    clients.emit(JobStatusChange { id: event.job.to_string(), status });
 }
 
 fn all(names: &[Arc<str>]) -> Vec<String> {

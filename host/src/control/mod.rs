@@ -17,7 +17,7 @@
 //! | `registry.rs` | commands, actions and events, each declared once |
 //! | `plan.rs` | a transaction while it is put together |
 //! | `commands/` | what there is, by subject |
-//! | `events.rs` | what the host tells, as events |
+//! | `events.rs`, `job_events.rs` | what the host tells, as events |
 //!
 //! Invariants:
 //! - Nothing that a client sends makes this module panic or hold memory without bound.
@@ -29,6 +29,7 @@ mod commands;
 mod context;
 pub(crate) mod error;
 mod events;
+mod job_events;
 pub(crate) mod json;
 mod output;
 mod plan;

@@ -14,6 +14,7 @@ use crate::graph::{
     Action, Applied, BitmapAction, BitmapDecl, BitmapScope, Graph, Transaction, Unproven,
 };
 use crate::host::{Added, Composition, DirtyBitmap, FilterPlace, Fragment, Keep, NewExport};
+use crate::job::JobSpec;
 
 /// What is done when the transaction has been applied; it can fail no more.
 type Afterwards = Box<dyn FnOnce(&Context<'_>, &Applied)>;
@@ -26,9 +27,13 @@ pub(crate) struct Plan<'a> {
     is_first: bool,
     drives: BTreeSet<String>,
     nodes: BTreeSet<String>,
-    kept: Vec<(BitmapDecl, Keep)>,
+    /// Each with how many actions come before it.
+    kept: Vec<(usize, BitmapDecl, Keep)>,
+    /// The same.
+    jobs: Vec<(usize, JobSpec)>,
+    /// Whether an action so far alters what nodes or drives show, or stand on.
+    reshapes: bool,
     /// What its actions begin ends together.
-    #[allow(dead_code, reason = "no action begins anything yet")]
     pub(crate) completes_together: bool,
     composition: Composition<'a>,
     afterwards: Vec<Afterwards>,
@@ -47,6 +52,8 @@ impl<'a> Plan<'a> {
             drives,
             nodes,
             kept: Vec::new(),
+            jobs: Vec::new(),
+            reshapes: false,
             completes_together: false,
             composition: Composition::new(context.host),
             afterwards: Vec::new(),
@@ -68,6 +75,7 @@ impl<'a> Plan<'a> {
     /// One more change, as [`Transaction::with_unproven`].
     pub(crate) fn push_unproven(&mut self, action: Action, unproven: Unproven) {
         self.is_first = false;
+        self.reshapes |= reshapes(&action);
         match &action {
             Action::AddDrive(decl) => drop(self.drives.insert(decl.id.clone())),
             Action::RemoveDrive { drive } => drop(self.drives.remove(drive)),
@@ -98,7 +106,23 @@ impl<'a> Plan<'a> {
             )));
         }
         self.is_first = false;
-        self.kept.push((decl, keep));
+        self.kept.push((self.transaction.actions().count(), decl, keep));
+        Ok(())
+    }
+
+    /// Starts a job at that instant.
+    pub(crate) fn start(&mut self, spec: JobSpec) -> QmpResult<()> {
+        let mut planned = self.jobs.iter().map(|(_, job)| &job.id);
+        if self.context.host.job(&spec.id).is_ok() || planned.any(|id| *id == spec.id) {
+            return Err(QmpError::generic(format!("Job ID '{}' already in use", spec.id)));
+        }
+        if self.reshapes {
+            let desc =
+                "an action before it changes the graph: start the job when that has been done";
+            return Err(QmpError::generic(format!("job '{}': {desc}", spec.id)));
+        }
+        self.is_first = false;
+        self.jobs.push((self.transaction.actions().count(), spec));
         Ok(())
     }
 
@@ -201,24 +225,41 @@ impl<'a> Plan<'a> {
         let host = self.context.host;
         let riders = self.composition.riders().into_iter();
         let mut transaction = riders.fold(self.transaction, Transaction::with_rider);
-        let mut begun = Vec::new();
-        for (decl, keep) in self.kept {
+        let (mut begun, mut jobs) = (Vec::new(), self.jobs);
+        // From the last one, so that the numbers of those before stay what they are.
+        for (at, decl, keep) in self.kept.into_iter().rev() {
             match begin(self.context, decl, keep) {
-                Ok(bitmap) => begun.push(bitmap),
+                Ok(bitmap) => {
+                    let clear = BitmapAction::Clear.of(&bitmap);
+                    let unproven = clear.default_unproven();
+                    transaction = transaction.with_before(at, [(clear, unproven)]);
+                    // A job that was asked for after it comes after it.
+                    jobs.iter_mut().filter(|(of, _)| *of >= at).for_each(|(of, _)| *of += 1);
+                    begun.push(bitmap);
+                }
                 Err(error) => {
                     give_up(&begun);
                     return Err(error);
                 }
             }
         }
-        for bitmap in &begun {
-            transaction = transaction.with(BitmapAction::Clear.of(bitmap));
-        }
-        let applied = block_on(host.transact(transaction)).inspect_err(|_| give_up(&begun))?;
+        let started = block_on(host.start_jobs_at(jobs, self.completes_together, transaction));
+        let (applied, _) = started.inspect_err(|_| give_up(&begun))?;
         self.afterwards.into_iter().for_each(|act| act(self.context, &applied));
         self.composition.applied();
         Ok(applied)
     }
+}
+
+/// Whether an action alters what nodes or drives show, or stand on.
+fn reshapes(action: &Action) -> bool {
+    !matches!(
+        action,
+        Action::Bitmap { .. }
+            | Action::AddBitmap(_)
+            | Action::Checkpoint { .. }
+            | Action::AddDrive(_)
+    )
 }
 
 /// Adds a bitmap, and has its image keep it; if that cannot be, it is not there.

@@ -78,6 +78,18 @@ impl Host {
         is_grouped: bool,
         transaction: Transaction,
     ) -> Result<(Applied, Vec<JobHandle>)> {
+        let at = transaction.actions().count();
+        let specs = specs.into_iter().map(|spec| (at, spec)).collect();
+        self.start_jobs_at(specs, is_grouped, transaction).await
+    }
+
+    /// As [`Host::start_jobs`], each before the action with its number.
+    pub(crate) async fn start_jobs_at(
+        &self,
+        specs: Vec<(usize, JobSpec)>,
+        is_grouped: bool,
+        transaction: Transaction,
+    ) -> Result<(Applied, Vec<JobHandle>)> {
         let inner = &self.inner;
         let changes: Arc<dyn Changes> = Arc::new(Changer::of(inner));
         // A size is changed before anybody else relies on it; it stays, whatever comes of the jobs.

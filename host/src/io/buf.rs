@@ -236,6 +236,16 @@ impl Buf {
         zeros.slice(0..len.min(ZERO_CHUNK_BYTES))
     }
 
+    /// The right to write it: free of cost if nobody else has it, else that to a copy.
+    pub fn into_mut(mut self) -> BufMut {
+        let is_alone =
+            self.start == 0 && self.memory.as_mut().is_none_or(|it| Arc::get_mut(it).is_some());
+        if !is_alone {
+            return BufMut::copy_of(&self);
+        }
+        BufMut { memory: self.memory.take(), len: self.len }
+    }
+
     /// A part of the buffer, sharing its memory.
     ///
     /// # Panics
@@ -301,6 +311,23 @@ mod tests {
         assert_eq!(tail[999], 7, "memory with another owner must not return to the pool");
         assert!(is_zero(&other));
         assert_eq!(other.as_ptr() as usize % BUFFER_ALIGN, 0);
+    }
+
+    #[test]
+    fn who_is_alone_may_write_without_a_copy() {
+        let buf = Buf::copy_of(&[7; 5000]);
+        let (address, tail) = (buf.as_ptr(), buf.slice(4000..5000));
+        let mut copy = tail.into_mut();
+        assert_eq!(copy[..], [7; 1000]);
+        copy.fill(8);
+        let mut same = buf.into_mut();
+        assert_eq!((same.as_ptr(), same.len()), (address, 5000));
+        assert_eq!(same[..], [7; 5000]);
+        same.fill(9);
+        let shared = same.freeze();
+        let other = shared.clone();
+        assert_ne!(shared.into_mut().as_ptr(), address);
+        assert_eq!(other[..], [9; 5000]);
     }
 
     #[test]

@@ -138,6 +138,14 @@ impl LocalStream {
         }
     }
 
+    /// Whether something can be received, the end of the stream too, now or within this time.
+    pub fn is_ready_within(&self, time: Duration) -> bool {
+        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        let time = Timespec { tv_sec: seconds, tv_nsec: time.subsec_nanos().into() };
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        poll(&mut fds, Some(&time)).is_ok_and(|ready| ready > 0)
+    }
+
     /// Sends all of `bytes`.
     ///
     /// # Errors
@@ -193,7 +201,9 @@ mod tests {
         assert_eq!(server.peer_uid().expect("a user"), rustix::process::getuid().as_raw());
         client.send_all(b"hello").expect("sent");
         let mut buf = [0; 16];
+        assert!(server.is_ready_within(Duration::ZERO));
         assert_eq!(server.recv(&mut buf).expect("received"), 5);
+        assert!(!server.is_ready_within(Duration::ZERO));
         client.shutdown();
         assert_eq!(server.recv(&mut buf).expect("the end"), 0);
 

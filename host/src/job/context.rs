@@ -37,8 +37,9 @@ pub(super) type Step<T> = Result<T, Halt>;
 /// A future of a job's worker.
 pub(super) type JobFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
-/// How a piece is done. Whatever becomes of the future, what it has begun runs to its end.
-pub(super) type Doing = Rc<dyn Fn(OwnAccord, Piece) -> JobFuture<'static, Result<()>>>;
+/// How a piece is done; gives how many bytes of what there is to do have been done since the last one. Whatever
+/// becomes of the future, what it has begun runs to its end.
+pub(super) type Doing = Rc<dyn Fn(OwnAccord, Piece) -> JobFuture<'static, Result<u64>>>;
 
 /// What is done with pieces that have failed once the job goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -142,6 +143,11 @@ impl JobCx {
         }
     }
 
+    /// Waits until no piece is in flight, whatever has been asked for.
+    pub(super) async fn idle(&self) {
+        self.flow.idle().await;
+    }
+
     /// The first error that the job went on after.
     pub(super) fn ignored(&self) -> Option<Error> {
         self.ignored.borrow().clone()
@@ -163,9 +169,9 @@ impl JobCx {
             ((self.doing)(self.own.clone(), piece.clone()), Rc::clone(&self.retries));
         spawn(async move {
             let done = doing.await;
-            if done.is_ok() {
+            if let Ok(bytes) = &done {
                 retries.set(0);
-                record.add_done(piece.range.end - piece.range.start);
+                record.add_done(*bytes);
             }
             flow.end(piece, done.err());
         });
@@ -243,10 +249,12 @@ impl JobCx {
             _ => (JobStatus::Paused, JobStatus::Running),
         };
         self.record.become_status(still);
-        let goes_on = |state: &State| !state.stands_still() || state.wish.is_some();
+        // One that is to complete does so once it goes on.
+        let ends = |state: &State| matches!(state.wish, Some(Wish::Cancel | Wish::Abort));
+        let goes_on = |state: &State| !state.stands_still() || ends(state);
         self.record.state.when(|state| goes_on(state).then_some(())).await;
         self.record.become_status(then);
-        if self.record.state.see(|state| state.wish.is_some()) {
+        if self.record.state.see(ends) {
             // It is not to stand still again before that is seen to.
             self.record
                 .state
@@ -265,12 +273,13 @@ impl JobCx {
             return Ok(());
         }
         let is_no_space = error.kind() == ErrorKind::NoSpace;
-        let mut action = self.record.on_error.action(is_no_space);
+        let mut action = self.record.on_error(&error).action(is_no_space);
         if action == ErrorAction::Ignore && (piece.is_none() || retries >= JOB_RETRIES_MAX) {
             // What is asked again for ever would go on for ever.
             action = ErrorAction::Report;
         }
-        self.record.tell(JobNews::Error { action, is_no_space, why: error.to_string() });
+        let (is_of_write, why) = (error.is_of_write(), error.to_string());
+        self.record.tell(JobNews::Error { action, is_no_space, is_of_write, why });
         match action {
             ErrorAction::Report => return Err(Halt::Failed(error)),
             ErrorAction::Ignore => {

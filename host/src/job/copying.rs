@@ -44,6 +44,10 @@ pub(super) struct Copying {
     pub(super) is_above_target: bool,
 }
 
+fn is_of_one_that_is_ready(wish: &mut Wish) -> bool {
+    matches!(wish, Wish::Complete | Wish::Cancel)
+}
+
 impl Copying {
     /// Begins to track, and makes the context.
     ///
@@ -57,7 +61,8 @@ impl Copying {
         let doing: Doing = Rc::new(move |own: OwnAccord, piece: Piece| {
             let tracker = Arc::clone(&copied);
             Box::pin(async move {
-                own.on_behalf().await?.copy_tracked(tracker, piece.range).await.map(drop)
+                let len = piece.range.end - piece.range.start;
+                own.on_behalf().await?.copy_tracked(tracker, piece.range).await.map(|_| len)
             })
         });
         Ok((JobCx::new(opening.record, opening.own, doing, Failed::Known), tracker))
@@ -80,7 +85,9 @@ impl Copying {
             if is_done && cx.record.state.see(|state| state.status) == JobStatus::Running {
                 self.settle_doubts(cx, tracker).await?;
                 cx.record.become_status(JobStatus::Ready);
-                cx.record.tell(JobNews::Ready(cx.record.progress()));
+                let (progress, speed) =
+                    (cx.record.progress(), cx.record.state.see(|state| state.speed));
+                cx.record.tell(JobNews::Ready { progress, speed });
                 if self.completes {
                     cx.record.state.change(|state| {
                         state.wish.get_or_insert(Wish::Complete);
@@ -88,18 +95,15 @@ impl Copying {
                 }
             }
             if is_done {
-                match cx.record.state.see(|state| state.wish) {
+                // Granted, it is none any more: what keeps the copy up to date does not wait for it.
+                match cx.record.state.change(|state| state.wish.take_if(is_of_one_that_is_ready)) {
                     Some(Wish::Complete) => return Ok(Ending::Done),
-                    Some(Wish::Cancel) => {
-                        // It is granted.
-                        cx.record.state.change(|state| state.wish = None);
-                        return Ok(Ending::Stopped);
-                    }
-                    Some(Wish::Abort) | None => {}
+                    Some(_) => return Ok(Ending::Stopped),
+                    None => {}
                 }
             }
             if left == 0 {
-                self.rest(cx).await;
+                rest(cx).await;
             }
             cx.point().await?;
         }
@@ -111,15 +115,8 @@ impl Copying {
             self.pass(cx, tracker).await?;
             cx.finish().await?;
             cx.record.set_left(tracker.left_bytes());
-            self.rest(cx).await;
+            rest(cx).await;
         }
-    }
-
-    /// Waits a while, or until something is asked for.
-    async fn rest(&self, cx: &JobCx) {
-        let is_asked = |state: &State| state.wish.is_some() || state.stands_still();
-        let asked = cx.record.state.when(|state| is_asked(state).then_some(()));
-        until(turn_now() + JOB_LOOK_PAUSE, asked).await;
     }
 
     /// Goes once over all that is left.
@@ -129,7 +126,8 @@ impl Copying {
             cx.point().await?;
             let run = tracker.ranges(at..u64::MAX).next();
             let Some(run) = run else { return Ok(()) };
-            let (part, needs_data) = self.look(cx, run).await?;
+            let above = self.is_above_target.then_some(TARGET);
+            let (part, needs_data) = look(cx, above, self.granularity.bytes(), run).await?;
             at = part.end;
             let most = if needs_data { COPY_MAX_BYTES as u64 } else { ZERO_PROVEN_MAX_BYTES };
             let mut from = part.start;
@@ -139,29 +137,6 @@ impl Copying {
                 from = end;
             }
         }
-    }
-
-    /// The first part of a run that is alike, and whether its bytes have to be read.
-    async fn look(&self, cx: &JobCx, run: Range<u64>) -> Step<(Range<u64>, bool)> {
-        let above = self.is_above_target.then_some(TARGET);
-        let shown = cx
-            .ask(async |ground| {
-                ground.block_status_shown(SOURCE, above, run.clone(), LOOKED_AT).await
-            })
-            .await?;
-        let is_data = |kind| matches!(kind, ExtentKind::Data | ExtentKind::Unreadable);
-        let Some(first) = shown.first() else { return Ok((run, true)) };
-        let needs_data = is_data(first.kind);
-        let alike = shown.iter().take_while(|extent| is_data(extent.kind) == needs_data);
-        let end = alike.last().map_or(run.end, |extent| extent.offset.saturating_add(extent.len));
-        // Whole granules: a part of one is copied with it.
-        let granule = self.granularity.bytes();
-        let end = match needs_data {
-            true => end.div_ceil(granule).saturating_mul(granule),
-            false if end / granule * granule > run.start => end / granule * granule,
-            false => run.start.saturating_add(granule),
-        };
-        Ok((run.start..end.min(run.end).max(run.start + 1), needs_data))
     }
 
     /// Where it was told what need not be copied, the host looks at what block status says of it: what it finds
@@ -183,4 +158,39 @@ impl Copying {
             .await?;
         }
     }
+}
+
+/// Waits a while, or until something is asked for.
+pub(super) async fn rest(cx: &JobCx) {
+    let is_asked = |state: &State| state.wish.is_some() || state.stands_still();
+    let asked = cx.record.state.when(|state| is_asked(state).then_some(()));
+    until(turn_now() + JOB_LOOK_PAUSE, asked).await;
+}
+
+/// The first part of a run that is alike, and whether its bytes have to be read; what is below the child `above`
+/// does not count.
+///
+/// # Errors
+/// As [`JobCx::point`].
+pub(super) async fn look(
+    cx: &JobCx,
+    above: Option<usize>,
+    granule: u64,
+    run: Range<u64>,
+) -> Step<(Range<u64>, bool)> {
+    let shown = cx
+        .ask(async |ground| ground.block_status_shown(SOURCE, above, run.clone(), LOOKED_AT).await)
+        .await?;
+    let is_data = |kind| matches!(kind, ExtentKind::Data | ExtentKind::Unreadable);
+    let Some(first) = shown.first() else { return Ok((run, true)) };
+    let needs_data = is_data(first.kind);
+    let alike = shown.iter().take_while(|extent| is_data(extent.kind) == needs_data);
+    let end = alike.last().map_or(run.end, |extent| extent.offset.saturating_add(extent.len));
+    // Whole granules: a part of one is copied with it.
+    let end = match needs_data {
+        true => end.div_ceil(granule).saturating_mul(granule),
+        false if end / granule * granule > run.start => end / granule * granule,
+        false => run.start.saturating_add(granule),
+    };
+    Ok((run.start..end.min(run.end).max(run.start + 1), needs_data))
 }

@@ -32,7 +32,12 @@ pub enum JobNews {
     /// It is in another state.
     Status(JobStatus),
     /// It may be asked to complete.
-    Ready(Progress),
+    Ready {
+        /// How far it came.
+        progress: Progress,
+        /// Bytes a second to which it is limited; 0 for no limit.
+        speed: u64,
+    },
     /// It waits for being finalized.
     Pending,
     /// It met an error while it copied.
@@ -41,6 +46,8 @@ pub enum JobNews {
         action: ErrorAction,
         /// No space was left.
         is_no_space: bool,
+        /// It was at what it writes, not at what it reads.
+        is_of_write: bool,
         /// The error.
         why: String,
     },
@@ -90,7 +97,7 @@ impl fmt::Display for JobEvent {
         write!(f, "{kind} job `{job}` ")?;
         match what {
             JobNews::Status(status) => write!(f, "is {status}"),
-            JobNews::Ready(_) => f.write_str("can be completed"),
+            JobNews::Ready { .. } => f.write_str("can be completed"),
             JobNews::Pending => f.write_str("waits for being finalized"),
             JobNews::Error { action, why, .. } => {
                 let action = match action {

@@ -67,14 +67,21 @@ impl Group {
         Self { members, phase, jobs: Arc::clone(jobs), changes: Arc::clone(changes) }
     }
 
+    fn member(&self, record: &Arc<Record>) -> Option<&Member> {
+        self.members.iter().find(|member| Arc::ptr_eq(&member.record, record))
+    }
+
+    /// See [`Work::is_in_step`].
+    pub(super) fn is_in_step(&self, record: &Arc<Record>) -> Option<bool> {
+        self.member(record).and_then(|member| member.work.is_in_step())
+    }
+
     /// Has a job copy in another way from now on.
     ///
     /// # Errors
     /// As [`Work::change`].
     pub(super) fn change_mode(&self, record: &Arc<Record>, copy_mode: CopyMode) -> Result<()> {
-        let mut members = self.members.iter();
-        let member = members.find(|member| Arc::ptr_eq(&member.record, record));
-        member.map_or(Ok(()), |member| member.work.change(copy_mode))
+        self.member(record).map_or(Ok(()), |member| member.work.change(copy_mode))
     }
 
     /// Forgets a member that has ended.
@@ -242,6 +249,7 @@ impl Group {
             JobEnd::Cancelled => JobNews::Cancelled { progress, speed },
         };
         record.tell(news);
+        self.members[member].work.ended();
         let auto_dismiss = record.state.see(|state| state.auto_dismiss);
         record.become_status(JobStatus::Concluded);
         if auto_dismiss {

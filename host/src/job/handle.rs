@@ -23,7 +23,7 @@ impl JobHandle {
 
     /// The job as it is.
     pub fn info(&self) -> JobInfo {
-        self.record.info()
+        JobInfo { is_in_step: self.group.is_in_step(&self.record), ..self.record.info() }
     }
 
     /// Its state.

@@ -9,8 +9,8 @@ use super::handle::JobHandle;
 use super::record::{JobEnd, Record, State, Wish};
 use super::spec::{JobKind, JobSpec};
 use super::status::JobStatus;
-use super::work::{Place, Planned};
-use super::{commit, mirror, stream};
+use super::work::{Place, Planned, proven};
+use super::{backup, commit, mirror, stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, Graph, GraphCell, LocalGraph, NodeDecl, Transaction, Which};
 use crate::limits::JOBS_MAX;
@@ -63,8 +63,9 @@ impl Jobs {
 
     /// Forgets a job that has ended.
     pub(super) fn dismiss(&self, record: &Arc<Record>) {
-        record.become_status(JobStatus::Null);
+        // Who hears of its end may take its id.
         self.lock().retain(|job| !Arc::ptr_eq(&job.record, record));
+        record.become_status(JobStatus::Null);
     }
 
     /// Cancels all, and waits until they have ended. For the end of a host.
@@ -94,29 +95,28 @@ impl Jobs {
     ///
     /// # Errors
     /// What stands against a job.
-    pub(crate) fn growths(graph: &Graph, specs: &[JobSpec]) -> Result<Vec<Action>> {
-        let planned = specs.iter().map(|spec| plan(graph, spec).map(|planned| planned.growth));
+    pub(crate) fn growths(graph: &Graph, specs: &[(usize, JobSpec)]) -> Result<Vec<Action>> {
+        let planned = specs.iter().map(|(_, spec)| plan(graph, spec).map(|planned| planned.growth));
         Ok(planned.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
-    /// Gives jobs their places, and adds their nodes to a transaction. In a group they end together.
+    /// Gives jobs their places, and adds their nodes to a transaction, each before the action with its number. In
+    /// a group they end together.
     ///
     /// # Errors
     /// `EEXIST` for an id that is taken, `EBUSY` for too many; what stands against a job.
     pub(crate) fn prepare(
         self: &Arc<Self>,
         graph: &Graph,
-        specs: &[JobSpec],
+        specs: &[(usize, JobSpec)],
         is_grouped: bool,
         changes: &Arc<dyn Changes>,
         mut transaction: Transaction,
     ) -> Result<(Vec<Starting>, Transaction)> {
         let mut planned = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let Planned { node, children, place, before, work, .. } = plan(graph, spec)?;
-            for (action, unproven) in before {
-                transaction = transaction.with_unproven(action, unproven);
-            }
+        let mut more = 0;
+        for (at, spec) in specs {
+            let Planned { node, children, place, mut before, work, .. } = plan(graph, spec)?;
             let name = spec.node_name();
             let filter = NodeDecl { name: name.clone(), driver: node, children };
             let (place, add) = match place {
@@ -126,10 +126,13 @@ impl Jobs {
                     (of, Action::InsertAbove { node, filter, users })
                 }
             };
-            transaction = transaction.with(add);
+            before.extend(proven(vec![add]));
+            let (at, count) = (at + more, before.len());
+            (transaction, more) = (transaction.with_before(at, before), more + count);
             let state = State::new(spec.speed, (spec.auto_finalize, spec.auto_dismiss));
             let names = (spec.id.as_str().into(), spec.what.name(), name);
-            let record = Record::new(names, spec.on_error, Arc::clone(&self.cell), state);
+            let on_error = (spec.on_error, spec.on_target_error.unwrap_or(spec.on_error));
+            let record = Record::new(names, on_error, Arc::clone(&self.cell), state);
             planned.push(Member { record: Arc::new(record), place, work });
         }
         let groups: Vec<Vec<Member>> = match is_grouped {
@@ -175,6 +178,7 @@ fn plan(graph: &Graph, spec: &JobSpec) -> Result<Planned> {
         JobKind::Stream(stream) => stream::plan(graph, &spec.id, stream),
         JobKind::Commit(commit) => commit::plan(graph, &spec.id, commit),
         JobKind::Mirror(mirror) => mirror::plan(graph, &spec.id, mirror),
+        JobKind::Backup(backup) => backup::plan(graph, &spec.id, backup),
     };
     planned.map_err(|error| {
         let message = format!("{} job `{}`: {error}", spec.what.name(), spec.id);

@@ -18,8 +18,8 @@ use super::work::{
 use crate::bitmap::{Bitmap, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    Action, BitmapAction, ChildDecl, Graph, JobStake, NodeGeneration, PermissionSet, Role, Tracker,
-    Unproven,
+    Action, BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, NodeGeneration, PermissionSet,
+    Role, Tracker, Unproven,
 };
 use crate::limits::EXTENTS_MAX;
 use crate::node::ExtentKind;
@@ -29,6 +29,8 @@ const BELOW: usize = 2;
 
 struct Mirror {
     source: NodeGeneration,
+    /// Whose users go over to the target.
+    replaced: NodeGeneration,
     target: NodeGeneration,
     size_bytes: u64,
     sync: Chosen,
@@ -44,7 +46,12 @@ enum Chosen {
         has_below: bool,
     },
     None,
-    Bitmap(Arc<Bitmap>, BitmapMode),
+    /// It may come with the job: what it is, is known once that is there.
+    Bitmap {
+        bitmap: BitmapRef,
+        mode: BitmapMode,
+        found: OnceLock<Arc<Bitmap>>,
+    },
 }
 
 pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned> {
@@ -54,6 +61,11 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
     let is_below = |upper: usize, lower: usize| down(graph, upper).any(|at| at == lower);
     if is_below(source, target) || is_below(target, source) {
         let message = format!("its target `{}` is not another node beside it", name(target));
+        return Err(invalid(message).at_node(name(source)));
+    }
+    let replaced = spec.replaces.as_ref().map_or(Ok(source), |node| find(graph, node))?;
+    if graph.nodes()[replaced].class() != graph.nodes()[source].class() {
+        let message = format!("`{}` cannot be replaced: it shows something else", name(replaced));
         return Err(invalid(message).at_node(name(source)));
     }
     let size = |node: usize| graph.nodes()[node].info().size_bytes;
@@ -77,12 +89,9 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
         MirrorSync::Top => Chosen::Top { has_below: below.is_some() },
         MirrorSync::None => Chosen::None,
         MirrorSync::Bitmap(bitmap, mode) => {
-            let found = bitmap.find(graph).ok_or_else(|| {
-                let message = "there is no such bitmap that says what is to be copied";
-                Error::new(ErrorKind::NotFound, message).at_node(name(source))
-            })?;
             before.extend(proven(vec![BitmapAction::Freeze.of(bitmap)]));
-            Chosen::Bitmap(found, *mode)
+            let (bitmap, found) = (bitmap.clone(), OnceLock::new());
+            Chosen::Bitmap { bitmap, mode: *mode, found }
         }
     };
     let copies_writes = spec.copy_mode == CopyMode::WriteBlocking;
@@ -122,6 +131,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
     let generation = |node: usize| graph.nodes()[node].generation();
     let work = Arc::new(Mirror {
         source: generation(source),
+        replaced: generation(replaced),
         target: generation(target),
         size_bytes: size(source),
         sync,
@@ -137,9 +147,8 @@ impl Mirror {
     async fn choose(&self, cx: &JobCx, tracker: &Arc<Tracker>) -> Step<()> {
         match &self.sync {
             Chosen::Full | Chosen::None => Ok(()),
-            Chosen::Bitmap(bitmap, _) => {
-                let read = bitmap.read();
-                if let Some(still) = read.still() {
+            Chosen::Bitmap { found, .. } => {
+                if let Some(still) = found.get().and_then(|bitmap| bitmap.read().still()) {
                     still.ranges(0..u64::MAX).for_each(|run| tracker.want(&run));
                 }
                 Ok(())
@@ -174,6 +183,12 @@ impl Work for Mirror {
     fn open(&self, opening: Opening<'_>) -> Result<JobCx> {
         let (cx, tracker) = self.copying.open(&opening)?;
         self.tracker.get_or_init(|| tracker);
+        if let Chosen::Bitmap { bitmap, found, .. } = &self.sync {
+            let there = bitmap.find(&opening.record.graph()).ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, format!("there is no {bitmap} any more"))
+            })?;
+            found.get_or_init(|| there);
+        }
         if self.copies_writes {
             self.copying.node.copy_writes();
         }
@@ -199,6 +214,11 @@ impl Work for Mirror {
         true
     }
 
+    fn is_in_step(&self) -> Option<bool> {
+        let left = self.tracker.get().map(|tracker| tracker.left_bytes());
+        Some(self.copies_writes && left == Some(0))
+    }
+
     fn change(&self, copy_mode: CopyMode) -> Result<()> {
         let is_same = (copy_mode == CopyMode::WriteBlocking) == self.copies_writes;
         let message =
@@ -208,26 +228,28 @@ impl Work for Mirror {
 
     fn end(&self, graph: &Graph, how: Ending) -> Result<Actions> {
         let mut actions = Actions::new();
-        if let Chosen::Bitmap(bitmap, mode) = &self.sync {
+        if let Chosen::Bitmap { bitmap, mode, found } = &self.sync {
             let is_taken = match mode {
                 BitmapMode::Never => false,
                 // What was not copied stays dirty: more than need be, never less.
                 BitmapMode::OnSuccess | BitmapMode::Always => how != Ending::Broken,
             };
             let end = if is_taken { BitmapAction::Abdicate } else { BitmapAction::MergeBack };
+            let bitmap = found.get().map_or_else(|| bitmap.clone(), BitmapRef::from);
             actions.extend(proven(vec![end.of(bitmap)]));
         }
         if how != Ending::Done {
             return Ok(actions);
         }
         let (source, target) = (find_by(graph, self.source)?, find_by(graph, self.target)?);
-        let (node, by) = (name_of(graph, source), name_of(graph, target));
+        let replaced = find_by(graph, self.replaced)?;
+        let (node, by) = (name_of(graph, replaced), name_of(graph, target));
         let unproven = match self.sync {
             Chosen::Full => Unproven::Refuse,
             _ => Unproven::MarkWhole,
         };
         actions.push((Action::Replace { node, by }, unproven));
-        let left = unused(graph, &[source]);
+        let left = unused(graph, &[replaced, source]);
         actions.extend(proven(left.into_iter().map(|node| Action::RemoveNode { node }).collect()));
         Ok(actions)
     }

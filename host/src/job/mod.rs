@@ -16,8 +16,9 @@
 //! | `context.rs`, `flow.rs` | what a job works with: pieces in flight, speed, pauses, errors |
 //! | `work.rs` | `Work`: what a kind of job is |
 //! | `node.rs` | the node |
-//! | `stream.rs`, `commit.rs`, `mirror.rs` | the kinds |
+//! | `stream.rs`, `commit.rs`, `mirror.rs`, `backup.rs` | the kinds |
 //! | `copying.rs` | what commit and mirror have in common |
+//! | `kept.rs` | how a backup keeps what is about to be overwritten |
 //!
 //! # States
 //!
@@ -46,6 +47,7 @@
 //!   [`JOB_PIECES_MAX`](crate::limits::JOB_PIECES_MAX) pieces of a job; of a host there are at most
 //!   [`JOBS_MAX`](crate::limits::JOBS_MAX) jobs.
 
+mod backup;
 mod commit;
 mod context;
 mod copying;
@@ -53,6 +55,7 @@ mod event;
 mod flow;
 mod group;
 mod handle;
+mod kept;
 mod list;
 mod mirror;
 mod node;
@@ -73,6 +76,7 @@ pub(crate) use list::Jobs;
 pub(crate) use node::JobNode;
 pub use record::{IoStatus, JobEnd, JobInfo};
 pub use spec::{
-    BitmapMode, CommitSpec, CopyMode, JobKind, JobSpec, MirrorSpec, MirrorSync, OnError, StreamSpec,
+    BackupSpec, BackupSync, BitmapMode, CommitSpec, CopyMode, JobKind, JobSpec, MirrorSpec,
+    MirrorSync, OnCbwError, OnError, StreamSpec,
 };
 pub use status::{JobStatus, Verb};

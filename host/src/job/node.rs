@@ -3,23 +3,38 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::kept::Kept;
 use crate::error::Result;
 use crate::filter::PassNode;
 use crate::graph::{Cx, JobStake, Tracker};
 use crate::io::{Buf, BufMut};
 use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
 
-/// It has the job's edges, with what the job may do. Nobody uses it, but where a mirror copies what is written
-/// before that is acknowledged: there it is a filter.
+/// It has the job's edges, with what the job may do. Nobody uses it, but where it is a filter: where a mirror copies
+/// what is written before that is acknowledged, or a backup what is about to be overwritten.
 pub(crate) struct JobNode {
     stake: JobStake,
     tracker: Mutex<Option<Arc<Tracker>>>,
     copies_writes: AtomicBool,
+    kept: Option<Arc<Kept>>,
 }
 
 impl JobNode {
     pub(crate) fn new(stake: JobStake) -> Self {
-        Self { stake, tracker: Mutex::default(), copies_writes: AtomicBool::new(false) }
+        Self { stake, tracker: Mutex::default(), copies_writes: AtomicBool::new(false), kept: None }
+    }
+
+    /// One that keeps what is about to be overwritten.
+    pub(super) fn keeping(stake: JobStake, kept: &Arc<Kept>) -> Self {
+        Self { kept: Some(Arc::clone(kept)), ..Self::new(stake) }
+    }
+
+    /// A change is going to be made.
+    async fn before(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<()> {
+        match &self.kept {
+            Some(kept) => kept.before(cx, offset..offset.saturating_add(len)).await,
+            None => Ok(()),
+        }
     }
 
     /// What it tracks from now on.
@@ -64,6 +79,18 @@ impl Node for JobNode {
         Some(&self.stake)
     }
 
+    fn is_exclusive(&self, edge: usize) -> bool {
+        self.kept.is_some() && edge == 0
+    }
+
+    fn start(&self, name: &str, info: &NodeInfo, children: &[NodeInfo]) -> Result<()> {
+        self.kept.as_ref().map_or(Ok(()), |kept| kept.start(name, info, children))
+    }
+
+    fn keeps_old_bytes(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.is_unfinished())
+    }
+
     fn tracker(&self) -> Option<Arc<Tracker>> {
         self.tracker.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -81,6 +108,7 @@ impl Node for JobNode {
     ) -> NodeFuture<'a, ()> {
         Box::pin(async move {
             let len = buf.len() as u64;
+            self.before(cx, offset, len).await?;
             cx.child(0)?.write(offset, buf, flags).await?;
             self.after(cx, offset, len).await;
             Ok(())
@@ -95,6 +123,7 @@ impl Node for JobNode {
         flags: WriteFlags,
     ) -> NodeFuture<'a, ()> {
         Box::pin(async move {
+            self.before(cx, offset, len).await?;
             cx.child(0)?.zero(offset, len, flags).await?;
             self.after(cx, offset, len).await;
             Ok(())
@@ -103,6 +132,7 @@ impl Node for JobNode {
 
     fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
         Box::pin(async move {
+            self.before(cx, offset, len).await?;
             cx.child(0)?.discard(offset, len).await?;
             self.after(cx, offset, len).await;
             Ok(())
@@ -110,7 +140,11 @@ impl Node for JobNode {
     }
 
     fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.set_len(cx, len)
+        Box::pin(async move {
+            // What is cut off goes for good.
+            self.before(cx, len, u64::MAX).await?;
+            PassNode.set_len(cx, len).await
+        })
     }
 
     fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {

@@ -9,7 +9,7 @@ use super::spec::OnError;
 use super::status::{JobStatus, Verb};
 use super::watched::Watched;
 use crate::error::{Error, Result};
-use crate::graph::{Event, GraphCell};
+use crate::graph::{Event, Graph, GraphCell};
 
 /// How a job has ended.
 #[derive(Clone, Debug)]
@@ -61,7 +61,8 @@ pub(super) struct Record {
     pub(super) id: Arc<str>,
     pub(super) kind: &'static str,
     pub(super) node: String,
-    pub(super) on_error: OnError,
+    /// When a copy fails at what it reads, and at what it writes.
+    on_error: (OnError, OnError),
     cell: Arc<GraphCell>,
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
@@ -91,6 +92,8 @@ pub struct JobInfo {
     pub auto_finalize: bool,
     /// It is forgotten when it has ended.
     pub auto_dismiss: bool,
+    /// Of a mirror: whether nothing is acknowledged that has not been copied.
+    pub is_in_step: Option<bool>,
     /// How it has ended.
     pub end: Option<JobEnd>,
 }
@@ -118,12 +121,22 @@ impl State {
 impl Record {
     pub(super) fn new(
         (id, kind, node): (Arc<str>, &'static str, String),
-        on_error: OnError,
+        on_error: (OnError, OnError),
         cell: Arc<GraphCell>,
         state: State,
     ) -> Self {
         let (done_bytes, total_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { id, kind, node, on_error, cell, done_bytes, total_bytes, state: Watched::new(state) }
+    }
+
+    /// The graph as it is.
+    pub(super) fn graph(&self) -> Arc<Graph> {
+        self.cell.load()
+    }
+
+    /// What it does about an error.
+    pub(super) fn on_error(&self, error: &Error) -> OnError {
+        if error.is_of_write() { self.on_error.1 } else { self.on_error.0 }
     }
 
     /// Does what a verb asks for, if the state allows it.
@@ -157,7 +170,7 @@ impl Record {
 
     pub(super) fn tell(&self, what: JobNews) {
         let (job, kind) = (Arc::clone(&self.id), self.kind);
-        self.cell.tell(&self.cell.load(), Event::Job(JobEvent { job, kind, what }));
+        self.cell.tell(&self.graph(), Event::Job(JobEvent { job, kind, what }));
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -196,6 +209,7 @@ impl Record {
             io_status: state.io_status,
             auto_finalize: state.auto_finalize,
             auto_dismiss: state.auto_dismiss,
+            is_in_step: None,
             end: state.end.clone(),
         })
     }

@@ -1,5 +1,7 @@
 //! What may be asked for.
 
+use std::time::Duration;
+
 use super::event::ErrorAction;
 use crate::bitmap::Granularity;
 use crate::graph::BitmapRef;
@@ -66,6 +68,8 @@ pub struct JobSpec {
     pub speed: u64,
     /// What it does when a copy fails.
     pub on_error: OnError,
+    /// What it does when a copy fails at what it writes, if that is something else.
+    pub on_target_error: Option<OnError>,
     /// It lets its end take effect by itself.
     pub auto_finalize: bool,
     /// It is forgotten when it has ended.
@@ -82,6 +86,8 @@ pub enum JobKind {
     Commit(CommitSpec),
     /// Copies a node to another one, and puts the one in the other's place when asked to.
     Mirror(MirrorSpec),
+    /// Copies to another node what a node shows when it begins, whatever is written meanwhile.
+    Backup(BackupSpec),
 }
 
 /// See [`JobKind::Stream`].
@@ -122,6 +128,8 @@ pub struct MirrorSpec {
     pub device: String,
     /// The node to which it is copied. Nobody else writes it meanwhile.
     pub target: String,
+    /// Instead of the first one, who uses this one uses the other in the end: a filter of it.
+    pub replaces: Option<String>,
     /// What is copied before it is ready.
     pub sync: MirrorSync,
     /// When what is written meanwhile is copied.
@@ -145,15 +153,103 @@ pub enum MirrorSync {
     Bitmap(BitmapRef, BitmapMode),
 }
 
-/// What becomes of the bitmap that said what is to be copied.
+/// What becomes of the bitmap that said what is to be copied, beside what has changed meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BitmapMode {
-    /// What was copied is clean, if the job has not failed.
+    /// What was copied is clean, if the job has not failed or been cancelled.
     OnSuccess,
     /// It stays what it was.
     Never,
-    /// What was copied is clean. If the job has failed, all counts as not copied.
+    /// What was copied is clean. If a backup has failed, what it has not copied is dirty; if a mirror has, all
+    /// counts as not copied.
     Always,
+}
+
+/// See [`JobKind::Backup`].
+///
+/// ```
+/// use blockloom::graph::BitmapRef;
+/// use blockloom::job::{BackupSpec, BackupSync};
+///
+/// let daily = BitmapRef::of_drive("vda", "daily");
+/// let backup = BackupSpec {
+///     sync: BackupSync::Incremental,
+///     bitmap: Some(daily),
+///     ..BackupSpec::of("vda", "target")
+/// };
+/// # let _ = backup;
+/// ```
+#[derive(Clone, Debug)]
+pub struct BackupSpec {
+    /// What is copied: a node, or what a drive shows.
+    pub device: String,
+    /// The node to which it is copied. Nobody else writes it meanwhile.
+    pub target: String,
+    /// What is copied of its own accord.
+    pub sync: BackupSync,
+    /// A bitmap of what is copied, which stands still meanwhile.
+    pub bitmap: Option<BitmapRef>,
+    /// What becomes of it. [`BackupSync::Incremental`] says that itself.
+    pub bitmap_mode: Option<BitmapMode>,
+    /// What is written is to be compressed. No target can, so far.
+    pub compress: bool,
+    /// Bytes that are copied together at least. By default those of the bitmap's granules that it copies, or
+    /// [`Granularity::DEFAULT`] at most; always what the target fills at once, if that has no backing.
+    pub granularity: Option<Granularity>,
+    /// What becomes of a write whose old bytes cannot be copied.
+    pub on_cbw_error: OnCbwError,
+    /// How long a write may wait for that; none for as long as it takes.
+    pub cbw_timeout: Option<Duration>,
+}
+
+/// What a backup copies of its own accord.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackupSync {
+    /// Everything.
+    #[default]
+    Full,
+    /// What the topmost overlay has.
+    Top,
+    /// Nothing but what is about to be overwritten, until it is cancelled.
+    None,
+    /// What a bitmap says, which is clean then: [`BackupSync::Bitmap`] with [`BitmapMode::OnSuccess`].
+    Incremental,
+    /// What a bitmap says.
+    Bitmap,
+}
+
+impl BackupSync {
+    /// As on the control socket.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Top => "top",
+            Self::None => "none",
+            Self::Incremental => "incremental",
+            Self::Bitmap => "bitmap",
+        }
+    }
+}
+
+impl BitmapMode {
+    /// As on the control socket.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OnSuccess => "on-success",
+            Self::Never => "never",
+            Self::Always => "always",
+        }
+    }
+}
+
+/// What becomes of a write whose old bytes cannot be copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnCbwError {
+    /// It fails, and the backup stays what it is to be.
+    #[default]
+    BreakGuestWrite,
+    /// It goes on, and the backup fails.
+    BreakSnapshot,
 }
 
 impl JobSpec {
@@ -165,6 +261,7 @@ impl JobSpec {
             what,
             speed: 0,
             on_error: OnError::Report,
+            on_target_error: None,
             auto_finalize: true,
             auto_dismiss: true,
         }
@@ -182,6 +279,7 @@ impl JobKind {
             Self::Stream(_) => "stream",
             Self::Commit(_) => "commit",
             Self::Mirror(_) => "mirror",
+            Self::Backup(_) => "backup",
         }
     }
 }
@@ -207,6 +305,23 @@ impl MirrorSpec {
     pub fn of(device: impl Into<String>, target: impl Into<String>) -> Self {
         let (device, target) = (device.into(), target.into());
         let (sync, copy_mode) = (MirrorSync::Full, CopyMode::Background);
-        Self { device, target, sync, copy_mode, granularity: None }
+        Self { device, target, replaces: None, sync, copy_mode, granularity: None }
+    }
+}
+
+impl BackupSpec {
+    /// All of a node, or of what a drive shows.
+    pub fn of(device: impl Into<String>, target: impl Into<String>) -> Self {
+        Self {
+            device: device.into(),
+            target: target.into(),
+            sync: BackupSync::Full,
+            bitmap: None,
+            bitmap_mode: None,
+            compress: false,
+            granularity: None,
+            on_cbw_error: OnCbwError::default(),
+            cbw_timeout: None,
+        }
     }
 }

@@ -96,7 +96,7 @@ impl JobStatus {
         match verb {
             Verb::Pause | Verb::Resume | Verb::SetSpeed | Verb::Change => works,
             Verb::Cancel => works || matches!(self, S::Waiting | S::Pending),
-            Verb::Complete => matches!(self, S::Ready),
+            Verb::Complete => matches!(self, S::Ready | S::Standby),
             Verb::Finalize => matches!(self, S::Pending),
             Verb::Dismiss => matches!(self, S::Concluded),
         }
@@ -169,7 +169,7 @@ mod tests {
         check(Verb::Resume, "01111100000");
         check(Verb::SetSpeed, "01111100000");
         check(Verb::Change, "01111100000");
-        check(Verb::Complete, "00001000000");
+        check(Verb::Complete, "00001100000");
         check(Verb::Finalize, "00000001000");
         check(Verb::Dismiss, "00000000010");
     }

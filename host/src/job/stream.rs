@@ -227,16 +227,17 @@ fn first(extents: &[Extent], range: &Range<u64>) -> Option<(ExtentKind, u64)> {
 }
 
 /// Has the overlay keep what it shows.
-async fn carry_up(own: OwnAccord, piece: Piece) -> Result<()> {
+async fn carry_up(own: OwnAccord, piece: Piece) -> Result<u64> {
     let Piece { range, is_zero } = piece;
+    let len = range.end - range.start;
     if is_zero {
         let zeroed = own.on_behalf().await?.zero_proven(TOP, TOP, range.clone()).await;
         match zeroed {
             // Somebody has written there meanwhile: that is its own.
             Err(error) if error.kind() == ErrorKind::NotPermitted => {}
-            zeroed => return zeroed,
+            zeroed => return zeroed.map(|()| len),
         }
     }
     let how = CopyHow { unchanged: true, only_unallocated: true };
-    own.on_behalf().await?.copy(TOP, TOP, range, how).await.map(drop)
+    own.on_behalf().await?.copy(TOP, TOP, range, how).await.map(|_| len)
 }

@@ -55,6 +55,14 @@ pub(super) trait Work: Send + Sync {
         Err(Error::new(ErrorKind::NotSupported, message))
     }
 
+    /// It has ended: lets go of what it holds.
+    fn ended(&self) {}
+
+    /// Whether nothing is acknowledged that has not been copied, if that is what it is about.
+    fn is_in_step(&self) -> Option<bool> {
+        None
+    }
+
     /// What changes when it ends, beside the removal of its node, which comes first.
     ///
     /// # Errors
@@ -89,17 +97,43 @@ pub(super) enum Place {
     Above(String),
 }
 
-/// The node that a name means: its own, or that which a drive of that name shows.
+/// The node that a name means: its own, or that which a drive of that name shows, below the filters that stand
+/// for jobs.
 ///
 /// # Errors
 /// `ENOENT`, `ENOMEDIUM`.
 pub(super) fn find(graph: &Graph, name: &str) -> Result<usize> {
     if let Some(drive) = graph.find_drive(name) {
-        return Ok(graph.drives()[drive].medium()?.child());
+        let mut at = graph.drives()[drive].medium()?.child();
+        while let Some(below) = below_job(graph, at) {
+            at = below;
+        }
+        return Ok(at);
     }
     graph.find_node(name).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("there is no node or drive `{name}`"))
     })
+}
+
+/// What a node filters, if it stands for a job.
+fn below_job(graph: &Graph, node: usize) -> Option<usize> {
+    let node = &graph.nodes()[node];
+    let mut edges = node.edges().iter().filter(|edge| edge.role() == Role::Filtered);
+    node.driver().job().and_then(|_| edges.next()).map(|edge| edge.child())
+}
+
+/// The node over which another job can put a filter, so that all come through that who come to `node`: above the
+/// filters of jobs that go on with what they have been told.
+pub(super) fn below_followers(graph: &Graph, node: usize) -> usize {
+    let keeps = |at: usize| {
+        let tracks = graph.nodes()[at].driver().job().is_some_and(|job| job.tracks.is_some());
+        tracks.then(|| below_job(graph, at)).flatten()
+    };
+    let mut at = node;
+    while let Some(above) = (0..graph.nodes().len()).find(|above| keeps(*above) == Some(at)) {
+        at = above;
+    }
+    at
 }
 
 /// What `node` shows where it has no bytes of its own, and the overlay that has that backing: `node` itself, or

@@ -95,6 +95,8 @@ pub struct Instance {
     /// Who is told of faults.
     pub(super) watchers: Mutex<Vec<Weak<GraphCell>>>,
     workers: Mutex<Vec<WorkerHandle>>,
+    /// How many those are.
+    worker_count: AtomicUsize,
     /// By worker. Bounded by the worker's waiters.
     outboxes: Box<[SegQueue<(Ticket, Verdict)>]>,
     /// Operations that have ended. Bounded by those in flight.
@@ -170,6 +172,7 @@ impl Instance {
             failure: Mutex::default(),
             watchers: Mutex::default(),
             workers: Mutex::default(),
+            worker_count: AtomicUsize::new(0),
             outboxes: (0..WORKERS_MAX).map(|_| SegQueue::new()).collect(),
             ended: SegQueue::new(),
             lasting,
@@ -303,6 +306,20 @@ impl Instance {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         workers.retain(|known| known.index() != worker.index());
         workers.push(worker);
+        self.worker_count.store(workers.len(), Ordering::Relaxed);
+    }
+
+    /// The worker lets go of the instance.
+    pub(super) fn forget_worker(&self, worker: u32) {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.retain(|known| known.index() != worker as usize);
+        self.worker_count.store(workers.len(), Ordering::Relaxed);
+    }
+
+    /// Whether none but workers that have served it hold it: they may let go of it.
+    #[inline]
+    pub(super) fn has_no_users(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) <= self.worker_count.load(Ordering::Relaxed)
     }
 
     pub(super) fn lasting(&self) -> &Arc<Lasting> {

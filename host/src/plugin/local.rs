@@ -20,10 +20,6 @@ use super::store::Lasting;
 use super::table::Answer;
 use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
 
-/// Bytes that are worth a call of their own: one costs less than it does to bring them back when, at the end of
-/// the turn, the others' have taken their place in the processor's caches.
-const AT_ONCE_BYTES: u64 = 32 << 10;
-
 /// Names a waiting request of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ticket {
@@ -50,14 +46,6 @@ pub(super) enum Offer {
     LetGo { id: RequestId },
     /// A node's job is to begin; its operations go to that ticket.
     Job { ticket: Ticket, node: NodeIndex },
-}
-
-impl Offer {
-    /// Whether it is worth a call of its own.
-    #[inline]
-    fn is_large(&self) -> bool {
-        matches!(self, Self::Request { kind: Kind::Read | Kind::Write, len, .. } if *len >= AT_ONCE_BYTES)
-    }
 }
 
 /// What a waiting request learns.
@@ -151,7 +139,6 @@ pub(super) struct LocalPlugin {
     pending: RefCell<Vec<Offer>>,
     batch: RefCell<Vec<Offer>>,
     waiters: RefCell<Waiters>,
-    sequence: Cell<u64>,
     queued: Cell<bool>,
     /// It is to be entered later, as it has used up its processor time.
     put_off: Cell<bool>,
@@ -209,6 +196,8 @@ thread_local! {
     /// Those with something pending.
     static QUEUED: RefCell<Vec<Rc<LocalPlugin>>> = const { RefCell::new(Vec::new()) };
     static HOOKED: Cell<bool> = const { Cell::new(false) };
+    /// Requests so far, of all instances: a ticket is never another's.
+    static SEQUENCE: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Takes each instance what the turn brought it.
@@ -222,7 +211,14 @@ impl TurnHook for PluginTurn {
             PLUGINS.with(|plugins| plugins.borrow().get(index).map(|(_, plugin)| Rc::clone(plugin)))
         {
             any |= plugin.catch_up();
-            index += 1;
+            if plugin.is_left() {
+                // The instance may go with it, which may take long.
+                let left = PLUGINS.with(|plugins| plugins.borrow_mut().swap_remove(index));
+                plugin.instance.forget_worker(plugin.worker);
+                drop((plugin, left));
+            } else {
+                index += 1;
+            }
         }
         let queued = QUEUED.with(|queued| std::mem::take(&mut *queued.borrow_mut()));
         any |= !queued.is_empty();
@@ -264,14 +260,14 @@ impl LocalPlugin {
         if !HOOKED.replace(true) {
             local.add_turn_hook(Rc::new(PluginTurn));
         }
+        let instance = Arc::clone(instance);
         instance.register(local.handle());
         Self {
-            instance: Arc::clone(instance),
+            instance,
             worker: local.index() as u32,
             pending: RefCell::default(),
             batch: RefCell::default(),
             waiters: RefCell::default(),
-            sequence: Cell::new(0),
             queued: Cell::new(false),
             put_off: Cell::new(false),
             resting: RefCell::default(),
@@ -282,6 +278,20 @@ impl LocalPlugin {
             rules: RefCell::default(),
             rules_seen: Cell::new(0),
         }
+    }
+
+    /// Whether nobody uses the instance any more, and nobody here waits for anything of it.
+    #[inline]
+    fn is_left(self: &Rc<Self>) -> bool {
+        self.instance.has_no_users() && self.has_nothing_to_do()
+    }
+
+    /// Who turns to it holds it, beside the list of this worker.
+    #[cold]
+    fn has_nothing_to_do(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) == 2
+            && self.pending.borrow().is_empty()
+            && self.waiters.borrow().places.iter().all(|place| place.sequence == 0)
     }
 
     /// The rules of a node now. Whoever passes by them keeps them until the child has ended it.
@@ -344,7 +354,7 @@ impl LocalPlugin {
 
     /// Begins a node's job: what the guest does in it comes to the place that is returned.
     pub(super) fn begin_job(self: &Rc<Self>, node: NodeIndex) -> Waiting {
-        let sequence = self.next_sequence();
+        let sequence = Self::next_sequence();
         let waiter = self.waiters.borrow_mut().insert(sequence, turn_now());
         self.waiters.borrow_mut().places[waiter as usize].is_job = true;
         let ticket = Ticket { worker: self.worker, waiter, sequence };
@@ -352,9 +362,9 @@ impl LocalPlugin {
         Waiting { plugin: Rc::clone(self), ticket }
     }
 
-    fn next_sequence(&self) -> u64 {
-        let sequence = self.sequence.get() + 1;
-        self.sequence.set(sequence);
+    fn next_sequence() -> u64 {
+        let sequence = SEQUENCE.get() + 1;
+        SEQUENCE.set(sequence);
         sequence
     }
 
@@ -392,12 +402,12 @@ impl LocalPlugin {
         rules: Rc<KeptRules>,
         request: impl FnOnce(Ticket) -> Offer,
     ) -> Result<Waiting, Rc<KeptRules>> {
-        let sequence = self.next_sequence();
+        let sequence = Self::next_sequence();
         let waiter = self.waiters.borrow_mut().insert(sequence, since);
         let ticket = Ticket { worker: self.worker, waiter, sequence };
         let request = request(ticket);
         // If nothing of this turn is going to join it, it need not wait for the turn's end.
-        let alone = (!is_more_to_come() || request.is_large())
+        let alone = !is_more_to_come()
             && self.pending.borrow().is_empty()
             && self.instance.put_off_until().is_none();
         let asked = if alone { self.instance.ask(request, self) } else { Asked::NotOffered };
@@ -498,14 +508,13 @@ impl LocalPlugin {
     }
 
     /// The same, for one that has ended in the turn in which its request is at work: if nothing of the turn is going
-    /// to join it, or much was moved, the guest learns of it now.
+    /// to join it, the guest learns of it now.
     pub(super) fn end_at_once(self: &Rc<Self>, ended: Ended) {
-        let is_large = ended.result.as_ref().is_ok_and(|it| it.value >= AT_ONCE_BYTES);
         self.instance.end_operation(ended);
-        if is_large || !is_more_to_come() {
-            self.enter();
-        } else {
+        if is_more_to_come() {
             self.queue();
+        } else {
+            self.enter();
         }
     }
 
@@ -542,7 +551,7 @@ impl LocalPlugin {
 
     /// A place among those who wait for a new store, behind those that came before.
     pub(super) fn arrive(&self) -> Arrival {
-        Arrival { sequence: self.next_sequence(), since: turn_now() }
+        Arrival { sequence: Self::next_sequence(), since: turn_now() }
     }
 
     /// Waits as long as the instance stands so; says how it stands then.

@@ -100,6 +100,17 @@ enum Offered {
     Fail(Error),
 }
 
+/// What comes of a request that the child has no part in.
+#[derive(Clone, Copy)]
+enum Without<T> {
+    /// The guest may not answer it so.
+    Nothing,
+    /// Success, which the table allows for advisory requests and those whose data the guest makes.
+    Success(T),
+    /// What a copy has brought that serves it.
+    Shown(fn(Buf) -> T),
+}
+
 /// Where a request stands that the guest has not forwarded.
 enum Stand {
     /// It is offered.
@@ -250,13 +261,12 @@ impl PluginNode {
         &self.instance
     }
 
-    /// Has the guest judge a request, and runs it on the child if it says so. `unforwarded` is the result
-    /// of a success without the child, which the table allows for advisory requests alone.
+    /// Has the guest judge a request, and runs it on the child if it says so.
     async fn judge<T>(
         &self,
         cx: Cx<'_>,
         (shape, bytes): (Shape, Option<&Handed>),
-        unforwarded: Option<T>,
+        without: Without<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
         match self.offer(&shape, bytes) {
@@ -264,17 +274,17 @@ impl PluginNode {
             Offered::Pass(rules) => self.pass(cx, rules, call).await,
             Offered::Look(child, rules) => {
                 let shape = (shape, bytes);
-                Box::pin(self.look(cx, shape, (child, rules), unforwarded, call)).await
+                Box::pin(self.look(cx, shape, (child, rules), without, call)).await
             }
             Offered::Fail(error) => Err(error),
             Offered::Waiting(waiting) => {
                 let verdict = waiting.verdict().await;
                 let stand = Stand::Judged(waiting, verdict);
-                self.obey(cx, (shape, bytes), stand, unforwarded, call).await
+                self.obey(cx, (shape, bytes), stand, without, call).await
             }
             Offered::Down(arrival) => {
                 let stand = Stand::Down(arrival);
-                Box::pin(self.obey(cx, (shape, bytes), stand, unforwarded, call)).await
+                Box::pin(self.obey(cx, (shape, bytes), stand, without, call)).await
             }
         }
     }
@@ -298,7 +308,7 @@ impl PluginNode {
         cx: Cx<'_>,
         (shape, bytes): (Shape, Option<&Handed>),
         (child, rules): (ChildIndex, Rc<KeptRules>),
-        unforwarded: Option<T>,
+        without: Without<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
         let range = shape.offset..shape.offset.saturating_add(shape.len);
@@ -315,7 +325,7 @@ impl PluginNode {
             Ok(waiting) => {
                 let verdict = waiting.verdict().await;
                 let stand = Stand::Judged(waiting, verdict);
-                self.obey(cx, (shape, bytes), stand, unforwarded, call).await
+                self.obey(cx, (shape, bytes), stand, without, call).await
             }
             Err(rules) => self.pass(cx, rules, call).await,
         }
@@ -408,7 +418,7 @@ impl PluginNode {
         cx: Cx<'_>,
         (shape, bytes): (Shape, Option<&Handed>),
         stand: Stand,
-        unforwarded: Option<T>,
+        without: Without<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
         // A flush never depends on the plugin.
@@ -458,7 +468,18 @@ impl PluginNode {
         // One that was forwarded keeps them until the child has ended it.
         let rules = waiting.take_rules();
         match answer {
-            Answer::Complete(Ok(())) => unforwarded.ok_or_else(|| self.fault_error()),
+            Answer::Complete(Ok(())) => match without {
+                Without::Success(result) => Ok(result),
+                _ => Err(self.fault_error()),
+            },
+            Answer::Served => {
+                drop(waiting);
+                match (operations.take_shown(shape.offset, shape.len), without) {
+                    (Some(bytes), Without::Shown(result)) => Ok(result(bytes)),
+                    // It is there, too.
+                    _ => call(child).await,
+                }
+            }
             Answer::Complete(Err(errno)) => Err(self.refusal(errno)),
             Answer::Forward { known: None, .. } => {
                 drop(waiting);
@@ -483,6 +504,11 @@ impl PluginNode {
         }
     }
 
+    /// What comes of a change that the guest answers: of an opaque node, as it keeps the data itself.
+    fn unforwarded(&self) -> Without<()> {
+        if self.is_opaque() { Without::Success(()) } else { Without::Nothing }
+    }
+
     /// Whether the guest is offered requests of a kind with their data.
     #[inline]
     fn shows_data_of(&self, kind: Kind) -> bool {
@@ -501,7 +527,7 @@ impl PluginNode {
                 handed.give(child.read(offset, buf).await?);
                 Ok(())
             };
-            self.judge(cx, (shape, Some(&handed)), Some(()), call).await?;
+            self.judge(cx, (shape, Some(&handed)), Without::Success(()), call).await?;
             if !handed.is_lost() {
                 return Ok(handed.answer());
             }
@@ -521,8 +547,8 @@ impl PluginNode {
             self.change_passes(&shape);
             child.write(shape.offset, handed.payload(), flags).await
         };
-        let unforwarded = self.is_opaque().then_some(());
-        self.judge(cx, (shape, Some(&handed)), unforwarded, call).await
+        let without = self.unforwarded();
+        self.judge(cx, (shape, Some(&handed)), without, call).await
     }
 
     /// Waits until the guest's place is taken, by a new store or for good by the child; as long as a request may
@@ -636,7 +662,7 @@ impl PluginNode {
         loop {
             match waiting.verdict().await {
                 // Another time for a request that had gone: the guest still owes its completion.
-                Verdict::Answer(Answer::Forward { .. }) => {}
+                Verdict::Answer(Answer::Forward { .. } | Answer::Served) => {}
                 Verdict::Operate(asked) => self.operate(cx, waiting, operations, asked).await,
                 Verdict::Answer(Answer::Complete(Err(errno))) => {
                     return result.and(Err(self.refusal(errno)));
@@ -728,6 +754,8 @@ struct Passing<'a, T, C> {
     shape: Shape,
     /// Runs it on the child; taken when it is.
     call: Option<C>,
+    /// What comes of it without the child.
+    without: Without<T>,
     stage: Stage<'a, T>,
     /// By which it passed, until it has ended.
     rules: Option<Rc<KeptRules>>,
@@ -745,11 +773,17 @@ enum Stage<'a, T> {
 
 impl<'a, T, C> Passing<'a, T, C>
 where
-    T: 'a,
+    T: Unpin + 'a,
     C: FnOnce(EdgeRef<'a>) -> EdgeCall<'a, T> + Unpin + 'a,
 {
-    fn boxed(node: &'a PluginNode, cx: Cx<'a>, shape: Shape, call: C) -> NodeFuture<'a, T> {
-        Box::pin(Self { node, cx, shape, call: Some(call), stage: Stage::New, rules: None })
+    fn boxed(
+        (node, cx): (&'a PluginNode, Cx<'a>),
+        shape: Shape,
+        without: Without<T>,
+        call: C,
+    ) -> NodeFuture<'a, T> {
+        let (call, stage) = (Some(call), Stage::New);
+        Box::pin(Self { node, cx, shape, call, without, stage, rules: None })
     }
 
     /// Begins the next stage; an error ends the request.
@@ -804,10 +838,11 @@ where
             return Err(self.node.fault_error());
         };
         let (node, cx, shape) = (self.node, self.cx, self.shape);
+        let without = std::mem::replace(&mut self.without, Without::Nothing);
         self.stage = Stage::Other(Box::pin(async move {
             // The edge is the one that `obey` would lend.
             let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
-            node.obey(cx, (shape, None), Stand::Judged(waiting, verdict), None, call).await
+            node.obey(cx, (shape, None), Stand::Judged(waiting, verdict), without, call).await
         }));
         Ok(())
     }
@@ -816,9 +851,10 @@ where
     fn down(&mut self, arrival: Arrival) -> Result<()> {
         let call = self.call.take().ok_or_else(|| self.node.fault_error())?;
         let (node, cx, shape) = (self.node, self.cx, self.shape);
+        let without = std::mem::replace(&mut self.without, Without::Nothing);
         self.stage = Stage::Other(Box::pin(async move {
             let call = async move |_: EdgeRef<'_>| call(cx.child(node.file)?).await;
-            node.obey(cx, (shape, None), Stand::Down(arrival), None, call).await
+            node.obey(cx, (shape, None), Stand::Down(arrival), without, call).await
         }));
         Ok(())
     }
@@ -826,7 +862,7 @@ where
 
 impl<'a, T, C> Future for Passing<'a, T, C>
 where
-    T: 'a,
+    T: Unpin + 'a,
     C: FnOnce(EdgeRef<'a>) -> EdgeCall<'a, T> + Unpin + 'a,
 {
     type Output = Result<T>;
@@ -977,7 +1013,8 @@ impl Node for PluginNode {
         if self.shows_data_of(kind) {
             return Box::pin(self.read_seen(cx, shape, buf));
         }
-        Passing::boxed(self, cx, shape, move |child| child.read(offset, buf))
+        let without = Without::Shown(Buf::into_mut);
+        Passing::boxed((self, cx), shape, without, move |child| child.read(offset, buf))
     }
 
     fn write<'a>(
@@ -992,7 +1029,7 @@ impl Node for PluginNode {
         if self.shows_data_of(Kind::Write) {
             return Box::pin(self.write_seen(cx, shape, buf, flags));
         }
-        Passing::boxed(self, cx, shape, move |child| {
+        Passing::boxed((self, cx), shape, Without::Nothing, move |child| {
             self.change_passes(&shape);
             child.write(offset, buf, flags)
         })
@@ -1013,11 +1050,11 @@ impl Node for PluginNode {
                 child.zero(offset, len, flags).await
             };
             if self.access == ByteAccess::None {
-                return self.judge(cx, (shape, None), None, call).await;
+                return self.judge(cx, (shape, None), Without::Nothing, call).await;
             }
             let handed = Handed::of_none(self.instance.lasting(), self.access);
-            let unforwarded = self.is_opaque().then_some(());
-            self.judge(cx, (shape, Some(&handed)), unforwarded, call).await
+            let without = self.unforwarded();
+            self.judge(cx, (shape, Some(&handed)), without, call).await
         })
     }
 
@@ -1029,7 +1066,7 @@ impl Node for PluginNode {
                 self.change_passes(&shape);
                 child.discard(offset, len).await
             };
-            self.judge(cx, (shape, None), Some(()), call).await
+            self.judge(cx, (shape, None), Without::Success(()), call).await
         })
     }
 
@@ -1038,7 +1075,7 @@ impl Node for PluginNode {
             let Some(kind) = self.offered_as(Kind::Flush)? else { return Ok(()) };
             let shape = Shape { kind, flags: RequestFlags::NONE, offset: 0, len: 0 };
             let call = async move |child: EdgeRef<'_>| child.flush().await;
-            self.judge(cx, (shape, None), None, call).await
+            self.judge(cx, (shape, None), Without::Nothing, call).await
         })
     }
 
@@ -1051,7 +1088,7 @@ impl Node for PluginNode {
                 self.change_passes(&Shape { offset: len, len: u64::MAX - len, ..shape });
                 child.set_len(len).await
             };
-            self.judge(cx, (shape, None), None, call).await
+            self.judge(cx, (shape, None), Without::Nothing, call).await
         })
     }
 

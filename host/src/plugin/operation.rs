@@ -15,12 +15,12 @@ use blockloom_abi::{
 use super::buffers::{Buffers, Filling};
 use super::bytes::{BufferBytes, ByteAccess};
 use super::counters::Refused;
-use super::grants::{Grants, PluginChild};
+use super::grants::{FILE, Grants, PluginChild};
 use super::local::LocalPlugin;
 use super::store::Lasting;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{CopyHow, OnBehalf};
-use crate::io::{LocalFuture, spawn_boxed};
+use crate::io::{Buf, LocalFuture, spawn_boxed};
 use crate::node::{Extent, ExtentKind};
 
 /// Operations of one request that may be done at once, one after the other, before others have their turn.
@@ -109,6 +109,8 @@ pub(super) struct Operations(Rc<Work>);
 #[derive(Default)]
 struct Work {
     buffers: Buffers,
+    /// What a copy has brought that is to answer the request, and from which byte on.
+    shown: Cell<Option<(u64, Buf)>>,
     /// Operations that have not ended.
     running: Cell<usize>,
     /// Those that were begun at once.
@@ -131,6 +133,12 @@ impl Work {
 }
 
 impl Operations {
+    /// What a copy has brought that is to answer the request, if that is just what the filtered child shows there.
+    pub(super) fn take_shown(&self, offset: u64, len: u64) -> Option<Buf> {
+        let (from, bytes) = self.0.shown.take()?;
+        (from == offset && bytes.len() as u64 == len).then_some(bytes)
+    }
+
     /// Begins what the guest asked for. With a `task`, which is that of the request, what needs no waiting is done on
     /// return, and the guest may have answered. Else its end goes to the guest with the next batch.
     pub(super) fn start(
@@ -155,8 +163,7 @@ impl Operations {
             let lasting = plugin.lasting();
             let result = async {
                 let served = Served { node, children: &children, access };
-                let buffers = (&work.buffers, filling);
-                run(ground.await?, &served, (buffers, lasting), action).await
+                run(ground.await?, &served, (&work, filling), (lasting, action)).await
             };
             let result = result.await;
             if let (Err(_), Some(filling)) = (&result, filling) {
@@ -218,12 +225,12 @@ struct Served<'a> {
 async fn run(
     ground: OnBehalf,
     served: &Served<'_>,
-    ((buffers, filling), lasting): ((&Buffers, Option<Filling>), &Lasting),
-    action: Action,
+    (work, filling): (&Work, Option<Filling>),
+    (lasting, action): (&Lasting, Action),
 ) -> Result<Answered> {
-    let &Served { node, children, access } = served;
+    let (&Served { node, children, access }, buffers) = (served, &work.buffers);
     match action {
-        Action::Copy(copy) => run_copy(ground, (node, children), lasting, copy).await,
+        Action::Copy(copy) => run_copy(ground, (node, children), (work, lasting), copy).await,
         Action::Read(operation) => {
             let child = granted(children, operation.child, Grants::READ)?;
             let room = lasting.buffers.take(operation.len)?;
@@ -282,7 +289,7 @@ async fn run(
 async fn run_copy(
     ground: OnBehalf,
     (node, children): (NodeIndex, &[PluginChild]),
-    lasting: &Lasting,
+    (work, lasting): (&Work, &Lasting),
     copy: CopyRange,
 ) -> Result<Answered> {
     let from = granted(children, copy.from, Grants::READ)?;
@@ -291,6 +298,12 @@ async fn run_copy(
     let how = CopyHow { unchanged: copy.claim, only_unallocated: copy.claim && from == to };
     let range = copy.offset..copy.offset.saturating_add(copy.len);
     let copied = match copy.clear {
+        // What is proven unchanged is what the child shows.
+        None if copy.serve && copy.claim && copy.to == FILE => {
+            let (copied, shown) = ground.copy_shown(from, to, range, how).await?;
+            work.shown.set(shown.map(|bytes| (copy.offset, bytes)));
+            copied
+        }
         None => ground.copy(from, to, range, how).await?,
         Some(index) => {
             let owned = lasting.bitmaps.owned_by(node, index.0).ok_or_else(|| {

@@ -58,6 +58,8 @@ pub(super) enum Answer {
     Forward { not_before_ns: u64, notify: bool, known: Option<RequestId> },
     /// Ends without, or after, the child.
     Complete(Result<(), Errno>),
+    /// A copy has brought what answers it, which the child shows, too; the guest will hear no more of it.
+    Served,
 }
 
 impl Answer {
@@ -261,10 +263,9 @@ impl Table {
         let slot = self.slot(action.id)?;
         let (ticket, kind) = (slot.ticket, slot.kind);
         match (slot.state, action.result) {
-            // What the copy has brought is the child's own by now: it is read there.
             (State::Offered, Ok(())) if slot.served => {
                 self.release(action.id);
-                return Ok((ticket, Answer::GONE));
+                return Ok((ticket, Answer::Served));
             }
             (State::Free, _) => return Err(Breach::UnknownRequest(bits)),
             (State::Forwarded { .. }, _) => {
@@ -510,7 +511,7 @@ mod tests {
         assert!(table.is_overdue(1004, 5), "2 before, 4 after");
         assert_eq!(
             table.complete(complete(id, Ok(())), false),
-            Ok((ticket(1), Answer::GONE)),
+            Ok((ticket(1), Answer::Served)),
             "served"
         );
         assert_eq!(table.operate(id, 1005), Err(Breach::UnknownRequest(id.bits())));

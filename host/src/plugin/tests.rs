@@ -18,9 +18,11 @@ use crate::graph::{
     NodeDecl, PermissionSet, Role,
 };
 use crate::io::{
-    Buf, BufMut, EngineChoice, EngineKind, next_turn, run_on_thread, sleep_until, turn_now, until,
+    Buf, BufMut, EngineChoice, EngineKind, WorkerOptions, next_turn, run_on_thread, sleep_until,
+    turn_now, until,
 };
 use crate::node::{MemoryNode, Node, NullNode, WriteFlags};
+use crate::{Host, block_on};
 
 fn instance(name: &str, config: &str, limits: PluginLimits) -> Arc<Instance> {
     let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
@@ -98,6 +100,35 @@ fn a_request_that_is_dropped_gives_up_its_place() {
             read_in_time(&drive).await;
         }
     });
+}
+
+/// What is put in and taken out again while the host runs leaves nothing behind on its workers.
+#[test]
+fn an_instance_goes_with_its_last_node() {
+    let instance = instance("pass", "{}", PluginLimits::default());
+    let host = Host::builder()
+        .node("disk", MemoryNode::new(1 << 20, 512).expect("a disk"), vec![])
+        .node(
+            "pass",
+            PluginNode::new(&instance).expect("a node"),
+            vec![ChildDecl::filtered("disk")],
+        )
+        .drive("vda", "pass", true)
+        .workers(WorkerOptions { workers: 1, ..WorkerOptions::default() })
+        .start()
+        .expect("a host");
+    let drive = host.drive("vda").expect("a drive");
+    block_on(drive.read(0, 512)).expect("a read");
+    let left = Arc::downgrade(&instance);
+    drop(instance);
+    block_on(host.remove_filter("pass")).expect("it goes");
+    // It lets go of it in the turns that it has.
+    let goes = (0..10_000).any(|_| {
+        block_on(drive.read(0, 512)).expect("a read");
+        left.strong_count() == 0
+    });
+    assert!(goes, "{} hold it", left.strong_count());
+    host.shutdown().expect("an end");
 }
 
 const TIB: u64 = 1 << 40;

@@ -47,27 +47,33 @@ impl Filter for CopyOnRead {
     }
 
     async fn read(&self, request: Request, cx: &Cx) -> Verdict {
+        let range = request.range();
+        let bottom_bytes = self.bounded.borrow().get(&cx.node()).copied();
         // Whatever becomes of it, the child has the bytes.
-        let _ = self.populate(request.range(), cx).await;
+        match bottom_bytes {
+            None if request.len <= MAX_COPY_BYTES => {
+                if cx.copy(FILE, FILE, range).claim().serve().await.is_ok() {
+                    return Verdict::Served;
+                }
+            }
+            None => drop(copy(cx, range).await),
+            Some(bytes) => drop(copy_above(cx, range, bytes).await),
+        }
         Verdict::Forward
     }
 }
 
-impl CopyOnRead {
-    async fn populate(&self, range: Range<u64>, cx: &Cx) -> Result<(), Errno> {
-        let bottom_bytes = self.bounded.borrow().get(&cx.node()).copied();
-        let mut at = range.start;
-        while at < range.end {
-            let (run, is_there) = first_run(cx, FILE, None, at..range.end).await?;
-            at = run.end;
-            match bottom_bytes {
-                _ if is_there => {}
-                None => copy(cx, run).await?,
-                Some(bytes) => copy_to_bottom(cx, run, bytes).await?,
-            }
+/// Copies what the child has not, and is found above the bottom, or in it.
+async fn copy_above(cx: &Cx, range: Range<u64>, bottom_bytes: u64) -> Result<(), Errno> {
+    let mut at = range.start;
+    while at < range.end {
+        let (run, is_there) = first_run(cx, FILE, None, at..range.end).await?;
+        at = run.end;
+        if !is_there {
+            copy_to_bottom(cx, run, bottom_bytes).await?;
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Copies what is found above the bottom, or in it.
@@ -87,6 +93,7 @@ async fn copy_to_bottom(cx: &Cx, range: Range<u64>, bottom_bytes: u64) -> Result
     Ok(())
 }
 
+/// A copy onto itself leaves what the child has as it is.
 async fn copy(cx: &Cx, range: Range<u64>) -> Result<(), Errno> {
     let mut at = range.start;
     while at < range.end {

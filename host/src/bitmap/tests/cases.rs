@@ -44,6 +44,36 @@ fn a_freeze_ends_by_a_merge_back_or_by_abdication() {
     assert_eq!(bitmap.state(), BitmapState::Recording);
 }
 
+/// What a copy has not come to is dirty again, whatever was before; sets are read when it takes effect.
+#[test]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of one run are meant")]
+fn a_freeze_can_leave_what_was_not_copied() {
+    let check = |state: BitmapState, expect: &[Range<u64>]| {
+        let bitmap = bitmap(4096, 512);
+        bitmap.recording().unwrap().mark(0, 1024);
+        if state == BitmapState::Disabled {
+            make(&bitmap, &[Change::Disable]);
+        }
+        make(&bitmap, &[Change::Freeze]);
+        if let Some(successor) = bitmap.recording() {
+            successor.mark(3000, 1);
+        }
+        let left = Arc::new(Granules::new(4096, Granularity::from_bytes(1024).unwrap()).unwrap());
+        let prepared = prepare(&bitmap, &[Change::Leave(Arc::clone(&left))]).unwrap();
+        left.mark(2048, 1);
+        prepared.commit();
+        let shown = || bitmap.ranges(0..4096).collect::<Vec<_>>();
+        assert_eq!((bitmap.state(), &shown()[..]), (state, expect));
+        assert!(prepare(&bitmap, &[Change::Leave(Arc::clone(&left))]).is_err(), "it is not frozen");
+        left.mark(0, 1);
+        make(&bitmap, &[Change::Add(left)]);
+        assert_eq!(shown(), [&[0..1024], expect].concat());
+        assert_eq!(bitmap.state(), state);
+    };
+    check(BitmapState::Recording, &[2048..3072]);
+    check(BitmapState::Disabled, &[2048..3072]);
+}
+
 #[test]
 fn a_resize_goes_both_ways_at_the_finest_and_the_coarsest() {
     const GIB: u64 = 1 << 30;

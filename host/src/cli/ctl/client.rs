@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -31,6 +32,14 @@ impl fmt::Display for Failure {
             Self::Usage(text) | Self::Connection(text) | Self::Refused(text) => f.write_str(text),
         }
     }
+}
+
+/// What came within a time.
+pub(super) enum Next {
+    Event(Value),
+    Nothing,
+    /// The host has ended.
+    End,
 }
 
 /// See the module.
@@ -89,21 +98,32 @@ impl Client {
         }
     }
 
-    /// The next event; `None` when the host has ended.
-    pub(super) fn event(&mut self) -> Result<Option<Value>, Failure> {
-        match self.events.pop_front() {
-            Some(event) => Ok(Some(event)),
-            None => self.next(),
+    /// The next event, if one comes within this time.
+    pub(super) fn event_within(&mut self, time: Duration) -> Result<Next, Failure> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Next::Event(event));
         }
+        if let Some(event) = self.taken()? {
+            return Ok(Next::Event(event));
+        }
+        match self.stream.is_ready_within(time) {
+            true => Ok(self.next()?.map_or(Next::End, Next::Event)),
+            false => Ok(Next::Nothing),
+        }
+    }
+
+    /// The next value of what has been received.
+    fn taken(&mut self) -> Result<Option<Value>, Failure> {
+        let mut input = &self.received[self.taken..];
+        let read = self.reader.read(&mut input);
+        self.taken = self.received.len() - input.len();
+        read.transpose().map_err(Failure::Connection)
     }
 
     fn next(&mut self) -> Result<Option<Value>, Failure> {
         loop {
-            let mut input = &self.received[self.taken..];
-            let read = self.reader.read(&mut input);
-            self.taken = self.received.len() - input.len();
-            if let Some(read) = read {
-                return read.map(Some).map_err(Failure::Connection);
+            if let Some(value) = self.taken()? {
+                return Ok(Some(value));
             }
             self.received.resize(RECEIVE_BYTES, 0);
             let count = self.stream.recv(&mut self.received);

@@ -3,6 +3,7 @@
 mod arguments;
 mod client;
 mod complete;
+mod jobs;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,10 @@ use schema::Schema;
 /// Options of `blockloom ctl`.
 #[derive(clap::Args)]
 pub(super) struct CtlOptions {
+    /// Waits until the jobs that the command starts have ended, or wait for something; a terminal shows how far
+    /// they are, and waits always. The exit code says whether they have succeeded.
+    #[arg(long)]
+    wait: bool,
     /// The control socket of the host.
     #[arg(long, value_name = "SOCKET")]
     control: PathBuf,
@@ -37,7 +42,7 @@ pub(super) fn run(options: &CtlOptions) -> ExitCode {
     let result = match options.command.as_str() {
         "watch" => watch(&options.control),
         "complete" => complete(&options.control, &options.arguments),
-        command => execute(&options.control, command, &options.arguments),
+        command => execute(options, command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,21 +60,23 @@ pub(super) fn query_graph(control: &Path) -> Result<GraphDescription, Failure> {
         .map_err(|error| Failure::Connection(format!("the host's graph makes no sense: {error}")))
 }
 
-fn execute(control: &Path, command: &str, words: &[String]) -> Result<(), Failure> {
-    let mut client = Client::open(control)?;
+fn execute(options: &CtlOptions, command: &str) -> Result<(), Failure> {
+    let mut client = Client::open(&options.control)?;
     let schema = Schema::of(&mut client)?;
     if !schema.has_command(command) {
         let near = nearest(command, schema.commands());
         let near = near.map(|name| format!(": did you mean `{name}`?")).unwrap_or_default();
         return Err(Failure::Usage(format!("the host has no command `{command}`{near}")));
     }
-    let arguments = arguments::read(words, &schema, command).map_err(Failure::Usage)?;
+    let arguments =
+        arguments::read(&options.arguments, &schema, command).map_err(Failure::Usage)?;
+    let started = jobs::started_by(&schema, command, &arguments);
     let value = client.run(command, arguments)?;
     let is_nothing = value.as_object().is_some_and(serde_json::Map::is_empty);
     if !is_nothing {
         println(format_args!("{}", pretty(&value)));
     }
-    Ok(())
+    jobs::follow(&mut client, &started, options.wait)
 }
 
 fn pretty(value: &Value) -> String {
@@ -77,11 +84,7 @@ fn pretty(value: &Value) -> String {
 }
 
 fn watch(control: &Path) -> Result<(), Failure> {
-    let mut client = Client::open(control)?;
-    while let Some(event) = client.event()? {
-        println(format_args!("{event}"));
-    }
-    Ok(())
+    jobs::watch(&mut Client::open(control)?)
 }
 
 fn complete(control: &Path, words: &[String]) -> Result<(), Failure> {

@@ -6,11 +6,14 @@ mod blockdev_options;
 mod checkpoints;
 mod drives;
 mod exports;
+mod jobs;
 mod nodes;
 mod plugins;
 mod session;
 mod stats;
 mod transaction;
+
+pub(super) use jobs::JobType;
 
 use super::events;
 use super::registry::Registry;
@@ -28,6 +31,7 @@ pub(super) fn registry() -> Registry {
     blockdev::register(&mut registry);
     exports::register(&mut registry);
     plugins::register(&mut registry);
+    jobs::register(&mut registry);
     events::register(&mut registry);
     registry
 }

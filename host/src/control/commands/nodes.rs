@@ -209,7 +209,7 @@ fn dirty_info(host: &Host, scope: &BitmapScope, bitmap: &Arc<Bitmap>) -> BlockDi
 }
 
 /// The node below that is nearest to files: the file's name is the image's.
-fn file_name(graph: &Graph, node: &GraphNode) -> String {
+pub(super) fn file_name(graph: &Graph, node: &GraphNode) -> String {
     let first = |node: &&GraphNode| Some(&graph.nodes()[node.edges().first()?.child()]);
     // Children come before their parents: this ends.
     let mut path = std::iter::successors(Some(node), |node| first(node));

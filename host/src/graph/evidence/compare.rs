@@ -123,3 +123,34 @@ pub(super) async fn compare(
         }
     }
 }
+
+/// The first part of a range of which it is known alike whether it shows zeros, by block status alone.
+///
+/// # Errors
+/// The nodes'.
+pub(super) async fn is_zero(edge: EdgeRef<'_>, range: Range<u64>) -> Result<(Range<u64>, bool)> {
+    let found = shown(edge, range, &[]).await?;
+    Ok((found.range, found.what == What::Zero))
+}
+
+/// Whether a target shows zeros in all of a range, of which nothing comes from what the source shows: that may
+/// change.
+///
+/// # Errors
+/// The nodes'.
+pub(super) async fn is_zero_apart(
+    target: EdgeRef<'_>,
+    source: EdgeRef<'_>,
+    range: &Range<u64>,
+) -> Result<bool> {
+    let of_source = chain(source.graph, source.edge.child);
+    let mut at = range.start;
+    while at < range.end {
+        let found = shown(target, at..range.end, &of_source).await?;
+        if found.what != What::Zero {
+            return Ok(false);
+        }
+        at = found.range.end;
+    }
+    Ok(true)
+}

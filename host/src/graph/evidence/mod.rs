@@ -33,6 +33,7 @@
 mod buffer;
 mod claim;
 mod compare;
+mod copy_out;
 mod on_behalf;
 mod operations;
 mod outcome;

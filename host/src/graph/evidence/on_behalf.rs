@@ -43,6 +43,10 @@ impl OwnAccord {
 }
 
 impl OnBehalf {
+    pub(super) fn into_actor(self) -> Actor {
+        self.0
+    }
+
     /// See [`Cx::copy`].
     ///
     /// # Errors
@@ -57,7 +61,21 @@ impl OnBehalf {
         ToTheEnd::new(self.0.copy(from, to, range, how, None))
     }
 
-    /// The same where granules are set, each of which is cleared when all of it has been copied, before the
+    /// The same; returns what the source showed, too, if all of it was copied at once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_shown(
+        self,
+        from: usize,
+        to: usize,
+        range: Range<u64>,
+        how: CopyHow,
+    ) -> impl Future<Output = Result<(Copied, Option<Buf>)>> {
+        ToTheEnd::new(self.0.copy_shown(from, to, range, how, None))
+    }
+
+    /// As [`OnBehalf::copy`] where granules are set, each of which is cleared when all of it has been copied, before the
     /// guard of its range ends.
     ///
     /// # Errors

@@ -310,7 +310,7 @@ impl Actor {
         self.graph().nodes[edge.child].fill.around(range)
     }
 
-    fn size(&self, edge: &Edge) -> u64 {
+    pub(super) fn size(&self, edge: &Edge) -> u64 {
         self.graph().nodes[edge.child].info.size_bytes
     }
 
@@ -467,7 +467,7 @@ impl Actor {
     }
 
     /// A change of what the guard held is for; whether nothing that was let pass has touched it meanwhile.
-    async fn change_held<'r>(
+    pub(super) async fn change_held<'r>(
         &self,
         held: &Held<'_>,
         own: &Own,
@@ -550,30 +550,45 @@ impl Actor {
         how: CopyHow,
         clears: Option<&Granules>,
     ) -> Result<Copied> {
+        let copied = self.copy_shown(from, to, range, how, clears).await;
+        copied.map(|(copied, _)| copied)
+    }
+
+    /// As [`Actor::copy`]; returns what the source shows, too, if all of it was copied at once.
+    pub(super) async fn copy_shown(
+        self,
+        from: usize,
+        to: usize,
+        range: Range<u64>,
+        how: CopyHow,
+        clears: Option<&Granules>,
+    ) -> Result<(Copied, Option<Buf>)> {
         let end = range.end.min(self.size(self.edge(from)?)).min(self.size(self.edge(to)?));
         let mut copied = Copied::default();
-        let mut at = range.start;
+        let (mut at, mut shown) = (range.start, None);
         while at < end {
             let piece = at..end.min(at.saturating_add(COPY_MAX_BYTES as u64));
             at = piece.end;
-            copied.bytes += self.copy_piece(from, to, piece, (how, clears)).await?;
+            let (written, last) = self.copy_piece(from, to, piece, (how, clears)).await?;
+            copied.bytes += written;
+            shown = last.filter(|bytes| bytes.len() as u64 == range.end - range.start);
         }
-        Ok(copied)
+        Ok((copied, shown))
     }
 
-    /// One guarded copy; returns how many bytes were written.
+    /// One guarded copy; returns how many bytes were written, and those of the last run.
     async fn copy_piece(
         &self,
         from: usize,
         to: usize,
         piece: Range<u64>,
         (how, clears): (CopyHow, Option<&Granules>),
-    ) -> Result<u64> {
+    ) -> Result<(u64, Option<Buf>)> {
         let (source, source_edge) = (self.source(from)?, self.edge(from)?);
         let (own, effect) = self.effect(from, to, how.unchanged)?;
         let target = self.edge(to)?;
         let mut at = piece.start;
-        let (mut written, mut spoiled) = (0, 0);
+        let (mut written, mut spoiled, mut last) = (0, 0, None);
         while at < piece.end {
             // A guard is issued once: each run of bytes has its own.
             let Some(rest) = first_set(clears, at..piece.end) else { break };
@@ -596,6 +611,7 @@ impl Actor {
             };
             at = run.end;
             let bytes = self.read_bytes(&request, source_edge, &run).await?;
+            last = Some(bytes.clone());
             let claim = how.unchanged.then_some((Evidence::UnderGuard, (from, to)));
             let write =
                 self.write_held(&held, (own, effect), claim, (call, clears), run.start, bytes);
@@ -612,7 +628,7 @@ impl Actor {
                 at = run.start;
             }
         }
-        Ok(written)
+        Ok((written, last))
     }
 
     /// Zeros are evidence for the view that is written, and for no other: what alters views on the way up
@@ -688,7 +704,7 @@ fn first_set(of: Option<&Granules>, range: Range<u64>) -> Option<Range<u64>> {
 }
 
 /// A part that has been copied is to be copied no more.
-fn clear(of: Option<&Granules>, range: &Range<u64>) {
+pub(super) fn clear(of: Option<&Granules>, range: &Range<u64>) {
     if let Some(granules) = of {
         granules.clear_range(range.start, range.end - range.start);
     }

@@ -318,6 +318,17 @@ impl Transaction {
         self
     }
 
+    /// More actions, before the one with this number.
+    pub(crate) fn with_before(
+        mut self,
+        at: usize,
+        actions: impl IntoIterator<Item = (Action, Unproven)>,
+    ) -> Self {
+        let at = at.min(self.actions.len());
+        self.actions.splice(at..at, actions);
+        self
+    }
+
     /// Time for the requests that it must wait for, and then for drivers to resize or deallocate.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;

@@ -385,7 +385,12 @@ async fn verify(
         let evidence: Option<Vec<SameView<'_>>> = claim.verify(section).await?;
         match (evidence, claim.by.unproven) {
             (Some(_), _) => {}
-            (None, Unproven::MarkWhole) => marking.claims.push(at),
+            (None, Unproven::MarkWhole) => {
+                claim
+                    .check_keepers(section.graph(Side::After))
+                    .map_err(|error| at_action(actions, claim.by.action, &error))?;
+                marking.claims.push(at);
+            }
             (None, Unproven::Refuse) => {
                 return Err(at_action(actions, claim.by.action, &claim.refused()));
             }

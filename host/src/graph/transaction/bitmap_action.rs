@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::action::Action;
 #[cfg(test)]
 use crate::bitmap::Change;
-use crate::bitmap::{Bitmap, BitmapName, BitmapUse};
+use crate::bitmap::{Bitmap, BitmapName, BitmapUse, Granules};
 use crate::graph::{BitmapScope, Graph};
 
 /// A bitmap that an action is about.
@@ -102,6 +102,11 @@ pub enum BitmapAction {
     MergeBack,
     /// Ends a freeze: dirty is what has changed since, alone. Refused while somebody reads it.
     Abdicate,
+    /// Ends a freeze: dirty is what this set holds then, and what has changed since. Refused while somebody
+    /// reads it.
+    Leave(Arc<Granules>),
+    /// Dirty becomes what this set holds then, too.
+    Add(Arc<Granules>),
     /// Dirty becomes what any of these shows, too, whatever their granularity. Their views have the same
     /// size. A change in flight on another view may or may not be among it.
     Merge(Vec<BitmapRef>),
@@ -147,6 +152,8 @@ impl BitmapAction {
             Self::Freeze => write!(f, "freeze {bitmap}"),
             Self::MergeBack => write!(f, "merge back {bitmap}"),
             Self::Abdicate => write!(f, "let {bitmap} abdicate"),
+            Self::Leave(_) => write!(f, "leave in {bitmap} what was not copied"),
+            Self::Add(_) => write!(f, "add to {bitmap}"),
             Self::Merge(sources) => write!(f, "merge {} into {bitmap}", list(sources)),
             Self::CopyOf(source) => write!(f, "copy {source} into {bitmap}"),
             Self::Rename(name) => write!(f, "rename {bitmap} to `{name}`"),
@@ -167,6 +174,8 @@ impl From<&Change> for BitmapAction {
             Change::Freeze => Self::Freeze,
             Change::MergeBack => Self::MergeBack,
             Change::Abdicate => Self::Abdicate,
+            Change::Leave(set) => Self::Leave(Arc::clone(set)),
+            Change::Add(set) => Self::Add(Arc::clone(set)),
             Change::Merge(sources) => Self::merge(sources),
             Change::CopyOf(source) => Self::CopyOf(source.into()),
             Change::Rename(name) => Self::Rename(name.clone()),

@@ -133,6 +133,8 @@ impl Draft {
             BitmapAction::Freeze => Change::Freeze,
             BitmapAction::MergeBack => Change::MergeBack,
             BitmapAction::Abdicate => Change::Abdicate,
+            BitmapAction::Leave(set) => Change::Leave(set),
+            BitmapAction::Add(set) => Change::Add(set),
             BitmapAction::Merge(sources) => {
                 let source = |source: &BitmapRef| self.source(source);
                 Change::Merge(sources.iter().map(source).collect::<Result<_>>()?)

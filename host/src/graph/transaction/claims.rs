@@ -15,6 +15,7 @@ use super::bitmaps;
 use super::draft::{By, Draft, Place as EdgePlace};
 use super::drain::{Drained, Place, Side};
 use super::touched::{Known, same_drive};
+use super::work::check_keepers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::evidence::{SameView, Tracker};
 use crate::graph::generation::NodeGeneration;
@@ -31,6 +32,8 @@ pub(super) struct Claim {
     pub(super) position: usize,
     /// Bitmaps of the graph that is to be that see it, by index.
     pub(super) marks: Vec<usize>,
+    /// The node of the graph that is to be of which an edge is altered.
+    altered: Option<usize>,
     /// Any of them will do.
     proofs: Vec<Proof>,
 }
@@ -61,12 +64,16 @@ pub(super) fn claims(
 ) -> Result<(Vec<Claim>, bool), (By, Error)> {
     let compare = Comparison { draft, before, after };
     let mut claims = compare.roots();
-    claims.extend(compare.edges());
+    let (edges, has_unseen) = compare.edges();
+    claims.extend(edges);
     claims.extend(compare.moved_bitmaps());
     claims.extend(compare.catching_up());
     let all = claims.len();
-    claims.retain(|claim| claim.by.unproven == Unproven::Refuse || !claim.marks.is_empty());
-    let has_silent = claims.len() < all;
+    claims.retain(|claim| {
+        let is_refused = claim.by.unproven == Unproven::Refuse;
+        is_refused || !claim.marks.is_empty() || claim.check_keepers(after).is_err()
+    });
+    let has_silent = has_unseen || claims.len() < all;
     let cannot_be =
         |claim: &&Claim| claim.proofs.is_empty() && claim.by.unproven == Unproven::Refuse;
     match claims.iter().find(cannot_be) {
@@ -100,25 +107,29 @@ impl Comparison<'_> {
                 None if marks.is_empty() => continue,
                 None => (format!("drive `{}` has a new medium", old.id), Vec::new()),
             };
-            claims.push(Claim { what, by, position, marks, proofs });
+            claims.push(Claim { what, by, position, marks, altered: None, proofs });
         }
         claims
     }
 
-    fn edges(&self) -> Vec<Claim> {
+    /// Also whether one leads elsewhere that nobody saw.
+    fn edges(&self) -> (Vec<Claim>, bool) {
         let known = Known::of(self.after);
-        let mut claims = Vec::new();
+        let (mut claims, mut has_unseen) = (Vec::new(), false);
         for (at, old) in self.before.nodes.iter().enumerate() {
             let Some(now) = known.node(old.generation) else { continue };
             let new = &self.after.nodes[now];
             if self.is_unseen(at, new) {
+                let is_there =
+                    |edge: &Edge| find(new, &edge.name).is_some_and(|it| self.is_same(edge, it));
+                has_unseen |= old.edges.len() != new.edges.len() || !old.edges.iter().all(is_there);
                 continue;
             }
             let mut altered = |name: &str, what: String, proofs: Vec<Proof>| {
                 let edge = EdgePlace::Child(old.generation, name.into());
                 let (by, position) = (self.draft.altered_by(&edge), self.draft.altered_at(&edge));
                 let marks = bitmaps::affected(self.after, new.class).collect();
-                claims.push(Claim { what, by, position, marks, proofs });
+                claims.push(Claim { what, by, position, marks, altered: Some(now), proofs });
             };
             for was in old.edges.iter().filter(|edge| shows(edge)) {
                 if mutated(Mutation::ReopensUnmarked) && was.role == Role::Backing {
@@ -151,7 +162,7 @@ impl Comparison<'_> {
                 }
             }
         }
-        claims
+        (claims, has_unseen)
     }
 
     /// Whether nobody saw what a node showed. Who sees it from now on is led there by something else that leads
@@ -180,7 +191,8 @@ impl Comparison<'_> {
             };
             let nothing = || ("what a job tracks has gone".to_owned(), Vec::new());
             let (what, proofs) = tracker.pair(self.before).map_or_else(nothing, proof);
-            Claim { what, by: *by, position: position(by.action), marks: Vec::new(), proofs }
+            let (position, marks) = (position(by.action), Vec::new());
+            Claim { what, by: *by, position, marks, altered: None, proofs }
         };
         self.draft.catching_up.iter().map(claim).collect()
     }
@@ -194,7 +206,8 @@ impl Comparison<'_> {
             let Some((was, now)) = was.zip(self.after.bitmaps[at].node) else { continue };
             let what = self.instead(&format!("bitmap `{}`", entry.name), was, now);
             let (position, proofs) = (position(by.action), self.meet(was, now));
-            claims.push(Claim { what, by: *by, position, marks: vec![at], proofs });
+            let (marks, altered) = (vec![at], None);
+            claims.push(Claim { what, by: *by, position, marks, altered, proofs });
         }
         claims
     }
@@ -388,6 +401,16 @@ impl Claim {
             }
         }
         Ok(None)
+    }
+
+    /// Refuses it without evidence where somebody relies on what was shown.
+    ///
+    /// # Errors
+    /// `EBUSY`, with who does.
+    pub(super) fn check_keepers(&self, after: &Graph) -> Result<()> {
+        self.altered.map_or(Ok(()), |node| {
+            check_keepers(after, node, "it would show something else below it")
+        })
     }
 
     /// Why the transaction fails without evidence.

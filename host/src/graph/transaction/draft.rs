@@ -351,7 +351,11 @@ impl Draft {
     pub(super) fn followers(&self, node: &str) -> Vec<Link> {
         let is_follower = |link: &Link| match *link {
             Link::Root(_) => true,
-            Link::Child(parent, _) => self.nodes[parent].driver.job().is_none(),
+            Link::Child(parent, edge) => {
+                let DraftNode { driver, edges, .. } = &self.nodes[parent];
+                let is_filter = edges.get(edge).is_some_and(|edge| edge.role == Role::Filtered);
+                driver.job().is_none_or(|job| job.tracks.is_none() && is_filter)
+            }
         };
         self.users(node).into_iter().filter(is_follower).collect()
     }

@@ -141,7 +141,17 @@ impl Draft {
             }
         };
         expect_edge_to(&filter, node)?;
-        self.insert(filter, &links)
+        let name = filter.name.clone();
+        self.add_node(filter)?;
+        // What the filter stands on stays below it: an overlay of the node, to which it copies.
+        let below = self.at_or_below(&name);
+        let is_above = |link: &&Link| match **link {
+            Link::Root(_) => true,
+            Link::Child(parent, _) => *which != Which::All || !below[parent],
+        };
+        let links: Vec<Link> = links.iter().filter(is_above).copied().collect();
+        links.into_iter().for_each(|link| self.retarget(link, &name));
+        Ok(())
     }
 
     fn insert_below(&mut self, node: &str, edge: &str, filter: NodeDecl) -> Result<()> {

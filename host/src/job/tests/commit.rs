@@ -76,7 +76,7 @@ fn an_active_overlay_goes_to_a_base_when_it_is_told_to() {
     assert_eq!(dirty(&host, &of_drive()), [7, 500, 512, 1000]);
     assert!(dirty(&host, &of_node("base")).contains(&512));
     let (_, news) = news(&mut events, "c");
-    assert!(matches!(news[..], [JobNews::Ready(_), JobNews::Completed { error: None, .. }]));
+    assert!(matches!(news[..], [JobNews::Ready { .. }, JobNews::Completed { error: None, .. }]));
     host.shutdown().expect("an end in order");
 }
 

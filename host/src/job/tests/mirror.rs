@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use super::commit::load;
 use super::scene::{
     BLOCK, Over, SIZE, chain, child, dirty, disk, fill_chain, insert_filter, news, of_drive,
-    of_node, overlay, shown, write,
+    of_node, overlay, put, shown, shown_by, write,
 };
 use crate::error::ErrorKind;
 use crate::graph::{
@@ -26,26 +26,10 @@ fn host() -> Host {
     host
 }
 
-/// What a node shows, by a drive for the moment.
-fn shown_by(host: &Host, node: &str) -> Vec<u8> {
-    let drive =
-        DriveDecl { id: "look".into(), root: Some(node.into()), writable: false, only_shows: true };
-    block_on(host.transact(Transaction::new().with(Action::AddDrive(drive)))).expect("a drive");
-    let shown = shown(host, "look");
-    let remove = Action::RemoveDrive { drive: "look".into() };
-    block_on(host.transact(Transaction::new().with(remove))).expect("no drive");
-    shown
-}
-
 fn root(host: &Host) -> String {
     let graph = host.graph();
     let drive = &graph.drives()[graph.find_drive("vda").expect("a drive")];
     graph.nodes()[drive.root().expect("a root").child()].name().to_owned()
-}
-
-fn put(host: &Host, expect: &mut [u8], block: u64, value: u8) {
-    write(host, "vda", block, value);
-    expect[(block * BLOCK) as usize..((block + 1) * BLOCK) as usize].fill(value);
 }
 
 /// E5: after the pivot the drive's bitmap says what it would say without it.
@@ -74,7 +58,10 @@ fn a_drive_goes_over_to_its_mirror() {
         assert_eq!(dirty(&host, &of_node("top")), [3, 700, 1023], "the former root is as it was");
         let (states, news) = news(&mut events, "m");
         assert!(states.ends_with(&[JobStatus::Pending, JobStatus::Concluded, JobStatus::Null]));
-        assert!(matches!(news[..], [JobNews::Ready(_), JobNews::Completed { error: None, .. }]));
+        assert!(matches!(
+            news[..],
+            [JobNews::Ready { .. }, JobNews::Completed { error: None, .. }]
+        ));
         assert_eq!(host.graph().find_node("#job-m"), None);
         host.shutdown().expect("an end in order");
     }
@@ -100,6 +87,32 @@ fn it_goes_on_under_changes_of_the_graph() {
     assert_eq!(shown(&host, "vda"), before);
     assert_eq!(dirty(&host, &of_drive()), [0_u64; 0]);
     host.shutdown().expect("an end in order");
+}
+
+/// While it waits for being finalized, the copy is kept up to date, and the worker has time for others.
+#[test]
+fn a_mirror_is_finalized_when_asked_to_be() {
+    for copy_mode in [CopyMode::Background, CopyMode::WriteBlocking] {
+        let host = host();
+        let mut expect = shown(&host, "vda");
+        let spec = MirrorSpec { copy_mode, ..MirrorSpec::of("vda", "copy") };
+        let spec = JobSpec { auto_finalize: false, ..mirror(spec) };
+        let job = block_on(host.start_job(spec)).expect("a job");
+        assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+        // Standing still, it takes the wish, and grants it once it goes on.
+        job.pause().expect("a job that can stand still");
+        assert_eq!(block_on(job.reaches(JobStatus::Standby)), JobStatus::Standby);
+        job.complete().expect("a job that is ready");
+        assert_eq!(job.status(), JobStatus::Standby);
+        job.resume().expect("a job that stands still");
+        assert_eq!(block_on(job.reaches(JobStatus::Pending)), JobStatus::Pending);
+        put(&host, &mut expect, 100, 8);
+        job.finalize().expect("a job that waits for that");
+        assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+        assert_eq!(root(&host), "copy");
+        assert_eq!(shown(&host, "vda"), expect);
+        host.shutdown().expect("an end in order");
+    }
 }
 
 /// Cancelled once it is ready, a mirror is a copy as of one moment; before that, nothing.

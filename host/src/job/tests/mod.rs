@@ -1,5 +1,7 @@
 //! Jobs on graphs in memory, through the host.
 
+mod backup;
+mod backups;
 mod commit;
 mod mirror;
 mod random;

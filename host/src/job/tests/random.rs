@@ -25,16 +25,16 @@ const SEEDS: u64 = 12;
 const ROUNDS: usize = 8;
 
 /// A host, and what is known of its nodes.
-struct World {
-    host: Host,
-    random: Random,
-    failures: Arc<AtomicU32>,
+pub(super) struct World {
+    pub(super) host: Host,
+    pub(super) random: Random,
+    pub(super) failures: Arc<AtomicU32>,
     next: u32,
     ended: [usize; 3],
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let failures = Arc::new(AtomicU32::new(0));
         let time = Duration::from_micros(50);
         let slow = Slow { time, failures: Arc::clone(&failures) };
@@ -52,7 +52,7 @@ impl World {
     }
 
     /// The nodes that the drive shows, from the top down.
-    fn chain(&self) -> Vec<String> {
+    pub(super) fn chain(&self) -> Vec<String> {
         let graph = self.host.graph();
         let drive = &graph.drives()[graph.find_drive("vda").expect("a drive")];
         let first = Some(drive.root().expect("a root").child());
@@ -64,11 +64,11 @@ impl World {
         nodes.map(|at| graph.nodes()[at].name().to_owned()).collect()
     }
 
-    fn act(&self, action: Action) -> bool {
+    pub(super) fn act(&self, action: Action) -> bool {
         block_on(self.host.transact(Transaction::new().with(action))).is_ok()
     }
 
-    fn fresh(&mut self, what: &str) -> String {
+    pub(super) fn fresh(&mut self, what: &str) -> String {
         self.next += 1;
         format!("{what}{}", self.next)
     }
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    fn kind(&mut self) -> JobKind {
+    pub(super) fn kind(&mut self) -> JobKind {
         let chain = self.chain();
         let lower = |random: &mut Random| random.pick(&chain).unwrap_or_default();
         match self.random.below(3) {
@@ -155,7 +155,7 @@ impl World {
         fails
     }
 
-    fn bother(&mut self, job: &JobHandle) {
+    pub(super) fn bother(&mut self, job: &JobHandle) {
         match self.random.below(7) {
             0 => drop(job.pause()),
             1 => drop(job.resume()),
@@ -166,7 +166,7 @@ impl World {
     }
 
     /// Has a job come to where it waits for nobody else.
-    fn settle(&self, job: &JobHandle) -> JobStatus {
+    pub(super) fn settle(&self, job: &JobHandle) -> JobStatus {
         loop {
             let _ = job.resume();
             let _ = job.set_speed(0);
@@ -182,7 +182,7 @@ impl World {
         job.comes_to(|at| matches!(at, S::Paused | S::Standby | S::Ready) || at.is_over()).await
     }
 
-    fn end_of(&self, job: &JobHandle) -> JobEnd {
+    pub(super) fn end_of(&self, job: &JobHandle) -> JobEnd {
         loop {
             let at = block_on(job.comes_to(|at| {
                 matches!(at, JobStatus::Paused | JobStatus::Standby) || at.is_over()

@@ -1,14 +1,14 @@
 //! Hosts for these tests, and what is seen of them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::PassNode;
 use crate::graph::{
-    Action, BitmapScope, ChildDecl, Cx, Event, Events, NodeDecl, Transaction, Which,
+    Action, BitmapScope, ChildDecl, Cx, DriveDecl, Event, Events, NodeDecl, Transaction, Which,
 };
 use crate::io::{Buf, BufMut, sleep_until, turn_now};
 use crate::job::{JobEvent, JobNews, JobStatus};
@@ -60,6 +60,23 @@ pub(super) fn shown(host: &Host, drive: &str) -> Vec<u8> {
 pub(super) fn write(host: &Host, drive: &str, block: u64, value: u8) {
     let drive = host.drive(drive).expect("a drive");
     block_on(drive.write(block * BLOCK, &[value; BLOCK as usize])).expect("a write");
+}
+
+/// What a node shows, by a drive for the moment.
+pub(super) fn shown_by(host: &Host, node: &str) -> Vec<u8> {
+    let drive =
+        DriveDecl { id: "look".into(), root: Some(node.into()), writable: false, only_shows: true };
+    block_on(host.transact(Transaction::new().with(Action::AddDrive(drive)))).expect("a drive");
+    let shown = shown(host, "look");
+    let remove = Action::RemoveDrive { drive: "look".into() };
+    block_on(host.transact(Transaction::new().with(remove))).expect("no drive");
+    shown
+}
+
+/// Writes a block, and notes that in what is expected.
+pub(super) fn put(host: &Host, expect: &mut [u8], block: u64, value: u8) {
+    write(host, "vda", block, value);
+    expect[(block * BLOCK) as usize..((block + 1) * BLOCK) as usize].fill(value);
 }
 
 /// Writes to nodes of the chain that nobody else writes: by moving the drive there and back.
@@ -189,6 +206,81 @@ impl Node for Slow {
 
     fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
         PassNode.zero(cx, at, len, flags)
+    }
+
+    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        PassNode.discard(cx, offset, len)
+    }
+
+    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
+        PassNode.flush(cx)
+    }
+
+    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
+        PassNode.block_status(cx, at, len)
+    }
+}
+
+/// A filter that counts what is read, and cannot read or write one byte of it.
+#[derive(Clone)]
+pub(super) struct Worn {
+    pub(super) reads: Arc<AtomicU64>,
+    /// The byte; past the end for none.
+    pub(super) bad: Arc<AtomicU64>,
+}
+
+impl Default for Worn {
+    fn default() -> Self {
+        Self { reads: Arc::default(), bad: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+}
+
+impl Worn {
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        let bad = self.bad.load(Ordering::SeqCst);
+        if (offset..offset + len).contains(&bad) { damaged() } else { Ok(()) }
+    }
+}
+
+impl Node for Worn {
+    fn driver(&self) -> &'static str {
+        "worn"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        PassNode.info(children)
+    }
+
+    fn is_transparent(&self) -> bool {
+        true
+    }
+
+    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
+        Box::pin(async move {
+            self.check(offset, buf.len() as u64)?;
+            self.reads.fetch_add(buf.len() as u64, Ordering::SeqCst);
+            cx.child(0)?.read(offset, buf).await
+        })
+    }
+
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.check(offset, buf.len() as u64)?;
+            cx.child(0)?.write(offset, buf, flags).await
+        })
+    }
+
+    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            self.check(at, len)?;
+            cx.child(0)?.zero(at, len, flags).await
+        })
     }
 
     fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
+use blockloom_tests::tools;
 use serde_json::{Value, json};
 
 use super::Controlled;
@@ -89,6 +90,62 @@ fn commands_by_words() {
     assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
     while events.next().is_some() {}
     assert_eq!(watch.wait().expect("its end").code(), Some(0));
+}
+
+#[test]
+fn jobs_are_followed() {
+    if !super::jobs::scene::can_start() {
+        return;
+    }
+    let host = super::jobs::scene::host("");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(crate::program());
+        command.arg("ctl").arg("--control").arg(&host.socket).args(arguments);
+        let output = command.stdin(Stdio::null()).output().expect("run ctl");
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    // Without `--wait` it says how far the job is and goes.
+    let slow = ["block-stream", "device=vda", "job-id=slow", "speed=1"];
+    let said = good(&host, &slow);
+    assert_eq!(said, "stream job `slow` is running: 0 B of 16 MiB\n");
+    let mut client = host.client();
+    client.run("job-cancel", json!({"id": "slow"}));
+    while client.run("query-jobs", json!({})) != json!([]) {
+        client.event("JOB_STATUS_CHANGE");
+    }
+    let failed = run(&["--wait", "block-stream", "device=tgt"]);
+    assert_eq!((failed.0, &*failed.1, &*failed.2), (Some(1), "", "error: Invalid job ID ''\n"));
+    let waiting = ["--wait", "blockdev-mirror", "device=vda", "target=tgt", "sync=full"];
+    let mirrored = run(&waiting);
+    let expect = (Some(0), "mirror job `vda` is ready: 16 MiB of 16 MiB\n", "");
+    assert_eq!((mirrored.0, &*mirrored.1, &*mirrored.2), expect);
+    client.run("job-cancel", json!({"id": "vda"}));
+    while client.run("query-jobs", json!({})) != json!([]) {
+        client.event("JOB_STATUS_CHANGE");
+    }
+    let streamed = run(&["--wait", "block-stream", "device=vda"]);
+    let expect = (Some(0), "stream job `vda` has ended: 16 MiB\n", "");
+    assert_eq!((streamed.0, &*streamed.1, &*streamed.2), expect);
+    host.finish();
+}
+
+/// On a terminal a bar is drawn, and what is left of it in the end is how the job has ended.
+#[test]
+fn a_terminal_shows_bars() {
+    if !super::jobs::scene::can_start() || !tools::have(&["script"]) {
+        return;
+    }
+    let host = super::jobs::scene::host("");
+    let socket = host.socket.display();
+    let command = format!(
+        "{} ctl --control {socket} block-stream device=vda speed=33554432",
+        crate::program().display()
+    );
+    let shown = tools::succeed("script", ["-qec", &command, "/dev/null"]);
+    assert!(shown.contains("stream   vda              ["), "{shown:?}");
+    assert!(shown.contains("%  running"), "{shown:?}");
+    assert!(shown.ends_with("\u{1b}[Jstream job `vda` has ended: 16 MiB\r\n"), "{shown:?}");
+    host.finish();
 }
 
 #[test]

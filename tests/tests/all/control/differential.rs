@@ -11,9 +11,19 @@ use serde_json::{Value, json};
 use super::Controlled;
 
 /// qemu-storage-daemon; killed when dropped.
-struct Peer {
+pub(super) struct Peer {
     child: Child,
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
+}
+
+impl Peer {
+    /// Starts it, with a monitor at `socket`.
+    pub(super) fn start(mut command: Command, socket: PathBuf) -> Self {
+        let chardev = format!("socket,path={},server=on,wait=off,id=c", socket.display());
+        command.args(["--chardev", &chardev, "--monitor", "chardev=c"]);
+        let child = command.stdin(Stdio::null()).spawn().expect("start qemu-storage-daemon");
+        Self { child, socket }
+    }
 }
 
 impl Drop for Peer {
@@ -31,16 +41,14 @@ fn both() -> Option<(Controlled, Peer)> {
     let graph = "[node.n0]\ndriver = \"null\"\nsize = \"1MiB\"\nread-zeroes = true\n";
     let host = Controlled::start(graph, &[]);
     let socket = host.scratch.path("peer.sock");
-    let chardev = format!("socket,path={},server=on,wait=off,id=c", socket.display());
     let mut command = Command::new("qemu-storage-daemon");
     command.args(["--blockdev", "null-co,node-name=n0,size=1048576,read-zeroes=on"]);
-    command.args(["--chardev", &chardev, "--monitor", "chardev=c"]);
-    let child = command.stdin(Stdio::null()).spawn().expect("start qemu-storage-daemon");
-    Some((host, Peer { child, socket }))
+    let peer = Peer::start(command, socket);
+    Some((host, peer))
 }
 
 /// Answers to an input, without what depends on who answers.
-fn answers(client: &mut Qmp, input: &[u8]) -> Vec<Value> {
+pub(super) fn answers(client: &mut Qmp, input: &[u8]) -> Vec<Value> {
     client.send(input);
     client.send("\n{\"execute\": \"query-version\", \"id\": \"the end\"}\n");
     let mut all = Vec::new();

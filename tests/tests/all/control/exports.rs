@@ -1,14 +1,15 @@
 //! The NBD server and exports by command.
 
-use blockloom_tests::nbd::Client;
+use blockloom_tests::nbd::{Client, Terms};
+use blockloom_tests::tools;
 use serde_json::{Value, json};
 
 use super::Controlled;
-use crate::memory_disk;
+use crate::{KIB, MIB, memory_disk};
 
 #[test]
 fn exports_come_and_go() {
-    let host = Controlled::start(&memory_disk(crate::MIB), &[]);
+    let host = Controlled::start(&memory_disk(MIB), &[]);
     let (mut client, mut other) = (host.client(), host.client());
     let socket = |name: &str| host.scratch.path(name).display().to_string();
     let start = |name: &str, most: u32| json!({"addr": {"type": "unix", "data": {"path": socket(name)}}, "max-connections": most});
@@ -76,5 +77,46 @@ fn what_is_not_supported_is_said() {
     client.run("checkpoint", json!({"bitmaps": [{"node": "vda", "name": "b"}]}));
     client.run("block-export-add", frozen);
     client.run("block-export-del", json!({"id": "e"}));
+    host.finish();
+}
+
+/// A node's bitmap is left behind when its export goes on to an overlay: a client that reads it sees all dirty, and
+/// so does one that comes later; an event says so. QEMU goes on to show what is written there as clean (E4).
+#[test]
+fn a_bitmap_that_an_export_leaves_reads_dirty() {
+    const CONTEXT: &str = "qemu:dirty-bitmap:b";
+    if !tools::have(&["qemu-img"]) {
+        return;
+    }
+    let host = Controlled::start("[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n", &[]);
+    let mut client = host.client();
+    client.run("block-dirty-bitmap-add", json!({"node": "disk", "name": "b"}));
+    client.run(
+        "block-export-add",
+        json!({"type": "nbd", "id": "e", "node-name": "disk", "name": "e", "writable": true,
+            "listen": "unix:e.sock", "bitmaps": ["b"]}),
+    );
+    let uri = format!("nbd+unix:///e?socket={}", host.scratch.path("e.sock").display());
+    let terms = Terms { contexts: &[CONTEXT], ..Terms::default() };
+    let open = || Client::with(&uri, &terms).expect("the export");
+    let mut nbd = open();
+    assert_eq!(nbd.write(0, 0, b"x"), 0);
+    assert_eq!(nbd.flagged(CONTEXT), [(0, 64 * KIB)]);
+    let path = host.scratch.path("top.qcow2").display().to_string();
+    tools::succeed("qemu-img", ["create", "-q", "-f", "qcow2", &path, "1M"]);
+    let overlay = json!({"driver": "qcow2", "node-name": "top", "backing": null,
+        "file": {"driver": "file", "filename": path}});
+    client.run("blockdev-add", overlay);
+    client.run("blockdev-snapshot", json!({"node": "disk", "overlay": "top"}));
+    assert_eq!(nbd.flagged(CONTEXT), [(0, MIB)]);
+    let left = loop {
+        let event = client.event("BLOCK_DIRTY_BITMAP_CHANGED");
+        if event["data"]["what"] == "left" {
+            break event["data"].clone();
+        }
+    };
+    assert_eq!((&left["node"], &left["name"]), (&json!("disk"), &json!("b")));
+    assert_eq!(nbd.write(0, 512 * KIB, b"x"), 0);
+    assert_eq!(open().flagged(CONTEXT), [(0, MIB)]);
     host.finish();
 }

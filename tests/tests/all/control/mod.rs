@@ -6,7 +6,9 @@ mod checkpoint;
 mod clients;
 mod ctl;
 mod differential;
+mod experiments;
 mod exports;
+mod jobs;
 mod mutations;
 mod plugins;
 mod python;
@@ -42,6 +44,7 @@ impl Controlled {
         Self::start_in(scratch(), text, arguments)
     }
 
+    /// The same, where there are images already.
     fn start_in(scratch: Scratch, text: &str, arguments: &[&str]) -> Self {
         let socket = scratch.path("control.sock");
         let path = socket.display().to_string();
@@ -62,8 +65,13 @@ impl Controlled {
 
     /// It must end well, and leave nothing.
     fn finish(self) -> String {
+        self.end().0
+    }
+
+    /// The same; what it has left of images is there still.
+    fn end(self) -> (String, Scratch) {
         let log = self.daemon.finish();
         assert!(!self.scratch.path("control.sock").exists(), "the socket is removed");
-        log
+        (log, self.scratch)
     }
 }

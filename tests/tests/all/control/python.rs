@@ -58,6 +58,56 @@ fn the_library_drives_it() {
     host.finish();
 }
 
+const JOBS: &str = r#"
+import asyncio, sys
+from qemu.qmp import QMPClient, ExecuteError
+
+async def main():
+    client = QMPClient('blockloom')
+    await client.connect(sys.argv[1])
+    names = ('JOB_STATUS_CHANGE', 'BLOCK_JOB_READY', 'BLOCK_JOB_COMPLETED')
+    with client.listener(names) as events:
+        async def until(name):
+            while True:
+                event = await asyncio.wait_for(events.get(), 60)
+                if event['event'] == name:
+                    return event['data']
+        await client.execute('blockdev-mirror', {
+            'device': 'vda', 'target': 'tgt', 'sync': 'full', 'auto-dismiss': False})
+        ready = await until('BLOCK_JOB_READY')
+        assert ready['device'] == 'vda' and ready['type'] == 'mirror', ready
+        job, = await client.execute('query-block-jobs')
+        assert job['ready'] and job['len'] == job['offset'], job
+        await client.execute('job-complete', {'id': 'vda'})
+        done = await until('BLOCK_JOB_COMPLETED')
+        assert 'error' not in done, done
+        while (await client.execute('query-jobs'))[0]['status'] != 'concluded':
+            pass
+        await client.execute('job-dismiss', {'id': 'vda'})
+        await client.execute('block-stream', {'device': 'top', 'job-id': 's'})
+        assert (await until('BLOCK_JOB_COMPLETED'))['type'] == 'stream'
+    try:
+        await client.execute('block-job-pause', {'device': 's'})
+    except ExecuteError as error:
+        print(error.error_class, error)
+    shown, = await client.execute('query-block')
+    print(shown['inserted']['node-name'])
+    await client.disconnect()
+
+asyncio.run(main())
+"#;
+
+#[test]
+fn the_library_follows_jobs() {
+    if !tools::have(&["python-qemu-qmp"]) || !super::jobs::scene::can_start() {
+        return;
+    }
+    let host = super::jobs::scene::host("");
+    let output = tools::python(JOBS, &[&host.socket.display().to_string()]);
+    assert_eq!(output.trim(), "DeviceNotActive Block job 's' not found\ntgt");
+    host.finish();
+}
+
 /// Where packages of the user are.
 fn user_base() -> String {
     tools::python("import site; print(site.getuserbase())", &[]).trim().to_owned()

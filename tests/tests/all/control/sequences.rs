@@ -262,6 +262,24 @@ impl Scene {
         }
     }
 
+    /// Jobs go on beside what comes after them, and change what stands below, never what is seen.
+    fn job_step(&mut self) -> Step {
+        let (node, base) = (self.node(), self.node());
+        let step = match self.random.below(7) {
+            0 => ("block-stream", json!({"job-id": "j", "device": "vda"})),
+            1 => ("block-stream", json!({"job-id": "j", "device": node, "base-node": base})),
+            2 => ("block-commit", json!({"job-id": "j", "device": "vda", "base-node": "disk"})),
+            3 => {
+                let commit = json!({"job-id": "j", "device": "vda", "top-node": node,
+                    "base-node": base});
+                ("block-commit", commit)
+            }
+            4 | 5 => ("block-job-complete", json!({"device": "j"})),
+            _ => ("block-job-cancel", json!({"device": "j"})),
+        };
+        (step.0, step.1, Effect::None)
+    }
+
     fn export_step(&mut self) -> Step {
         let (id, node) = (self.pick(&["e0", "e1"]), self.node());
         let of = if self.chance(30) { "vda".to_owned() } else { node };
@@ -291,7 +309,8 @@ impl Scene {
         match self.random.below(10) {
             0..3 => self.bitmap_step(),
             3..5 => self.freeze_step(),
-            5..8 => self.graph_step(),
+            5..7 => self.graph_step(),
+            7 => self.job_step(),
             _ => self.export_step(),
         }
     }
@@ -399,14 +418,22 @@ impl Scene {
 
     /// Takes away all that has come; leaves the disk with what it holds then.
     fn clear(&mut self, before: &Value) {
+        self.ask("block-job-cancel", json!({"device": "j", "force": true}));
+        eventually("the job ends", || {
+            let jobs = self.client.run("query-jobs", json!({}));
+            (jobs == json!([])).then_some(())
+        });
         // Parents go before their children.
         for _ in 0..12 {
             let graph = self.graph();
             if graph == *before {
                 break;
             }
-            for id in ["e0", "e1"] {
+            for id in ["e0", "e1", "c0.view", "c1.view"] {
                 self.ask("block-export-del", json!({"id": id, "mode": "hard"}));
+            }
+            for filter in ["f0", "f1"] {
+                self.ask("blockdev-remove-filter", json!({"node-name": filter}));
             }
             self.ask("drive-del", json!({"id": "vdb"}));
             for id in ["c0", "c1"] {

@@ -187,7 +187,7 @@ impl Actor {
             _ => Some(self.read_at(source, range).await?),
         };
         let copied = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        self.check_range(target.edge, OpKind::Write, range)?;
+        self.check_range(target.edge, OpKind::Write, range).map_err(Error::of_write)?;
         let around = self.around(target.edge, range);
         let write = async |call: EdgeRef<'_>| match bytes {
             Some(bytes) => call.write_admitted(offset, bytes, WriteFlags::NONE).await,
@@ -220,7 +220,7 @@ impl Actor {
             // What lies around may be torn, too.
             tracker.mark(&around);
         }
-        done.map(|()| copied)
+        done.map(|()| copied).map_err(Error::of_write)
     }
 }
 

@@ -1,0 +1,373 @@
+//! `backup`: copies to another node what a node shows at the instant at which the job comes into the graph.
+//!
+//! What is written meanwhile is copied before that (`kept.rs`), the rest by the job. A bitmap can say what is
+//! copied, or be told: it stands still from that same instant on, while another set records, and what becomes of
+//! both at the end is decided by its *mode* and by whether the job has ended well. Nothing that has not been
+//! copied, durably, is ever called clean.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::context::{Doing, Failed, JobCx, JobFuture, Step};
+use super::copying::{SOURCE, TARGET, look, rest};
+use super::flow::Piece;
+use super::kept::Kept;
+use super::node::JobNode;
+use super::spec::{BackupSpec, BackupSync, BitmapMode};
+use super::work::{
+    Actions, Ending, Opening, Place, Planned, Work, backing, below_followers, down, find, name_of,
+    proven,
+};
+use crate::bitmap::{Bitmap, BitmapUse, Granularity, Granules, Use};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{
+    Action, BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, OwnAccord, PermissionSet, Role,
+};
+use crate::io::{turn_now, until};
+use crate::limits::{COPY_MAX_BYTES, EXTENTS_MAX, JOB_SETTLE_TIME, ZERO_PROVEN_MAX_BYTES};
+use crate::node::ExtentKind;
+
+/// Number of the edge below which nothing is copied, if there is one.
+const BELOW: usize = 2;
+
+struct Backup {
+    sync: BackupSync,
+    /// With [`BackupSync::Top`]: there is something below.
+    has_below: bool,
+    size_bytes: u64,
+    kept: Arc<Kept>,
+    bitmap: Option<Chosen>,
+}
+
+/// A bitmap, and what becomes of it.
+struct Chosen {
+    mode: BitmapMode,
+    /// The bitmap, until the job has ended.
+    held: Mutex<Option<Arc<BitmapUse>>>,
+    /// What counts as not copied, if the job has not ended well.
+    left: OnceLock<Arc<Granules>>,
+}
+
+/// What becomes of the bitmap of a backup, if there is one.
+///
+/// # Errors
+/// `EINVAL` for what has no sense together: in QEMU's words.
+pub(crate) fn mode_of(
+    sync: BackupSync,
+    has_bitmap: bool,
+    mode: Option<BitmapMode>,
+) -> Result<Option<BitmapMode>> {
+    use BackupSync as S;
+    use BitmapMode as M;
+    let name = sync.name();
+    let refused = |message: String| Err(Error::new(ErrorKind::Invalid, message));
+    match (sync, has_bitmap, mode) {
+        (S::Bitmap | S::Incremental, false, _) => {
+            refused(format!("must provide a valid bitmap name for '{name}' sync mode"))
+        }
+        (S::Incremental, true, Some(M::Never | M::Always)) => {
+            refused(format!("bitmap sync mode must be 'on-success' when using sync mode '{name}'"))
+        }
+        (S::Incremental, true, _) => Ok(Some(M::OnSuccess)),
+        (_, false, Some(_)) => refused("cannot specify bitmap sync mode without a bitmap".into()),
+        (_, false, None) => Ok(None),
+        (_, true, None) => refused("bitmap sync mode must be given when providing a bitmap".into()),
+        (S::None, true, Some(_)) => {
+            refused(format!("sync mode '{name}' does not produce meaningful bitmap outputs"))
+        }
+        (S::Full | S::Top, true, Some(M::Never)) => refused(format!(
+            "bitmap sync mode 'never' has no meaningful effect when combined with sync mode \
+             '{name}'"
+        )),
+        (_, true, Some(mode)) => Ok(Some(mode)),
+    }
+}
+
+pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned> {
+    let name = |node: usize| graph.nodes()[node].name();
+    let mode = mode_of(spec.sync, spec.bitmap.is_some(), spec.bitmap_mode)?;
+    let source = below_followers(graph, find(graph, &spec.device)?);
+    let target = find(graph, &spec.target)?;
+    check_target(graph, source, target)?;
+    if spec.compress {
+        let message = "cannot compress to this drive: its driver writes nothing compressed";
+        return Err(Error::new(ErrorKind::NotSupported, message).at_node(name(target)));
+    }
+    let size = |node: usize| graph.nodes()[node].info().size_bytes;
+    if size(target) > size(source) {
+        let message = format!(
+            "source and target have different sizes: `{}` has {} bytes, and it has {}: resize one of \
+             them first",
+            name(target),
+            size(target),
+            size(source)
+        );
+        return Err(Error::new(ErrorKind::Invalid, message).at_node(name(source)));
+    }
+    let growth = (size(target) < size(source)).then(|| {
+        let (node, size_bytes) = (name(target).to_owned(), size(source));
+        Action::Resize { node, size_bytes }
+    });
+    let found = spec.bitmap.as_ref().map(|bitmap| find_bitmap(graph, bitmap, size(source)));
+    let found = found.transpose()?;
+    let says = found.as_ref().filter(|_| is_said(spec.sync));
+    let (granularity, unit_bytes) =
+        granularity(graph, target, says.map(|bitmap| bitmap.granularity()), spec)?;
+    let mut before = Actions::new();
+    let bitmap = found.zip(mode).map(|(bitmap, mode)| {
+        let how = if mode == BitmapMode::Never { Use::Keep } else { Use::Exclusive };
+        let held = Arc::new(bitmap.use_by(format!("job `{id}`"), how)?);
+        before.extend(proven(vec![BitmapAction::Freeze.of(&held)]));
+        let (held, left) = (Mutex::new(Some(held)), OnceLock::new());
+        Ok::<_, Error>(Chosen { mode, held, left })
+    });
+    let bitmap = bitmap.transpose()?;
+    let says = bitmap.as_ref().and_then(Chosen::held).filter(|_| is_said(spec.sync));
+    let says = says.map(|held| (held, unit_bytes));
+    let on_error = (spec.on_cbw_error, spec.cbw_timeout);
+    let kept = Arc::new(Kept::new(size(source), granularity, says, on_error)?);
+    let edge = |edge: &str, node: usize, role, grants| ChildDecl {
+        name: edge.to_owned(),
+        role,
+        grants,
+        ..ChildDecl::filtered(name(node))
+    };
+    let mut children = vec![
+        edge("source", source, Role::Filtered, PermissionSet::CONSISTENT_READ),
+        edge("target", target, Role::Target, PermissionSet::WRITE),
+    ];
+    let below = backing(graph, source).map(|(_, below)| below);
+    let below = below.filter(|_| spec.sync == BackupSync::Top);
+    children.extend(below.map(|below| edge("below", below, Role::Source, PermissionSet::NONE)));
+    let stake =
+        JobStake { id: id.to_owned(), stands_on: Vec::new(), tracks: None, alters_others: false };
+    let node = Arc::new(JobNode::keeping(stake, &kept));
+    let (sync, has_below, size_bytes) = (spec.sync, below.is_some(), size(source));
+    let work = Arc::new(Backup { sync, has_below, size_bytes, kept, bitmap });
+    let place = Place::Above(name_of(graph, source));
+    Ok(Planned { node, children, place, growth, before, work })
+}
+
+/// Whether a bitmap says what is copied.
+fn is_said(sync: BackupSync) -> bool {
+    matches!(sync, BackupSync::Incremental | BackupSync::Bitmap)
+}
+
+/// A target may be an overlay of what is copied, and nothing that this shows.
+fn check_target(graph: &Graph, source: usize, target: usize) -> Result<()> {
+    let name = |node: usize| graph.nodes()[node].name();
+    let invalid = |message: String| Err(Error::new(ErrorKind::Invalid, message));
+    if graph.nodes()[source].class() == graph.nodes()[target].class() {
+        let message = format!("source and target cannot be the same: both show `{}`", name(source));
+        return invalid(message);
+    }
+    if down(graph, source).any(|at| at == target) {
+        let message = format!("its target `{}` is a part of what it shows", name(target));
+        return invalid(message).map_err(|error| error.at_node(name(source)));
+    }
+    Ok(())
+}
+
+fn find_bitmap(graph: &Graph, bitmap: &BitmapRef, size_bytes: u64) -> Result<Arc<Bitmap>> {
+    let found = bitmap
+        .find(graph)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{bitmap} could not be found")))?;
+    if found.size_bytes() != size_bytes {
+        let message = format!(
+            "{bitmap} is of {} bytes, and what is copied has {size_bytes}: give one of what is copied",
+            found.size_bytes()
+        );
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    Ok(found)
+}
+
+/// In which granules is copied; and what is copied at once at least: a target without backing would show zeros
+/// beside what it gets, where it is to show nothing.
+fn granularity(
+    graph: &Graph,
+    target: usize,
+    of_bitmap: Option<Granularity>,
+    spec: &BackupSpec,
+) -> Result<(Granularity, u64)> {
+    let default = of_bitmap.map_or(Granularity::DEFAULT, |of_bitmap| {
+        if of_bitmap.bytes() < Granularity::DEFAULT.bytes() {
+            of_bitmap
+        } else {
+            Granularity::DEFAULT
+        }
+    });
+    let wished = spec.granularity.unwrap_or(default).bytes();
+    let filled = down(graph, target).map(|at| graph.nodes()[at].info().limits);
+    let filled = filled.map(|limits| limits.fill_bytes.max(limits.request_alignment));
+    let filled = match backing(graph, target) {
+        Some(_) => 1,
+        None => u64::from(filled.max().unwrap_or(1)),
+    };
+    let unit_bytes = wished.max(filled);
+    let granularity = Granularity::from_bytes(unit_bytes.min(COPY_MAX_BYTES as u64))?;
+    Ok((granularity, unit_bytes.max(granularity.bytes())))
+}
+
+impl Chosen {
+    fn held(&self) -> Option<Arc<BitmapUse>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Backup {
+    /// Leaves out what only lies below the topmost overlay.
+    async fn leave_out_below(&self, cx: &JobCx) -> Step<()> {
+        let above = self.has_below.then_some(BELOW);
+        let mut at = 0;
+        while at < self.size_bytes {
+            cx.point().await?;
+            self.kept.check()?;
+            let rest = at..self.size_bytes;
+            let found = cx
+                .ask(async |ground| {
+                    ground.block_status_shown(SOURCE, above, rest.clone(), EXTENTS_MAX).await
+                })
+                .await?;
+            let Some(last) = found.last() else { break };
+            at = last.offset.saturating_add(last.len);
+            let own = found.iter().filter(|extent| extent.kind != ExtentKind::Unallocated);
+            own.for_each(|extent| self.kept.covered().mark(extent.offset, extent.len));
+        }
+        self.kept.leave_out_all_but_covered();
+        Ok(())
+    }
+
+    async fn work(&self, cx: &JobCx) -> Step<Ending> {
+        if self.sync == BackupSync::Top {
+            self.leave_out_below(cx).await?;
+        }
+        self.kept.begin();
+        let _ = self.kept.take_uncounted();
+        cx.record.set_left(self.kept.todo().dirty_bytes());
+        if self.sync == BackupSync::None {
+            return self.keep(cx).await;
+        }
+        while self.kept.todo().next_dirty(0).is_some() {
+            self.pass(cx).await?;
+            cx.finish().await?;
+            self.kept.check()?;
+        }
+        cx.record.add_done(self.kept.take_uncounted());
+        cx.ask(async |ground| ground.flush(TARGET).await.map_err(Error::of_write)).await?;
+        self.kept.check()?;
+        Ok(Ending::Done)
+    }
+
+    /// Waits until it is cancelled, or what it keeps is worth nothing.
+    async fn keep(&self, cx: &JobCx) -> Step<Ending> {
+        loop {
+            self.kept.check()?;
+            cx.record.add_done(self.kept.take_uncounted());
+            rest(cx).await;
+            cx.point().await?;
+        }
+    }
+
+    /// Goes once over all that is left.
+    async fn pass(&self, cx: &JobCx) -> Step<()> {
+        let mut at = 0;
+        loop {
+            cx.point().await?;
+            self.kept.check()?;
+            let Some(run) = self.kept.todo().ranges(at..u64::MAX).next() else { return Ok(()) };
+            let (part, needs_data) = look(cx, None, self.kept.granule(), run).await?;
+            at = part.end;
+            let most = if needs_data { COPY_MAX_BYTES as u64 } else { ZERO_PROVEN_MAX_BYTES };
+            let mut from = part.start;
+            while from < part.end {
+                let end = part.end.min((from / most + 1) * most);
+                cx.launch(Piece { range: from..end, is_zero: !needs_data }).await?;
+                from = end;
+            }
+        }
+    }
+
+    /// The job ends, and has not copied all.
+    async fn give_up(&self, cx: &JobCx) {
+        if let Some(bitmap) = self.bitmap.as_ref().filter(|it| it.mode == BitmapMode::Always)
+            && self.kept.has_begun()
+        {
+            let settled = until(turn_now() + JOB_SETTLE_TIME, async {
+                cx.idle().await;
+                let left = self.kept.todo().copy()?;
+                cx.on_behalf().await?.flush(TARGET).await?;
+                Ok::<_, Error>(left)
+            });
+            let left = match settled.await {
+                Some(Ok(left)) => Arc::new(left),
+                // What is not durable is not there.
+                Some(Err(_)) | None => self.all(),
+            };
+            bitmap.left.get_or_init(|| left);
+        }
+        let message = "the backup has ended before it was complete";
+        self.kept.break_off(Error::new(ErrorKind::Io, message));
+    }
+
+    /// All that was to be copied.
+    fn all(&self) -> Arc<Granules> {
+        let all = Arc::clone(self.kept.covered());
+        if !is_said(self.sync) && self.sync != BackupSync::Top {
+            all.set_all();
+        }
+        all
+    }
+}
+
+async fn copy(own: OwnAccord, kept: Arc<Kept>, range: Range<u64>) -> Result<u64> {
+    // That it is broken the job sees by itself.
+    if kept.check().is_ok() {
+        kept.copy(own.on_behalf().await?, range).await?;
+    }
+    Ok(kept.take_uncounted())
+}
+
+impl Work for Backup {
+    fn open(&self, opening: Opening<'_>) -> Result<JobCx> {
+        self.kept.narrow();
+        let kept = Arc::clone(&self.kept);
+        let doing: Doing = Rc::new(move |own: OwnAccord, piece: Piece| {
+            Box::pin(copy(own, Arc::clone(&kept), piece.range))
+        });
+        Ok(JobCx::new(opening.record, opening.own, doing, Failed::Known))
+    }
+
+    fn run<'a>(&'a self, cx: &'a JobCx) -> JobFuture<'a, Step<Ending>> {
+        Box::pin(async move {
+            let worked = self.work(cx).await;
+            if worked.is_err() {
+                self.give_up(cx).await;
+            }
+            worked
+        })
+    }
+
+    fn ended(&self) {
+        if let Some(bitmap) = &self.bitmap {
+            bitmap.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        self.kept.forget();
+    }
+
+    fn end(&self, _graph: &Graph, how: Ending) -> Result<Actions> {
+        let Some(bitmap) = &self.bitmap else { return Ok(Actions::new()) };
+        let Some(held) = bitmap.held() else { return Ok(Actions::new()) };
+        let end = match (bitmap.mode, how) {
+            (BitmapMode::Never, _) => BitmapAction::MergeBack,
+            (_, Ending::Done) => BitmapAction::Abdicate,
+            (BitmapMode::Always, _) if self.kept.has_begun() => {
+                let left = bitmap.left.get().unwrap_or_else(|| self.kept.todo());
+                BitmapAction::Leave(Arc::clone(left))
+            }
+            (BitmapMode::OnSuccess | BitmapMode::Always, _) => BitmapAction::MergeBack,
+        };
+        Ok(proven(vec![end.of(&held)]))
+    }
+}

@@ -1,0 +1,6 @@
+//! Jobs by commands, on real images: against qemu-storage-daemon where it is right.
+
+mod answers;
+mod lives;
+pub(super) mod scene;
+mod transactions;
