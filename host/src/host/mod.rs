@@ -5,6 +5,7 @@
 
 mod bitmaps;
 mod call;
+mod checkpoints;
 mod decided;
 mod drive;
 mod events;
@@ -22,21 +23,23 @@ mod surroundings;
 mod transaction;
 mod work;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use bitmaps::DirtyBitmap;
 pub use call::block_on;
+pub(crate) use checkpoints::{OpenCheckpoint, OpenView};
 pub use drive::Drive;
 pub use exports::{Exported, NewExport, ShownBitmap};
 pub use persist::Keep;
-pub use plugins::{ChangedPlugin, PluginBinary};
+pub use plugins::{ChangedPlugin, LoadedPlugin, PluginBinary};
 pub use report::report as report_of;
-pub(crate) use spec::EXPORT_DRIVE;
 pub use spec::{
     Added, FilterPlace, Fragment, Overrides, StartError, StartedExport, check, read_spec, start,
 };
+pub(crate) use spec::{Composition, EXPORT_DRIVE, bitmap_shown_by, resolve};
 
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
@@ -50,6 +53,7 @@ use crate::job::Jobs;
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
+use checkpoints::Checkpoints;
 use persist::{Persistence, Wanted};
 use spec::Registry;
 use start::{Driver, Plan, PlannedNode};
@@ -153,6 +157,7 @@ struct Inner {
     /// Where exports go that name no place.
     nbd_server: Mutex<Option<ListenAddress>>,
     jobs: Arc<Jobs>,
+    checkpoints: Checkpoints,
     next_worker: AtomicUsize,
 }
 
@@ -192,6 +197,16 @@ impl Host {
     /// The graph now.
     pub fn graph(&self) -> Arc<Graph> {
         self.inner.cell.load()
+    }
+
+    /// Checkpoints that have not ended.
+    pub(crate) fn checkpoints(&self) -> &Checkpoints {
+        &self.inner.checkpoints
+    }
+
+    /// From where relative paths are taken: the directory of the file that it began with.
+    pub fn base_dir(&self) -> PathBuf {
+        self.inner.registry.base()
     }
 
     /// A drive, by its id.

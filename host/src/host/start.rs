@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use super::call::{block_on, on_worker};
+use super::checkpoints::Checkpoints;
 use super::persist::{NotKept, Wanted};
 use super::spec::Registry;
 use super::{Host, Inner};
@@ -136,6 +137,7 @@ impl Host {
         let (registry, nbd_server) = (Arc::<Registry>::default(), Mutex::default());
         let openings = Arc::default();
         let inner = Inner {
+            checkpoints: Checkpoints::default(),
             ended,
             workers,
             cell,

@@ -64,7 +64,7 @@ use std::time::Duration;
 
 pub use bytes::ByteAccess;
 pub use counters::PluginCounters;
-pub use faults::{OnFault, RestartBudget};
+pub use faults::{OnFault, Phase, RestartBudget};
 pub use grants::Grants;
 pub use instance::{Instance, InstanceError};
 pub use module::{ChildWant, ConfigError, Inspection, PluginModule, bundled, bundled_names};

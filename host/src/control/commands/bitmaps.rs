@@ -67,22 +67,6 @@ qapi_struct! {
 }
 
 qapi_struct! {
-    /// Bitmaps that are frozen at one instant.
-    pub(crate) struct Checkpoint {
-        bitmaps: Vec<BlockDirtyBitmap>,
-    }
-}
-
-qapi_struct! {
-    /// The end of what a checkpoint has frozen.
-    pub(crate) struct CheckpointEnd {
-        bitmaps: Vec<BlockDirtyBitmap>,
-        /// Whether what stood still has been taken care of: it is clean then, else it is dirty again.
-        completed: bool,
-    }
-}
-
-qapi_struct! {
     /// Which ranges of a bitmap to list.
     pub(crate) struct BlockDirtyBitmapQuery {
         node: String,
@@ -134,8 +118,6 @@ pub(super) fn register(to: &mut Registry) {
     to.action("block-dirty-bitmap-merge", merge);
     to.action("block-dirty-bitmap-copy", copy);
     to.action("block-dirty-bitmap-rename", rename);
-    to.action("checkpoint", checkpoint);
-    to.action("checkpoint-end", checkpoint_end);
     to.command("block-dirty-bitmap-query", query);
 }
 
@@ -156,20 +138,13 @@ fn bitmap_name(name: &str) -> QmpResult<BitmapName> {
 }
 
 /// The bitmap, as the actions before leave it.
-fn find(plan: &Plan<'_>, bitmap: &BlockDirtyBitmap) -> QmpResult<BitmapRef> {
+pub(super) fn find(plan: &Plan<'_>, bitmap: &BlockDirtyBitmap) -> QmpResult<BitmapRef> {
     let BlockDirtyBitmap { node, name } = bitmap;
     let scope = plan.find_scope(node).ok_or_else(|| no_node(node))?;
     if plan.untouched().is_some_and(|graph| graph.find_bitmap(&scope, name).is_none()) {
         return Err(no_bitmap(name));
     }
     Ok(BitmapRef::Named { scope, name: name.clone() })
-}
-
-fn find_all(plan: &Plan<'_>, bitmaps: &[BlockDirtyBitmap]) -> QmpResult<Vec<BitmapRef>> {
-    if bitmaps.is_empty() {
-        return Err(QmpError::generic("Parameter 'bitmaps' names none"));
-    }
-    bitmaps.iter().map(|bitmap| find(plan, bitmap)).collect()
 }
 
 fn act(plan: &mut Plan<'_>, bitmap: &BlockDirtyBitmap, action: BitmapAction) -> QmpResult<()> {
@@ -249,20 +224,6 @@ fn rename(plan: &mut Plan<'_>, rename: BlockDirtyBitmapRename) -> QmpResult<()> 
     let BlockDirtyBitmapRename { node, name, new_name } = rename;
     let action = BitmapAction::Rename(bitmap_name(&new_name)?);
     act(plan, &BlockDirtyBitmap { node, name }, action)
-}
-
-fn checkpoint(plan: &mut Plan<'_>, checkpoint: Checkpoint) -> QmpResult<()> {
-    let bitmaps = find_all(plan, &checkpoint.bitmaps)?;
-    plan.push(Action::Checkpoint { bitmaps });
-    Ok(())
-}
-
-fn checkpoint_end(plan: &mut Plan<'_>, end: CheckpointEnd) -> QmpResult<()> {
-    for bitmap in find_all(plan, &end.bitmaps)? {
-        let action = if end.completed { BitmapAction::Abdicate } else { BitmapAction::MergeBack };
-        plan.push(action.of(bitmap));
-    }
-    Ok(())
 }
 
 /// What a client calls `node`.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::bitmap_action::{BitmapAction, BitmapRef, list};
 use super::event::Event;
 use crate::bitmap::{Bitmap, BitmapUse};
+use crate::error::Result;
 use crate::graph::{BitmapDecl, BitmapScope, DriveDecl, Graph, NodeDecl};
 use crate::limits::DRAIN_TIME;
 use crate::node::{BackingName, BitmapContent, Reopened};
@@ -281,12 +282,31 @@ pub struct Transaction {
     pub(super) entries: Vec<(String, BitmapContent)>,
     /// The jobs whose nodes it takes out.
     pub(super) ended_jobs: Vec<String>,
+    /// What else changes at its instant.
+    pub(super) riders: Vec<Box<dyn Rider>>,
+}
+
+/// What changes at the instant of a transaction beside the graph. Dropped unpublished, it takes back what it has
+/// prepared.
+pub(crate) trait Rider: Send {
+    /// Does all that can fail, with nothing in flight that the transaction touches. Other things of the
+    /// transaction may fail after it.
+    ///
+    /// # Errors
+    /// What stands against it: the transaction fails with that.
+    fn prepare(&mut self, after: &Graph) -> Result<()>;
+
+    /// It takes effect: the graph has been published, and no other has been since.
+    fn publish(self: Box<Self>, graph: &Arc<Graph>);
+
+    /// Whether it ends an export.
+    fn ends_export(&self, id: &str) -> bool;
 }
 
 impl Default for Transaction {
     fn default() -> Self {
         let (actions, entries, ended_jobs) = (Vec::new(), Vec::new(), Vec::new());
-        Self { actions, within: DRAIN_TIME, entries, ended_jobs }
+        Self { actions, within: DRAIN_TIME, entries, ended_jobs, riders: Vec::new() }
     }
 }
 
@@ -367,6 +387,17 @@ impl Transaction {
     pub(crate) fn ending_job(mut self, job: &str) -> Self {
         self.ended_jobs.push(job.to_owned());
         self
+    }
+
+    /// Something else that changes at its instant.
+    pub(crate) fn with_rider(mut self, rider: Box<dyn Rider>) -> Self {
+        self.riders.push(rider);
+        self
+    }
+
+    /// Whether an export ends with it.
+    pub(crate) fn ends_export(&self, id: &str) -> bool {
+        self.riders.iter().any(|rider| rider.ends_export(id))
     }
 
     /// Its actions.

@@ -50,6 +50,7 @@ mod tests;
 mod touched;
 mod work;
 
+pub(crate) use action::Rider;
 pub use action::{Action, Applied, Transaction, Unproven, User, Which};
 pub use bitmap_action::{BitmapAction, BitmapRef};
 pub(in crate::graph) use bus::EventBus;

@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::super::surroundings::Machine;
 use super::drivers::instance_key;
-use crate::config::{DriveSpec, GraphSpec, ListenAddr, Live, NodeSpec, Scope, nowhere};
+use crate::config::{
+    DriveSpec, GraphSpec, ListenAddr, Live, NodeSpec, PluginSource, Scope, nowhere,
+};
+use crate::error::Result;
 use crate::export::nbd::{ListenAddress, NbdServer};
 use crate::filter::{BackupNode, ThrottleGroup};
 use crate::graph::{BitmapScope, Graph, GraphNode, NodeGeneration, PermissionSet, WriterLock};
-use crate::plugin::{Instance, PluginNode};
+use crate::plugin::{Instance, PluginModule, PluginNode};
 
 /// See the module.
 #[derive(Default)]
@@ -32,7 +35,7 @@ struct State {
 }
 
 /// What is made for nodes of one specification.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(in crate::host) struct Made {
     pub(super) instances: BTreeMap<String, Arc<Instance>>,
     pub(super) groups: BTreeMap<String, ThrottleGroup>,
@@ -63,7 +66,7 @@ impl Living {
         self.backups.get(node)?.upgrade()
     }
 
-    fn add(&mut self, made: Made) {
+    pub(super) fn add(&mut self, made: Made) {
         let Made { instances, groups, plugins, backups } = made;
         let weak = |(name, it): (String, Arc<Instance>)| (name, Arc::downgrade(&it));
         self.instances.extend(instances.into_iter().map(weak));
@@ -110,8 +113,23 @@ impl Registry {
     }
 
     /// The directory of the file that the host began with.
-    pub(super) fn base(&self) -> PathBuf {
+    pub(in crate::host) fn base(&self) -> PathBuf {
         self.state().base.clone()
+    }
+
+    /// Compiles a plugin, and keeps it for nodes to come, as long as its file stays as it is.
+    ///
+    /// # Errors
+    /// As [`PluginModule::load_file`].
+    pub(in crate::host) fn load_plugin(&self, source: &PluginSource) -> Result<Arc<PluginModule>> {
+        let module = self.machine().module(source)?;
+        self.state().machine.keep(source, &module);
+        Ok(module)
+    }
+
+    /// All plugins that are kept so, or were compiled for the start.
+    pub(in crate::host) fn loaded_plugins(&self) -> Vec<Arc<PluginModule>> {
+        self.state().machine.loaded()
     }
 
     /// For something new: files may have changed since the last time.

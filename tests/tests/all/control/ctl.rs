@@ -77,6 +77,13 @@ fn commands_by_words() {
     assert_eq!(complete(&["block_resize", "node-name="]), ["node-name=disk", "node-name=vda"]);
     assert_eq!(complete(&["block-dirty-bitmap-clear", "node=vda", "name="]), ["name=5"]);
     assert_eq!(complete(&["blockdev-replace", "on-unproven=r"]), ["on-unproven=refuse"]);
+    let add = ["block-export-add", "type=nbd", "id=e5", "node-name=vda", "name=7", "listen=unix:c"];
+    assert_eq!(good(&host, &add), "");
+    assert_eq!(complete(&["block-export-del", "id="]), ["id=disk", "id=e5", "id=vda"]);
+    assert_eq!(complete(&["block-export-add", "type=nbd", "wr"]), ["writable=", "writethrough="]);
+    assert_eq!(complete(&["blockdev-add", "driver=null-"]), ["driver=null-aio", "driver=null-co"]);
+    assert_eq!(complete(&["blockdev-insert-filter", "above=v"]), ["above=vda"]);
+    assert_eq!(good(&host, &["block-export-del", "id=e5", "mode=hard"]), "");
 
     good(&host, &["quit"]);
     let ended = host.daemon.wait();

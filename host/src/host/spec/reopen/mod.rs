@@ -4,6 +4,7 @@
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -15,6 +16,14 @@ use crate::graph::{Action, Graph, Transaction, Unproven};
 use crate::host::call::block_on;
 use crate::host::{Host, check_running};
 use crate::node::{Reopen, Reopened};
+
+/// Nodes that are to be as they are described.
+pub(crate) struct Reopening {
+    graph: Arc<Graph>,
+    /// What makes them so, each with what is done where a view may change.
+    pub(crate) actions: Vec<(Action, Unproven)>,
+    described: Vec<(usize, NodeSpec)>,
+}
 
 impl Host {
     /// Changes options of nodes while they run, all of them in one transaction: each is described again as a node
@@ -35,18 +44,38 @@ impl Host {
     /// that is to be marked.
     pub fn reopen_nodes(&self, nodes: &[Value], unproven: Unproven) -> Result<(), StartError> {
         check_running(&self.inner.ended)?;
-        let registry = &self.inner.registry;
-        let _turn = block_on(registry.turn.lock());
+        let _turn = block_on(self.inner.registry.turn.lock());
+        let mut reopening = self.reopening(nodes, unproven)?;
+        let actions = std::mem::take(&mut reopening.actions);
+        if !actions.is_empty() {
+            let with = |to: Transaction, (action, unproven)| to.with_unproven(action, unproven);
+            let transaction = actions.into_iter().fold(Transaction::new(), with);
+            block_on(self.inner.transact(transaction))?;
+        }
+        self.reopened(reopening);
+        Ok(())
+    }
+
+    /// What has nodes be as they are described, as [`Host::reopen_nodes`] makes them; nobody else may add or remove
+    /// until it has been applied. Then [`Host::reopened`] is to be told.
+    ///
+    /// # Errors
+    /// As there, but for those of the transaction.
+    pub(crate) fn reopening(
+        &self,
+        nodes: &[Value],
+        unproven: Unproven,
+    ) -> Result<Reopening, StartError> {
         let graph = self.graph();
-        let live = registry.live(&graph, &self.inner.server);
-        let mut transaction = Transaction::new();
+        let live = self.inner.registry.live(&graph, &self.inner.server);
+        let mut actions = Vec::new();
         let (mut modes, mut described) = (BTreeMap::new(), Vec::new());
         for options in nodes {
             let (at, change) = changes_of(options, &graph, live.clone())?;
             let NodeChange { children, reopen, node: spec } = change;
             for ChildChange { edge, child } in children {
                 let set = Action::SetChild { node: spec.name.value.clone(), edge, child };
-                transaction = transaction.with_unproven(set, unproven);
+                actions.push((set, unproven));
             }
             if modes.insert(at, reopen).is_some() {
                 let message = "it is described twice";
@@ -60,15 +89,18 @@ impl Host {
         for (at, how) in modes.into_iter().filter(|(at, how)| is_other(&graph, *at, how)) {
             let node = &graph.nodes()[at];
             let to = Reopened::of(node, &how)?;
-            transaction = transaction.with(Action::Reopen { node: node.name().to_owned(), to });
+            let action = Action::Reopen { node: node.name().to_owned(), to };
+            let unproven = action.default_unproven();
+            actions.push((action, unproven));
         }
-        if transaction.actions().next().is_some() {
-            block_on(self.inner.transact(transaction))?;
+        Ok(Reopening { graph, actions, described })
+    }
+
+    /// What was to be reopened is so.
+    pub(crate) fn reopened(&self, reopening: Reopening) {
+        for (at, spec) in reopening.described {
+            self.inner.registry.describe(&reopening.graph.nodes()[at], spec);
         }
-        for (at, spec) in described {
-            registry.describe(&graph.nodes()[at], spec);
-        }
-        Ok(())
     }
 
     /// Has the files of images follow them, where nothing is said of the files.
