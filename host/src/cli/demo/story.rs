@@ -91,12 +91,10 @@ fn steps(scene: &mut Scene<'_>, guest: &Guest, installed: &[u8]) -> Result<Vec<R
     scene.add_image("second", "backing = \"first\"\n")?;
     rows.push(back_up(scene, guest, "second", BackupSync::Incremental)?);
 
-    match scene.read_node("then")? == installed {
-        true => {
-            scene.say("The view of the plugin `backup` still shows what there was at the start.")
-        }
-        false => return Err("the view of the plugin `backup` shows something else".into()),
+    if scene.read_node("then")? != installed {
+        return Err("the view of the plugin `backup` shows something else".into());
     }
+    scene.say("The view of the plugin `backup` still shows what there was at the start.");
     Ok(rows)
 }
 
