@@ -20,6 +20,8 @@ pub(super) struct Known {
     pub(super) requests: u64,
     /// Granules that are written, from this one on.
     pub(super) hot: u64,
+    /// Granules that are read, from the first one on.
+    pub(super) read: u64,
     /// What went wrong.
     pub(super) failed: Option<String>,
     ends: bool,
@@ -47,8 +49,9 @@ impl Guest {
         ledger: Ledger,
     ) -> Result<Self, String> {
         let disk = Disk::open(socket, export)?;
-        let (requests, hot, failed, ends, random) = (0, 0, None, false, 0x9e37_79b9_7f4a_7c15);
-        let known = Known { bytes, ledger, requests, hot, failed, ends, random };
+        let (requests, failed, ends, random) = (0, None, false, 0x9e37_79b9_7f4a_7c15);
+        let (hot, read) = (0, 1);
+        let known = Known { bytes, ledger, requests, hot, read, failed, ends, random };
         let known = Arc::new(Mutex::new(known));
         let (end, ended) = channel();
         let shared = Arc::clone(&known);
@@ -127,7 +130,7 @@ impl Known {
             self.bytes[at..at + REQUEST_BYTES as usize].fill(value);
             return disk.write(offset, &[value; REQUEST_BYTES as usize]);
         }
-        let granule = self.below(size / GRANULE);
+        let granule = self.below(self.read.min(size / GRANULE));
         let offset = granule * GRANULE + within;
         self.ledger.read(granule);
         let read = disk.read(offset, REQUEST_BYTES as u32)?;

@@ -16,6 +16,10 @@ use crate::plugin::bundled;
 /// How long a guest works between two steps.
 const WORK: Duration = Duration::from_millis(1200);
 
+/// Granules that a guest reads at first, and later.
+const SOME: u64 = 128;
+const ALL: u64 = u64::MAX;
+
 /// Tells all of it; gives the table.
 ///
 /// # Errors
@@ -38,14 +42,14 @@ pub(super) fn tell(place: &Place) -> Result<String, String> {
 }
 
 fn steps(scene: &mut Scene<'_>, guest: &Guest, installed: &[u8]) -> Result<Vec<Row>, String> {
-    work(scene, guest, 0)?;
+    work(scene, guest, 0, SOME)?;
     let mut rows = Vec::new();
     scene.say("1. A checkpoint and a full backup, at one instant.");
     scene.add_image("full", "")?;
     rows.push(back_up(scene, guest, "full", BackupSync::Full)?);
 
     scene.say("2. The guest goes on: what it reads is copied up, which is no change.");
-    work(scene, guest, 100)?;
+    work(scene, guest, 100, ALL)?;
 
     scene.say("3. A snapshot: another overlay comes on top, under load.");
     scene.add_image("later", "backing = \"overlay\"\n")?;
@@ -55,7 +59,7 @@ fn steps(scene: &mut Scene<'_>, guest: &Guest, installed: &[u8]) -> Result<Vec<R
         block_on(snapshot).map_err(words)?;
         known.ledger.snapshot();
     }
-    work(scene, guest, 300)?;
+    work(scene, guest, 300, ALL)?;
 
     scene.say("4. An incremental backup.");
     scene.add_image("first", "backing = \"full\"\n")?;
@@ -63,7 +67,7 @@ fn steps(scene: &mut Scene<'_>, guest: &Guest, installed: &[u8]) -> Result<Vec<R
 
     scene.say("5. A stream: the first overlay gets what it shows of the base, and stands alone.");
     run(scene, JobKind::Stream(StreamSpec::of("overlay")), "stream")?;
-    work(scene, guest, 500)?;
+    work(scene, guest, 500, ALL)?;
 
     scene.say("6. A commit: the later overlay goes to the first one, which takes its place.");
     let commit = CommitSpec { completes: true, ..CommitSpec::of("later", "overlay") };
@@ -76,29 +80,30 @@ fn steps(scene: &mut Scene<'_>, guest: &Guest, installed: &[u8]) -> Result<Vec<R
 
     scene.say("7. A plugin is killed, starts again, and is replaced by another of its kind.");
     block_on(scene.host.kill_plugin("slow")).map_err(words)?;
-    work(scene, guest, 700)?;
+    work(scene, guest, 700, ALL)?;
     let next = bundled("throttle").ok_or("there is no plugin `throttle`")?;
     let config = r#"{ "iops": 40000 }"#;
     let reload = scene.host.reload_plugin("slow", PluginBinary::from(next.to_vec()), Some(config));
     block_on(reload).map_err(words)?;
-    work(scene, guest, 800)?;
+    work(scene, guest, 800, ALL)?;
 
     scene.say("8. Another incremental backup.");
     scene.add_image("second", "backing = \"first\"\n")?;
     rows.push(back_up(scene, guest, "second", BackupSync::Incremental)?);
 
-    match scene.read_node("then")? == installed {
-        true => {
-            scene.say("The view of the plugin `backup` still shows what there was at the start.");
-        }
-        false => return Err("the view of the plugin `backup` shows something else".into()),
+    if scene.read_node("then")? != installed {
+        return Err("the view of the plugin `backup` shows something else".into());
     }
+    scene.say("The view of the plugin `backup` still shows what there was at the start.");
     Ok(rows)
 }
 
-/// Lets the guest work for a while, writing from this granule on.
-fn work(scene: &Scene<'_>, guest: &Guest, hot: u64) -> Result<(), String> {
-    guest.pause().hot = hot;
+/// Lets the guest work for a while, writing from this granule on, and reading so many.
+fn work(scene: &Scene<'_>, guest: &Guest, hot: u64, read: u64) -> Result<(), String> {
+    {
+        let mut known = guest.pause();
+        (known.hot, known.read) = (hot, read);
+    }
     scene.place.wait(WORK)?;
     guest.pause().failed.clone().map_or(Ok(()), Err)
 }
