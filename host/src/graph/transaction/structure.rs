@@ -158,6 +158,7 @@ impl Draft {
         let at = self.expect_node(node)?;
         self.check_no_job(at)?;
         let link = Link::Child(at, self.expect_edge(at, edge)?);
+        self.check_movable(link)?;
         if let Some(edge) = self.edge(link) {
             expect_edge_to(&filter, &edge.child)?;
         }
@@ -182,6 +183,7 @@ impl Draft {
         self.check_no_job(at)?;
         for link in self.users(name) {
             self.check_untracked(link, name)?;
+            self.check_movable(link)?;
             self.retarget(link, &child);
         }
         self.move_bitmaps(name, &child)?;
@@ -330,6 +332,7 @@ impl Draft {
             return Ok(());
         }
         let link = Link::Child(at, self.expect_edge(at, edge)?);
+        self.check_movable(link)?;
         self.retarget(link, child);
         Ok(())
     }
