@@ -11,10 +11,10 @@ use super::error::{QmpError, QmpResult};
 use crate::block_on;
 use crate::export::nbd::{ListenAddress, RemovalMode};
 use crate::graph::{
-    Action, Applied, BitmapAction, BitmapDecl, BitmapScope, Graph, Transaction, Unproven,
+    Action, Applied, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Graph, Transaction, Unproven,
 };
 use crate::host::{Added, Composition, DirtyBitmap, FilterPlace, Fragment, Keep, NewExport};
-use crate::job::JobSpec;
+use crate::job::{JobKind, JobSpec};
 
 /// What is done when the transaction has been applied; it can fail no more.
 type Afterwards = Box<dyn FnOnce(&Context<'_>, &Applied)>;
@@ -179,6 +179,17 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
+    /// Has nodes be as they are described, as [`Host::reopen_nodes`](crate::Host::reopen_nodes).
+    pub(crate) fn reopen(&mut self, nodes: &[Value], unproven: Unproven) -> QmpResult<()> {
+        self.take_turn()?;
+        let mut reopening = self.context.host.reopening(nodes, unproven)?;
+        for (action, unproven) in std::mem::take(&mut reopening.actions) {
+            self.push_unproven(action, unproven);
+        }
+        self.afterwards(move |context, _| context.host.reopened(reopening));
+        Ok(())
+    }
+
     /// Begins an export; gives where.
     pub(crate) fn add_export(&mut self, export: NewExport) -> QmpResult<ListenAddress> {
         let (actions, address) = self.composition.add_export(export)?;
@@ -243,11 +254,37 @@ impl<'a> Plan<'a> {
                 }
             }
         }
+        for (_, job) in &jobs {
+            if let Err(error) = self.context.begin_for(job, &mut transaction, &mut begun) {
+                give_up(&begun);
+                return Err(error);
+            }
+        }
         let started = block_on(host.start_jobs_at(jobs, self.completes_together, transaction));
         let (applied, _) = started.inspect_err(|_| give_up(&begun))?;
         self.afterwards.into_iter().for_each(|act| act(self.context, &applied));
         self.composition.applied();
         Ok(applied)
+    }
+}
+
+impl Context<'_> {
+    /// A bitmap by which a job is told what to do has to be there when it is planned: one that comes with the same
+    /// transaction is added before it, and cleared in its place.
+    fn begin_for(
+        &self,
+        job: &JobSpec,
+        transaction: &mut Transaction,
+        begun: &mut Vec<DirtyBitmap>,
+    ) -> QmpResult<()> {
+        let JobKind::Backup(backup) = &job.what else { return Ok(()) };
+        let Some(BitmapRef::Named { scope, name }) = &backup.bitmap else { return Ok(()) };
+        let Some((at, decl)) = transaction.added(scope, name) else { return Ok(()) };
+        let bitmap = block_on(self.host.add_bitmap(decl.clone()))?;
+        let before = std::mem::take(transaction);
+        *transaction = before.with_instead(at, BitmapAction::Clear.of(&bitmap));
+        begun.push(bitmap);
+        Ok(())
     }
 }
 

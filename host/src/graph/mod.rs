@@ -55,6 +55,7 @@ mod opening;
 mod order;
 mod origin;
 mod permission;
+mod reopening;
 mod shown;
 #[cfg(test)]
 mod simulation;

@@ -46,7 +46,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, GRACE, ListenAddress, NbdServer};
 use crate::graph::{
     Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, LocalDrive,
-    LocalGraph, OpenDriver, Transaction,
+    LocalGraph, OpenDriver, Transaction, WriterLock,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
 use crate::job::Jobs;
@@ -151,7 +151,9 @@ struct Inner {
     server: NbdServer,
     persistence: Arc<Persistence>,
     begun: Arc<Begun>,
-    registry: Registry,
+    registry: Arc<Registry>,
+    /// Whoever has it opens nodes for writing, or gives back what has been opened.
+    openings: Arc<WriterLock>,
     /// Where exports go that name no place.
     nbd_server: Mutex<Option<ListenAddress>>,
     jobs: Arc<Jobs>,
@@ -292,7 +294,7 @@ impl Host {
         // Not the whole of it: the last reference must not go on a worker.
         let (cell, server) = (Arc::clone(&inner.cell), inner.server.clone());
         let jobs = Arc::clone(&inner.jobs);
-        block_on(on_worker(&worker, move || async move {
+        let ended = block_on(on_worker(&worker, move || async move {
             let deadline = turn_now() + DRAIN_TIME;
             let grace_end = turn_now() + GRACE;
             cell.end_waits();
@@ -318,7 +320,10 @@ impl Host {
                 return Err(Error::new(ErrorKind::TimedOut, message));
             }
             ended
-        }))
+        }));
+        inner.let_go();
+        inner.refresh_workers();
+        ended
     }
 
     /// Calls `f` on a worker as [`LocalGraph::call_node`]: what a driver does beside requests.
@@ -354,10 +359,18 @@ impl Drop for Host {
         self.inner.jobs.abandon();
         self.inner.cell.end_events();
         self.inner.workers.stop();
+        self.inner.let_go();
     }
 }
 
 impl Inner {
+    /// Lets go of all nodes, with their files and locks, whoever holds drives, bitmaps or jobs of a host that has
+    /// ended.
+    fn let_go(&self) {
+        self.cell.clear();
+        self.persistence.clear();
+    }
+
     fn first(&self) -> &WorkerHandle {
         &self.workers.handles()[0]
     }

@@ -174,6 +174,20 @@ impl Host {
             .await
     }
 
+    /// Ends a plugin as a fault of its own would: what comes of that, its nodes' policy says. `of` as for
+    /// [`Host::reload_plugin`]. A drill.
+    ///
+    /// # Errors
+    /// `ENOENT`.
+    pub async fn kill_plugin(&self, of: &str) -> Result<(), InstanceError> {
+        let instance = self.plugin_instance(of)?;
+        self.with_instance(instance, async move |instance| {
+            instance.kill();
+            Ok(())
+        })
+        .await
+    }
+
     /// Replaces every plugin whose file has other bytes than when it was loaded.
     pub async fn reload_changed_plugins(&self) -> Vec<ChangedPlugin> {
         let mut changed = Vec::new();

@@ -134,7 +134,8 @@ impl Host {
         let next_worker = AtomicUsize::new(0);
         let (ended, persistence, begun) = (Arc::default(), Arc::default(), Arc::default());
         let jobs = Jobs::new(&cell);
-        let (registry, nbd_server) = (Registry::default(), Mutex::default());
+        let (registry, nbd_server) = (Arc::<Registry>::default(), Mutex::default());
+        let openings = Arc::default();
         let inner = Inner {
             checkpoints: Checkpoints::default(),
             ended,
@@ -145,6 +146,7 @@ impl Host {
             begun,
             jobs,
             registry,
+            openings,
             nbd_server,
             next_worker,
         };

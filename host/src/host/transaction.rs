@@ -88,7 +88,7 @@ impl Inner {
     }
 
     /// Refuses to remove a drive that is exported.
-    fn check_unexported(&self, transaction: &Transaction) -> Result<()> {
+    pub(super) fn check_unexported(&self, transaction: &Transaction) -> Result<()> {
         for action in transaction.actions() {
             let Action::RemoveDrive { drive } = action else { continue };
             let mut exports = self.server.exports();

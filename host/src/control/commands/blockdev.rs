@@ -358,15 +358,9 @@ fn reopen(context: &Context<'_>, reopen: BlockdevReopen) -> QmpResult<Empty> {
     Ok(Empty {})
 }
 
-/// As an action it re-points children.
 fn reopen_in_plan(plan: &mut Plan<'_>, reopen: BlockdevReopen) -> QmpResult<()> {
-    let unproven = unproven(reopen.on_unproven);
-    for options in reopened(plan, reopen.options)? {
-        for action in plan.context.host.reopening(&options)? {
-            plan.push_unproven(action, unproven);
-        }
-    }
-    Ok(())
+    let nodes = reopened(plan, reopen.options)?;
+    plan.reopen(&nodes, unproven(reopen.on_unproven))
 }
 
 fn insert_filter(plan: &mut Plan<'_>, insert: BlockdevInsertFilter) -> QmpResult<()> {

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::bitmap_action::{BitmapAction, BitmapRef, list};
 use super::event::Event;
-use crate::bitmap::Bitmap;
+use crate::bitmap::{Bitmap, BitmapUse};
 use crate::error::Result;
-use crate::graph::{BitmapDecl, DriveDecl, Graph, NodeDecl};
+use crate::graph::{BitmapDecl, BitmapScope, DriveDecl, Graph, NodeDecl};
 use crate::limits::DRAIN_TIME;
-use crate::node::{BackingName, BitmapContent};
+use crate::node::{BackingName, BitmapContent, Reopened};
 
 /// Somebody who uses a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,6 +159,13 @@ pub enum Action {
         /// `None` for no backing.
         name: Option<BackingName>,
     },
+    /// Opens a node in another way: what was made for that takes its driver's place. What it shows is the same.
+    Reopen {
+        /// The node, which was there before the transaction, which resizes and deallocates nothing.
+        node: String,
+        /// Made of the driver that it has.
+        to: Reopened,
+    },
     /// Adds a bitmap, clean.
     AddBitmap(BitmapDecl),
     /// Does something to a bitmap: [`BitmapAction::of`].
@@ -217,6 +224,10 @@ impl fmt::Display for Action {
                 write!(f, "name `{}` as the backing of `{node}`", name.name)
             }
             Self::NameBacking { node, name: None } => write!(f, "name no backing of `{node}`"),
+            Self::Reopen { node, to } => {
+                let how = if to.mode().write { "writable" } else { "read-only" };
+                write!(f, "open `{node}` {how}")
+            }
             Self::AddBitmap(decl) => write!(f, "add bitmap `{}` of {}", decl.name, decl.scope),
             Self::Bitmap { bitmap, action } => action.describe(bitmap, f),
             Self::Checkpoint { bitmaps } => write!(f, "checkpoint of {}", list(bitmaps)),
@@ -326,6 +337,36 @@ impl Transaction {
     ) -> Self {
         let at = at.min(self.actions.len());
         self.actions.splice(at..at, actions);
+        self
+    }
+
+    /// What the actions before the one with this number do to a bitmap, they do at the wish of who uses it.
+    pub(crate) fn wished_before(mut self, at: usize, graph: &Graph, by: &Arc<BitmapUse>) -> Self {
+        for (action, _) in self.actions.iter_mut().take(at) {
+            if let Action::Bitmap { bitmap, .. } = action
+                && bitmap.find(graph).is_some_and(|found| Arc::ptr_eq(&found, by.bitmap()))
+            {
+                *bitmap = BitmapRef::from(by);
+            }
+        }
+        self
+    }
+
+    /// The bitmap that it adds under this name, and by which action.
+    pub(crate) fn added(&self, scope: &BitmapScope, name: &str) -> Option<(usize, &BitmapDecl)> {
+        self.actions().enumerate().find_map(|(at, action)| match action {
+            Action::AddBitmap(decl) if decl.scope == *scope && decl.name.as_str() == name => {
+                Some((at, decl))
+            }
+            _ => None,
+        })
+    }
+
+    /// Another action in the place of one.
+    pub(crate) fn with_instead(mut self, at: usize, action: Action) -> Self {
+        if let Some(place) = self.actions.get_mut(at) {
+            *place = (action, place.1);
+        }
         self
     }
 

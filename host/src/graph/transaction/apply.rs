@@ -20,6 +20,7 @@ use super::drain::{Drained, Place, Side, Still};
 use super::durable;
 use super::event::Event;
 use super::late::{Answer, Parting, Waiting};
+use super::reopen;
 use super::touched::{Touched, end_watches};
 use super::work::{self, Step, StepKind};
 use crate::bitmap::{Bitmap, Prepared};
@@ -192,6 +193,7 @@ impl Plan {
         for (node, name) in self.backing_names.drain(..) {
             section.name_backing(&node, name, within).await?;
         }
+        reopen::exchange(section, within).await?;
         if !steps.is_empty() {
             // The graph that is keeps its bitmaps if the work fails.
             let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
@@ -350,7 +352,8 @@ async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) 
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());
-    after.tell_sizes(&before);
+    after.tell_drivers(&before);
+    reopen::leave(&before, &after);
     let graph = after.shared();
     riders.into_iter().for_each(|rider| rider.publish(&graph));
     drop(still);

@@ -21,7 +21,7 @@ use crate::graph::evidence::{SameView, Tracker};
 use crate::graph::generation::NodeGeneration;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::permission::Role;
-use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode};
+use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode, ScopedBitmap};
 
 /// Something that leads elsewhere.
 pub(super) struct Claim {
@@ -117,7 +117,9 @@ impl Comparison<'_> {
         let known = Known::of(self.after);
         let (mut claims, mut has_unseen) = (Vec::new(), false);
         for (at, old) in self.before.nodes.iter().enumerate() {
-            let Some(now) = known.node(old.generation) else { continue };
+            let Some(now) = known.node(old.generation).filter(|_| is_seen(self.before, at)) else {
+                continue;
+            };
             let new = &self.after.nodes[now];
             if self.is_unseen(at, new) {
                 let is_there =
@@ -277,6 +279,18 @@ fn tracked_nodes<'g>(graph: &'g Graph, tracker: &Tracker) -> Vec<&'g GraphNode> 
 fn way_to(graph: &Graph, way: &[Place], to: NodeGeneration) -> Option<Vec<Place>> {
     let at = way.iter().position(|place| graph.nodes[place.node].generation == to)?;
     Some(way[..=at].to_vec())
+}
+
+/// Whether anybody sees what a node shows: if not, nobody minds what that is.
+fn is_seen(graph: &Graph, node: usize) -> bool {
+    let class = graph.nodes[node].class;
+    let mut roots = graph.drives.iter().filter_map(|drive| drive.root.as_ref());
+    let mut edges = graph.nodes.iter().flat_map(|node| &node.edges);
+    let of_class =
+        |entry: &ScopedBitmap| entry.node.is_some_and(|node| graph.nodes[node].class == class);
+    roots.any(|root| root.child == node)
+        || edges.any(|edge| edge.child == node)
+        || graph.bitmaps.iter().any(of_class)
 }
 
 /// Whether what the child shows can be seen through the edge.

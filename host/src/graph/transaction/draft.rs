@@ -81,6 +81,8 @@ pub(super) struct DraftNode {
     pub(super) kept: Option<u64>,
     /// Its driver makes it longer when whoever uses it does so.
     pub(super) is_growable: bool,
+    /// Its driver takes the place of the one that it has in the graph that is.
+    pub(super) is_reopened: bool,
 }
 
 #[derive(Clone)]
@@ -206,6 +208,7 @@ impl Draft {
             kept: (node.is_container && node.info.growable && node.edges.is_empty())
                 .then_some(node.info.size_bytes),
             is_growable: node.info.growable,
+            is_reopened: false,
         });
         let drives = graph.drives.iter().zip(&graph.origins).map(|(drive, origin)| DraftDrive {
             generation: drive.generation,
@@ -251,6 +254,7 @@ impl Draft {
             resized: None,
             kept: None,
             is_growable: false,
+            is_reopened: false,
         });
         Ok(())
     }

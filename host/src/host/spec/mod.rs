@@ -33,6 +33,7 @@ pub(crate) use exports::{EXPORT_DRIVE, bitmap_shown_by, resolve};
 pub(super) use exports::{anonymous_drive, shown_bitmap};
 pub use fragment::Fragment;
 pub(super) use registry::Registry;
+pub(super) use reopen::said_read_only;
 
 use super::Host;
 use super::images;

@@ -1,6 +1,7 @@
 //! What qemu-storage-daemon 10.0.2 did in experiments with bitmaps and jobs, named `E1` and so on, and what is
 //! right: by commands, on real images. Each says the one and asserts the other.
 
+mod others;
 mod pivots;
 mod streams;
 
