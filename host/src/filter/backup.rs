@@ -47,7 +47,9 @@ impl BackupNode {
     /// `EINVAL` if that is not so.
     pub fn new(config: BackupConfig, changes: Option<(BitmapScope, String)>) -> Result<Self> {
         let message = match (config.sync, &changes) {
-            (Sync::Full, Some(_)) => "a full backup has no bitmap `changes`",
+            (Sync::Full, Some(_)) => {
+                "only with `sync = \"incremental\"` or `\"none\"` is there a bitmap `changes`"
+            }
             (Sync::Incremental, None) => "an incremental backup needs `bitmap.changes = \"…\"`",
             _ => return Ok(Self { config, changes, state: Arc::default() }),
         };

@@ -346,6 +346,13 @@ pub trait Node: Any + Send + Sync {
         Upkeep::None
     }
 
+    /// Whether the node needs its child number `edge` for what it is, not for what it shows: then nothing else takes
+    /// that child's place. Always the same.
+    fn needs_itself(&self, edge: usize) -> bool {
+        let _ = edge;
+        false
+    }
+
     /// Whether nobody but those who come through the node may change what its child number `edge` shows: it keeps
     /// old bytes before they are changed. Always the same.
     fn is_exclusive(&self, edge: usize) -> bool {

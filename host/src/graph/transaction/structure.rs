@@ -159,6 +159,7 @@ impl Draft {
         let at = self.expect_node(node)?;
         self.check_no_job(at)?;
         let link = Link::Child(at, self.expect_edge(at, edge)?);
+        self.check_movable(link)?;
         if let Some(edge) = self.edge(link) {
             expect_edge_to(&filter, &edge.child)?;
         }
@@ -183,6 +184,7 @@ impl Draft {
         self.check_no_job(at)?;
         for link in self.users(name) {
             self.check_untracked(link, name)?;
+            self.check_movable(link)?;
             self.retarget(link, &child);
         }
         self.move_bitmaps(name, &child)?;
@@ -334,6 +336,7 @@ impl Draft {
             return Ok(());
         }
         let link = Link::Child(at, self.expect_edge(at, edge)?);
+        self.check_movable(link)?;
         self.retarget(link, child);
         Ok(())
     }

@@ -232,6 +232,17 @@ fn all_of_a_checkpoint_or_nothing() {
     let mut nbd = Client::open(&view_uri(&host, "vda-then"));
     assert_eq!(nbd.read(0, 512), Ok(vec![0; 512]));
     assert!(nbd.is_read_only());
+    // Its filter stays as long as what it keeps is shown, whatever is put over it.
+    let filter = json!({"driver": "pass", "node-name": "over"});
+    let over = json!({"filter": filter, "above": "vda-then.filter"});
+    client.run("blockdev-insert-filter", over);
+    for _ in 0..2 {
+        let remove = json!({"node-name": "vda-then.filter"});
+        let (_, desc) = client.fail("blockdev-remove-filter", remove);
+        assert!(desc.contains("it needs node `vda-then.filter` itself: remove it first"), "{desc}");
+        // The second time it is alone.
+        client.ask("blockdev-remove-filter", json!({"node-name": "over"}));
+    }
     let (_, desc) = client.fail("checkpoint-end", json!({"id": "two", "completed": true}));
     assert_eq!(desc, "there is no checkpoint 'two'");
     let end = json!({"id": "one", "completed": true});
