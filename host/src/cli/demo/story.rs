@@ -89,7 +89,7 @@ fn steps(scene: &mut Scene<'_>, guest: &Guest, installed: &[u8]) -> Result<Vec<R
 
     match scene.read_node("then")? == installed {
         true => {
-            scene.say("The view of the plugin `backup` still shows what there was at the start.")
+            scene.say("The view of the plugin `backup` still shows what there was at the start.");
         }
         false => return Err("the view of the plugin `backup` shows something else".into()),
     }
