@@ -187,8 +187,8 @@ impl Changer {
         let (persistence, begun) = (Arc::clone(&self.persistence), self.begun.clone());
         let applied = on_worker(&self.workers[0], move || async move {
             check_running(&ended)?;
-            let decided = decided(&cell.load(), &transaction);
             let (transaction, entered) = persistence.prepare(&cell.load(), transaction)?;
+            let decided = decided(&cell.load(), &transaction);
             let applied = cell.transact(transaction).await?;
             tell(&cell, decided);
             persistence.follow(&cell, entered).await;

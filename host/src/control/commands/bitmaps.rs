@@ -1,12 +1,13 @@
 //! Dirty bitmaps: QEMU's commands, and those that QEMU lacks.
 
+use super::drives::OnUnproven;
 use crate::bitmap::{BitmapName, Granularity};
 use crate::control::context::Context;
 use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{qapi_alternate, qapi_struct};
 use crate::control::registry::Registry;
-use crate::graph::{Action, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Graph};
+use crate::graph::{Action, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Graph, Unproven};
 use crate::host::Keep;
 
 qapi_struct! {
@@ -67,6 +68,17 @@ qapi_struct! {
 }
 
 qapi_struct! {
+    /// A bitmap is of another node, or drive, from now on.
+    pub(crate) struct BlockDirtyBitmapMove {
+        node: String,
+        name: String,
+        /// The node or drive that shows the same; a drive comes first.
+        to: String,
+        on_unproven: Option<OnUnproven>,
+    }
+}
+
+qapi_struct! {
     /// Which ranges of a bitmap to list.
     pub(crate) struct BlockDirtyBitmapQuery {
         node: String,
@@ -118,6 +130,7 @@ pub(super) fn register(to: &mut Registry) {
     to.action("block-dirty-bitmap-merge", merge);
     to.action("block-dirty-bitmap-copy", copy);
     to.action("block-dirty-bitmap-rename", rename);
+    to.action("block-dirty-bitmap-move", move_to);
     to.command("block-dirty-bitmap-query", query);
 }
 
@@ -224,6 +237,18 @@ fn rename(plan: &mut Plan<'_>, rename: BlockDirtyBitmapRename) -> QmpResult<()> 
     let BlockDirtyBitmapRename { node, name, new_name } = rename;
     let action = BitmapAction::Rename(bitmap_name(&new_name)?);
     act(plan, &BlockDirtyBitmap { node, name }, action)
+}
+
+fn move_to(plan: &mut Plan<'_>, moved: BlockDirtyBitmapMove) -> QmpResult<()> {
+    let BlockDirtyBitmapMove { node, name, to, on_unproven } = moved;
+    let bitmap = find(plan, &BlockDirtyBitmap { node, name })?;
+    let scope = plan.find_scope(&to).ok_or_else(|| no_node(&to))?;
+    let unproven = match on_unproven {
+        Some(OnUnproven::MarkWhole) => Unproven::MarkWhole,
+        Some(OnUnproven::Refuse) | None => Unproven::Refuse,
+    };
+    plan.push_unproven(BitmapAction::MoveTo(scope).of(bitmap), unproven);
+    Ok(())
 }
 
 /// What a client calls `node`.

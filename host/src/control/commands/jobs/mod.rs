@@ -2,6 +2,7 @@
 //!
 //! A kind of job is a file: its arguments, and what they ask the library for. Here is what kinds have in common.
 
+mod backing;
 mod commit;
 mod mirror;
 mod queries;
@@ -67,6 +68,7 @@ qapi_enum! {
 
 pub(super) fn register(to: &mut Registry) {
     stream::register(to);
+    backing::register(to);
     commit::register(to);
     mirror::register(to);
     verbs::register(to);
