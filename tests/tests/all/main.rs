@@ -32,6 +32,7 @@ mod running;
 mod small_filters;
 mod stack;
 mod throttle;
+mod under_fire;
 mod xor;
 
 use std::path::Path;

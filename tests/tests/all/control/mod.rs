@@ -1,5 +1,6 @@
 //! The control socket: QMP.
 
+mod backing;
 mod basics;
 mod blockdev;
 mod checkpoint;
@@ -9,6 +10,7 @@ mod differential;
 mod experiments;
 mod exports;
 mod jobs;
+mod moves;
 mod mutations;
 mod plugins;
 mod python;

@@ -14,13 +14,13 @@ use blockloom_tests::Scratch;
 use serde_json::Value;
 
 /// A host without anything.
-fn empty() -> Host {
+pub(crate) fn empty() -> Host {
     let options = WorkerOptions { workers: 2, ..WorkerOptions::default() };
     Host::builder().workers(options).start().expect("a host")
 }
 
 /// Adds a node as QMP would.
-fn add(host: &Host, options: Value) -> String {
+pub(crate) fn add(host: &Host, options: Value) -> String {
     let added = host.add(&Fragment::blockdev(options));
     added.unwrap_or_else(|error| panic!("{error}")).root.expect("a node")
 }
@@ -35,13 +35,13 @@ fn socket(scratch: &Scratch) -> ListenAddress {
 }
 
 /// Serves something at the socket of a test; gives what a client opens.
-fn export(host: &Host, scratch: &Scratch, export: NewExport) -> String {
+pub(crate) fn export(host: &Host, scratch: &Scratch, export: NewExport) -> String {
     let (name, listen) = (export.name.clone(), Some(socket(scratch)));
     block_on(host.add_export(NewExport { listen, ..export })).expect("an export");
     uri(scratch, &name)
 }
 
-fn uri(scratch: &Scratch, name: &str) -> String {
+pub(crate) fn uri(scratch: &Scratch, name: &str) -> String {
     format!("nbd+unix:///{name}?socket={}", scratch.path("nbd.sock").display())
 }
 
