@@ -2,8 +2,10 @@
 //!
 //! A kind of job is a file: its arguments, and what they ask the library for. Here is what kinds have in common.
 
+mod backup;
 mod commit;
 mod mirror;
+mod populate;
 mod queries;
 mod stream;
 mod verbs;
@@ -69,6 +71,8 @@ pub(super) fn register(to: &mut Registry) {
     stream::register(to);
     commit::register(to);
     mirror::register(to);
+    backup::register(to);
+    populate::register(to);
     verbs::register(to);
     queries::register(to);
 }
