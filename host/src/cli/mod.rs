@@ -4,6 +4,7 @@
 //! `qemu-img`'s.
 
 mod ctl;
+mod demo;
 mod image;
 mod plugin;
 mod progress;
@@ -26,9 +27,9 @@ use crate::io::EngineChoice;
 #[derive(Parser)]
 #[command(name = "blockloom", version, about)]
 struct Arguments {
-    /// What goes to the log on stderr.
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
-    log: LogLevel,
+    /// What goes to the log on stderr: `info` unless said, and nothing of the demonstration.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<LogLevel>,
     /// How the log looks.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -100,6 +101,9 @@ enum Command {
         #[command(flatten)]
         options: ctl::CtlOptions,
     },
+    /// Shows what this is for, in one run on temporary files: an overlay behind plugins, under load; backups that
+    /// are restored; a snapshot, a stream, a commit; and what QEMU's rules would have copied.
+    Demo,
     /// Offline work on images.
     Image {
         #[command(subcommand)]
@@ -115,7 +119,9 @@ enum Command {
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    start_log(arguments.log, arguments.log_format);
+    let is_quiet = matches!(arguments.command, Command::Demo);
+    let level = if is_quiet { LogLevel::Off } else { LogLevel::Info };
+    start_log(arguments.log.unwrap_or(level), arguments.log_format);
     let result = match arguments.command {
         Command::Serve { graph, workers, engine, control, control_uid } => {
             let control = control.map(|path| ControlOptions { path, uids: control_uid });
@@ -129,6 +135,7 @@ pub fn main() -> ExitCode {
             return draw_host(&control.unwrap_or_default(), format);
         }
         Command::Ctl { options } => return ctl::run(&options),
+        Command::Demo => return demo::run(),
         Command::Image { command } => return image::run(command),
         Command::Plugin { command } => plugin::run(command),
     };

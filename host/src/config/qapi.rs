@@ -16,6 +16,7 @@
 //! | `latency-ns` | `latency` |
 //! | `throttle-group` | `instance`, with the limits of the node that has it already, or its own `config` |
 //! | `file`, `target`, `bottom` of filters | `child.file`, `child.target`, `child.bottom` |
+//! | `bitmap` of `copy-before-write` | `bitmap.changes`, as `NODE/NAME` |
 //! | `on-cbw-error`, `cbw-timeout`, `min-cluster-size` | keys of `config`, and `config.sync` is `none` |
 //! | `file` of `snapshot-access` | `of`, and `view` is `snapshot` |
 
@@ -46,6 +47,8 @@ enum Rule {
     Cache,
     Discard,
     Nanoseconds,
+    /// A bitmap by node and name, lent as `changes`.
+    Changes,
     /// The node whose view it is.
     Of,
 }
@@ -110,6 +113,7 @@ const BY_DRIVER: &[(&str, &[(&str, Rule)])] = &[
         &[
             ("file", Rule::Child("file")),
             ("target", Rule::Child("target")),
+            ("bitmap", Rule::Changes),
             ("on-cbw-error", Rule::Config),
             ("cbw-timeout", Rule::ConfigSeconds),
             ("min-cluster-size", Rule::Config),
@@ -251,6 +255,7 @@ impl Translated {
                 Some(nanos) => to.keys.push(named("latency", text(format!("{nanos}ns")))),
                 None => self.wrong(path, key, "must be a number of nanoseconds"),
             },
+            Some(Rule::Changes) => self.changes(value, path, to),
             Some(Rule::Node) => to.keys.push(named(key, self.child(value, path, depth))),
             Some(Rule::Child(name)) => {
                 let child = self.child(value, path, depth);
@@ -315,6 +320,17 @@ impl Translated {
         let message = format!("`{key}` cannot be {}", super::render::clip(&found));
         let help = format!("possible here: {}", possible.join(", "));
         self.wrong.push(Wrong::new(path, message, help));
+    }
+
+    fn changes(&mut self, value: &Value, path: &str, to: &mut Keys) {
+        let text = |key: &str| value.get(key).and_then(Value::as_str);
+        if let (Some(node), Some(name)) = (text("node"), text("name")) {
+            let lent = Item::text(path, format!("{node}/{name}"));
+            let lent = Item::new(path, Shape::Table(vec![("changes".to_owned(), lent)]));
+            to.keys.push(("bitmap".to_owned(), lent));
+        } else {
+            to.keys.extend(self.as_is(value, path).map(|item| ("bitmap".to_owned(), item)));
+        }
     }
 
     fn cache(&mut self, value: &Value, path: &str, to: &mut Keys) {

@@ -1,8 +1,9 @@
-//! What of a node can change while it runs: where its children are, and nothing else yet.
+//! What of a node can change while it runs: where its children are, and how files and images are open.
 
 use super::diagnostic::{Diagnostic, Diagnostics, Span, Spanned};
 use super::qcow2_options::BackingSpec;
 use super::spec::{DriverSpec, GraphSpec, NodeSpec};
+use crate::node::Reopen;
 
 /// Where a child is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,12 +14,23 @@ pub struct ChildChange {
     pub child: Option<String>,
 }
 
+/// What changes of a node.
+#[derive(Clone, Debug)]
+pub struct NodeChange {
+    /// Where children are to be that are elsewhere.
+    pub children: Vec<ChildChange>,
+    /// How it is to be open, as far as it is not so.
+    pub reopen: Reopen,
+    /// As it is described from now on.
+    pub node: NodeSpec,
+}
+
 /// What has to change of `known`, a node that runs, for it to be as `spec` describes it again. What is left out
 /// stays as it is.
 ///
 /// # Errors
 /// What cannot change, where it is described.
-pub fn changes(spec: &GraphSpec, known: &NodeSpec) -> Result<Vec<ChildChange>, Box<Diagnostics>> {
+pub fn changes(spec: &GraphSpec, known: &NodeSpec) -> Result<NodeChange, Box<Diagnostics>> {
     let refuse = |span: Span, message: String, help: &str| {
         let mut found = spec.diagnostics();
         found.push(Diagnostic::error(span, message).help(help));
@@ -34,30 +46,60 @@ pub fn changes(spec: &GraphSpec, known: &NodeSpec) -> Result<Vec<ChildChange>, B
     }
     if let Some((key, span)) = different(known, new) {
         let message = format!("`{key}` of node `{}` cannot change while it runs", known.name);
-        let help = "add another node as it is to be, and let it take this one's place";
+        let help = match key {
+            "read-only" => "this driver is open as the nodes below it are: reopen those",
+            _ => "add another node as it is to be, and let it take this one's place",
+        };
         return refuse(span, message, help);
     }
     let child = |node: &'_ NodeSpec, edge: &str| {
         let mut children = node.children.iter();
         children.find(|child| child.name.value == edge).map(|child| child.node.value.clone())
     };
-    let mut changes = Vec::new();
+    let mut children = Vec::new();
     for said in &new.children {
         let (edge, node) = (&said.name.value, &said.node.value);
         if child(known, edge).as_ref() != Some(node) {
-            changes.push(ChildChange { edge: edge.clone(), child: Some(node.clone()) });
+            children.push(ChildChange { edge: edge.clone(), child: Some(node.clone()) });
         }
     }
     if let DriverSpec::Qcow2(image) = &new.driver
         && image.backing.value == BackingSpec::None
         && child(known, "backing").is_some()
     {
-        changes.push(ChildChange { edge: "backing".to_owned(), child: None });
+        children.push(ChildChange { edge: "backing".to_owned(), child: None });
     }
-    Ok(changes)
+    let (reopen, node) = reopen(known, new);
+    Ok(NodeChange { children, reopen, node })
 }
 
-/// The first option that `new` has otherwise, and where.
+/// How a node is to be open that is open otherwise, and its description then.
+fn reopen(known: &NodeSpec, new: &NodeSpec) -> (Reopen, NodeSpec) {
+    let absent = new.name.span;
+    let (mut how, mut node) = (Reopen::default(), known.clone());
+    let set = |to: &mut Option<bool>, known: &mut Spanned<bool>, new: Spanned<bool>| {
+        if new.span != absent && known.value != new.value {
+            *to = Some(new.value);
+            known.value = new.value;
+        }
+    };
+    match (&mut node.driver, &new.driver) {
+        (DriverSpec::File(known), DriverSpec::File(new)) => {
+            set(&mut how.direct, &mut known.direct, new.direct);
+            set(&mut how.discard, &mut known.discard, new.discard);
+        }
+        (DriverSpec::Qcow2(_), DriverSpec::Qcow2(_)) => {}
+        _ => return (how, node),
+    }
+    // How it is open follows from who uses it as long as nobody has said so.
+    if new.read_only.span != absent {
+        node.read_only.value = new.read_only.value;
+        how.write = Some(!new.read_only.value);
+    }
+    (how, node)
+}
+
+/// The first option that `new` has otherwise and that cannot change, and where.
 fn different(known: &NodeSpec, new: &NodeSpec) -> Option<(&'static str, Span)> {
     let absent = new.name.span;
     let mut found = None;
@@ -69,13 +111,14 @@ fn different(known: &NodeSpec, new: &NodeSpec) -> Option<(&'static str, Span)> {
     fn said<T>(value: &Option<Spanned<T>>) -> Span {
         value.as_ref().map_or_else(Span::default, |value| value.span)
     }
-    check("read-only", known.read_only == new.read_only, new.read_only.span);
+    let is_reopened =
+        matches!((&known.driver, &new.driver), (DriverSpec::File(_), DriverSpec::File(_)))
+            || matches!((&known.driver, &new.driver), (DriverSpec::Qcow2(_), DriverSpec::Qcow2(_)));
+    check("read-only", is_reopened || known.read_only == new.read_only, new.read_only.span);
     match (&known.driver, &new.driver) {
         (DriverSpec::File(one), DriverSpec::File(other)) => {
             check("path", one.path == other.path, other.path.span);
-            check("direct", one.direct == other.direct, other.direct.span);
             check("locking", one.locking == other.locking, other.locking.span);
-            check("discard", one.discard == other.discard, other.discard.span);
         }
         (DriverSpec::Memory(one), DriverSpec::Memory(other)) => {
             let (one, other) = (&one.block_size_bytes, &other.block_size_bytes);

@@ -5,6 +5,8 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::host::StartError;
+use crate::plugin::InstanceError;
 
 /// QMP's classes of errors (QEMU, `qapi/error.json`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,18 @@ impl fmt::Display for QmpError {
 
 impl From<Error> for QmpError {
     fn from(error: Error) -> Self {
+        Self::generic(error.to_string())
+    }
+}
+
+impl From<StartError> for QmpError {
+    fn from(error: StartError) -> Self {
+        Self::generic(error.brief())
+    }
+}
+
+impl From<InstanceError> for QmpError {
+    fn from(error: InstanceError) -> Self {
         Self::generic(error.to_string())
     }
 }

@@ -4,14 +4,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::context::Context;
 use super::error::{QmpError, QmpResult};
 use crate::block_on;
+use crate::export::nbd::{ListenAddress, RemovalMode};
 use crate::graph::{
-    Action, Applied, BitmapAction, BitmapDecl, BitmapScope, Graph, Transaction, Unproven,
+    Action, Applied, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Graph, Transaction, Unproven,
 };
-use crate::host::{DirtyBitmap, Keep};
-use crate::job::JobSpec;
+use crate::host::{Added, Composition, DirtyBitmap, FilterPlace, Fragment, Keep, NewExport};
+use crate::job::{JobKind, JobSpec};
 
 /// What is done when the transaction has been applied; it can fail no more.
 type Afterwards = Box<dyn FnOnce(&Context<'_>, &Applied)>;
@@ -32,6 +35,7 @@ pub(crate) struct Plan<'a> {
     reshapes: bool,
     /// What its actions begin ends together.
     pub(crate) completes_together: bool,
+    composition: Composition<'a>,
     afterwards: Vec<Afterwards>,
 }
 
@@ -51,6 +55,7 @@ impl<'a> Plan<'a> {
             jobs: Vec::new(),
             reshapes: false,
             completes_together: false,
+            composition: Composition::new(context.host),
             afterwards: Vec::new(),
         }
     }
@@ -121,8 +126,87 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
+    /// Nobody else adds or removes nodes, exports and checkpoints from now on.
+    pub(crate) fn take_turn(&mut self) -> QmpResult<()> {
+        Ok(self.composition.take_turn()?)
+    }
+
+    /// Adds nodes, as [`Host::add`](crate::Host::add).
+    pub(crate) fn add_nodes(&mut self, fragment: &Fragment) -> QmpResult<Added> {
+        let added = self.composition.add(fragment)?;
+        Ok(self.take_added(added))
+    }
+
+    /// Puts a filter in its place, as [`Host::insert_filter`](crate::Host::insert_filter).
+    pub(crate) fn insert_filter(&mut self, at: &FilterPlace, options: &Value) -> QmpResult<Added> {
+        let added = self.composition.insert_filter(at, options)?;
+        Ok(self.take_added(added))
+    }
+
+    /// Adds nodes, one of them, a filter, at a place.
+    pub(crate) fn add_placed(
+        &mut self,
+        fragment: &Fragment,
+        at: &FilterPlace,
+        filter: &str,
+    ) -> QmpResult<Added> {
+        let added = self.composition.add_placed(fragment, at, filter)?;
+        Ok(self.take_added(added))
+    }
+
+    fn take_added(&mut self, (actions, added): (Vec<Action>, Added)) -> Added {
+        self.is_first = false;
+        self.push_all(actions);
+        self.nodes.extend(added.nodes.iter().cloned());
+        added
+    }
+
+    fn push_all(&mut self, actions: Vec<Action>) {
+        actions.into_iter().for_each(|action| self.push(action));
+    }
+
+    /// Removes a node, with what came with it.
+    pub(crate) fn remove_node(&mut self, node: &str) -> QmpResult<()> {
+        let actions = self.composition.remove_node(node)?;
+        self.push_all(actions);
+        Ok(())
+    }
+
+    /// Takes a filter out, with what came with it.
+    pub(crate) fn remove_filter(&mut self, node: &str) -> QmpResult<()> {
+        let actions = self.composition.remove_filter(node)?;
+        self.push_all(actions);
+        Ok(())
+    }
+
+    /// Has nodes be as they are described, as [`Host::reopen_nodes`](crate::Host::reopen_nodes).
+    pub(crate) fn reopen(&mut self, nodes: &[Value], unproven: Unproven) -> QmpResult<()> {
+        self.take_turn()?;
+        let mut reopening = self.context.host.reopening(nodes, unproven)?;
+        for (action, unproven) in std::mem::take(&mut reopening.actions) {
+            self.push_unproven(action, unproven);
+        }
+        self.afterwards(move |context, _| context.host.reopened(reopening));
+        Ok(())
+    }
+
+    /// Begins an export; gives where.
+    pub(crate) fn add_export(&mut self, export: NewExport) -> QmpResult<ListenAddress> {
+        let (actions, address) = self.composition.add_export(export)?;
+        self.is_first = false;
+        self.push_all(actions);
+        Ok(address)
+    }
+
+    /// Ends an export.
+    pub(crate) fn end_export(&mut self, id: &str, mode: RemovalMode) -> QmpResult<()> {
+        let actions = self.composition.end_export(id, mode)?;
+        self.is_first = false;
+        self.push_all(actions);
+        Ok(())
+    }
+
     /// Something for when the transaction has been applied.
-    #[allow(dead_code, reason = "no action has any yet")]
     pub(crate) fn afterwards(&mut self, act: impl FnOnce(&Context<'_>, &Applied) + 'static) {
         self.afterwards.push(Box::new(act));
     }
@@ -148,10 +232,11 @@ impl<'a> Plan<'a> {
     /// Makes all of it happen, at one instant, or nothing.
     ///
     /// What is to be kept is put into its image before that, where it can fail, and cleared at that instant.
-    pub(crate) fn commit(self) -> QmpResult<Applied> {
+    pub(crate) fn commit(mut self) -> QmpResult<Applied> {
         let host = self.context.host;
-        let (mut transaction, mut begun) = (self.transaction, Vec::new());
-        let mut jobs = self.jobs;
+        let riders = self.composition.riders().into_iter();
+        let mut transaction = riders.fold(self.transaction, Transaction::with_rider);
+        let (mut begun, mut jobs) = (Vec::new(), self.jobs);
         // From the last one, so that the numbers of those before stay what they are.
         for (at, decl, keep) in self.kept.into_iter().rev() {
             match begin(self.context, decl, keep) {
@@ -169,10 +254,37 @@ impl<'a> Plan<'a> {
                 }
             }
         }
+        for (_, job) in &jobs {
+            if let Err(error) = self.context.begin_for(job, &mut transaction, &mut begun) {
+                give_up(&begun);
+                return Err(error);
+            }
+        }
         let started = block_on(host.start_jobs_at(jobs, self.completes_together, transaction));
         let (applied, _) = started.inspect_err(|_| give_up(&begun))?;
         self.afterwards.into_iter().for_each(|act| act(self.context, &applied));
+        self.composition.applied();
         Ok(applied)
+    }
+}
+
+impl Context<'_> {
+    /// A bitmap by which a job is told what to do has to be there when it is planned: one that comes with the same
+    /// transaction is added before it, and cleared in its place.
+    fn begin_for(
+        &self,
+        job: &JobSpec,
+        transaction: &mut Transaction,
+        begun: &mut Vec<DirtyBitmap>,
+    ) -> QmpResult<()> {
+        let JobKind::Backup(backup) = &job.what else { return Ok(()) };
+        let Some(BitmapRef::Named { scope, name }) = &backup.bitmap else { return Ok(()) };
+        let Some((at, decl)) = transaction.added(scope, name) else { return Ok(()) };
+        let bitmap = block_on(self.host.add_bitmap(decl.clone()))?;
+        let before = std::mem::take(transaction);
+        *transaction = before.with_instead(at, BitmapAction::Clear.of(&bitmap));
+        begun.push(bitmap);
+        Ok(())
     }
 }
 

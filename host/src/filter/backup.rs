@@ -13,7 +13,7 @@ use blockloom_plugin_backup::{BackupConfig, OnError, Pace, REPORT, Sync, each_of
 
 use super::PassNode;
 use super::point_in_time::PointInTime;
-use crate::bitmap::Granularity;
+use crate::bitmap::{BitmapState, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{BitmapScope, ChildDecl, CopyHow, Cx, LocalGraph, OnBehalf, OwnAccord};
 use crate::graph::{PermissionSet, Role};
@@ -40,14 +40,17 @@ impl BackupNode {
     /// What the child is called to which it copies.
     pub const TARGET: &str = "target";
 
-    /// `changes` is the bitmap of an incremental backup, and of no other.
+    /// `changes` is the bitmap of an incremental backup, or of one that copies nothing by itself; of what it says
+    /// when the node begins, old bytes are kept.
     ///
     /// # Errors
     /// `EINVAL` if that is not so.
     pub fn new(config: BackupConfig, changes: Option<(BitmapScope, String)>) -> Result<Self> {
-        let message = match (config.sync == Sync::Incremental, &changes) {
-            (false, Some(_)) => "only with `sync = \"incremental\"` is there a bitmap `changes`",
-            (true, None) => "an incremental backup needs `bitmap.changes = \"…\"`",
+        let message = match (config.sync, &changes) {
+            (Sync::Full, Some(_)) => {
+                "only with `sync = \"incremental\"` or `\"none\"` is there a bitmap `changes`"
+            }
+            (Sync::Incremental, None) => "an incremental backup needs `bitmap.changes = \"…\"`",
             _ => return Ok(Self { config, changes, state: Arc::default() }),
         };
         Err(Error::new(ErrorKind::Invalid, message))
@@ -106,8 +109,12 @@ impl BackupNode {
         let Some((scope, name)) = &self.changes else { return Ok(()) };
         let (sets, snapshot) = (self.sets()?, graph.current());
         let missing = || Error::new(ErrorKind::NotFound, format!("there is no `{name}`"));
-        let changes = snapshot.find_bitmap(scope, name).ok_or_else(missing)?;
-        changes
+        let changes = snapshot.find_bitmap(scope, name).ok_or_else(missing)?.read();
+        // What a checkpoint has frozen is of the point in time; what has been recorded since is not.
+        let is_frozen = changes.state() == BitmapState::Frozen;
+        let frozen = changes.still().filter(|_| is_frozen);
+        frozen
+            .unwrap_or(changes)
             .ranges(0..u64::MAX)
             .for_each(|run| sets.covered.mark(run.start, run.end - run.start));
         let mut at = 0;

@@ -23,6 +23,8 @@ use crate::plugin::{OwnSets, PluginNode};
 const SOURCE: usize = 0;
 /// Number of the edge to what it copies to.
 const TARGET: usize = 1;
+/// Number of the edge to the backup itself.
+const OF: usize = 2;
 
 /// Whose view it is.
 enum Of {
@@ -155,6 +157,10 @@ fn read_only<'a, T>() -> NodeFuture<'a, T> {
 impl Node for ViewNode {
     fn driver(&self) -> &'static str {
         "plugin-view"
+    }
+
+    fn needs_itself(&self, edge: usize) -> bool {
+        edge == OF
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {

@@ -163,11 +163,17 @@ impl Graph {
         node.edges.iter().map(|edge| self.nodes[edge.child].info).collect()
     }
 
-    /// Tells drivers of nodes that have other sizes than in `before`, or whose children have.
-    pub(crate) fn tell_sizes(&self, before: &Self) {
+    /// Tells drivers of nodes that have other sizes than in `before`, or whose children have, or that have got or
+    /// lost a backing.
+    pub(crate) fn tell_drivers(&self, before: &Self) {
+        let has_backing =
+            |node: &GraphNode| node.edges.iter().any(|edge| edge.role == Role::Backing);
         for node in &self.nodes {
             let known = before.nodes.iter().find(|known| known.generation == node.generation);
             let Some(known) = known else { continue };
+            if has_backing(node) != has_backing(known) {
+                node.driver.backing_changed(has_backing(node));
+            }
             let sizes = |graph: &Self, node: &GraphNode| -> Vec<u64> {
                 let below = graph.infos_below(node);
                 below.iter().chain([&node.info]).map(|info| info.size_bytes).collect()

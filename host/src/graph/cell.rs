@@ -10,7 +10,7 @@ use std::task::{Poll, Waker};
 
 use arc_swap::ArcSwap;
 
-use super::build::BitmapDecl;
+use super::build::{BitmapDecl, GraphDecl};
 use super::detach::ToTheEnd;
 use super::guard::Guards;
 use super::origin::{Origin, Request};
@@ -59,6 +59,15 @@ impl GraphCell {
         let generation = next.generation;
         self.current.store(next);
         self.generation.store(generation, Ordering::SeqCst);
+    }
+
+    /// Lets go of all nodes: each is dropped when whoever looks at the graph at this moment has ceased to. For a
+    /// host that has ended.
+    pub(crate) fn clear(&self) {
+        let last = self.load();
+        let Ok(empty) = GraphDecl::default().build() else { return };
+        let (generation, guards) = (last.generation + 1, Arc::clone(&last.guards));
+        self.publish(Arc::new(Graph { generation, guards, ..empty }));
     }
 
     /// Adds a bitmap, in a transaction of its own.

@@ -55,6 +55,7 @@ mod opening;
 mod order;
 mod origin;
 mod permission;
+mod reopening;
 mod shown;
 #[cfg(test)]
 mod simulation;
@@ -68,8 +69,8 @@ mod user;
 
 pub(crate) use below::Rests;
 pub use build::{BitmapDecl, ChildDecl, DriveDecl, GraphDecl, NodeDecl};
-pub(crate) use cell::WriterLock;
 pub use cell::{GraphCell, LocalGraph, Snapshot};
+pub(crate) use cell::{WriterLock, Writing};
 pub use class::Class;
 pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
@@ -85,6 +86,7 @@ pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
 pub use stake::JobStake;
+pub(crate) use transaction::Rider;
 pub use transaction::{
     Action, Applied, BitmapAction, BitmapChange, BitmapRef, Event, Events, Notice, Transaction,
     Unproven, User, Which,

@@ -34,7 +34,9 @@ pub(super) fn decided(graph: &Graph, transaction: &Transaction) -> Vec<Decided> 
                 all.push(Decided { bitmap, name, change: BitmapChange::Added });
             }
             Action::Bitmap { bitmap, action } => {
-                let mut one = of(bitmap, change_of(action));
+                // A move is told with what else the transaction does.
+                let Some(change) = change_of(action) else { continue };
+                let mut one = of(bitmap, change);
                 if let BitmapAction::Rename(to) = action {
                     let from = std::mem::replace(&mut one.name, to.to_string());
                     one.change = BitmapChange::Renamed { from };
@@ -50,8 +52,8 @@ pub(super) fn decided(graph: &Graph, transaction: &Transaction) -> Vec<Decided> 
     all
 }
 
-fn change_of(action: &BitmapAction) -> BitmapChange {
-    match action {
+fn change_of(action: &BitmapAction) -> Option<BitmapChange> {
+    Some(match action {
         BitmapAction::Clear => BitmapChange::Cleared,
         BitmapAction::Enable => BitmapChange::Enabled,
         BitmapAction::Disable => BitmapChange::Disabled,
@@ -64,7 +66,8 @@ fn change_of(action: &BitmapAction) -> BitmapChange {
         BitmapAction::Distrust => BitmapChange::Distrusted,
         BitmapAction::Repair => BitmapChange::Repaired,
         BitmapAction::Remove => BitmapChange::Removed,
-    }
+        BitmapAction::MoveTo(_) => return None,
+    })
 }
 
 /// Tells it, when that has been applied.

@@ -8,8 +8,8 @@ use super::spec::{anonymous_drive, shown_bitmap};
 use super::{Host, check_running};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ExportStatus, ListenAddress, RemovalMode};
-use crate::graph::{Action, DriveDecl, Transaction};
-use crate::limits::DRAIN_TIME;
+use crate::graph::{Action, DriveDecl, Graph, Transaction};
+use crate::limits::{DRAIN_TIME, NBD_HANDSHAKE_TIME};
 
 /// What an export serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +112,10 @@ impl Host {
         }
         let address = self.address_of(&export)?;
         let drive = match &export.of {
-            Exported::Drive(id) => self.check_drive(id, export.writable)?,
+            Exported::Drive(id) => {
+                check_drive(&self.graph(), id, export.writable)?;
+                id.clone()
+            }
             Exported::Node(node) => {
                 let drive = anonymous_drive(&export.id);
                 // Of one of this id that ended late.
@@ -135,7 +138,7 @@ impl Host {
         begun
     }
 
-    fn address_of(&self, export: &NewExport) -> Result<ListenAddress> {
+    pub(super) fn address_of(&self, export: &NewExport) -> Result<ListenAddress> {
         if let Some(address) = &export.listen {
             return Ok(address.clone());
         }
@@ -149,44 +152,14 @@ impl Host {
         })
     }
 
-    fn check_drive(&self, id: &str, writable: bool) -> Result<String> {
-        let graph = self.graph();
-        let drive = &graph.drives()[graph.expect_drive(id)?];
-        if writable && !drive.is_writable() {
-            let message = format!("drive `{id}` is read-only: a client could not change it");
-            return Err(Error::new(ErrorKind::ReadOnly, message));
-        }
-        Ok(id.to_owned())
-    }
-
     fn begin_export(
         &self,
         address: &ListenAddress,
         drive: &str,
         export: NewExport,
     ) -> Result<ListenAddress> {
-        let graph = self.graph();
-        let NewExport { id, name, description, writable, bitmaps, .. } = export;
-        let find = |shown: ShownBitmap| match shown {
-            ShownBitmap::Exactly(bitmap) => Ok(bitmap),
-            ShownBitmap::Named(name) => {
-                let scope = shown_bitmap(&graph, drive, &name).ok_or_else(|| {
-                    let message = format!("nothing that export `{id}` shows has a bitmap `{name}`");
-                    Error::new(ErrorKind::NotFound, message)
-                })?;
-                Ok(ExportBitmap { name, scope })
-            }
-        };
-        let bitmaps = bitmaps.into_iter().map(find).collect::<Result<Vec<_>>>()?;
-        for (at, bitmap) in bitmaps.iter().enumerate() {
-            if bitmaps[..at].iter().any(|other| other.name == bitmap.name) {
-                let message =
-                    format!("export `{id}` would show two bitmaps called `{}`", bitmap.name);
-                return Err(Error::new(ErrorKind::Exists, message));
-            }
-        }
-        let drive = drive.to_owned();
-        let export = Export { name, description, drive, writable, bitmaps };
+        let id = export.id.clone();
+        let export = export_of(&self.graph(), drive, export)?;
         self.inner.server.add(address, &id, export)
     }
 
@@ -235,15 +208,33 @@ impl Host {
         address: &ListenAddress,
         max_connections: Option<usize>,
     ) -> Result<ListenAddress> {
+        self.nbd_server_start_within(address, max_connections, NBD_HANDSHAKE_TIME)
+    }
+
+    /// The same, of which clients have so long for the handshake.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn nbd_server_start_within(
+        &self,
+        address: &ListenAddress,
+        max_connections: Option<usize>,
+        handshake_time: Duration,
+    ) -> Result<ListenAddress> {
         check_running(&self.inner.ended)?;
         let mut server = self.inner.nbd_server.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(address) = &*server {
             let message = format!("the NBD server listens on {address} already");
             return Err(Error::new(ErrorKind::Exists, message));
         }
-        let bound = self.inner.server.open(address, max_connections)?;
+        let bound = self.inner.server.open(address, max_connections, handshake_time)?;
         *server = Some(bound.clone());
         Ok(bound)
+    }
+
+    /// Where [`Host::nbd_server_start`] has begun to listen.
+    pub fn nbd_server_address(&self) -> Option<ListenAddress> {
+        self.inner.nbd_server.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Ends what [`Host::nbd_server_start`] has begun, with all its exports, whose clients are disconnected when
@@ -278,4 +269,41 @@ impl Host {
         }
         closed
     }
+}
+
+/// What an export serves that is of a drive of `graph`.
+///
+/// # Errors
+/// `ENOENT` for a bitmap that is not there; `EEXIST` for two of one name.
+pub(super) fn export_of(graph: &Graph, drive: &str, export: NewExport) -> Result<Export> {
+    let NewExport { id, name, description, writable, bitmaps, .. } = export;
+    let find = |shown: ShownBitmap| match shown {
+        ShownBitmap::Exactly(bitmap) => Ok(bitmap),
+        ShownBitmap::Named(name) => {
+            let scope = shown_bitmap(graph, drive, &name).ok_or_else(|| {
+                let message = format!("nothing that export `{id}` shows has a bitmap `{name}`");
+                Error::new(ErrorKind::NotFound, message)
+            })?;
+            Ok(ExportBitmap { name, scope, is_frozen: false })
+        }
+    };
+    let bitmaps = bitmaps.into_iter().map(find).collect::<Result<Vec<_>>>()?;
+    for (at, bitmap) in bitmaps.iter().enumerate() {
+        if bitmaps[..at].iter().any(|other| other.name == bitmap.name) {
+            let message = format!("export `{id}` would show two bitmaps called `{}`", bitmap.name);
+            return Err(Error::new(ErrorKind::Exists, message));
+        }
+    }
+    Ok(Export { name, description, drive: drive.to_owned(), writable, bitmaps })
+}
+
+/// # Errors
+/// `ENOENT`; `EROFS` if clients are to change a drive that may not be changed.
+pub(super) fn check_drive(graph: &Graph, id: &str, writable: bool) -> Result<()> {
+    let drive = &graph.drives()[graph.expect_drive(id)?];
+    if writable && !drive.is_writable() {
+        let message = format!("drive `{id}` is read-only: a client could not change it");
+        return Err(Error::new(ErrorKind::ReadOnly, message));
+    }
+    Ok(())
 }

@@ -17,7 +17,7 @@ const HEAD_BYTES: u64 = 64 << 10;
 ///
 /// # Errors
 /// Why it cannot be read, or what is wrong with the header.
-pub(super) fn image_facts(path: &Path) -> Result<Option<ImageFacts>, String> {
+pub(in crate::host) fn image_facts(path: &Path) -> Result<Option<ImageFacts>, String> {
     let read = |bytes| read_head(path, bytes).map_err(|error| error.to_string());
     let mut head = read(HEAD_BYTES)?;
     let Some(prefix) = head.first_chunk::<{ Header::PREFIX_BYTES }>() else { return Ok(None) };

@@ -8,11 +8,13 @@ use std::sync::atomic::AtomicBool;
 use super::call::on_worker;
 use super::decided::{decided, tell};
 use super::persist::Persistence;
+use super::spec::{Registry, said_read_only};
 use super::work::Begun;
 use super::{Host, Inner, Result, check_running};
-use crate::graph::{Applied, GraphCell, LocalGraph, Transaction};
+use crate::graph::{Action, Applied, Graph, GraphCell, LocalGraph, Transaction, WriterLock};
 use crate::io::{WorkerHandle, spawn_boxed};
 use crate::job::{Changes, JobHandle, JobSpec, Jobs};
+use crate::node::{Reopen, Reopened};
 
 impl Host {
     /// All jobs that have not been dismissed, in the order in which they were started.
@@ -68,7 +70,9 @@ impl Host {
     /// Starts jobs at the instant at which a transaction is applied: all of it, or nothing. In a group they end
     /// together, too: if one fails or is cancelled, so are the others; else all take effect at one instant.
     ///
-    /// What a job copies to is made as long as what it copies, before that.
+    /// What a job copies to is made as long as what it copies, before that. Images that are open read-only, and
+    /// that a commit or stream writes, are opened for writing, and read-only again when nobody writes them any
+    /// more.
     ///
     /// # Errors
     /// As [`Host::start_job`] and [`Host::transact`].
@@ -90,15 +94,35 @@ impl Host {
         is_grouped: bool,
         transaction: Transaction,
     ) -> Result<(Applied, Vec<JobHandle>)> {
+        let changer = Changer::of(&self.inner);
+        let mut written = Jobs::written(&self.graph(), &specs)?;
+        written.extend(named(&transaction));
+        let _opening = changer.openings.lock().await;
+        let is_opened = changer.open_to_write(&written).await?;
+        let started = self.start_opened(&changer, specs, is_grouped, transaction).await;
+        if started.is_err() && is_opened {
+            changer.give_back_left().await;
+        }
+        started
+    }
+
+    async fn start_opened(
+        &self,
+        changer: &Changer,
+        specs: Vec<(usize, JobSpec)>,
+        is_grouped: bool,
+        transaction: Transaction,
+    ) -> Result<(Applied, Vec<JobHandle>)> {
         let inner = &self.inner;
+        inner.check_unexported(&transaction)?;
         let changes: Arc<dyn Changes> = Arc::new(Changer::of(inner));
         // A size is changed before anybody else relies on it; it stays, whatever comes of the jobs.
         for growth in Jobs::growths(&inner.cell.load(), &specs)? {
-            inner.transact(Transaction::new().with(growth)).await?;
+            changer.carry_out(Transaction::new().with(growth)).await?;
         }
         let (starting, transaction) =
             inner.jobs.prepare(&inner.cell.load(), &specs, is_grouped, &changes, transaction)?;
-        let applied = inner.transact(transaction).await?;
+        let applied = changer.carry_out(transaction).await?;
         starting.iter().for_each(|group| group.are_created());
         let spawn = |job: Box<dyn FnOnce(_) -> _ + Send>| {
             let cell = Arc::clone(&inner.cell);
@@ -115,8 +139,19 @@ pub(super) struct Changer {
     cell: Arc<GraphCell>,
     ended: Arc<AtomicBool>,
     persistence: Arc<Persistence>,
+    registry: Arc<Registry>,
+    openings: Arc<WriterLock>,
     begun: Option<Arc<Begun>>,
     workers: Vec<WorkerHandle>,
+}
+
+/// The nodes whose images are to name other backings.
+fn named(transaction: &Transaction) -> Vec<String> {
+    let named = transaction.actions().filter_map(|action| match action {
+        Action::NameBacking { node, .. } => Some(node.clone()),
+        _ => None,
+    });
+    named.collect()
 }
 
 impl Changer {
@@ -125,19 +160,35 @@ impl Changer {
             cell: Arc::clone(&inner.cell),
             ended: Arc::clone(&inner.ended),
             persistence: Arc::clone(&inner.persistence),
+            registry: Arc::clone(&inner.registry),
+            openings: Arc::clone(&inner.openings),
             begun: inner.begun_once_loaded(),
             workers: inner.workers.handles().to_vec(),
         }
     }
 
-    /// As [`Host::transact`].
+    /// As [`Host::transact`]. Images that are to name another backing are opened for writing for that.
     pub(super) async fn apply(&self, transaction: Transaction) -> Result<Applied> {
+        let named = named(&transaction);
+        if named.is_empty() {
+            return self.carry_out(transaction).await;
+        }
+        let _opening = self.openings.lock().await;
+        let is_opened = self.open_to_write(&named).await?;
+        let applied = self.carry_out(transaction).await;
+        if is_opened {
+            self.give_back_left().await;
+        }
+        applied
+    }
+
+    async fn carry_out(&self, transaction: Transaction) -> Result<Applied> {
         let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
         let (persistence, begun) = (Arc::clone(&self.persistence), self.begun.clone());
         let applied = on_worker(&self.workers[0], move || async move {
             check_running(&ended)?;
-            let decided = decided(&cell.load(), &transaction);
             let (transaction, entered) = persistence.prepare(&cell.load(), transaction)?;
+            let decided = decided(&cell.load(), &transaction);
             let applied = cell.transact(transaction).await?;
             tell(&cell, decided);
             persistence.follow(&cell, entered).await;
@@ -147,6 +198,55 @@ impl Changer {
         let applied = applied.await?;
         self.refresh();
         Ok(applied)
+    }
+
+    /// Opens nodes for writing, with what they keep their bytes in, as far as they are open read-only; until
+    /// [`Self::give_back_left`]. Whether there were such.
+    ///
+    /// # Errors
+    /// `EROFS` for a file that is read-only by its description; as for reopening nodes.
+    async fn open_to_write(&self, nodes: &[String]) -> Result<bool> {
+        let graph = self.cell.load();
+        let mut closed: Vec<usize> = Vec::new();
+        for (name, node) in nodes.iter().filter_map(|name| Some((name, graph.find_node(name)?))) {
+            for at in graph.open_at_or_below(node, false) {
+                let below = &graph.nodes()[at];
+                let is_file = below.edges().is_empty();
+                if is_file && self.registry.is_said_read_only(below) {
+                    return Err(said_read_only(below.name(), name));
+                }
+                if !closed.contains(&at) {
+                    closed.push(at);
+                }
+            }
+        }
+        if closed.is_empty() {
+            return Ok(false);
+        }
+        self.open_all(&graph, &closed, true).await.map(|()| true)
+    }
+
+    async fn open_all(&self, graph: &Graph, nodes: &[usize], write: bool) -> Result<()> {
+        let how = Reopen { write: Some(write), for_job: write, ..Reopen::default() };
+        let mut transaction = Transaction::new();
+        for node in nodes.iter().map(|at| &graph.nodes()[*at]) {
+            let to = Reopened::of(node, &how)?;
+            transaction = transaction.with(Action::Reopen { node: node.name().to_owned(), to });
+        }
+        self.carry_out(transaction).await.map(drop)
+    }
+
+    /// Opens read-only again what was opened for writing and nobody writes any more. What cannot be stays as it
+    /// is.
+    async fn give_back_left(&self) {
+        let graph = self.cell.load();
+        let left = graph.left_open();
+        if left.is_empty() {
+            return;
+        }
+        if let Err(error) = self.open_all(&graph, &left, false).await {
+            tracing::warn!("what was opened for writing for a job stays so: {error}");
+        }
     }
 
     /// Lets every worker go over to the current snapshot now: one without requests would keep the former,
@@ -166,5 +266,12 @@ impl Changes for Changer {
         transaction: Transaction,
     ) -> Pin<Box<dyn Future<Output = Result<Applied>> + 'a>> {
         Box::pin(self.apply(transaction))
+    }
+
+    fn give_back<'a>(&'a self) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+        Box::pin(async move {
+            let _opening = self.openings.lock().await;
+            self.give_back_left().await;
+        })
     }
 }

@@ -5,6 +5,7 @@
 
 mod bitmaps;
 mod call;
+mod checkpoints;
 mod decided;
 mod drive;
 mod events;
@@ -22,34 +23,37 @@ mod surroundings;
 mod transaction;
 mod work;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use bitmaps::DirtyBitmap;
 pub use call::block_on;
+pub(crate) use checkpoints::{OpenCheckpoint, OpenView};
 pub use drive::Drive;
 pub use exports::{Exported, NewExport, ShownBitmap};
 pub use persist::Keep;
-pub use plugins::{ChangedPlugin, PluginBinary};
+pub use plugins::{ChangedPlugin, LoadedPlugin, PluginBinary};
 pub use report::report as report_of;
-pub(crate) use spec::EXPORT_DRIVE;
 pub use spec::{
     Added, FilterPlace, Fragment, Overrides, StartError, StartedExport, check, read_spec, start,
 };
+pub(crate) use spec::{Composition, EXPORT_DRIVE, bitmap_shown_by, resolve};
 
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, GRACE, ListenAddress, NbdServer};
 use crate::graph::{
     Action, BitmapDecl, BitmapScope, ChildDecl, Cx, DriveDecl, Graph, GraphCell, LocalDrive,
-    LocalGraph, OpenDriver, Transaction,
+    LocalGraph, OpenDriver, Transaction, WriterLock,
 };
 use crate::io::{EngineKind, WorkerHandle, WorkerOptions, Workers, turn_now, until};
 use crate::job::Jobs;
 use crate::limits::DRAIN_TIME;
 use crate::node::Node;
 use call::on_worker;
+use checkpoints::Checkpoints;
 use persist::{Persistence, Wanted};
 use spec::Registry;
 use start::{Driver, Plan, PlannedNode};
@@ -147,10 +151,13 @@ struct Inner {
     server: NbdServer,
     persistence: Arc<Persistence>,
     begun: Arc<Begun>,
-    registry: Registry,
+    registry: Arc<Registry>,
+    /// Whoever has it opens nodes for writing, or gives back what has been opened.
+    openings: Arc<WriterLock>,
     /// Where exports go that name no place.
     nbd_server: Mutex<Option<ListenAddress>>,
     jobs: Arc<Jobs>,
+    checkpoints: Checkpoints,
     next_worker: AtomicUsize,
 }
 
@@ -190,6 +197,16 @@ impl Host {
     /// The graph now.
     pub fn graph(&self) -> Arc<Graph> {
         self.inner.cell.load()
+    }
+
+    /// Checkpoints that have not ended.
+    pub(crate) fn checkpoints(&self) -> &Checkpoints {
+        &self.inner.checkpoints
+    }
+
+    /// From where relative paths are taken: the directory of the file that it began with.
+    pub fn base_dir(&self) -> PathBuf {
+        self.inner.registry.base()
     }
 
     /// A drive, by its id.
@@ -277,7 +294,7 @@ impl Host {
         // Not the whole of it: the last reference must not go on a worker.
         let (cell, server) = (Arc::clone(&inner.cell), inner.server.clone());
         let jobs = Arc::clone(&inner.jobs);
-        block_on(on_worker(&worker, move || async move {
+        let ended = block_on(on_worker(&worker, move || async move {
             let deadline = turn_now() + DRAIN_TIME;
             let grace_end = turn_now() + GRACE;
             cell.end_waits();
@@ -303,7 +320,10 @@ impl Host {
                 return Err(Error::new(ErrorKind::TimedOut, message));
             }
             ended
-        }))
+        }));
+        inner.let_go();
+        inner.refresh_workers();
+        ended
     }
 
     /// Calls `f` on a worker as [`LocalGraph::call_node`]: what a driver does beside requests.
@@ -339,10 +359,18 @@ impl Drop for Host {
         self.inner.jobs.abandon();
         self.inner.cell.end_events();
         self.inner.workers.stop();
+        self.inner.let_go();
     }
 }
 
 impl Inner {
+    /// Lets go of all nodes, with their files and locks, whoever holds drives, bitmaps or jobs of a host that has
+    /// ended.
+    fn let_go(&self) {
+        self.cell.clear();
+        self.persistence.clear();
+    }
+
     fn first(&self) -> &WorkerHandle {
         &self.workers.handles()[0]
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Host;
 use super::call::on_worker;
+use crate::config::PluginSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::compute;
 use crate::plugin::{Instance, InstanceError, PluginModule, PluginNode};
@@ -58,7 +59,66 @@ pub struct ChangedPlugin {
     pub result: Result<(), InstanceError>,
 }
 
+/// A plugin, and where it runs.
+pub struct LoadedPlugin {
+    /// The plugin.
+    pub module: Arc<PluginModule>,
+    /// Its instances, each with the names of the nodes that it serves.
+    pub instances: Vec<(Arc<Instance>, Vec<String>)>,
+}
+
 impl Host {
+    /// Compiles a plugin, a bundled one by its name or a file that ends in `.wasm`, and keeps it for nodes that
+    /// are added later, as long as its file stays as it is.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn load_plugin(&self, plugin: &str) -> Result<LoadedPlugin> {
+        super::check_running(&self.inner.ended)?;
+        let source = match plugin.ends_with(".wasm") && !plugin.contains('\0') {
+            true => PluginSource::File(plugin.to_owned()),
+            false => PluginSource::Bundled(plugin.to_owned()),
+        };
+        let module = self.inner.registry.load_plugin(&source.in_dir(&self.base_dir()))?;
+        Ok(LoadedPlugin { instances: self.instances_of(&module), module })
+    }
+
+    /// All plugins that nodes have, and those that were loaded.
+    pub fn plugins(&self) -> Vec<LoadedPlugin> {
+        let loaded = self.inner.registry.loaded_plugins().into_iter();
+        let running = self.plugin_instances().into_iter().map(|instance| instance.module());
+        let by_name = loaded.chain(running).map(|module| {
+            let key = (module.name().to_owned(), Arc::as_ptr(&module));
+            (key, module)
+        });
+        let once: BTreeMap<_, _> = by_name.collect();
+        let all = once.into_values();
+        all.map(|module| LoadedPlugin { instances: self.instances_of(&module), module }).collect()
+    }
+
+    /// The file of the plugin that serves a node, or that an instance has; `None` if it has none.
+    ///
+    /// # Errors
+    /// `ENOENT`.
+    pub fn plugin_file(&self, of: &str) -> Result<Option<PathBuf>> {
+        Ok(self.plugin_instance(of)?.module().file().map(Path::to_owned))
+    }
+
+    fn instances_of(&self, module: &Arc<PluginModule>) -> Vec<(Arc<Instance>, Vec<String>)> {
+        let graph = self.graph();
+        let instances = self.plugin_instances().into_iter();
+        let instances = instances.filter(|instance| Arc::ptr_eq(&instance.module(), module));
+        let with_nodes = instances.map(|instance| {
+            let nodes = graph.nodes().iter().filter(|node| {
+                let behind = PluginNode::behind(node);
+                behind.is_some_and(|behind| Arc::ptr_eq(behind.instance(), &instance))
+            });
+            let nodes = nodes.map(|node| node.name().to_owned()).collect();
+            (instance, nodes)
+        });
+        with_nodes.collect()
+    }
+
     /// Replaces a plugin under load: `of` is a node that it serves, or the name of its instance. Requests wait while
     /// what the plugin has in hand comes to its end and its state goes over to the next one; held requests stay
     /// held. None is lost, none is seen twice. One that is down or out of service is replaced, too, and serves
@@ -112,6 +172,20 @@ impl Host {
         let (instance, config) = (self.plugin_instance(of)?, config.to_owned());
         self.with_instance(instance, async move |instance| instance.reconfigure(&config).await)
             .await
+    }
+
+    /// Ends a plugin as a fault of its own would: what comes of that, its nodes' policy says. `of` as for
+    /// [`Host::reload_plugin`]. A drill.
+    ///
+    /// # Errors
+    /// `ENOENT`.
+    pub async fn kill_plugin(&self, of: &str) -> Result<(), InstanceError> {
+        let instance = self.plugin_instance(of)?;
+        self.with_instance(instance, async move |instance| {
+            instance.kill();
+            Ok(())
+        })
+        .await
     }
 
     /// Replaces every plugin whose file has other bytes than when it was loaded.

@@ -26,12 +26,7 @@ impl Host {
     pub async fn remove_filter(&self, node: &str) -> Result<Vec<String>> {
         let _turn = self.inner.registry.turn.lock().await;
         let graph = self.graph();
-        let filtered = graph.find_node(node).and_then(|at| {
-            let mut edges = graph.nodes()[at].edges().iter();
-            let edge = edges.find(|edge| edge.role() == Role::Filtered)?;
-            Some(graph.nodes()[edge.child()].name().to_owned())
-        });
-        let removed = with_own(&graph, node, filtered.as_deref());
+        let removed = filter_with_own(&graph, node);
         drop(graph);
         self.remove_all(removed, |node| Action::RemoveFilter { node }).await
     }
@@ -125,7 +120,7 @@ impl Host {
     }
 
     /// The node whose size what is called `of` has.
-    fn sized_below(&self, of: &str) -> Result<String> {
+    pub(super) fn sized_below(&self, of: &str) -> Result<String> {
         let graph = self.graph();
         let drive = graph.find_drive(of).map(|at| &graph.drives()[at]);
         let top = match drive {
@@ -145,8 +140,18 @@ impl Host {
     }
 }
 
+/// A filter, and those that came with it, but the child that it filters.
+pub(super) fn filter_with_own(graph: &Graph, node: &str) -> Vec<String> {
+    let filtered = graph.find_node(node).and_then(|at| {
+        let mut edges = graph.nodes()[at].edges().iter();
+        let edge = edges.find(|edge| edge.role() == Role::Filtered)?;
+        Some(graph.nodes()[edge.child()].name().to_owned())
+    });
+    with_own(graph, node, filtered.as_deref())
+}
+
 /// A node, and those that came with it and that nobody else uses, parents first. Not `kept`.
-fn with_own(graph: &Graph, node: &str, kept: Option<&str>) -> Vec<String> {
+pub(super) fn with_own(graph: &Graph, node: &str, kept: Option<&str>) -> Vec<String> {
     let mut gone = vec![node.to_owned()];
     let mut next = 0;
     while let Some(parent) = gone.get(next).cloned() {

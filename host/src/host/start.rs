@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use super::call::{block_on, on_worker};
+use super::checkpoints::Checkpoints;
 use super::persist::{NotKept, Wanted};
 use super::spec::Registry;
 use super::{Host, Inner};
@@ -133,8 +134,10 @@ impl Host {
         let next_worker = AtomicUsize::new(0);
         let (ended, persistence, begun) = (Arc::default(), Arc::default(), Arc::default());
         let jobs = Jobs::new(&cell);
-        let (registry, nbd_server) = (Registry::default(), Mutex::default());
+        let (registry, nbd_server) = (Arc::<Registry>::default(), Mutex::default());
+        let openings = Arc::default();
         let inner = Inner {
+            checkpoints: Checkpoints::default(),
             ended,
             workers,
             cell,
@@ -143,6 +146,7 @@ impl Host {
             begun,
             jobs,
             registry,
+            openings,
             nbd_server,
             next_worker,
         };

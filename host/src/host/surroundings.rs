@@ -30,12 +30,15 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// For a later look: what may have changed is forgotten.
+    /// For a later look: what has changed is forgotten.
     pub(super) fn anew(&self) -> Self {
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let bundled = |key: &String| bundled_names().any(|name| name == key);
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        modules.retain(|key, _| bundled(key));
+        let is_as_it_was = |loaded: &Loaded| {
+            loaded.as_ref().is_ok_and(|module| matches!(module.changed_file(), Ok(None)))
+        };
+        modules.retain(|key, loaded| bundled(key) || is_as_it_was(loaded));
         Self { modules: Mutex::new(modules), runtime: Mutex::new(runtime) }
     }
 
@@ -56,6 +59,18 @@ impl Machine {
     fn runtime(&self) -> Result<Arc<PluginRuntime>> {
         let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
         runtime.get_or_insert_with(|| PluginRuntime::new().map(Arc::new)).clone()
+    }
+
+    /// What has been compiled another time is the same from now on.
+    pub(super) fn keep(&self, source: &PluginSource, module: &Arc<PluginModule>) {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        modules.insert(source.to_string(), Ok(Arc::clone(module)));
+    }
+
+    /// All plugins that have been compiled.
+    pub(super) fn loaded(&self) -> Vec<Arc<PluginModule>> {
+        let modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        modules.values().filter_map(|loaded| loaded.as_ref().ok().cloned()).collect()
     }
 
     /// A compiled plugin; compiled once.

@@ -88,12 +88,14 @@ impl Inner {
     }
 
     /// Refuses to remove a drive that is exported.
-    fn check_unexported(&self, transaction: &Transaction) -> Result<()> {
+    pub(super) fn check_unexported(&self, transaction: &Transaction) -> Result<()> {
         for action in transaction.actions() {
             let Action::RemoveDrive { drive } = action else { continue };
-            let exports = self.server.exports_of(drive);
+            let mut exports = self.server.exports();
+            exports.retain(|it| it.drive == *drive && !transaction.ends_export(&it.id));
             if !exports.is_empty() {
-                let names: Vec<String> = exports.iter().map(|name| format!("`{name}`")).collect();
+                let names: Vec<String> =
+                    exports.iter().map(|it| format!("`{}`", it.name)).collect();
                 let message = format!("drive `{drive}` is in use by exports {}", names.join(", "));
                 return Err(Error::new(ErrorKind::InUse, message));
             }

@@ -32,6 +32,10 @@ impl Permissions {
     const WRITE_UNCHANGED: u8 = 1 << 2;
     const RESIZE: u8 = 1 << 3;
 
+    fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     fn bytes(self, base: i64) -> impl Iterator<Item = (i64, &'static str)> {
         let names = ["consistent read", "write", "write unchanged", "resize"];
         (0..4_i64)
@@ -50,10 +54,23 @@ pub enum LockMode {
     Write,
 }
 
+impl LockMode {
+    /// What the opener uses, and what it does not let others use.
+    fn permissions(self) -> (Permissions, Permissions) {
+        let denies = Permissions(Permissions::WRITE | Permissions::RESIZE);
+        let changes = Permissions::WRITE | Permissions::WRITE_UNCHANGED | Permissions::RESIZE;
+        match self {
+            Self::Read => (Permissions(Permissions::CONSISTENT_READ), denies),
+            Self::Write => (Permissions(Permissions::CONSISTENT_READ | changes), denies),
+        }
+    }
+}
+
 /// A held lock; released when dropped with the file's last descriptor.
 #[derive(Debug)]
 pub struct ImageLock {
-    _file: Arc<File>,
+    file: Arc<File>,
+    mode: LockMode,
 }
 
 impl ImageLock {
@@ -63,24 +80,10 @@ impl ImageLock {
     /// `EAGAIN` with a message that says who stands against it, when another process uses the image
     /// in a way that contradicts `mode`; the operating system's errors otherwise.
     pub fn acquire(file: &Arc<File>, mode: LockMode) -> io::Result<Self> {
-        let (uses, denies) = match mode {
-            LockMode::Read => {
-                (Permissions::CONSISTENT_READ, Permissions::WRITE | Permissions::RESIZE)
-            }
-            LockMode::Write => (
-                Permissions::CONSISTENT_READ
-                    | Permissions::WRITE
-                    | Permissions::WRITE_UNCHANGED
-                    | Permissions::RESIZE,
-                Permissions::WRITE | Permissions::RESIZE,
-            ),
-        };
-        let (uses, denies) = (Permissions(uses), Permissions(denies));
-        for (byte, name) in uses.bytes(USES_BASE).chain(denies.bytes(DENIES_BASE)) {
-            set_shared(file.fd(), byte).map_err(|error| contradiction(&error, name))?;
-        }
+        let (uses, denies) = mode.permissions();
+        take(file, uses, denies)?;
         let deadline = Time::monotonic() + DYING;
-        for (byte, name) in uses.bytes(DENIES_BASE).chain(denies.bytes(USES_BASE)) {
+        for (byte, name) in contradicting(uses, denies) {
             let mut held = is_held_elsewhere(file.fd(), byte)?;
             while held && Time::monotonic() < deadline {
                 std::thread::sleep(DYING / 50);
@@ -90,8 +93,55 @@ impl ImageLock {
                 return Err(contradiction(&io::Error::from_raw_os_error(libc::EAGAIN), name));
             }
         }
-        Ok(Self { _file: Arc::clone(file) })
+        Ok(Self { file: Arc::clone(file), mode })
     }
+
+    /// A lock in another mode, of the same image by another descriptor: both are held then. It waits for nobody.
+    ///
+    /// # Errors
+    /// As [`Self::acquire`]; this lock is as it was then.
+    pub fn also(&self, file: &Arc<File>, mode: LockMode) -> io::Result<Self> {
+        let (known, (uses, denies)) = (self.mode.permissions(), mode.permissions());
+        // To this descriptor alone its own bytes are not somebody else's.
+        let result = take(&self.file, uses, denies).and_then(|()| {
+            for (byte, name) in contradicting(uses, denies) {
+                if is_held_elsewhere(self.file.fd(), byte)? {
+                    return Err(contradiction(&io::Error::from_raw_os_error(libc::EAGAIN), name));
+                }
+            }
+            take(file, uses, denies)
+        });
+        give(&self.file, uses.without(known.0), denies.without(known.1));
+        result.map(|()| Self { file: Arc::clone(file), mode })
+    }
+
+    /// Ends it now, whoever has the file open still.
+    pub fn release(self) {
+        let (uses, denies) = self.mode.permissions();
+        give(&self.file, uses, denies);
+    }
+}
+
+fn take(file: &File, uses: Permissions, denies: Permissions) -> io::Result<()> {
+    for (byte, name) in uses.bytes(USES_BASE).chain(denies.bytes(DENIES_BASE)) {
+        set(file.fd(), libc::F_RDLCK, byte).map_err(|error| contradiction(&error, name))?;
+    }
+    Ok(())
+}
+
+/// Cannot fail for bytes that are held; one that stays goes with the descriptor.
+fn give(file: &File, uses: Permissions, denies: Permissions) {
+    for (byte, _) in uses.bytes(USES_BASE).chain(denies.bytes(DENIES_BASE)) {
+        let _ = set(file.fd(), libc::F_UNLCK, byte);
+    }
+}
+
+/// The bytes that nobody else may hold.
+fn contradicting(
+    uses: Permissions,
+    denies: Permissions,
+) -> impl Iterator<Item = (i64, &'static str)> {
+    uses.bytes(DENIES_BASE).chain(denies.bytes(USES_BASE))
 }
 
 fn contradiction(error: &io::Error, permission: &str) -> io::Error {
@@ -117,8 +167,8 @@ fn range(kind: libc::c_int, byte: i64) -> libc::flock {
     lock
 }
 
-fn set_shared(fd: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
-    let lock = range(libc::F_RDLCK, byte);
+fn set(fd: BorrowedFd<'_>, kind: libc::c_int, byte: i64) -> io::Result<()> {
+    let lock = range(kind, byte);
     // SAFETY: `fd` is open for the call, and `lock` is a valid `flock` that the kernel only reads.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -156,5 +206,29 @@ mod tests {
         ImageLock::acquire(&open(false), LockMode::Read).expect_err("reader beside a writer");
         drop(writer);
         ImageLock::acquire(&open(false), LockMode::Read).expect("after the writer");
+    }
+    #[test]
+    fn a_lock_changes_its_mode_with_its_descriptor() {
+        let path = tempfile::NamedTempFile::new().expect("a temporary file");
+        let open = |write| {
+            let options = OpenOptions { write, ..OpenOptions::default() };
+            Arc::new(File::open(path.path(), &options).expect("open"))
+        };
+        let reads = || ImageLock::acquire(&open(false), LockMode::Read);
+        let reader = reads().expect("a reader");
+        let other = reads().expect("another one");
+        let refused = reader.also(&open(true), LockMode::Write).expect_err("another one reads");
+        assert!(refused.to_string().contains("another process has the image open"), "{refused}");
+        // Nothing is left of it: others come as before.
+        drop((reads().expect("a third one"), other));
+        let writer = reader.also(&open(true), LockMode::Write).expect("alone");
+        reader.release();
+        reads().expect_err("a reader beside a writer");
+        let reader = writer.also(&open(false), LockMode::Read).expect("less than before");
+        reads().expect_err("the writer is there still");
+        writer.release();
+        reads().expect("beside a reader");
+        ImageLock::acquire(&open(true), LockMode::Write).expect_err("a reader is there");
+        reader.release();
     }
 }

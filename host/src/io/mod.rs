@@ -59,8 +59,8 @@ pub use lock::{ImageLock, LockMode};
 pub use net::{AttachedListener, Listener, Stream, socket_in_use};
 pub use ops::{FileOp, OpFuture, OpOutput};
 pub use paths::{
-    PathFacts, create_parent_missing, path_facts, read_file, read_head, read_text_file, real_path,
-    remove_file, replace_file, sync_directory_of,
+    PathFacts, TemporaryDirectory, create_parent_missing, path_facts, read_file, read_head,
+    read_text_file, real_path, remove_file, replace_file, sync_directory_of, write_file,
 };
 pub(crate) use random::random_bytes;
 pub use signal::{Signal, Signals, ask_to_end};

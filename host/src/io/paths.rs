@@ -112,6 +112,55 @@ pub fn sync_directory_of(path: &Path) -> io::Result<()> {
     std::fs::File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
+/// Writes a file, whatever there was.
+///
+/// # Errors
+/// The operating system's.
+pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    std::fs::write(path, bytes)
+}
+
+/// A directory for a while: it goes, with all that is in it, when this is dropped. Nobody else may look into it.
+#[derive(Debug)]
+pub struct TemporaryDirectory {
+    path: PathBuf,
+}
+
+impl TemporaryDirectory {
+    /// Makes one where temporary files are, whose name begins with `prefix`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn new(prefix: &str) -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        const TRIES: usize = 16;
+        let mut failed = io::Error::from(io::ErrorKind::AlreadyExists);
+        for _ in 0..TRIES {
+            let random = u128::from_ne_bytes(super::random_bytes());
+            let path = std::env::temp_dir().join(format!("{prefix}{random:032x}"));
+            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => return Ok(Self { path }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => failed = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failed)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::warn!("{} is left over: {error}", self.path.display());
+        }
+    }
+}
+
 /// Reads a whole text file of at most `max_bytes`.
 ///
 /// # Errors

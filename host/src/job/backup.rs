@@ -374,6 +374,10 @@ impl Work for Backup {
         })
     }
 
+    fn held(&self) -> Option<Arc<BitmapUse>> {
+        self.bitmap.as_ref().and_then(Chosen::held)
+    }
+
     fn ended(&self) {
         if let Some(bitmap) = &self.bitmap {
             bitmap.held.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -13,7 +13,7 @@ use super::copying::{Copying, SOURCE, TARGET};
 use super::node::JobNode;
 use super::spec::CommitSpec;
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, backing_name, down, find, name_of,
+    Actions, Ending, Opening, Place, Planned, Work, backing, backing_name_for, down, find, name_of,
     proven, unused,
 };
 use crate::bitmap::Granularity;
@@ -144,7 +144,7 @@ impl Work for Commit {
         let (top, base) = (find_by(graph, self.top)?, find_by(graph, self.base)?);
         let (node, by) = (name_of(graph, top), name_of(graph, base));
         let mut actions = vec![Action::Replace { node, by }];
-        let name = self.backing_name.clone().or_else(|| backing_name(graph, base));
+        let name = backing_name_for(graph, self.backing_name.as_ref(), base);
         for overlay in overlays(graph, top) {
             if graph.nodes()[overlay].driver().names_backing() && name.is_some() {
                 let (node, name) = (name_of(graph, overlay), name.clone());

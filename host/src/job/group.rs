@@ -33,6 +33,9 @@ pub(crate) trait Changes: Send + Sync {
         &'a self,
         transaction: Transaction,
     ) -> Pin<Box<dyn Future<Output = Result<Applied>> + 'a>>;
+
+    /// Opens read-only again what was opened for jobs and nobody writes any more.
+    fn give_back<'a>(&'a self) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 }
 
 /// A job of a group.
@@ -247,6 +250,9 @@ impl Group {
                 }
             }
         };
+        if !self.jobs.has_ended() {
+            self.changes.give_back().await;
+        }
         let (progress, speed) = (record.progress(), record.state.see(|state| state.speed));
         let news = match &end {
             JobEnd::Completed => {

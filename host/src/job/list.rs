@@ -12,7 +12,10 @@ use super::status::JobStatus;
 use super::work::{Place, Planned, proven};
 use super::{backup, commit, mirror, populate, stream};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Action, Graph, GraphCell, LocalGraph, NodeDecl, Transaction, Which};
+use crate::graph::{
+    Action, ChildDecl, Graph, GraphCell, LocalGraph, NodeDecl, PermissionSet, Role, Transaction,
+    Which,
+};
 use crate::limits::JOBS_MAX;
 
 /// See the module.
@@ -100,6 +103,24 @@ impl Jobs {
         Ok(planned.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
+    /// The nodes that these write in place, which may be open read-only: what they write they give a node that is
+    /// read already.
+    ///
+    /// # Errors
+    /// What stands against a job.
+    pub(crate) fn written(graph: &Graph, specs: &[(usize, JobSpec)]) -> Result<Vec<String>> {
+        let mut written = Vec::new();
+        for (_, spec) in specs {
+            let children = plan(graph, spec)?.children;
+            let is_written = |child: &ChildDecl| {
+                let changes = !child.grants.intersection(PermissionSet::CHANGES).is_empty();
+                changes && (child.role == Role::Source || child.proven_for.is_some())
+            };
+            written.extend(children.into_iter().filter(is_written).map(|child| child.node));
+        }
+        Ok(written)
+    }
+
     /// Gives jobs their places, and adds their nodes to a transaction, each before the action with its number. In
     /// a group they end together.
     ///
@@ -125,6 +146,9 @@ impl Jobs {
             };
             before.extend(proven(vec![add]));
             let (at, count) = (at + more, before.len());
+            if let Some(held) = work.held() {
+                transaction = transaction.wished_before(at, graph, &held);
+            }
             (transaction, more) = (transaction.with_before(at, before), more + count);
             let state = State::new(spec.speed, (spec.auto_finalize, spec.auto_dismiss));
             let names = (spec.id.as_str().into(), spec.what.name(), name);

@@ -101,7 +101,8 @@ pub struct StreamSpec {
     pub base: Option<String>,
     /// Instead of that: the last node of which something is copied.
     pub bottom: Option<String>,
-    /// How the overlay's image is to name its new backing; by its file, by default.
+    /// How the overlay's image is to name its new backing; by its file, by default. A format that is not said is
+    /// the backing's: `qcow2`, or `raw` whatever keeps its bytes.
     pub backing_name: Option<BackingName>,
 }
 
@@ -119,7 +120,7 @@ pub struct CommitSpec {
     pub is_forced: bool,
     /// One that is active completes by itself.
     pub completes: bool,
-    /// How images that stood on the overlay are to name the base; by its file, by default.
+    /// How images that stood on the overlay are to name the base; as for a stream.
     pub backing_name: Option<BackingName>,
 }
 

@@ -14,7 +14,7 @@ use super::flow::Piece;
 use super::node::JobNode;
 use super::spec::StreamSpec;
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, backing_name, down, find, proven,
+    Actions, Ending, Opening, Place, Planned, Work, backing, backing_name_for, down, find, proven,
     unused,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -75,6 +75,10 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &StreamSpec) -> Result<Planned
     if let Some(base) = base.filter(|base| !down(graph, below).any(|at| at == *base)) {
         let message = format!("the base `{}` is not below it", name(base));
         return Err(invalid(message).at_node(name(top)));
+    }
+    if base.is_none() && spec.backing_name.is_some() {
+        let message = "a backing is named, but nothing is left below: name none, or give a `base`";
+        return Err(invalid(message.to_owned()).at_node(name(top)));
     }
     let source = |edge: &str, node: usize, grants| ChildDecl {
         name: edge.to_owned(),
@@ -147,7 +151,7 @@ impl Work for Stream {
         let name = |node: usize| graph.nodes()[node].name().to_owned();
         let (node, edge, child) = (name(top), edge.name().to_owned(), base.map(name));
         let mut actions = vec![Action::SetChild { node: node.clone(), edge, child }];
-        let named = |base: usize| self.backing_name.clone().or_else(|| backing_name(graph, base));
+        let named = |base: usize| backing_name_for(graph, self.backing_name.as_ref(), base);
         let backing_name = base.map(named);
         // Where it is not known how to call it, the image goes on to name what shows the same.
         if graph.nodes()[top].driver().names_backing() && backing_name != Some(None) {

@@ -6,6 +6,7 @@ use super::context::{JobCx, JobFuture, Step};
 use super::node::JobNode;
 use super::record::Record;
 use super::spec::CopyMode;
+use crate::bitmap::BitmapUse;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, BitmapScope, ChildDecl, Graph, OwnAccord, Role, Unproven};
 use crate::node::BackingName;
@@ -53,6 +54,11 @@ pub(super) trait Work: Send + Sync {
     fn change(&self, _copy_mode: CopyMode, _node: &str) -> Result<Actions> {
         let message = "only a mirror copies in one way or another";
         Err(Error::new(ErrorKind::NotSupported, message))
+    }
+
+    /// The bitmap that is its own until it has ended.
+    fn held(&self) -> Option<Arc<BitmapUse>> {
+        None
     }
 
     /// It has ended: lets go of what it holds.
@@ -170,8 +176,28 @@ pub(super) fn proven(actions: Vec<Action>) -> Actions {
     actions.into_iter().map(of).collect()
 }
 
+/// How an image is to name a node as its backing: as was said, else by its file. What was said without a format
+/// gets the node's.
+pub(super) fn backing_name_for(
+    graph: &Graph,
+    said: Option<&BackingName>,
+    node: usize,
+) -> Option<BackingName> {
+    let Some(BackingName { name, format }) = said else { return backing_name(graph, node) };
+    let own = || {
+        let filtered = |at: &usize| {
+            let edges = graph.nodes()[*at].edges();
+            Some(edges.iter().find(|edge| edge.role() == Role::Filtered)?.child())
+        };
+        let node = std::iter::successors(Some(node), filtered).last().unwrap_or(node);
+        let format = if graph.nodes()[node].driver().driver() == "qcow2" { "qcow2" } else { "raw" };
+        format.to_owned()
+    };
+    Some(BackingName { name: name.clone(), format: Some(format.clone().unwrap_or_else(own)) })
+}
+
 /// How an image names a node as its backing, if that is in a file of this host.
-pub(super) fn backing_name(graph: &Graph, node: usize) -> Option<BackingName> {
+fn backing_name(graph: &Graph, node: usize) -> Option<BackingName> {
     let filtered = |node: usize| {
         std::iter::successors(Some(node), |at| {
             let edges = graph.nodes()[*at].edges();

@@ -13,6 +13,7 @@ mod memory;
 mod null;
 mod qcow2;
 mod raw;
+mod reopen;
 
 use std::any::Any;
 use std::future::Future;
@@ -32,6 +33,7 @@ pub use null::NullNode;
 pub(crate) use qcow2::{Access, FileStorage, FreshFile, Place};
 pub use qcow2::{Qcow2Node, Qcow2Options};
 pub use raw::RawNode;
+pub use reopen::{OpenMode, Reopen, Reopened, Reopening};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, JobStake, LocalGraph, Tracker};
@@ -296,6 +298,10 @@ pub trait Node: Any + Send + Sync {
     /// no request in flight.
     fn resized(&self, _info: &NodeInfo, _children: &[NodeInfo]) {}
 
+    /// Called when a graph was published in which the node has a `backing` edge that it did not have before, or none
+    /// any more, with no request in flight.
+    fn backing_changed(&self, _has_backing: bool) {}
+
     /// Fills all of `buf` from `offset`.
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut>;
 
@@ -340,6 +346,13 @@ pub trait Node: Any + Send + Sync {
         Upkeep::None
     }
 
+    /// Whether the node needs its child number `edge` for what it is, not for what it shows: then nothing else takes
+    /// that child's place. Always the same.
+    fn needs_itself(&self, edge: usize) -> bool {
+        let _ = edge;
+        false
+    }
+
     /// Whether nobody but those who come through the node may change what its child number `edge` shows: it keeps
     /// old bytes before they are changed. Always the same.
     fn is_exclusive(&self, edge: usize) -> bool {
@@ -354,6 +367,11 @@ pub trait Node: Any + Send + Sync {
 
     /// The bitmaps that it keeps beside its bytes, if it can.
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
+        None
+    }
+
+    /// What opens it in another way, if it can be.
+    fn reopening(&self) -> Option<&dyn Reopening> {
         None
     }
 

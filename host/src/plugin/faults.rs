@@ -77,7 +77,7 @@ impl Default for RestartBudget {
 /// Where an instance stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Phase {
+pub enum Phase {
     /// Requests are offered.
     Running,
     /// They wait.

@@ -253,7 +253,8 @@ impl Instance {
     }
 
     #[inline]
-    pub(super) fn phase(&self) -> Phase {
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
         self.phase.get()
     }
 

@@ -1,7 +1,7 @@
 //! Filters that are WebAssembly components: loading them, offering them requests, doing what they answer.
 //!
 //! ```text
-//!   PluginNode (node.rs)      one per node: offers each request, then forwards or fails it
+//!   PluginNode (node)         one per node: offers each request, then forwards or fails it
 //!     → LocalPlugin (local.rs)    this worker's batch of the turn, and who waits for an answer
 //!        → Instance (instance.rs)     one store; one worker inside at a time (enter.rs, inside.rs)
 //!             → guest (call.rs)           one call for all: events in, actions out (crate `blockloom-abi`)
@@ -64,7 +64,7 @@ use std::time::Duration;
 
 pub use bytes::ByteAccess;
 pub use counters::PluginCounters;
-pub use faults::{OnFault, RestartBudget};
+pub use faults::{OnFault, Phase, RestartBudget};
 pub use grants::Grants;
 pub use instance::{Instance, InstanceError};
 pub use module::{ChildWant, ConfigError, Inspection, PluginModule, bundled, bundled_names};

@@ -145,6 +145,11 @@ impl PluginModule {
         Ok(module)
     }
 
+    /// The file that it was loaded from.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_ref().map(|(path, _)| path.as_path())
+    }
+
     /// The file that it was loaded from, if that has other bytes by now.
     ///
     /// # Errors

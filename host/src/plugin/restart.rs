@@ -97,6 +97,13 @@ impl Instance {
         });
     }
 
+    /// It fails, for no fault of its own. On a worker.
+    pub(crate) fn kill(self: &Arc<Self>) {
+        let local = LocalPlugin::of(self);
+        let mut entered = self.go_in(Some(&local));
+        self.fail(&mut entered, Fault::of("it was killed by command"), &local);
+    }
+
     pub(super) fn enter_phase(&self, phase: Phase) {
         self.phase.set(phase);
         self.phase_changes.fetch_add(1, Ordering::AcqRel);

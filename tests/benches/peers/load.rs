@@ -115,6 +115,15 @@ pub(crate) fn measure(
     Figure { iops: sum("iops"), cpu: cpu_seconds * 1e6 / sum("total_ios").max(1.0) }
 }
 
+/// How long a guest waits for 99 of 100 reads of 4 KiB, at depth 1, within a second, us.
+pub(crate) fn wait_99_us(server: &Server, size_mib: u64) -> f64 {
+    let load = ["rw=randread", "bs=4k", "iodepth=1", "runtime=1", "time_based=1", "norandommap=1"];
+    let load = load.map(str::to_owned);
+    let report = fio(server, &[&load[..], &[format!("size={size_mib}m")]].concat());
+    let wait = &report["jobs"][0]["read"]["clat_ns"]["percentile"]["99.000000"];
+    wait.as_f64().expect("a percentile") / 1e3
+}
+
 /// All runs, by workload and server, in the order of rounds.
 #[derive(Default)]
 pub(crate) struct Figures(BTreeMap<(&'static str, &'static str), Vec<Figure>>);
@@ -123,6 +132,11 @@ impl Figures {
     /// Keeps a run.
     pub(crate) fn add(&mut self, workload: &'static str, server: &'static str, figure: Figure) {
         self.0.entry((workload, server)).or_default().push(figure);
+    }
+
+    /// All runs of a workload on a server, if there are any.
+    pub(crate) fn runs(&self, workload: &'static str, server: &'static str) -> Option<&[Figure]> {
+        self.0.get(&(workload, server)).map(Vec::as_slice)
     }
 
     /// Median of each round's ratio of two servers; `None` unless both ran.

@@ -5,7 +5,7 @@
 //! tmpfs. The load is fio's nbd engine. All disks are filled with random data first, so that no server
 //! profits from zeros. Servers run side by side and are measured in turn, round by round; figures are
 //! medians of the rounds, ratios are medians of each round's ratio. Then what an idle server weighs
-//! and how long a start takes, the same for images (`qcow2.rs`), and what filters cost (`filters.rs`).
+//! and how long a start takes, the same for images (`qcow2.rs`), what filters cost (`filters.rs`), and jobs (`jobs.rs`).
 //!
 //! ```text
 //! cargo bench -p blockloom-tests --bench peers -- [--only SECTION] [--rounds N] [--secs S] [--size-mib M]
@@ -13,12 +13,13 @@
 //! ```
 //!
 //! Sections are `requests`, `starts`, `qcow2-tmpfs`, `qcow2-disk`, `qcow2-open`, `filters-steady`,
-//! `filters-workers`, `filters-cbw-tmpfs` and `filters-cbw-disk`; the beginning of a name stands for all that
+//! `filters-workers`, `filters-cbw-tmpfs`, `filters-cbw-disk` and `jobs`; the beginning of a name stands for all that
 //! begin so.
 //!
 //! A missed target is printed, not failed: only an idle machine proves anything.
 
 mod filters;
+mod jobs;
 mod load;
 mod options;
 mod qcow2;
@@ -49,6 +50,7 @@ fn main() {
         }
         qcow2::compare(&options, &scratch, &mut targets);
         filters::compare(&options, &scratch, &mut targets);
+        jobs::compare(&options, &scratch, &mut targets);
     }
     if options.has("starts") {
         targets.of_idle_servers(&options.program, &scratch);

@@ -232,7 +232,7 @@ fn storage_daemon(
 }
 
 /// Starts a foreign server and waits for its socket; `None`, said aloud, if it does not run here.
-fn peer(
+pub(crate) fn peer(
     name: &'static str,
     mut command: Command,
     socket: &Path,

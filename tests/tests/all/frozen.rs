@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use blockloom::block_on;
@@ -140,20 +139,8 @@ fn a_build_does_not_depend_on_where_it_is() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let scratch = scratch();
     let copy = scratch.path("elsewhere");
-    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(&root).output();
-    let files: Vec<String> = match listed {
-        Ok(listed) if listed.status.success() => {
-            let names = String::from_utf8(listed.stdout).expect("UTF-8");
-            names.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect()
-        }
-        // Sources without their history.
-        _ => files_below(&root),
-    };
-    for name in files {
+    for name in files_below(&root) {
         let (from, to) = (root.join(&name), copy.join(&name));
-        if !from.is_file() {
-            continue;
-        }
         fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
         fs::copy(&from, &to).expect("a copy");
     }

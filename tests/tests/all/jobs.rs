@@ -87,7 +87,7 @@ impl Chain {
             description: String::new(),
             drive: "vda".into(),
             writable: true,
-            bitmaps: vec![ExportBitmap { name: "daily".into(), scope }],
+            bitmaps: vec![ExportBitmap { name: "daily".into(), scope, is_frozen: false }],
         };
         let socket = self.scratch.path("jobs.sock");
         let address = ListenAddress::Unix(socket.clone());

@@ -8,6 +8,7 @@ mod clients;
 mod control;
 mod copy_on_read;
 mod corpus;
+mod demo;
 mod diagnostics;
 mod embed;
 mod embed_bitmaps;

@@ -24,7 +24,7 @@ const CORRUPT: u8 = 2;
 
 /// Whether an image may be changed.
 pub(super) struct Modifying {
-    writable: bool,
+    writable: AtomicBool,
     /// As it was opened.
     was_dirty: bool,
     was_left_open: bool,
@@ -49,7 +49,7 @@ impl Modifying {
         let was_left_open = header.autoclear & features::OPEN != 0;
         let state = if has(features::CORRUPT) { CORRUPT } else { UNTOUCHED };
         Ok(Self {
-            writable: options.writable,
+            writable: AtomicBool::new(options.writable),
             was_dirty: has(features::DIRTY),
             was_left_open,
             may_leak: AtomicBool::new(was_left_open),
@@ -82,7 +82,13 @@ impl Modifying {
     }
 
     pub(super) fn is_writable(&self) -> bool {
-        self.writable
+        self.writable.load(Ordering::Acquire)
+    }
+
+    /// Nobody follows the bitmaps of an image that begins, or ceases, to be changed.
+    pub(super) fn set_writable(&self, writable: bool) {
+        self.follows_bitmaps.store(false, Ordering::Release);
+        self.writable.store(writable, Ordering::Release);
     }
 }
 
@@ -168,8 +174,8 @@ impl Image {
     /// `EROFS` for an image that is not writable, or corrupt, or was dirty.
     pub(super) fn check_modifiable(&self) -> Result<()> {
         let refuse = |why| Err(Error::new(ErrorKind::ReadOnly, why));
-        if !self.modifying.writable {
-            return refuse("the image was opened read-only");
+        if !self.modifying.is_writable() {
+            return refuse("the image is open read-only");
         }
         if self.is_corrupt() {
             return refuse("the image is marked as corrupt: check and repair it first");
@@ -188,7 +194,7 @@ impl Image {
         result: Result<T>,
     ) -> Result<T> {
         let is_corrupt = matches!(&result, Err(error) if error.kind() == ErrorKind::Corrupt);
-        if !is_corrupt || !self.modifying.writable {
+        if !is_corrupt || !self.modifying.is_writable() {
             return result;
         }
         let before = self.modifying.state.swap(CORRUPT, Ordering::AcqRel);

@@ -36,6 +36,7 @@
 //!
 //! **Invariant**: a future dropped at any await leaves the image consistent, in memory and on disk.
 
+mod access;
 mod allocator;
 mod bitmaps;
 mod cache;

@@ -110,7 +110,12 @@ fn check_snapshot(snapshot: &Snapshot, header: &Header, size_bytes: u64) -> Resu
 
 /// Reads a table that has to lie in the container, but for its last cluster's end; its length has been
 /// checked against a limit.
-async fn read_table<S: Storage>(s: &S, offset: u64, len: u64, container: u64) -> Result<Vec<u8>> {
+pub(super) async fn read_table<S: Storage>(
+    s: &S,
+    offset: u64,
+    len: u64,
+    container: u64,
+) -> Result<Vec<u8>> {
     let end = container.saturating_add(limits::CLUSTER_MAX_BYTES);
     if offset.checked_add(len).is_none_or(|table_end| len > 0 && table_end > end) {
         return Err(Error::corrupt(format!(
@@ -123,7 +128,7 @@ async fn read_table<S: Storage>(s: &S, offset: u64, len: u64, container: u64) ->
 }
 
 /// The allocator; without refcounts if nothing is to be written.
-async fn open_allocator<S: Storage>(
+pub(super) async fn open_allocator<S: Storage>(
     s: &S,
     header: &Header,
     l1: &L1,

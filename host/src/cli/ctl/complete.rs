@@ -4,7 +4,20 @@ use super::schema::Schema;
 use crate::draw::{GraphDescription, Kind};
 
 /// Members that name drives or nodes.
-const NAMES: [&str; 6] = ["node", "node-name", "device", "id", "by", "bottom"];
+const NAMES: [&str; 10] = [
+    "node",
+    "node-name",
+    "device",
+    "id",
+    "by",
+    "bottom",
+    "above",
+    "below",
+    "overlay",
+    "bitmaps-to",
+];
+/// The member that can name an export, too.
+const ID: &str = "id";
 /// Members that name bitmaps of what `node` names.
 const BITMAPS: [&str; 3] = ["name", "target", "bitmap"];
 
@@ -50,6 +63,8 @@ fn of_argument(
             None if NAMES.contains(&key) => {
                 values.extend(graph.drives.iter().map(|drive| drive.id.clone()));
                 values.extend(graph.nodes.iter().map(|node| node.name.clone()));
+                let exports = graph.exports.iter().filter(|_| key == ID);
+                values.extend(exports.map(|export| export.id.clone()));
             }
             None => {}
         }

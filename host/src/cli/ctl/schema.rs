@@ -38,10 +38,14 @@ impl Schema {
         self.entries.get(command)?["arg-type"].as_str()
     }
 
-    /// The members of an object type, with their types.
+    /// The members of an object type, those of a union's branches among them, with their types.
     pub(super) fn members_of(&self, of: &str) -> impl Iterator<Item = (&str, &str)> {
-        let members = self.entries.get(of).and_then(|entry| entry["members"].as_array());
-        let members = members.into_iter().flatten();
+        let entry = self.entries.get(of);
+        let variants = entry.and_then(|entry| entry["variants"].as_array());
+        let branches = variants.into_iter().flatten();
+        let branches = branches.filter_map(|it| self.entries.get(it["type"].as_str()?));
+        let all = entry.into_iter().chain(branches);
+        let members = all.filter_map(|entry| entry["members"].as_array()).flatten();
         members.filter_map(|member| Some((member["name"].as_str()?, member["type"].as_str()?)))
     }
 

@@ -1,12 +1,13 @@
 //! Dirty bitmaps: QEMU's commands, and those that QEMU lacks.
 
+use super::drives::OnUnproven;
 use crate::bitmap::{BitmapName, Granularity};
 use crate::control::context::Context;
 use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{qapi_alternate, qapi_struct};
 use crate::control::registry::Registry;
-use crate::graph::{Action, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Graph};
+use crate::graph::{Action, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Graph, Unproven};
 use crate::host::Keep;
 
 qapi_struct! {
@@ -67,18 +68,13 @@ qapi_struct! {
 }
 
 qapi_struct! {
-    /// Bitmaps that are frozen at one instant.
-    pub(crate) struct Checkpoint {
-        bitmaps: Vec<BlockDirtyBitmap>,
-    }
-}
-
-qapi_struct! {
-    /// The end of what a checkpoint has frozen.
-    pub(crate) struct CheckpointEnd {
-        bitmaps: Vec<BlockDirtyBitmap>,
-        /// Whether what stood still has been taken care of: it is clean then, else it is dirty again.
-        completed: bool,
+    /// A bitmap is of another node, or drive, from now on.
+    pub(crate) struct BlockDirtyBitmapMove {
+        node: String,
+        name: String,
+        /// The node or drive that shows the same; a drive comes first.
+        to: String,
+        on_unproven: Option<OnUnproven>,
     }
 }
 
@@ -134,8 +130,7 @@ pub(super) fn register(to: &mut Registry) {
     to.action("block-dirty-bitmap-merge", merge);
     to.action("block-dirty-bitmap-copy", copy);
     to.action("block-dirty-bitmap-rename", rename);
-    to.action("checkpoint", checkpoint);
-    to.action("checkpoint-end", checkpoint_end);
+    to.action("block-dirty-bitmap-move", move_to);
     to.command("block-dirty-bitmap-query", query);
 }
 
@@ -156,20 +151,13 @@ fn bitmap_name(name: &str) -> QmpResult<BitmapName> {
 }
 
 /// The bitmap, as the actions before leave it.
-fn find(plan: &Plan<'_>, bitmap: &BlockDirtyBitmap) -> QmpResult<BitmapRef> {
+pub(super) fn find(plan: &Plan<'_>, bitmap: &BlockDirtyBitmap) -> QmpResult<BitmapRef> {
     let BlockDirtyBitmap { node, name } = bitmap;
     let scope = plan.find_scope(node).ok_or_else(|| no_node(node))?;
     if plan.untouched().is_some_and(|graph| graph.find_bitmap(&scope, name).is_none()) {
         return Err(no_bitmap(name));
     }
     Ok(BitmapRef::Named { scope, name: name.clone() })
-}
-
-fn find_all(plan: &Plan<'_>, bitmaps: &[BlockDirtyBitmap]) -> QmpResult<Vec<BitmapRef>> {
-    if bitmaps.is_empty() {
-        return Err(QmpError::generic("Parameter 'bitmaps' names none"));
-    }
-    bitmaps.iter().map(|bitmap| find(plan, bitmap)).collect()
 }
 
 fn act(plan: &mut Plan<'_>, bitmap: &BlockDirtyBitmap, action: BitmapAction) -> QmpResult<()> {
@@ -251,17 +239,15 @@ fn rename(plan: &mut Plan<'_>, rename: BlockDirtyBitmapRename) -> QmpResult<()> 
     act(plan, &BlockDirtyBitmap { node, name }, action)
 }
 
-fn checkpoint(plan: &mut Plan<'_>, checkpoint: Checkpoint) -> QmpResult<()> {
-    let bitmaps = find_all(plan, &checkpoint.bitmaps)?;
-    plan.push(Action::Checkpoint { bitmaps });
-    Ok(())
-}
-
-fn checkpoint_end(plan: &mut Plan<'_>, end: CheckpointEnd) -> QmpResult<()> {
-    for bitmap in find_all(plan, &end.bitmaps)? {
-        let action = if end.completed { BitmapAction::Abdicate } else { BitmapAction::MergeBack };
-        plan.push(action.of(bitmap));
-    }
+fn move_to(plan: &mut Plan<'_>, moved: BlockDirtyBitmapMove) -> QmpResult<()> {
+    let BlockDirtyBitmapMove { node, name, to, on_unproven } = moved;
+    let bitmap = find(plan, &BlockDirtyBitmap { node, name })?;
+    let scope = plan.find_scope(&to).ok_or_else(|| no_node(&to))?;
+    let unproven = match on_unproven {
+        Some(OnUnproven::MarkWhole) => Unproven::MarkWhole,
+        Some(OnUnproven::Refuse) | None => Unproven::Refuse,
+    };
+    plan.push_unproven(BitmapAction::MoveTo(scope).of(bitmap), unproven);
     Ok(())
 }
 

@@ -148,8 +148,7 @@ fn eject(plan: &mut Plan<'_>, DriveId { id }: DriveId) -> QmpResult<()> {
 
 fn remove_filter(plan: &mut Plan<'_>, filter: RemoveFilter) -> QmpResult<()> {
     check_node(plan, &filter.node_name)?;
-    plan.push(Action::RemoveFilter { node: filter.node_name });
-    Ok(())
+    plan.remove_filter(&filter.node_name)
 }
 
 fn replace(plan: &mut Plan<'_>, replace: BlockdevReplace) -> QmpResult<()> {

@@ -1,9 +1,14 @@
 //! The commands, by subject. A subject declares its own in `register`.
 
 mod bitmaps;
+mod blockdev;
+mod blockdev_options;
+mod checkpoints;
 mod drives;
+mod exports;
 mod jobs;
 mod nodes;
+mod plugins;
 mod session;
 mod stats;
 mod transaction;
@@ -22,6 +27,10 @@ pub(super) fn registry() -> Registry {
     nodes::register(&mut registry);
     stats::register(&mut registry);
     drives::register(&mut registry);
+    checkpoints::register(&mut registry);
+    blockdev::register(&mut registry);
+    exports::register(&mut registry);
+    plugins::register(&mut registry);
     jobs::register(&mut registry);
     events::register(&mut registry);
     registry

@@ -25,6 +25,7 @@ pub(crate) use macros::{
     qapi_alternate, qapi_enum, qapi_event, qapi_struct, qapi_union, wire_name, with_dashes,
 };
 pub(crate) use place::{Place, clip};
+pub(crate) use primitives::Null;
 pub(crate) use schema::{MemberInfo, Schema, alternate, object, union, words};
 
 use super::error::{QmpError, QmpResult};
@@ -111,8 +112,15 @@ impl<'a> Members<'a> {
     }
 }
 
+/// Members and elements within each other. A graph can be deeper: nodes that are there are named.
+const DEPTH_MAX: usize = 64;
+
 /// Reads an object: all that it has must be its members.
 pub(crate) fn parse_object<T: QapiObject>(value: Value, at: &Place<'_>) -> QmpResult<T> {
+    if at.is_deeper_than(DEPTH_MAX) {
+        let desc = format!("arguments are nested more than {DEPTH_MAX} deep: give nodes names");
+        return Err(QmpError::generic(desc));
+    }
     let mut members = Members::of(value, at)?;
     let parsed = T::take(&mut members)?;
     members.finish()?;

@@ -35,6 +35,11 @@ impl<'a> Place<'a> {
         Self { above: Some(self), part: Part::Index(index) }
     }
 
+    /// Whether it stands within more than so many members and elements.
+    pub(super) fn is_deeper_than(&self, most: usize) -> bool {
+        std::iter::successors(Some(self), |place| place.above).nth(most).is_some()
+    }
+
     /// The error of a value of another kind.
     pub(crate) fn expected(&self, kind: &str) -> QmpError {
         QmpError::generic(format!("Invalid parameter type for '{self}', expected: {kind}"))

@@ -111,7 +111,6 @@ impl QapiType for f64 {
 }
 
 /// The value `null`.
-#[allow(dead_code, reason = "no command takes it yet")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Null;
 

@@ -109,7 +109,6 @@ pub(crate) fn object(members: &[MemberInfo]) -> Value {
 }
 
 /// The description of a union.
-#[allow(dead_code, reason = "no command's arguments are one yet")]
 pub(crate) fn union(members: &[MemberInfo], tag: &str, branches: &[(&str, String)]) -> Value {
     let branch = |(case, name): &(&str, String)| json!({"case": case, "type": name});
     let variants: Vec<Value> = branches.iter().map(branch).collect();

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::directory::{Closed, Context, Directory};
 use super::proto::{ExportDirectory, Handshake, Session, Step, Verdict, check, decode_header};
@@ -34,12 +35,12 @@ pub(super) struct Transmission {
 /// Serves a connection to its end; `opened` is told what it has opened.
 pub(super) async fn serve(
     stream: Rc<Stream>,
-    directory: &Directory,
+    (directory, handshake_time): (&Directory, Duration),
     graph: &Rc<LocalGraph>,
     opened: impl Fn(&Arc<Served>),
 ) {
     let mut receiver = Receiver::new();
-    let deadline = turn_now() + NBD_HANDSHAKE_TIME;
+    let deadline = turn_now() + handshake_time;
     let open = |session: Box<Session>| {
         let transmission = open(session, directory, graph)?;
         opened(transmission.client.served());

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::proto::{BlockSizes, ExportDirectory, ExportInfo, ExportSummary, Features};
-use super::served::{Client, Served};
-use crate::bitmap::{BitmapUse, Use};
+use super::served::{Client, Served, ShownSet};
+use crate::bitmap::{BitmapReader, BitmapUse, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{GraphCell, LocalDrive};
 use crate::limits::TRANSFER_MAX_BYTES;
@@ -16,6 +16,8 @@ pub(super) enum Context {
     Allocation,
     /// As long as a client may ask for it, nobody may take or clear it.
     Dirty(Shown),
+    /// What was frozen of a bitmap when the export began: it never changes. Without it all is dirty.
+    Frozen(Option<BitmapReader>),
 }
 
 /// A bitmap as a connection shows it: for as long as it is about what the export's drive shows.
@@ -50,10 +52,26 @@ impl Shown {
             true => within.start,
             false => self.bitmap.read().size_bytes().clamp(within.start, within.end),
         };
-        let known = self.bitmap.ranges(within.start..end);
-        let unknown = end..within.end;
-        known.chain((!unknown.is_empty()).then_some(unknown))
+        known_then_dirty(self.bitmap.ranges(within.start..end), end..within.end)
     }
+}
+
+/// Dirty ranges of what was frozen; what it says nothing about is dirty.
+pub(super) fn frozen(
+    still: Option<&BitmapReader>,
+    within: Range<u64>,
+) -> impl Iterator<Item = Range<u64>> {
+    let size_bytes = still.map_or(0, BitmapReader::size_bytes);
+    let end = size_bytes.clamp(within.start, within.end);
+    let known = still.map(|still| still.ranges(within.start..end)).into_iter().flatten();
+    known_then_dirty(known, end..within.end)
+}
+
+fn known_then_dirty(
+    known: impl Iterator<Item = Range<u64>>,
+    unknown: Range<u64>,
+) -> impl Iterator<Item = Range<u64>> {
+    known.chain((!unknown.is_empty()).then_some(unknown))
 }
 
 /// Name of the context for allocation.
@@ -120,6 +138,18 @@ impl Directory {
         Ok(())
     }
 
+    /// What was removed is there again: what was to end it has failed.
+    pub(super) fn restore(&self, served: &Arc<Served>) {
+        let mut all = self.served_mut();
+        served.go_on();
+        all.push(Arc::clone(served));
+    }
+
+    /// What nobody has seen yet is not to come.
+    pub(super) fn retract(&self, served: &Arc<Served>) {
+        self.served_mut().retain(|other| !Arc::ptr_eq(other, served));
+    }
+
     /// Opens the export for a name; `None` if there is none.
     pub(super) fn open(&self, name: &str) -> Option<Client> {
         let all = self.served();
@@ -132,7 +162,14 @@ impl Directory {
         let graph = self.cell.load();
         let drive = graph.find_drive(served.drive()).map(|at| &graph.drives()[at]);
         let mut contexts = vec![(ALLOCATION.to_owned(), Context::Allocation)];
-        for (name, bitmap) in served.shown() {
+        for (name, shown) in served.shown() {
+            let bitmap = match shown {
+                ShownSet::Live(bitmap) => bitmap,
+                ShownSet::Frozen(still) => {
+                    contexts.push((format!("{DIRTY_BITMAP}{name}"), Context::Frozen(still)));
+                    continue;
+                }
+            };
             match bitmap.use_by(served.user(), Use::Read) {
                 Ok(bitmap) => {
                     let since = drive.and_then(|drive| graph.shown_since(drive, &bitmap));
@@ -148,11 +185,9 @@ impl Directory {
 
 /// A listener with one export serves it under the empty name too.
 fn find<'a>(all: &'a [Arc<Served>], name: &str) -> Option<&'a Arc<Served>> {
-    let by_name = all.iter().find(|served| served.export.name == name);
-    by_name.or(match all {
-        [only] if name.is_empty() => Some(only),
-        _ => None,
-    })
+    let mut seen = all.iter().filter(|served| !served.is_hidden());
+    let by_name = seen.clone().find(|served| served.export.name == name);
+    by_name.or_else(|| seen.next().filter(|_| name.is_empty() && seen.next().is_none()))
 }
 
 /// What a client sees where it may open nothing.
@@ -181,7 +216,8 @@ impl ExportDirectory for Directory {
             name: served.export.name.clone(),
             description: served.export.description.clone(),
         };
-        self.served().iter().map(|served| summary(served)).collect()
+        let served = self.served();
+        served.iter().filter(|it| !it.is_hidden()).map(|served| summary(served)).collect()
     }
 
     fn lookup(&self, name: &str) -> Option<ExportInfo> {
@@ -270,7 +306,8 @@ mod tests {
                 bitmaps: vec![bitmap(scope.clone(), "node"), bitmap(own.clone(), "drive")],
             };
             let cell = Arc::new(GraphCell::new(decl.build().expect("a graph")));
-            let shown = |scope, name: &str| ExportBitmap { name: name.into(), scope };
+            let shown =
+                |scope, name: &str| ExportBitmap { name: name.into(), scope, is_frozen: false };
             let export = Export {
                 name: "vda".into(),
                 description: String::new(),
@@ -398,7 +435,8 @@ mod tests {
             served.end();
             let remove = Transaction::new().with(BitmapAction::Remove.of(&removed));
             cell.transact(remove).await.expect("the export has ended");
-            let error = Served::new(&cell, "vda".into(), export).err().expect("it is not there");
+            let served = Served::new(&cell, "vda".into(), export);
+            let error = served.err().expect("it is not there");
             let expect =
                 "export `vda` is to show bitmap `drive` of drive `vda`, which is not there";
             assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::NotFound, expect));

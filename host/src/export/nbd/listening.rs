@@ -27,6 +27,8 @@ pub(super) struct Listening {
     pub(super) directory: Directory,
     /// Clients that it takes at once; without one, as many as the host.
     pub(super) max_connections: Option<usize>,
+    /// Time that clients have for the handshake.
+    handshake_time: Duration,
     /// It was opened for exports, and goes with the last one.
     pub(super) is_implicit: bool,
     connections: AtomicUsize,
@@ -39,13 +41,14 @@ impl Listening {
     pub(super) fn new(
         address: ListenAddress,
         directory: Directory,
-        max_connections: Option<usize>,
+        (max_connections, handshake_time): (Option<usize>, Duration),
         is_implicit: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
             address,
             directory,
             max_connections,
+            handshake_time,
             is_implicit,
             connections: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
@@ -172,7 +175,8 @@ async fn serve(fd: OwnedFd, counted: Counted) {
     if *is_admitted {
         let opened = |served: &_| connected.opens(served);
         let graph = LocalGraph::of(&shared.cell);
-        connection::serve(stream, &listening.directory, &graph, opened).await;
+        let of = (&listening.directory, listening.handshake_time);
+        connection::serve(stream, of, &graph, opened).await;
     } else {
         let most = listening.max_connections.unwrap_or(NBD_CONNECTIONS_MAX);
         tracing::warn!("refused a client of {}: {most} are connected", listening.address);

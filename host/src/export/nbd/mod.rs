@@ -15,12 +15,14 @@ pub mod proto;
 mod receive;
 mod removal;
 mod request;
+mod riding;
 mod send;
 mod served;
 mod server;
 mod shared;
 mod waiters;
 
+pub(crate) use riding::Leaving;
 pub use served::{Export, ExportBitmap};
 pub(crate) use server::GRACE;
 pub use server::{ExportStatus, ListenAddress, NbdServer, RemovalMode};

@@ -58,7 +58,7 @@ impl NbdServer {
         Ok(registered)
     }
 
-    fn each_client(&self, served: &Arc<Served>, act: fn(&Stream)) {
+    pub(super) fn each_client(&self, served: &Arc<Served>, act: fn(&Stream)) {
         let meant = Arc::clone(served);
         let is_meant = move |_: &Listening, served: Option<&Arc<Served>>| {
             served.is_some_and(|served| Arc::ptr_eq(served, &meant))
@@ -66,7 +66,7 @@ impl NbdServer {
         self.shared.each_stream(is_meant, act);
     }
 
-    fn finish_removal(&self, registered: &Registered) {
+    pub(super) fn finish_removal(&self, registered: &Registered) {
         let Registered { served, listening } = registered;
         served.end();
         let mut registry = self.shared.registry();
@@ -82,7 +82,7 @@ impl NbdServer {
     }
 
     /// It accepts nobody any more; who has opened nothing there is disconnected.
-    fn end_listener(&self, registry: &mut Registry, listening: &Arc<Listening>) {
+    pub(super) fn end_listener(&self, registry: &mut Registry, listening: &Arc<Listening>) {
         registry.forget(listening);
         listening.stop();
         let meant = Arc::clone(listening);

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::connection::Transmission;
-use super::directory::Context;
+use super::directory::{Context, frozen};
 use super::proto::{NbdErrno, Request, StatusExtent, StatusQuery, push_block_status, reply};
 use super::send::ReplyWriter;
 use crate::error::{Error, ErrorKind, Result};
@@ -182,6 +182,10 @@ async fn block_status(
             Context::Dirty(shown) => {
                 let end = offset + u64::from(len);
                 dirty(shown.dirty(&this.drive, offset..end), offset..end, req_one)
+            }
+            Context::Frozen(still) => {
+                let within = offset..offset + u64::from(len);
+                dirty(frozen(still.as_ref(), within.clone()), within, req_one)
             }
         };
         answers.push((*id, extents));

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::waiters::Waiters;
-use crate::bitmap::{Bitmap, BitmapUse, Use};
+use crate::bitmap::{Bitmap, BitmapReader, BitmapState, BitmapUse, Use};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{BitmapScope, GraphCell};
+use crate::graph::{BitmapScope, Graph, GraphCell};
 
 /// A bitmap that an export shows.
 #[derive(Clone, Debug)]
@@ -15,6 +15,9 @@ pub struct ExportBitmap {
     pub name: String,
     /// Where the graph has it.
     pub scope: BitmapScope,
+    /// Shows what is frozen of it when the export begins, and nothing that comes later: what a point in time is
+    /// to be backed up by.
+    pub is_frozen: bool,
 }
 
 /// A drive under a name.
@@ -38,22 +41,71 @@ pub(super) struct Served {
     /// As the host knows it.
     pub(super) id: String,
     pub(super) export: Export,
-    /// As the context calls it; empty once it has ended.
-    bitmaps: Mutex<Vec<(String, BitmapUse)>>,
+    /// Empty once it has ended.
+    bitmaps: Mutex<Vec<Kept>>,
     clients: AtomicUsize,
+    /// It is to begin with a transaction, and nobody sees it yet.
+    is_hidden: AtomicBool,
     is_ending: AtomicBool,
     client_went: Waiters,
+}
+
+/// A bitmap that an export keeps.
+struct Kept {
+    /// As the context calls it.
+    name: String,
+    bitmap: BitmapUse,
+    is_frozen: bool,
+    /// What was frozen of it when the export began.
+    still: Option<BitmapReader>,
+}
+
+/// What a context shows.
+pub(super) enum ShownSet {
+    /// The bitmap, as it is from time to time.
+    Live(Arc<Bitmap>),
+    /// What was frozen of it, if anything was.
+    Frozen(Option<BitmapReader>),
 }
 
 impl Served {
     /// Of `export`, with its bitmaps.
     ///
     /// # Errors
-    /// `ENOENT` for a bitmap that is not there, `EAGAIN` for one that is being removed.
+    /// `ENOENT` for a bitmap that is not there, `EAGAIN` for one that is being removed, `EINVAL` for one that is
+    /// to be frozen and is not.
     pub(super) fn new(cell: &GraphCell, id: String, export: Export) -> Result<Arc<Self>> {
+        let served = Self::hidden(&cell.load(), id, export)?;
+        served.check_kept(&cell.load())?;
+        served.begin();
+        let not_frozen =
+            |kept: &Kept| (kept.is_frozen && kept.still.is_none()).then(|| kept.name.clone());
+        if let Some(name) = served.bitmaps().iter().find_map(not_frozen) {
+            let message = format!("{} is to show what is frozen of bitmap `{name}`", served.user());
+            return Err(Error::new(ErrorKind::Invalid, format!("{message}, which is nothing")));
+        }
+        Ok(served)
+    }
+
+    /// A bitmap may have gone before it was kept.
+    fn check_kept(&self, graph: &Graph) -> Result<()> {
+        for (shown, kept) in self.export.bitmaps.iter().zip(&*self.bitmaps()) {
+            let found = graph.find_bitmap(&shown.scope, &shown.name);
+            if !found.is_some_and(|found| Arc::ptr_eq(found, kept.bitmap.bitmap())) {
+                return Err(not_found(&self.export, shown));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same as `graph` has them, for nobody to see before it begins.
+    ///
+    /// # Errors
+    /// The same, but for what is frozen by then.
+    pub(super) fn hidden(graph: &Graph, id: String, export: Export) -> Result<Arc<Self>> {
         let keep = |shown: &ExportBitmap| {
-            let kept = keep(cell, &export, shown)?;
-            Ok((shown.name.clone(), kept))
+            let (name, is_frozen) = (shown.name.clone(), shown.is_frozen);
+            Ok(Kept { name, bitmap: keep(graph, &export, shown)?, is_frozen, still: None })
         };
         let bitmaps = export.bitmaps.iter().map(keep).collect::<Result<_>>()?;
         Ok(Arc::new(Self {
@@ -61,9 +113,25 @@ impl Served {
             export,
             bitmaps: Mutex::new(bitmaps),
             clients: AtomicUsize::new(0),
+            is_hidden: AtomicBool::new(true),
             is_ending: AtomicBool::new(false),
             client_went: Waiters::default(),
         }))
+    }
+
+    /// It can be seen from now on.
+    pub(super) fn begin(&self) {
+        for kept in self.bitmaps().iter_mut().filter(|kept| kept.is_frozen) {
+            let reader = kept.bitmap.read();
+            let is_frozen = reader.state() == BitmapState::Frozen;
+            kept.still = reader.still().filter(|_| is_frozen);
+        }
+        self.is_hidden.store(false, Ordering::Release);
+    }
+
+    /// Whether nobody is to see it yet.
+    pub(super) fn is_hidden(&self) -> bool {
+        self.is_hidden.load(Ordering::Acquire)
     }
 
     /// The drive's id.
@@ -76,14 +144,17 @@ impl Served {
         user(&self.export)
     }
 
-    fn bitmaps(&self) -> MutexGuard<'_, Vec<(String, BitmapUse)>> {
+    fn bitmaps(&self) -> MutexGuard<'_, Vec<Kept>> {
         self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its bitmaps, as contexts call them.
-    pub(super) fn shown(&self) -> Vec<(String, Arc<Bitmap>)> {
-        let bitmaps = self.bitmaps();
-        bitmaps.iter().map(|(name, kept)| (name.clone(), Arc::clone(kept.bitmap()))).collect()
+    /// What it shows, as contexts call it.
+    pub(super) fn shown(&self) -> Vec<(String, ShownSet)> {
+        let set = |kept: &Kept| match kept.is_frozen {
+            true => ShownSet::Frozen(kept.still.clone()),
+            false => ShownSet::Live(Arc::clone(kept.bitmap.bitmap())),
+        };
+        self.bitmaps().iter().map(|kept| (kept.name.clone(), set(kept))).collect()
     }
 
     /// Clients that have opened it and are not gone.
@@ -99,6 +170,11 @@ impl Served {
     /// It takes no more clients. It has left its listener.
     pub(super) fn begin_to_end(&self) {
         self.is_ending.store(true, Ordering::Release);
+    }
+
+    /// It takes clients again: what was to end it has failed.
+    pub(super) fn go_on(&self) {
+        self.is_ending.store(false, Ordering::Release);
     }
 
     /// Waits until no client is left.
@@ -141,15 +217,13 @@ fn user(export: &Export) -> String {
 }
 
 /// A bitmap, kept for an export.
-fn keep(cell: &GraphCell, export: &Export, shown: &ExportBitmap) -> Result<BitmapUse> {
-    let find = || cell.load().find_bitmap(&shown.scope, &shown.name).map(Arc::clone);
-    let not_found = || {
-        let (user, scope, name) = (user(export), &shown.scope, &shown.name);
-        let message = format!("{user} is to show bitmap `{name}` of {scope}, which is not there");
-        Error::new(ErrorKind::NotFound, message)
-    };
-    let kept = find().ok_or_else(not_found)?.use_by(user(export), Use::Keep)?;
-    // It may have gone before it was kept.
-    let is_there = find().is_some_and(|found| Arc::ptr_eq(&found, kept.bitmap()));
-    if is_there { Ok(kept) } else { Err(not_found()) }
+fn keep(graph: &Graph, export: &Export, shown: &ExportBitmap) -> Result<BitmapUse> {
+    let bitmap = graph.find_bitmap(&shown.scope, &shown.name);
+    Ok(bitmap.ok_or_else(|| not_found(export, shown))?.use_by(user(export), Use::Keep)?)
+}
+
+fn not_found(export: &Export, shown: &ExportBitmap) -> Error {
+    let (user, scope, name) = (user(export), &shown.scope, &shown.name);
+    let message = format!("{user} is to show bitmap `{name}` of {scope}, which is not there");
+    Error::new(ErrorKind::NotFound, message)
 }

@@ -14,7 +14,7 @@ use super::shared::{Registered, Registry, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Event, GraphCell};
 use crate::io::{Listener, Stream, WorkerHandle, spawn};
-use crate::limits::NBD_LISTENERS_MAX;
+use crate::limits::{NBD_HANDSHAKE_TIME, NBD_LISTENERS_MAX};
 
 /// Time that clients have to take the replies to their last requests.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
@@ -79,8 +79,8 @@ impl NbdServer {
         Self { shared: Arc::new(Shared::new(cell, workers)) }
     }
 
-    /// Opens a listener without exports, for so many clients at once; returns where it listens (a port 0 is
-    /// replaced).
+    /// Opens a listener without exports, for so many clients at once, which have so long for the handshake; returns
+    /// where it listens (a port 0 is replaced).
     ///
     /// # Errors
     /// When the address is taken or cannot be used.
@@ -88,9 +88,11 @@ impl NbdServer {
         &self,
         address: &ListenAddress,
         max_connections: Option<usize>,
+        handshake_time: Duration,
     ) -> Result<ListenAddress> {
         let mut registry = self.shared.registry();
-        let begun = self.begin(&mut registry, address, max_connections, false)?;
+        let bounds = (max_connections, handshake_time);
+        let begun = self.begin(&mut registry, address, bounds, false)?;
         let listening = Arc::clone(&begun.listening);
         begun.accept().inspect_err(|_| registry.forget(&listening))?;
         Ok(listening.address.clone())
@@ -129,7 +131,7 @@ impl NbdServer {
             Served::new(&self.shared.cell, id, export)
         });
         let served = served.collect::<Result<Vec<_>>>()?;
-        let begun = self.begin(&mut registry, address, None, true)?;
+        let begun = self.begin(&mut registry, address, (None, NBD_HANDSHAKE_TIME), true)?;
         let listening = Arc::clone(&begun.listening);
         let added = served.into_iter().try_for_each(|served| registry.add(served, &listening));
         if let Err(error) = added.and_then(|()| begun.accept()) {
@@ -162,7 +164,7 @@ impl NbdServer {
         Ok(listening.address.clone())
     }
 
-    fn tell_added(&self, served: &Served) {
+    pub(super) fn tell_added(&self, served: &Served) {
         let (id, drive) = (served.id.as_str().into(), served.drive().into());
         self.tell(Event::ExportAdded { id, drive });
     }
@@ -176,7 +178,7 @@ impl NbdServer {
         &self,
         registry: &mut Registry,
         address: &ListenAddress,
-        max_connections: Option<usize>,
+        bounds: (Option<usize>, Duration),
         is_implicit: bool,
     ) -> Result<Begun<'_>> {
         let Some(worker) = self.shared.workers.first().filter(|_| !self.shared.is_stopping())
@@ -195,7 +197,7 @@ impl NbdServer {
             listener.map_err(|error| Error::os(format!("cannot listen on {address}"), &error))?;
         let bound = listener.tcp_address().map_or_else(|| address.clone(), ListenAddress::Tcp);
         let directory = Directory::new(Arc::clone(&self.shared.cell));
-        let listening = Listening::new(bound, directory, max_connections, is_implicit);
+        let listening = Listening::new(bound, directory, bounds, is_implicit);
         registry.listeners.push(Arc::clone(&listening));
         Ok(Begun { worker, listener, open: Open::new(&self.shared, &listening), listening })
     }
@@ -222,7 +224,8 @@ impl NbdServer {
                 shutting_down: served.is_ending(),
             }
         };
-        self.shared.registry().exports.iter().map(status).collect()
+        let registry = self.shared.registry();
+        registry.exports.iter().filter(|it| !it.served.is_hidden()).map(status).collect()
     }
 
     /// Where it listens.

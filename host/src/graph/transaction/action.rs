@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use super::bitmap_action::{BitmapAction, BitmapRef, list};
 use super::event::Event;
-use crate::bitmap::Bitmap;
-use crate::graph::{BitmapDecl, DriveDecl, NodeDecl};
+use crate::bitmap::{Bitmap, BitmapUse};
+use crate::error::Result;
+use crate::graph::{BitmapDecl, BitmapScope, DriveDecl, Graph, NodeDecl};
 use crate::limits::DRAIN_TIME;
-use crate::node::{BackingName, BitmapContent};
+use crate::node::{BackingName, BitmapContent, Reopened};
 
 /// Somebody who uses a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +166,13 @@ pub enum Action {
         /// `None` for no backing.
         name: Option<BackingName>,
     },
+    /// Opens a node in another way: what was made for that takes its driver's place. What it shows is the same.
+    Reopen {
+        /// The node, which was there before the transaction, which resizes and deallocates nothing.
+        node: String,
+        /// Made of the driver that it has.
+        to: Reopened,
+    },
     /// Adds a bitmap, clean.
     AddBitmap(BitmapDecl),
     /// Does something to a bitmap: [`BitmapAction::of`].
@@ -224,6 +232,10 @@ impl fmt::Display for Action {
                 write!(f, "name `{}` as the backing of `{node}`", name.name)
             }
             Self::NameBacking { node, name: None } => write!(f, "name no backing of `{node}`"),
+            Self::Reopen { node, to } => {
+                let how = if to.mode().write { "writable" } else { "read-only" };
+                write!(f, "open `{node}` {how}")
+            }
             Self::AddBitmap(decl) => write!(f, "add bitmap `{}` of {}", decl.name, decl.scope),
             Self::Bitmap { bitmap, action } => action.describe(bitmap, f),
             Self::Checkpoint { bitmaps } => write!(f, "checkpoint of {}", list(bitmaps)),
@@ -278,12 +290,31 @@ pub struct Transaction {
     pub(super) entries: Vec<(String, BitmapContent)>,
     /// The jobs whose nodes it takes out.
     pub(super) ended_jobs: Vec<String>,
+    /// What else changes at its instant.
+    pub(super) riders: Vec<Box<dyn Rider>>,
+}
+
+/// What changes at the instant of a transaction beside the graph. Dropped unpublished, it takes back what it has
+/// prepared.
+pub(crate) trait Rider: Send {
+    /// Does all that can fail, with nothing in flight that the transaction touches. Other things of the
+    /// transaction may fail after it.
+    ///
+    /// # Errors
+    /// What stands against it: the transaction fails with that.
+    fn prepare(&mut self, after: &Graph) -> Result<()>;
+
+    /// It takes effect: the graph has been published, and no other has been since.
+    fn publish(self: Box<Self>, graph: &Arc<Graph>);
+
+    /// Whether it ends an export.
+    fn ends_export(&self, id: &str) -> bool;
 }
 
 impl Default for Transaction {
     fn default() -> Self {
         let (actions, entries, ended_jobs) = (Vec::new(), Vec::new(), Vec::new());
-        Self { actions, within: DRAIN_TIME, entries, ended_jobs }
+        Self { actions, within: DRAIN_TIME, entries, ended_jobs, riders: Vec::new() }
     }
 }
 
@@ -317,6 +348,36 @@ impl Transaction {
         self
     }
 
+    /// What the actions before the one with this number do to a bitmap, they do at the wish of who uses it.
+    pub(crate) fn wished_before(mut self, at: usize, graph: &Graph, by: &Arc<BitmapUse>) -> Self {
+        for (action, _) in self.actions.iter_mut().take(at) {
+            if let Action::Bitmap { bitmap, .. } = action
+                && bitmap.find(graph).is_some_and(|found| Arc::ptr_eq(&found, by.bitmap()))
+            {
+                *bitmap = BitmapRef::from(by);
+            }
+        }
+        self
+    }
+
+    /// The bitmap that it adds under this name, and by which action.
+    pub(crate) fn added(&self, scope: &BitmapScope, name: &str) -> Option<(usize, &BitmapDecl)> {
+        self.actions().enumerate().find_map(|(at, action)| match action {
+            Action::AddBitmap(decl) if decl.scope == *scope && decl.name.as_str() == name => {
+                Some((at, decl))
+            }
+            _ => None,
+        })
+    }
+
+    /// Another action in the place of one.
+    pub(crate) fn with_instead(mut self, at: usize, action: Action) -> Self {
+        if let Some(place) = self.actions.get_mut(at) {
+            *place = (action, place.1);
+        }
+        self
+    }
+
     /// Time for the requests that it must wait for, and then for drivers to resize or deallocate.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;
@@ -334,6 +395,17 @@ impl Transaction {
     pub(crate) fn ending_job(mut self, job: &str) -> Self {
         self.ended_jobs.push(job.to_owned());
         self
+    }
+
+    /// Something else that changes at its instant.
+    pub(crate) fn with_rider(mut self, rider: Box<dyn Rider>) -> Self {
+        self.riders.push(rider);
+        self
+    }
+
+    /// Whether an export ends with it.
+    pub(crate) fn ends_export(&self, id: &str) -> bool {
+        self.riders.iter().any(|rider| rider.ends_export(id))
     }
 
     /// Its actions.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::action::{Action, Applied, Transaction, Unproven};
+use super::action::{Action, Applied, Rider, Transaction, Unproven};
 use super::bitmap_action::BitmapAction;
 use super::bitmap_steps::position;
 use super::bitmaps::{self, Change, Marked};
@@ -20,6 +20,7 @@ use super::drain::{Drained, Place, Side, Still};
 use super::durable;
 use super::event::Event;
 use super::late::{Answer, Parting, Waiting};
+use super::reopen;
 use super::touched::{Touched, end_watches};
 use super::work::{self, Step, StepKind};
 use crate::bitmap::{Bitmap, Prepared};
@@ -95,6 +96,8 @@ struct Plan {
     entries: Vec<(String, BitmapContent)>,
     /// Which backings images are to name.
     backing_names: Vec<(String, Option<BackingName>)>,
+    /// What else changes then.
+    riders: Vec<Box<dyn Rider>>,
     /// What has happened by the end.
     events: Vec<Event>,
 }
@@ -148,6 +151,7 @@ impl Plan {
             actions: draft.actions,
             entries: Vec::new(),
             backing_names: draft.backing_names,
+            riders: Vec::new(),
             events,
         })
     }
@@ -182,12 +186,14 @@ impl Plan {
             let message = "what was written was not made durable in time: nothing was changed";
             Err(Error::new(ErrorKind::TimedOut, message))
         })?;
+        self.riders.iter_mut().try_for_each(|rider| rider.prepare(after))?;
         for (node, content) in self.entries.drain(..) {
             section.create_stored(&node, content, within).await?;
         }
         for (node, name) in self.backing_names.drain(..) {
             section.name_backing(&node, name, within).await?;
         }
+        reopen::exchange(section, within).await?;
         if !steps.is_empty() {
             // The graph that is keeps its bitmaps if the work fails.
             let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
@@ -317,11 +323,11 @@ fn clock() -> Time {
 
 /// Changes a copy of the graph, checks it, and puts it in the graph's place.
 async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) -> Result<Applied> {
-    let Transaction { actions, within, entries, ended_jobs } = transaction;
+    let Transaction { actions, within, entries, ended_jobs, riders } = transaction;
     let writer = Some(cell.writer.lock().await);
     let before = Rc::new(Snapshot::new(cell.load()));
     let mut plan = Plan::of(cell, &before, actions, ended_jobs)?;
-    plan.entries = entries;
+    (plan.entries, plan.riders) = (entries, riders);
     plan.after.start_drivers(Some(&before))?;
     let after = Rc::clone(&plan.after);
     let moving = before.reached_by_others(&plan.origins);
@@ -341,12 +347,15 @@ async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) 
     drop(section);
     // Nobody else writes before this one is published.
     let Parting { writer: _writer, .. } = parting;
-    let Plan { shapes, mut events, added, .. } = plan;
+    let Plan { shapes, mut events, added, riders, .. } = plan;
     end_watches(&before, shapes, are_same);
     let generation = after.generation;
     let drives = still.ids(&before);
     cell.publish(after.shared());
-    after.tell_sizes(&before);
+    after.tell_drivers(&before);
+    reopen::leave(&before, &after);
+    let graph = after.shared();
+    riders.into_iter().for_each(|rider| rider.publish(&graph));
     drop(still);
     let opened = clock();
     if !drives.is_empty() {

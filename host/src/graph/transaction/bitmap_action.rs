@@ -115,6 +115,8 @@ pub enum BitmapAction {
     CopyOf(BitmapRef),
     /// Another name. Refused while somebody uses it.
     Rename(BitmapName),
+    /// It is of another node, or drive, from now on: one that is known to show the same, else it is all dirty.
+    MoveTo(BitmapScope),
     /// What it holds means nothing: it is inconsistent from now on, until it is repaired or removed.
     Distrust,
     /// All of an inconsistent one is dirty, and it records from now on.
@@ -157,6 +159,7 @@ impl BitmapAction {
             Self::Merge(sources) => write!(f, "merge {} into {bitmap}", list(sources)),
             Self::CopyOf(source) => write!(f, "copy {source} into {bitmap}"),
             Self::Rename(name) => write!(f, "rename {bitmap} to `{name}`"),
+            Self::MoveTo(scope) => write!(f, "move {bitmap} to {scope}"),
             Self::Distrust => write!(f, "distrust {bitmap}"),
             Self::Repair => write!(f, "repair {bitmap}"),
             Self::Remove => write!(f, "remove {bitmap}"),

@@ -145,6 +145,10 @@ impl Draft {
                 self.bitmaps[at].name = name.clone();
                 Change::Rename(name)
             }
+            BitmapAction::MoveTo(scope) => {
+                self.check_scope(&scope)?;
+                return self.move_bitmap(at, &scope);
+            }
             BitmapAction::Distrust => Change::Distrust,
             BitmapAction::Repair => Change::Repair,
             BitmapAction::Remove => Change::Remove,

@@ -21,7 +21,7 @@ use crate::graph::evidence::{SameView, Tracker};
 use crate::graph::generation::NodeGeneration;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::permission::Role;
-use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode};
+use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode, ScopedBitmap};
 
 /// Something that leads elsewhere.
 pub(super) struct Claim {
@@ -64,7 +64,8 @@ pub(super) fn claims(
 ) -> Result<(Vec<Claim>, bool), (By, Error)> {
     let compare = Comparison { draft, before, after };
     let mut claims = compare.roots();
-    claims.extend(compare.edges());
+    let (edges, has_unseen) = compare.edges();
+    claims.extend(edges);
     claims.extend(compare.moved_bitmaps());
     claims.extend(compare.catching_up());
     let all = claims.len();
@@ -72,7 +73,7 @@ pub(super) fn claims(
         let is_refused = claim.by.unproven == Unproven::Refuse;
         is_refused || !claim.marks.is_empty() || claim.check_keepers(after).is_err()
     });
-    let has_silent = claims.len() < all;
+    let has_silent = has_unseen || claims.len() < all;
     let cannot_be =
         |claim: &&Claim| claim.proofs.is_empty() && claim.by.unproven == Unproven::Refuse;
     match claims.iter().find(cannot_be) {
@@ -111,12 +112,21 @@ impl Comparison<'_> {
         claims
     }
 
-    fn edges(&self) -> Vec<Claim> {
+    /// Also whether one leads elsewhere that nobody saw.
+    fn edges(&self) -> (Vec<Claim>, bool) {
         let known = Known::of(self.after);
-        let mut claims = Vec::new();
+        let (mut claims, mut has_unseen) = (Vec::new(), false);
         for (at, old) in self.before.nodes.iter().enumerate() {
-            let Some(now) = known.node(old.generation) else { continue };
+            let Some(now) = known.node(old.generation).filter(|_| is_seen(self.before, at)) else {
+                continue;
+            };
             let new = &self.after.nodes[now];
+            if self.is_unseen(at, new) {
+                let is_there =
+                    |edge: &Edge| find(new, &edge.name).is_some_and(|it| self.is_same(edge, it));
+                has_unseen |= old.edges.len() != new.edges.len() || !old.edges.iter().all(is_there);
+                continue;
+            }
             let mut altered = |name: &str, what: String, proofs: Vec<Proof>| {
                 let edge = EdgePlace::Child(old.generation, name.into());
                 let (by, position) = (self.draft.altered_by(&edge), self.draft.altered_at(&edge));
@@ -154,7 +164,23 @@ impl Comparison<'_> {
                 }
             }
         }
-        claims
+        (claims, has_unseen)
+    }
+
+    /// Whether nobody saw what a node showed. Who sees it from now on is led there by something else that leads
+    /// elsewhere, which is another claim.
+    fn is_unseen(&self, at: usize, now: &GraphNode) -> bool {
+        let mut roots = self.before.drives.iter().filter_map(|drive| drive.root.as_ref());
+        let mut edges = self.before.nodes.iter().flat_map(|node| &node.edges);
+        let class = self.before.nodes[at].class;
+        let was_there = |entry: usize| {
+            let bitmap = &self.after.bitmaps[entry].bitmap;
+            self.before.bitmaps.iter().any(|old| Arc::ptr_eq(&old.bitmap, bitmap))
+        };
+        !roots.any(|root| root.child == at)
+            && !edges.any(|edge| edge.child == at)
+            && bitmaps::affected(self.before, class).next().is_none()
+            && bitmaps::affected(self.after, now.class).all(was_there)
     }
 
     fn catching_up(&self) -> Vec<Claim> {
@@ -253,6 +279,18 @@ fn tracked_nodes<'g>(graph: &'g Graph, tracker: &Tracker) -> Vec<&'g GraphNode> 
 fn way_to(graph: &Graph, way: &[Place], to: NodeGeneration) -> Option<Vec<Place>> {
     let at = way.iter().position(|place| graph.nodes[place.node].generation == to)?;
     Some(way[..=at].to_vec())
+}
+
+/// Whether anybody sees what a node shows: if not, nobody minds what that is.
+fn is_seen(graph: &Graph, node: usize) -> bool {
+    let class = graph.nodes[node].class;
+    let mut roots = graph.drives.iter().filter_map(|drive| drive.root.as_ref());
+    let mut edges = graph.nodes.iter().flat_map(|node| &node.edges);
+    let of_class =
+        |entry: &ScopedBitmap| entry.node.is_some_and(|node| graph.nodes[node].class == class);
+    roots.any(|root| root.child == node)
+        || edges.any(|edge| edge.child == node)
+        || graph.bitmaps.iter().any(of_class)
 }
 
 /// Whether what the child shows can be seen through the edge.

@@ -81,6 +81,8 @@ pub(super) struct DraftNode {
     pub(super) kept: Option<u64>,
     /// Its driver makes it longer when whoever uses it does so.
     pub(super) is_growable: bool,
+    /// Its driver takes the place of the one that it has in the graph that is.
+    pub(super) is_reopened: bool,
 }
 
 #[derive(Clone)]
@@ -206,6 +208,7 @@ impl Draft {
             kept: (node.is_container && node.info.growable && node.edges.is_empty())
                 .then_some(node.info.size_bytes),
             is_growable: node.info.growable,
+            is_reopened: false,
         });
         let drives = graph.drives.iter().zip(&graph.origins).map(|(drive, origin)| DraftDrive {
             generation: drive.generation,
@@ -251,6 +254,7 @@ impl Draft {
             resized: None,
             kept: None,
             is_growable: false,
+            is_reopened: false,
         });
         Ok(())
     }
@@ -351,6 +355,7 @@ impl Draft {
     pub(super) fn followers(&self, node: &str) -> Vec<Link> {
         let is_follower = |link: &Link| match *link {
             Link::Root(_) => true,
+            Link::Child(parent, edge) if self.nodes[parent].driver.needs_itself(edge) => false,
             Link::Child(parent, edge) => {
                 let DraftNode { driver, edges, .. } = &self.nodes[parent];
                 let is_filter = edges.get(edge).is_some_and(|edge| edge.role == Role::Filtered);
@@ -358,6 +363,20 @@ impl Draft {
             }
         };
         self.users(node).into_iter().filter(is_follower).collect()
+    }
+
+    /// # Errors
+    /// `EBUSY` if the user of a node needs that node itself.
+    pub(super) fn check_movable(&self, link: Link) -> Result<()> {
+        match link {
+            Link::Child(node, edge) if self.nodes[node].driver.needs_itself(edge) => {
+                let node = &self.nodes[node];
+                let of = node.edges.get(edge).map_or("", |edge| &*edge.child);
+                let message = format!("it needs node `{of}` itself: remove it first");
+                Err(in_use(message).at_node(&node.name))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The edge of a user that must use `node`.
@@ -373,6 +392,7 @@ impl Draft {
             let message = format!("{} does not use node `{node}`", self.describe(link));
             return Err(invalid(message));
         }
+        self.check_movable(link)?;
         Ok(link)
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::reopen::former_mode;
 use super::section_marks::SectionMarks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::Snapshot;
@@ -19,7 +20,7 @@ use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::io::{current, turn_now, until};
 use crate::limits::CLOSE_TIME;
-use crate::node::{BackingName, BitmapContent, Extent, create_stored};
+use crate::node::{BackingName, BitmapContent, Extent, OpenMode, create_stored};
 
 /// Closes the gates of `origins`, all at once, and waits until nothing is behind them.
 ///
@@ -152,7 +153,8 @@ impl<'s> Drained<'s> {
         mutated(Mutation::ChecksBeforeTheDrain) || !self.still.moving.contains(&generation)
     }
 
-    fn request(&self, side: Side) -> Request {
+    /// A request in one of the two.
+    pub(super) fn request(&self, side: Side) -> Request {
         let graph = match side {
             Side::Before => self.before,
             Side::After => self.after,
@@ -250,7 +252,12 @@ impl<'s> Drained<'s> {
         backing: Option<BackingName>,
         within: Duration,
     ) -> Result<()> {
-        let request = self.request(Side::After);
+        // What is writable up to now may not be any more then.
+        let side = match former_mode(self.before, self.after, name) {
+            Some(OpenMode { write: true, .. }) => Side::Before,
+            _ => Side::After,
+        };
+        let request = self.request(side);
         let graph = request.graph();
         let node = graph
             .find_node(name)

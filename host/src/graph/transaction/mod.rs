@@ -10,6 +10,7 @@
 //!     → drain: those origins' gates close; nothing of theirs is in flight
 //!     → claims are verified here, where nothing can change what they say
 //!     → what drives wrote to nodes that get an overlay is flushed
+//!     → drivers whose places others take hand over to them (back, if anything fails)
 //!     → marks, then work that cannot be undone: resize, deallocate (late: a driver that does not answer)
 //!     → nodes that leave the graph close
 //!     → bitmaps are committed and the snapshot is published, which cannot fail; the gates open; who waited
@@ -41,6 +42,7 @@ mod drain;
 mod durable;
 mod event;
 mod late;
+mod reopen;
 mod section_marks;
 mod structure;
 #[cfg(test)]
@@ -48,6 +50,7 @@ mod tests;
 mod touched;
 mod work;
 
+pub(crate) use action::Rider;
 pub use action::{Action, Applied, Transaction, Unproven, User, Which};
 pub use bitmap_action::{BitmapAction, BitmapRef};
 pub(in crate::graph) use bus::EventBus;

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use super::action::{Action, Unproven, User, Which};
 use super::apply::at_action;
 use super::bitmap_action::{BitmapAction, BitmapRef};
-use super::draft::{By, Draft, DraftEdge, DraftNode, Link, in_use, invalid};
+use super::draft::{By, Draft, DraftBitmap, DraftEdge, DraftNode, Link, in_use, invalid};
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::build::NodeDecl;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::BitmapScope;
-use crate::node::BackingName;
+use crate::node::{BackingName, Reopened};
 
 impl Draft {
     /// Applies actions in turn.
@@ -61,6 +61,7 @@ impl Draft {
             Action::Deallocate { node, range } => self.deallocate(&node, range),
             Action::CatchUp { node } => self.catch_up(&node),
             Action::NameBacking { node, name } => self.name_backing(node, name),
+            Action::Reopen { node, to } => self.reopen(&node, &to),
             Action::AddBitmap(decl) => self.add_bitmap(decl),
             Action::Bitmap { bitmap, action } => self.act_on_bitmap(&bitmap, action),
             Action::Checkpoint { bitmaps } => self.checkpoint(&bitmaps),
@@ -180,6 +181,7 @@ impl Draft {
         let at = self.expect_node(node)?;
         self.check_no_job(at)?;
         let link = Link::Child(at, self.expect_edge(at, edge)?);
+        self.check_movable(link)?;
         if let Some(edge) = self.edge(link) {
             expect_edge_to(&filter, &edge.child)?;
         }
@@ -204,6 +206,7 @@ impl Draft {
         self.check_no_job(at)?;
         for link in self.users(name) {
             self.check_untracked(link, name)?;
+            self.check_movable(link)?;
             self.retarget(link, &child);
         }
         self.move_bitmaps(name, &child)?;
@@ -229,24 +232,27 @@ impl Draft {
     fn move_bitmaps(&mut self, from: &str, to: &Arc<str>) -> Result<()> {
         let (from, to) = (BitmapScope::Node(from.into()), BitmapScope::Node(Arc::clone(to)));
         for at in 0..self.bitmaps.len() {
-            if self.bitmaps[at].scope != from {
-                continue;
+            if self.bitmaps[at].scope == from {
+                self.move_bitmap(at, &to)?;
             }
-            let name = &self.bitmaps[at].name;
-            let mut others = self.bitmaps.iter().filter(|other| other.scope == to);
-            if others.any(|other| other.name == *name) {
-                let message = format!(
-                    "bitmap `{}` of {from} would go to {to}, which has one of that name: \
-                     remove one of them first",
-                    name
-                );
-                return Err(Error::new(ErrorKind::Exists, message));
-            }
-            let entry = &mut self.bitmaps[at];
-            let first = entry.moved.take().map_or_else(|| from.clone(), |(first, _)| first);
-            entry.moved = Some((first, self.by));
-            entry.scope = to.clone();
         }
+        Ok(())
+    }
+
+    /// A bitmap is of something else that is to show the same view.
+    pub(super) fn move_bitmap(&mut self, at: usize, to: &BitmapScope) -> Result<()> {
+        let DraftBitmap { name, scope: from, .. } = &self.bitmaps[at];
+        let mut others = self.bitmaps.iter().enumerate();
+        if others.any(|(other, it)| other != at && it.scope == *to && it.name == *name) {
+            let message = format!(
+                "bitmap `{name}` of {from} would go to {to}, which has one of that name: remove one of them first"
+            );
+            return Err(Error::new(ErrorKind::Exists, message));
+        }
+        let entry = &mut self.bitmaps[at];
+        let from = std::mem::replace(&mut entry.scope, to.clone());
+        let first = entry.moved.take().map_or(from, |(first, _)| first);
+        entry.moved = Some((first, self.by));
         Ok(())
     }
 
@@ -352,6 +358,7 @@ impl Draft {
             return Ok(());
         }
         let link = Link::Child(at, self.expect_edge(at, edge)?);
+        self.check_movable(link)?;
         self.retarget(link, child);
         Ok(())
     }
@@ -425,6 +432,18 @@ impl Draft {
             return Err(Error::new(ErrorKind::NotSupported, message).at_node(&node));
         }
         self.backing_names.push((node, name));
+        Ok(())
+    }
+
+    fn reopen(&mut self, name: &str, to: &Reopened) -> Result<()> {
+        let at = self.expect_old(name)?;
+        let node = &mut self.nodes[at];
+        let Some(driver) = to.in_place_of(&node.driver) else {
+            let message = "it has been opened in another way meanwhile: try again";
+            return Err(in_use(message.into()).at_node(name));
+        };
+        node.driver = Arc::clone(driver);
+        node.is_reopened = true;
         Ok(())
     }
 

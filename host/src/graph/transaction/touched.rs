@@ -1,10 +1,11 @@
 //! What differs between two snapshots, and so must be still while one takes the other's place.
 //!
-//! A node is touched if its edges, its size or limits, or what its changes mark and enter differ; a drive
+//! A node is touched if its driver, its edges, its size or limits, or what its changes mark and enter differ; a drive
 //! if its root or its marks do. A request that comes to none of these runs the same way in either snapshot, and
 //! need not pause. Sharing is compared nowhere: only the check of a new graph reads it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::graph::acting::Own;
 use crate::graph::generation::NodeGeneration;
@@ -83,7 +84,8 @@ impl Comparison<'_> {
 
     fn same_node(&self, before: &GraphNode, after: &GraphNode) -> bool {
         let mut edges = before.edges.iter().zip(&after.edges);
-        before.info == after.info
+        Arc::ptr_eq(&before.driver, &after.driver)
+            && before.info == after.info
             && before.edges.len() == after.edges.len()
             && edges.all(|(before, after)| self.same_edge(before, after))
     }

@@ -52,6 +52,16 @@ impl Step {
 /// A range past the end, a parent that relies on the size, more than one piece that cannot be undone.
 pub(super) fn steps(draft: &Draft, before: &Graph, after: &Graph) -> Result<Vec<Step>> {
     let mut steps = Vec::with_capacity(draft.works.len());
+    if let Some(work) = draft.works.first()
+        && let Some(reopened) = draft.nodes.iter().find(|node| node.is_reopened)
+    {
+        let message = format!(
+            "it is to be resized or deallocated, and `{}` to be opened in another way: do so in two \
+             transactions",
+            reopened.name
+        );
+        return Err(invalid(message).at_node(work.node()));
+    }
     for work in &draft.works {
         // A node with work is neither new nor removed.
         let places = before.find_node(work.node()).zip(after.find_node(work.node()));

@@ -47,16 +47,36 @@ impl Pair {
     fn doubt(&self, graph: &Graph, home: &Home, below: &Below) -> Option<String> {
         let later = self.later.as_ref();
         let later = later.map(|later| format!("{} has a later form of it", later.place));
-        let below = || doubt(&self.scope, below);
-        later.or_else(|| doubt_of_what_is_above(graph, &self.scope, home)).or_else(below)
+        later.or_else(|| doubt_of_home(graph, &self.scope, home, below))
     }
 
     fn disbelieve(&self, cell: &GraphCell, home: &Home, why: &str) {
-        self.bitmap.add_all();
-        let (scope, name) = (self.scope.clone(), self.stored.name.to_string());
-        let why = format!("{why}, since it was stored in the image of node `{}`", home.name);
-        cell.tell(&cell.load(), Event::BitmapMarkedWhole { scope, name, why });
+        disbelieve(cell, &self.scope, &self.bitmap, home, why);
     }
+}
+
+/// Why what a bitmap's image holds may be clean where it should be dirty.
+pub(super) fn doubt_of_home(
+    graph: &Graph,
+    scope: &BitmapScope,
+    home: &Home,
+    below: &Below,
+) -> Option<String> {
+    doubt_of_what_is_above(graph, scope, home).or_else(|| doubt(scope, below))
+}
+
+/// A bitmap counts as all dirty.
+pub(super) fn disbelieve(
+    cell: &GraphCell,
+    scope: &BitmapScope,
+    bitmap: &Bitmap,
+    home: &Home,
+    why: &str,
+) {
+    bitmap.add_all();
+    let (scope, name) = (scope.clone(), bitmap.name().to_string());
+    let why = format!("{why}, since it was stored in the image of node `{}`", home.name);
+    cell.tell(&cell.load(), Event::BitmapMarkedWhole { scope, name, why });
 }
 
 impl Persistence {
@@ -142,8 +162,9 @@ impl Persistence {
                 }
             }
             keeping.keep(bitmap, stored.name.clone(), home.writes());
+            let waits = stored.auto && !home.writes();
             let (bitmap, keep, home) = (Arc::clone(bitmap), keep.clone(), Some(home.clone()));
-            self.entries().push(Entry { bitmap, keep, home });
+            self.entries().push(Entry { bitmap, keep, home, waits });
         }
         if broken.actions().next().is_some() {
             cell.transact(broken).await?;

@@ -39,7 +39,7 @@ impl Persistence {
         }
         make_entry(cell, bitmap, home).await?;
         let (bitmap, keep, home) = (Arc::clone(bitmap), wanted.keep.clone(), Some(home.clone()));
-        self.entries().push(Entry { bitmap, keep, home });
+        self.entries().push(Entry { bitmap, keep, home, waits: false });
         Ok(())
     }
 

@@ -57,6 +57,7 @@ impl Persistence {
                 _ => {}
             }
         }
+        transaction = self.wake(graph, transaction);
         for (bitmap, node, identity) in &entered {
             let content = BitmapContent { identity: *identity, ..entry_of(bitmap) };
             transaction = transaction.with_entry(node.clone(), content);
@@ -87,6 +88,7 @@ impl Persistence {
                 store.keeping().keep(bitmap, bitmap.name(), true);
             }
         }
+        self.follow_reopened(cell).await;
         self.load_added(cell).await;
         let entries = self.entries().clone();
         for entry in entries {

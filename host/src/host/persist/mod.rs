@@ -7,6 +7,7 @@
 //! | `load.rs` | which of what images hold comes into the graph, and which bitmaps begin there |
 //! | `adopt.rs` | what one image holds comes into bitmaps of the graph |
 //! | `entry.rs` | entries that are made, and taken out |
+//! | `reopened.rs` | images that become writable, or read-only, while they are in the graph |
 //! | `follow.rs` | after a change of the graph: renamed, removed, at home elsewhere |
 //!
 //! A bitmap has an *entry* in the image of one node, its home, from the moment at which it is kept. While it
@@ -36,6 +37,7 @@ mod load;
 #[cfg(test)]
 mod meta;
 mod place;
+mod reopened;
 #[cfg(test)]
 mod tests;
 
@@ -81,6 +83,8 @@ struct Entry {
     keep: Keep,
     /// `None` while no image can keep it.
     home: Option<Home>,
+    /// It stands still because its image is read-only: it is to go on when that is opened for writing.
+    waits: bool,
 }
 
 /// A node that keeps bitmaps.
@@ -139,6 +143,12 @@ impl Persistence {
 
     fn loaded(&self) -> MutexGuard<'_, Vec<NodeGeneration>> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps nothing any more: the host has ended.
+    pub(super) fn clear(&self) {
+        self.entries().clear();
+        self.loaded().clear();
     }
 
     fn home_of(&self, bitmap: &Arc<Bitmap>) -> Option<Home> {

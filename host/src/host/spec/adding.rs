@@ -4,7 +4,7 @@
 //! they stand on is added before, and taken back if anything fails; drives, bitmaps and what stands on the
 //! images come last, in one transaction.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -18,13 +18,22 @@ use super::builder::Builder;
 use super::exports::{StartedExport, serve};
 use super::fragment::Fragment;
 use super::stages::{children_first, in_stages, ready};
-use super::undo::{Done, files_to_make};
+use super::undo::Done;
 use super::{StartError, check_on, not_started};
-use crate::config::GraphSpec;
+use crate::config::{GraphSpec, Live};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    Action, BitmapDecl, ChildDecl, DriveDecl, NodeDecl, OpenDecl, Transaction, Which,
+    Action, BitmapDecl, ChildDecl, DriveDecl, Graph, NodeDecl, OpenDecl, Transaction, Which,
 };
+
+/// A fragment that has been read, and is right as far as can be said by now.
+pub(super) struct Readied {
+    pub(super) spec: GraphSpec,
+    pub(super) base: PathBuf,
+    pub(super) machine: Machine,
+    /// The node that it is about, if it is about one.
+    pub(super) root: Option<String>,
+}
 
 /// What was added.
 #[derive(Clone, Debug, Default)]
@@ -104,42 +113,8 @@ impl Host {
     /// # Errors
     /// As [`Host::add`] and [`Host::transact`].
     pub fn insert_filter(&self, place: &FilterPlace, options: &Value) -> Result<Added, StartError> {
-        let Value::Object(keys) = options else {
-            let message = "the options of a filter must be an object";
-            return Err(Error::new(ErrorKind::Invalid, message).into());
-        };
-        let child = self.child_at(place)?;
-        let mut keys = keys.clone();
-        let in_child = keys.get("child").and_then(|child| child.get("file")).is_some();
-        if keys.contains_key("file") || in_child {
-            let message = "`file` is given by where the filter goes: leave it out";
-            return Err(Error::new(ErrorKind::Invalid, message).into());
-        }
-        keys.insert("file".to_owned(), Value::String(child));
-        let fragment = Fragment::blockdev(Value::Object(keys)).named("blockdev-insert-filter");
-        self.add_placed(&fragment, Some(place))
-    }
-
-    fn child_at(&self, place: &FilterPlace) -> Result<String> {
-        let graph = self.graph();
-        let find = |name: &str| {
-            let none = || Error::new(ErrorKind::NotFound, format!("there is no node `{name}`"));
-            graph.find_node(name).map(|at| &graph.nodes()[at]).ok_or_else(none)
-        };
-        match place {
-            FilterPlace::Above { node, .. } => find(node).map(|node| node.name().to_owned()),
-            FilterPlace::Below { node, edge } => {
-                let parent = find(node)?;
-                let found = parent.edges().iter().find(|it| it.name() == edge);
-                let found = found.ok_or_else(|| {
-                    let edges: Vec<_> =
-                        parent.edges().iter().map(|it| format!("`{}`", it.name())).collect();
-                    let message = format!("it has no edge `{edge}`; it has: {}", edges.join(", "));
-                    Error::new(ErrorKind::NotFound, message).at_node(node)
-                })?;
-                Ok(graph.nodes()[found.child()].name().to_owned())
-            }
-        }
+        let child = child_at(&self.graph(), place)?;
+        self.add_placed(&filter_fragment(options, child)?, Some(place))
     }
 
     fn add_placed(
@@ -150,23 +125,14 @@ impl Host {
         check_running(&self.inner.ended)?;
         let registry = &self.inner.registry;
         let _turn = block_on(registry.turn.lock());
-        let graph = self.graph();
-        let live = registry.live(&graph, &self.inner.server);
-        let (mut spec, found, root) = fragment.read(|| registry.make_up_name(&graph), live);
-        drop(graph);
-        let base = fragment.base().map_or_else(|| registry.base(), Path::to_owned);
-        let machine = registry.machine();
-        check_on(&mut spec, found, &base, &machine)?;
-        let mut done = Done { files: files_to_make(&spec, &base), ..Done::default() };
-        let placed = place.zip(root.as_deref());
-        let added = self.add_spec(&spec, &base, &machine, placed, &mut done);
+        let live = registry.live(&self.graph(), &self.inner.server);
+        let readied = self.ready(fragment, live)?;
+        let placed = place.zip(readied.root.as_deref());
+        let mut done = Done::of(&readied);
+        let added = self.add_spec(&readied, placed, &mut done);
+        let Readied { spec, root, .. } = readied;
         match added {
-            Ok(exports) => Ok(Added {
-                root,
-                nodes: spec.nodes.iter().map(|node| node.name.value.clone()).collect(),
-                drives: spec.drives.iter().map(|drive| drive.id.value.clone()).collect(),
-                exports,
-            }),
+            Ok(exports) => Ok(Added { exports, ..Added::of(&spec, root) }),
             Err(error) => {
                 self.take_back(&spec, &done);
                 Err(error)
@@ -174,14 +140,29 @@ impl Host {
         }
     }
 
-    fn add_spec(
+    /// Reads a fragment beside what is there.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub(super) fn ready(&self, fragment: &Fragment, live: Live) -> Result<Readied, StartError> {
+        let registry = &self.inner.registry;
+        let graph = self.graph();
+        let (mut spec, found, root) = fragment.read(|| registry.make_up_name(&graph), live);
+        drop(graph);
+        let base = fragment.base().map_or_else(|| registry.base(), Path::to_owned);
+        let machine = registry.machine();
+        check_on(&mut spec, found, &base, &machine)?;
+        Ok(Readied { spec, base, machine, root })
+    }
+
+    /// Adds all of it; `done` says what has been, if something fails.
+    pub(super) fn add_spec(
         &self,
-        spec: &GraphSpec,
-        base: &Path,
-        machine: &Machine,
+        readied: &Readied,
         placed: Option<(&FilterPlace, &str)>,
         done: &mut Done,
     ) -> Result<Vec<StartedExport>, StartError> {
+        let Readied { spec, base, machine, .. } = readied;
         images::prepare_all(spec, base).map_err(|failed| {
             let node = Some(failed.node.name.value.clone());
             not_started(spec, Failed { node, kept: None, error: failed.error })
@@ -213,7 +194,7 @@ impl Host {
         self.add_last(all, drives, bitmaps, kept, placed, done)
     }
 
-    fn add_nodes(&self, nodes: Vec<PlannedNode>, done: &mut Done) -> Result<(), Failed> {
+    pub(super) fn add_nodes(&self, nodes: Vec<PlannedNode>, done: &mut Done) -> Result<(), Failed> {
         if nodes.is_empty() {
             return Ok(());
         }
@@ -227,7 +208,11 @@ impl Host {
     }
 
     /// Opens nodes, and adds what they stand on, each as soon as its children are there.
-    fn open_in_turn(&self, mut nodes: Vec<PlannedNode>, done: &mut Done) -> Result<(), Failed> {
+    pub(super) fn open_in_turn(
+        &self,
+        mut nodes: Vec<PlannedNode>,
+        done: &mut Done,
+    ) -> Result<(), Failed> {
         loop {
             let graph = self.graph();
             let is_there = |child: &ChildDecl| graph.find_node(&child.node).is_some();
@@ -298,7 +283,7 @@ impl Host {
     }
 
     /// Loads what the images that were added hold, and keeps there what is to be kept.
-    fn follow(&self, kept: Vec<Wanted>) -> Result<(), Failed> {
+    pub(super) fn follow(&self, kept: Vec<Wanted>) -> Result<(), Failed> {
         let (cell, persistence) =
             (Arc::clone(&self.inner.cell), Arc::clone(&self.inner.persistence));
         let begun = self.inner.begun_once_loaded();
@@ -315,7 +300,61 @@ impl Host {
     }
 }
 
-fn insert(place: &FilterPlace, filter: NodeDecl) -> Action {
+impl Added {
+    pub(super) fn of(spec: &GraphSpec, root: Option<String>) -> Self {
+        Self {
+            root,
+            nodes: spec.nodes.iter().map(|node| node.name.value.clone()).collect(),
+            drives: spec.drives.iter().map(|drive| drive.id.value.clone()).collect(),
+            exports: Vec::new(),
+        }
+    }
+}
+
+/// A filter's description, with the child over which it goes.
+///
+/// # Errors
+/// `EINVAL` if that is said there.
+pub(super) fn filter_fragment(options: &Value, child: String) -> Result<Fragment> {
+    let Value::Object(keys) = options else {
+        return Err(Error::new(ErrorKind::Invalid, "the options of a filter must be an object"));
+    };
+    let in_child = keys.get("child").and_then(|child| child.get("file")).is_some();
+    if keys.contains_key("file") || in_child {
+        let message = "`file` is given by where the filter goes: leave it out";
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    let mut keys = keys.clone();
+    keys.insert("file".to_owned(), Value::String(child));
+    Ok(Fragment::blockdev(Value::Object(keys)).named("blockdev-insert-filter"))
+}
+
+/// The node over which a filter goes.
+///
+/// # Errors
+/// `ENOENT`.
+pub(super) fn child_at(graph: &Graph, place: &FilterPlace) -> Result<String> {
+    let find = |name: &str| {
+        let none = || Error::new(ErrorKind::NotFound, format!("there is no node `{name}`"));
+        graph.find_node(name).map(|at| &graph.nodes()[at]).ok_or_else(none)
+    };
+    match place {
+        FilterPlace::Above { node, .. } => find(node).map(|node| node.name().to_owned()),
+        FilterPlace::Below { node, edge } => {
+            let parent = find(node)?;
+            let found = parent.edges().iter().find(|it| it.name() == edge);
+            let found = found.ok_or_else(|| {
+                let edges: Vec<_> =
+                    parent.edges().iter().map(|it| format!("`{}`", it.name())).collect();
+                let message = format!("it has no edge `{edge}`; it has: {}", edges.join(", "));
+                Error::new(ErrorKind::NotFound, message).at_node(node)
+            })?;
+            Ok(graph.nodes()[found.child()].name().to_owned())
+        }
+    }
+}
+
+pub(super) fn insert(place: &FilterPlace, filter: NodeDecl) -> Action {
     match place.clone() {
         FilterPlace::Above { node, users } => Action::InsertAbove { node, filter, users },
         FilterPlace::Below { node, edge } => Action::InsertBelow { node, edge, filter },

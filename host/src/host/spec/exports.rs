@@ -88,7 +88,11 @@ pub(super) fn serve(
     Ok(started.collect())
 }
 
-fn resolve(address: &ListenAddr) -> Result<ListenAddress> {
+/// Where an address is.
+///
+/// # Errors
+/// When its name has none, or a socket's path is too long.
+pub(crate) fn resolve(address: &ListenAddr) -> Result<ListenAddress> {
     match address {
         ListenAddr::Unix(path) => Ok(ListenAddress::Unix(path.clone())),
         ListenAddr::Tcp { host, port } => {
@@ -111,10 +115,11 @@ fn nbd_export(host: &Host, spec: &GraphSpec, export: &ExportSpec) -> Result<Expo
         bitmaps.push(match spec.bitmap(&id.value) {
             Some(bitmap) => {
                 let name = bitmap.name.value.clone();
-                ExportBitmap { name, scope: bitmap_scope(&bitmap.scope) }
+                ExportBitmap { name, scope: bitmap_scope(&bitmap.scope), is_frozen: false }
             }
             None => ExportBitmap {
                 name: id.value.clone(),
+                is_frozen: false,
                 scope: shown_bitmap(&host.graph(), &drive, &id.value).ok_or_else(|| {
                     let (export, name) = (&export.id.value, &id.value);
                     let message = match spec.is_addition() {
@@ -158,6 +163,22 @@ pub(in crate::host) fn shown_bitmap(graph: &Graph, drive: &str, name: &str) -> O
         return Some(scope.clone());
     }
     first_stored(graph, &of_drive, &BitmapName::new(name).ok()?)
+}
+
+/// The same for what a client calls by the name `of`: a drive, or a node.
+pub(crate) fn bitmap_shown_by(graph: &Graph, of: &str, name: &str) -> Option<BitmapScope> {
+    if graph.find_drive(of).is_some() {
+        return shown_bitmap(graph, of, name);
+    }
+    let class = graph.nodes()[graph.find_node(of)?].class();
+    let shown = graph.bitmaps().find(|(scope, bitmap)| {
+        let BitmapScope::Node(node) = scope else { return false };
+        let node = graph.find_node(node).map(|at| &graph.nodes()[at]);
+        bitmap.name().as_str() == name && node.is_some_and(|node| node.class() == class)
+    });
+    let scope = BitmapScope::Node(of.into());
+    let stored = || first_stored(graph, &scope, &BitmapName::new(name).ok()?);
+    shown.map(|(scope, _)| scope.clone()).or_else(stored)
 }
 
 /// An NBD URI (NBD project, `doc/uri.md`).

@@ -8,10 +8,12 @@
 //! | `registry.rs` | what a host remembers of all that it was given, for what is added later |
 //! | `fragment.rs` | what is added to a host that runs |
 //! | `adding.rs`, `stages.rs`, `undo.rs` | adding it: all of it, or nothing |
+//! | `composition.rs` | the same with a transaction of somebody else |
 //! | `reopen.rs` | options of nodes that change while they run |
 
 mod adding;
 mod builder;
+mod composition;
 mod drivers;
 mod exports;
 mod fragment;
@@ -25,11 +27,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use adding::{Added, FilterPlace};
-pub(crate) use exports::EXPORT_DRIVE;
+pub(crate) use composition::Composition;
 pub use exports::StartedExport;
+pub(crate) use exports::{EXPORT_DRIVE, bitmap_shown_by, resolve};
 pub(super) use exports::{anonymous_drive, shown_bitmap};
 pub use fragment::Fragment;
 pub(super) use registry::Registry;
+pub(super) use reopen::said_read_only;
 
 use super::Host;
 use super::images;

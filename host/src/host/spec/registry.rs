@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::super::surroundings::Machine;
 use super::drivers::instance_key;
-use crate::config::{DriveSpec, GraphSpec, ListenAddr, Live, NodeSpec, Scope, nowhere};
+use crate::config::{
+    DriveSpec, GraphSpec, ListenAddr, Live, NodeSpec, PluginSource, Scope, nowhere,
+};
+use crate::error::Result;
 use crate::export::nbd::{ListenAddress, NbdServer};
 use crate::filter::{BackupNode, ThrottleGroup};
-use crate::graph::{BitmapScope, Graph, GraphNode, PermissionSet, WriterLock};
-use crate::node::Node;
-use crate::plugin::{Instance, PluginNode};
+use crate::graph::{BitmapScope, Graph, GraphNode, NodeGeneration, PermissionSet, WriterLock};
+use crate::plugin::{Instance, PluginModule, PluginNode};
 
 /// See the module.
 #[derive(Default)]
@@ -27,13 +29,13 @@ struct State {
     base: PathBuf,
     machine: Machine,
     living: Living,
-    described: Vec<(Weak<dyn Node>, NodeSpec)>,
+    described: Vec<(NodeGeneration, NodeSpec)>,
     /// Names made up so far.
     made_up: u64,
 }
 
 /// What is made for nodes of one specification.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(in crate::host) struct Made {
     pub(super) instances: BTreeMap<String, Arc<Instance>>,
     pub(super) groups: BTreeMap<String, ThrottleGroup>,
@@ -64,7 +66,7 @@ impl Living {
         self.backups.get(node)?.upgrade()
     }
 
-    fn add(&mut self, made: Made) {
+    pub(super) fn add(&mut self, made: Made) {
         let Made { instances, groups, plugins, backups } = made;
         let weak = |(name, it): (String, Arc<Instance>)| (name, Arc::downgrade(&it));
         self.instances.extend(instances.into_iter().map(weak));
@@ -80,11 +82,7 @@ impl State {
     /// Forgets what is not in the graph. Workers may keep a node for some time longer.
     fn tidy(&mut self, graph: &Graph) {
         let nodes = graph.nodes();
-        self.described.retain(|(driver, _)| {
-            let driver = driver.upgrade();
-            driver
-                .is_some_and(|driver| nodes.iter().any(|node| Arc::ptr_eq(node.driver(), &driver)))
-        });
+        self.described.retain(|(known, _)| nodes.iter().any(|node| node.generation() == *known));
         let keys = self.described.iter().map(|(_, node)| {
             let shared = node.driver.instance();
             instance_key(node, shared.map(|it| it.value.as_str()))
@@ -98,10 +96,8 @@ impl State {
     }
 
     fn described(&self, node: &GraphNode) -> Option<&NodeSpec> {
-        let is_it = |driver: &Weak<dyn Node>| {
-            driver.upgrade().is_some_and(|driver| Arc::ptr_eq(&driver, node.driver()))
-        };
-        self.described.iter().find(|(driver, _)| is_it(driver)).map(|(_, spec)| spec)
+        let mut known = self.described.iter();
+        known.find(|(known, _)| *known == node.generation()).map(|(_, spec)| spec)
     }
 }
 
@@ -117,8 +113,23 @@ impl Registry {
     }
 
     /// The directory of the file that the host began with.
-    pub(super) fn base(&self) -> PathBuf {
+    pub(in crate::host) fn base(&self) -> PathBuf {
         self.state().base.clone()
+    }
+
+    /// Compiles a plugin, and keeps it for nodes to come, as long as its file stays as it is.
+    ///
+    /// # Errors
+    /// As [`PluginModule::load_file`].
+    pub(in crate::host) fn load_plugin(&self, source: &PluginSource) -> Result<Arc<PluginModule>> {
+        let module = self.machine().module(source)?;
+        self.state().machine.keep(source, &module);
+        Ok(module)
+    }
+
+    /// All plugins that are kept so, or were compiled for the start.
+    pub(in crate::host) fn loaded_plugins(&self) -> Vec<Arc<PluginModule>> {
+        self.state().machine.loaded()
     }
 
     /// For something new: files may have changed since the last time.
@@ -149,12 +160,25 @@ impl Registry {
         let mut state = self.state();
         for node in &spec.nodes {
             if let Some(at) = graph.find_node(&node.name.value) {
-                let driver = Arc::downgrade(graph.nodes()[at].driver());
-                state.described.push((driver, node.clone().in_dir(base)));
+                let generation = graph.nodes()[at].generation();
+                state.described.push((generation, node.clone().in_dir(base)));
             }
         }
         state.living.add(made);
         state.tidy(graph);
+    }
+
+    /// A node is described in another way from now on.
+    pub(super) fn describe(&self, node: &GraphNode, spec: NodeSpec) {
+        let mut state = self.state();
+        state.described.retain(|(known, _)| *known != node.generation());
+        state.described.push((node.generation(), spec));
+    }
+
+    /// Whether somebody has said that a node is read-only; not, that an image names it.
+    pub(in crate::host) fn is_said_read_only(&self, node: &GraphNode) -> bool {
+        let state = self.state();
+        state.described(node).is_some_and(|spec| spec.read_only.value && !spec.is_implicit)
     }
 
     /// What is there.

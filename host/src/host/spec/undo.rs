@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::Host;
 use super::super::call::block_on;
+use super::adding::Readied;
 use super::builder::bitmap_scope;
 use super::exports::drive_of;
 use crate::config::{DriverSpec, GraphSpec, Scope};
@@ -20,6 +21,13 @@ pub(super) struct Done {
     pub(super) is_all: bool,
     /// Files that were made.
     pub(super) files: Vec<PathBuf>,
+}
+
+impl Done {
+    /// Of what has been read, and nothing more.
+    pub(super) fn of(readied: &Readied) -> Self {
+        Self { files: files_to_make(&readied.spec, &readied.base), ..Self::default() }
+    }
 }
 
 impl Host {
@@ -65,7 +73,7 @@ impl Host {
 }
 
 /// The files that are made for a specification, as they are not there.
-pub(super) fn files_to_make(spec: &GraphSpec, base: &Path) -> Vec<PathBuf> {
+fn files_to_make(spec: &GraphSpec, base: &Path) -> Vec<PathBuf> {
     let made = spec.nodes.iter().filter_map(|node| match &node.driver {
         DriverSpec::File(file) if file.create_bytes.is_some() => Some(file.path_in(base)),
         _ => None,

@@ -117,7 +117,20 @@ impl Qcow2Node {
         {
             self.load_contents(cx, state, container).await;
         }
-        if self.write { self.mark_as_used(state, container).await } else { Ok(()) }
+        if self.mode.write { self.mark_as_used(state, container).await } else { Ok(()) }
+    }
+
+    /// Reads and marks them, as for a host that takes them into use: nobody can change the image between the two.
+    pub(super) async fn begin_to_follow(&self, cx: Cx<'_>) -> Result<()> {
+        self.with_bitmaps(cx, async |state: &mut State, container: &Container<'_>| {
+            self.take_bitmaps(cx, state, container).await
+        })
+        .await
+    }
+
+    /// They have been stored, and are read anew before they are used again.
+    pub(super) fn forget_bitmaps(&self) {
+        *self.bitmaps.state.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     async fn load_contents(&self, cx: Cx<'_>, state: &mut State, container: &Container<'_>) {

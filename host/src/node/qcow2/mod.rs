@@ -10,6 +10,7 @@
 //! | `bitmaps` | the bitmaps that the image keeps |
 //! | `below` | what lies below the image, as it is recorded with them |
 //! | `plain_file` | a container without a graph |
+//! | `reopen` | an image that is opened in another way while it runs |
 //! | `fresh` | a file that becomes an image, or goes |
 //! | `read`, `write`, `zero`, `status` | the node's operations |
 //!
@@ -25,6 +26,7 @@ mod fresh;
 mod open;
 mod plain_file;
 mod read;
+mod reopen;
 mod status;
 mod storage;
 mod write;
@@ -34,11 +36,13 @@ pub(crate) use fresh::{FreshFile, Place};
 pub use open::Qcow2Options;
 pub(crate) use plain_file::{Access, FileStorage};
 
+use std::sync::Arc;
+
 use blockloom_qcow2::image::{Image, ImageInfo};
 
 use super::{
-    BackingName, BitmapStore, Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, Support,
-    Upkeep, WriteFlags,
+    BackingName, BitmapStore, Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, OpenMode,
+    Reopening, Support, Upkeep, WriteFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef};
@@ -49,18 +53,18 @@ use storage::{Container, from_engine};
 /// Position of child `file`, which holds the image.
 const FILE: usize = 0;
 
-/// The `qcow2` driver. Its first child is `file` (role `storage`); others stand where it was opened with
-/// them: `data-file` (role `data` if it is raw, else `storage`), `backing` (role `backing`).
+/// The `qcow2` driver. Its first child is `file` (role `storage`); if it was opened with one, another is
+/// `data-file` (role `data` if it is raw, else `storage`). A `backing` comes and goes while it runs.
 pub struct Qcow2Node {
-    image: Image,
+    image: Arc<Image>,
     /// As it was opened: what never changes is taken from here.
     info: ImageInfo,
-    write: bool,
+    mode: OpenMode,
     /// Position of an external data file.
     data: Option<usize>,
-    /// Position of the backing that it was opened with: it may have been cut off.
-    backing: Option<usize>,
-    bitmaps: Bitmaps,
+    /// Position of the backing, if there is one.
+    backing: usize,
+    bitmaps: Arc<Bitmaps>,
 }
 
 fn to_usize(value: u64) -> usize {
@@ -93,7 +97,7 @@ impl Qcow2Node {
 
     /// Position of the backing, as long as it has one.
     fn backing(&self, cx: Cx<'_>) -> Option<usize> {
-        self.backing.filter(|position| cx.has_child(*position))
+        Some(self.backing).filter(|position| cx.has_child(*position))
     }
 }
 
@@ -103,13 +107,17 @@ impl Node for Qcow2Node {
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        let expected = 1 + usize::from(self.data.is_some()) + usize::from(self.backing.is_some());
-        let is_cut = self.backing == Some(children.len()) && children.len() + 1 == expected;
-        if children.len() != expected && !is_cut {
+        let own = 1 + usize::from(self.data.is_some());
+        let has_backing = children.len() == own + 1;
+        if children.len() != own && !has_backing {
             let message = format!(
-                "it has {} children, not the {expected} that its image was opened with",
+                "it has {} children, not the {own} that its image was opened with, and a backing",
                 children.len()
             );
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        if has_backing && self.info.raw_external_data {
+            let message = "its data file is raw, which shows all of it: it can have no backing";
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         let caps = Caps {
@@ -123,7 +131,7 @@ impl Node for Qcow2Node {
             size_bytes: self.image.size_bytes(),
             limits: Limits { fill_bytes, ..Limits::NONE },
             caps,
-            read_only: !self.write || self.image.is_corrupt(),
+            read_only: !self.mode.write || self.image.is_corrupt(),
             growable: false,
         })
     }
@@ -156,7 +164,7 @@ impl Node for Qcow2Node {
 
     fn close<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            match self.write {
+            match self.mode.write {
                 true => {
                     let stored = self.bitmaps.keeping.store(self, cx, false).await;
                     let closed = self.image.close(&self.container(cx)?).await.map_err(from_engine);
@@ -171,12 +179,20 @@ impl Node for Qcow2Node {
         super::identity::answer(Identity::OfChildren)
     }
 
+    fn reopening(&self) -> Option<&dyn Reopening> {
+        Some(self)
+    }
+
+    fn backing_changed(&self, has_backing: bool) {
+        self.image.set_has_backing(has_backing);
+    }
+
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
         Some(self)
     }
 
     fn upkeep(&self) -> Upkeep {
-        if self.write { Upkeep::Writes } else { Upkeep::Reads }
+        if self.mode.write { Upkeep::Writes } else { Upkeep::Reads }
     }
 
     fn block_status<'a>(
@@ -189,7 +205,7 @@ impl Node for Qcow2Node {
     }
 
     fn names_backing(&self) -> bool {
-        self.write && !self.info.raw_external_data
+        !self.info.raw_external_data
     }
 
     fn name_backing<'a>(&'a self, cx: Cx<'a>, name: Option<BackingName>) -> NodeFuture<'a, ()> {

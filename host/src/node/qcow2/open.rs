@@ -11,7 +11,7 @@ use super::{FILE, Qcow2Node, to_usize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Children, NodeReader, OpenDriver};
 use crate::io::BufMut;
-use crate::node::{Node, NodeFuture};
+use crate::node::{Node, NodeFuture, OpenMode};
 
 /// How an image is opened, and which children its node will have beside `file`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +70,10 @@ impl Qcow2Node {
             );
         }
         let Qcow2Options { write, backing, data_file: data, .. } = *options;
-        let bitmaps = Bitmaps::default();
-        Ok(Self { image, info, write, data, backing, bitmaps })
+        let backing = backing.unwrap_or_else(|| 1 + usize::from(data.is_some()));
+        let mode = OpenMode { write, for_job: false };
+        let (image, bitmaps) = (Arc::new(image), Arc::<Bitmaps>::default());
+        Ok(Self { image, info, mode, data, backing, bitmaps })
     }
 }
 

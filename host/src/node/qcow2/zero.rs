@@ -98,7 +98,7 @@ impl Qcow2Node {
             let shows_zeros = match run.kind {
                 MappingKind::Zero(_) => true,
                 // Past the end of a backing, too: it may get longer, and these stay zeros.
-                MappingKind::Unallocated => self.backing.is_none(),
+                MappingKind::Unallocated => !self.image.has_backing(),
                 MappingKind::Data(_) | MappingKind::Compressed(_) => false,
             };
             if !shows_zeros {

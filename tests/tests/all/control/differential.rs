@@ -176,6 +176,115 @@ const SAME_IN_TRANSACTIONS: [&str; 14] = [
     r#"{}"#,
 ];
 
+/// Nodes, in turn: what fails leaves nothing.
+const SAME_OF_NODES: [(&str, &str); 62] = [
+    ("blockdev-add", r#"{}"#),
+    ("blockdev-add", r#"{"driver":"zz"}"#),
+    ("blockdev-add", r#"{"driver":5}"#),
+    ("blockdev-add", r#"{"driver":"null-co"}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"n0"}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"0x"}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"a b"}"#),
+    ("blockdev-add", r##"{"driver":"null-co","node-name":"#a"}"##),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":""}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"n1","size":"x"}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"n1","zz":1}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"n1","read-only":"x"}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"n1","cache":5}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"n1","cache":{"direct":5}}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"n1","cache":{"x":5}}"#),
+    ("blockdev-add", r#"{"driver":"null-co","node-name":"n1","discard":"x"}"#),
+    ("blockdev-add", r#"{"driver":"file","node-name":"f"}"#),
+    ("blockdev-add", r#"{"driver":"file","node-name":"f","filename":"/nonexistent/x"}"#),
+    ("blockdev-add", r#"{"driver":"file","node-name":"f","filename":"/tmp"}"#),
+    ("blockdev-add", r#"{"driver":"raw","node-name":"r"}"#),
+    ("blockdev-add", r#"{"driver":"raw","node-name":"r","file":"zz"}"#),
+    ("blockdev-add", r#"{"driver":"raw","node-name":"r","file":5}"#),
+    ("blockdev-add", r#"{"driver":"raw","node-name":"r","file":null}"#),
+    ("blockdev-add", r#"{"driver":"raw","node-name":"r","file":{"driver":"zz"}}"#),
+    ("blockdev-add", r#"{"driver":"raw","node-name":"r","file":{"driver":"null-co","zz":1}}"#),
+    (
+        "blockdev-add",
+        r#"{"driver":"raw","node-name":"r","file":{"driver":"null-co","node-name":"n0"}}"#,
+    ),
+    (
+        "blockdev-add",
+        r#"{"driver":"raw","node-name":"r","file":{"driver":"null-co","node-name":"r"}}"#,
+    ),
+    ("blockdev-add", r#"{"driver":"raw","node-name":"r","file":"n0"}"#),
+    (
+        "blockdev-add",
+        r#"{"driver":"raw","node-name":"r2","file":{"driver":"null-co","node-name":"r2f","size":1048576}}"#,
+    ),
+    ("blockdev-add", r#"{"driver":"copy-on-read","node-name":"t","file":"n0","bottom":"zz"}"#),
+    ("blockdev-add", r#"{"driver":"copy-before-write","node-name":"t","file":"n0"}"#),
+    ("blockdev-del", r#"{}"#),
+    ("blockdev-del", r#"{"node-name":"zz"}"#),
+    ("blockdev-del", r#"{"node-name":""}"#),
+    ("blockdev-del", r#"{"node-name":5}"#),
+    ("blockdev-del", r#"{"node-name":"r2"}"#),
+    ("blockdev-del", r#"{"node-name":"r2"}"#),
+    ("blockdev-reopen", r#"{}"#),
+    ("blockdev-reopen", r#"{"options":[{"driver":"raw"}]}"#),
+    ("blockdev-reopen", r#"{"options":[{"driver":"raw","node-name":"r"}]}"#),
+    ("blockdev-reopen", r#"{"options":[{"driver":"raw","file":"n0"}]}"#),
+    ("blockdev-reopen", r#"{"options":[{"driver":"raw","node-name":"zz","file":"n0"}]}"#),
+    ("blockdev-reopen", r#"{"options":[{"driver":"raw","node-name":"r","file":"zz"}]}"#),
+    ("blockdev-reopen", r#"{"options":[{"driver":"raw","node-name":"r","file":"n0"}]}"#),
+    ("blockdev-reopen", r#"{"options":[5]}"#),
+    ("blockdev-reopen", r#"{"options":{}}"#),
+    ("nbd-server-stop", r#"{}"#),
+    ("nbd-server-start", r#"{}"#),
+    ("nbd-server-start", r#"{"addr":5}"#),
+    ("nbd-server-start", r#"{"addr":{}}"#),
+    ("nbd-server-start", r#"{"addr":{"type":"unix"}}"#),
+    ("nbd-server-start", r#"{"addr":{"type":"unix","path":"/x"}}"#),
+    ("nbd-server-start", r#"{"addr":{"type":"unix","data":{}}}"#),
+    ("nbd-server-start", r#"{"addr":{"type":"zz","data":{"path":"/nonexistent/s"}}}"#),
+    ("nbd-server-start", r#"{"addr":{"type":"inet","data":{"host":"localhost","port":5}}}"#),
+    ("nbd-server-start", r#"{"addr":{"type":"inet","data":{"host":"localhost"}}}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e0","node-name":"n0"}"#),
+    ("blockdev-snapshot", r#"{}"#),
+    ("blockdev-snapshot", r#"{"node":"zz","overlay":"n0"}"#),
+    ("blockdev-snapshot", r#"{"node":"n0","overlay":"zz"}"#),
+    ("blockdev-snapshot", r#"{"node":"n0","overlay":"n0"}"#),
+    ("blockdev-snapshot", r#"{"node":"n0","overlay":"r"}"#),
+];
+
+/// The same of exports, once the server has been started.
+const SAME_OF_EXPORTS: [(&str, &str); 24] = [
+    ("block-export-add", r#"{}"#),
+    ("block-export-add", r#"{"type":"nbd"}"#),
+    ("block-export-add", r#"{"type":"zz"}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e0"}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e0","node-name":"zz"}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e 0","node-name":"n0"}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"","node-name":"n0"}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e0","node-name":"n0","zz":1}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e0","node-name":"n0","bitmaps":["zz"]}"#),
+    (
+        "block-export-add",
+        r#"{"type":"nbd","id":"e0","node-name":"n0","bitmaps":[{"node":"zz","name":"a"}]}"#,
+    ),
+    (
+        "block-export-add",
+        r#"{"type":"nbd","id":"e0","node-name":"n0","bitmaps":[{"node":"n0","name":"a"}]}"#,
+    ),
+    ("block-export-add", r#"{"type":"nbd","id":"e0","node-name":"n0","iothread":"zz"}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e0","node-name":"n0","writethrough":5}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e0","node-name":"n0"}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e0","node-name":"n0"}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e1","node-name":"n0","name":"n0"}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e1","node-name":"n0","name":""}"#),
+    ("block-export-add", r#"{"type":"nbd","id":"e2","node-name":"n0","name":"w","writable":true}"#),
+    ("block-export-del", r#"{"id":"zz"}"#),
+    ("block-export-del", r#"{}"#),
+    ("block-export-del", r#"{"id":"e0","mode":"zz"}"#),
+    ("block-export-del", r#"{"id":"e0"}"#),
+    ("block-export-del", r#"{"id":"e0"}"#),
+    ("block-export-del", r#"{"id":"e1","mode":"hard"}"#),
+];
+
 #[test]
 fn answers_are_qemus() {
     let Some((host, peer)) = both() else { return };
@@ -196,6 +305,39 @@ fn answers_are_qemus() {
     check(b"{\"execute\":\"query-version\",\"id\":\"\xff\"}");
     check(b"\"\xc3\"");
     check(("[".repeat(500) + &"]".repeat(500)).as_bytes());
+    host.finish();
+}
+
+#[test]
+fn answers_about_nodes_and_exports_are_qemus() {
+    let Some((host, peer)) = both() else { return };
+    let (mut ours, mut theirs) = (host.client(), Qmp::open(&peer.socket));
+    let (our_socket, their_socket) = (host.scratch.path("a.nbd"), host.scratch.path("b.nbd"));
+    let mut check = |command: &str, arguments: &str| {
+        let input = |socket: &PathBuf| {
+            let arguments = arguments.replace("SOCKET", &socket.display().to_string());
+            format!("{{\"execute\":\"{command}\",\"arguments\":{arguments}}}")
+        };
+        let our_answers = answers(&mut ours, input(&our_socket).as_bytes());
+        let their_answers = answers(&mut theirs, input(&their_socket).as_bytes());
+        assert_eq!(our_answers, their_answers, "{command} {arguments}");
+    };
+    SAME_OF_NODES.iter().for_each(|(command, arguments)| check(command, arguments));
+    let listen = r#"{"addr":{"type":"unix","data":{"path":"SOCKET"}}}"#;
+    check("nbd-server-start", listen);
+    check("nbd-server-start", listen);
+    SAME_OF_EXPORTS.iter().for_each(|(command, arguments)| check(command, arguments));
+    // We say more of each; what they say is the same.
+    let [ours, theirs] = [&mut ours, &mut theirs].map(|client| {
+        let mut all = client.run("query-block-exports", json!({}));
+        for export in all.as_array_mut().expect("a list") {
+            let said = |key: &str| export[key].clone();
+            let of = ["id", "type", "node-name", "shutting-down"].map(said);
+            *export = json!(of);
+        }
+        all
+    });
+    assert_eq!(ours, theirs);
     host.finish();
 }
 
@@ -221,6 +363,22 @@ fn answers_that_differ() {
     // It takes deeper values; and says its limit again for each bracket that is left.
     let deep = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
     check(&deep(600), ["JSON nesting depth limit exceeded", "QMP input must be a JSON object"]);
+    for (arguments, expect) in [
+        (
+            r#"{"driver":"throttle","node-name":"t","file":"n0","throttle-group":"zz"}"#,
+            ["", "Throttle group 'zz' does not exist"],
+        ),
+        (
+            r#"{"driver":"qcow2","node-name":"q","file":"n0","backing":null}"#,
+            [
+                "node `q`: not a qcow2 image: the magic number is missing",
+                "Image is not in qcow2 format",
+            ],
+        ),
+    ] {
+        let input = format!("{{\"execute\":\"blockdev-add\",\"arguments\":{arguments}}}");
+        check(&input, expect);
+    }
     check(
         r#"{"execute":"block-dirty-bitmap-add","arguments":{"node":"n0","name":"p","persistent":true}}"#,
         [
@@ -228,6 +386,22 @@ fn answers_that_differ() {
             "Can't store persistent bitmaps to n0: Operation not supported",
         ],
     );
+    host.finish();
+}
+
+/// Documented commands on which it aborts: there the host goes on, with an answer.
+#[test]
+fn what_aborts_qemu_is_answered() {
+    let Some((host, mut peer)) = both() else { return };
+    let mut ours = host.client();
+    let (_, desc) =
+        ours.fail("blockdev-add", json!({"driver": "null-co", "node-name": "n1", "size": -5}));
+    assert_eq!(desc, "Parameter 'size' expects uint64_t");
+    ours.run("blockdev-reopen", json!({"options": []}));
+    let mut theirs = Qmp::open(&peer.socket);
+    theirs.send("{\"execute\":\"blockdev-reopen\",\"arguments\":{\"options\":[]}}\n");
+    assert_eq!(theirs.line(), None, "it answers by now: a case less");
+    assert!(!peer.child.wait().expect("its end").success());
     host.finish();
 }
 
@@ -306,7 +480,7 @@ fn schemas_fit() {
         .filter(|(name, entry)| is_command(entry) && schemas.theirs.contains_key(*name))
         .map(|(name, _)| name.clone())
         .collect();
-    assert!(shared.len() >= 16, "{shared:?}");
+    assert!(shared.len() >= 24, "{shared:?}");
     for command in shared {
         for (key, is_argument) in [("arg-type", true), ("ret-type", false)] {
             let name = |entry: &Value| entry[key].as_str().expect("a type").to_owned();

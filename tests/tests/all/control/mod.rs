@@ -1,16 +1,22 @@
 //! The control socket: QMP.
 
 mod basics;
+mod blockdev;
+mod checkpoint;
 mod clients;
 mod ctl;
 mod differential;
 mod experiments;
+mod exports;
 mod jobs;
 mod mutations;
+mod plugins;
 mod python;
 mod queries;
+mod sequences;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockloom_tests::qmp::Qmp;
 use blockloom_tests::{Daemon, Scratch};
@@ -22,6 +28,15 @@ struct Controlled {
     daemon: Daemon,
     socket: PathBuf,
     scratch: Scratch,
+}
+
+/// Ends what goes on beside a test, also if the test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Controlled {

@@ -25,6 +25,21 @@ async def main():
     except ExecuteError as error:
         assert error.error_class == 'GenericError', error
         print(error)
+    path = sys.argv[1] + '.nbd'
+    addr = {'type': 'unix', 'data': {'path': path}}
+    await client.execute('nbd-server-start', {'addr': addr})
+    node = {'driver': 'null-co', 'node-name': 'n', 'size': 65536}
+    export = {'type': 'nbd', 'id': 'e', 'node-name': 'n', 'name': 'n'}
+    actions = [{'type': 'blockdev-add', 'data': node}, {'type': 'block-export-add', 'data': export}]
+    await client.execute('transaction', {'actions': actions})
+    exports = await client.execute('query-block-exports')
+    assert ('e', 'n') in [(it['id'], it['node-name']) for it in exports], exports
+    with client.listener('BLOCK_EXPORT_DELETED') as events:
+        await client.execute('block-export-del', {'id': 'e'})
+        event = await asyncio.wait_for(events.get(), 30)
+        assert event['data'] == {'id': 'e'}, event
+    await client.execute('blockdev-del', {'node-name': 'n'})
+    await client.execute('nbd-server-stop')
     replies = await asyncio.gather(*(client.execute('query-block') for _ in range(20)))
     assert all(reply[0]['dirty-bitmaps'][0]['name'] == 'b' for reply in replies)
     await client.disconnect()

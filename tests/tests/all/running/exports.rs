@@ -124,8 +124,11 @@ fn two_exports_show_one_bitmap_and_release_it() {
     let scope = BitmapScope::Drive("vda".into());
     let bitmap = block_on(host.add_bitmap(decl(&scope, "daily", 65_536))).expect("a bitmap");
     let named = vec![ShownBitmap::Named("daily".into())];
-    let exactly =
-        vec![ShownBitmap::Exactly(ExportBitmap { name: "daily".into(), scope: scope.clone() })];
+    let exactly = vec![ShownBitmap::Exactly(ExportBitmap {
+        name: "daily".into(),
+        scope: scope.clone(),
+        is_frozen: false,
+    })];
     let a = NewExport { bitmaps: named, ..writable(NewExport::of_drive("a", "vda")) };
     let a = export(&host, &scratch, a);
     let b = NewExport { bitmaps: exactly, ..NewExport::of_drive("b", "vda") };

@@ -404,7 +404,7 @@ fn nodes_are_reopened() {
     };
     let mut wrong = options("a");
     wrong["read-only"] = json!(true);
-    check(&[wrong], "read-only: `read-only` of node `top` cannot change while it runs");
+    check(&[wrong], "node `raw` (edge `file`) changes it");
     check(&[options("none")], "refers to node `none`");
     // The second one does not go: neither does the first.
     let raw = json!({ "driver": "raw", "node-name": "raw", "file": "top", "offset": 512 });

@@ -2,6 +2,7 @@
 //!
 //! A kind of job is a file: its arguments, and what they ask the library for. Here is what kinds have in common.
 
+mod backing;
 mod backup;
 mod commit;
 mod mirror;
@@ -69,6 +70,7 @@ qapi_enum! {
 
 pub(super) fn register(to: &mut Registry) {
     stream::register(to);
+    backing::register(to);
     commit::register(to);
     mirror::register(to);
     backup::register(to);

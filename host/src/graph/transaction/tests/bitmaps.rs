@@ -468,3 +468,43 @@ fn a_bitmap_has_the_size_of_its_medium() {
         assert_eq!(dirty_blocks(&x), [0, 1], "the medium came after it");
     });
 }
+
+/// A node's bitmap can go to who shows the same, before its node goes; to others it goes all dirty, if at all.
+#[test]
+fn bitmaps_move_to_other_nodes_and_drives() {
+    run(async {
+        let bitmaps = vec![bitmap(of_node("top"), "b"), bitmap(of_node("disk"), "c")];
+        let nodes = vec![memory("disk"), memory("spare"), pass("top", "disk")];
+        let scene = Scene::new(nodes, vec![drive("d", "top")], bitmaps);
+        scene.write("d", 3, 1).await;
+        let moved = |to: BitmapScope| BitmapAction::MoveTo(to).of(BitmapRef::of_node("top", "b"));
+        let message = scene.fails(all([moved(of_node("none"))])).await;
+        assert!(message.contains("there is no node `none`"), "{message}");
+        let rename = BitmapAction::Rename(name("b")).of(BitmapRef::of_node("disk", "c"));
+        let message = scene.fails(all([rename, moved(of_node("disk"))])).await;
+        assert!(message.contains("which has one of that name"), "{message}");
+        let message = scene.fails(all([moved(of_node("spare"))])).await;
+        assert!(message.contains("nothing proves that they show the same"), "{message}");
+        assert_eq!(dirty_blocks(&scene.bitmap(&of_node("top"), "b")), [3]);
+
+        // As one transaction with the end of its node.
+        let away = Action::SetRoot { drive: "d".into(), node: "disk".into() };
+        let gone = Action::RemoveNode { node: "top".into() };
+        let applied = scene.all(all([moved(of_drive("d")), away, gone])).await;
+        assert!(!marked_whole(&applied.events), "{:?}", applied.events);
+        let is_told = |event: &Event| {
+            matches!(event, Event::BitmapMoved { from, to, name } if *from == of_node("top")
+                && *to == of_drive("d") && name == "b")
+        };
+        assert!(applied.events.iter().any(is_told), "{:?}", applied.events);
+        scene.write("d", 5, 1).await;
+        assert_eq!(dirty(&scene, "d", "b"), [3, 5]);
+
+        let other = BitmapAction::MoveTo(of_node("spare")).of(d("b"));
+        let marked = Transaction::new().with_unproven(other, Unproven::MarkWhole);
+        let applied = scene.all(marked).await;
+        assert!(marked_whole(&applied.events), "{:?}", applied.events);
+        let all_of_it: Vec<u64> = (0..BLOCKS).collect();
+        assert_eq!(dirty_blocks(&scene.bitmap(&of_node("spare"), "b")), all_of_it);
+    });
+}

@@ -142,3 +142,30 @@ fn a_disk_shrinks_below_a_backup_that_is_complete() {
         scene.act(resize("disk", BLOCKS / 2)).await;
     });
 }
+
+/// Nor is another one put in its place, whoever is willing to mark that; what shows the same may come and go.
+#[test]
+fn a_disk_is_not_exchanged_below_a_backup_that_needs_it() {
+    run(async {
+        let (scene, backup) = backup_scene("none");
+        backup.run(&LocalGraph::of(&scene.cell), "backup");
+        scene.act(Action::AddNode(memory("other"))).await;
+        let lead = |child: &str| {
+            let (node, edge) = ("slow".into(), "file".into());
+            let set = Action::SetChild { node, edge, child: Some(child.into()) };
+            Transaction::new().with_unproven(set, Unproven::MarkWhole)
+        };
+        let message = scene.fails(lead("other")).await;
+        assert!(message.contains("node `backup` keeps what was there"), "{message}");
+        let replace = Action::Replace { node: "disk".into(), by: "other".into() };
+        let replace = Transaction::new().with_unproven(replace, Unproven::MarkWhole);
+        let message = scene.fails(replace).await;
+        assert!(message.contains("node `backup` keeps what was there"), "{message}");
+        scene.act(Action::AddNode(pass("filter", "disk"))).await;
+        scene.all(lead("filter")).await;
+        scene.all(lead("disk")).await;
+        // With the node that keeps it goes what it kept.
+        let remove = Action::RemoveFilter { node: "backup".into() };
+        scene.all(lead("other").with(remove)).await;
+    });
+}

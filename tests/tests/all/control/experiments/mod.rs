@@ -1,7 +1,10 @@
 //! What qemu-storage-daemon 10.0.2 did in experiments with bitmaps and jobs, named `E1` and so on, and what is
 //! right: by commands, on real images. Each says the one and asserts the other.
 
+mod commits;
+mod others;
 mod pivots;
+mod points;
 mod streams;
 
 use std::collections::BTreeMap;
@@ -95,6 +98,12 @@ fn root(client: &mut Qmp) -> String {
     let mut drives = drives.as_array().expect("a list").iter();
     let drive = drives.find(|drive| drive["id"] == "vda").expect("a drive");
     drive["node-name"].as_str().expect("a medium").to_owned()
+}
+
+/// Whether there is a node of this name.
+fn has_node(client: &mut Qmp, name: &str) -> bool {
+    let nodes = client.run("query-named-block-nodes", json!({"flat": true}));
+    nodes.as_array().expect("a list").iter().any(|node| node["node-name"] == name)
 }
 
 /// How many images stand below a node.

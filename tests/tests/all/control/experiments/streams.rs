@@ -3,9 +3,12 @@
 use blockloom_tests::nbd::Client;
 use serde_json::json;
 
-use super::super::jobs::scene::{can_start, host, host_of, shown_at_first};
-use super::{EXPORT, add_bitmaps, check_image, depth, dirty, own_bytes, read_all, run_job};
-use crate::{KIB, MIB};
+use super::super::Controlled;
+use super::super::jobs::scene::{can_start, host, host_from, host_of, make_images, shown_at_first};
+use super::{
+    EXPORT, add_bitmaps, check_image, depth, dirty, own_bytes, read_all, run_job, succeed,
+};
+use crate::{KIB, MIB, scratch};
 
 /// What copies up.
 enum By {
@@ -172,4 +175,54 @@ fn a_node_that_leaves_the_chain_keeps_its_bitmap() {
     check_image(&images, "top.qcow2", &shown_at_first());
     let own = own_bytes(&images, "top.qcow2");
     assert_eq!(own, MIB + 64 * KIB, "what the base has stays there");
+}
+
+/// E17c: a filter between an image and its backing. qemu-storage-daemon: 0. Right.
+#[test]
+fn a_filter_below_an_image() {
+    if !can_start() {
+        return;
+    }
+    let between = filter("thr", "throttle", "mid");
+    let host = host_from(|text| {
+        text.replace("backing = \"mid\"", "backing = \"thr\"") + &between + EXPORT
+    });
+    let mut client = host.client();
+    add_bitmaps(&mut client, &["base", "mid", "thr", "top", "vda"], "b");
+    run_job(&mut client, "block-stream", json!({"device": "vda", "base-node": "base"}));
+    let count = dirty(&mut client);
+    assert_eq!(count.values().sum::<u64>(), 0, "{count:?}");
+    assert_eq!(depth(&mut client, "top"), 1);
+    assert_eq!(read_all(host.daemon.uri("vda")), shown_at_first());
+    host.finish();
+}
+
+/// E5c: the images below are found in the headers; one of them keeps a bitmap. qemu-storage-daemon closes it when the
+/// stream has ended: the bitmap is there no more, as long as nobody opens that image.
+///
+/// Right: a node that has a bitmap stays until somebody removes both.
+#[test]
+fn a_node_that_nobody_named_stays_with_its_bitmap() {
+    if !can_start() {
+        return;
+    }
+    let images = scratch();
+    make_images(&images);
+    let path = |name: &str| images.image(name).display().to_string();
+    succeed("qemu-img", ["bitmap", "--add", "-g", "64k", &path("mid.qcow2"), "bp"]);
+    let text = format!(
+        "[node.top]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{}\" }}\n\
+         [drive.vda]\nroot = \"top\"\n{EXPORT}",
+        path("top.qcow2")
+    );
+    let host = Controlled::start_in(images, &text, &[]);
+    let mut client = host.client();
+    let before = dirty(&mut client);
+    let of = before.keys().next().expect("the bitmap").clone();
+    assert!(of.ends_with("/bp") && before.len() == 1, "{before:?}");
+    run_job(&mut client, "block-stream", json!({"device": "vda"}));
+    assert_eq!(dirty(&mut client), before);
+    assert_eq!(depth(&mut client, "top"), 0);
+    let (_, images) = host.end();
+    check_image(&images, "top.qcow2", &shown_at_first());
 }

@@ -166,3 +166,42 @@ fn a_mirror_that_is_cancelled() {
         );
     }
 }
+
+#[test]
+fn a_commit_of_the_active_image() {
+    let start = json!({"device": "top", "base-node": "base", "job-id": "j"});
+    check(
+        &[
+            ("block-commit", start, until("BLOCK_JOB_READY")),
+            ("job-complete", json!({"id": "j"}), to("null")),
+        ],
+        &[
+            "JOB_STATUS_CHANGE created",
+            "JOB_STATUS_CHANGE running",
+            "JOB_STATUS_CHANGE ready",
+            "BLOCK_JOB_READY commit all done: true speed 0",
+            "JOB_STATUS_CHANGE waiting",
+            "JOB_STATUS_CHANGE pending",
+            "BLOCK_JOB_COMPLETED commit all done: true speed 0",
+            "JOB_STATUS_CHANGE concluded",
+            "JOB_STATUS_CHANGE null",
+        ],
+    );
+}
+
+#[test]
+fn a_commit_of_the_middle_of_a_chain() {
+    let start = json!({"device": "top", "top-node": "mid", "base-node": "base", "job-id": "j"});
+    check(
+        &[("block-commit", start, to("null"))],
+        &[
+            "JOB_STATUS_CHANGE created",
+            "JOB_STATUS_CHANGE running",
+            "JOB_STATUS_CHANGE waiting",
+            "JOB_STATUS_CHANGE pending",
+            "BLOCK_JOB_COMPLETED commit all done: true speed 0",
+            "JOB_STATUS_CHANGE concluded",
+            "JOB_STATUS_CHANGE null",
+        ],
+    );
+}

@@ -2,6 +2,7 @@
 
 mod answers;
 mod backups;
+mod errors;
 mod lives;
 pub(super) mod scene;
 mod transactions;

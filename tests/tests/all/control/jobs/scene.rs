@@ -26,7 +26,7 @@ const BYTES: [(&str, u8, u64, u64); 4] = [
 ];
 
 /// Makes base ← mid ← top, and `tgt` beside.
-fn make_images(scratch: &Scratch) {
+pub(in super::super) fn make_images(scratch: &Scratch) {
     let size = SIZE.to_string();
     for (name, below) in IMAGES {
         let path = scratch.image(&format!("{name}.qcow2")).display().to_string();
@@ -59,6 +59,11 @@ pub(in super::super) fn host(more: &str) -> Controlled {
 
 /// The same, where `vda` shows the node `root`.
 pub(in super::super) fn host_of(root: &str, more: &str) -> Controlled {
+    host_from(|text| text.replace("root = \"top\"", &format!("root = \"{root}\"")) + more)
+}
+
+/// The same, from its text as it is after an edit.
+pub(in super::super) fn host_from(edit: impl FnOnce(String) -> String) -> Controlled {
     let images = scratch();
     make_images(&images);
     let mut text = String::new();
@@ -68,10 +73,10 @@ pub(in super::super) fn host_of(root: &str, more: &str) -> Controlled {
         text += &format!("[node.{name}]\ndriver = \"qcow2\"\nfile = \"f{name}\"\n");
         text += &below.map(|below| format!("backing = \"{below}\"\n")).unwrap_or_default();
     }
-    text += &format!("[drive.vda]\nroot = \"{root}\"\nwritable = true\n");
+    text += "[drive.vda]\nroot = \"top\"\nwritable = true\n";
     // Who nobody writes at first would be opened for reading.
     text += "[drive.opened]\nroot = \"tgt\"\nwritable = true\n";
-    let host = Controlled::start_in(images, &(text + more), &[]);
+    let host = Controlled::start_in(images, &edit(text), &[]);
     host.client().run("drive-del", json!({"id": "opened"}));
     host
 }
@@ -84,13 +89,28 @@ pub(in super::super) fn can_start() -> bool {
 /// qemu-storage-daemon with such a chain, and nobody who uses it.
 pub(super) fn peer(images: &Scratch) -> Peer {
     make_images(images);
+    peer_of(images, "mid", |_| {})
+}
+
+/// The same with more on its command line, before `top`, which stands on the node `below`.
+pub(super) fn peer_of(images: &Scratch, below: &str, add: impl FnOnce(&mut Command)) -> Peer {
     let mut command = Command::new("qemu-storage-daemon");
-    for (name, below) in IMAGES {
+    let add_image = |command: &mut Command, name: &str, backing: Option<&str>| {
         let path = images.image(&format!("{name}.qcow2"));
         command
             .args(["--blockdev", &format!("file,node-name=f{name},filename={}", path.display())]);
-        let backing = below.map(|below| format!(",backing={below}")).unwrap_or_default();
+        let backing = backing.map(|below| format!(",backing={below}")).unwrap_or_default();
         command.args(["--blockdev", &format!("qcow2,node-name={name},file=f{name}{backing}")]);
+    };
+    add_image(&mut command, "base", None);
+    add_image(&mut command, "mid", Some("base"));
+    add_image(&mut command, "tgt", None);
+    if below == "mid" {
+        add_image(&mut command, "top", Some(below));
+        add(&mut command);
+    } else {
+        add(&mut command);
+        add_image(&mut command, "top", Some(below));
     }
     Peer::start(command, images.path("peer.sock"))
 }

@@ -4,120 +4,74 @@
 //! place where the file system can. With `direct` the page cache is by-passed; the edge then sees to
 //! alignment.
 
+//!
+//! | file | idea |
+//! |---|---|
+//! | `open.rs` | opening and locking it |
+//! | `reopen.rs` | opening it in another way while it runs |
+
+mod open;
+mod reopen;
+
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+pub use open::{FileOptions, ImageLocking};
 
 use super::{
-    Caps, Extent, ExtentKind, Identity, Limits, Node, NodeFuture, NodeInfo, Support, WriteFlags,
+    Caps, Extent, ExtentKind, Identity, Limits, Node, NodeFuture, NodeInfo, OpenMode, Reopening,
+    Support, WriteFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
 use crate::io::{
-    AllocateMode, Buf, BufMut, File, FileOp, ImageLock, LockMode, OpenOptions, SeekTarget,
-    real_path, sleep_until, turn_now,
+    AllocateMode, Buf, BufMut, File, FileOp, ImageLock, SeekTarget, real_path, sleep_until,
+    turn_now,
 };
 use crate::limits::{EXTENTS_MAX, FILE_TIME_TICK};
 
-/// Alignment of direct I/O, bytes: what every disk and file system takes.
-const DIRECT_ALIGNMENT: u32 = 4096;
-/// Alignment of direct I/O where the file's length is no multiple of 4096.
-const SECTOR_BYTES: u32 = 512;
 /// `ENXIO` of `SEEK_DATA`: no data from here to the end.
 const ENXIO: i32 = 6;
-
-/// Whether image locks are taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ImageLocking {
-    /// Where the file system has them.
-    #[default]
-    Auto,
-    /// Always; an error where the file system has none.
-    On,
-    /// Never: somebody else keeps writers apart.
-    Off,
-}
-
-/// How to open a [`FileNode`].
-#[derive(Clone, Debug, Default)]
-pub struct FileOptions {
-    /// The file.
-    pub path: PathBuf,
-    /// Make it, sparse and this long, if it does not exist.
-    pub create_bytes: Option<u64>,
-    /// By-pass the page cache.
-    pub direct: bool,
-    /// For writing too.
-    pub write: bool,
-    /// Discards punch holes.
-    pub discard: bool,
-    /// Image locks.
-    pub locking: ImageLocking,
-}
 
 /// The `file` driver.
 #[derive(Debug)]
 pub struct FileNode {
     file: Arc<File>,
+    known: Arc<Known>,
+    limits: Limits,
+    mode: OpenMode,
+    discard: bool,
+    lock: Mutex<Option<ImageLock>>,
+}
+
+/// What is known of a file, however it is open.
+#[derive(Debug)]
+struct Known {
     /// Its length when it was opened, with all that was to be written since. A length set by anybody else
     /// is not seen.
     len_bytes: AtomicU64,
     /// What it is not to end before: what was there when it was opened.
     kept_bytes: AtomicU64,
-    limits: Limits,
-    write: bool,
-    discard: bool,
     /// The page cache failed to write something: it may have forgotten that, and a later sync that
     /// succeeds does not say otherwise.
     sync_failed: AtomicBool,
-    _lock: Option<ImageLock>,
 }
 
 impl FileNode {
-    /// Opens and locks the file. Control path: may block.
-    ///
-    /// # Errors
-    /// Those of opening; `EAGAIN` when another process uses the image in a way that contradicts ours.
-    pub fn open(options: &FileOptions) -> Result<Self> {
-        let path = options.path.display();
-        let open = OpenOptions {
-            write: options.write,
-            direct: options.direct,
-            create_bytes: options.create_bytes,
-            ..OpenOptions::default()
-        };
-        let file = File::open(&options.path, &open)
-            .map_err(|error| Error::os(format!("cannot open `{path}`"), &error))?;
-        let file = Arc::new(file);
-        let lock = lock(&file, options)?;
-        let size_bytes = file
-            .len_bytes()
-            .map_err(|error| Error::os(format!("cannot find the length of `{path}`"), &error))?;
-        let limits = limits(options.direct, size_bytes).ok_or_else(|| {
-            let message = format!(
-                "`{path}` has {size_bytes} bytes, no multiple of 512: direct = true needs that"
-            );
-            Error::new(ErrorKind::Invalid, message)
-        })?;
-        let (write, discard) = (options.write, options.discard);
-        let sync_failed = AtomicBool::new(false);
-        let (len_bytes, kept_bytes) = (AtomicU64::new(size_bytes), AtomicU64::new(size_bytes));
-        Ok(Self { file, len_bytes, kept_bytes, limits, write, discard, sync_failed, _lock: lock })
-    }
-
     fn len(&self) -> u64 {
         // Bytes are ordered by the requests that write them; this is only how many there are.
-        self.len_bytes.load(Ordering::Relaxed)
+        self.known.len_bytes.load(Ordering::Relaxed)
     }
 
     fn is_growable(&self) -> bool {
-        self.write && !self.file.is_block_device()
+        self.mode.write && !self.file.is_block_device()
     }
 
     /// A change up to `end` begins: whatever becomes of it, the file may be so long from now on.
     fn grow_to(&self, end: u64) {
         if end > self.len() {
-            self.len_bytes.fetch_max(end, Ordering::Relaxed);
+            self.known.len_bytes.fetch_max(end, Ordering::Relaxed);
         }
     }
 
@@ -126,8 +80,8 @@ impl FileNode {
             let message = "only a regular file that is open for writing can have another length";
             return Err(Error::new(ErrorKind::NotSupported, message));
         }
-        let before = self.len_bytes.swap(len, Ordering::Relaxed);
-        self.kept_bytes.fetch_min(len, Ordering::Relaxed);
+        let before = self.known.len_bytes.swap(len, Ordering::Relaxed);
+        self.known.kept_bytes.fetch_min(len, Ordering::Relaxed);
         let done = self.file.run_op(FileOp::SetLen { len }).await;
         done.map(drop).map_err(|error| {
             self.grow_to(before);
@@ -139,7 +93,7 @@ impl FileNode {
         let (result, mut buf) = self.file.read_at(offset, buf).await;
         let count = result.map_err(|error| self.failed("read", offset, &error))?;
         let end = offset.saturating_add(count as u64);
-        let kept = self.kept_bytes.load(Ordering::Relaxed);
+        let kept = self.known.kept_bytes.load(Ordering::Relaxed);
         if count < buf.len() && end < kept {
             let path = self.file.path().display();
             let message = format!(
@@ -194,7 +148,7 @@ impl FileNode {
         self.check_syncs()?;
         let result = self.file.run_op(FileOp::Sync { data_only: true }).await;
         if result.is_err() && !self.file.is_direct() {
-            self.sync_failed.store(true, Ordering::Relaxed);
+            self.known.sync_failed.store(true, Ordering::Relaxed);
         }
         result.map_err(|error| self.failed("flush", 0, &error))?;
         // One that failed meanwhile was told of what this one was to write, too.
@@ -202,7 +156,7 @@ impl FileNode {
     }
 
     fn check_syncs(&self) -> Result<()> {
-        if !self.sync_failed.load(Ordering::Relaxed) {
+        if !self.known.sync_failed.load(Ordering::Relaxed) {
             return Ok(());
         }
         let path = self.file.path().display();
@@ -220,7 +174,7 @@ impl FileNode {
             return Ok(Identity::Unknown);
         }
         let failed = |error: std::io::Error| self.failed("file times", 0, &error);
-        if self.write {
+        if self.mode.write {
             self.file.run_op(FileOp::Sync { data_only: false }).await.map_err(failed)?;
         }
         let mut stamp = self.file.stamp().map_err(failed)?;
@@ -261,34 +215,6 @@ impl FileNode {
     }
 }
 
-fn limits(direct: bool, size_bytes: u64) -> Option<Limits> {
-    if !direct {
-        return Some(Limits::NONE);
-    }
-    let alignment = [DIRECT_ALIGNMENT, SECTOR_BYTES];
-    let fits =
-        alignment.into_iter().find(|alignment| size_bytes.is_multiple_of(u64::from(*alignment)))?;
-    Some(Limits { request_alignment: fits, memory_alignment: DIRECT_ALIGNMENT, ..Limits::NONE })
-}
-
-fn lock(file: &Arc<File>, options: &FileOptions) -> Result<Option<ImageLock>> {
-    if options.locking == ImageLocking::Off {
-        return Ok(None);
-    }
-    let mode = if options.write { LockMode::Write } else { LockMode::Read };
-    match ImageLock::acquire(file, mode) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-            Err(Error::new(ErrorKind::InUse, format!("`{}`: {error}", file.path().display())))
-        }
-        Err(error) if options.locking == ImageLocking::Auto => {
-            tracing::warn!("`{}` has no image locks here: {error}", file.path().display());
-            Ok(None)
-        }
-        Err(error) => Err(Error::os(format!("cannot lock `{}`", file.path().display()), &error)),
-    }
-}
-
 impl Node for FileNode {
     fn driver(&self) -> &'static str {
         "file"
@@ -309,8 +235,9 @@ impl Node for FileNode {
             size_bytes: self.len(),
             limits: self.limits,
             caps,
-            read_only: !self.write,
-            growable: self.is_growable(),
+            read_only: !self.mode.write,
+            // An image may end within its last cluster, also one that cannot be written now.
+            growable: !self.file.is_block_device(),
         })
     }
 
@@ -360,6 +287,10 @@ impl Node for FileNode {
 
     fn file_path(&self) -> Option<PathBuf> {
         real_path(self.file.path()).ok()
+    }
+
+    fn reopening(&self) -> Option<&dyn Reopening> {
+        Some(self)
     }
 
     fn identity(&self) -> NodeFuture<'_, Identity> {

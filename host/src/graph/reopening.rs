@@ -1,0 +1,62 @@
+//! Which nodes have to be opened for writing before somebody writes to one, and which need not be open for it any
+//! more.
+
+use super::permission::{PermissionSet, Role};
+use super::snapshot::{Edge, Graph};
+use crate::node::{OpenMode, Upkeep};
+
+fn changes(edge: &Edge) -> bool {
+    !edge.uses.intersection(PermissionSet::CHANGES).is_empty()
+}
+
+impl Graph {
+    /// How a node is open, if that can change while it runs.
+    pub(crate) fn open_mode(&self, node: usize) -> Option<OpenMode> {
+        self.nodes[node].driver.reopening().map(|reopening| reopening.mode())
+    }
+
+    /// Those of a node, and of what it keeps its bytes in, that are open for writing, or not, and could be
+    /// otherwise; parents first.
+    pub(crate) fn open_at_or_below(&self, node: usize, write: bool) -> Vec<usize> {
+        let mut written = vec![false; self.nodes.len()];
+        written[node] = true;
+        let mut found = Vec::new();
+        // Children come before their parents.
+        for at in (0..=node).rev() {
+            if !written[at] {
+                continue;
+            }
+            for edge in &self.nodes[at].edges {
+                written[edge.child] |= edge.role.forwards_changes() || edge.role == Role::Storage;
+            }
+            if self.open_mode(at).is_some_and(|mode| mode.write == write) {
+                found.push(at);
+            }
+        }
+        found
+    }
+
+    /// Those of `nodes` that nobody writes, but others of them, which keep their bytes there.
+    pub(crate) fn unwritten(&self, nodes: &[usize]) -> Vec<usize> {
+        let mut written = vec![false; self.nodes.len()];
+        for root in self.drives.iter().filter_map(|drive| drive.root()).filter(|it| changes(it)) {
+            written[root.child] = true;
+        }
+        // Parents come after their children.
+        for (at, node) in self.nodes.iter().enumerate().rev() {
+            let keeps = node.driver.upkeep() == Upkeep::Writes && !nodes.contains(&at);
+            for edge in node.edges.iter().filter(|edge| changes(edge)) {
+                let by_itself = !edge.grants.intersection(PermissionSet::CHANGES).is_empty();
+                written[edge.child] |= written[at] || by_itself || keeps;
+            }
+        }
+        nodes.iter().copied().filter(|at| !written[*at]).collect()
+    }
+
+    /// The nodes that were opened for jobs which nobody writes any more; parents first.
+    pub(crate) fn left_open(&self) -> Vec<usize> {
+        let is_left = |at: &usize| self.open_mode(*at).is_some_and(|mode| mode.for_job);
+        let opened: Vec<usize> = (0..self.nodes.len()).rev().filter(is_left).collect();
+        if opened.is_empty() { opened } else { self.unwritten(&opened) }
+    }
+}

@@ -1,0 +1,143 @@
+//! Drivers that take the places of others, with nothing in flight: nodes that are opened in another way.
+//!
+//! Whoever keeps its bytes in a container hands over before that does, and takes over after it: so what it still
+//! has to write goes where it went before, and what the next one writes goes where that is open for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::close_order::order;
+use super::drain::{Drained, Side};
+use super::touched::Known;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::snapshot::{Cx, Graph};
+use crate::io::{turn_now, until};
+use crate::node::{NodeFuture, OpenMode, Reopening};
+
+/// A node whose driver is another one in the graph that is to be.
+#[derive(Clone, Copy)]
+struct Exchange {
+    before: usize,
+    after: usize,
+}
+
+/// All of them, parents before their containers.
+fn exchanges(before: &Graph, after: &Graph) -> Vec<Exchange> {
+    let known = Known::of(after);
+    let exchange = |at: usize| {
+        let now = known.node(before.nodes[at].generation)?;
+        let is_other = !Arc::ptr_eq(&before.nodes[at].driver, &after.nodes[now].driver);
+        is_other.then_some(Exchange { before: at, after: now })
+    };
+    if (0..before.nodes.len()).any(|at| exchange(at).is_some()) {
+        order(before).into_iter().filter_map(exchange).collect()
+    } else {
+        Vec::new()
+    }
+}
+
+/// Has all drivers whose places others take hand over, and those take over.
+///
+/// # Errors
+/// A driver's; `ETIMEDOUT`. Those that are have their places back then.
+pub(super) async fn exchange(section: &Drained<'_>, within: Duration) -> Result<()> {
+    let all = exchanges(section.graph(Side::Before), section.graph(Side::After));
+    let (mut handed, mut taken) = (0, all.len());
+    let result = async {
+        while let Some(at) = all.get(handed) {
+            handed += 1;
+            hand_over(section, *at, Side::Before, within).await?;
+        }
+        while let Some(at) = taken.checked_sub(1) {
+            taken = at;
+            take_over(section, all[at], Side::After, within).await?;
+        }
+        Ok(())
+    }
+    .await;
+    if result.is_err() {
+        give_back(section, &all[..handed], taken, within).await;
+    }
+    result
+}
+
+/// Has those that are take over again; those that were to come have done so from number `taken` on.
+async fn give_back(section: &Drained<'_>, all: &[Exchange], taken: usize, within: Duration) {
+    let tell = |result: Result<()>| {
+        if let Err(error) = result {
+            tracing::error!("a node is not open as it was: {error}");
+        }
+    };
+    for at in all.iter().skip(taken) {
+        tell(hand_over(section, *at, Side::After, within).await);
+    }
+    for at in all.iter().rev() {
+        tell(take_over(section, *at, Side::Before, within).await);
+    }
+}
+
+/// Those that have lost their places hold nothing any more.
+pub(super) fn leave(before: &Graph, after: &Graph) {
+    for at in exchanges(before, after) {
+        if let Some(reopening) = before.nodes[at.before].driver.reopening() {
+            reopening.leave();
+        }
+    }
+}
+
+async fn hand_over(
+    section: &Drained<'_>,
+    exchange: Exchange,
+    from: Side,
+    within: Duration,
+) -> Result<()> {
+    let (before, after) = (section.graph(Side::Before), section.graph(Side::After));
+    let to = match from {
+        Side::Before => &after.nodes[exchange.after],
+        Side::After => &before.nodes[exchange.before],
+    };
+    let to = to.driver.reopening().map(Reopening::mode).unwrap_or_default();
+    call(section, exchange, from, within, &mut |driver, cx| driver.hand_over(cx, to)).await
+}
+
+async fn take_over(
+    section: &Drained<'_>,
+    exchange: Exchange,
+    side: Side,
+    within: Duration,
+) -> Result<()> {
+    call(section, exchange, side, within, &mut |driver, cx| driver.take_over(cx)).await
+}
+
+type Ask<'f> = dyn for<'a> FnMut(&'a dyn Reopening, Cx<'a>) -> NodeFuture<'a, ()> + 'f;
+
+async fn call(
+    section: &Drained<'_>,
+    exchange: Exchange,
+    side: Side,
+    within: Duration,
+    ask: &mut Ask<'_>,
+) -> Result<()> {
+    let node = match side {
+        Side::Before => exchange.before,
+        Side::After => exchange.after,
+    };
+    let request = section.request(side);
+    let cx = Cx { graph: request.graph(), request: &request, node };
+    let node = &cx.graph.nodes[node];
+    let Some(driver) = node.driver.reopening() else { return Ok(()) };
+    let late = || {
+        let message = "it was not open in another way in time";
+        Err(Error::new(ErrorKind::TimedOut, message))
+    };
+    let done = until(turn_now() + within, ask(driver, cx)).await.unwrap_or_else(late);
+    done.map_err(|error| error.at_node(&node.name))
+}
+
+/// How a node is open in the graph that is, where that is not as it is to be.
+pub(super) fn former_mode(before: &Graph, after: &Graph, name: &str) -> Option<OpenMode> {
+    let (was, now) = (before.find_node(name)?, after.find_node(name)?);
+    let (was, now) = (&before.nodes[was], &after.nodes[now]);
+    let is_exchanged = was.generation == now.generation && !Arc::ptr_eq(&was.driver, &now.driver);
+    is_exchanged.then(|| was.driver.reopening().map(Reopening::mode).unwrap_or_default())
+}

@@ -1,0 +1,175 @@
+//! Options of nodes that change while they run.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::StartError;
+use super::fragment::Fragment;
+use crate::config::{self, ChildChange, Live, NodeChange, NodeSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{Action, Graph, Transaction, Unproven};
+use crate::host::call::block_on;
+use crate::host::{Host, check_running};
+use crate::node::{Reopen, Reopened};
+
+/// Nodes that are to be as they are described.
+pub(crate) struct Reopening {
+    graph: Arc<Graph>,
+    /// What makes them so, each with what is done where a view may change.
+    pub(crate) actions: Vec<(Action, Unproven)>,
+    described: Vec<(usize, NodeSpec)>,
+}
+
+impl Host {
+    /// Changes options of nodes while they run, all of them in one transaction: each is described again as a node
+    /// of a fragment is, by its `node-name`. What is left out stays as it is. These can change:
+    ///
+    /// - children that are named can be other nodes, and a `backing` can come and end;
+    /// - `read-only` of an image, whose file follows if it is not described, too, and nobody else writes it;
+    /// - `read-only`, `direct` and `discard` of a file.
+    ///
+    /// Whatever else would be different is refused. An image that becomes writable marks the bitmaps that it keeps
+    /// as in use, and they go on as when it is opened so; one that becomes read-only stores them.
+    ///
+    /// It opens files, and may block for as long as that takes. Not to be called on a worker.
+    ///
+    /// # Errors
+    /// What cannot change; `EBUSY` if another process uses a file in a way that contradicts it; `EROFS` for a node
+    /// that somebody writes; as [`Host::transact`]: `EPERM` for a child that is not known to show the same, unless
+    /// that is to be marked.
+    pub fn reopen_nodes(&self, nodes: &[Value], unproven: Unproven) -> Result<(), StartError> {
+        check_running(&self.inner.ended)?;
+        let _turn = block_on(self.inner.registry.turn.lock());
+        let mut reopening = self.reopening(nodes, unproven)?;
+        let actions = std::mem::take(&mut reopening.actions);
+        if !actions.is_empty() {
+            let with = |to: Transaction, (action, unproven)| to.with_unproven(action, unproven);
+            let transaction = actions.into_iter().fold(Transaction::new(), with);
+            block_on(self.inner.transact(transaction))?;
+        }
+        self.reopened(reopening);
+        Ok(())
+    }
+
+    /// What has nodes be as they are described, as [`Host::reopen_nodes`] makes them; nobody else may add or remove
+    /// until it has been applied. Then [`Host::reopened`] is to be told.
+    ///
+    /// # Errors
+    /// As there, but for those of the transaction.
+    pub(crate) fn reopening(
+        &self,
+        nodes: &[Value],
+        unproven: Unproven,
+    ) -> Result<Reopening, StartError> {
+        let graph = self.graph();
+        let live = self.inner.registry.live(&graph, &self.inner.server);
+        let mut actions = Vec::new();
+        let (mut modes, mut described) = (BTreeMap::new(), Vec::new());
+        for options in nodes {
+            let (at, change) = changes_of(options, &graph, live.clone())?;
+            let NodeChange { children, reopen, node: spec } = change;
+            for ChildChange { edge, child } in children {
+                let set = Action::SetChild { node: spec.name.value.clone(), edge, child };
+                actions.push((set, unproven));
+            }
+            if modes.insert(at, reopen).is_some() {
+                let message = "it is described twice";
+                return Err(Error::new(ErrorKind::Invalid, message)
+                    .at_node(&spec.name.value)
+                    .into());
+            }
+            described.push((at, spec));
+        }
+        self.with_containers(&graph, &mut modes, &described)?;
+        for (at, how) in modes.into_iter().filter(|(at, how)| is_other(&graph, *at, how)) {
+            let node = &graph.nodes()[at];
+            let to = Reopened::of(node, &how)?;
+            let action = Action::Reopen { node: node.name().to_owned(), to };
+            let unproven = action.default_unproven();
+            actions.push((action, unproven));
+        }
+        Ok(Reopening { graph, actions, described })
+    }
+
+    /// What was to be reopened is so.
+    pub(crate) fn reopened(&self, reopening: Reopening) {
+        for (at, spec) in reopening.described {
+            self.inner.registry.describe(&reopening.graph.nodes()[at], spec);
+        }
+    }
+
+    /// Has the files of images follow them, where nothing is said of the files.
+    fn with_containers(
+        &self,
+        graph: &Graph,
+        modes: &mut BTreeMap<usize, Reopen>,
+        described: &[(usize, NodeSpec)],
+    ) -> Result<()> {
+        let is_described = |at: usize| described.iter().any(|(known, _)| *known == at);
+        let asked: Vec<(usize, bool)> =
+            modes.iter().filter_map(|(at, how)| Some((*at, how.write?))).collect();
+        for (at, write) in asked {
+            let mut others = graph.open_at_or_below(at, !write);
+            others.retain(|other| *other != at && !is_described(*other));
+            if !write {
+                let all: Vec<usize> = others.iter().copied().chain([at]).collect();
+                let unwritten = graph.unwritten(&all);
+                others.retain(|other| unwritten.contains(other));
+            }
+            for other in others {
+                let node = &graph.nodes()[other];
+                if write && self.inner.registry.is_said_read_only(node) {
+                    return Err(said_read_only(node.name(), graph.nodes()[at].name()));
+                }
+                modes.entry(other).or_default().write = Some(write);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Somebody has said of a node that it is read-only, and another one cannot be written without it.
+pub(in crate::host) fn said_read_only(node: &str, of: &str) -> Error {
+    let message = format!(
+        "it is read-only by its description, and node `{of}` is to be written: reopen both, this one with \
+         `read-only` false"
+    );
+    Error::new(ErrorKind::ReadOnly, message).at_node(node)
+}
+
+/// Whether a node is not open so.
+fn is_other(graph: &Graph, at: usize, how: &Reopen) -> bool {
+    let mode = graph.open_mode(at).unwrap_or_default();
+    let is_asked = how.write.is_some_and(|write| write != mode.write || mode.for_job);
+    is_asked || how.direct.is_some() || how.discard.is_some()
+}
+
+fn changes_of(
+    options: &Value,
+    graph: &Graph,
+    mut live: Live,
+) -> Result<(usize, NodeChange), StartError> {
+    let named = options.get("node-name").and_then(Value::as_str);
+    let name = named.ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, "a node that is reopened is described by its `node-name`")
+    })?;
+    let found = live.nodes.iter().position(|node| node.name.value == name);
+    let (at, known) = found
+        .zip(graph.find_node(name))
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node `{name}`")))?;
+    // Its name is to be free for its new description.
+    let was = live.nodes.remove(at);
+    live.sizes.remove(name);
+    let fragment = Fragment::blockdev(options.clone()).named("blockdev-reopen");
+    let (spec, found, _) = fragment.read(String::new, live);
+    if found.has_errors() {
+        return Err(StartError::Config(Box::new(found)));
+    }
+    let change = config::changes(&spec, &was).map_err(StartError::Config)?;
+    Ok((known, change))
+}

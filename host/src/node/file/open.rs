@@ -1,0 +1,136 @@
+//! Opening a file, with its image locks.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+
+use super::{FileNode, Known};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{File, ImageLock, LockMode, OpenOptions};
+use crate::node::{Limits, OpenMode};
+
+/// Alignment of direct I/O, bytes: what every disk and file system takes.
+const DIRECT_ALIGNMENT: u32 = 4096;
+/// Alignment of direct I/O where the file's length is no multiple of 4096.
+const SECTOR_BYTES: u32 = 512;
+
+/// Whether image locks are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImageLocking {
+    /// Where the file system has them.
+    #[default]
+    Auto,
+    /// Always; an error where the file system has none.
+    On,
+    /// Never: somebody else keeps writers apart.
+    Off,
+}
+
+/// How to open a [`FileNode`].
+#[derive(Clone, Debug, Default)]
+pub struct FileOptions {
+    /// The file.
+    pub path: PathBuf,
+    /// Make it, sparse and this long, if it does not exist.
+    pub create_bytes: Option<u64>,
+    /// By-pass the page cache.
+    pub direct: bool,
+    /// For writing too.
+    pub write: bool,
+    /// Discards punch holes.
+    pub discard: bool,
+    /// Image locks.
+    pub locking: ImageLocking,
+}
+
+impl FileNode {
+    /// Opens and locks the file. Control path: may block.
+    ///
+    /// # Errors
+    /// Those of opening; `EAGAIN` when another process uses the image in a way that contradicts ours.
+    pub fn open(options: &FileOptions) -> Result<Self> {
+        let path = options.path.display();
+        let open = OpenOptions {
+            write: options.write,
+            direct: options.direct,
+            create_bytes: options.create_bytes,
+            ..OpenOptions::default()
+        };
+        let file = File::open(&options.path, &open)
+            .map_err(|error| Error::os(format!("cannot open `{path}`"), &error))?;
+        let file = Arc::new(file);
+        let lock = lock(&file, options)?;
+        let size_bytes = file
+            .len_bytes()
+            .map_err(|error| Error::os(format!("cannot find the length of `{path}`"), &error))?;
+        let known = Known {
+            len_bytes: AtomicU64::new(size_bytes),
+            kept_bytes: AtomicU64::new(size_bytes),
+            sync_failed: AtomicBool::new(false),
+        };
+        Ok(Self {
+            limits: limits_of(&file, size_bytes)?,
+            file,
+            known: Arc::new(known),
+            mode: OpenMode { write: options.write, for_job: false },
+            discard: options.discard,
+            lock: Mutex::new(lock),
+        })
+    }
+}
+
+/// What requests a file of this length takes.
+///
+/// # Errors
+/// `EINVAL` for a length with which it cannot be direct.
+pub(super) fn limits_of(file: &File, size_bytes: u64) -> Result<Limits> {
+    limits(file.is_direct(), size_bytes).ok_or_else(|| {
+        let message = format!(
+            "`{}` has {size_bytes} bytes, no multiple of 512: direct = true needs that",
+            file.path().display()
+        );
+        Error::new(ErrorKind::Invalid, message)
+    })
+}
+
+pub(super) fn mode_of(write: bool) -> LockMode {
+    if write { LockMode::Write } else { LockMode::Read }
+}
+
+/// Why an image could not be locked.
+pub(super) fn not_locked(file: &File, error: &std::io::Error) -> Error {
+    let path = file.path().display();
+    match error.kind() {
+        std::io::ErrorKind::WouldBlock => {
+            Error::new(ErrorKind::InUse, format!("`{path}`: {error}"))
+        }
+        _ => Error::os(format!("cannot lock `{path}`"), error),
+    }
+}
+
+fn limits(direct: bool, size_bytes: u64) -> Option<Limits> {
+    if !direct {
+        return Some(Limits::NONE);
+    }
+    let alignment = [DIRECT_ALIGNMENT, SECTOR_BYTES];
+    let fits =
+        alignment.into_iter().find(|alignment| size_bytes.is_multiple_of(u64::from(*alignment)))?;
+    Some(Limits { request_alignment: fits, memory_alignment: DIRECT_ALIGNMENT, ..Limits::NONE })
+}
+
+fn lock(file: &Arc<File>, options: &FileOptions) -> Result<Option<ImageLock>> {
+    if options.locking == ImageLocking::Off {
+        return Ok(None);
+    }
+    match ImageLock::acquire(file, mode_of(options.write)) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(not_locked(file, &error))
+        }
+        Err(error) if options.locking == ImageLocking::Auto => {
+            tracing::warn!("`{}` has no image locks here: {error}", file.path().display());
+            Ok(None)
+        }
+        Err(error) => Err(not_locked(file, &error)),
+    }
+}

@@ -1,0 +1,122 @@
+//! The NBD server and exports by command.
+
+use blockloom_tests::nbd::{Client, Terms};
+use blockloom_tests::tools;
+use serde_json::{Value, json};
+
+use super::Controlled;
+use crate::{KIB, MIB, memory_disk};
+
+#[test]
+fn exports_come_and_go() {
+    let host = Controlled::start(&memory_disk(MIB), &[]);
+    let (mut client, mut other) = (host.client(), host.client());
+    let socket = |name: &str| host.scratch.path(name).display().to_string();
+    let start = |name: &str, most: u32| json!({"addr": {"type": "unix", "data": {"path": socket(name)}}, "max-connections": most});
+    client.run("nbd-server-start", start("a.sock", 1));
+    let add = |id: &str, of: &str| json!({"type": "nbd", "id": id, "node-name": of, "name": id});
+    client.run("block-dirty-bitmap-add", json!({"node": "vda", "name": "daily"}));
+    let mut drive = add("e", "vda");
+    (drive["bitmaps"], drive["writable"]) = (json!(["daily"]), json!(true));
+    client.run("block-export-add", drive);
+    client.run("block-export-add", add("f", "disk"));
+    let shown = client.run("query-block-exports", json!({}));
+    let listen = format!("unix:{}", socket("a.sock"));
+    let e = json!({"id": "e", "type": "nbd", "node-name": "disk", "shutting-down": false,
+        "drive": "vda", "name": "e", "listen": listen, "writable": true, "bitmaps": ["daily"],
+        "clients": 0});
+    assert_eq!((&shown[0]["id"], &shown[1]), (&json!("f"), &e));
+    assert_eq!(shown[0].get("drive"), None);
+    let uri = |name: &str| format!("nbd+unix:///{name}?socket={}", socket("a.sock"));
+    let mut nbd = Client::open(&uri("e"));
+    assert_eq!(nbd.write(0, 0, b"x"), 0);
+    let (_, desc) = client.fail("block-export-del", json!({"id": "e"}));
+    assert_eq!(desc, "export 'e' still in use");
+    let (_, desc) =
+        client.fail("block-dirty-bitmap-remove", json!({"node": "vda", "name": "daily"}));
+    assert!(desc.contains("in use by export `e`"), "{desc}");
+    client.run("block-export-del", json!({"id": "e", "mode": "hard"}));
+    assert_eq!(nbd.stream().read_to_close(), b"");
+    assert_eq!(other.event("BLOCK_EXPORT_DELETED")["data"], json!({"id": "e"}));
+    client.run("block-dirty-bitmap-remove", json!({"node": "vda", "name": "daily"}));
+    client.run("nbd-server-stop", json!({}));
+    assert_eq!(other.event("BLOCK_EXPORT_DELETED")["data"], json!({"id": "f"}));
+    assert!(!host.scratch.path("a.sock").exists());
+    // Those of the file stay, and the server can be elsewhere.
+    let left = client.run("query-block-exports", json!({}));
+    let ids: Vec<&Value> = left.as_array().expect("a list").iter().map(|it| &it["id"]).collect();
+    assert_eq!(ids, ["vda"]);
+    client.run("nbd-server-start", start("b.sock", 0));
+    client.run("block-export-add", add("f", "disk"));
+    let (_, desc) = client.fail("blockdev-del", json!({"node-name": "disk"}));
+    assert!(desc.contains("in use by"), "{desc}");
+    client.run("nbd-server-stop", json!({}));
+    host.finish();
+}
+
+#[test]
+fn what_is_not_supported_is_said() {
+    let host = Controlled::memory();
+    let mut client = host.client();
+    let mut check = |key: &str, value: Value, expect: &str| {
+        let mut export = json!({"type": "nbd", "id": "e", "node-name": "disk", "name": "e",
+            "listen": "unix:e.sock"});
+        export[key] = value;
+        let (_, desc) = client.fail("block-export-add", export);
+        assert!(desc.contains(expect), "{desc}");
+    };
+    check("writethrough", json!(true), "'writethrough' is not supported");
+    check("allocation-depth", json!(true), "'allocation-depth' is not supported");
+    check("name", json!("x".repeat(5000)), "too long");
+    check("description", json!("x".repeat(5000)), "too long");
+    check("listen", json!("pigeon:post"), "Parameter 'listen'");
+    check("bitmaps", json!([{"node": "vda", "name": "b"}]), "Dirty bitmap 'b' not found");
+    client.run("block-dirty-bitmap-add", json!({"node": "vda", "name": "b"}));
+    let frozen = json!({"type": "nbd", "id": "e", "node-name": "vda", "listen": "unix:e.sock",
+        "bitmaps": ["b"], "frozen": true});
+    client.run("checkpoint", json!({"bitmaps": [{"node": "vda", "name": "b"}]}));
+    client.run("block-export-add", frozen);
+    client.run("block-export-del", json!({"id": "e"}));
+    host.finish();
+}
+
+/// A node's bitmap is left behind when its export goes on to an overlay: a client that reads it sees all dirty, and
+/// so does one that comes later; an event says so. QEMU goes on to show what is written there as clean (E4).
+#[test]
+fn a_bitmap_that_an_export_leaves_reads_dirty() {
+    const CONTEXT: &str = "qemu:dirty-bitmap:b";
+    if !tools::have(&["qemu-img"]) {
+        return;
+    }
+    let host = Controlled::start("[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n", &[]);
+    let mut client = host.client();
+    client.run("block-dirty-bitmap-add", json!({"node": "disk", "name": "b"}));
+    client.run(
+        "block-export-add",
+        json!({"type": "nbd", "id": "e", "node-name": "disk", "name": "e", "writable": true,
+            "listen": "unix:e.sock", "bitmaps": ["b"]}),
+    );
+    let uri = format!("nbd+unix:///e?socket={}", host.scratch.path("e.sock").display());
+    let terms = Terms { contexts: &[CONTEXT], ..Terms::default() };
+    let open = || Client::with(&uri, &terms).expect("the export");
+    let mut nbd = open();
+    assert_eq!(nbd.write(0, 0, b"x"), 0);
+    assert_eq!(nbd.flagged(CONTEXT), [(0, 64 * KIB)]);
+    let path = host.scratch.path("top.qcow2").display().to_string();
+    tools::succeed("qemu-img", ["create", "-q", "-f", "qcow2", &path, "1M"]);
+    let overlay = json!({"driver": "qcow2", "node-name": "top", "backing": null,
+        "file": {"driver": "file", "filename": path}});
+    client.run("blockdev-add", overlay);
+    client.run("blockdev-snapshot", json!({"node": "disk", "overlay": "top"}));
+    assert_eq!(nbd.flagged(CONTEXT), [(0, MIB)]);
+    let left = loop {
+        let event = client.event("BLOCK_DIRTY_BITMAP_CHANGED");
+        if event["data"]["what"] == "left" {
+            break event["data"].clone();
+        }
+    };
+    assert_eq!((&left["node"], &left["name"]), (&json!("disk"), &json!("b")));
+    assert_eq!(nbd.write(0, 512 * KIB, b"x"), 0);
+    assert_eq!(open().flagged(CONTEXT), [(0, MIB)]);
+    host.finish();
+}
