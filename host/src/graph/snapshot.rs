@@ -14,6 +14,7 @@ use super::generation::{DriveGeneration, Generations, NodeGeneration};
 use super::guard::{Guards, SourceSet};
 use super::origin::{Origin, Request};
 use super::permission::{PermissionSet, Role};
+use super::transaction::BitmapRef;
 use crate::bitmap::{Bitmap, Granularity, Granules, MAX_GRANULES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::GROWN_MAX_BYTES;
@@ -449,6 +450,11 @@ impl<'g> Cx<'g> {
     pub fn is_unchanged(&self) -> bool {
         let class = self.graph.nodes[self.node].class;
         self.request.unchanged().is_some_and(|view| self.graph.views.is_at_or_above(class, view))
+    }
+
+    /// A bitmap, as it is in the graph of the request.
+    pub(crate) fn find_bitmap(&self, bitmap: &BitmapRef) -> Option<Arc<Bitmap>> {
+        bitmap.find(self.graph)
     }
 
     /// The node's name.

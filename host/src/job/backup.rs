@@ -19,7 +19,7 @@ use super::work::{
     Actions, Ending, Opening, Place, Planned, Work, backing, below_followers, down, find, name_of,
     proven,
 };
-use crate::bitmap::{Bitmap, BitmapUse, Granularity, Granules, Use};
+use crate::bitmap::{Bitmap, BitmapState, BitmapUse, Granularity, Granules, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
     Action, BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, OwnAccord, PermissionSet, Role,
@@ -42,8 +42,10 @@ struct Backup {
 
 /// A bitmap, and what becomes of it.
 struct Chosen {
+    /// It may come with the job: what it is, is known once that is there.
+    bitmap: BitmapRef,
     mode: BitmapMode,
-    /// The bitmap, until the job has ended.
+    /// From then on, until the job has ended.
     held: Mutex<Option<Arc<BitmapUse>>>,
     /// What counts as not copied, if the job has not ended well.
     left: OnceLock<Arc<Granules>>,
@@ -109,22 +111,23 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
         let (node, size_bytes) = (name(target).to_owned(), size(source));
         Action::Resize { node, size_bytes }
     });
-    let found = spec.bitmap.as_ref().map(|bitmap| find_bitmap(graph, bitmap, size(source)));
-    let found = found.transpose()?;
-    let says = found.as_ref().filter(|_| is_said(spec.sync));
+    let found = spec.bitmap.as_ref().and_then(|bitmap| bitmap.find(graph));
+    if let Some((found, mode)) = found.as_ref().zip(mode) {
+        check_size(found, size(source))?;
+        // Who stands in the way is named before the job begins.
+        drop(found.use_by(format!("job `{id}`"), use_of(mode))?);
+    }
+    let says = found.filter(|_| is_said(spec.sync));
     let (granularity, unit_bytes) =
         granularity(graph, target, says.map(|bitmap| bitmap.granularity()), spec)?;
-    let mut before = Actions::new();
-    let bitmap = found.zip(mode).map(|(bitmap, mode)| {
-        let how = if mode == BitmapMode::Never { Use::Keep } else { Use::Exclusive };
-        let held = Arc::new(bitmap.use_by(format!("job `{id}`"), how)?);
-        before.extend(proven(vec![BitmapAction::Freeze.of(&held)]));
-        let (held, left) = (Mutex::new(Some(held)), OnceLock::new());
-        Ok::<_, Error>(Chosen { mode, held, left })
+    let bitmap = spec.bitmap.clone().zip(mode).map(|(bitmap, mode)| {
+        let (held, left) = (Mutex::default(), OnceLock::new());
+        Chosen { bitmap, mode, held, left }
     });
-    let bitmap = bitmap.transpose()?;
-    let says = bitmap.as_ref().and_then(Chosen::held).filter(|_| is_said(spec.sync));
-    let says = says.map(|held| (held, unit_bytes));
+    let freeze = bitmap.iter().map(|chosen| BitmapAction::Freeze.of(&chosen.bitmap));
+    let before = proven(freeze.collect());
+    let says = spec.bitmap.clone().filter(|_| is_said(spec.sync));
+    let says = says.map(|bitmap| (bitmap, unit_bytes));
     let on_error = (spec.on_cbw_error, spec.cbw_timeout);
     let kept = Arc::new(Kept::new(size(source), granularity, says, on_error)?);
     let edge = |edge: &str, node: usize, role, grants| ChildDecl {
@@ -169,18 +172,20 @@ fn check_target(graph: &Graph, source: usize, target: usize) -> Result<()> {
     Ok(())
 }
 
-fn find_bitmap(graph: &Graph, bitmap: &BitmapRef, size_bytes: u64) -> Result<Arc<Bitmap>> {
-    let found = bitmap
-        .find(graph)
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{bitmap} could not be found")))?;
-    if found.size_bytes() != size_bytes {
-        let message = format!(
-            "{bitmap} is of {} bytes, and what is copied has {size_bytes}: give one of what is copied",
-            found.size_bytes()
-        );
-        return Err(Error::new(ErrorKind::Invalid, message));
+fn use_of(mode: BitmapMode) -> Use {
+    if mode == BitmapMode::Never { Use::Keep } else { Use::Exclusive }
+}
+
+fn check_size(bitmap: &Bitmap, size_bytes: u64) -> Result<()> {
+    if bitmap.size_bytes() == size_bytes {
+        return Ok(());
     }
-    Ok(found)
+    let message = format!(
+        "bitmap `{}` is of {} bytes, and what is copied has {size_bytes}: give one of what is copied",
+        bitmap.name(),
+        bitmap.size_bytes()
+    );
+    Err(Error::new(ErrorKind::Invalid, message))
 }
 
 /// In which granules is copied; and what is copied at once at least: a target without backing would show zeros
@@ -211,6 +216,22 @@ fn granularity(
 }
 
 impl Chosen {
+    /// The bitmap is the job's from now on: it has been frozen when that came into the graph.
+    fn hold(&self, opening: &Opening<'_>, size_bytes: u64) -> Result<()> {
+        let found = self.bitmap.find(&opening.record.graph()).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("there is no {} any more", self.bitmap))
+        })?;
+        check_size(&found, size_bytes)?;
+        let user = format!("job `{}`", opening.record.id);
+        let held = Arc::new(found.use_by(user, use_of(self.mode))?);
+        if held.state() != BitmapState::Frozen {
+            let message = format!("{} does not stand still any more", self.bitmap);
+            return Err(Error::new(ErrorKind::InUse, message));
+        }
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+        Ok(())
+    }
+
     fn held(&self) -> Option<Arc<BitmapUse>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -331,7 +352,11 @@ async fn copy(own: OwnAccord, kept: Arc<Kept>, range: Range<u64>) -> Result<u64>
 
 impl Work for Backup {
     fn open(&self, opening: Opening<'_>) -> Result<JobCx> {
-        self.kept.narrow();
+        if let Some(bitmap) = &self.bitmap {
+            bitmap.hold(&opening, self.size_bytes)?;
+        }
+        let held = self.bitmap.as_ref().and_then(Chosen::held);
+        self.kept.narrow(|_| held.map(|held| Arc::clone(held.bitmap())));
         let kept = Arc::clone(&self.kept);
         let doing: Doing = Rc::new(move |own: OwnAccord, piece: Piece| {
             Box::pin(copy(own, Arc::clone(&kept), piece.range))
@@ -357,12 +382,10 @@ impl Work for Backup {
         if let Some(bitmap) = &self.bitmap {
             bitmap.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
-        self.kept.forget();
     }
 
     fn end(&self, _graph: &Graph, how: Ending) -> Result<Actions> {
         let Some(bitmap) = &self.bitmap else { return Ok(Actions::new()) };
-        let Some(held) = bitmap.held() else { return Ok(Actions::new()) };
         let end = match (bitmap.mode, how) {
             (BitmapMode::Never, _) => BitmapAction::MergeBack,
             (_, Ending::Done) => BitmapAction::Abdicate,
@@ -372,6 +395,7 @@ impl Work for Backup {
             }
             (BitmapMode::OnSuccess | BitmapMode::Always, _) => BitmapAction::MergeBack,
         };
-        Ok(proven(vec![end.of(&held)]))
+        let of = bitmap.held().map_or_else(|| bitmap.bitmap.clone(), |held| (&held).into());
+        Ok(proven(vec![end.of(of)]))
     }
 }

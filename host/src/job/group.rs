@@ -16,9 +16,9 @@ use super::record::{JobEnd, Record, State, Wish};
 use super::spec::CopyMode;
 use super::status::JobStatus;
 use super::watched::{Watched, either};
-use super::work::{Ending, Opening, Place, Work};
+use super::work::{Ending, Opening, Work};
 use crate::error::{Error, Result};
-use crate::graph::{Action, Applied, LocalGraph, OwnAccord, Transaction};
+use crate::graph::{Action, Applied, Graph, LocalGraph, OwnAccord, Role, Transaction};
 use crate::io::{sleep_until, turn_now};
 use crate::limits::{JOB_END_PAUSE, JOB_END_TRIES};
 
@@ -41,7 +41,6 @@ pub(crate) trait Changes: Send + Sync {
 /// A job of a group.
 pub(super) struct Member {
     pub(super) record: Arc<Record>,
-    pub(super) place: Place,
     pub(super) work: Arc<dyn Work>,
 }
 
@@ -82,9 +81,20 @@ impl Group {
     /// Has a job copy in another way from now on.
     ///
     /// # Errors
-    /// As [`Work::change`].
-    pub(super) fn change_mode(&self, record: &Arc<Record>, copy_mode: CopyMode) -> Result<()> {
-        self.member(record).map_or(Ok(()), |member| member.work.change(copy_mode))
+    /// As [`Work::change`]; of the change of the graph.
+    pub(super) async fn change_mode(
+        &self,
+        record: &Arc<Record>,
+        copy_mode: CopyMode,
+    ) -> Result<()> {
+        let Some(member) = self.member(record) else { return Ok(()) };
+        let actions = member.work.change(copy_mode, &record.node)?;
+        if actions.is_empty() {
+            return Ok(());
+        }
+        let change = |to: Transaction, (action, unproven)| to.with_unproven(action, unproven);
+        let transaction = actions.into_iter().fold(Transaction::new(), change);
+        self.changes.transact(transaction).await.map(drop)
     }
 
     /// Forgets a member that has ended.
@@ -211,7 +221,7 @@ impl Group {
                 let node = member.record.node.clone();
                 transaction = transaction.with(Action::CatchUp { node });
             }
-            transaction = transaction.ending_job(&member.record.id).with(remove(member));
+            transaction = transaction.ending_job(&member.record.id).with(remove(member, &graph));
             for (action, unproven) in member.work.end(&graph, *ending)? {
                 transaction = transaction.with_unproven(action, unproven);
             }
@@ -275,7 +285,7 @@ impl Group {
                 return;
             }
             let ending = Transaction::new().ending_job(&record.id);
-            let mut transaction = ending.with(remove(&self.members[member]));
+            let mut transaction = ending.with(remove(&self.members[member], &graph));
             for (action, unproven) in work.end(&graph, Ending::Broken).unwrap_or_default() {
                 transaction = transaction.with_unproven(action, unproven);
             }
@@ -288,10 +298,12 @@ impl Group {
     }
 }
 
-fn remove(member: &Member) -> Action {
+fn remove(member: &Member, graph: &Graph) -> Action {
     let node = member.record.node.clone();
-    match member.place {
-        Place::Beside => Action::RemoveNode { node },
-        Place::Above(_) => Action::RemoveFilter { node },
+    let at = graph.find_node(&node).map(|at| graph.nodes()[at].edges());
+    let mut edges = at.into_iter().flatten();
+    match edges.any(|edge| edge.role() == Role::Filtered) {
+        false => Action::RemoveNode { node },
+        true => Action::RemoveFilter { node },
     }
 }

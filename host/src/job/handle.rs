@@ -105,10 +105,10 @@ impl JobHandle {
     /// Has a mirror copy in another way from now on.
     ///
     /// # Errors
-    /// `EPERM`; `ENOTSUP` for another job, or one that was started to copy otherwise.
-    pub fn change(&self, copy_mode: CopyMode) -> Result<()> {
+    /// `EPERM`; `ENOTSUP` for another job; whatever stands against its node among those who write.
+    pub async fn change(&self, copy_mode: CopyMode) -> Result<()> {
         self.record.ask(Verb::Change, |_| Ok(()))?;
-        self.group.change_mode(&self.record, copy_mode)
+        self.group.change_mode(&self.record, copy_mode).await
     }
 
     /// Has one that is ready end, with effect.

@@ -12,18 +12,18 @@ use std::time::Duration;
 
 use super::copying::{SOURCE, TARGET};
 use super::spec::OnCbwError;
-use crate::bitmap::{BitmapUse, Granularity, Granules};
+use crate::bitmap::{Bitmap, Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::PointInTime;
-use crate::graph::{Cx, OnBehalf};
+use crate::graph::{BitmapRef, Cx, OnBehalf};
 use crate::io::{turn_now, until};
 use crate::node::NodeInfo;
 
 /// See the module.
 pub(super) struct Kept {
     sets: PointInTime,
-    /// The bitmap that says what is copied, until it has said so, and in whole ones of how many bytes.
-    says: Mutex<Option<(Arc<BitmapUse>, u64)>>,
+    /// The bitmap that says what is copied, if one does, and in whole ones of how many bytes.
+    says: Option<(BitmapRef, u64)>,
     is_narrow: OnceLock<()>,
     /// What becomes of a write whose copy fails, and how long it may take.
     on_error: (OnCbwError, Option<Duration>),
@@ -39,12 +39,12 @@ impl Kept {
     pub(super) fn new(
         size_bytes: u64,
         granularity: Granularity,
-        says: Option<(Arc<BitmapUse>, u64)>,
+        says: Option<(BitmapRef, u64)>,
         on_error: (OnCbwError, Option<Duration>),
     ) -> Result<Self> {
         let sets = PointInTime::new(size_bytes, granularity)?;
         let (uncounted_bytes, why) = (AtomicU64::new(0), Mutex::default());
-        let (says, is_narrow) = (Mutex::new(says), OnceLock::new());
+        let is_narrow = OnceLock::new();
         Ok(Self { sets, says, is_narrow, on_error, uncounted_bytes, why })
     }
 
@@ -76,25 +76,22 @@ impl Kept {
         self.todo().granularity().bytes()
     }
 
-    /// The bitmap stands still by now: leaves out what it does not say, if it says what is copied. Whoever comes
-    /// first does so.
-    pub(super) fn narrow(&self) {
+    /// The bitmap stands still by now, and is that which `find` finds: leaves out what it does not say, if it says
+    /// what is copied. Whoever comes first does so; all is kept as long as it is not found.
+    pub(super) fn narrow(&self, find: impl FnOnce(&BitmapRef) -> Option<Arc<Bitmap>>) {
+        let Some((bitmap, unit)) = self.says.as_ref().filter(|_| self.is_narrow.get().is_none())
+        else {
+            return;
+        };
+        let Some(still) = find(bitmap).and_then(|bitmap| bitmap.read().still()) else { return };
         self.is_narrow.get_or_init(|| {
-            let says = self.says.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let said = says.and_then(|(held, unit)| Some((held.read().still()?, unit)));
-            let Some((still, unit)) = said else { return };
             for run in still.ranges(0..u64::MAX) {
                 let start = run.start / unit * unit;
-                let end = run.end.div_ceil(unit).saturating_mul(unit);
+                let end = run.end.div_ceil(*unit).saturating_mul(*unit);
                 self.covered().mark(start, end - start);
             }
             self.leave_out_all_but_covered();
         });
-    }
-
-    /// Lets go of the bitmap.
-    pub(super) fn forget(&self) {
-        self.says.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Nothing else is to be copied.
@@ -155,7 +152,7 @@ impl Kept {
     /// # Errors
     /// Those of the copy, if the change is to fail then.
     pub(super) async fn before(&self, cx: Cx<'_>, range: Range<u64>) -> Result<()> {
-        self.narrow();
+        self.narrow(|bitmap| cx.find_bitmap(bitmap));
         let range = self.granules_of(&range);
         if cx.is_unchanged() || !self.sets.is_todo(&range) || self.sets.is_broken() {
             return Ok(());

@@ -10,7 +10,7 @@ use super::record::{JobEnd, Record, State, Wish};
 use super::spec::{JobKind, JobSpec};
 use super::status::JobStatus;
 use super::work::{Place, Planned, proven};
-use super::{backup, commit, mirror, stream};
+use super::{backup, commit, mirror, populate, stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
     Action, ChildDecl, Graph, GraphCell, LocalGraph, NodeDecl, PermissionSet, Role, Transaction,
@@ -140,12 +140,9 @@ impl Jobs {
             let Planned { node, children, place, mut before, work, .. } = plan(graph, spec)?;
             let name = spec.node_name();
             let filter = NodeDecl { name: name.clone(), driver: node, children };
-            let (place, add) = match place {
-                Place::Beside => (Place::Beside, Action::AddNode(filter)),
-                Place::Above(node) => {
-                    let (of, users) = (Place::Above(node.clone()), Which::All);
-                    (of, Action::InsertAbove { node, filter, users })
-                }
+            let add = match place {
+                Place::Beside => Action::AddNode(filter),
+                Place::Above(node) => Action::InsertAbove { node, filter, users: Which::All },
             };
             before.extend(proven(vec![add]));
             let (at, count) = (at + more, before.len());
@@ -157,7 +154,7 @@ impl Jobs {
             let names = (spec.id.as_str().into(), spec.what.name(), name);
             let on_error = (spec.on_error, spec.on_target_error.unwrap_or(spec.on_error));
             let record = Record::new(names, on_error, Arc::clone(&self.cell), state);
-            planned.push(Member { record: Arc::new(record), place, work });
+            planned.push(Member { record: Arc::new(record), work });
         }
         let groups: Vec<Vec<Member>> = match is_grouped {
             true => vec![planned],
@@ -203,6 +200,7 @@ fn plan(graph: &Graph, spec: &JobSpec) -> Result<Planned> {
         JobKind::Commit(commit) => commit::plan(graph, &spec.id, commit),
         JobKind::Mirror(mirror) => mirror::plan(graph, &spec.id, mirror),
         JobKind::Backup(backup) => backup::plan(graph, &spec.id, backup),
+        JobKind::Populate(populate) => populate::plan(graph, &spec.id, populate),
     };
     planned.map_err(|error| {
         let message = format!("{} job `{}`: {error}", spec.what.name(), spec.id);

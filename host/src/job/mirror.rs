@@ -5,6 +5,7 @@
 //! Where it was told what need not be copied, that is its user's word: bitmaps are marked whole, unless block status
 //! shows that it is so.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::commit::find_by;
@@ -35,7 +36,8 @@ struct Mirror {
     size_bytes: u64,
     sync: Chosen,
     copying: Copying,
-    copies_writes: bool,
+    /// It has been started as a filter, or become one.
+    is_filter: AtomicBool,
     tracker: OnceLock<Arc<Tracker>>,
 }
 
@@ -136,7 +138,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
         size_bytes: size(source),
         sync,
         copying,
-        copies_writes,
+        is_filter: AtomicBool::new(copies_writes),
         tracker: OnceLock::new(),
     });
     Ok(Planned { node, children, place, growth, before, work })
@@ -189,9 +191,7 @@ impl Work for Mirror {
             })?;
             found.get_or_init(|| there);
         }
-        if self.copies_writes {
-            self.copying.node.copy_writes();
-        }
+        self.copying.node.set_copies_writes(self.is_filter.load(Ordering::Acquire));
         Ok(cx)
     }
 
@@ -216,14 +216,18 @@ impl Work for Mirror {
 
     fn is_in_step(&self) -> Option<bool> {
         let left = self.tracker.get().map(|tracker| tracker.left_bytes());
-        Some(self.copies_writes && left == Some(0))
+        Some(self.copying.node.copies_writes() && left == Some(0))
     }
 
-    fn change(&self, copy_mode: CopyMode) -> Result<()> {
-        let is_same = (copy_mode == CopyMode::WriteBlocking) == self.copies_writes;
-        let message =
-            "it was started to copy in the other way: its node is not where it would have to be";
-        is_same.then_some(()).ok_or_else(|| Error::new(ErrorKind::NotSupported, message))
+    fn change(&self, copy_mode: CopyMode, node: &str) -> Result<Actions> {
+        let copies_writes = copy_mode == CopyMode::WriteBlocking;
+        self.copying.node.set_copies_writes(copies_writes);
+        // It stays where it has been put: what comes through it is passed on then.
+        if !copies_writes || self.is_filter.swap(true, Ordering::AcqRel) {
+            return Ok(Actions::new());
+        }
+        let (node, edge) = (node.to_owned(), "source".to_owned());
+        Ok(proven(vec![Action::Interpose { node, edge }]))
     }
 
     fn end(&self, graph: &Graph, how: Ending) -> Result<Actions> {

@@ -16,7 +16,7 @@
 //! | `context.rs`, `flow.rs` | what a job works with: pieces in flight, speed, pauses, errors |
 //! | `work.rs` | `Work`: what a kind of job is |
 //! | `node.rs` | the node |
-//! | `stream.rs`, `commit.rs`, `mirror.rs`, `backup.rs` | the kinds |
+//! | `stream.rs`, `commit.rs`, `mirror.rs`, `backup.rs`, `populate.rs` | the kinds |
 //! | `copying.rs` | what commit and mirror have in common |
 //! | `kept.rs` | how a backup keeps what is about to be overwritten |
 //!
@@ -59,6 +59,7 @@ mod kept;
 mod list;
 mod mirror;
 mod node;
+mod populate;
 mod record;
 mod spec;
 mod status;
@@ -68,6 +69,7 @@ mod tests;
 mod watched;
 mod work;
 
+pub(crate) use backup::mode_of as backup_mode;
 pub use event::{ErrorAction, JobEvent, JobNews, Progress};
 pub(crate) use group::Changes;
 pub use handle::JobHandle;
@@ -77,6 +79,6 @@ pub(crate) use node::JobNode;
 pub use record::{IoStatus, JobEnd, JobInfo};
 pub use spec::{
     BackupSpec, BackupSync, BitmapMode, CommitSpec, CopyMode, JobKind, JobSpec, MirrorSpec,
-    MirrorSync, OnCbwError, OnError, StreamSpec,
+    MirrorSync, OnCbwError, OnError, PopulateFrom, PopulateSpec, StreamSpec,
 };
 pub use status::{JobStatus, Verb};

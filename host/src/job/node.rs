@@ -43,14 +43,18 @@ impl JobNode {
         *self.tracker.lock().unwrap_or_else(PoisonError::into_inner) = tracker;
     }
 
-    /// From now on what is written through it is copied before it is acknowledged.
-    pub(super) fn copy_writes(&self) {
-        self.copies_writes.store(true, Ordering::Release);
+    /// From now on what is written through it is copied before it is acknowledged, or no more.
+    pub(super) fn set_copies_writes(&self, copies: bool) {
+        self.copies_writes.store(copies, Ordering::Release);
+    }
+
+    pub(super) fn copies_writes(&self) -> bool {
+        self.copies_writes.load(Ordering::Acquire)
     }
 
     /// A change has been made.
     async fn after(&self, cx: Cx<'_>, offset: u64, len: u64) {
-        if !self.copies_writes.load(Ordering::Acquire) {
+        if !self.copies_writes() {
             return;
         }
         let Some(tracker) = self.tracker() else { return };

@@ -88,6 +88,8 @@ pub enum JobKind {
     Mirror(MirrorSpec),
     /// Copies to another node what a node shows when it begins, whatever is written meanwhile.
     Backup(BackupSpec),
+    /// Makes dirty in a bitmap where a node has bytes of its own, or shows others than another node.
+    Populate(PopulateSpec),
 }
 
 /// See [`JobKind::Stream`].
@@ -253,6 +255,33 @@ pub enum OnCbwError {
     BreakSnapshot,
 }
 
+/// See [`JobKind::Populate`].
+#[derive(Clone, Debug)]
+pub struct PopulateSpec {
+    /// What becomes dirty there, beside what is.
+    pub bitmap: BitmapRef,
+    /// What is looked at: a node, or what a drive shows.
+    pub device: String,
+    /// What is looked for.
+    pub from: PopulateFrom,
+}
+
+/// What makes a bitmap dirty.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum PopulateFrom {
+    /// Bytes that the topmost overlay has, or that lie above a base.
+    Allocation {
+        /// The base; the topmost overlay's backing, by default.
+        base: Option<String>,
+    },
+    /// Bytes that are others than those of another node: both are read.
+    Difference {
+        /// The other node, of the same size.
+        other: String,
+    },
+}
+
 impl JobSpec {
     /// Unlimited, failing at the first error, and ending by itself.
     pub fn new(id: impl Into<String>, what: JobKind) -> Self {
@@ -281,6 +310,7 @@ impl JobKind {
             Self::Commit(_) => "commit",
             Self::Mirror(_) => "mirror",
             Self::Backup(_) => "backup",
+            Self::Populate(_) => "populate",
         }
     }
 }

@@ -47,11 +47,11 @@ pub(super) trait Work: Send + Sync {
         false
     }
 
-    /// Copies in another way from now on.
+    /// Copies in another way from now on; returns what has to be changed for that, of the node with this name.
     ///
     /// # Errors
     /// `ENOTSUP` when it cannot.
-    fn change(&self, _copy_mode: CopyMode) -> Result<()> {
+    fn change(&self, _copy_mode: CopyMode, _node: &str) -> Result<Actions> {
         let message = "only a mirror copies in one way or another";
         Err(Error::new(ErrorKind::NotSupported, message))
     }
@@ -109,16 +109,16 @@ pub(super) enum Place {
 /// # Errors
 /// `ENOENT`, `ENOMEDIUM`.
 pub(super) fn find(graph: &Graph, name: &str) -> Result<usize> {
-    if let Some(drive) = graph.find_drive(name) {
-        let mut at = graph.drives()[drive].medium()?.child();
-        while let Some(below) = below_job(graph, at) {
-            at = below;
-        }
-        return Ok(at);
+    let mut at = match graph.find_drive(name) {
+        Some(drive) => graph.drives()[drive].medium()?.child(),
+        None => graph.find_node(name).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("there is no node or drive `{name}`"))
+        })?,
+    };
+    while let Some(below) = below_job(graph, at) {
+        at = below;
     }
-    graph.find_node(name).ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("there is no node or drive `{name}`"))
-    })
+    Ok(at)
 }
 
 /// What a node filters, if it stands for a job.

@@ -78,6 +78,13 @@ pub enum Action {
         /// The filter, with an edge to that child.
         filter: NodeDecl,
     },
+    /// Makes the node of a job a filter of what it reads by an edge: the users of that come through it.
+    Interpose {
+        /// The node, of a job that goes on.
+        node: String,
+        /// Its edge, which shows that from then on.
+        edge: String,
+    },
     /// Takes a filter out: its users, and its bitmaps, go to its child.
     RemoveFilter {
         /// Its name.
@@ -197,6 +204,7 @@ impl fmt::Display for Action {
             Self::InsertBelow { node, edge, filter } => {
                 write!(f, "insert `{}` below `{node}` (edge `{edge}`)", filter.name)
             }
+            Self::Interpose { node, edge } => write!(f, "interpose `{node}` (edge `{edge}`)"),
             Self::RemoveFilter { node } => write!(f, "remove filter `{node}`"),
             Self::Replace { node, by } => write!(f, "replace `{node}` by `{by}`"),
             Self::Snapshot { drive, overlay } => {

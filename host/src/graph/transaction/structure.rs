@@ -42,6 +42,7 @@ impl Draft {
             Action::RemoveDrive { drive } => self.remove_drive(&drive),
             Action::InsertAbove { node, filter, users } => self.insert_above(&node, filter, &users),
             Action::InsertBelow { node, edge, filter } => self.insert_below(&node, &edge, filter),
+            Action::Interpose { node, edge } => self.interpose(&node, &edge),
             Action::RemoveFilter { node } => self.remove_filter(&node),
             Action::Replace { node, by } => self.replace(&node, &by),
             Action::Snapshot { drive, overlay } => self.snapshot(&drive, overlay),
@@ -144,14 +145,35 @@ impl Draft {
         expect_edge_to(&filter, node)?;
         let name = filter.name.clone();
         self.add_node(filter)?;
-        // What the filter stands on stays below it: an overlay of the node, to which it copies.
-        let below = self.at_or_below(&name);
+        match which {
+            Which::All => self.lead_above(&links, &name),
+            Which::These(_) => links.iter().for_each(|link| self.retarget(*link, &name)),
+        }
+        Ok(())
+    }
+
+    /// Lets users go to a filter, but for those that it stands on: an overlay of the node, to which it copies.
+    fn lead_above(&mut self, links: &[Link], filter: &str) {
+        let below = self.at_or_below(filter);
         let is_above = |link: &&Link| match **link {
             Link::Root(_) => true,
-            Link::Child(parent, _) => *which != Which::All || !below[parent],
+            Link::Child(parent, _) => !below[parent],
         };
         let links: Vec<Link> = links.iter().filter(is_above).copied().collect();
-        links.into_iter().for_each(|link| self.retarget(link, &name));
+        links.into_iter().for_each(|link| self.retarget(link, filter));
+    }
+
+    fn interpose(&mut self, name: &str, edge: &str) -> Result<()> {
+        let at = self.expect_node(name)?;
+        let place = self.expect_edge(at, edge)?;
+        let DraftNode { driver, edges, .. } = &self.nodes[at];
+        if driver.job().is_none() || edges[place].role != Role::Source || !driver.is_transparent() {
+            let message = format!("its edge `{edge}` is not that of a job to what it copies");
+            return Err(invalid(message).at_node(name));
+        }
+        let links = self.followers(&edges[place].child.clone());
+        self.nodes[at].edges[place].role = Role::Filtered;
+        self.lead_above(&links, name);
         Ok(())
     }
 

@@ -499,6 +499,40 @@ fn a_bitmap_in_use_is_left_alone() {
     world.end();
 }
 
+/// What comes with the transaction is the job's like any other: a full one, and a bitmap of what changes since.
+#[test]
+fn its_bitmap_may_come_with_it() {
+    use crate::bitmap::{BitmapName, Granularity};
+    use crate::graph::BitmapDecl;
+    for sync in [S::Full, S::Bitmap] {
+        let world = world();
+        let host = &world.host;
+        write(host, "vda", 700, 9);
+        let expect = shown(host, "vda");
+        let granularity = Granularity::from_bytes(BLOCK).expect("a power of two");
+        let name = BitmapName::new("new").expect("a name");
+        let decl = BitmapDecl { scope: of_drive(), name, granularity, enabled: true };
+        let bitmap = BitmapRef::of_drive("vda", "new");
+        let merge = BitmapAction::merge([BitmapRef::of_drive("vda", "b")]).of(&bitmap);
+        let clear = BitmapAction::Clear.of(BitmapRef::of_drive("vda", "b"));
+        let actions = Transaction::new().with(Action::AddBitmap(decl)).with(merge).with(clear);
+        let (bitmap, bitmap_mode) = (Some(bitmap), Some(M::OnSuccess));
+        let spec = BackupSpec { sync, bitmap, bitmap_mode, ..BackupSpec::of("vda", "onto") };
+        let started = block_on(host.start_jobs(vec![backup(spec)], false, actions));
+        let (_, jobs) = started.expect("a job");
+        write(host, "vda", 30, 1);
+        assert!(matches!(block_on(jobs[0].wait()), JobEnd::Completed), "{:?}", jobs[0].info());
+        let (new, since) =
+            (host.bitmap(&of_drive(), "new").expect("a bitmap"), 30 * BLOCK..31 * BLOCK);
+        assert_eq!((new.dirty_bytes(), new.ranges(0..u64::MAX).next()), (BLOCK, Some(since)));
+        assert_eq!(dirty(host, &of_drive()), [30]);
+        let copy = shown_by(host, "copy");
+        assert!(block(&copy, 700) == block(&expect, 700));
+        assert!((copy == expect) == (sync == S::Full));
+        world.end();
+    }
+}
+
 /// Other jobs come and end beside it, and put other nodes in the place of what is copied.
 #[test]
 fn other_jobs_come_and_end_beside_it() {
@@ -631,7 +665,7 @@ fn what_cannot_be_is_refused() {
     check(BackupSpec { compress: true, ..BackupSpec::of("vda", "onto") }, "cannot compress");
     let bitmap = Some(BitmapRef::of_drive("vda", "x"));
     let spec = BackupSpec { sync: S::Incremental, bitmap, ..BackupSpec::of("vda", "onto") };
-    check(spec, "could not be found");
+    check(spec, "has no bitmap `x`");
     let add = NodeDecl {
         name: "long".into(),
         driver: Arc::new(crate::node::MemoryNode::new(2 * SIZE, 512).expect("a size")),

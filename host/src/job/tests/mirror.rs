@@ -67,6 +67,45 @@ fn a_drive_goes_over_to_its_mirror() {
     }
 }
 
+/// A mirror that has begun to copy some time later can be told to copy at once, and the other way round.
+#[test]
+fn it_can_be_told_when_to_copy() {
+    let host = host();
+    let mut expect = shown(&host, "vda");
+    let spec = JobSpec { speed: 1, ..mirror(MirrorSpec::of("vda", "copy")) };
+    let job = block_on(host.start_job(spec)).expect("a job");
+    let over = AtomicBool::new(false);
+    let written = std::thread::scope(|scope| {
+        let guest = scope.spawn(|| load(&host, &over));
+        let ended = Over(&over);
+        block_on(job.change(CopyMode::WriteBlocking)).expect("a mirror");
+        assert_eq!(root(&host), "#job-m");
+        assert_eq!(child(&host, "#job-m", "source").as_deref(), Some("top"));
+        job.set_speed(0).expect("a job that runs");
+        assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+        drop(ended);
+        guest.join().expect("a guest")
+    });
+    let mut blocks = std::collections::BTreeSet::from([3, 5, 700]);
+    for (block, value) in written {
+        expect[(block * BLOCK) as usize..((block + 1) * BLOCK) as usize].fill(value);
+        blocks.insert(block);
+    }
+    put(&host, &mut expect, 3, 8);
+    assert!(shown_by(&host, "copy") == expect, "what is acknowledged has been copied");
+    block_on(job.change(CopyMode::Background)).expect("a mirror");
+    put(&host, &mut expect, 700, 7);
+    block_on(job.change(CopyMode::WriteBlocking)).expect("a mirror");
+    put(&host, &mut expect, 5, 7);
+    job.complete().expect("a job that is ready");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(root(&host), "copy");
+    assert!(shown(&host, "vda") == expect);
+    assert_eq!(dirty(&host, &of_drive()), Vec::from_iter(blocks));
+    assert_eq!(host.graph().find_node("#job-m"), None);
+    host.shutdown().expect("an end in order");
+}
+
 /// What is proven to alter nothing makes nothing to be copied again.
 #[test]
 fn it_goes_on_under_changes_of_the_graph() {

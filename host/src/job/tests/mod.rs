@@ -4,6 +4,7 @@ mod backup;
 mod backups;
 mod commit;
 mod mirror;
+mod populate;
 mod random;
 mod scene;
 mod stream;

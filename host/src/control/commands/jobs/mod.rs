@@ -3,8 +3,10 @@
 //! A kind of job is a file: its arguments, and what they ask the library for. Here is what kinds have in common.
 
 mod backing;
+mod backup;
 mod commit;
 mod mirror;
+mod populate;
 mod queries;
 mod stream;
 mod verbs;
@@ -71,6 +73,8 @@ pub(super) fn register(to: &mut Registry) {
     backing::register(to);
     commit::register(to);
     mirror::register(to);
+    backup::register(to);
+    populate::register(to);
     verbs::register(to);
     queries::register(to);
 }

@@ -5,6 +5,7 @@ use crate::control::error::{ErrorClass, QmpError, QmpResult};
 use crate::control::qapi::{clip, qapi_enum, qapi_struct, qapi_union};
 use crate::control::registry::{Empty, Registry};
 use crate::error::{ErrorKind, Result};
+use crate::host::block_on;
 use crate::job::{CopyMode, JobHandle, JobStatus, Verb};
 
 qapi_struct! {
@@ -194,7 +195,8 @@ fn set_speed(context: &Context<'_>, set: BlockJobSetSpeed) -> QmpResult<Empty> {
 fn change(context: &Context<'_>, change: BlockJobChange) -> QmpResult<Empty> {
     let job = block_job(context, &change.base.id)?;
     if !job.status().allows(Verb::Change) {
-        return asked(&job, (Verb::Change, "change"), job.change(CopyMode::Background));
+        let changed = block_on(job.change(CopyMode::Background));
+        return asked(&job, (Verb::Change, "change"), changed);
     }
     let kind = job.info().kind;
     let BlockJobChangeOf::Mirror(mirror) = &change.branch else {
@@ -207,6 +209,6 @@ fn change(context: &Context<'_>, change: BlockJobChange) -> QmpResult<Empty> {
     if kind != "mirror" {
         return Err(QmpError::generic("Job type does not support change"));
     }
-    job.change(mirror.copy_mode.mode())?;
+    block_on(job.change(mirror.copy_mode.mode()))?;
     Ok(Empty {})
 }

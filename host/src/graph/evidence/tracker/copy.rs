@@ -106,14 +106,22 @@ impl Actor {
             let part = self.part(&tracker, run).await?;
             at = part.range.end;
             if part.likeness == Likeness::Same || reads {
-                equal += self.checked_part(&tracker, part.range, reads).await?;
+                let (seen, same_bytes) = self.checked_part(&tracker, part.range, reads).await?;
+                equal += same_bytes;
+                at = seen.end;
             }
         }
         Ok(equal)
     }
 
-    /// Clears a part that shows the same, seen under one guard; returns how much that is.
-    async fn checked_part(&self, tracker: &Tracker, range: Range<u64>, reads: bool) -> Result<u64> {
+    /// Clears those granules of a part that show the same, seen under one guard; returns the part, and how many
+    /// bytes do.
+    async fn checked_part(
+        &self,
+        tracker: &Tracker,
+        range: Range<u64>,
+        reads: bool,
+    ) -> Result<(Range<u64>, u64)> {
         let (from, to) = (tracker.from.0, tracker.to.0);
         let (source, edges) = (self.source(from)?, (self.edge(from)?, self.edge(to)?));
         let quiet = tracker.watch_target(&self.graph().guards, &range)?;
@@ -123,18 +131,24 @@ impl Actor {
         let held = self.hold(Want { exclusive, shared, exempt, range: range.clone() }).await?;
         let request = self.request.part(held.op(), None);
         let calls = (self.call(&request, edges.0), self.call(&request, edges.1));
-        let part = self.part_by(calls, tracker, range).await?;
-        let is_same = match part.likeness {
-            Likeness::Same => true,
-            _ if !reads => false,
+        let mut part = self.part_by(calls, tracker, range).await?;
+        if reads && part.likeness != Likeness::Same {
+            let most = part.range.start.saturating_add(COPY_MAX_BYTES as u64);
+            part.range.end = part.range.end.min(most);
+        }
+        let same = match part.likeness {
+            Likeness::Same => vec![part.range.clone()],
+            _ if !reads => Vec::new(),
             _ => {
                 let source = self.read_at(calls.0, &part.range).await?;
                 let target = self.read_at(calls.1, &part.range).await?;
-                source[..] == target[..]
+                equal_granules(tracker.granule(), &part.range, &source, &target)
             }
         };
-        let _ = held.settle(is_same, || tracker.clear(&part.range, &quiet));
-        Ok(if is_same { part.range.end - part.range.start } else { 0 })
+        let clear = || same.iter().for_each(|range| tracker.clear(range, &quiet));
+        let _ = held.settle(!same.is_empty(), clear);
+        let equal = same.iter().map(|range| range.end - range.start).sum();
+        Ok((part.range, equal))
     }
 
     /// Makes a part the same, under one guard after the other; returns how much data was copied.
@@ -229,4 +243,13 @@ fn without(want: Want, target: SourceId) -> Want {
     let own = SourceSet::new(&[target], &[]);
     let left = |sources: &SourceSet| sources.without(&own).unwrap_or_default();
     Want { shared: left(&want.shared), exempt: left(&want.exempt), ..want }
+}
+
+/// Those granules of a range of which two have the same bytes.
+fn equal_granules(granule: u64, range: &Range<u64>, one: &[u8], other: &[u8]) -> Vec<Range<u64>> {
+    let len = usize::try_from(granule).unwrap_or(usize::MAX);
+    let pairs = one.chunks(len).zip(other.chunks(len));
+    let starts = (range.start..).step_by(len);
+    let same = starts.zip(pairs).filter(|(_, (one, other))| one == other);
+    same.map(|(start, (one, _))| start..start + one.len() as u64).collect()
 }

@@ -170,6 +170,14 @@ impl Tracker {
         self.differs.ranges(within).filter(is_open)
     }
 
+    /// Where the two may differ, now.
+    ///
+    /// # Errors
+    /// As [`Granules::copy`].
+    pub fn differing(&self) -> Result<Granules> {
+        Ok(self.differs.copy()?)
+    }
+
     /// The granules that hold a range.
     fn granules_of(&self, range: &Range<u64>) -> Range<u64> {
         let granule = self.granule();

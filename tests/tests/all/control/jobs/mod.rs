@@ -1,6 +1,7 @@
 //! Jobs by commands, on real images: against qemu-storage-daemon where it is right.
 
 mod answers;
+mod backups;
 mod errors;
 mod lives;
 pub(super) mod scene;
