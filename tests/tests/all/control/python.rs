@@ -86,6 +86,8 @@ async def main():
         await client.execute('job-dismiss', {'id': 'vda'})
         await client.execute('block-stream', {'device': 'top', 'job-id': 's'})
         assert (await until('BLOCK_JOB_COMPLETED'))['type'] == 'stream'
+        while (await until('JOB_STATUS_CHANGE'))['status'] != 'null':
+            pass
     try:
         await client.execute('block-job-pause', {'device': 's'})
     except ExecuteError as error:

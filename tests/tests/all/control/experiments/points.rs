@@ -2,7 +2,7 @@
 
 use blockloom_tests::nbd::Client;
 use blockloom_tests::tools::nbd_map;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::jobs::scene::{can_start, host, shown_at_first};
 use super::{EXPORT, add_bitmaps, dirty, dirty_ranges, has_node, read_all, root, run_job, write};
@@ -113,4 +113,58 @@ fn a_job_completes_under_writes() {
     assert_eq!(dirty(&mut client)["vda/b"], 16 * MIB);
     assert_eq!(read_all(&uri), expect);
     host.finish();
+}
+/// E12. qemu-storage-daemon, too: bitmaps are added, merged and disabled, and a backup begins, at one instant; `abort`
+/// takes all of it back. Right.
+#[test]
+fn bitmaps_and_a_backup_at_one_instant() {
+    if !can_start() {
+        return;
+    }
+    let host = host(EXPORT);
+    let (mut client, uri) = (host.client(), host.daemon.uri("vda").to_owned());
+    add_bitmaps(&mut client, &["vda"], "old");
+    write(&uri, MIB, 7, 64 * KIB);
+    let bitmap = |name: &str| json!({"node": "vda", "name": name, "granularity": 64 * KIB});
+    let action = |kind: &str, data: Value| json!({"type": kind, "data": data});
+    let all = [
+        action("block-dirty-bitmap-add", bitmap("new")),
+        action("block-dirty-bitmap-disable", json!({"node": "vda", "name": "old"})),
+        action("block-dirty-bitmap-add", bitmap("tmp")),
+        action(
+            "block-dirty-bitmap-merge",
+            json!({"node": "vda", "target": "tmp", "bitmaps": ["old"]}),
+        ),
+        action(
+            "blockdev-backup",
+            json!({"job-id": "j", "device": "vda", "target": "tgt",
+            "sync": "bitmap", "bitmap": "tmp", "bitmap-mode": "on-success"}),
+        ),
+    ];
+    let aborted: Vec<Value> = all.iter().cloned().chain([action("abort", json!({}))]).collect();
+    let (_, desc) = client.fail("transaction", json!({"actions": aborted}));
+    assert_eq!(desc, "Transaction aborted using Abort action");
+    let count = dirty(&mut client);
+    assert_eq!(count.into_iter().collect::<Vec<_>>(), [("vda/old".to_owned(), 64 * KIB)]);
+
+    client.run("transaction", json!({"actions": all}));
+    write(&uri, 2 * MIB, 8, 64 * KIB);
+    let done = client.event("BLOCK_JOB_COMPLETED");
+    assert_eq!(done["data"]["error"], Value::Null);
+    assert_eq!(done["data"]["offset"], 64 * KIB, "what was dirty, and nothing else");
+    let count = dirty(&mut client);
+    let seen = ["vda/old", "vda/new", "vda/tmp"].map(|of| count[of]);
+    assert_eq!(seen, [64 * KIB; 3], "{count:?}");
+    assert_eq!(dirty_ranges_by_query(&mut client, "tmp"), [(2 * MIB, 64 * KIB)]);
+    let (_, images) = host.end();
+    let path = images.image("tgt.qcow2").display().to_string();
+    super::succeed("qemu-io", ["-f", "qcow2", "-c", "read -P 7 1M 64k", &path]);
+    assert_eq!(super::own_bytes(&images, "tgt.qcow2"), 64 * KIB);
+}
+
+fn dirty_ranges_by_query(client: &mut blockloom_tests::qmp::Qmp, name: &str) -> Vec<(u64, u64)> {
+    let shown = client.run("block-dirty-bitmap-query", json!({"node": "vda", "name": name}));
+    let number = |of: &Value| of.as_u64().expect("a number");
+    let ranges = shown["ranges"].as_array().expect("a list").iter();
+    ranges.map(|range| (number(&range["offset"]), number(&range["length"]))).collect()
 }
