@@ -107,12 +107,6 @@ impl Registry {
         self.events.insert(E::NAME, E::schema);
     }
 
-    /// Whether an event has been declared.
-    #[allow(dead_code, reason = "as `Context::emit`")]
-    pub(crate) fn has_event(&self, name: &str) -> bool {
-        self.events.contains_key(name)
-    }
-
     /// The names of all commands.
     pub(crate) fn command_names(&self) -> impl Iterator<Item = &'static str> {
         self.commands.keys().copied()

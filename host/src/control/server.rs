@@ -190,12 +190,7 @@ fn converse(shared: &Arc<Shared>, client: &Arc<Client>) {
         return shared.clients.leave(client);
     }
     client.output.answer(line(&greeting()));
-    let context = Context {
-        host: &shared.host,
-        registry: &shared.registry,
-        clients: &shared.clients,
-        quit: &*shared.quit,
-    };
+    let context = Context { host: &shared.host, registry: &shared.registry, quit: &*shared.quit };
     let (mut reader, mut conversation) = (Reader::new(COMMAND_BOUNDS), Conversation::default());
     let mut buf = [0; RECEIVE_BYTES];
     'connected: while let Ok(count @ 1..) = client.stream.recv(&mut buf) {

@@ -311,6 +311,14 @@ impl Node for FileNode {
         Box::pin(self.truncate(size_bytes))
     }
 
+    /// Others may have the image from now on, whoever holds a graph in which it was.
+    fn close<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            Reopening::leave(self);
+            Ok(())
+        })
+    }
+
     fn block_status<'a>(&'a self, _: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
         Box::pin(async move {
             if self.file.is_block_device() {
