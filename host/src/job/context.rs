@@ -127,6 +127,21 @@ impl JobCx {
         }
     }
 
+    /// Begins the pieces of a range that is alike, each of `most` bytes at most: whole clusters, as far as that goes.
+    ///
+    /// # Errors
+    /// As [`Self::point`].
+    pub(super) async fn launch_all(&self, of: Piece, most: u64) -> Step<()> {
+        let Piece { range, is_zero } = of;
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / most + 1) * most);
+            self.launch(Piece { range: at..end, is_zero }).await?;
+            at = end;
+        }
+        Ok(())
+    }
+
     /// Waits until all pieces are done, those that have failed among them.
     ///
     /// # Errors

@@ -130,12 +130,7 @@ impl Copying {
             let (part, needs_data) = look(cx, above, self.granularity.bytes(), run).await?;
             at = part.end;
             let most = if needs_data { COPY_MAX_BYTES as u64 } else { ZERO_PROVEN_MAX_BYTES };
-            let mut from = part.start;
-            while from < part.end {
-                let end = part.end.min((from / most + 1) * most);
-                cx.launch(Piece { range: from..end, is_zero: !needs_data }).await?;
-                from = end;
-            }
+            cx.launch_all(Piece { range: part, is_zero: !needs_data }, most).await?;
         }
     }
 

@@ -140,12 +140,7 @@ impl Populate {
                 look(cx, None, COMPARED_MAX_BYTES, at..self.size_bytes).await?;
             let most = if needs_data { COMPARED_MAX_BYTES } else { ZERO_PROVEN_MAX_BYTES };
             at = part.end;
-            let mut from = part.start;
-            while from < part.end {
-                let end = part.end.min((from / most + 1) * most);
-                cx.launch(Piece { range: from..end, is_zero: !needs_data }).await?;
-                from = end;
-            }
+            cx.launch_all(Piece { range: part, is_zero: !needs_data }, most).await?;
         }
         cx.finish().await
     }

@@ -167,14 +167,7 @@ impl Work for Stream {
 /// Begins the pieces of a range.
 async fn launch(cx: &JobCx, run: Range<u64>, is_zero: bool) -> Step<()> {
     let most = if is_zero { ZERO_PROVEN_MAX_BYTES } else { COPY_MAX_BYTES as u64 };
-    let mut at = run.start;
-    while at < run.end {
-        // Whole clusters, as far as that goes.
-        let end = run.end.min((at / most + 1) * most);
-        cx.launch(Piece { range: at..end, is_zero }).await?;
-        at = end;
-    }
-    Ok(())
+    cx.launch_all(Piece { range: run, is_zero }, most).await
 }
 
 impl Stream {
