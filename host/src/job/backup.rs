@@ -10,9 +10,10 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::context::{Doing, Failed, JobCx, JobFuture, Step};
-use super::copying::{SOURCE, TARGET, look, rest};
+use super::copying::{SOURCE, TARGET, rest};
 use super::flow::Piece;
 use super::kept::Kept;
+use super::looked::Needs;
 use super::node::JobNode;
 use super::spec::{BackupSpec, BackupSync, BitmapMode};
 use super::work::{
@@ -293,12 +294,13 @@ impl Backup {
 
     /// Goes once over all that is left.
     async fn pass(&self, cx: &JobCx) -> Step<()> {
+        let needs = Needs::new(None, self.kept.granule());
         let mut at = 0;
         loop {
             cx.point().await?;
             self.kept.check()?;
             let Some(run) = self.kept.todo().ranges(at..u64::MAX).next() else { return Ok(()) };
-            let (part, needs_data) = look(cx, None, self.kept.granule(), run).await?;
+            let (part, needs_data) = needs.first(cx, run).await?;
             at = part.end;
             let most = if needs_data { COPY_MAX_BYTES as u64 } else { ZERO_PROVEN_MAX_BYTES };
             cx.launch_all(Piece { range: part, is_zero: !needs_data }, most).await?;

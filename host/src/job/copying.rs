@@ -2,13 +2,13 @@
 //! so. What is left the graph tracks; when it is little, the transaction at the end copies it, with nothing in
 //! flight.
 
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::context::{Doing, Failed, JobCx, Step};
 use super::event::JobNews;
 use super::flow::Piece;
+use super::looked::Needs;
 use super::node::JobNode;
 use super::record::{State, Wish};
 use super::status::JobStatus;
@@ -18,15 +18,12 @@ use crate::error::Result;
 use crate::graph::{OwnAccord, Tracker};
 use crate::io::{turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, JOB_LEFT_MAX_BYTES, JOB_LOOK_PAUSE, ZERO_PROVEN_MAX_BYTES};
-use crate::node::ExtentKind;
 
 /// Number of the edge to what is copied.
 pub(super) const SOURCE: usize = 0;
 /// Number of the edge to what it is copied to.
 pub(super) const TARGET: usize = 1;
 
-/// Extents of which a run is made, at most.
-const LOOKED_AT: usize = 64;
 /// Passes after which a little that is left is little enough.
 const PASSES: usize = 3;
 
@@ -121,13 +118,14 @@ impl Copying {
 
     /// Goes once over all that is left.
     async fn pass(&self, cx: &JobCx, tracker: &Arc<Tracker>) -> Step<()> {
+        let above = self.is_above_target.then_some(TARGET);
+        let needs = Needs::new(above, self.granularity.bytes());
         let mut at = 0;
         loop {
             cx.point().await?;
             let run = tracker.ranges(at..u64::MAX).next();
             let Some(run) = run else { return Ok(()) };
-            let above = self.is_above_target.then_some(TARGET);
-            let (part, needs_data) = look(cx, above, self.granularity.bytes(), run).await?;
+            let (part, needs_data) = needs.first(cx, run).await?;
             at = part.end;
             let most = if needs_data { COPY_MAX_BYTES as u64 } else { ZERO_PROVEN_MAX_BYTES };
             cx.launch_all(Piece { range: part, is_zero: !needs_data }, most).await?;
@@ -160,32 +158,4 @@ pub(super) async fn rest(cx: &JobCx) {
     let is_asked = |state: &State| state.wish.is_some() || state.stands_still();
     let asked = cx.record.state.when(|state| is_asked(state).then_some(()));
     until(turn_now() + JOB_LOOK_PAUSE, asked).await;
-}
-
-/// The first part of a run that is alike, and whether its bytes have to be read; what is below the child `above`
-/// does not count.
-///
-/// # Errors
-/// As [`JobCx::point`].
-pub(super) async fn look(
-    cx: &JobCx,
-    above: Option<usize>,
-    granule: u64,
-    run: Range<u64>,
-) -> Step<(Range<u64>, bool)> {
-    let shown = cx
-        .ask(async |ground| ground.block_status_shown(SOURCE, above, run.clone(), LOOKED_AT).await)
-        .await?;
-    let is_data = |kind| matches!(kind, ExtentKind::Data | ExtentKind::Unreadable);
-    let Some(first) = shown.first() else { return Ok((run, true)) };
-    let needs_data = is_data(first.kind);
-    let alike = shown.iter().take_while(|extent| is_data(extent.kind) == needs_data);
-    let end = alike.last().map_or(run.end, |extent| extent.offset.saturating_add(extent.len));
-    // Whole granules: a part of one is copied with it.
-    let end = match needs_data {
-        true => end.div_ceil(granule).saturating_mul(granule),
-        false if end / granule * granule > run.start => end / granule * granule,
-        false => run.start.saturating_add(granule),
-    };
-    Ok((run.start..end.min(run.end).max(run.start + 1), needs_data))
 }

@@ -18,6 +18,7 @@
 //! | `node.rs` | the node |
 //! | `stream.rs`, `commit.rs`, `mirror.rs`, `backup.rs`, `populate.rs` | the kinds |
 //! | `copying.rs` | what commit and mirror have in common |
+//! | `looked.rs` | what block status said of the ranges that come next |
 //! | `kept.rs` | how a backup keeps what is about to be overwritten |
 //!
 //! # States
@@ -57,6 +58,7 @@ mod group;
 mod handle;
 mod kept;
 mod list;
+mod looked;
 mod mirror;
 mod node;
 mod populate;

@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::context::{Doing, Failed, JobCx, JobFuture, Step};
-use super::copying::{SOURCE, TARGET, look};
+use super::copying::{SOURCE, TARGET};
 use super::flow::Piece;
+use super::looked::Needs;
 use super::node::JobNode;
 use super::spec::{PopulateFrom, PopulateSpec};
 use super::work::{Actions, Ending, Opening, Place, Planned, Work, backing, down, find, proven};
@@ -133,11 +134,11 @@ impl Populate {
     }
 
     async fn compare(&self, cx: &JobCx) -> Step<()> {
+        let needs = Needs::new(None, COMPARED_MAX_BYTES);
         let mut at = 0;
         while at < self.size_bytes {
             cx.point().await?;
-            let (part, needs_data) =
-                look(cx, None, COMPARED_MAX_BYTES, at..self.size_bytes).await?;
+            let (part, needs_data) = needs.first(cx, at..self.size_bytes).await?;
             let most = if needs_data { COMPARED_MAX_BYTES } else { ZERO_PROVEN_MAX_BYTES };
             at = part.end;
             cx.launch_all(Piece { range: part, is_zero: !needs_data }, most).await?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::context::{Doing, Failed, JobCx, JobFuture, Step};
 use super::flow::Piece;
+use super::looked::Looked;
 use super::node::JobNode;
 use super::spec::StreamSpec;
 use super::work::{
@@ -19,14 +20,12 @@ use super::work::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    Action, ChildDecl, CopyHow, Graph, GraphNode, JobStake, NodeGeneration, OwnAccord,
+    Action, ChildDecl, CopyHow, Graph, GraphNode, JobStake, NodeGeneration, OnBehalf, OwnAccord,
     PermissionSet, Role,
 };
-use crate::limits::{COPY_MAX_BYTES, ZERO_PROVEN_MAX_BYTES};
-use crate::node::{BackingName, Extent, ExtentKind};
+use crate::limits::{COPY_MAX_BYTES, EXTENTS_MAX, ZERO_PROVEN_MAX_BYTES};
+use crate::node::{BackingName, ExtentKind};
 
-/// Extents of which a run is made, at most.
-const LOOKED_AT: usize = 64;
 /// Number of the edge to the overlay.
 const TOP: usize = 0;
 /// Number of the edge to the base, if there is one.
@@ -113,9 +112,10 @@ impl Work for Stream {
     fn run<'a>(&'a self, cx: &'a JobCx) -> JobFuture<'a, Step<Ending>> {
         Box::pin(async move {
             cx.record.set_left(self.size_bytes);
+            let looked = <(Looked, Looked)>::default();
             let mut at = 0;
             while at < self.size_bytes {
-                let (run, todo) = self.next_run(cx, at).await?;
+                let (run, todo) = self.next_run(cx, &looked, at).await?;
                 at = run.end;
                 match todo {
                     Todo::Nothing => cx.record.add_done(run.end - run.start),
@@ -182,15 +182,20 @@ impl Stream {
     }
 
     /// What is to be done from `at` on, as far as it is the same.
-    async fn next_run(&self, cx: &JobCx, at: u64) -> Step<(Range<u64>, Todo)> {
-        let base = self.base;
-        let rest = at..self.size_bytes;
-        let own = cx
-            .ask(async |ground| ground.block_status(TOP, None, rest.clone(), LOOKED_AT).await)
-            .await?;
-        let Some(own) = first(&own, &rest) else { return Ok((rest, Todo::Nothing)) };
-        let run = at..own.1;
-        match (own.0, base) {
+    async fn next_run(
+        &self,
+        cx: &JobCx,
+        (own, below): &(Looked, Looked),
+        at: u64,
+    ) -> Step<(Range<u64>, Todo)> {
+        let (base, rest) = (self.base, at..self.size_bytes);
+        let ask = async |ground: OnBehalf, range: Range<u64>| {
+            ground.block_status(TOP, None, range, EXTENTS_MAX).await
+        };
+        let found = own.first(cx, &rest, |kind| kind, ask).await?;
+        let Some((kind, end)) = found else { return Ok((rest, Todo::Nothing)) };
+        let run = at..end;
+        match (kind, base) {
             (ExtentKind::Unallocated, _) => {}
             // It shows zeros for want of a backing: on the base it would show that.
             (ExtentKind::Hole, Some((_, end))) if at < end => {
@@ -199,28 +204,18 @@ impl Stream {
             _ => return Ok((run, Todo::Nothing)),
         }
         let above = base.map(|_| BASE);
-        let below = cx
-            .ask(async |ground| ground.block_status_shown(TOP, above, run.clone(), LOOKED_AT).await)
-            .await?;
-        let Some((kind, end)) = first(&below, &run) else { return Ok((run, Todo::Nothing)) };
-        let todo = match kind {
+        let todo = |kind| match kind {
             ExtentKind::Data | ExtentKind::Unreadable => Todo::Copy,
             // Without a base they show by themselves.
             ExtentKind::Zero | ExtentKind::Hole if base.is_some() => Todo::Zero,
             ExtentKind::Zero | ExtentKind::Hole | ExtentKind::Unallocated => Todo::Nothing,
         };
-        Ok((at..end, todo))
+        let ask = async |ground: OnBehalf, range: Range<u64>| {
+            ground.block_status_shown(TOP, above, range, EXTENTS_MAX).await
+        };
+        let found = below.first(cx, &run, todo, ask).await?;
+        Ok(found.map_or((run, Todo::Nothing), |(todo, end)| (at..end, todo)))
     }
-}
-
-/// The kind of the first run of a range, and where it ends.
-fn first(extents: &[Extent], range: &Range<u64>) -> Option<(ExtentKind, u64)> {
-    let (first, rest) = extents.split_first()?;
-    let mut end = first.offset.saturating_add(first.len);
-    for extent in rest.iter().take_while(|extent| extent.kind == first.kind) {
-        end = extent.offset.saturating_add(extent.len);
-    }
-    (end > range.start).then_some((first.kind, end.min(range.end)))
 }
 
 /// Has the overlay keep what it shows.

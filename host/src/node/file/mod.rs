@@ -3,22 +3,25 @@
 //! Holes are found by `SEEK_DATA`/`SEEK_HOLE`, discards punch holes, zeroing deallocates or zeroes in
 //! place where the file system can. With `direct` the page cache is by-passed; the edge then sees to
 //! alignment.
-
 //!
 //! | file | idea |
 //! |---|---|
+//! | `data.rs` | where data was last found |
 //! | `open.rs` | opening and locking it |
 //! | `reopen.rs` | opening it in another way while it runs |
 
+mod data;
 mod open;
 mod reopen;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub use open::{FileOptions, ImageLocking};
 
+use self::data::DataRun;
 use super::{
     Caps, Extent, ExtentKind, Identity, Limits, Node, NodeFuture, NodeInfo, OpenMode, Reopening,
     Support, WriteFlags,
@@ -56,6 +59,7 @@ struct Known {
     /// The page cache failed to write something: it may have forgotten that, and a later sync that
     /// succeeds does not say otherwise.
     sync_failed: AtomicBool,
+    data: DataRun,
 }
 
 impl FileNode {
@@ -82,7 +86,7 @@ impl FileNode {
         }
         let before = self.known.len_bytes.swap(len, Ordering::Relaxed);
         self.known.kept_bytes.fetch_min(len, Ordering::Relaxed);
-        let done = self.file.run_op(FileOp::SetLen { len }).await;
+        let done = self.deallocate(FileOp::SetLen { len }, len..u64::MAX).await;
         done.map(drop).map_err(|error| {
             self.grow_to(before);
             self.failed("set length", len, &error)
@@ -141,7 +145,16 @@ impl FileNode {
     }
 
     async fn allocate(&self, mode: AllocateMode, offset: u64, len: u64) -> std::io::Result<()> {
-        self.file.run_op(FileOp::Allocate { mode, offset, len }).await.map(drop)
+        let range = offset..offset.saturating_add(len);
+        self.deallocate(FileOp::Allocate { mode, offset, len }, range).await.map(drop)
+    }
+
+    /// Does what may leave holes in a range.
+    async fn deallocate(&self, op: FileOp, range: Range<u64>) -> std::io::Result<u64> {
+        self.known.data.forget(range.clone());
+        let done = self.file.run_op(op).await;
+        self.known.data.forget(range);
+        done
     }
 
     async fn sync(&self) -> Result<()> {
@@ -193,23 +206,42 @@ impl FileNode {
         }
     }
 
+    /// The first data at or behind `offset`, from there on; empty, at the end of all, when there is none.
+    async fn next_data(&self, offset: u64) -> std::io::Result<Range<u64>> {
+        let since = match self.known.data.end_of(offset) {
+            Ok(end) => return Ok(offset..end),
+            Err(since) => since,
+        };
+        let start = self.seek(offset, SeekTarget::Data).await?;
+        if start == u64::MAX {
+            return Ok(start..start);
+        }
+        // A file that changes meanwhile may answer the same offset: treat one byte as data then.
+        let end = self.seek(start, SeekTarget::Hole).await?.max(start.saturating_add(1));
+        self.known.data.found(since, start..end);
+        Ok(start..end)
+    }
+
     async fn extents(&self, offset: u64, len: u64) -> std::io::Result<Vec<Extent>> {
         let mut extents = Vec::new();
         let (mut at, end) = (offset, offset.saturating_add(len));
         while at < end && extents.len() + 2 <= EXTENTS_MAX {
-            let data = self.seek(at, SeekTarget::Data).await?.min(end);
-            if data > at {
+            let data = self.next_data(at).await?;
+            let (from, to) = (data.start.min(end), data.end.min(end));
+            if from > at {
                 let kind = ExtentKind::Hole;
-                extents.push(Extent { offset: at, len: data - at, kind, host_offset: None });
+                extents.push(Extent { offset: at, len: from - at, kind, host_offset: None });
             }
-            if data == end {
-                break;
+            if to > from {
+                let kind = ExtentKind::Data;
+                extents.push(Extent {
+                    offset: from,
+                    len: to - from,
+                    kind,
+                    host_offset: Some(from),
+                });
             }
-            // A file that changes meanwhile may answer the same offset: treat one byte as data then.
-            let hole = self.seek(data, SeekTarget::Hole).await?.clamp(data + 1, end);
-            let kind = ExtentKind::Data;
-            extents.push(Extent { offset: data, len: hole - data, kind, host_offset: Some(data) });
-            at = hole;
+            at = to;
         }
         Ok(extents)
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
+use super::data::DataRun;
 use super::{FileNode, Known};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{File, ImageLock, LockMode, OpenOptions};
@@ -67,6 +68,7 @@ impl FileNode {
             len_bytes: AtomicU64::new(size_bytes),
             kept_bytes: AtomicU64::new(size_bytes),
             sync_failed: AtomicBool::new(false),
+            data: DataRun::default(),
         };
         Ok(Self {
             limits: limits_of(&file, size_bytes)?,

@@ -1,0 +1,94 @@
+//! What block status said of the ranges that come next: asked once for many of them.
+//!
+//! It is as old as that answer. Whoever copies looks again, under the guard of what it copies.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use super::context::{JobCx, Step};
+use super::copying::SOURCE;
+use crate::error::Result;
+use crate::graph::OnBehalf;
+use crate::limits::EXTENTS_MAX;
+use crate::node::{Extent, ExtentKind};
+
+/// Extents that were seen, in order; what has been gone past is forgotten.
+#[derive(Default)]
+pub(super) struct Looked(RefCell<VecDeque<Extent>>);
+
+impl Looked {
+    /// The kind of the start of `run`, and the end of what is alike from there on, within it. If nothing is known
+    /// there, `ask` says what there is in a range, as [`OnBehalf::block_status`] does; nothing, if that is nothing.
+    ///
+    /// # Errors
+    /// As [`JobCx::point`].
+    pub(super) async fn first<K: PartialEq>(
+        &self,
+        cx: &JobCx,
+        run: &Range<u64>,
+        alike: impl Fn(ExtentKind) -> K,
+        ask: impl AsyncFn(OnBehalf, Range<u64>) -> Result<Vec<Extent>>,
+    ) -> Step<Option<(K, u64)>> {
+        if let Some(known) = self.known(run, &alike) {
+            return Ok(Some(known));
+        }
+        let found = cx.ask(async |ground| ask(ground, run.clone()).await).await?;
+        *self.0.borrow_mut() = found.into();
+        Ok(self.known(run, alike))
+    }
+
+    fn known<K: PartialEq>(
+        &self,
+        run: &Range<u64>,
+        alike: impl Fn(ExtentKind) -> K,
+    ) -> Option<(K, u64)> {
+        let end = |extent: &Extent| extent.offset.saturating_add(extent.len);
+        let mut extents = self.0.borrow_mut();
+        while extents.front().is_some_and(|extent| end(extent) <= run.start) {
+            extents.pop_front();
+        }
+        let first = extents.front().filter(|first| first.offset <= run.start)?;
+        let kind = alike(first.kind);
+        let same = extents.iter().take_while(|extent| alike(extent.kind) == kind);
+        let end = same.last().map_or(run.start, end);
+        (end > run.start).then_some((kind, end.min(run.end)))
+    }
+}
+
+/// What of the source of a job needs its bytes to be read, and what not; what is below the child `above` does not
+/// count.
+pub(super) struct Needs {
+    looked: Looked,
+    above: Option<usize>,
+    granule: u64,
+}
+
+impl Needs {
+    /// In whole granules of so many bytes.
+    pub(super) fn new(above: Option<usize>, granule: u64) -> Self {
+        Self { looked: Looked::default(), above, granule }
+    }
+
+    /// The first part of a run that is alike, and whether its bytes have to be read.
+    ///
+    /// # Errors
+    /// As [`JobCx::point`].
+    pub(super) async fn first(&self, cx: &JobCx, run: Range<u64>) -> Step<(Range<u64>, bool)> {
+        let is_data = |kind| matches!(kind, ExtentKind::Data | ExtentKind::Unreadable);
+        let ask = async |ground: OnBehalf, range: Range<u64>| {
+            ground.block_status_shown(SOURCE, self.above, range, EXTENTS_MAX).await
+        };
+        let found = self.looked.first(cx, &run, is_data, ask).await?;
+        let Some((needs_data, end)) = found else { return Ok((run, true)) };
+        let granule = self.granule;
+        // A part of a granule is copied with it.
+        let end = match needs_data {
+            true => end.div_ceil(granule).saturating_mul(granule),
+            false if end == run.end => end,
+            false if end / granule * granule > run.start => end / granule * granule,
+            false => run.start.saturating_add(granule),
+        };
+        Ok((run.start..end.min(run.end).max(run.start + 1), needs_data))
+    }
+}
