@@ -8,7 +8,7 @@ use super::clients::Clients;
 use super::job_events;
 use super::qapi::{qapi_enum, qapi_event};
 use super::registry::Registry;
-use crate::graph::{BitmapChange, BitmapScope, Event, Notice};
+use crate::graph::{BitmapChange, BitmapScope, EXPORT_DRIVE, Event, Notice};
 
 qapi_enum! {
     /// What a bitmap records.
@@ -55,7 +55,7 @@ qapi_enum! {
         Resized = "resized",
         /// Another node or drive has it now: `node`; it was `from`.
         Moved = "moved",
-        /// It no longer records what a drive shows: clients of an export see all of it dirty.
+        /// It no longer records what an export shows: the clients that this has see all of it dirty.
         Left = "left",
         /// It may be lost or inconsistent when the host ends.
         NotKept = "not-kept",
@@ -81,8 +81,10 @@ qapi_event! {
         length: Option<u64>,
         /// Its former name, or what it recorded.
         from: Option<String>,
-        /// The drive whose view it has left.
+        /// The drive whose view it has left; absent for an export of a node.
         drive: Option<String>,
+        /// The export whose clients see all of it dirty.
+        export: Option<String>,
     }
 }
 
@@ -160,8 +162,8 @@ qapi_event! {
     /// An export is served.
     pub(crate) event "BLOCK_EXPORT_ADDED" ExportAdded {
         id: String,
-        /// The drive that it serves.
-        drive: String,
+        /// The drive that it serves, if it is not of a node.
+        drive: Option<String>,
     }
 }
 
@@ -246,8 +248,9 @@ fn split(scope: &BitmapScope) -> (String, ScopeKind) {
 /// An event of a bitmap, of which nothing more is said.
 fn changed(scope: Option<&BitmapScope>, name: String, what: BitmapFate) -> BitmapChanged {
     let (node, scope) = scope.map(split).unzip();
-    let (reason, offset, length, from, drive) = (None, None, None, None, None);
-    BitmapChanged { node, scope, name, what, reason, offset, length, from, drive }
+    let (reason, offset, length, from) = (None, None, None, None);
+    let (drive, export) = (None, None);
+    BitmapChanged { node, scope, name, what, reason, offset, length, from, drive, export }
 }
 
 /// Tells all clients.
@@ -275,9 +278,10 @@ pub(super) fn tell(clients: &Clients, notice: Notice) {
             let event = changed(Some(&to), name, BitmapFate::Moved);
             clients.emit(BitmapChanged { from: Some(split(&from).0), ..event });
         }
-        Event::BitmapLeft { scope, name, drive } => {
+        Event::BitmapLeft { scope, name, drive, export } => {
+            let drive = (!drive.starts_with(EXPORT_DRIVE)).then(|| drive.to_string());
             let event = changed(scope.as_ref(), name, BitmapFate::Left);
-            clients.emit(BitmapChanged { drive: Some(drive.to_string()), ..event });
+            clients.emit(BitmapChanged { drive, export: Some(export.to_string()), ..event });
         }
         Event::BitmapNotKept { scope, name, why } => {
             let event = changed(scope.as_ref(), name, BitmapFate::NotKept);
@@ -293,7 +297,8 @@ pub(super) fn tell(clients: &Clients, notice: Notice) {
             clients.emit(NodeNotClosed { node_name: node.to_string(), reason: why });
         }
         Event::ExportAdded { id, drive } => {
-            clients.emit(ExportAdded { id: id.to_string(), drive: drive.to_string() });
+            let drive = (!drive.starts_with(EXPORT_DRIVE)).then(|| drive.to_string());
+            clients.emit(ExportAdded { id: id.to_string(), drive });
         }
         Event::ExportRemoved { id } => clients.emit(ExportDeleted { id: id.to_string() }),
         Event::Job(event) => job_events::tell(clients, event),

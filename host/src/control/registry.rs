@@ -37,6 +37,8 @@ struct Command {
     run: Run,
     arguments: Describe,
     returns: Describe,
+    /// There is another one for the same.
+    is_deprecated: bool,
 }
 
 struct ActionKind {
@@ -64,9 +66,17 @@ impl Registry {
             // A result that is nothing at all does not occur: it is no `Option`.
             Ok(run(context, arguments)?.emit().unwrap_or(Value::Null))
         });
-        let command = Command { run, arguments: A::schema, returns: R::schema };
+        let (arguments, returns) = (A::schema, R::schema);
+        let command = Command { run, arguments, returns, is_deprecated: false };
         let known = self.commands.insert(name, command);
         debug_assert!(known.is_none(), "`{name}` is declared twice");
+    }
+
+    /// Whoever asks what there is, is told of a command that it is there for old clients.
+    pub(crate) fn deprecate(&mut self, name: &str) {
+        let command = self.commands.get_mut(name);
+        debug_assert!(command.is_some(), "`{name}` is not declared");
+        command.into_iter().for_each(|command| command.is_deprecated = true);
     }
 
     /// Declares a change that may stand in a transaction, and be a command of its own.
@@ -83,7 +93,8 @@ impl Registry {
             one.commit()?;
             Ok(json!({}))
         });
-        let command = Command { run, arguments: A::schema, returns: Empty::schema };
+        let (arguments, returns) = (A::schema, Empty::schema);
+        let command = Command { run, arguments, returns, is_deprecated: false };
         let known = self.commands.insert(name, command);
         debug_assert!(known.is_none(), "`{name}` is declared twice");
     }
@@ -148,7 +159,11 @@ impl Registry {
         for (name, command) in &self.commands {
             let arguments = (command.arguments)(&mut schema);
             let returns = (command.returns)(&mut schema);
-            let entry = json!({"meta-type": "command", "arg-type": arguments, "ret-type": returns});
+            let mut entry =
+                json!({"meta-type": "command", "arg-type": arguments, "ret-type": returns});
+            if command.is_deprecated {
+                entry["features"] = json!(["deprecated"]);
+            }
             schema.insert(name, entry);
         }
         for (name, data) in &self.events {

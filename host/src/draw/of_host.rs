@@ -6,8 +6,9 @@ use super::{
 };
 use crate::config::format_size;
 use crate::export::nbd::ExportStatus;
+use crate::graph::EXPORT_DRIVE;
 use crate::graph::{BitmapScope, Edge, Graph, GraphNode};
-use crate::host::{EXPORT_DRIVE, Host};
+use crate::host::Host;
 
 /// The description of a host's graph as it is now.
 pub(crate) fn of_host(host: &Host) -> GraphDescription {

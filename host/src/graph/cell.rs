@@ -14,6 +14,7 @@ use super::build::{BitmapDecl, GraphDecl};
 use super::detach::ToTheEnd;
 use super::guard::Guards;
 use super::origin::{Origin, Request};
+use super::showing::Showings;
 use super::snapshot::{Cx, Graph};
 #[cfg(test)]
 use super::transaction::BitmapAction;
@@ -33,6 +34,8 @@ pub struct GraphCell {
     pub(super) writer: WriterLock,
     pub(super) events: EventBus,
     pub(super) late: LateWork,
+    /// What exports show of bitmaps.
+    pub(super) showings: Showings,
 }
 
 impl GraphCell {
@@ -41,7 +44,8 @@ impl GraphCell {
         let generation = AtomicU64::new(graph.generation);
         let current = ArcSwap::from_pointee(graph);
         let (writer, events) = (WriterLock::default(), EventBus::default());
-        Self { current, generation, writer, events, late: LateWork::default() }
+        let (late, showings) = (LateWork::default(), Showings::default());
+        Self { current, generation, writer, events, late, showings }
     }
 
     /// The same, for a host of so many workers: guards keep a table for each.

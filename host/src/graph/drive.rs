@@ -14,7 +14,7 @@ use super::mutation::{Mutation, mutated};
 use super::op::{Op, OpKind};
 use super::shown::shown;
 use super::snapshot::{Graph, GraphDrive};
-use super::transaction::Event;
+use super::user::DriveTitle;
 use crate::bitmap::Bitmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
@@ -52,7 +52,8 @@ impl LocalDrive {
             return Ok(index);
         }
         let found = graph.drives.iter().position(is_it).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("drive `{}` has been removed", self.id))
+            let message = format!("{} has been removed", DriveTitle(&self.id));
+            Error::new(ErrorKind::NotFound, message)
         })?;
         self.index.set(found);
         Ok(found)
@@ -78,14 +79,6 @@ impl LocalDrive {
         let graph = self.graph.current();
         let index = self.index(&graph).ok()?;
         graph.shown_since(&graph.drives[index], bitmap)
-    }
-
-    /// Tells that a client saw a bitmap of what the drive showed, and that the drive shows something else.
-    pub(crate) fn tell_bitmap_left(&self, bitmap: &Bitmap) {
-        let graph = self.graph.current();
-        let scope = graph.entry_of(bitmap).map(|entry| entry.scope.clone());
-        let (name, drive) = (bitmap.name().to_string(), (&*self.id).into());
-        self.graph.cell().tell(&graph, Event::BitmapLeft { scope, name, drive });
     }
 
     /// Admits `op` in the current snapshot and runs it there. What the future owns is moved into it once.

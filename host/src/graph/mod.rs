@@ -56,6 +56,7 @@ mod order;
 mod origin;
 mod permission;
 mod reopening;
+mod showing;
 mod shown;
 #[cfg(test)]
 mod simulation;
@@ -84,6 +85,7 @@ pub use op::{Op, OpKind};
 pub use opening::{Children, NodeReader, OpenDecl, OpenDriver};
 pub(crate) use permission::Verb;
 pub use permission::{PermissionSet, Role, Users};
+pub(crate) use showing::Showing;
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
 pub use stake::JobStake;
 pub(crate) use transaction::Rider;
@@ -91,3 +93,4 @@ pub use transaction::{
     Action, Applied, BitmapAction, BitmapChange, BitmapRef, Event, Events, Notice, Transaction,
     Unproven, User, Which,
 };
+pub(crate) use user::{DriveTitle, EXPORT_DRIVE};

@@ -15,6 +15,7 @@ use super::guard::{Guards, SourceSet};
 use super::origin::{Origin, Request};
 use super::permission::{PermissionSet, Role};
 use super::transaction::BitmapRef;
+use super::user::DriveTitle;
 use crate::bitmap::{Bitmap, Granularity, Granules, MAX_GRANULES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::GROWN_MAX_BYTES;
@@ -186,7 +187,7 @@ impl GraphDrive {
 
     #[cold]
     fn no_medium(&self) -> Error {
-        Error::new(ErrorKind::NoMedium, format!("drive `{}` has no medium", self.id))
+        Error::new(ErrorKind::NoMedium, format!("{} has no medium", DriveTitle(&self.id)))
     }
 
     /// Its root; `None` without a medium.
@@ -208,7 +209,7 @@ impl std::fmt::Display for BitmapScope {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Node(node) => write!(f, "node `{node}`"),
-            Self::Drive(drive) => write!(f, "drive `{drive}`"),
+            Self::Drive(drive) => write!(f, "{}", DriveTitle(drive)),
         }
     }
 }

@@ -1,6 +1,23 @@
 //! Who uses a node, in words: for messages.
 
+use std::fmt;
+
 use super::snapshot::{Edge, Graph};
+
+/// How the id begins of the drive that an export of a node has for itself; the export's id follows.
+pub(crate) const EXPORT_DRIVE: &str = "#export.";
+
+/// "drive `vda`"; "export `e`" for the drive that an export of a node has for itself.
+pub(crate) struct DriveTitle<'a>(pub(crate) &'a str);
+
+impl fmt::Display for DriveTitle<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.strip_prefix(EXPORT_DRIVE) {
+            Some(export) => write!(f, "export `{export}`"),
+            None => write!(f, "drive `{}`", self.0),
+        }
+    }
+}
 
 impl Graph {
     /// "drive `vda` (edge `root`)", "node `top` (edge `backing`)": whose edge of this graph it is.
@@ -10,7 +27,7 @@ impl Graph {
         let drive = self.drives.iter().find(|drive| drive.root.as_ref().is_some_and(is_it));
         let node = || self.nodes.iter().find(|node| node.edges.iter().any(is_it));
         let user = match drive {
-            Some(drive) => format!("drive `{}`", drive.id),
+            Some(drive) => DriveTitle(&drive.id).to_string(),
             None => match node() {
                 Some(node) => format!("node `{}`", node.name),
                 None => "its user".to_owned(),

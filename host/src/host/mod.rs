@@ -39,7 +39,7 @@ pub use report::report as report_of;
 pub use spec::{
     Added, FilterPlace, Fragment, Overrides, StartError, StartedExport, check, read_spec, start,
 };
-pub(crate) use spec::{Composition, EXPORT_DRIVE, bitmap_shown_by, resolve};
+pub(crate) use spec::{Composition, bitmap_shown_by, resolve};
 
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};

@@ -2,14 +2,14 @@
 
 use std::fmt::Write;
 
-use crate::graph::{BitmapScope, Edge, Graph, OpKind};
+use crate::graph::{DriveTitle, Edge, Graph, OpKind};
 
 /// The counters of all edges and plugins, and the dirty counts of all bitmaps of a graph, one line each.
 pub fn report(graph: &Graph) -> String {
     let mut lines = Vec::new();
     for drive in graph.drives() {
         if let Some(root) = drive.root() {
-            lines.push(edge_line(graph, &format!("drive `{}`", drive.id()), root));
+            lines.push(edge_line(graph, &DriveTitle(drive.id()).to_string(), root));
         }
     }
     for node in graph.nodes().iter().rev() {
@@ -20,13 +20,9 @@ pub fn report(graph: &Graph) -> String {
         lines.extend(node.driver().report().map(|line| format!("node `{}`: {line}", node.name())));
     }
     for (scope, bitmap) in graph.bitmaps() {
-        let place = match scope {
-            BitmapScope::Node(name) => format!("node `{name}`"),
-            BitmapScope::Drive(id) => format!("drive `{id}`"),
-        };
         let bitmap = bitmap.read();
         lines.push(format!(
-            "bitmap `{}` of {place}: {} granules of {} dirty ({} bytes), {}",
+            "bitmap `{}` of {scope}: {} granules of {} dirty ({} bytes), {}",
             bitmap.name(),
             bitmap.count(),
             bitmap.granularity(),

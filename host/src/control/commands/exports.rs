@@ -1,6 +1,4 @@
-//! The NBD server and exports.
-
-use std::time::Duration;
+//! Exports.
 
 use super::bitmaps::{BlockDirtyBitmap, BlockDirtyBitmapOrStr};
 use super::blockdev::root_of;
@@ -11,101 +9,42 @@ use crate::control::plan::Plan;
 use crate::control::qapi::{clip, qapi_enum, qapi_struct, qapi_union};
 use crate::control::registry::{Empty, Registry};
 use crate::export::nbd::{ExportBitmap, RemovalMode};
+use crate::graph::EXPORT_DRIVE;
 use crate::host::{Exported, NewExport, ShownBitmap};
-use crate::limits::NBD_HANDSHAKE_TIME;
 use crate::{block_on, host};
 
 /// The longest string that NBD carries.
 const NBD_STRING_BYTES_MAX: usize = 4096;
 
 qapi_struct! {
-    pub(crate) struct InetSocketAddress {
-        host: String,
-        port: String,
-        numeric: Option<bool>,
-        /// Not supported.
-        to: Option<u16>,
-        /// Not supported.
-        ipv4: Option<bool>,
-        /// Not supported.
-        ipv6: Option<bool>,
-        keep_alive: Option<bool>,
-    }
-}
-
-qapi_struct! {
-    pub(crate) struct UnixSocketAddress {
-        path: String,
-    }
-}
-
-qapi_struct! {
-    pub(crate) struct InetSocketAddressWrapper {
-        data: InetSocketAddress,
-    }
-}
-
-qapi_struct! {
-    pub(crate) struct UnixSocketAddressWrapper {
-        data: UnixSocketAddress,
-    }
-}
-
-qapi_union! {
-    /// Where to listen.
-    pub(crate) union SocketAddressLegacy by "type": SocketAddressType {
-        base: Empty,
-        /// By kind.
-        branches: SocketAddressBranch {
-            Inet(InetSocketAddressWrapper) = "inet",
-            Unix(UnixSocketAddressWrapper) = "unix",
-        }
-    }
-}
-
-qapi_struct! {
-    pub(crate) struct NbdServerOptions {
-        addr: SocketAddressLegacy,
-        /// Seconds that a client has for the handshake: ten unless said, 0 for as long as it takes.
-        handshake_max_seconds: Option<u32>,
-        /// Not supported.
-        tls_creds: Option<String>,
-        /// Not supported.
-        tls_authz: Option<String>,
-        /// Clients at once; 0 for as many as the host takes.
-        max_connections: Option<u32>,
-    }
-}
-
-qapi_struct! {
     pub(crate) struct BlockExportBase {
-        id: String,
+        pub(super) id: String,
         /// What it is served by is nobody's choice here.
-        fixed_iothread: Option<bool>,
+        pub(super) fixed_iothread: Option<bool>,
         /// There are none.
-        iothread: Option<String>,
+        pub(super) iothread: Option<String>,
         /// A drive, or a node; a drive comes first.
-        node_name: String,
-        writable: Option<bool>,
+        pub(super) node_name: String,
+        pub(super) writable: Option<bool>,
         /// Not supported: a client's flush and FUA do.
-        writethrough: Option<bool>,
-        allow_inactive: Option<bool>,
+        pub(super) writethrough: Option<bool>,
+        pub(super) allow_inactive: Option<bool>,
     }
 }
 
 qapi_struct! {
     pub(crate) struct BlockExportOptionsNbd {
         /// What clients call it; its node's name unless said, as with QEMU, or the drive's.
-        name: Option<String>,
-        description: Option<String>,
+        pub(super) name: Option<String>,
+        pub(super) description: Option<String>,
         /// Shown as `qemu:dirty-bitmap:NAME`.
-        bitmaps: Option<Vec<BlockDirtyBitmapOrStr>>,
+        pub(super) bitmaps: Option<Vec<BlockDirtyBitmapOrStr>>,
         /// Not supported.
-        allocation_depth: Option<bool>,
+        pub(super) allocation_depth: Option<bool>,
         /// Of `bitmaps` only what a checkpoint has frozen is shown.
-        frozen: Option<bool>,
+        pub(super) frozen: Option<bool>,
         /// `unix:PATH` or `tcp:HOST:PORT`; where the NBD server listens unless said.
-        listen: Option<String>,
+        pub(super) listen: Option<String>,
     }
 }
 
@@ -132,9 +71,9 @@ qapi_enum! {
 
 qapi_struct! {
     pub(crate) struct BlockExportDel {
-        id: String,
+        pub(super) id: String,
         /// `safe` unless said.
-        mode: Option<BlockExportRemoveMode>,
+        pub(super) mode: Option<BlockExportRemoveMode>,
     }
 }
 
@@ -162,69 +101,17 @@ qapi_struct! {
 }
 
 pub(super) fn register(to: &mut Registry) {
-    to.command("nbd-server-start", start);
-    to.command("nbd-server-stop", stop);
     to.action("block-export-add", add);
     to.command("block-export-del", remove);
     to.action_only("block-export-del", remove_in_plan);
     to.command("query-block-exports", query);
 }
 
-fn refuse<T>(desc: impl Into<String>) -> QmpResult<T> {
+pub(super) fn refuse<T>(desc: impl Into<String>) -> QmpResult<T> {
     Err(QmpError::generic(desc))
 }
 
-fn start(context: &Context<'_>, options: NbdServerOptions) -> QmpResult<Empty> {
-    let NbdServerOptions { addr, handshake_max_seconds, tls_creds, tls_authz, max_connections } =
-        options;
-    if context.host.nbd_server_address().is_some() {
-        return refuse("NBD server already running");
-    }
-    if let Some(id) = tls_creds {
-        return refuse(format!("No TLS credentials with id '{}'", clip(&id)));
-    }
-    if tls_authz.is_some() {
-        return refuse("TLS authorization is not permitted without TLS creds");
-    }
-    let address = match addr.branch {
-        SocketAddressBranch::Unix(it) => ListenAddr::Unix(it.data.path.into()),
-        SocketAddressBranch::Inet(it) => {
-            let InetSocketAddress { host, port, to, ipv4, ipv6, .. } = it.data;
-            if to.is_some() || ipv4.is_some() || ipv6.is_some() {
-                return refuse("of 'to', 'ipv4' and 'ipv6' none is supported: 'host' says which");
-            }
-            let Ok(number) = port.parse() else {
-                let desc = format!(
-                    "address resolution failed for {}:{}: it is no port",
-                    clip(&host),
-                    clip(&port)
-                );
-                return refuse(desc);
-            };
-            ListenAddr::Tcp { host, port: number }
-        }
-    };
-    let address = host::resolve(&address.in_dir(&context.host.base_dir()))?;
-    let most = max_connections.filter(|most| *most > 0);
-    let most = most.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
-    let seconds = match handshake_max_seconds {
-        None => NBD_HANDSHAKE_TIME,
-        Some(0) => Duration::from_secs(u64::from(u32::MAX)),
-        Some(seconds) => Duration::from_secs(seconds.into()),
-    };
-    context.host.nbd_server_start_within(&address, most, seconds)?;
-    Ok(Empty {})
-}
-
-fn stop(context: &Context<'_>, _: Empty) -> QmpResult<Empty> {
-    if context.host.nbd_server_address().is_none() {
-        return refuse("NBD server not running");
-    }
-    block_on(context.host.nbd_server_stop())?;
-    Ok(Empty {})
-}
-
-fn add(plan: &mut Plan<'_>, options: BlockExportOptions) -> QmpResult<()> {
+pub(super) fn add(plan: &mut Plan<'_>, options: BlockExportOptions) -> QmpResult<()> {
     let BlockExportOptions { base, branch: BlockExportBranch::Nbd(nbd) } = options;
     if !is_name(&base.id) {
         return refuse("Invalid block export id");
@@ -365,7 +252,7 @@ fn mode_of(
     }
 }
 
-fn remove(context: &Context<'_>, remove: BlockExportDel) -> QmpResult<Empty> {
+pub(super) fn remove(context: &Context<'_>, remove: BlockExportDel) -> QmpResult<Empty> {
     let mode = mode_of(context, &remove.id, remove.mode)?;
     block_on(context.host.remove_export(&remove.id, mode))?;
     Ok(Empty {})
@@ -382,7 +269,7 @@ fn query(context: &Context<'_>, _: Empty) -> QmpResult<Vec<BlockExportInfo>> {
     let graph = context.host.graph();
     let exports = context.host.exports().into_iter().rev();
     let info = exports.map(|export| {
-        let is_of_node = export.drive.starts_with(host::EXPORT_DRIVE);
+        let is_of_node = export.drive.starts_with(EXPORT_DRIVE);
         BlockExportInfo {
             id: export.id,
             kind: BlockExportType::Nbd,

@@ -7,6 +7,7 @@ mod checkpoints;
 mod drives;
 mod exports;
 mod jobs;
+mod nbd_server;
 mod nodes;
 mod plugins;
 mod session;
@@ -30,6 +31,7 @@ pub(super) fn registry() -> Registry {
     checkpoints::register(&mut registry);
     blockdev::register(&mut registry);
     exports::register(&mut registry);
+    nbd_server::register(&mut registry);
     plugins::register(&mut registry);
     jobs::register(&mut registry);
     events::register(&mut registry);

@@ -10,8 +10,8 @@ use crate::control::events::ScopeKind;
 use crate::control::qapi::{qapi_enum, qapi_struct};
 use crate::control::registry::{Empty, Registry};
 use crate::draw::{self, GraphDescription};
-use crate::graph::{BitmapScope, Graph, GraphDrive, GraphNode, Role};
-use crate::host::{EXPORT_DRIVE, Host};
+use crate::graph::{BitmapScope, EXPORT_DRIVE, Graph, GraphDrive, GraphNode, Role};
+use crate::host::Host;
 
 qapi_struct! {
     /// A bitmap and what it holds.

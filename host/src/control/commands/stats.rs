@@ -4,8 +4,7 @@ use super::super::qapi::qapi_struct;
 use crate::control::context::Context;
 use crate::control::error::QmpResult;
 use crate::control::registry::Registry;
-use crate::graph::{CountersSnapshot, Edge, Graph, GraphNode, OpKind, Role};
-use crate::host::EXPORT_DRIVE;
+use crate::graph::{CountersSnapshot, EXPORT_DRIVE, Edge, Graph, GraphNode, OpKind, Role};
 
 qapi_struct! {
     pub(crate) struct QueryBlockStats {

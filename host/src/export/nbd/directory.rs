@@ -45,7 +45,6 @@ impl Shown {
         let since = drive.shown_since(&self.bitmap);
         if !self.has_left.get() && (since.is_none() || since != self.since) {
             self.has_left.set(true);
-            drive.tell_bitmap_left(&self.bitmap);
         }
         // A client keeps the size that it has seen. What is behind the end of what there is now was cut off.
         let end = match self.has_left.get() {
@@ -443,36 +442,64 @@ mod tests {
         });
     }
 
-    /// Once for each bitmap and connection, with the graph that is by then.
+    /// Once for each export and bitmap, with the change that makes it so: nobody need ask, or be there.
     #[test]
     fn a_bitmap_that_the_drive_has_left_is_an_event() {
         run(async {
             let mut stage = Stage::new("top");
-            let again = stage.connect();
-            let (first, cell) = (std::mem::take(&mut stage.contexts), stage.graph.cell());
-            stage.pivot("copy").await;
-            let (mut events, generation) = (cell.events(), cell.load().generation());
-            let expect = Notice {
-                generation,
-                event: Event::BitmapLeft {
-                    scope: Some(BitmapScope::Node("top".into())),
-                    name: "node".into(),
-                    drive: "vda".into(),
-                },
-                lost: 0,
-            };
-            for contexts in [first, again] {
-                stage.contexts = contexts;
-                for _ in 0..2 {
-                    stage.dirty("node");
-                    stage.dirty("drive");
+            stage.contexts.clear();
+            let cell = Arc::clone(stage.graph.cell());
+            stage.directory.served()[0].watch(&cell);
+            let mut events = cell.events();
+            let mut left = move || {
+                let mut told = Vec::new();
+                while let Some(Notice { generation, event, .. }) = events.try_next() {
+                    if matches!(event, Event::BitmapLeft { .. }) {
+                        told.push((generation, event));
+                    }
                 }
-                assert_eq!(events.try_next().as_ref(), Some(&expect));
-                assert_eq!(events.try_next(), None);
-            }
-            let words = "bitmap `node` of node `top` no longer records what drive `vda` shows: a client \
-                         sees all of it dirty";
-            assert_eq!(expect.event.to_string(), words);
+                told
+            };
+            let expect = Event::BitmapLeft {
+                scope: Some(BitmapScope::Node("top".into())),
+                name: "node".into(),
+                drive: "vda".into(),
+                export: "vda".into(),
+            };
+            stage.pivot("copy").await;
+            assert_eq!(left(), [(cell.load().generation(), expect.clone())]);
+            stage.contexts = stage.connect();
+            assert_eq!(stage.dirty("node"), std::iter::once(0..16).collect::<Vec<_>>());
+            stage.pivot("base").await;
+            assert_eq!(left(), [], "it is known already");
+            // It is back, and leaves once more.
+            stage.pivot("top").await;
+            assert_eq!(left(), []);
+            stage.pivot("copy").await;
+            assert_eq!(left(), [(cell.load().generation(), expect.clone())]);
+            let words = "bitmap `node` of node `top` does not record what export `vda` shows: clients see it \
+                         all dirty";
+            assert_eq!(expect.to_string(), words);
+            // An export that ends is no matter.
+            stage.contexts.clear();
+            stage.pivot("top").await;
+            stage.directory.served()[0].end();
+            stage.pivot("copy").await;
+            assert_eq!(left(), []);
+        });
+    }
+
+    /// What an export shows that begins on another view than its bitmap records.
+    #[test]
+    fn an_export_that_begins_with_what_is_not_its_own_tells_so() {
+        run(async {
+            let stage = Stage::new("base");
+            let cell = Arc::clone(stage.graph.cell());
+            let mut events = cell.events();
+            stage.directory.served()[0].watch(&cell);
+            let told = events.try_next().map(|notice| notice.event);
+            assert!(matches!(told, Some(Event::BitmapLeft { name, .. }) if name == "node"));
+            assert_eq!(events.try_next(), None, "the drive's own records what it shows");
         });
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::waiters::Waiters;
 use crate::bitmap::{Bitmap, BitmapReader, BitmapState, BitmapUse, Use};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{BitmapScope, Graph, GraphCell};
+use crate::graph::{BitmapScope, Graph, GraphCell, Showing};
 
 /// A bitmap that an export shows.
 #[derive(Clone, Debug)]
@@ -58,6 +58,8 @@ struct Kept {
     is_frozen: bool,
     /// What was frozen of it when the export began.
     still: Option<BitmapReader>,
+    /// Has it told when it no longer records what the export shows.
+    showing: Option<Arc<Showing>>,
 }
 
 /// What a context shows.
@@ -105,7 +107,13 @@ impl Served {
     pub(super) fn hidden(graph: &Graph, id: String, export: Export) -> Result<Arc<Self>> {
         let keep = |shown: &ExportBitmap| {
             let (name, is_frozen) = (shown.name.clone(), shown.is_frozen);
-            Ok(Kept { name, bitmap: keep(graph, &export, shown)?, is_frozen, still: None })
+            Ok(Kept {
+                name,
+                bitmap: keep(graph, &export, shown)?,
+                is_frozen,
+                still: None,
+                showing: None,
+            })
         };
         let bitmaps = export.bitmaps.iter().map(keep).collect::<Result<_>>()?;
         Ok(Arc::new(Self {
@@ -127,6 +135,13 @@ impl Served {
             kept.still = reader.still().filter(|_| is_frozen);
         }
         self.is_hidden.store(false, Ordering::Release);
+    }
+
+    /// From now on it is told when a bitmap does not record what it shows.
+    pub(super) fn watch(&self, cell: &GraphCell) {
+        for kept in self.bitmaps().iter_mut().filter(|kept| !kept.is_frozen) {
+            kept.showing = Some(cell.show(kept.bitmap.bitmap(), self.drive(), &self.id));
+        }
     }
 
     /// Whether nobody is to see it yet.

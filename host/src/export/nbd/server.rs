@@ -167,6 +167,7 @@ impl NbdServer {
     pub(super) fn tell_added(&self, served: &Served) {
         let (id, drive) = (served.id.as_str().into(), served.drive().into());
         self.tell(Event::ExportAdded { id, drive });
+        served.watch(&self.shared.cell);
     }
 
     pub(super) fn tell(&self, event: Event) {

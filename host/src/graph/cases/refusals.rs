@@ -66,7 +66,7 @@ fn writes_that_alter_what_others_show() {
         scene.proven_job("commit", "top", "base"),
         ErrorKind::InUse,
         "node `commit`: what it writes by its edge `to` is proven for its edge `from`, and alters \
-         what drive `vdb` shows: detach that drive, or let it share `w`",
+         what drive `vdb` shows: detach that, or let it share `w`",
     );
     let to = ChildDecl { proven_for: Some("view".into()), ..target("base", PermissionSet::WRITE) };
     check(

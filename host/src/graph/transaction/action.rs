@@ -9,7 +9,7 @@ use super::bitmap_action::{BitmapAction, BitmapRef, list};
 use super::event::Event;
 use crate::bitmap::{Bitmap, BitmapUse};
 use crate::error::Result;
-use crate::graph::{BitmapDecl, BitmapScope, DriveDecl, Graph, NodeDecl};
+use crate::graph::{BitmapDecl, BitmapScope, DriveDecl, DriveTitle, Graph, NodeDecl};
 use crate::limits::DRAIN_TIME;
 use crate::node::{BackingName, BitmapContent, Reopened};
 
@@ -196,8 +196,8 @@ impl fmt::Display for Action {
         match self {
             Self::AddNode(decl) => write!(f, "add node `{}`", decl.name),
             Self::RemoveNode { node } => write!(f, "remove node `{node}`"),
-            Self::AddDrive(decl) => write!(f, "add drive `{}`", decl.id),
-            Self::RemoveDrive { drive } => write!(f, "remove drive `{drive}`"),
+            Self::AddDrive(decl) => write!(f, "add {}", DriveTitle(&decl.id)),
+            Self::RemoveDrive { drive } => write!(f, "remove {}", DriveTitle(drive)),
             Self::InsertAbove { node, filter, .. } => {
                 write!(f, "insert `{}` above `{node}`", filter.name)
             }
@@ -208,9 +208,11 @@ impl fmt::Display for Action {
             Self::RemoveFilter { node } => write!(f, "remove filter `{node}`"),
             Self::Replace { node, by } => write!(f, "replace `{node}` by `{by}`"),
             Self::Snapshot { drive, overlay } => {
-                write!(f, "snapshot of drive `{drive}` into `{}`", overlay.name)
+                write!(f, "snapshot of {} into `{}`", DriveTitle(drive), overlay.name)
             }
-            Self::SetRoot { drive, node } => write!(f, "set root of drive `{drive}` to `{node}`"),
+            Self::SetRoot { drive, node } => {
+                write!(f, "set root of {} to `{node}`", DriveTitle(drive))
+            }
             Self::InsertMedium { drive, node } => write!(f, "insert `{node}` into drive `{drive}`"),
             Self::EjectMedium { drive } => write!(f, "eject drive `{drive}`"),
             Self::SetWritable { drive, writable } => {

@@ -356,6 +356,7 @@ async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) 
     reopen::leave(&before, &after);
     let graph = after.shared();
     riders.into_iter().for_each(|rider| rider.publish(&graph));
+    events.extend(cell.showings.left(&graph));
     drop(still);
     let opened = clock();
     if !drives.is_empty() {

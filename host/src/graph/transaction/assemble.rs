@@ -21,6 +21,7 @@ use crate::graph::order;
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
 use crate::graph::stake;
+use crate::graph::user::DriveTitle;
 use crate::limits::{FILL_MAX_BYTES, GRAPH_DEPTH_MAX, WORKERS_MAX};
 use crate::node::NodeInfo;
 
@@ -87,8 +88,8 @@ impl Draft {
                 None => None,
                 Some(root) => {
                     let child = index.get(&*root.child).copied().ok_or_else(|| {
-                        let (id, root) = (&drive.id, &root.child);
-                        not_found(format!("drive `{id}` has the unknown root `{root}`"))
+                        let (title, root) = (DriveTitle(&drive.id), &root.child);
+                        not_found(format!("{title} has the unknown root `{root}`"))
                     })?;
                     let Users { uses, shares, .. } = Role::root(drive.writable, drive.only_shows);
                     Some(Edge { uses, shares, ..assemble_edge(root, child) })

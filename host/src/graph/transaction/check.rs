@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::class::{Cut, Reached};
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph, GraphNode};
+use crate::graph::user::DriveTitle;
 use crate::node::Upkeep;
 
 /// Refuses a driver that is two nodes: they would share bytes that the graph takes for two views, and a
@@ -60,7 +61,7 @@ fn users(graph: &Graph) -> Vec<Vec<(String, &Edge)>> {
     let mut users: Vec<Vec<(String, &Edge)>> = graph.nodes.iter().map(|_| Vec::new()).collect();
     for drive in &graph.drives {
         if let Some(root) = &drive.root {
-            users[root.child].push((format!("drive `{}`", drive.id), root));
+            users[root.child].push((DriveTitle(&drive.id).to_string(), root));
         }
     }
     for (at, node) in graph.nodes.iter().enumerate() {
@@ -155,8 +156,10 @@ pub(super) fn check_proven(graph: &Graph) -> Result<()> {
                 if is_altered && !root.shares.contains(PermissionSet::WRITE) {
                     let message = format!(
                         "what it writes by its edge `{}` is proven for its edge `{}`, and alters what \
-                         drive `{}` shows: detach that drive, or let it share `w`",
-                        edge.name, view.name, drive.id
+                         {} shows: detach that, or let it share `w`",
+                        edge.name,
+                        view.name,
+                        DriveTitle(&drive.id)
                     );
                     return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
                 }

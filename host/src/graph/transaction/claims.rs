@@ -22,6 +22,7 @@ use crate::graph::generation::NodeGeneration;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::permission::Role;
 use crate::graph::snapshot::{BitmapScope, Edge, Graph, GraphNode, ScopedBitmap};
+use crate::graph::user::DriveTitle;
 
 /// Something that leads elsewhere.
 pub(super) struct Claim {
@@ -100,12 +101,13 @@ impl Comparison<'_> {
             let (what, proofs) = match &old.root {
                 Some(was) if self.is_same(was, root) => continue,
                 Some(was) => {
-                    let what = self.instead(&format!("drive `{}`", old.id), was.child, root.child);
+                    let title = DriveTitle(&old.id).to_string();
+                    let what = self.instead(&title, was.child, root.child);
                     (what, self.meet(was.child, root.child))
                 }
                 // What its bitmaps recorded has gone; without bitmaps there is nothing to keep.
                 None if marks.is_empty() => continue,
-                None => (format!("drive `{}` has a new medium", old.id), Vec::new()),
+                None => (format!("{} has a new medium", DriveTitle(&old.id)), Vec::new()),
             };
             claims.push(Claim { what, by, position, marks, altered: None, proofs });
         }

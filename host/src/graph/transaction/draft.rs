@@ -20,6 +20,7 @@ use crate::graph::guard::Guards;
 use crate::graph::origin::Origin;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{BitmapScope, Edge, Graph};
+use crate::graph::user::DriveTitle;
 use crate::node::{BackingName, Node};
 
 /// See the module.
@@ -406,7 +407,7 @@ impl Draft {
     /// "drive `vda`", "node `top` (edge `file`)".
     pub(super) fn describe(&self, link: Link) -> String {
         match link {
-            Link::Root(drive) => format!("drive `{}`", self.drives[drive].id),
+            Link::Root(drive) => DriveTitle(&self.drives[drive].id).to_string(),
             Link::Child(node, edge) => {
                 let node = &self.nodes[node];
                 match node.driver.job() {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::graph::BitmapScope;
+use crate::graph::{BitmapScope, DriveTitle, EXPORT_DRIVE};
 use crate::job::JobEvent;
 
 /// What was decided about a bitmap, and done.
@@ -97,8 +97,8 @@ pub enum Event {
         /// Its name.
         name: String,
     },
-    /// A client of an export sees all of a bitmap dirty from now on: the bitmap no longer records what the
-    /// drive shows. Told once for each connection, by whoever asks it next.
+    /// Clients that an export has see all of a bitmap dirty from now on: the bitmap no longer records what the
+    /// export's drive shows. Told once, by the change that makes it so.
     BitmapLeft {
         /// What it records; `None` once it is gone.
         scope: Option<BitmapScope>,
@@ -106,6 +106,8 @@ pub enum Event {
         name: String,
         /// The drive that shows something else.
         drive: Arc<str>,
+        /// The export's id.
+        export: Arc<str>,
     },
     /// A bitmap that is to be kept is not, or not as it is to be: when the host ends it may be lost, or
     /// inconsistent.
@@ -292,13 +294,10 @@ impl fmt::Display for Event {
             Self::BitmapMoved { from, to, name } => {
                 write!(f, "bitmap `{name}` of {from} went to {to}")
             }
-            Self::BitmapLeft { scope, name, drive } => {
+            Self::BitmapLeft { scope, name, export, .. } => {
                 write!(f, "bitmap `{name}`")?;
                 scope.iter().try_for_each(|scope| write!(f, " of {scope}"))?;
-                write!(
-                    f,
-                    " no longer records what drive `{drive}` shows: a client sees all of it dirty"
-                )
+                write!(f, " does not record what export `{export}` shows: clients see it all dirty")
             }
             Self::BitmapNotKept { scope, name, why } => {
                 write!(f, "bitmap `{name}`")?;
@@ -319,9 +318,10 @@ impl fmt::Display for Event {
             Self::NodeNotClosed { node, why } => {
                 write!(f, "node `{node}` was removed, and did not close: {why}")
             }
-            Self::ExportAdded { id, drive } => {
-                write!(f, "export `{id}` serves drive `{drive}`")
-            }
+            Self::ExportAdded { id, drive } => match drive.starts_with(EXPORT_DRIVE) {
+                true => write!(f, "export `{id}` is served"),
+                false => write!(f, "export `{id}` serves drive `{drive}`"),
+            },
             Self::ExportRemoved { id } => write!(f, "export `{id}` has ended"),
             Self::PluginFault { plugin, node, why, is_violation } => {
                 let how = if *is_violation { " and broke the protocol" } else { "" };
@@ -390,6 +390,13 @@ fn names(drives: &[Arc<str>]) -> String {
     if drives.is_empty() {
         return "-".into();
     }
-    let drives: Vec<String> = drives.iter().map(|id| format!("`{id}`")).collect();
+    let drives: Vec<String> = drives.iter().map(|id| in_list(id)).collect();
     drives.join(", ")
+}
+
+fn in_list(drive: &str) -> String {
+    match drive.starts_with(EXPORT_DRIVE) {
+        true => DriveTitle(drive).to_string(),
+        false => format!("`{drive}`"),
+    }
 }

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::graph::build::NodeDecl;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::BitmapScope;
+use crate::graph::user::DriveTitle;
 use crate::node::{BackingName, Reopened};
 
 impl Draft {
@@ -294,8 +295,9 @@ impl Draft {
             .any(|child| child.role == Role::Backing && *child.node == *root);
         if !stands_on_it {
             let message = format!(
-                "the overlay `{}` needs a `backing` edge to `{root}`, which drive `{drive}` shows",
-                overlay.name
+                "the overlay `{}` needs a `backing` edge to `{root}`, which {} shows",
+                overlay.name,
+                DriveTitle(drive)
             );
             return Err(invalid(message));
         }

@@ -163,8 +163,9 @@ impl Persistence {
             }
             keeping.keep(bitmap, stored.name.clone(), home.writes());
             let waits = stored.auto && !home.writes();
-            let (bitmap, keep, home) = (Arc::clone(bitmap), keep.clone(), Some(home.clone()));
-            self.entries().push(Entry { bitmap, keep, home, waits });
+            let (bitmap, scope) = (Arc::clone(bitmap), pair.scope.clone());
+            let (keep, home) = (keep.clone(), Some(home.clone()));
+            self.entries().push(Entry { bitmap, scope, keep, home, waits });
         }
         if broken.actions().next().is_some() {
             cell.transact(broken).await?;

@@ -38,8 +38,9 @@ impl Persistence {
             cell.tell(&graph, Event::BitmapMarkedWhole { scope, name, why });
         }
         make_entry(cell, bitmap, home).await?;
-        let (bitmap, keep, home) = (Arc::clone(bitmap), wanted.keep.clone(), Some(home.clone()));
-        self.entries().push(Entry { bitmap, keep, home, waits: false });
+        let (bitmap, scope) = (Arc::clone(bitmap), wanted.scope.clone());
+        let (keep, home) = (wanted.keep.clone(), Some(home.clone()));
+        self.entries().push(Entry { bitmap, scope, keep, home, waits: false });
         Ok(())
     }
 

@@ -1,13 +1,14 @@
 //! After a change of the graph: bitmaps that were renamed or removed, or are at home elsewhere now.
 //!
 //! A bitmap that goes to another image has an entry there before its entry in the former one goes. Where the
-//! change itself brings the new image, by a snapshot, that entry is durable before the change takes effect.
+//! change itself brings the new image, by a snapshot, or moves the bitmap to one that is there, that entry is durable
+//! before the change takes effect.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::entry::{entry_of, make_entry};
-use super::place::home_for;
+use super::place::{home_for, keep_at};
 use super::{Entry, Home, Keep, Persistence, scope_of, tell_not_kept};
 use crate::bitmap::{Bitmap, BitmapIdentity};
 use crate::error::{Error, ErrorKind, Result};
@@ -54,15 +55,52 @@ impl Persistence {
                         }
                     }
                 }
+                Action::Bitmap { bitmap, action: BitmapAction::MoveTo(scope) } => {
+                    if let Some(bitmap) = bitmap.find(graph) {
+                        entered.retain(|(other, ..)| !Arc::ptr_eq(other, &bitmap));
+                        entered.extend(self.entered_by_move(graph, bitmap, scope));
+                    }
+                }
                 _ => {}
             }
         }
+        let is_renamed = |bitmap: &Arc<Bitmap>| {
+            transaction.actions().any(|action| {
+                let Action::Bitmap { bitmap: named, action: BitmapAction::Rename(_) } = action
+                else {
+                    return false;
+                };
+                named.find(graph).is_some_and(|named| Arc::ptr_eq(&named, bitmap))
+            })
+        };
+        // What is to have another name by then is entered afterwards.
+        entered.retain(|(bitmap, ..)| !is_renamed(bitmap));
         transaction = self.wake(graph, transaction);
         for (bitmap, node, identity) in &entered {
             let content = BitmapContent { identity: *identity, ..entry_of(bitmap) };
             transaction = transaction.with_entry(node.clone(), content);
         }
         Ok((transaction, entered))
+    }
+
+    /// The entry that a bitmap needs in another image when it is of `scope`, as far as that is there already.
+    fn entered_by_move(
+        &self,
+        graph: &Graph,
+        bitmap: Arc<Bitmap>,
+        scope: &BitmapScope,
+    ) -> Option<(Arc<Bitmap>, String, BitmapIdentity)> {
+        let entries = self.entries();
+        let entry = entries.iter().find(|entry| Arc::ptr_eq(&entry.bitmap, &bitmap))?;
+        let keep = keep_at(graph, scope, &entry.keep, entry.home.as_ref());
+        let target = home_for(graph, scope, &keep).ok()?;
+        let is_home = |home: &Home| home.generation == target.generation;
+        if entry.home.as_ref().is_some_and(is_home) {
+            return None;
+        }
+        let identity = bitmap.identity().next();
+        drop(entries);
+        Some((bitmap, target.name.to_string(), identity))
     }
 
     fn check_writes(&self, graph: &Graph, bitmap: &Arc<Bitmap>) -> Result<()> {
@@ -126,7 +164,12 @@ impl Persistence {
         entered: &Entered,
     ) -> Result<()> {
         let home = entry.home.as_ref().filter(|home| home.is_in(graph));
-        let target = match home_for(graph, scope, &entry.keep) {
+        let mut keep = entry.keep.clone();
+        if entry.scope != *scope {
+            keep = keep_at(graph, scope, &keep, home);
+            self.comes_to(&entry.bitmap, scope, &keep);
+        }
+        let target = match home_for(graph, scope, &keep) {
             Ok(target) => target,
             // A read-only image's own: it stays where it is.
             Err(_) if home.is_some_and(|home| !home.writes()) => return Ok(()),
@@ -160,6 +203,14 @@ impl Persistence {
         match home {
             Some(home) => leave(cell, &entry.bitmap, home).await,
             None => Ok(()),
+        }
+    }
+
+    /// It records something else, and is to be kept so.
+    fn comes_to(&self, bitmap: &Arc<Bitmap>, scope: &BitmapScope, keep: &Keep) {
+        let mut entries = self.entries();
+        if let Some(entry) = entries.iter_mut().find(|entry| Arc::ptr_eq(&entry.bitmap, bitmap)) {
+            (entry.scope, entry.keep) = (scope.clone(), keep.clone());
         }
     }
 

@@ -80,6 +80,8 @@ pub(crate) struct Persistence {
 #[derive(Clone)]
 struct Entry {
     bitmap: Arc<Bitmap>,
+    /// What it recorded when it was last seen to.
+    scope: BitmapScope,
     keep: Keep,
     /// `None` while no image can keep it.
     home: Option<Home>,

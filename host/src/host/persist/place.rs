@@ -64,6 +64,31 @@ pub(super) fn home_for(graph: &Graph, scope: &BitmapScope, keep: &Keep) -> Resul
     })
 }
 
+/// Where a bitmap is to be kept that has come to `scope` from elsewhere, and was in the image of `home`: by a drive
+/// in its first image, by a node in one of those that show its view.
+pub(super) fn keep_at(
+    graph: &Graph,
+    scope: &BitmapScope,
+    keep: &Keep,
+    home: Option<&Home>,
+) -> Keep {
+    let BitmapScope::Node(node) = scope else {
+        return if matches!(keep, Keep::Node(_)) { Keep::Root } else { keep.clone() };
+    };
+    let homes: Vec<Home> = same_view(graph, scope).filter_map(Home::of).collect();
+    let is_home = |other: &&Home| home.is_some_and(|home| home.generation == other.generation);
+    let found = homes.iter().find(is_home).or_else(|| homes.iter().find(|home| home.writes()));
+    let found = found.or_else(|| homes.first()).map_or(node, |home| &home.name);
+    Keep::Node(found.to_string())
+}
+
+/// The nodes from what `scope` shows downwards that show the same.
+fn same_view<'g>(graph: &'g Graph, scope: &BitmapScope) -> impl Iterator<Item = &'g GraphNode> {
+    let stands = |node: &GraphNode| node.edges().iter().any(|edge| edge.role() == Role::Backing);
+    let mut is_over = false;
+    view_path(graph, scope).take_while(move |node| !std::mem::replace(&mut is_over, stands(node)))
+}
+
 fn read_only(home: &Home) -> Error {
     let message = "its image is read-only, and can keep no bitmap";
     Error::new(ErrorKind::ReadOnly, message).at_node(&home.name)

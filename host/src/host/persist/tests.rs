@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::Keep;
 use crate::bitmap::{BitmapIdentity, BitmapName, BitmapState, Granularity};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Action, BitmapScope, ChildDecl, Cx, Event, NodeDecl, Transaction};
+use crate::filter::PassNode;
+use crate::graph::{
+    Action, BitmapAction, BitmapScope, ChildDecl, Cx, Event, NodeDecl, Transaction, Which,
+};
 use crate::host::{DirtyBitmap, Host, HostBuilder, block_on};
 use crate::io::{Buf, BufMut};
 use crate::node::{
@@ -497,6 +500,79 @@ fn a_snapshot_takes_the_bitmap_along() {
     host.shutdown().expect("an end in order");
     assert_eq!((top.listed(), base.listed()), (vec!["daily:r".to_owned()], vec![]));
     assert_eq!(top.entry("daily").expect("stored").words[0], 0b11110);
+}
+
+/// A node's own goes to another node, and so to another image: the later form is there before the former one goes.
+#[test]
+fn a_bitmap_that_is_moved_goes_to_its_new_image() {
+    let (base, top) = (Image::default().with("own", true, false, &[1]), Image::default());
+    let log = Arc::clone(&base.lock().log);
+    top.lock().log = Arc::clone(&log);
+    let host = host_with_daily(&base).expect("a host");
+    transact(&host, vec![snapshot("top", top.overlay(), "disk")]).expect("a snapshot");
+    let own = host.bitmap(&of_node("disk"), "own").expect("loaded");
+    let move_to = |scope| BitmapAction::MoveTo(scope).of(&own);
+    log.lock().expect("no panic").clear();
+    // It cannot go where its name is taken, and stays what and where it is.
+    top.lock().entries.push(Entry { known: false, ..base.entry("own").expect("stored") });
+    let error = transact(&host, vec![move_to(of_node("top"))]).expect_err("taken");
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    assert_eq!((own.kept_in().as_deref(), own.scope()), (Some("disk"), of_node("disk")));
+    top.lock().entries.retain(|entry| entry.name != "own");
+    assert!(log.lock().expect("no panic").is_empty());
+
+    transact(&host, vec![move_to(of_node("top"))]).expect("both show the same");
+    assert_eq!(*log.lock().expect("no panic"), ["top: store own, in use", "disk: remove own"]);
+    assert_eq!(own.kept_in().as_deref(), Some("top"));
+    assert!(top.entry("own").is_some_and(|entry| entry.identity.is_some()));
+    write(&host, 4);
+    // It is the node's still when what is below it changes.
+    let filter = node("filter", PassNode, ChildDecl::filtered("top"));
+    let insert = Action::InsertAbove { node: "top".into(), filter, users: Which::All };
+    transact(&host, vec![insert]).expect("a filter");
+    assert_eq!((own.kept_in().as_deref(), dirty(&own)), (Some("top"), vec![0, 4]));
+    host.shutdown().expect("an end in order");
+    assert_eq!(base.listed(), Vec::<String>::new());
+    assert_eq!(top.listed(), ["daily:r", "own:r"]);
+    assert_eq!(top.entry("own").expect("stored").words[0], 0b10001);
+}
+
+/// With a snapshot, and where nothing keeps it.
+#[test]
+fn a_bitmap_that_is_moved_with_a_change_of_the_graph() {
+    let (base, top) = (Image::default().with("own", true, false, &[1]), Image::default());
+    let host = host_with_daily(&base).expect("a host");
+    let own = host.bitmap(&of_node("disk"), "own").expect("loaded");
+    let move_to = |scope| BitmapAction::MoveTo(scope).of(&own);
+    let actions = vec![snapshot("top", top.overlay(), "disk"), move_to(of_node("top"))];
+    transact(&host, actions).expect("a snapshot");
+    assert_eq!(own.kept_in().as_deref(), Some("top"));
+    assert_eq!((top.listed(), base.listed()), (vec!["daily:ru".into(), "own:ru".into()], vec![]));
+    // Memory keeps nothing, and what is below it is not its own.
+    let memory = MemoryNode::overlay(SIZE, 512).expect("a size");
+    let actions = vec![snapshot("memory", memory, "top"), move_to(of_node("memory"))];
+    let mut events = host.events();
+    transact(&host, actions).expect("a snapshot");
+    let mut told = std::iter::from_fn(|| events.try_next());
+    let is_it = |event: &Event| matches!(event, Event::BitmapNotKept { .. });
+    assert!(told.any(|notice| is_it(&notice.event)));
+    assert_eq!((own.kept_in(), top.listed()), (None, vec!["daily:ru".into(), "own:ru".into()]));
+    transact(&host, vec![Action::AddNode(bare_node("other"))]).expect("a node");
+    assert_eq!(own.kept_in(), None, "another change is no matter");
+    // A drive keeps it in its first image.
+    transact(&host, vec![move_to(of_drive())]).expect("the drive's");
+    assert_eq!(own.kept_in().as_deref(), Some("top"));
+    host.shutdown().expect("an end in order");
+    assert_eq!(top.listed(), ["daily:r", "own:r"]);
+}
+
+fn node(name: &str, driver: impl Node, child: ChildDecl) -> NodeDecl {
+    NodeDecl { name: name.into(), driver: Arc::new(driver), children: vec![child] }
+}
+
+fn bare_node(name: &str) -> NodeDecl {
+    let driver = Arc::new(MemoryNode::new(SIZE, 512).expect("a size"));
+    NodeDecl { name: name.into(), driver, children: vec![] }
 }
 
 #[test]

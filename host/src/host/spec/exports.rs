@@ -12,7 +12,7 @@ use crate::bitmap::BitmapName;
 use crate::config::{Diagnostic, ExportSpec, GraphSpec, ListenAddr, Scope};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{Export, ExportBitmap, ListenAddress};
-use crate::graph::{BitmapScope, Graph};
+use crate::graph::{BitmapScope, EXPORT_DRIVE, Graph};
 
 /// An export that is being served.
 #[derive(Clone, Debug)]
@@ -22,9 +22,6 @@ pub struct StartedExport {
     /// What a client opens.
     pub uri: String,
 }
-
-/// How the id begins of the drive that an export of a node has for itself; the export's id follows.
-pub(crate) const EXPORT_DRIVE: &str = "#export.";
 
 /// The drive behind an export; that of a node has an anonymous one.
 pub(super) fn drive_of(export: &ExportSpec) -> String {

@@ -54,6 +54,62 @@ fn exports_come_and_go() {
     host.finish();
 }
 
+/// By the commands that were for NBD alone, answered as by qemu-storage-daemon 10.0.2.
+#[test]
+fn exports_by_the_former_commands() {
+    let host = Controlled::memory();
+    let mut client = host.client();
+    let path = host.scratch.sparse_image("ro.img", MIB).display().to_string();
+    let read_only = json!({"driver": "file", "node-name": "ro", "filename": path,
+        "read-only": true});
+    client.run("blockdev-add", read_only);
+    let (_, desc) = client.fail("nbd-server-add", json!({"device": "disk"}));
+    assert_eq!(desc, "NBD server not running");
+    let socket = host.scratch.path("a.sock").display().to_string();
+    let addr = json!({"type": "unix", "data": {"path": socket}});
+    client.run("nbd-server-start", json!({"addr": addr}));
+    client.run("block-dirty-bitmap-add", json!({"node": "vda", "name": "daily"}));
+    client.run("nbd-server-add", json!({"device": "disk", "name": "x", "description": "hi"}));
+    client.run("nbd-server-add", json!({"device": "ro", "writable": true}));
+    let mut fail = |arguments: Value, expect: &str| {
+        let (class, desc) = client.fail("nbd-server-add", arguments);
+        assert_eq!((class.as_str(), desc.as_str()), ("GenericError", expect));
+    };
+    fail(json!({"device": "disk", "name": "x"}), "Block export id 'x' is already in use");
+    let none = "Cannot find device='zz' nor node-name='zz'";
+    fail(json!({"device": "zz", "name": "y"}), none);
+    let bitmap = json!({"device": "vda", "name": "y", "bitmap": "none"});
+    fail(bitmap, "Bitmap 'none' is not found");
+    fail(json!({"device": "disk", "name": "x y"}), "Invalid block export id");
+    client.run("nbd-server-add", json!({"device": "vda", "name": "y", "bitmap": "daily"}));
+    let exports = client.run("query-block-exports", json!({}));
+    let of = |at: usize| {
+        let it = &exports[at];
+        ["id", "name", "node-name", "writable", "bitmaps"].map(|key| it[key].clone())
+    };
+    assert_eq!(of(0), [json!("y"), json!("y"), json!("disk"), json!(false), json!(["daily"])]);
+    assert_eq!(of(1), [json!("ro"), json!("ro"), json!("ro"), json!(false), json!([])]);
+    assert_eq!(of(2), [json!("x"), json!("x"), json!("disk"), json!(false), json!([])]);
+    let (_, desc) = client.fail("nbd-server-remove", json!({"name": "zz"}));
+    assert_eq!(desc, "Export 'zz' is not found");
+    let nbd = Client::open(&format!("nbd+unix:///x?socket={socket}"));
+    let (_, desc) = client.fail("nbd-server-remove", json!({"name": "x", "mode": "safe"}));
+    assert_eq!(desc, "export 'x' still in use");
+    client.run("nbd-server-remove", json!({"name": "x", "mode": "hard"}));
+    assert_eq!(client.event("BLOCK_EXPORT_DELETED")["data"], json!({"id": "x"}));
+    drop(nbd);
+    client.run("nbd-server-remove", json!({"name": "y"}));
+    let schema = client.run("query-qmp-schema", json!({}));
+    let is_deprecated = |name: &str| {
+        let found = schema.as_array().expect("a list").iter().find(|it| it["name"] == name);
+        found.expect("a command")["features"] == json!(["deprecated"])
+    };
+    assert!(is_deprecated("nbd-server-add") && is_deprecated("nbd-server-remove"));
+    assert!(!is_deprecated("block-export-add"));
+    client.run("nbd-server-stop", json!({}));
+    host.finish();
+}
+
 #[test]
 fn what_is_not_supported_is_said() {
     let host = Controlled::memory();
@@ -108,7 +164,7 @@ fn a_bitmap_that_an_export_leaves_reads_dirty() {
         "file": {"driver": "file", "filename": path}});
     client.run("blockdev-add", overlay);
     client.run("blockdev-snapshot", json!({"node": "disk", "overlay": "top"}));
-    assert_eq!(nbd.flagged(CONTEXT), [(0, MIB)]);
+    // The change tells it, whoever asks or does not.
     let left = loop {
         let event = client.event("BLOCK_DIRTY_BITMAP_CHANGED");
         if event["data"]["what"] == "left" {
@@ -116,7 +172,11 @@ fn a_bitmap_that_an_export_leaves_reads_dirty() {
         }
     };
     assert_eq!((&left["node"], &left["name"]), (&json!("disk"), &json!("b")));
+    assert_eq!((&left["export"], &left["drive"]), (&json!("e"), &Value::Null));
+    assert_eq!(nbd.flagged(CONTEXT), [(0, MIB)]);
     assert_eq!(nbd.write(0, 512 * KIB, b"x"), 0);
     assert_eq!(open().flagged(CONTEXT), [(0, MIB)]);
+    let (_, desc) = client.fail("blockdev-del", json!({"node-name": "top"}));
+    assert!(desc.contains("node `top`: it is in use by export `e`: "), "{desc}");
     host.finish();
 }

@@ -19,8 +19,7 @@ use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{QapiEnum, clip, qapi_enum};
 use crate::control::registry::Registry;
-use crate::graph::{BitmapRef, Graph, GraphNode, Role};
-use crate::host::EXPORT_DRIVE;
+use crate::graph::{BitmapRef, EXPORT_DRIVE, Graph, GraphNode, Role};
 use crate::job::{BitmapMode, JobKind, JobSpec, OnError};
 use crate::node::BackingName;
 
