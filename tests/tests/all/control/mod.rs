@@ -65,6 +65,12 @@ impl Controlled {
         Qmp::open(&self.socket)
     }
 
+    /// It is killed; its images are there still.
+    fn kill(self) -> Scratch {
+        self.daemon.kill();
+        self.scratch
+    }
+
     /// It must end well, and leave nothing.
     pub(crate) fn finish(self) -> String {
         self.end().0
