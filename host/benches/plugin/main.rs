@@ -20,12 +20,12 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use blockloom::error::Result;
-use blockloom::filter::{CopyOnReadNode, PassNode};
+use blockloom::filter::{CopyOnReadNode, Filter, PassNode};
 use blockloom::graph::{
     ChildDecl, Cx, GraphCell, GraphDecl, LocalDrive, LocalGraph, PermissionSet,
 };
-use blockloom::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
-use blockloom::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use blockloom::io::{BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
+use blockloom::node::Node;
 use blockloom::plugin::measure::{self, Work, over_null};
 use blockloom::plugin::{Grants, Instance, PluginNode, PluginRuntime};
 use blockloom_plugin_throttle::ThrottleConfig;
@@ -100,48 +100,22 @@ struct Contestant {
 /// A native filter that lets the turn end before it forwards: what any filter costs that judges by turn.
 struct YieldNode;
 
-impl Node for YieldNode {
+impl Filter for YieldNode {
     fn driver(&self) -> &'static str {
         "yield"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        PassNode.info(children)
-    }
-
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            let mut yielded = false;
-            std::future::poll_fn(|task| {
-                if std::mem::replace(&mut yielded, true) {
-                    return Poll::Ready(());
-                }
-                task.waker().wake_by_ref();
-                Poll::Pending
-            })
-            .await;
-            cx.child(0)?.read(offset, buf).await
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        let mut yielded = false;
+        std::future::poll_fn(|task| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            task.waker().wake_by_ref();
+            Poll::Pending
         })
-    }
-
-    fn write<'a>(&'a self, cx: Cx<'a>, at: u64, buf: Buf, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        PassNode.write(cx, at, buf, flags)
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        PassNode.zero(cx, at, len, flags)
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, at, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, at, len)
+        .await;
+        cx.child(0)?.read(offset, buf).await
     }
 }
 

@@ -11,18 +11,16 @@ use std::sync::{Arc, OnceLock};
 
 use blockloom_plugin_backup::{BackupConfig, OnError, Pace, REPORT, Sync, each_of};
 
-use super::PassNode;
+use super::native::{Change, FILE, Filter};
 use super::point_in_time::PointInTime;
 use crate::bitmap::{BitmapState, Granularity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{BitmapScope, ChildDecl, CopyHow, Cx, LocalGraph, OnBehalf, OwnAccord};
 use crate::graph::{PermissionSet, Role};
-use crate::io::{Buf, BufMut, Time, next_turn, sleep_until, spawn, turn_now, until};
+use crate::io::{Time, next_turn, sleep_until, spawn, turn_now, until};
 use crate::limits::COPY_MAX_BYTES;
-use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::NodeInfo;
 
-/// Number of the edge to the child.
-const FILE: usize = 0;
 /// Number of the edge to the target.
 const TARGET: usize = 1;
 
@@ -81,7 +79,13 @@ impl BackupNode {
 
     /// Copies what is still to be copied of the granules that a change is going to touch.
     async fn before(&self, cx: Cx<'_>, range: Range<u64>) -> Result<()> {
-        let (sets, range) = (self.sets()?, self.config.granules_of(&range));
+        let sets = self.sets()?;
+        // Behind the end there is nothing to keep.
+        let range = range.start..range.end.min(sets.todo.size_bytes());
+        if range.is_empty() {
+            return Ok(());
+        }
+        let range = self.config.granules_of(&range);
         if cx.is_unchanged() || !sets.is_todo(&range) || sets.is_broken() {
             return Ok(());
         }
@@ -190,17 +194,9 @@ async fn job(own: OwnAccord, sets: PointInTime, config: BackupConfig, node: Stri
     }
 }
 
-impl Node for BackupNode {
+impl Filter for BackupNode {
     fn driver(&self) -> &'static str {
         "backup"
-    }
-
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        PassNode.info(children)
-    }
-
-    fn is_transparent(&self) -> bool {
-        true
     }
 
     fn is_exclusive(&self, edge: usize) -> bool {
@@ -238,68 +234,17 @@ impl Node for BackupNode {
         }
     }
 
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        PassNode.read(cx, offset, buf)
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.before(cx, offset..offset + buf.len() as u64).await?;
-            cx.child(FILE)?.write(offset, buf, flags).await
-        })
-    }
-
-    fn zero<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        len: u64,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.before(cx, offset..offset + len).await?;
-            cx.child(FILE)?.zero(offset, len, flags).await
-        })
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.before(cx, offset..offset + len).await?;
-            cx.child(FILE)?.discard(offset, len).await
-        })
-    }
-
-    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            // What is cut off goes for good.
-            let end = self.sets()?.todo.size_bytes();
-            if len < end {
-                self.before(cx, len..end).await?;
-            }
-            PassNode.set_len(cx, len).await
-        })
-    }
-
     fn keeps_old_bytes(&self) -> bool {
         self.state.get().is_some_and(PointInTime::is_unfinished)
     }
 
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        len: u64,
-    ) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, offset, len)
+    async fn change(
+        &self,
+        cx: Cx<'_>,
+        change: Change,
+        pass: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.before(cx, change.range).await?;
+        pass().await
     }
 }

@@ -6,11 +6,11 @@
 
 use std::ops::Range;
 
-use super::PassNode;
+use super::native::{FILE, Filter};
 use crate::error::Result;
 use crate::graph::{ChildDecl, CopyHow, Cx, PermissionSet};
-use crate::io::{Buf, BufMut};
-use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::io::BufMut;
+use crate::node::ExtentKind;
 
 /// The native `copy-on-read` filter; its child is the first edge, see [`CopyOnReadNode::child`].
 #[derive(Debug, Default)]
@@ -39,17 +39,17 @@ impl CopyOnReadNode {
     async fn populate(&self, cx: Cx<'_>, range: Range<u64>) -> Result<()> {
         let how = CopyHow { unchanged: true, only_unallocated: true };
         let Some(bottom) = self.bottom else {
-            return cx.copy(0, 0, range, how).await.map(drop);
+            return cx.copy(FILE, FILE, range, how).await.map(drop);
         };
         let mut at = range.start;
         while at < range.end {
             // What lies above the bottom, or else in it.
-            let (run, found) = run_above(cx, Some(bottom), 0, at..range.end).await?;
+            let (run, found) = run_above(cx, Some(bottom), FILE, at..range.end).await?;
             let (run, found) =
                 if found { (run, found) } else { run_above(cx, None, bottom, run).await? };
             at = run.end;
             if found {
-                cx.copy(0, 0, run, how).await?;
+                cx.copy(FILE, FILE, run, how).await?;
             }
         }
         Ok(())
@@ -78,70 +78,19 @@ async fn run_above(
     })
 }
 
-impl Node for CopyOnReadNode {
+impl Filter for CopyOnReadNode {
     fn driver(&self) -> &'static str {
         "copy-on-read"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        PassNode.info(children)
-    }
-
-    fn is_transparent(&self) -> bool {
-        true
-    }
-
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            let (child, range) = (cx.child(0)?, offset..offset + buf.len() as u64);
-            // A hint: the copy looks again, under its guard.
-            if !child.has_all(range.clone()).await
-                && let Err(error) = self.populate(cx, range).await
-            {
-                tracing::debug!("node `{}`: not copied: {error}", cx.node_name());
-            }
-            child.read(offset, buf).await
-        })
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        PassNode.write(cx, offset, buf, flags)
-    }
-
-    fn zero<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        len: u64,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        PassNode.zero(cx, offset, len, flags)
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, offset, len)
-    }
-
-    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.set_len(cx, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        len: u64,
-    ) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, offset, len)
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        let (child, range) = (cx.child(FILE)?, offset..offset + buf.len() as u64);
+        // A hint: the copy looks again, under its guard.
+        if !child.has_all(range.clone()).await
+            && let Err(error) = self.populate(cx, range).await
+        {
+            tracing::debug!("node `{}`: not copied: {error}", cx.node_name());
+        }
+        child.read(offset, buf).await
     }
 }

@@ -11,11 +11,10 @@ use std::task::{Context, Poll, Waker};
 use blockloom_abi::Kind;
 use blockloom_plugin_throttle::{Next, Throttle, ThrottleConfig};
 
-use super::PassNode;
+use super::native::{Change, ChangeKind, FILE, Filter};
 use crate::error::Result;
 use crate::graph::Cx;
-use crate::io::{Buf, BufMut, Time, sleep_until, turn_now};
-use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::io::{BufMut, Time, sleep_until, turn_now};
 
 /// Limits shared by the nodes that are made from clones of it.
 #[derive(Clone)]
@@ -176,73 +175,30 @@ impl ThrottleNode {
     }
 }
 
-impl Node for ThrottleNode {
+impl Filter for ThrottleNode {
     fn driver(&self) -> &'static str {
         "throttle"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        PassNode.info(children)
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        self.wait(cx, Kind::Read, buf.len() as u64).await;
+        cx.child(FILE)?.read(offset, buf).await
     }
 
-    fn is_transparent(&self) -> bool {
-        true
-    }
-
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            self.wait(cx, Kind::Read, buf.len() as u64).await;
-            cx.child(0)?.read(offset, buf).await
-        })
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.wait(cx, Kind::Write, buf.len() as u64).await;
-            cx.child(0)?.write(offset, buf, flags).await
-        })
-    }
-
-    fn zero<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        len: u64,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.wait(cx, Kind::Zero, len).await;
-            cx.child(0)?.zero(offset, len, flags).await
-        })
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.wait(cx, Kind::Discard, len).await;
-            cx.child(0)?.discard(offset, len).await
-        })
-    }
-
-    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.set_len(cx, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        len: u64,
-    ) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, offset, len)
+    async fn change(
+        &self,
+        cx: Cx<'_>,
+        change: Change,
+        pass: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let kind = match change.kind {
+            ChangeKind::Write => Kind::Write,
+            ChangeKind::Zero => Kind::Zero,
+            ChangeKind::Discard => Kind::Discard,
+            // It is no guest's request.
+            ChangeKind::SetLen => return pass().await,
+        };
+        self.wait(cx, kind, change.len_bytes()).await;
+        pass().await
     }
 }

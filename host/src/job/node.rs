@@ -1,14 +1,14 @@
 //! The node that stands for a job.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::kept::Kept;
 use crate::error::Result;
-use crate::filter::PassNode;
+use crate::filter::{Change, ChangeKind, Filter};
 use crate::graph::{Cx, JobStake, Tracker};
-use crate::io::{Buf, BufMut};
-use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::NodeInfo;
 
 /// It has the job's edges, with what the job may do. Nobody uses it, but where it is a filter: where a mirror copies
 /// what is written before that is acknowledged, or a backup what is about to be overwritten.
@@ -29,14 +29,6 @@ impl JobNode {
         Self { kept: Some(Arc::clone(kept)), ..Self::new(stake) }
     }
 
-    /// A change is going to be made.
-    async fn before(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<()> {
-        match &self.kept {
-            Some(kept) => kept.before(cx, offset..offset.saturating_add(len)).await,
-            None => Ok(()),
-        }
-    }
-
     /// What it tracks from now on.
     pub(crate) fn set_tracker(&self, tracker: &Arc<Tracker>) {
         let tracker = Some(Arc::clone(tracker));
@@ -53,12 +45,12 @@ impl JobNode {
     }
 
     /// A change has been made.
-    async fn after(&self, cx: Cx<'_>, offset: u64, len: u64) {
+    async fn after(&self, cx: Cx<'_>, range: Range<u64>) {
         if !self.copies_writes() {
             return;
         }
         let Some(tracker) = self.tracker() else { return };
-        let copied = cx.on_behalf().copy_tracked(tracker, offset..offset.saturating_add(len)).await;
+        let copied = cx.on_behalf().copy_tracked(tracker, range).await;
         if let Err(error) = copied {
             // What is not copied is known: the job comes to it, and deals with its error.
             tracing::debug!("job `{}`: a write was not copied with it: {error}", self.stake.id);
@@ -66,17 +58,9 @@ impl JobNode {
     }
 }
 
-impl Node for JobNode {
+impl Filter for JobNode {
     fn driver(&self) -> &'static str {
         "job"
-    }
-
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        PassNode.info(children)
-    }
-
-    fn is_transparent(&self) -> bool {
-        true
     }
 
     fn job(&self) -> Option<&JobStake> {
@@ -99,68 +83,20 @@ impl Node for JobNode {
         self.tracker.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        PassNode.read(cx, offset, buf)
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            let len = buf.len() as u64;
-            self.before(cx, offset, len).await?;
-            cx.child(0)?.write(offset, buf, flags).await?;
-            self.after(cx, offset, len).await;
-            Ok(())
-        })
-    }
-
-    fn zero<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        len: u64,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.before(cx, offset, len).await?;
-            cx.child(0)?.zero(offset, len, flags).await?;
-            self.after(cx, offset, len).await;
-            Ok(())
-        })
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.before(cx, offset, len).await?;
-            cx.child(0)?.discard(offset, len).await?;
-            self.after(cx, offset, len).await;
-            Ok(())
-        })
-    }
-
-    fn set_len<'a>(&'a self, cx: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            // What is cut off goes for good.
-            self.before(cx, len, u64::MAX).await?;
-            PassNode.set_len(cx, len).await
-        })
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        len: u64,
-    ) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, offset, len)
+    async fn change(
+        &self,
+        cx: Cx<'_>,
+        change: Change,
+        pass: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if let Some(kept) = &self.kept {
+            kept.before(cx, change.range.clone()).await?;
+        }
+        pass().await?;
+        // What is cut off is not there to be copied.
+        if change.kind != ChangeKind::SetLen {
+            self.after(cx, change.range).await;
+        }
+        Ok(())
     }
 }

@@ -207,6 +207,9 @@ pub struct Extent {
 /// Futures run on the worker that called; the driver itself is shared by all workers. A call that has
 /// been made runs to its end or fails; a driver must not rely on its future being dropped.
 ///
+/// Nothing that a driver is asked for goes to its children by itself. One that shows what its child shows says
+/// only what it does with what passes: it is a [`Filter`](crate::filter::Filter), and by that a node.
+///
 /// A driver whose every byte is the low byte of its offset:
 ///
 /// ```

@@ -9,7 +9,7 @@ use super::suite::Random;
 use super::wanted;
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::PassNode;
+use crate::filter::{Change, Filter};
 use crate::graph::{BitmapScope, ChildDecl, Cx};
 use crate::host::{Drive, Host, block_on};
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, WorkerOptions};
@@ -246,62 +246,33 @@ impl Faulty {
     }
 }
 
-impl Node for Faulty {
+impl Filter for Faulty {
     fn driver(&self) -> &'static str {
         "faulty"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        self.faults.check()?;
+        cx.child(0)?.read(offset, buf).await
     }
 
-    fn is_transparent(&self) -> bool {
-        true
+    async fn change(
+        &self,
+        _: Cx<'_>,
+        change: Change,
+        pass: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.faults.check()?;
+        pass().await?;
+        self.note(change.flags.fua);
+        Ok(())
     }
 
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            self.faults.check()?;
-            PassNode.read(cx, offset, buf).await
-        })
-    }
-
-    fn write<'a>(&'a self, cx: Cx<'a>, at: u64, buf: Buf, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.faults.check()?;
-            PassNode.write(cx, at, buf, flags).await?;
-            self.note(flags.fua);
-            Ok(())
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.faults.check()?;
-            PassNode.zero(cx, at, len, flags).await?;
-            self.note(flags.fua);
-            Ok(())
-        })
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.faults.check()?;
-            PassNode.discard(cx, at, len).await
-        })
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.faults.check()?;
-            PassNode.flush(cx).await?;
-            self.faults.flushes.fetch_add(u64::from(self.is_file), Ordering::Relaxed);
-            self.note(true);
-            Ok(())
-        })
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, at, len)
+    async fn flush(&self, cx: Cx<'_>) -> Result<()> {
+        self.faults.check()?;
+        cx.child(0)?.flush().await?;
+        self.faults.flushes.fetch_add(u64::from(self.is_file), Ordering::Relaxed);
+        self.note(true);
+        Ok(())
     }
 }

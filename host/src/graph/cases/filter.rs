@@ -6,12 +6,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::stage::{BLOCK, CHANGED};
 use crate::error::Result;
-use crate::filter::PassNode;
+use crate::filter::Filter;
 use crate::graph::Cx;
 use crate::graph::testing::turn;
 use crate::io::sim::Random;
 use crate::io::{Buf, BufMut};
-use crate::node::{Extent, Limits, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{Limits, NodeInfo, WriteFlags};
 
 /// Shows its first child; does to requests what its parts say.
 #[derive(Default)]
@@ -121,7 +121,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Node for TestFilter {
+impl Filter for TestFilter {
     fn driver(&self) -> &'static str {
         "test-filter"
     }
@@ -133,50 +133,20 @@ impl Node for TestFilter {
         Ok(NodeInfo { limits, read_only: info.read_only || self.is_read_only, ..info })
     }
 
-    fn is_transparent(&self) -> bool {
-        true
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        let _slot = self.slot().await;
+        self.pause().await;
+        cx.child(0)?.read(offset, buf).await
     }
 
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            let _slot = self.slot().await;
-            self.pause().await;
-            cx.child(0)?.read(offset, buf).await
-        })
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            let _slot = self.slot().await;
-            self.pause().await;
-            if let Some(before_write) = &self.before_write {
-                before_write.copy(cx, offset, buf.len() as u64).await?;
-            }
-            cx.child(0)?.write(offset, buf, flags).await?;
-            self.pause().await;
-            Ok(())
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        PassNode.zero(cx, at, len, flags)
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, at, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, at, len)
+    async fn write(&self, cx: Cx<'_>, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        let _slot = self.slot().await;
+        self.pause().await;
+        if let Some(before_write) = &self.before_write {
+            before_write.copy(cx, offset, buf.len() as u64).await?;
+        }
+        cx.child(0)?.write(offset, buf, flags).await?;
+        self.pause().await;
+        Ok(())
     }
 }

@@ -18,11 +18,11 @@ use super::super::{
 use super::{CopyHow, Outcomes, OwnAccord};
 use crate::bitmap::{BitmapName, Change, Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::{CopyOnReadNode, PassNode};
+use crate::filter::{self, ChangeKind, CopyOnReadNode, Filter, PassNode};
 use crate::graph::testing::{JobNode, turn};
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
 use crate::limits::{COPY_TRIES, WATCHES_MAX, WATCHES_OF_NODE_MAX, ZERO_PROVEN_MAX_BYTES};
-use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{Extent, MemoryNode, Node, WriteFlags};
 
 const SIZE: u64 = 64 << 10;
 const BLOCK: u64 = 4 << 10;
@@ -182,60 +182,30 @@ fn takes_one(left: &AtomicU32) -> bool {
 /// A filter that holds or fails writes.
 struct Turnstile(Arc<Control>);
 
-impl Node for Turnstile {
+impl Filter for Turnstile {
     fn driver(&self) -> &'static str {
         "turnstile"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
+    async fn write(&self, cx: Cx<'_>, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        self.0.writes.fetch_add(1, Ordering::Relaxed);
+        while self.0.holds_writes.load(Ordering::Relaxed) {
+            turn().await;
+        }
+        let failure = || Err(Error::new(ErrorKind::Io, "the test wants it so"));
+        if takes_one(&self.0.lose_writes) {
+            return failure();
+        }
+        cx.child(0)?.write(offset, buf, flags).await?;
+        if takes_one(&self.0.fail_writes) { failure() } else { Ok(()) }
     }
 
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        PassNode.read(cx, offset, buf)
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.0.writes.fetch_add(1, Ordering::Relaxed);
-            while self.0.holds_writes.load(Ordering::Relaxed) {
-                turn().await;
-            }
-            let failure = || Err(Error::new(ErrorKind::Io, "the test wants it so"));
-            if takes_one(&self.0.lose_writes) {
-                return failure();
-            }
-            cx.child(0)?.write(offset, buf, flags).await?;
-            if takes_one(&self.0.fail_writes) { failure() } else { Ok(()) }
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        PassNode.zero(cx, at, len, flags)
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, at, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        Box::pin(async move {
-            let extents = PassNode.block_status(cx, at, len).await;
-            while self.0.holds_status.load(Ordering::Relaxed) {
-                turn().await;
-            }
-            extents
-        })
+    async fn block_status(&self, cx: Cx<'_>, at: u64, len: u64) -> Result<Vec<Extent>> {
+        let extents = cx.child(0)?.block_status(at, len).await;
+        while self.0.holds_status.load(Ordering::Relaxed) {
+            turn().await;
+        }
+        extents
     }
 }
 
@@ -443,40 +413,14 @@ fn a_proven_write_that_fails_marks_what_it_exempted() {
 /// A driver that fills what it writes from its second child, as an overlay does a block of which it has nothing.
 struct Fills;
 
-impl Node for Fills {
+impl Filter for Fills {
     fn driver(&self) -> &'static str {
         "fills"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
-    }
-
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        PassNode.read(cx, offset, buf)
-    }
-
-    fn write<'a>(&'a self, cx: Cx<'a>, at: u64, buf: Buf, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            cx.child(1)?.read(at, BufMut::new(buf.len())).await?;
-            cx.child(0)?.write(at, buf, flags).await
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        PassNode.zero(cx, at, len, flags)
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, at, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, at, len)
+    async fn write(&self, cx: Cx<'_>, at: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        cx.child(1)?.read(at, BufMut::new(buf.len())).await?;
+        cx.child(0)?.write(at, buf, flags).await
     }
 }
 
@@ -785,47 +729,24 @@ impl Zeroing {
     }
 }
 
-impl Node for Zeroing {
+impl Filter for Zeroing {
     fn driver(&self) -> &'static str {
         "zeroing"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
-    }
-
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        PassNode.read(cx, offset, buf)
-    }
-
-    fn write<'a>(&'a self, cx: Cx<'a>, at: u64, buf: Buf, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            if *self == Self::EndlessWrites {
-                std::future::pending::<()>().await;
+    async fn change(
+        &self,
+        _: Cx<'_>,
+        change: filter::Change,
+        pass: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        match (self, change.kind) {
+            (Self::EndlessWrites, ChangeKind::Write) | (Self::Endless, ChangeKind::Zero) => {
+                std::future::pending().await
             }
-            self.pass(cx.child(0)?.write(at, buf, flags)).await
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            if *self == Self::Endless {
-                std::future::pending::<()>().await;
-            }
-            self.pass(cx.child(0)?.zero(at, len, flags)).await
-        })
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, at, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, at, len)
+            (_, ChangeKind::Write | ChangeKind::Zero) => self.pass(pass()).await,
+            (_, ChangeKind::Discard | ChangeKind::SetLen) => pass().await,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::super::Cx;
 use super::SECTOR;
 use super::world::{NodeId, Span};
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::PassNode;
+use crate::filter::Filter;
 use crate::graph::testing::turn;
 use crate::io::{Buf, BufMut};
 use crate::node::{Extent, ExtentKind, Node, NodeFuture, NodeInfo, Upkeep, WriteFlags};
@@ -289,49 +289,13 @@ pub(super) struct Stop {
     pub(super) control: Arc<Control>,
 }
 
-impl Node for Stop {
+impl Filter for Stop {
     fn driver(&self) -> &'static str {
         "stop"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        PassNode.info(children)
-    }
-
-    fn is_transparent(&self) -> bool {
-        true
-    }
-
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        PassNode.read(cx, offset, buf)
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.control.hold(&self.control.filters).await;
-            PassNode.write(cx, offset, buf, flags).await
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        PassNode.zero(cx, at, len, flags)
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, offset, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, at, len)
+    async fn write(&self, cx: Cx<'_>, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        self.control.hold(&self.control.filters).await;
+        cx.child(0)?.write(offset, buf, flags).await
     }
 }

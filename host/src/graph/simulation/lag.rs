@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::world;
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::{Change, ChangeKind, Filter};
 use crate::graph::Cx;
 use crate::io::sim::{SECTOR, chance};
 use crate::io::{Buf, BufMut, sleep_until, turn_now};
-use crate::node::{Extent, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{Extent, WriteFlags};
 
 /// See the module. What passes it is told to the world, as of a disk.
 pub(super) struct Lag;
@@ -68,96 +69,73 @@ fn damaged(len: usize) -> (u64, Buf) {
     (word, buf.freeze())
 }
 
-impl Node for Lag {
+impl Filter for Lag {
     fn driver(&self) -> &'static str {
         "lag"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        lag().await;
+        let buf = cx.child(0)?.read(offset, buf).await?;
+        lag().await;
+        if fails() { Err(failure()) } else { Ok(buf) }
     }
 
-    fn is_transparent(&self) -> bool {
-        true
+    async fn write(&self, cx: Cx<'_>, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        lag().await;
+        world::landed(cx.node_name(), offset, &buf);
+        if !fails() {
+            cx.child(0)?.write(offset, buf, flags).await?;
+            lag().await;
+            return Ok(());
+        }
+        let sectors = buf.len() / SECTOR;
+        let (part, rest) = match chance(3) {
+            // None of it, or some, or all.
+            0 => (0, 0),
+            1 => (chance(sectors as u64 + 1) as usize * SECTOR, 0),
+            _ => (chance(sectors as u64) as usize * SECTOR, SECTOR),
+        };
+        if part > 0 {
+            cx.child(0)?.write(offset, buf.slice(0..part), flags).await?;
+        }
+        if rest > 0 {
+            let (word, bytes) = damaged(rest);
+            let offset = offset + part as u64;
+            let damage = world::begin_damage(cx.node_name(), offset / SECTOR as u64, word);
+            let written = cx.child(0)?.write(offset, bytes, flags).await;
+            world::end_damage(damage);
+            written?;
+        }
+        lag().await;
+        Err(failure())
     }
 
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            lag().await;
-            let buf = cx.child(0)?.read(offset, buf).await?;
-            lag().await;
-            if fails() { Err(failure()) } else { Ok(buf) }
-        })
+    async fn change(
+        &self,
+        _: Cx<'_>,
+        change: Change,
+        pass: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        lag().await;
+        if change.kind != ChangeKind::Zero {
+            return pass().await;
+        }
+        if fails() {
+            return Err(failure());
+        }
+        pass().await?;
+        lag().await;
+        Ok(())
     }
 
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            lag().await;
-            world::landed(cx.node_name(), offset, &buf);
-            if !fails() {
-                cx.child(0)?.write(offset, buf, flags).await?;
-                lag().await;
-                return Ok(());
-            }
-            let sectors = buf.len() / SECTOR;
-            let (part, rest) = match chance(3) {
-                // None of it, or some, or all.
-                0 => (0, 0),
-                1 => (chance(sectors as u64 + 1) as usize * SECTOR, 0),
-                _ => (chance(sectors as u64) as usize * SECTOR, SECTOR),
-            };
-            if part > 0 {
-                cx.child(0)?.write(offset, buf.slice(0..part), flags).await?;
-            }
-            if rest > 0 {
-                let (word, bytes) = damaged(rest);
-                let offset = offset + part as u64;
-                let damage = world::begin_damage(cx.node_name(), offset / SECTOR as u64, word);
-                let written = cx.child(0)?.write(offset, bytes, flags).await;
-                world::end_damage(damage);
-                written?;
-            }
-            lag().await;
-            Err(failure())
-        })
+    async fn flush(&self, cx: Cx<'_>) -> Result<()> {
+        lag().await;
+        if fails() { Err(failure()) } else { cx.child(0)?.flush().await }
     }
 
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            lag().await;
-            if fails() {
-                return Err(failure());
-            }
-            cx.child(0)?.zero(at, len, flags).await?;
-            lag().await;
-            Ok(())
-        })
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            lag().await;
-            cx.child(0)?.discard(offset, len).await
-        })
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            lag().await;
-            if fails() { Err(failure()) } else { cx.child(0)?.flush().await }
-        })
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        Box::pin(async move {
-            lag().await;
-            cx.child(0)?.block_status(at, len).await
-        })
+    async fn block_status(&self, cx: Cx<'_>, at: u64, len: u64) -> Result<Vec<Extent>> {
+        lag().await;
+        cx.child(0)?.block_status(at, len).await
     }
 }

@@ -11,6 +11,7 @@
 //! | `image.rs`, `images.rs`, `judge.rs` | disks that are qcow2 images: how they are made, what they owe when a run ends, a look at them without graph and host |
 //! | `image_zeros.rs` | what a guest zeroed stays zero when the backing gets longer |
 //! | `plugins.rs`, `twins.rs`, `backups.rs` | filters that are plugins: compared with their native twins, failing in any call, losing power while they copy |
+//! | `works.rs` | the host's jobs on images, and power that is lost beside them |
 //! | `power/` | crashes at every write of recorded workloads on images |
 //!
 //! # What is checked
@@ -110,6 +111,7 @@ mod power;
 mod scene;
 mod shape;
 mod twins;
+mod works;
 mod world;
 
 use std::pin::Pin;

@@ -1,18 +1,19 @@
 //! Hosts for these tests, and what is seen of them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::PassNode;
+use crate::filter::{Change, ChangeKind, Filter, PassNode};
 use crate::graph::{
     Action, BitmapScope, ChildDecl, Cx, DriveDecl, Event, Events, NodeDecl, Transaction, Which,
 };
 use crate::io::{Buf, BufMut, sleep_until, turn_now};
 use crate::job::{JobEvent, JobNews, JobStatus};
-use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{MemoryNode, WriteFlags};
 use crate::{Host, HostBuilder, block_on};
 
 /// Says that it is over, at the latest when it is dropped: also by a failed assertion.
@@ -165,59 +166,25 @@ fn damaged<T>() -> Result<T> {
     Err(Error::new(ErrorKind::Io, "the medium is damaged"))
 }
 
-impl Node for Slow {
+impl Filter for Slow {
     fn driver(&self) -> &'static str {
         "slow"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        PassNode.info(children)
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        if self.fails().await {
+            return damaged();
+        }
+        cx.child(0)?.read(offset, buf).await
     }
 
-    fn is_transparent(&self) -> bool {
-        true
-    }
-
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            if self.fails().await {
-                return damaged();
-            }
-            cx.child(0)?.read(offset, buf).await
-        })
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            if self.fails().await {
-                let half = buf.slice(0..buf.len() / 2);
-                cx.child(0)?.write(offset, half, flags).await?;
-                return damaged();
-            }
-            cx.child(0)?.write(offset, buf, flags).await
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        PassNode.zero(cx, at, len, flags)
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, offset, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, at, len)
+    async fn write(&self, cx: Cx<'_>, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        if self.fails().await {
+            let half = buf.slice(0..buf.len() / 2);
+            cx.child(0)?.write(offset, half, flags).await?;
+            return damaged();
+        }
+        cx.child(0)?.write(offset, buf, flags).await
     }
 }
 
@@ -236,62 +203,33 @@ impl Default for Worn {
 }
 
 impl Worn {
-    fn check(&self, offset: u64, len: u64) -> Result<()> {
+    fn check(&self, range: &Range<u64>) -> Result<()> {
         let bad = self.bad.load(Ordering::SeqCst);
-        if (offset..offset + len).contains(&bad) { damaged() } else { Ok(()) }
+        if range.contains(&bad) { damaged() } else { Ok(()) }
     }
 }
 
-impl Node for Worn {
+impl Filter for Worn {
     fn driver(&self) -> &'static str {
         "worn"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        PassNode.info(children)
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        let len = buf.len() as u64;
+        self.check(&(offset..offset + len))?;
+        self.reads.fetch_add(len, Ordering::SeqCst);
+        cx.child(0)?.read(offset, buf).await
     }
 
-    fn is_transparent(&self) -> bool {
-        true
-    }
-
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            self.check(offset, buf.len() as u64)?;
-            self.reads.fetch_add(buf.len() as u64, Ordering::SeqCst);
-            cx.child(0)?.read(offset, buf).await
-        })
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.check(offset, buf.len() as u64)?;
-            cx.child(0)?.write(offset, buf, flags).await
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.check(at, len)?;
-            cx.child(0)?.zero(at, len, flags).await
-        })
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, offset, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, at, len)
+    async fn change(
+        &self,
+        _: Cx<'_>,
+        change: Change,
+        pass: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if matches!(change.kind, ChangeKind::Write | ChangeKind::Zero) {
+            self.check(&change.range)?;
+        }
+        pass().await
     }
 }

@@ -47,7 +47,8 @@ pub struct FileOptions {
 }
 
 impl FileNode {
-    /// Opens and locks the file. Control path: may block.
+    /// Opens and locks the file. Control path: may block. With `direct`, one that ends within a sector of 512 bytes shows
+    /// zeros up to the end of that, and grows so far when they are written: as an image does that `qemu-img` has made.
     ///
     /// # Errors
     /// Those of opening; `EAGAIN` when another process uses the image in a way that contradicts ours.
@@ -66,14 +67,18 @@ impl FileNode {
         let size_bytes = file
             .len_bytes()
             .map_err(|error| Error::os(format!("cannot find the length of `{path}`"), &error))?;
+        let shown_bytes = match file.is_direct() {
+            true => size_bytes.checked_next_multiple_of(SECTOR_BYTES.into()),
+            false => None,
+        };
         let known = Known {
-            len_bytes: AtomicU64::new(size_bytes),
+            len_bytes: AtomicU64::new(shown_bytes.unwrap_or(size_bytes)),
             kept_bytes: AtomicU64::new(size_bytes),
             sync_failed: AtomicBool::new(false),
             data: DataRun::default(),
         };
         Ok(Self {
-            limits: limits_of(&file, size_bytes)?,
+            limits: limits_of(&file, shown_bytes.unwrap_or(size_bytes))?,
             file,
             known: Arc::new(known),
             mode: OpenMode { write: options.write, auto: options.auto_read_only, for_job: false },

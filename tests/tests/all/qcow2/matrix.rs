@@ -91,6 +91,25 @@ fn what_is_written_is_read_by_qemu() {
     }
 }
 
+/// An image that `qemu-img` has made ends within a sector.
+#[test]
+fn images_are_written_past_the_page_cache() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    for (seed, options) in (301..).zip(["", "cluster_size=512", "extended_l2=on"]) {
+        let mut scene = Scene::new(plain(options), seed);
+        for engine in ENGINES {
+            let commands = scene.workload(COMMANDS);
+            let daemon = scene.serve_direct(engine);
+            qemu_io("raw", daemon.uri("vda"), &commands);
+            daemon.finish();
+            scene.expect(&commands);
+            scene.check();
+        }
+    }
+}
+
 /// Compressed clusters, deflate and zstd, also where they are partly overwritten.
 #[test]
 fn compressed_clusters_are_read_and_overwritten() {

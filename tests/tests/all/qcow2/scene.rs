@@ -66,8 +66,18 @@ impl Scene {
 
     /// Serves the image as drive `vda`.
     pub(super) fn serve(&self, writable: bool, engine: &str) -> Daemon {
+        self.serve_file(writable, engine, "")
+    }
+
+    /// By-passing the page cache.
+    pub(super) fn serve_direct(&self, engine: &str) -> Daemon {
+        self.serve_file(true, engine, ", direct = true")
+    }
+
+    fn serve_file(&self, writable: bool, engine: &str, options: &str) -> Daemon {
         let graph = format!(
-            "[node.disk]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{}\" }}\n\
+            "[node.disk]\ndriver = \"qcow2\"\n\
+             file = {{ driver = \"file\", path = \"{}\"{options} }}\n\
              backing-dirs = [\"{}\"]\n[drive.vda]\nroot = \"disk\"\n\
              [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\n\
              writable = {writable}\n",

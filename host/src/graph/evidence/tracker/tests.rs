@@ -12,7 +12,7 @@ use super::super::CopyHow;
 use super::Tracker;
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::PassNode;
+use crate::filter::{Change, ChangeKind, Filter};
 use crate::graph::mutation::{Mutation, set};
 use crate::graph::testing::{JobNode as Actor, turn};
 use crate::graph::{
@@ -23,7 +23,7 @@ use crate::graph::{
 use crate::io::sim::Random;
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, spawn};
 use crate::job::JobNode;
-use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{MemoryNode, Node, WriteFlags};
 
 const SIZE: u64 = 64 << 10;
 const BLOCK: u64 = 4 << 10;
@@ -41,65 +41,38 @@ impl Frail {
     }
 }
 
-impl Node for Frail {
+impl Filter for Frail {
     fn driver(&self) -> &'static str {
         "frail"
     }
 
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        PassNode.info(children)
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        turn().await;
+        cx.child(0)?.read(offset, buf).await
     }
 
-    fn is_transparent(&self) -> bool {
-        true
+    async fn write(&self, cx: Cx<'_>, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        turn().await;
+        if self.fails() {
+            let half = buf.slice(0..buf.len() / 2);
+            cx.child(0)?.write(offset, half, flags).await?;
+            return Err(Error::new(ErrorKind::Io, "it was torn"));
+        }
+        cx.child(0)?.write(offset, buf, flags).await?;
+        turn().await;
+        Ok(())
     }
 
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            turn().await;
-            cx.child(0)?.read(offset, buf).await
-        })
-    }
-
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            turn().await;
-            if self.fails() {
-                let half = buf.slice(0..buf.len() / 2);
-                cx.child(0)?.write(offset, half, flags).await?;
-                return Err(Error::new(ErrorKind::Io, "it was torn"));
-            }
-            cx.child(0)?.write(offset, buf, flags).await?;
-            turn().await;
-            Ok(())
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            if self.fails() {
-                return Err(Error::new(ErrorKind::Io, "nothing was zeroed"));
-            }
-            cx.child(0)?.zero(at, len, flags).await
-        })
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        PassNode.discard(cx, offset, len)
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        PassNode.flush(cx)
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        PassNode.block_status(cx, at, len)
+    async fn change(
+        &self,
+        _: Cx<'_>,
+        change: Change,
+        pass: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if change.kind == ChangeKind::Zero && self.fails() {
+            return Err(Error::new(ErrorKind::Io, "nothing was zeroed"));
+        }
+        pass().await
     }
 }
 

@@ -6,6 +6,7 @@ use crate::error::ErrorKind;
 use crate::graph::transaction::{Action, Event, Transaction, Unproven, User, Which};
 use crate::graph::{BitmapScope, ChildDecl, DriveDecl};
 use crate::io::BufMut;
+use crate::node::RawNode;
 
 const BLOCKS: u64 = SIZE / BLOCK as u64;
 
@@ -166,8 +167,7 @@ fn an_opaque_filter_is_no_evidence() {
     run(async {
         let scene = slow_disk();
         let insert = || {
-            let opaque = Lag { is_transparent: false, ..Lag::of(0) };
-            let filter = node("f", opaque, vec![ChildDecl::filtered("slow")]);
+            let filter = node("f", RawNode::new(0, None), vec![ChildDecl::filtered("slow")]);
             Action::InsertAbove { node: "slow".into(), filter, users: Which::All }
         };
         let message = scene.fails(Transaction::new().with(insert())).await;

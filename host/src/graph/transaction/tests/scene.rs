@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::bitmap::{Bitmap, BitmapName, Change, Granularity};
 use crate::error::Result;
-use crate::filter::PassNode;
+use crate::filter::{Filter, PassNode};
 use crate::graph::testing::turn;
 use crate::graph::transaction::{Action, Applied, Event, Transaction};
 use crate::graph::{
@@ -17,7 +17,7 @@ use crate::graph::{
     LocalDrive, LocalGraph, NodeDecl,
 };
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, run_on_thread, sleep_until, turn_now};
-use crate::node::{Extent, MemoryNode, Node, NodeFuture, NodeInfo, WriteFlags};
+use crate::node::{MemoryNode, Node, NodeInfo, WriteFlags};
 
 /// Block of the tests' nodes and granule of their bitmaps.
 pub(super) const BLOCK: usize = 512;
@@ -37,14 +37,12 @@ pub(super) async fn turns(count: usize) {
 /// A transparent filter that takes its time, so that requests are in flight whenever a change comes.
 pub(super) struct Lag {
     pub(super) time: Duration,
-    /// Says that it shows its child's bytes.
-    pub(super) is_transparent: bool,
     pub(super) starts: bool,
 }
 
 impl Lag {
     pub(super) fn of(micros: u64) -> Self {
-        Self { time: Duration::from_micros(micros), is_transparent: true, starts: true }
+        Self { time: Duration::from_micros(micros), starts: true }
     }
 
     async fn wait(&self) {
@@ -53,17 +51,9 @@ impl Lag {
     }
 }
 
-impl Node for Lag {
+impl Filter for Lag {
     fn driver(&self) -> &'static str {
         "lag"
-    }
-
-    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
-        NodeInfo::of_filter(children)
-    }
-
-    fn is_transparent(&self) -> bool {
-        self.is_transparent
     }
 
     fn start(&self, _: &str, _: &NodeInfo, _: &[NodeInfo]) -> Result<()> {
@@ -71,42 +61,16 @@ impl Node for Lag {
         if self.starts { Ok(()) } else { broken() }
     }
 
-    fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
-        Box::pin(async move {
-            self.wait().await;
-            cx.child(0)?.read(offset, buf).await
-        })
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        self.wait().await;
+        cx.child(0)?.read(offset, buf).await
     }
 
-    fn write<'a>(
-        &'a self,
-        cx: Cx<'a>,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> NodeFuture<'a, ()> {
-        Box::pin(async move {
-            self.wait().await;
-            let done = cx.child(0)?.write(offset, buf, flags).await;
-            self.wait().await;
-            done
-        })
-    }
-
-    fn zero<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64, flags: WriteFlags) -> NodeFuture<'a, ()> {
-        Box::pin(async move { cx.child(0)?.zero(at, len, flags).await })
-    }
-
-    fn discard<'a>(&'a self, cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
-        Box::pin(async move { cx.child(0)?.discard(offset, len).await })
-    }
-
-    fn flush<'a>(&'a self, cx: Cx<'a>) -> NodeFuture<'a, ()> {
-        Box::pin(async move { cx.child(0)?.flush().await })
-    }
-
-    fn block_status<'a>(&'a self, cx: Cx<'a>, at: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
-        Box::pin(async move { cx.child(0)?.block_status(at, len).await })
+    async fn write(&self, cx: Cx<'_>, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        self.wait().await;
+        let done = cx.child(0)?.write(offset, buf, flags).await;
+        self.wait().await;
+        done
     }
 }
 
