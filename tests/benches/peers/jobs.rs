@@ -1,7 +1,8 @@
 //! What does a job cost, against QEMU's?
 //!
-//! Images of which every second MiB is there, on tmpfs: a full backup, a mirror to its completion, a stream and an
-//! active commit, each on images of its own, new for every run. Then how long a guest waits for 4 KiB meanwhile.
+//! Images of which every second MiB is there, on tmpfs and, past the page cache, on a disk: a full backup, a mirror to
+//! its completion, a stream and an active commit, each on images of its own, new for every run. Then how long a guest
+//! waits for 4 KiB meanwhile.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,17 +63,45 @@ const JOBS: [Job; 4] = [
 
 const NAMES: [&str; 3] = [QCOW2, QSD_QCOW2[0], QSD_QCOW2[1]];
 
+/// Where the images are.
+#[derive(Clone, Copy)]
+enum Storage {
+    Tmpfs,
+    /// Past the page cache.
+    Disk,
+}
+
+impl Storage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tmpfs => "tmpfs",
+            Self::Disk => "a disk, direct",
+        }
+    }
+}
+
 /// Runs the comparison if it is asked for.
 pub(crate) fn compare(options: &Options, scratch: &Scratch, targets: &mut Targets) {
     if !options.has("jobs") || !tools::have(&["qemu-img", "qemu-io", "qemu-storage-daemon"]) {
         return;
     }
-    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
-        println!("SKIPPED: there is no tmpfs at /dev/shm");
-        return;
-    };
-    let images = Images::make(dir.path(), options.size_mib);
-    println!("\njobs on tmpfs, {} MiB, half of it there", options.size_mib);
+    match tempfile::tempdir_in("/dev/shm") {
+        Ok(dir) => compare_on(Storage::Tmpfs, dir.path(), options, scratch, targets),
+        Err(_) => println!("SKIPPED: there is no tmpfs at /dev/shm"),
+    }
+    compare_on(Storage::Disk, &scratch.path("."), options, scratch, targets);
+}
+
+fn compare_on(
+    storage: Storage,
+    dir: &Path,
+    options: &Options,
+    scratch: &Scratch,
+    targets: &mut Targets,
+) {
+    let images = Images::make(storage, dir, options.size_mib);
+    let on = storage.name();
+    println!("\njobs on {on}, {} MiB, half of it there", options.size_mib);
     println!("{:16} {:20} {:>8} {:>8}", "job", "server", "wall s", "CPU s");
     let (mut figures, mut waits) = (Figures::default(), Figures::default());
     for job in &JOBS {
@@ -84,7 +113,7 @@ pub(crate) fn compare(options: &Options, scratch: &Scratch, targets: &mut Target
             }
         }
         print(job.name, &figures);
-        of_job(targets, job.name, &figures);
+        of_job(targets, (job.name, on), &figures);
     }
     for job in JOBS.iter().filter(|job| [BACKUP, MIRROR].contains(&job.name)) {
         for _ in 0..options.rounds {
@@ -106,16 +135,16 @@ pub(crate) fn compare(options: &Options, scratch: &Scratch, targets: &mut Target
         }
         let of = |run: &Figure| run.iops;
         let value = waits.ratio_to_best(job.name, QCOW2, &QSD_QCOW2, of, f64::min);
-        let what = format!("wait of a guest at p99, of qsd's best, {}", job.name);
+        let what = format!("wait of a guest at p99, of qsd's best, {}, {on}", job.name);
         targets.add(&what, value, "x", Bound::AtMost(1.0));
     }
 }
 
-fn of_job(targets: &mut Targets, job: &'static str, figures: &Figures) {
+fn of_job(targets: &mut Targets, (job, on): (&'static str, &str), figures: &Figures) {
     let wall = figures.ratio_to_best(job, QCOW2, &QSD_QCOW2, |run| 1.0 / run.iops, f64::min);
-    targets.add(&format!("wall time of qsd's best, {job}"), wall, "x", Bound::AtMost(0.8));
+    targets.add(&format!("wall time of qsd's best, {job}, {on}"), wall, "x", Bound::AtMost(0.8));
     let cpu = figures.ratio_to_best(job, QCOW2, &QSD_QCOW2, |run| run.cpu, f64::min);
-    targets.add(&format!("CPU of qsd's best, {job}"), cpu, "x", Bound::AtMost(0.6));
+    targets.add(&format!("CPU of qsd's best, {job}, {on}"), cpu, "x", Bound::AtMost(0.6));
 }
 
 fn print(job: &'static str, figures: &Figures) {
@@ -143,12 +172,13 @@ fn run(server: &Server, client: &mut Qmp, job: &Job) -> Figure {
 
 /// The images, and what they are copied from before each run.
 struct Images<'a> {
+    storage: Storage,
     dir: &'a Path,
 }
 
 impl<'a> Images<'a> {
-    fn make(dir: &'a Path, size_mib: u64) -> Self {
-        let images = Self { dir };
+    fn make(storage: Storage, dir: &'a Path, size_mib: u64) -> Self {
+        let images = Self { storage, dir };
         let size = format!("{size_mib}M");
         for name in ["empty", "filled"] {
             let path = images.path(name).display().to_string();
@@ -173,6 +203,8 @@ impl<'a> Images<'a> {
             let from = if name == data_in { "filled" } else { "empty" };
             let _ = fs::remove_file(self.path(name));
             fs::copy(self.path(from), self.path(name)).expect("copy an image");
+            let written = fs::File::open(self.path(name)).and_then(|file| file.sync_all());
+            written.expect("an image on its storage");
         }
     }
 }
@@ -197,7 +229,11 @@ fn start(
         for (node, below) in chain {
             let path = images.path(node);
             let path = path.display();
-            let file = format!("driver=file,node-name=f{node},filename={path},aio={aio}");
+            let direct = match images.storage {
+                Storage::Tmpfs => "",
+                Storage::Disk => ",cache.direct=on",
+            };
+            let file = format!("driver=file,node-name=f{node},filename={path},aio={aio}{direct}");
             let below = if below.is_empty() { String::new() } else { format!(",backing={below}") };
             let image = format!("driver=qcow2,node-name={node},file=f{node}{below}");
             command.args(["--blockdev", &file, "--blockdev", &image]);
@@ -214,6 +250,7 @@ fn start(
     for (node, below) in chain {
         let path = images.path(node);
         nodes += &format!("[node.f{node}]\ndriver = \"file\"\npath = \"{}\"\n", path.display());
+        nodes += &format!("direct = {}\n", matches!(images.storage, Storage::Disk));
         nodes += &format!("[node.{node}]\ndriver = \"qcow2\"\nfile = \"f{node}\"\n");
         if !below.is_empty() {
             nodes += &format!("backing = \"{below}\"\n");

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::super::edge::EdgeRef;
+use super::super::mutation::{Mutation, mutated};
 use super::super::permission::Role;
 use super::super::shown::backing;
 use super::super::snapshot::{Graph, GraphNode};
@@ -55,6 +56,7 @@ async fn shown(edge: EdgeRef<'_>, mut range: Range<u64>, stops: &[usize]) -> Res
         let what = match kind {
             ExtentKind::Data | ExtentKind::Unreadable => What::Unknown,
             ExtentKind::Zero | ExtentKind::Hole => What::Zero,
+            ExtentKind::Unallocated if mutated(Mutation::ForgetsTheBacking) => What::Zero,
             ExtentKind::Unallocated => match backing(&at) {
                 None => What::Zero,
                 Some(below) => {
@@ -133,6 +135,14 @@ pub(super) async fn is_zero(edge: EdgeRef<'_>, range: Range<u64>) -> Result<(Ran
     Ok((found.range, found.what == What::Zero))
 }
 
+/// Whether a view shows zeros in all of a range, by block status alone.
+///
+/// # Errors
+/// The nodes'.
+pub(super) async fn is_all_zero(edge: EdgeRef<'_>, range: &Range<u64>) -> Result<bool> {
+    is_zero_above(edge, range, &[]).await
+}
+
 /// Whether a target shows zeros in all of a range, of which nothing comes from what the source shows: that may
 /// change.
 ///
@@ -143,10 +153,13 @@ pub(super) async fn is_zero_apart(
     source: EdgeRef<'_>,
     range: &Range<u64>,
 ) -> Result<bool> {
-    let of_source = chain(source.graph, source.edge.child);
+    is_zero_above(target, range, &chain(source.graph, source.edge.child)).await
+}
+
+async fn is_zero_above(edge: EdgeRef<'_>, range: &Range<u64>, stops: &[usize]) -> Result<bool> {
     let mut at = range.start;
     while at < range.end {
-        let found = shown(target, at..range.end, &of_source).await?;
+        let found = shown(edge, at..range.end, stops).await?;
         if found.what != What::Zero {
             return Ok(false);
         }

@@ -17,16 +17,17 @@ use super::super::guard::{Full, Held, SourceId, SourceRange, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
 use super::super::origin::{Origin, Request, Shield};
-use super::super::permission::{PermissionSet, Role};
+use super::super::permission::PermissionSet;
 use super::super::snapshot::{Cx, Edge, Graph};
 use super::buffer::{ProvenBuf, Watch};
+use super::compare::is_all_zero;
 use super::outcome::{OutcomeCounters, Outcomes};
 use super::proof::{Evidence, ViewProof};
 use crate::bitmap::Granules;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, COPY_TRIES, GUARD_WAIT, ZERO_PROVEN_MAX_BYTES};
-use crate::node::{ExtentKind, WriteFlags};
+use crate::node::WriteFlags;
 
 /// How a copy is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -675,7 +676,7 @@ impl Actor {
         let held = self.hold(self.want(guarded, (edge, effect), &range)).await?;
         let request = self.request.part(held.op(), effect.unchanged);
         let shown = self.call(&request, self.edge(from)?);
-        if !Box::pin(is_zero(shown, range.clone())).await? {
+        if !Box::pin(is_all_zero(shown, &range)).await? {
             self.outcomes()?.not_proven();
             let message = "its block status does not say that the range shows zeros";
             return Err(Error::new(ErrorKind::NotPermitted, message));
@@ -707,47 +708,5 @@ fn first_set(of: Option<&Granules>, range: Range<u64>) -> Option<Range<u64>> {
 pub(super) fn clear(of: Option<&Granules>, range: &Range<u64>) {
     if let Some(granules) = of {
         granules.clear_range(range.start, range.end - range.start);
-    }
-}
-
-/// Whether a view shows zeros by block status alone, its own and that of what it stands on.
-async fn is_zero(edge: EdgeRef<'_>, range: Range<u64>) -> Result<bool> {
-    let mut at = range.start;
-    while at < range.end {
-        for extent in edge.block_status(at, range.end - at).await? {
-            let end = range.end.min(extent.offset + extent.len);
-            let zero = match extent.kind {
-                ExtentKind::Zero | ExtentKind::Hole => true,
-                ExtentKind::Data | ExtentKind::Unreadable => false,
-                ExtentKind::Unallocated => backing_is_zero(edge, at..end).await?,
-            };
-            if !zero {
-                return Ok(false);
-            }
-            at = end;
-        }
-    }
-    Ok(true)
-}
-
-async fn backing_is_zero(edge: EdgeRef<'_>, range: Range<u64>) -> Result<bool> {
-    if mutated(Mutation::ForgetsTheBacking) {
-        return Ok(true);
-    }
-    let mut node = edge.edge.child;
-    loop {
-        let edges = &edge.graph.nodes[node].edges;
-        let Some(view) = edges.iter().find(|edge| edge.role.is_view()) else { return Ok(true) };
-        if view.role != Role::Backing {
-            // A filter's status is its child's: the backing is further down.
-            node = view.child;
-            continue;
-        }
-        let end = range.end.min(edge.graph.nodes[view.child].info.size_bytes);
-        if range.start >= end {
-            return Ok(true);
-        }
-        let below = EdgeRef { edge: view, ..edge };
-        return Box::pin(is_zero(below, range.start..end)).await;
     }
 }
