@@ -227,6 +227,7 @@ impl Filter for BackupNode {
             Ok(own) => own,
             Err(error) => return break_off(sets, name, &error.to_string()),
         };
+        sets.given_up.belongs_to(graph.cell(), name);
         sets.begun.set_all();
         tracing::info!("node `{name}`: the point in time is reached");
         if self.config.sync != Sync::None {

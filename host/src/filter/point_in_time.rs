@@ -1,12 +1,15 @@
 //! What a backup and the view of its point in time share: which bytes are where.
 
+use std::future::Future;
 use std::iter::once;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::bitmap::{BitmapError, Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{GraphCell, LocalGraph, OwnAccord};
+use crate::io::spawn;
 
 /// Granules of sets that are whole or empty.
 const WHOLE_BYTES: u64 = 1 << 30;
@@ -15,15 +18,77 @@ const WHOLE_BYTES: u64 = 1 << 30;
 /// names: what they say is in `wit/filter.wit`, at `views`.
 #[derive(Clone)]
 pub(crate) struct PointInTime {
-    /// What is still to be copied: cleared by copies alone, before anything changes there.
+    /// What is still to be copied: cleared by copies, before anything changes there, and where the view is given up.
     pub(crate) todo: Arc<Granules>,
-    /// What `todo` was at the point in time.
+    /// What `todo` was at the point in time, but for what has been given up since.
     pub(crate) covered: Arc<Granules>,
     /// Whole once the two are filled.
     pub(crate) begun: Arc<Granules>,
     /// Whole once something was, or may have been, changed that had not been copied.
     pub(crate) broken: Arc<Granules>,
+    /// What nobody needs in the target any more, and the one who frees it there.
+    pub(crate) given_up: Arc<GivenUp>,
 }
+
+/// Bytes in a target that nobody needs.
+pub(crate) struct GivenUp {
+    ranges: Granules,
+    /// Somebody is at it.
+    is_freed: AtomicBool,
+    /// The node of the host's own that has written them, once it runs.
+    owner: OnceLock<(Weak<GraphCell>, String)>,
+}
+
+impl GivenUp {
+    /// Who can discard in the target.
+    pub(super) fn belongs_to(&self, cell: &Arc<GraphCell>, node: &str) {
+        self.owner.get_or_init(|| (Arc::downgrade(cell), node.to_owned()));
+    }
+
+    /// Has a range freed in the target, aside: `discard` is given ranges, one after the other.
+    pub(super) fn add<F: Future<Output = Result<()>> + 'static>(
+        self: &Arc<Self>,
+        range: Range<u64>,
+        discard: impl Fn(OwnAccord, Range<u64>) -> F + 'static,
+    ) {
+        self.ranges.mark(range.start, range.end - range.start);
+        let owner = self.owner.get().and_then(|(cell, node)| Some((cell.upgrade()?, node)));
+        let Some((cell, node)) = owner else { return };
+        if self.is_freed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let Ok(own) = OwnAccord::open(&LocalGraph::of(&cell), node) else { return };
+        let all = Arc::clone(self);
+        spawn(async move {
+            while let Some(range) = all.next() {
+                // It is advice. A node that has gone has nothing there any more.
+                if discard(own.clone(), range).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// The next of them; who gets none is done.
+    fn next(&self) -> Option<Range<u64>> {
+        loop {
+            if let Some(range) = self.ranges.next_dirty(0) {
+                let range = range.start..range.end.min(range.start + DISCARD_BYTES);
+                self.ranges.clear_range(range.start, range.end - range.start);
+                return Some(range);
+            }
+            self.is_freed.store(false, Ordering::SeqCst);
+            // What has come just before that is nobody else's.
+            let has_more = self.ranges.next_dirty(0).is_some();
+            if !has_more || self.is_freed.swap(true, Ordering::SeqCst) {
+                return None;
+            }
+        }
+    }
+}
+
+/// Freed at once at most: whole granules of every size that there is.
+const DISCARD_BYTES: u64 = 1 << 30;
 
 /// Where a range of the view is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +107,31 @@ impl PointInTime {
         let set = |granularity| Granules::new(size_bytes, granularity).map(Arc::new);
         let whole = Granularity::from_bytes(WHOLE_BYTES)?;
         let (todo, covered) = (set(granularity)?, set(granularity)?);
-        Ok(Self { todo, covered, begun: set(whole)?, broken: set(whole)? })
+        let ranges = Granules::new(size_bytes, granularity)?;
+        Ok(Self::of([todo, covered, set(whole)?, set(whole)?], ranges))
+    }
+
+    /// Of what is still to be copied, what is covered, whether it has begun, and is broken; with room for what is
+    /// given up.
+    pub(crate) fn of(sets: [Arc<Granules>; 4], ranges: Granules) -> Self {
+        let [todo, covered, begun, broken] = sets;
+        let (is_freed, owner) = (AtomicBool::new(false), OnceLock::new());
+        let given_up = Arc::new(GivenUp { ranges, is_freed, owner });
+        Self { todo, covered, begun, broken, given_up }
+    }
+
+    /// Nobody reads the whole granules of a range any more: what was not copied need not be. Returns them.
+    pub(super) fn give_up(&self, range: &Range<u64>) -> Range<u64> {
+        let granule = self.todo.granularity().bytes();
+        let size_bytes = self.todo.size_bytes();
+        let end = if range.end >= size_bytes { size_bytes } else { range.end / granule * granule };
+        let start = range.start.div_ceil(granule).saturating_mul(granule);
+        let whole = start.min(end)..end;
+        // In this order: who reads looks at both, the other way round.
+        self.covered.clear_range(whole.start, whole.end - whole.start);
+        fence(Ordering::SeqCst);
+        self.todo.clear_range(whole.start, whole.end - whole.start);
+        whole
     }
 
     pub(crate) fn is_broken(&self) -> bool {

@@ -1,4 +1,4 @@
-//! `plugin-view`: what a node that copies before writes showed at its point in time, read-only.
+//! `plugin-view`: what a node that copies before writes showed at its point in time. It can be read, and given up.
 //!
 //! Bytes that are still to be copied are read where they are; if they have been copied by the time they are
 //! there, from the target. So nobody who writes waits for a reader. What the backup does not cover cannot be
@@ -6,12 +6,13 @@
 //! point in time reading fails with `EBUSY`, once the backup is broken with `EIO`; a complete backup is read
 //! from its target.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::backup::BackupNode;
 use super::point_in_time::{Place, PointInTime, not_begun};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{ChildDecl, Cx, PermissionSet, Role};
+use crate::graph::{ChildDecl, Cx, OwnAccord, PermissionSet, Role};
 use crate::io::{Buf, BufMut};
 use crate::limits::EXTENTS_MAX;
 use crate::node::{
@@ -101,9 +102,23 @@ impl ViewNode {
             let at = usize::try_from(part.start - offset).unwrap_or(usize::MAX);
             buf[at..at + len].copy_from_slice(&bytes);
         }
-        // If it broke while this read the source, what was read may be what came later.
+        // If it broke, or was given up, while this read the source, what was read may be what came later.
         sets.check()?;
+        sets.check_covered(&range)?;
         Ok(buf)
+    }
+
+    /// Nobody needs a range any more: it cannot be read from now on, is not kept, and is freed in the target.
+    fn give_up(&self, range: &Range<u64>) -> Result<()> {
+        let sets = self.sets()?;
+        sets.check()?;
+        let whole = sets.give_up(range);
+        if !whole.is_empty() {
+            sets.given_up.add(whole, async |own: OwnAccord, range| {
+                own.on_behalf().await?.discard_changed(TARGET, range).await
+            });
+        }
+        Ok(())
     }
 
     async fn extents(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<Vec<Extent>> {
@@ -150,8 +165,10 @@ fn shown(extent: Extent) -> Extent {
     Extent { kind, host_offset: None, ..extent }
 }
 
-fn read_only<'a, T>() -> NodeFuture<'a, T> {
-    Box::pin(async { Err(Error::new(ErrorKind::ReadOnly, "a point in time cannot be changed")) })
+fn not_written<'a, T>() -> NodeFuture<'a, T> {
+    Box::pin(async {
+        Err(Error::new(ErrorKind::NotSupported, "a point in time can be given up, and not written"))
+    })
 }
 
 impl Node for ViewNode {
@@ -168,11 +185,12 @@ impl Node for ViewNode {
         let size_bytes = children.first().ok_or_else(missing)?.size_bytes;
         let caps = Caps {
             zero: Support::None,
-            discard: Support::None,
+            discard: Support::Native,
             fua: Support::Native,
             flush: Support::Native,
         };
-        Ok(NodeInfo { size_bytes, limits: Limits::NONE, caps, read_only: true, growable: false })
+        // Who has it for writing can give it up, and no more.
+        Ok(NodeInfo { size_bytes, limits: Limits::NONE, caps, read_only: false, growable: false })
     }
 
     fn read<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
@@ -180,15 +198,15 @@ impl Node for ViewNode {
     }
 
     fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
-        read_only()
+        not_written()
     }
 
     fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
-        read_only()
+        not_written()
     }
 
-    fn discard<'a>(&'a self, _: Cx<'a>, _: u64, _: u64) -> NodeFuture<'a, ()> {
-        read_only()
+    fn discard<'a>(&'a self, _: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
+        Box::pin(async move { self.give_up(&(offset..offset.saturating_add(len))) })
     }
 
     fn flush<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::context::{Doing, Failed, JobCx, JobFuture, Step};
 use super::copying::{SOURCE, TARGET, rest};
-use super::flow::Piece;
+use super::flow::{Bounds, Piece};
 use super::kept::Kept;
 use super::looked::Needs;
 use super::node::JobNode;
@@ -27,7 +27,7 @@ use crate::graph::{
 };
 use crate::io::{turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, EXTENTS_MAX, JOB_SETTLE_TIME, ZERO_PROVEN_MAX_BYTES};
-use crate::node::ExtentKind;
+use crate::node::{ExtentKind, Support};
 
 /// Number of the edge below which nothing is copied, if there is one.
 const BELOW: usize = 2;
@@ -39,6 +39,8 @@ struct Backup {
     size_bytes: u64,
     kept: Arc<Kept>,
     bitmap: Option<Chosen>,
+    bounds: Bounds,
+    discards: bool,
 }
 
 /// A bitmap, and what becomes of it.
@@ -97,6 +99,9 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
         let message = "cannot compress to this drive: its driver writes nothing compressed";
         return Err(Error::new(ErrorKind::NotSupported, message).at_node(name(target)));
     }
+    if spec.discards_source {
+        check_discards(graph, source)?;
+    }
     let size = |node: usize| graph.nodes()[node].info().size_bytes;
     if size(target) > size(source) {
         let message = format!(
@@ -121,6 +126,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
     let says = found.filter(|_| is_said(spec.sync));
     let (granularity, unit_bytes) =
         granularity(graph, target, says.map(|bitmap| bitmap.granularity()), spec)?;
+    let bounds = bounds(spec, granularity)?;
     let bitmap = spec.bitmap.clone().zip(mode).map(|(bitmap, mode)| {
         let (held, left) = (Mutex::default(), OnceLock::new());
         Chosen { bitmap, mode, held, left }
@@ -137,8 +143,12 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
         grants,
         ..ChildDecl::filtered(name(node))
     };
+    let grants = match spec.discards_source {
+        true => PermissionSet::CONSISTENT_READ.union(PermissionSet::WRITE),
+        false => PermissionSet::CONSISTENT_READ,
+    };
     let mut children = vec![
-        edge("source", source, Role::Filtered, PermissionSet::CONSISTENT_READ),
+        edge("source", source, Role::Filtered, grants),
         edge("target", target, Role::Target, PermissionSet::WRITE),
     ];
     let below = backing(graph, source).map(|(_, below)| below);
@@ -146,9 +156,11 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
     children.extend(below.map(|below| edge("below", below, Role::Source, PermissionSet::NONE)));
     let stake =
         JobStake { id: id.to_owned(), stands_on: Vec::new(), tracks: None, alters_others: false };
-    let node = Arc::new(JobNode::keeping(stake, &kept));
+    let discards = spec.discards_source;
+    let node = JobNode::keeping(stake, &kept);
+    let node = Arc::new(if discards { node.for_nobody_to_write() } else { node });
     let (sync, has_below, size_bytes) = (spec.sync, below.is_some(), size(source));
-    let work = Arc::new(Backup { sync, has_below, size_bytes, kept, bitmap });
+    let work = Arc::new(Backup { sync, has_below, size_bytes, kept, bitmap, bounds, discards });
     let place = Place::Above(name_of(graph, source));
     Ok(Planned { node, children, place, growth, before, work })
 }
@@ -156,6 +168,34 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
 /// Whether a bitmap says what is copied.
 fn is_said(sync: BackupSync) -> bool {
     matches!(sync, BackupSync::Incremental | BackupSync::Bitmap)
+}
+
+/// What is copied can be discarded where it is. That nobody writes it, the node says that stands for the job.
+fn check_discards(graph: &Graph, source: usize) -> Result<()> {
+    let node = &graph.nodes()[source];
+    let (info, driver) = (node.info(), node.driver().driver());
+    let refused = |message: String| Err(Error::new(ErrorKind::NotSupported, message));
+    match () {
+        () if info.caps.discard == Support::None => {
+            refused(format!("driver `{driver}` discards nothing"))
+                .map_err(|it| it.at_node(node.name()))
+        }
+        () if info.read_only => refused("it is read-only: nothing can be discarded there".into())
+            .map_err(|it| it.at_node(node.name())),
+        () => Ok(()),
+    }
+}
+
+/// What it has in flight at most.
+fn bounds(spec: &BackupSpec, granularity: Granularity) -> Result<Bounds> {
+    let granule = granularity.bytes();
+    if let Some(bytes) = spec.piece_bytes.filter(|bytes| *bytes < granule) {
+        let message =
+            format!("required max-chunk ({bytes}) is less than backup cluster size ({granule})");
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    let piece_bytes = spec.piece_bytes.map(|bytes| bytes / granule * granule);
+    Ok(Bounds { pieces: spec.most_pieces, bytes: None, piece_bytes })
 }
 
 /// A target may be an overlay of what is copied, and nothing that this shows.
@@ -339,10 +379,17 @@ impl Backup {
     }
 }
 
-async fn copy(own: OwnAccord, kept: Arc<Kept>, range: Range<u64>) -> Result<u64> {
+async fn copy(own: OwnAccord, kept: Arc<Kept>, range: Range<u64>, discards: bool) -> Result<u64> {
     // That it is broken the job sees by itself.
     if kept.check().is_ok() {
-        kept.copy(own.on_behalf().await?, range).await?;
+        kept.copy(own.on_behalf().await?, range.clone()).await?;
+        if discards {
+            // Nobody else writes there: what is gone is what was copied. It is advice, and the copy is there.
+            let discarded = own.on_behalf().await?.discard_changed(SOURCE, range).await;
+            if let Err(error) = discarded {
+                tracing::warn!("what has been backed up is not discarded where it was: {error}");
+            }
+        }
     }
     Ok(kept.take_uncounted())
 }
@@ -354,11 +401,12 @@ impl Work for Backup {
         }
         let held = self.bitmap.as_ref().and_then(Chosen::held);
         self.kept.narrow(|_| held.map(|held| Arc::clone(held.bitmap())));
-        let kept = Arc::clone(&self.kept);
+        let (kept, discards) = (Arc::clone(&self.kept), self.discards);
         let doing: Doing = Rc::new(move |own: OwnAccord, piece: Piece| {
-            Box::pin(copy(own, Arc::clone(&kept), piece.range))
+            Box::pin(copy(own, Arc::clone(&kept), piece.range, discards))
         });
-        Ok(JobCx::new(opening.record, opening.own, doing, Failed::Known))
+        let cx = JobCx::new(opening.record, opening.own, doing, Failed::Known);
+        Ok(cx.within(&self.bounds))
     }
 
     fn run<'a>(&'a self, cx: &'a JobCx) -> JobFuture<'a, Step<Ending>> {

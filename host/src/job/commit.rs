@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::context::{JobCx, JobFuture, Step};
 use super::copying::{Copying, SOURCE, TARGET};
+use super::flow::Bounds;
 use super::node::JobNode;
 use super::spec::CommitSpec;
 use super::work::{
@@ -90,6 +91,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &CommitSpec) -> Result<Planned
         node: Arc::clone(&node),
         copies_all: true,
         granularity: Granularity::DEFAULT,
+        bounds: Bounds::default(),
         completes: spec.completes,
         is_silent: !is_active,
         is_above_target: true,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::{ErrorAction, JobNews};
-use super::flow::{Flow, Piece};
+use super::flow::{Bounds, Flow, Piece};
 use super::record::{IoStatus, Record, State, Wish};
 use super::status::JobStatus;
 use super::watched::either;
@@ -55,6 +55,8 @@ pub(super) struct JobCx {
     pub(super) record: Arc<Record>,
     pub(super) own: OwnAccord,
     flow: Rc<Flow>,
+    /// Bytes of a piece at most.
+    piece_bytes: u64,
     doing: Doing,
     failed: Failed,
     again: RefCell<VecDeque<Piece>>,
@@ -75,6 +77,7 @@ impl JobCx {
             record: Arc::clone(record),
             own: own.clone(),
             flow: Rc::default(),
+            piece_bytes: u64::MAX,
             doing,
             failed,
             again: RefCell::default(),
@@ -82,6 +85,12 @@ impl JobCx {
             retries: Rc::default(),
             paced: Cell::default(),
         }
+    }
+
+    /// With less in flight than it may have.
+    pub(super) fn within(self, bounds: &Bounds) -> Self {
+        let piece_bytes = bounds.piece_bytes.unwrap_or(u64::MAX).max(1);
+        Self { flow: Rc::new(Flow::within(bounds)), piece_bytes, ..self }
     }
 
     /// One thing that the job's node does, once its gate is open.
@@ -133,6 +142,7 @@ impl JobCx {
     /// As [`Self::point`].
     pub(super) async fn launch_all(&self, of: Piece, most: u64) -> Step<()> {
         let Piece { range, is_zero } = of;
+        let most = if is_zero { most } else { most.min(self.piece_bytes) };
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min((at / most + 1) * most);

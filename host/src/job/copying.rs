@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::context::{Doing, Failed, JobCx, Step};
 use super::event::JobNews;
-use super::flow::Piece;
+use super::flow::{Bounds, Piece};
 use super::looked::Needs;
 use super::node::JobNode;
 use super::record::{State, Wish};
@@ -33,6 +33,8 @@ pub(super) struct Copying {
     /// All of it is to be copied.
     pub(super) copies_all: bool,
     pub(super) granularity: Granularity,
+    /// What it has in flight at most.
+    pub(super) bounds: Bounds,
     /// It ends by itself.
     pub(super) completes: bool,
     /// It never waits for being asked, nor says that it is ready.
@@ -62,7 +64,8 @@ impl Copying {
                 own.on_behalf().await?.copy_tracked(tracker, piece.range).await.map(|_| len)
             })
         });
-        Ok((JobCx::new(opening.record, opening.own, doing, Failed::Known), tracker))
+        let cx = JobCx::new(opening.record, opening.own, doing, Failed::Known).within(&self.bounds);
+        Ok((cx, tracker))
     }
 
     /// Copies until the job is to end.

@@ -28,10 +28,23 @@ impl Piece {
     }
 }
 
+/// What a job has in flight at most, as far as somebody wants less than it may have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bounds {
+    pub(super) pieces: Option<usize>,
+    /// Of all pieces together. One is always in flight.
+    pub(super) bytes: Option<u64>,
+    /// Of a piece that needs data.
+    pub(super) piece_bytes: Option<u64>,
+}
+
 /// See the module.
 pub(super) struct Flow(RefCell<State>);
 
 struct State {
+    most_pieces: usize,
+    /// Up to so many bytes it adapts.
+    bound_bytes: u64,
     pieces: usize,
     bytes: u64,
     /// Bytes that may be in flight.
@@ -55,6 +68,8 @@ impl Default for Flow {
     fn default() -> Self {
         let round = Round { began: turn_now(), bytes: 0, before: 0 };
         Self(RefCell::new(State {
+            most_pieces: JOB_PIECES_MAX,
+            bound_bytes: JOB_BYTES_MAX,
             pieces: 0,
             bytes: 0,
             most_bytes: START_BYTES,
@@ -66,6 +81,17 @@ impl Default for Flow {
 }
 
 impl Flow {
+    /// Within bounds, before anything is in flight.
+    pub(super) fn within(bounds: &Bounds) -> Self {
+        let flow = Self::default();
+        let mut state = flow.0.borrow_mut();
+        state.most_pieces = bounds.pieces.unwrap_or(JOB_PIECES_MAX).clamp(1, JOB_PIECES_MAX);
+        state.bound_bytes = bounds.bytes.unwrap_or(JOB_BYTES_MAX).clamp(1, JOB_BYTES_MAX);
+        state.most_bytes = START_BYTES.min(state.bound_bytes);
+        drop(state);
+        flow
+    }
+
     /// A piece begins.
     pub(super) fn begin(&self, piece: &Piece) {
         let mut state = self.0.borrow_mut();
@@ -100,7 +126,7 @@ impl Flow {
     pub(super) async fn room(&self, piece: &Piece) {
         self.when(|state| {
             let fits = state.bytes + piece.weight() <= state.most_bytes || state.bytes == 0;
-            (fits && state.pieces < JOB_PIECES_MAX) || !state.failed.is_empty()
+            (fits && state.pieces < state.most_pieces) || !state.failed.is_empty()
         })
         .await;
     }
@@ -109,7 +135,7 @@ impl Flow {
     pub(super) fn has_room(&self, piece: &Piece) -> bool {
         let state = self.0.borrow();
         let fits = state.bytes + piece.weight() <= state.most_bytes || state.bytes == 0;
-        fits && state.pieces < JOB_PIECES_MAX
+        fits && state.pieces < state.most_pieces
     }
 
     /// Waits until nothing is in flight.
@@ -148,7 +174,7 @@ impl State {
             () if rate < before - before / 10 => self.most_bytes / 2,
             () => self.most_bytes,
         }
-        .clamp(COPY_MAX_BYTES as u64, JOB_BYTES_MAX);
+        .clamp(self.bound_bytes.min(COPY_MAX_BYTES as u64), self.bound_bytes);
         self.round = Round { began: now, bytes: 0, before: rate };
     }
 }
@@ -174,6 +200,28 @@ mod tests {
             most.push(state.most_bytes / MIB);
         }
         most
+    }
+
+    #[test]
+    fn no_more_is_in_flight_than_is_wanted() {
+        let piece = |bytes: u64| Piece { range: 0..bytes, is_zero: false };
+        let few = Flow::within(&Bounds { pieces: Some(2), ..Bounds::default() });
+        (0..2).for_each(|_| few.begin(&piece(512)));
+        assert!(!few.has_room(&piece(512)));
+        few.end(piece(512), None);
+        assert!(few.has_room(&piece(512)));
+        let small = Flow::within(&Bounds { bytes: Some(MIB / 2), ..Bounds::default() });
+        assert!(small.has_room(&piece(MIB)), "one is always possible");
+        small.begin(&piece(MIB / 4));
+        assert!(small.has_room(&piece(MIB / 4)) && !small.has_room(&piece(MIB / 2)));
+        small.end(piece(MIB / 4), None);
+        let mut state = small.0.borrow_mut();
+        let mut now = state.round.began.as_nanos();
+        for _ in 0..64 {
+            now += 1000;
+            state.adapt(MIB / 4, Time::from_nanos(now));
+        }
+        assert_eq!(state.most_bytes, MIB / 2);
     }
 
     #[test]

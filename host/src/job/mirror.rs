@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use super::commit::find_by;
 use super::context::{JobCx, JobFuture, Step};
 use super::copying::{Copying, SOURCE, TARGET};
+use super::flow::Bounds;
 use super::node::JobNode;
 use super::spec::{BitmapMode, CopyMode, MirrorSpec, MirrorSync};
 use super::work::{
@@ -122,10 +123,18 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
         alters_others: false,
     };
     let node = Arc::new(JobNode::new(stake));
+    let granularity = spec.granularity.unwrap_or(Granularity::DEFAULT);
+    let bytes = spec.most_bytes.map(|bytes| bytes.max(granularity.bytes()));
+    let bounds = Bounds {
+        bytes,
+        piece_bytes: bytes.map(|it| it / granularity.bytes() * granularity.bytes()),
+        pieces: None,
+    };
     let copying = Copying {
         node: Arc::clone(&node),
         copies_all: matches!(sync, Chosen::Full),
-        granularity: spec.granularity.unwrap_or(Granularity::DEFAULT),
+        granularity,
+        bounds,
         completes: false,
         is_silent: false,
         is_above_target: false,

@@ -17,16 +17,24 @@ pub(crate) struct JobNode {
     tracker: Mutex<Option<Arc<Tracker>>>,
     copies_writes: AtomicBool,
     kept: Option<Arc<Kept>>,
+    /// Nobody may write through it.
+    is_read_only: bool,
 }
 
 impl JobNode {
     pub(crate) fn new(stake: JobStake) -> Self {
-        Self { stake, tracker: Mutex::default(), copies_writes: AtomicBool::new(false), kept: None }
+        let (tracker, copies_writes) = (Mutex::default(), AtomicBool::new(false));
+        Self { stake, tracker, copies_writes, kept: None, is_read_only: false }
     }
 
     /// One that keeps what is about to be overwritten.
     pub(super) fn keeping(stake: JobStake, kept: &Arc<Kept>) -> Self {
         Self { kept: Some(Arc::clone(kept)), ..Self::new(stake) }
+    }
+
+    /// The same, and whoever would write through it is refused.
+    pub(super) fn for_nobody_to_write(self) -> Self {
+        Self { is_read_only: true, ..self }
     }
 
     /// What it tracks from now on.
@@ -61,6 +69,11 @@ impl JobNode {
 impl Filter for JobNode {
     fn driver(&self) -> &'static str {
         "job"
+    }
+
+    fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
+        let info = NodeInfo::of_filter(children)?;
+        Ok(NodeInfo { read_only: info.read_only || self.is_read_only, ..info })
     }
 
     fn job(&self) -> Option<&JobStake> {

@@ -139,6 +139,8 @@ pub struct MirrorSpec {
     pub copy_mode: CopyMode,
     /// Granules in which is tracked what is left.
     pub granularity: Option<Granularity>,
+    /// Bytes in flight at most, but one granule at least; as it adapts, by default.
+    pub most_bytes: Option<u64>,
 }
 
 /// What a mirror copies at first. Beside the first of them, its user says that the rest is there already.
@@ -203,6 +205,13 @@ pub struct BackupSpec {
     pub on_cbw_error: OnCbwError,
     /// How long a write may wait for that; none for as long as it takes.
     pub cbw_timeout: Option<Duration>,
+    /// What has been copied is discarded where it was: that view of a point in time, or whatever else it is, ends with
+    /// its backup. Nobody else writes it meanwhile.
+    pub discards_source: bool,
+    /// Pieces in flight at most; as it adapts, by default.
+    pub most_pieces: Option<usize>,
+    /// Bytes of one at most, what is copied together at least.
+    pub piece_bytes: Option<u64>,
 }
 
 /// What a backup copies of its own accord.
@@ -336,7 +345,15 @@ impl MirrorSpec {
     pub fn of(device: impl Into<String>, target: impl Into<String>) -> Self {
         let (device, target) = (device.into(), target.into());
         let (sync, copy_mode) = (MirrorSync::Full, CopyMode::Background);
-        Self { device, target, replaces: None, sync, copy_mode, granularity: None }
+        Self {
+            device,
+            target,
+            replaces: None,
+            sync,
+            copy_mode,
+            granularity: None,
+            most_bytes: None,
+        }
     }
 }
 
@@ -353,6 +370,9 @@ impl BackupSpec {
             granularity: None,
             on_cbw_error: OnCbwError::default(),
             cbw_timeout: None,
+            discards_source: false,
+            most_pieces: None,
+            piece_bytes: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 mod backup;
 mod backups;
 mod commit;
+mod discards;
 mod mirror;
 mod populate;
 mod random;

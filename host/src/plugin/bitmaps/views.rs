@@ -52,7 +52,9 @@ impl PluginBitmaps {
         let own = |name| self.own_named(node, name);
         let find = || {
             let (todo, covered) = (own("todo")?, own("covered")?);
-            Some(PointInTime { todo, covered, begun: own("begun")?, broken: own("broken")? })
+            // Nobody of the host's own frees what a plugin has kept.
+            let given_up = Granules::new(todo.size_bytes(), todo.granularity()).ok()?;
+            Some(PointInTime::of([todo, covered, own("begun")?, own("broken")?], given_up))
         };
         match find() {
             None if self.is_lost(node) => {

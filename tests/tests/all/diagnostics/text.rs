@@ -24,7 +24,7 @@ workers = 2
                |
              5 | sizze = "2GiB"
                | ^^^^^
-               = help: did you mean `size`? keys of driver `memory`: child, size, block-size, read-only
+               = help: did you mean `size`? keys of driver `memory`: child, size, block-size, read-only, auto-read-only
 
             error: unknown key `writeable` in drive `vda`
               --> DIR/graph.toml:8:1

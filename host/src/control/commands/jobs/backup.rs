@@ -21,11 +21,13 @@ qapi_enum! {
 }
 
 qapi_struct! {
-    /// How a backup copies. A job adapts to its target what it has in flight, up to 64 pieces and 16 MiB, whatever
-    /// is said of that here.
+    /// How a backup copies. A job adapts to its target what it has in flight, up to 64 pieces and 16 MiB.
     pub(crate) struct BackupPerf {
+        /// Bytes are copied by the host either way.
         use_copy_range: Option<bool>,
+        /// Pieces in flight at most.
         max_workers: Option<i64>,
+        /// Bytes of one at most; 0, unless said, for 1 MiB.
         max_chunk: Option<i64>,
         /// Bytes that are copied together at least.
         min_cluster_size: Option<u64>,
@@ -59,7 +61,8 @@ qapi_struct! {
         auto_dismiss: Option<bool>,
         /// The name of the node that stands for the job.
         filter_node_name: Option<String>,
-        /// Whether what has been copied is discarded where it was: it never is.
+        /// Whether what has been copied is discarded where it was, which nobody may write then: the view of a
+        /// point in time gives up what has been kept for it.
         discard_source: Option<bool>,
         x_perf: Option<BackupPerf>,
     }
@@ -93,14 +96,14 @@ fn backup(plan: &mut Plan<'_>, backup: BlockdevBackup) -> QmpResult<()> {
         let desc = format!("Compression is not supported for this drive {}", target.name());
         return Err(QmpError::generic(desc));
     }
-    if backup.discard_source == Some(true) {
-        let desc = "'discard-source' is not supported: what is copied stays where it is";
-        return Err(QmpError::generic(desc));
-    }
     if target.info().size_bytes > device.info().size_bytes {
         return Err(QmpError::generic("Source and target image have different sizes"));
     }
-    let granularity = backup.x_perf.map(granularity).transpose()?.flatten();
+    let perf = backup.x_perf;
+    let granularity = perf.as_ref().map(granularity).transpose()?.flatten();
+    let most = |wished: Option<i64>| wished.and_then(|most| u64::try_from(most).ok());
+    let workers = perf.as_ref().and_then(|perf| most(perf.max_workers));
+    let chunk = perf.as_ref().and_then(|perf| most(perf.max_chunk)).filter(|bytes| *bytes > 0);
     let what = BackupSpec {
         sync: backup.sync.of_backup(),
         bitmap,
@@ -114,6 +117,9 @@ fn backup(plan: &mut Plan<'_>, backup: BlockdevBackup) -> QmpResult<()> {
             .cbw_timeout
             .filter(|seconds| *seconds > 0)
             .map(|seconds| std::time::Duration::from_secs(seconds.into())),
+        discards_source: backup.discard_source == Some(true),
+        most_pieces: workers.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
+        piece_bytes: chunk,
         ..BackupSpec::of(backup.device.as_str(), backup.target.as_str())
     };
     let common = Common {
@@ -156,7 +162,7 @@ fn in_qemus_case(desc: &str) -> String {
     }
 }
 
-fn granularity(perf: BackupPerf) -> QmpResult<Option<Granularity>> {
+fn granularity(perf: &BackupPerf) -> QmpResult<Option<Granularity>> {
     if perf.max_workers.is_some_and(|most| !(1..=i64::from(i32::MAX)).contains(&most)) {
         return Err(QmpError::generic(format!("max-workers must be between 1 and {}", i32::MAX)));
     }

@@ -30,7 +30,7 @@ qapi_struct! {
         speed: Option<i64>,
         /// Bytes in which is tracked what is left: 64 KiB unless said.
         granularity: Option<u32>,
-        /// Bytes in flight at most. A job adapts them by itself, up to 16 MiB, whatever is said here.
+        /// Bytes in flight at most; a job adapts them by itself, up to 16 MiB. 0, unless said, for that.
         buf_size: Option<i64>,
         on_source_error: Option<BlockdevOnError>,
         on_target_error: Option<BlockdevOnError>,
@@ -68,6 +68,7 @@ fn mirror(plan: &mut Plan<'_>, mirror: BlockdevMirror) -> QmpResult<()> {
         sync,
         copy_mode: mirror.copy_mode.unwrap_or(MirrorCopyMode::Background).mode(),
         granularity,
+        most_bytes: mirror.buf_size.and_then(|it| u64::try_from(it).ok()).filter(|it| *it > 0),
         ..MirrorSpec::of(device.name(), target.name())
     };
     let common = Common {

@@ -1,8 +1,12 @@
 //! `blockdev-backup`: what has no sense together is refused as qemu-storage-daemon refuses it; what becomes of
 //! bitmaps; several drives at one instant.
 
+use std::path::Path;
+
 use blockloom_tests::eventually;
+use blockloom_tests::nbd::Client;
 use blockloom_tests::qmp::Qmp;
+use blockloom_tests::tools::succeed;
 use serde_json::{Value, json};
 
 use super::super::differential::answers;
@@ -99,6 +103,88 @@ fn ranges(client: &mut Qmp, node: &str, name: &str) -> Vec<(u64, u64)> {
 
 fn add(client: &mut Qmp, name: &str) {
     client.run("block-dirty-bitmap-add", json!({"node": "vda", "name": name}));
+}
+
+/// What bounds a backup is checked as by QEMU, and copies the same.
+#[test]
+fn how_much_is_in_flight() {
+    if !can_start() {
+        return;
+    }
+    let (host, theirs) = (host(""), scratch());
+    let peer = peer(&theirs);
+    let mut both = [host.client(), Qmp::open(&peer.socket)];
+    for perf in [
+        json!({"max-chunk": 4096}),
+        json!({"max-chunk": -1}),
+        json!({"max-workers": 0}),
+        json!({"max-workers": 2147483648_u64}),
+    ] {
+        let input = json!({"execute": "blockdev-backup", "arguments": {"device": "top",
+            "target": "tgt", "sync": "full", "job-id": "j", "x-perf": perf}});
+        let [ours, theirs] =
+            both.each_mut().map(|client| answers(client, input.to_string().as_bytes()));
+        let [ours, theirs] =
+            [ours, theirs].map(|all| all[0]["error"]["desc"].as_str().map(str::to_lowercase));
+        let (ours, theirs) = (ours.expect("an error"), theirs.expect("an error"));
+        // What is found out with the graph names the job, too.
+        assert!(ours.ends_with(&theirs), "{input}: {ours}, not {theirs}");
+    }
+    let [mut client, _] = both;
+    for perf in [
+        json!({"max-workers": 1, "max-chunk": 65536, "use-copy-range": true}),
+        json!({"max-workers": 3, "max-chunk": 200_000}),
+    ] {
+        start(&mut client, json!({"sync": "full", "x-perf": perf}));
+    }
+    let mirror = json!({"device": "vda", "target": "tgt", "sync": "full", "job-id": "m",
+        "buf-size": 100_000});
+    client.run("blockdev-mirror", mirror);
+    life(&mut client, "m", status("ready"));
+    client.run("job-cancel", json!({"id": "m"}));
+    life(&mut client, "m", status("null"));
+    let (_, images) = host.end();
+    let (top, tgt) = (images.image("top.qcow2"), images.image("tgt.qcow2"));
+    same_images(&top, &tgt);
+}
+
+/// Fleecing: the view of a checkpoint is given up as it is backed up. What is copied may be written by nobody: QEMU lets
+/// a guest go on to write what is discarded under it.
+#[test]
+fn a_source_that_is_given_up() {
+    if !can_start() {
+        return;
+    }
+    let host = host("");
+    let mut client = host.client();
+    let discards = |device: &str| {
+        json!({"device": device, "target": "tgt", "sync": "full",
+        "job-id": "j", "discard-source": true})
+    };
+    let (_, desc) = client.fail("blockdev-backup", discards("vda"));
+    assert!(desc.contains("it is read-only, and drive `vda` (edge `root`) changes it"), "{desc}");
+    client.run(
+        "checkpoint",
+        json!({"id": "c", "views": [{"node": "vda", "node-name": "then",
+            "export": {"id": "then", "listen": "unix:then.sock"}}]}),
+    );
+    let uri = format!("nbd+unix:///then?socket={}", host.scratch.path("then.sock").display());
+    let mut nbd = Client::open(&uri);
+    assert_eq!(nbd.read(12 * MIB, 512), Ok(vec![3; 512]));
+    client.run("blockdev-backup", discards("then"));
+    let lived = ended(&mut client, "j");
+    assert!(lived.iter().any(|news| news.starts_with("BLOCK_JOB_COMPLETED")), "{lived:?}");
+    assert!(nbd.read(0, 512).is_err(), "it is there no more");
+    drop(nbd);
+    client.run("checkpoint-end", json!({"id": "c", "completed": true}));
+    let (_, images) = host.end();
+    same_images(&images.image("top.qcow2"), &images.image("tgt.qcow2"));
+}
+
+fn same_images(one: &Path, other: &Path) {
+    let [one, other] = [one, other].map(|path| path.display().to_string());
+    let output = succeed("qemu-img", ["compare", &one, &other]);
+    assert!(output.contains("identical"), "{output}");
 }
 
 /// A bitmap is made dirty by what lies in an image, and taken by the backup that copies that.

@@ -1,0 +1,114 @@
+//! Backups whose sources go with what has been copied.
+
+use std::sync::Arc;
+
+use blockloom_plugin_backup::BackupConfig;
+
+use super::scene::{BLOCK, chain, dirty, disk, fill_chain, of_node, shown_by, write};
+use crate::error::ErrorKind;
+use crate::filter::{BackupNode, ViewNode};
+use crate::graph::{Action, DriveDecl, NodeDecl, OpKind, Transaction, Unproven};
+use crate::job::{BackupSpec, JobEnd, JobHandle, JobKind, JobSpec};
+use crate::{Host, block_on};
+
+fn backup(device: &str) -> JobSpec {
+    let spec = BackupSpec { discards_source: true, ..BackupSpec::of(device, "copy") };
+    JobSpec::new("b", JobKind::Backup(spec))
+}
+
+fn host() -> Host {
+    let host = chain().node("copy", disk(), vec![]).node("kept", disk(), vec![]);
+    let host = host.node("old", disk(), vec![]).start().expect("a host");
+    fill_chain(&host);
+    host
+}
+
+fn ends_well(job: &JobHandle) {
+    let end = block_on(job.wait());
+    assert!(matches!(end, JobEnd::Completed), "{end:?}");
+}
+
+fn apply(host: &Host, action: Action) -> crate::Result<()> {
+    let change = Transaction::new().with_unproven(action, Unproven::MarkWhole);
+    block_on(host.transact(change)).map(drop)
+}
+
+fn drive(root: &str, writable: bool) -> Action {
+    let (id, root) = ("vdb".into(), Some(root.into()));
+    Action::AddDrive(DriveDecl { id, root, writable, only_shows: false })
+}
+
+/// Requests of a kind by an edge.
+fn requests(host: &Host, node: &str, edge: &str, kind: OpKind) -> u64 {
+    let graph = host.graph();
+    let node = &graph.nodes()[graph.find_node(node).expect("a node")];
+    let edge = node.edges().iter().find(|it| it.name() == edge).expect("an edge");
+    edge.counters().snapshot().requests[kind.index()]
+}
+
+/// A node that nobody writes: its bytes are in the copy then, and it has none.
+#[test]
+fn a_source_is_empty_when_it_has_been_copied() {
+    let host = host();
+    apply(&host, drive("old", true)).expect("a drive");
+    for block in [0, 7, 600] {
+        write(&host, "vdb", block, 5);
+    }
+    // As long as somebody may write it, what is there may be newer than the copy.
+    let error = block_on(host.start_job(backup("old"))).err().expect("it is written");
+    assert_eq!(error.kind(), ErrorKind::ReadOnly);
+    assert!(error.to_string().contains("drive `vdb` (edge `root`) changes it"), "{error}");
+    apply(&host, Action::RemoveDrive { drive: "vdb".into() }).expect("no drive");
+    let expect = shown_by(&host, "old");
+    let job = JobSpec { auto_finalize: false, ..backup("old") };
+    let job = block_on(host.start_job(job)).expect("a job");
+    block_on(job.reaches(crate::job::JobStatus::Pending));
+    let error = apply(&host, drive("#job-b", true)).expect_err("nobody writes it meanwhile");
+    assert_eq!(error.kind(), ErrorKind::ReadOnly);
+    job.finalize().expect("a job that waits");
+    ends_well(&job);
+    assert!(shown_by(&host, "copy") == expect);
+    assert!(shown_by(&host, "old").iter().all(|byte| *byte == 0));
+    host.shutdown().expect("an end in order");
+}
+
+/// Fleecing: what was kept for a point in time is freed as it is backed up, and what has been backed up is not kept any
+/// more when the guest writes there.
+#[test]
+fn a_point_in_time_is_given_up_as_it_is_backed_up() {
+    let host = host();
+    let config = BackupConfig::from_json("{\"sync\": \"none\"}").expect("a configuration");
+    let filter = Arc::new(BackupNode::new(config, None).expect("a backup"));
+    let view = Arc::new(ViewNode::of_backup(&filter));
+    let children = BackupNode::children("top", "kept");
+    let filter = NodeDecl { name: "cbw".into(), driver: filter, children };
+    let (node, users) = ("top".into(), crate::graph::Which::All);
+    apply(&host, Action::InsertAbove { node, filter, users }).expect("a filter");
+    let children = ViewNode::children("top", "kept", "cbw");
+    apply(&host, Action::AddNode(NodeDecl { name: "then".into(), driver: view, children }))
+        .expect("a view");
+    let expect = shown_by(&host, "then");
+    for block in [3, 300, 900] {
+        write(&host, "vda", block, 9);
+    }
+    assert!(shown_by(&host, "kept").iter().any(|byte| *byte != 0));
+    assert!(shown_by(&host, "then") == expect);
+
+    let job = block_on(host.start_job(backup("then"))).expect("a job");
+    ends_well(&job);
+    assert!(shown_by(&host, "copy") == expect, "it is of the point in time");
+    // It is freed aside.
+    let is_freed = || shown_by(&host, "kept").iter().all(|byte| *byte == 0);
+    assert!((0..10_000).any(|_| is_freed()), "nothing is freed");
+    let kept = requests(&host, "cbw", "target", OpKind::Write);
+    write(&host, "vda", 500, 9);
+    assert_eq!(requests(&host, "cbw", "target", OpKind::Write), kept, "nobody needs the old bytes");
+    apply(&host, drive("then", true)).expect("it can be given up by whoever may write");
+    let given_up = host.drive("vdb").expect("a drive");
+    let error = block_on(given_up.read(3 * BLOCK, 512)).expect_err("it is gone");
+    assert_eq!(error.kind(), ErrorKind::Io);
+    let error = block_on(given_up.write(0, &[1; 512])).expect_err("that is all");
+    assert_eq!(error.kind(), ErrorKind::NotSupported);
+    assert_eq!(dirty(&host, &of_node("top")), [3, 300, 500, 900]);
+    host.shutdown().expect("an end in order");
+}
