@@ -86,7 +86,6 @@ pub use spec::{
 pub use surroundings::{ConfigError, FileFacts, Surroundings, check_surroundings};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 
-use crate::draw;
 use diagnostic::{Problems, Source};
 use json::{Item, Places, Shape, Wrong};
 use qapi::Translated;
@@ -118,16 +117,6 @@ pub fn parse_tolerant(file_name: &str, text: &str) -> (GraphSpec, Diagnostics) {
     }
     let found = problems.into_diagnostics(&spec);
     (spec, found)
-}
-
-/// Draws a file's graph as [`draw::tree`].
-pub fn tree(spec: &GraphSpec) -> String {
-    draw::tree(&draw::of_spec(spec))
-}
-
-/// Draws a file's graph as [`draw::dot`].
-pub fn dot(spec: &GraphSpec) -> String {
-    draw::dot(&draw::of_spec(spec))
 }
 
 /// As [`parse_tolerant`], of what is added to a host that runs: it may name what is there.

@@ -64,7 +64,7 @@ impl Change {
 ///
 /// use blockloom::filter::{Change, Filter};
 /// use blockloom::graph::{ChildDecl, Cx};
-/// use blockloom::node::MemoryNode;
+/// use blockloom::node::{MemoryNode, WriteFlags};
 /// use blockloom::{Host, Result, block_on};
 ///
 /// struct Meter(Arc<AtomicU64>);
@@ -94,8 +94,8 @@ impl Change {
 ///     .drive("vda", "meter", true)
 ///     .start()?;
 /// let drive = host.drive("vda")?;
-/// block_on(drive.write(0, vec![1; 4096]))?;
-/// block_on(drive.zero(4096, 512))?;
+/// block_on(drive.write(0, &[1; 4096]))?;
+/// block_on(drive.zero(4096, 512, WriteFlags::NONE))?;
 /// assert_eq!(changed.load(Ordering::Relaxed), 4608);
 /// # host.shutdown()
 /// # }

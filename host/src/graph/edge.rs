@@ -239,7 +239,7 @@ impl<'g> EdgeRef<'g> {
     /// The same for a hint: what fits the driver goes to it without a future in between, and its answer is
     /// not checked.
     #[inline]
-    pub(crate) fn hinted_status(self, offset: u64, len: u64) -> NodeFuture<'g, Vec<Extent>> {
+    pub(super) fn hinted_status(self, offset: u64, len: u64) -> NodeFuture<'g, Vec<Extent>> {
         let op = Op { kind: OpKind::Status, offset, len };
         let node = self.node();
         if self.is_in_range(&op) && align::is_aligned_to(&node.info.limits, offset, len) {
@@ -247,17 +247,6 @@ impl<'g> EdgeRef<'g> {
             return node.driver.block_status(self.cx(), offset, len);
         }
         Box::pin(self.block_status(offset, len))
-    }
-
-    /// Whether the child has all of `range`, as far as it says so: a hint.
-    pub(crate) async fn has_all(self, range: Range<u64>) -> bool {
-        let mut at = range.start;
-        while at < range.end {
-            let found = self.hinted_status(at, range.end - at).await;
-            let Some(end) = had_until(at, found) else { return false };
-            at = end;
-        }
-        true
     }
 
     /// The child's length now, bytes: of one that grows, at least what has been written. Its size in the
@@ -515,16 +504,4 @@ impl<'g> EdgeRef<'g> {
         }
         Ok(())
     }
-}
-/// Up to where a child has all bytes from `at` on, by its answer to a [hint](EdgeRef::hinted_status): at
-/// least some; none if it lacks the first, or does not say.
-pub(crate) fn had_until(at: u64, found: Result<Vec<Extent>>) -> Option<u64> {
-    let mut end = at;
-    for extent in found.ok()? {
-        if extent.offset > end || extent.kind == ExtentKind::Unallocated {
-            return None;
-        }
-        end = end.max(extent.offset.saturating_add(extent.len));
-    }
-    (end > at).then_some(end)
 }

@@ -43,6 +43,7 @@ mod gate;
 mod gate_explored;
 mod generation;
 mod guard;
+mod hint;
 #[cfg(test)]
 mod log_format;
 #[doc(hidden)]
@@ -76,10 +77,10 @@ pub use class::Class;
 pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
-pub(crate) use edge::had_until;
 pub use edge::{EdgeCall, EdgeRef};
 pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf, Tracked, Tracker};
 pub use generation::NodeGeneration;
+pub(crate) use hint::HasAll;
 pub(crate) use mutation::{Mutation, mutated};
 pub use op::{Op, OpKind};
 pub use opening::{Children, NodeReader, OpenDecl, OpenDriver};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   PluginNode (node)         one per node: offers each request, then forwards or fails it
-//!     → LocalPlugin (local.rs)    this worker's batch of the turn, and who waits for an answer
+//!     → LocalPlugin (local/)      this worker's batch of the turn, and who waits for an answer
 //!        → Instance (instance.rs)     one store; one worker inside at a time (enter.rs, inside.rs)
 //!             → guest (call.rs)           one call for all: events in, actions out (crate `blockloom-abi`)
 //!             ← obey.rs                   judging the actions, and handing them out
@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Which requests a guest is asked about at all, its rules say (`rules.rs`); what it has to remember is in
-//! bitmaps that outlive it (`bitmaps.rs`).
+//! bitmaps that outlive it (`bitmaps/`).
 //!
 //! The data stays in the host: a plugin sees ids and ranges, and bytes only of nodes that grant it
 //! (`bytes.rs`). What it answers is judged (`table`), not trusted. **Any** error of a call, and any breach of

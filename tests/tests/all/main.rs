@@ -74,6 +74,47 @@ fn memory_disk(size_bytes: u64) -> String {
     )
 }
 
+/// Everything at once: an image on a base, filters, a drive, a bitmap that is kept, an export.
+const WHOLE_GRAPH: &str = r#"
+[node.base]
+driver = "qcow2"
+file = { driver = "file", path = "base.qcow2" }
+create = { size = "8MiB" }
+
+[node.top]
+driver = "qcow2"
+file = { driver = "file", path = "top.qcow2" }
+backing = "base"
+create = { size = "8MiB" }
+
+[node.slow]
+driver = "throttle"
+child.file = "top"
+instance = "group"
+config = { iops = 1000000 }
+
+[node.filter]
+driver = "plugin"
+plugin = "copy-on-read"
+child.file = "slow"
+grant.file = ["read", "write-unchanged"]
+
+[drive.vda]
+root = "filter"
+writable = true
+
+[bitmap.daily]
+drive = "vda"
+persist = "root"
+
+[export.vda]
+type = "nbd"
+drive = "vda"
+listen = "unix:nbd.sock"
+writable = true
+bitmaps = ["daily"]
+"#;
+
 /// A graph of the image file `path` behind the drive `vda`, exported.
 fn file_disk(path: &Path, writable: bool) -> String {
     format!(

@@ -2,8 +2,7 @@
 
 use expect_test::expect;
 
-use super::super::{dot, tree};
-use super::{EXAMPLE, KITCHEN_SINK, good};
+use super::{EXAMPLE, KITCHEN_SINK, dot, good, tree};
 
 #[test]
 fn example_as_tree() {

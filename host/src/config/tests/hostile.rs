@@ -3,10 +3,10 @@
 use std::panic::catch_unwind;
 use std::path::Path;
 
-use super::super::{check_surroundings, dot, parse, tree};
+use super::super::{check_surroundings, parse};
 use super::qcow2::CHAIN;
 use super::world::World;
-use super::{EXAMPLE, KITCHEN_SINK};
+use super::{EXAMPLE, KITCHEN_SINK, dot, tree};
 
 /// A small generator of pseudo-random numbers (xorshift), so that a seed replays its case.
 struct Random(u64);

@@ -7,7 +7,7 @@ use expect_test::{Expect, expect};
 use serde_json::Value;
 
 use super::super::*;
-use super::good;
+use super::{good, tree};
 
 /// What is at a path.
 #[derive(Clone)]

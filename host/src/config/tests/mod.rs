@@ -18,6 +18,7 @@ mod world;
 use expect_test::Expect;
 
 use super::{GraphSpec, parse};
+use crate::draw;
 
 /// Checks what `text` is answered with: the diagnostics, or "ok".
 fn check(text: &str, expected: &Expect) {
@@ -26,6 +27,14 @@ fn check(text: &str, expected: &Expect) {
         Err(found) => found.to_string(),
     };
     expected.assert_eq(&found);
+}
+
+fn tree(spec: &GraphSpec) -> String {
+    draw::tree(&draw::of_spec(spec))
+}
+
+fn dot(spec: &GraphSpec) -> String {
+    draw::dot(&draw::of_spec(spec))
 }
 
 fn good(text: &str) -> GraphSpec {

@@ -2,8 +2,8 @@
 
 use expect_test::expect;
 
-use super::super::{BackingSpec, DriverSpec, Qcow2Spec, tree};
-use super::{check, good};
+use super::super::{BackingSpec, DriverSpec, Qcow2Spec};
+use super::{check, good, tree};
 
 /// A base, an overlay that is made, and one whose bytes are in another file.
 pub(super) const CHAIN: &str = r#"

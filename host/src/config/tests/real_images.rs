@@ -6,7 +6,8 @@ use std::process::Command;
 use expect_test::{Expect, expect};
 use tempfile::TempDir;
 
-use super::super::{BackingFormat, GraphSpec, tree};
+use super::super::{BackingFormat, GraphSpec};
+use super::tree;
 use crate::host::StartError;
 
 /// Whether qemu-img is there; if not, that is said, or fails where `BLOCKLOOM_REQUIRE_TOOLS=1`.

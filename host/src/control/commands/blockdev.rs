@@ -194,12 +194,16 @@ impl Names<'_, '_> {
         self.plan.has_node(name) || self.taken.iter().any(|taken| taken == name)
     }
 
-    /// What QEMU says of names, in the order in which it opens nodes.
-    fn check(&mut self, options: &BlockdevOptions) -> QmpResult<()> {
+    /// What QEMU says of names, in the order in which it opens nodes; `is_made` if the node's file need not be there.
+    fn check(&mut self, options: &BlockdevOptions, is_made: bool) -> QmpResult<()> {
         let (children, backing) = options.children();
+        let makes = match &options.branch {
+            BlockdevOptionsBranch::Qcow2(image) => image.create.is_some(),
+            _ => false,
+        };
         for child in children {
             match child {
-                BlockdevRef::Definition(options) => self.check(options)?,
+                BlockdevRef::Definition(options) => self.check(options, makes)?,
                 BlockdevRef::Reference(name) if !self.is_there(name) => {
                     return Err(no_device(name));
                 }
@@ -211,12 +215,12 @@ impl Names<'_, '_> {
         {
             return Err(QmpError::generic(format!("Bottom node '{}' not found", clip(bottom))));
         }
-        self.check_file(options)?;
+        self.check_file(options, is_made)?;
         if let Some(name) = &options.base.node_name {
             self.check_new(name)?;
         }
         match backing {
-            Some(BlockdevRefOrNull::Definition(options)) => self.check(options),
+            Some(BlockdevRefOrNull::Definition(options)) => self.check(options, false),
             Some(BlockdevRefOrNull::Reference(name)) if !name.is_empty() => {
                 let missing = || {
                     let QmpError { class, desc } = no_device(name);
@@ -240,7 +244,7 @@ impl Names<'_, '_> {
     }
 
     /// A file that is not there, in QEMU's words.
-    fn check_file(&self, options: &BlockdevOptions) -> QmpResult<()> {
+    fn check_file(&self, options: &BlockdevOptions, is_made: bool) -> QmpResult<()> {
         use BlockdevOptionsBranch as Branch;
         let (Branch::File(file) | Branch::HostDevice(file)) = &options.branch else {
             return Ok(());
@@ -248,7 +252,9 @@ impl Names<'_, '_> {
         let path = self.plan.context.host.base_dir().join(&file.filename);
         let why = match path_facts(&path) {
             Ok(facts) if facts.is_directory => "Is a directory",
-            Ok(facts) if !facts.exists && file.create.is_none() => "No such file or directory",
+            Ok(facts) if !facts.exists && file.create.is_none() && !is_made => {
+                "No such file or directory"
+            }
             _ => return Ok(()),
         };
         Err(QmpError::generic(format!("Could not open '{}': {why}", clip(&file.filename))))
@@ -268,7 +274,7 @@ fn add(plan: &mut Plan<'_>, options: BlockdevOptions) -> QmpResult<()> {
     if options.base.node_name.is_none() {
         return Err(QmpError::generic("'node-name' must be specified for the root node"));
     }
-    Names { plan, taken: Vec::new() }.check(&options)?;
+    Names { plan, taken: Vec::new() }.check(&options, false)?;
     plan.add_nodes(&options.into_fragment())?;
     Ok(())
 }
@@ -382,7 +388,7 @@ fn insert_filter(plan: &mut Plan<'_>, insert: BlockdevInsertFilter) -> QmpResult
             return Err(QmpError::generic(desc));
         }
     };
-    Names { plan, taken: Vec::new() }.check(&filter)?;
+    Names { plan, taken: Vec::new() }.check(&filter, false)?;
     filter.fill_in();
     plan.insert_filter(&place, &filter.emit().unwrap_or_default())?;
     Ok(())

@@ -175,7 +175,7 @@ qapi_struct! {
         cache_clean_interval: Option<u64>,
         pub(crate) data_file: Option<BlockdevRef>,
         /// An image is made if there is none.
-        create: Option<Value>,
+        pub(crate) create: Option<Value>,
     }
 }
 

@@ -16,7 +16,7 @@ use super::super::rules::{KeptRules, Ruling};
 use super::super::table::Answer;
 use super::PluginNode;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Cx, EdgeRef};
+use crate::graph::{Cx, EdgeRef, HasAll};
 use crate::io::{Buf, Time, sleep_until, turn_now};
 use crate::node::Node;
 
@@ -105,7 +105,7 @@ impl PluginNode {
 
     /// Has the guest judge a request if the child has nothing allocated in some part of its range, or does
     /// not say.
-    pub(super) async fn look<T>(
+    async fn look<T>(
         &self,
         cx: Cx<'_>,
         (shape, bytes): (Shape, Option<&Handed>),
@@ -113,17 +113,11 @@ impl PluginNode {
         without: Without<T>,
         call: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T>,
     ) -> Result<T> {
-        let range = shape.offset..shape.offset.saturating_add(shape.len);
-        let is_allocated = match self.edge_of(child) {
-            Some(edge) => cx.child(edge)?.has_all(range).await,
+        let has_all = match self.looking(cx, &shape, child)? {
+            Some(looking) => looking.await,
             None => false,
         };
-        if is_allocated {
-            self.counters.passed(LocalPlugin::of(&self.instance).worker());
-            return self.pass(cx, rules, call).await;
-        }
-        drop(rules);
-        match self.ask(&shape, bytes, turn_now(), &LocalPlugin::of(&self.instance)) {
+        match self.looked(&shape, bytes, has_all, rules) {
             Ok(waiting) => {
                 let verdict = waiting.verdict().await;
                 let stand = Stand::Judged(waiting, verdict);
@@ -133,9 +127,42 @@ impl PluginNode {
         }
     }
 
+    /// Whether a child has all of a request's range; none if there is no such child.
+    #[inline]
+    pub(super) fn looking<'a>(
+        &self,
+        cx: Cx<'a>,
+        shape: &Shape,
+        child: ChildIndex,
+    ) -> Result<Option<HasAll<'a>>> {
+        let range = shape.offset..shape.offset.saturating_add(shape.len);
+        self.edge_of(child).map(|edge| Ok(cx.child(edge)?.has_all(range))).transpose()
+    }
+
+    /// What comes of that: the guest is asked, unless the child has all.
+    ///
+    /// # Errors
+    /// The rules by which it passes, if it may go to the child already.
+    #[inline]
+    pub(super) fn looked(
+        &self,
+        shape: &Shape,
+        bytes: Option<&Handed>,
+        has_all: bool,
+        rules: Rc<KeptRules>,
+    ) -> Result<Waiting, Rc<KeptRules>> {
+        let plugin = LocalPlugin::of(&self.instance);
+        if has_all {
+            self.counters.passed(plugin.worker());
+            return Err(rules);
+        }
+        drop(rules);
+        self.ask(shape, bytes, turn_now(), &plugin)
+    }
+
     /// The number of the edge to a child.
     #[inline]
-    pub(super) fn edge_of(&self, child: ChildIndex) -> Option<usize> {
+    fn edge_of(&self, child: ChildIndex) -> Option<usize> {
         let children = self.children.load();
         children.iter().find(|known| known.index == child).map(|known| known.edge)
     }

@@ -7,15 +7,14 @@ use std::task::{Context, Poll};
 
 use blockloom_abi::ChildIndex;
 
-use super::super::local::{Arrival, LocalPlugin, Verdict, Waiting};
+use super::super::local::{Arrival, Verdict, Waiting};
 use super::super::rules::KeptRules;
 use super::super::table::Answer;
 use super::PluginNode;
 use super::judging::{Offered, Shape, Stand, Without};
 use crate::error::Result;
-use crate::graph::{Cx, EdgeCall, EdgeRef, had_until};
-use crate::io::turn_now;
-use crate::node::{Extent, NodeFuture};
+use crate::graph::{Cx, EdgeCall, EdgeRef, HasAll};
+use crate::node::NodeFuture;
 
 /// A read or write on its way through the plugin. Nearly all are forwarded as they are: those need no
 /// more than this, which is small, as many of them wait in one turn.
@@ -34,8 +33,8 @@ pub(super) struct Passing<'a, T, C> {
 
 enum Stage<'a, T> {
     New,
-    /// By its rules the guest is asked unless the child has all of the range, which is known up to there.
-    Looking(EdgeRef<'a>, u64, NodeFuture<'a, Vec<Extent>>),
+    /// By its rules the guest is asked unless the child has all of the range.
+    Looking(HasAll<'a>, Rc<KeptRules>),
     Judged(Waiting),
     Child(EdgeCall<'a, T>),
     Other(NodeFuture<'a, T>),
@@ -67,30 +66,18 @@ where
 
     #[inline]
     fn look(&mut self, child: ChildIndex, rules: Rc<KeptRules>) -> Result<()> {
-        let Some(edge) = self.node.edge_of(child) else { return self.ask() };
-        self.rules = Some(rules);
-        let (edge, Shape { offset, len, .. }) = (self.cx.child(edge)?, self.shape);
-        self.stage = Stage::Looking(edge, offset, edge.hinted_status(offset, len));
-        Ok(())
-    }
-
-    /// What the child has of the range, from where that is not known.
-    #[inline]
-    fn looked(&mut self, edge: EdgeRef<'a>, from: u64, found: Result<Vec<Extent>>) -> Result<()> {
-        let end = self.shape.offset.saturating_add(self.shape.len);
-        let Some(at) = had_until(from, found) else { return self.ask() };
-        if at >= end {
-            self.node.counters.passed(LocalPlugin::of(&self.node.instance).worker());
-            return self.forward();
+        match self.node.looking(self.cx, &self.shape, child)? {
+            Some(looking) => {
+                self.stage = Stage::Looking(looking, rules);
+                Ok(())
+            }
+            None => self.looked(false, rules),
         }
-        self.stage = Stage::Looking(edge, at, edge.hinted_status(at, end - at));
-        Ok(())
     }
 
-    /// Has the guest judge it.
-    fn ask(&mut self) -> Result<()> {
-        self.rules = None;
-        match self.node.ask(&self.shape, None, turn_now(), &LocalPlugin::of(&self.node.instance)) {
+    #[inline]
+    fn looked(&mut self, has_all: bool, rules: Rc<KeptRules>) -> Result<()> {
+        match self.node.looked(&self.shape, None, has_all, rules) {
             Ok(waiting) => {
                 self.stage = Stage::Judged(waiting);
                 Ok(())
@@ -153,10 +140,11 @@ where
                 Offered::Fail(error) => return Poll::Ready(Err(error)),
             }
         }
-        while let Stage::Looking(edge, at, status) = &mut this.stage {
-            let (edge, at) = (*edge, *at);
-            let found = std::task::ready!(status.as_mut().poll(task));
-            this.looked(edge, at, found)?;
+        if let Stage::Looking(looking, _) = &mut this.stage {
+            let has_all = std::task::ready!(Pin::new(looking).poll(task));
+            if let Stage::Looking(_, rules) = std::mem::replace(&mut this.stage, Stage::Over) {
+                this.looked(has_all, rules)?;
+            }
         }
         if let Stage::Judged(waiting) = &this.stage {
             match std::task::ready!(waiting.poll(task.waker())) {

@@ -10,45 +10,7 @@ use blockloom_tests::tools;
 use serde_json::{Value, json};
 
 use super::{Controlled, Over};
-use crate::{KIB, MIB};
-
-/// An image on a base, filters, a drive, a bitmap that is kept, an export.
-const FILE: &str = r#"
-[node.base]
-driver = "qcow2"
-file = { driver = "file", path = "base.qcow2" }
-
-[node.top]
-driver = "qcow2"
-file = { driver = "file", path = "top.qcow2" }
-backing = "base"
-
-[node.slow]
-driver = "throttle"
-child.file = "top"
-config = { iops = 1000000 }
-
-[node.filter]
-driver = "plugin"
-plugin = "copy-on-read"
-child.file = "slow"
-grant.file = ["read", "write-unchanged"]
-
-[drive.vda]
-root = "filter"
-writable = true
-
-[bitmap.daily]
-drive = "vda"
-persist = "root"
-
-[export.vda]
-type = "nbd"
-drive = "vda"
-listen = "unix:nbd.sock"
-writable = true
-bitmaps = ["daily"]
-"#;
+use crate::{KIB, MIB, WHOLE_GRAPH};
 
 const NOTHING: &str = "[node.n]\ndriver = \"null\"\nsize = 512\n";
 
@@ -67,38 +29,23 @@ fn graph(host: &Controlled, client: &mut Qmp) -> Value {
     graph
 }
 
-fn images(host: &Controlled) {
-    for name in ["base.qcow2", "top.qcow2"] {
-        let path = host.scratch.path(name).display().to_string();
-        tools::succeed("qemu-img", ["create", "-q", "-f", "qcow2", &path, "8M"]);
-    }
-}
-
 #[test]
 fn what_commands_make_is_what_a_file_makes() {
-    if !tools::have(&["qemu-img"]) {
-        return;
-    }
-    let scratch = crate::scratch();
-    for name in ["base.qcow2", "top.qcow2"] {
-        let path = scratch.path(name).display().to_string();
-        tools::succeed("qemu-img", ["create", "-q", "-f", "qcow2", &path, "8M"]);
-    }
-    let first = Controlled::start_in(scratch, FILE, &[]);
+    let first = Controlled::start(WHOLE_GRAPH, &[]);
     let second = Controlled::start(NOTHING, &[]);
-    images(&second);
     let mut client = second.client();
     client.run("blockdev-del", json!({"node-name": "n"}));
-    let image = |name: &str| json!({"driver": "file", "filename": format!("{name}.qcow2")});
-    client.run(
-        "blockdev-add",
-        json!({"driver": "qcow2", "node-name": "base", "file": image("base"), "backing": null,
-            "read-only": true}),
-    );
-    client.run(
-        "blockdev-add",
-        json!({"driver": "qcow2", "node-name": "top", "file": image("top"), "backing": "base"}),
-    );
+    let image = |name: &str, backing: Value| {
+        let file = json!({"driver": "file", "filename": format!("{name}.qcow2")});
+        json!({"driver": "qcow2", "node-name": name, "file": file, "backing": backing,
+            "create": {"size": 8 * MIB}})
+    };
+    client.run("blockdev-add", image("base", Value::Null));
+    // Nobody is going to write it.
+    let read_only = json!({"driver": "qcow2", "node-name": "base", "file": "#base.file",
+        "read-only": true});
+    client.run("blockdev-reopen", json!({"options": [read_only]}));
+    client.run("blockdev-add", image("top", json!("base")));
     client.run(
         "blockdev-add",
         json!({"driver": "throttle", "node-name": "slow", "file": "top",

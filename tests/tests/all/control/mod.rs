@@ -26,10 +26,10 @@ use blockloom_tests::{Daemon, Scratch};
 use crate::{memory_disk, scratch, serve};
 
 /// A daemon with a control socket.
-struct Controlled {
-    daemon: Daemon,
+pub(crate) struct Controlled {
+    pub(crate) daemon: Daemon,
     socket: PathBuf,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
 /// Ends what goes on beside a test, also if the test fails.
@@ -47,7 +47,7 @@ impl Controlled {
     }
 
     /// The same, where there are images already.
-    fn start_in(scratch: Scratch, text: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn start_in(scratch: Scratch, text: &str, arguments: &[&str]) -> Self {
         let socket = scratch.path("control.sock");
         let path = socket.display().to_string();
         let arguments: Vec<&str> =
@@ -61,12 +61,18 @@ impl Controlled {
         Self::start(&memory_disk(crate::MIB), &[])
     }
 
-    fn client(&self) -> Qmp {
+    pub(crate) fn client(&self) -> Qmp {
         Qmp::open(&self.socket)
     }
 
+    /// It is killed; its images are there still.
+    fn kill(self) -> Scratch {
+        self.daemon.kill();
+        self.scratch
+    }
+
     /// It must end well, and leave nothing.
-    fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         self.end().0
     }
 

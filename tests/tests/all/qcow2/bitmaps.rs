@@ -55,7 +55,7 @@ pub(super) fn dirty_in_image(disk: &str, name: &str) -> Vec<u64> {
 }
 
 /// The flags of each of the image's bitmaps, by name.
-pub(super) fn listed(disk: &str) -> Vec<(String, Vec<String>)> {
+pub(crate) fn listed(disk: &str) -> Vec<(String, Vec<String>)> {
     // Also while a server has it.
     let json = succeed("qemu-img", ["info", "-U", "--output=json", "-f", "qcow2", disk]);
     let info: serde_json::Value = serde_json::from_str(&json).expect("JSON");

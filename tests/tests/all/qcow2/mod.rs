@@ -1,6 +1,6 @@
 //! qcow2 images, with QEMU's tools as the other reader and writer.
 
-mod bitmaps;
+pub(crate) mod bitmaps;
 mod chain;
 mod creation;
 mod embedded;

@@ -13,48 +13,7 @@ use blockloom_tests::tools::{have, qemu_io, succeed};
 use serde_json::{Value, json};
 
 use super::{add, empty, export, nodes, refusal};
-use crate::{MIB, scratch};
-
-/// Everything at once: an image on a base, filters, a drive, a bitmap that is kept, an export.
-const FILE: &str = r#"
-[node.base]
-driver = "qcow2"
-file = { driver = "file", path = "base.qcow2" }
-create = { size = "8MiB" }
-
-[node.top]
-driver = "qcow2"
-file = { driver = "file", path = "top.qcow2" }
-backing = "base"
-create = { size = "8MiB" }
-
-[node.slow]
-driver = "throttle"
-child.file = "top"
-instance = "group"
-config = { iops = 1000000 }
-
-[node.filter]
-driver = "plugin"
-plugin = "copy-on-read"
-child.file = "slow"
-grant.file = ["read", "write-unchanged"]
-
-[drive.vda]
-root = "filter"
-writable = true
-
-[bitmap.daily]
-drive = "vda"
-persist = "root"
-
-[export.vda]
-type = "nbd"
-drive = "vda"
-listen = "unix:nbd.sock"
-writable = true
-bitmaps = ["daily"]
-"#;
+use crate::{MIB, WHOLE_GRAPH, scratch};
 
 /// Nodes and what leads from one to the other, with roles and permissions.
 fn shape(host: &Host) -> Vec<String> {
@@ -82,11 +41,11 @@ fn shape(host: &Host) -> Vec<String> {
 #[test]
 fn a_fragment_makes_what_a_file_makes() {
     let (at_start, later) = (scratch(), scratch());
-    let path = at_start.graph("graph.toml", FILE);
+    let path = at_start.graph("graph.toml", WHOLE_GRAPH);
     let (first, exports) = start(&path, Overrides::default()).expect("start");
     let second = empty();
     let directory = later.path("");
-    let added = second.add(&Fragment::toml("later.toml", FILE).in_dir(&directory));
+    let added = second.add(&Fragment::toml("later.toml", WHOLE_GRAPH).in_dir(&directory));
     let added = added.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(shape(&first), shape(&second));
     assert_eq!((added.drives, exports.len(), added.exports.len()), (vec!["vda".to_owned()], 1, 1));
@@ -98,7 +57,7 @@ fn a_fragment_makes_what_a_file_makes() {
 
     // What it kept is found by the next host, again added while it runs.
     let third = empty();
-    let added = third.add(&Fragment::toml("later.toml", FILE).in_dir(&directory));
+    let added = third.add(&Fragment::toml("later.toml", WHOLE_GRAPH).in_dir(&directory));
     added.unwrap_or_else(|error| panic!("{error}"));
     let bitmap = third.bitmap(&BitmapScope::Drive("vda".into()), "daily").expect("a bitmap");
     assert_eq!(bitmap.ranges(0..u64::MAX).map(|it| it.start).collect::<Vec<_>>(), [MIB]);

@@ -1,23 +1,21 @@
-//! Changes of the graph below a drive in use: by commands of the control socket where jobs make them.
+//! Changes of the graph below a drive in use, by commands.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::fs;
 
-use blockloom::graph::{Unproven, Which};
-use blockloom::host::FilterPlace;
 use blockloom::plugin::bundled;
-use blockloom::{Host, block_on};
+use blockloom_tests::Random;
 use blockloom_tests::qmp::Qmp;
-use blockloom_tests::{Random, Scratch};
 use serde_json::{Value, json};
 
 use super::SIZE;
-use crate::running::add;
+use crate::control::Controlled;
 
 /// Images in a chain at most.
 const CHAIN_MAX: usize = 4;
 /// The filter that comes and goes.
 const FILTER: &str = "filter";
+/// Its plugin.
+const PLUGIN: &str = "slow.wasm";
 
 /// What is done to the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,42 +39,68 @@ pub(super) const CHANGES: [Change; 7] = [
     Change::Reopen,
 ];
 
-pub(super) struct Graph<'s> {
-    pub(super) host: Arc<Host>,
-    pub(super) qmp: Qmp,
-    pub(super) scratch: &'s Scratch,
+pub(super) struct Graph<'h> {
+    host: &'h Controlled,
+    qmp: Qmp,
     /// Images and jobs so far.
-    pub(super) made: usize,
+    made: usize,
 }
 
-impl Graph<'_> {
+/// A list of what `query-graph` says.
+fn all<'a>(graph: &'a Value, part: &str) -> &'a [Value] {
+    graph[part].as_array().expect("a list")
+}
+
+fn text<'a>(of: &'a Value, key: &str) -> &'a str {
+    of[key].as_str().expect("a name")
+}
+
+fn find<'a>(graph: &'a Value, node: &str) -> Option<&'a Value> {
+    all(graph, "nodes").iter().find(|it| it["name"] == node)
+}
+
+impl<'h> Graph<'h> {
+    pub(super) fn new(host: &'h Controlled) -> Self {
+        Self { host, qmp: host.client(), made: 0 }
+    }
+
+    fn query(&mut self) -> Value {
+        self.qmp.run("query-graph", json!({}))
+    }
+
+    /// Runs a command that may be refused.
+    fn ask(&mut self, command: &str, arguments: Value) -> Result<(), String> {
+        let answer = self.qmp.ask(command, arguments);
+        answer.get("error").map_or(Ok(()), |error| Err(format!("{command}: {}", error["desc"])))
+    }
+
     /// Adds an image, of zeros.
-    pub(super) fn image(&mut self) -> String {
+    fn image(&mut self) -> String {
         self.made += 1;
         let name = format!("n{}", self.made);
-        let path = self.scratch.image(&format!("{name}.qcow2"));
-        add(&self.host, image(&name, &path));
+        let path = self.host.scratch.image(&format!("{name}.qcow2"));
+        let file = json!({"driver": "file", "filename": path});
+        let image = json!({"driver": "qcow2", "node-name": name, "file": file, "backing": null,
+            "create": {"size": SIZE}});
+        self.qmp.run("blockdev-add", image);
         name
     }
 
-    /// The node that the drive shows.
-    pub(super) fn root(&self) -> String {
-        let graph = self.host.graph();
-        let drive = &graph.drives()[graph.find_drive("vda").expect("a drive")];
-        graph.nodes()[drive.root().expect("a medium").child()].name().to_owned()
-    }
-
     /// The images that the drive shows, from the top.
-    pub(super) fn chain(&self) -> Vec<String> {
-        let graph = self.host.graph();
-        let mut at = graph.find_node(&self.root());
+    fn chain(&mut self) -> Vec<String> {
+        let graph = self.query();
+        let is_view = |edge: &&Value| matches!(text(edge, "role"), "root" | "filtered" | "backing");
+        let below = |kind: &str, parent: &str| {
+            let mut edges = all(&graph, "edges").iter().filter(is_view);
+            edges.find(|it| it["parent-kind"] == kind && it["parent"] == parent)
+        };
         let mut images = Vec::new();
-        while let Some(node) = at.map(|at| &graph.nodes()[at]) {
-            if node.driver().driver() == "qcow2" {
-                images.push(node.name().to_owned());
+        let mut edge = below("drive", "vda");
+        while let Some(node) = edge.and_then(|edge| find(&graph, text(edge, "child"))) {
+            if node["driver"] == "qcow2" {
+                images.push(text(node, "name").to_owned());
             }
-            let view = node.edges().iter().find(|edge| edge.role().is_view());
-            at = view.map(|edge| edge.child());
+            edge = below("node", text(node, "name"));
         }
         images
     }
@@ -110,10 +134,7 @@ impl Graph<'_> {
 
     fn snapshot(&mut self, top: &str) -> Result<(), String> {
         let overlay = self.image();
-        let answer = self.qmp.ask("blockdev-snapshot", json!({ "node": top, "overlay": overlay }));
-        answer
-            .get("error")
-            .map_or(Ok(()), |error| Err(format!("blockdev-snapshot: {}", error["desc"])))
+        self.ask("blockdev-snapshot", json!({"node": top, "overlay": overlay}))
     }
 
     fn stream(&mut self, chain: &[String], random: &mut Random) -> Result<(), String> {
@@ -145,10 +166,7 @@ impl Graph<'_> {
         self.made += 1;
         let id = format!("j{}", self.made);
         job["job-id"] = json!(id);
-        let answer = self.qmp.ask(command, job);
-        if let Some(error) = answer.get("error") {
-            return Err(format!("{command}: {}", error["desc"]));
-        }
+        self.ask(command, job)?;
         loop {
             let event = self.qmp.any_event();
             if event["data"]["device"] != *id {
@@ -168,74 +186,56 @@ impl Graph<'_> {
         }
     }
 
-    fn has_filter(&self) -> bool {
-        self.host.graph().find_node(FILTER).is_some()
+    fn has_filter(&mut self) -> bool {
+        find(&self.query(), FILTER).is_some()
     }
 
     fn filter(&mut self, top: &str) -> Result<(), String> {
         if self.has_filter() {
-            let removed = block_on(self.host.remove_filter(FILTER));
-            return removed.map(drop).map_err(|error| error.to_string());
+            return self.ask("blockdev-remove-filter", json!({"node-name": FILTER}));
         }
-        let place = FilterPlace::Above { node: top.to_owned(), users: Which::All };
-        let config = json!({ "iops": 1_000_000 });
-        let filter = json!({
-            "driver": "plugin",
-            "plugin": "throttle",
-            "node-name": FILTER,
-            "config": config,
-        });
-        self.host.insert_filter(&place, &filter).map(drop).map_err(|error| error.brief())
+        self.write_plugin();
+        let filter = json!({"driver": "plugin", "plugin": PLUGIN, "node-name": FILTER,
+            "config": {"iops": 1_000_000}});
+        self.ask("blockdev-insert-filter", json!({"filter": filter, "above": top}))
+    }
+
+    /// Another binary, of the same plugin.
+    fn write_plugin(&mut self) {
+        self.made += 1;
+        let module = bundled("throttle").expect("a bundled plugin");
+        // A custom section, called `x`.
+        let section = [0, 3, 1, b'x', self.made as u8];
+        let binary: Vec<u8> = module.iter().copied().chain(section).collect();
+        fs::write(self.host.scratch.path(PLUGIN), binary).expect("a file");
     }
 
     fn reload(&mut self) -> Result<(), String> {
-        let binary = bundled("throttle").expect("a bundled plugin").to_vec();
-        let reloaded = block_on(self.host.reload_plugin(FILTER, binary.into(), None));
-        reloaded.map_err(|error| error.to_string())
+        self.write_plugin();
+        self.ask("plugin-reload", json!({"node": FILTER}))
     }
 
     /// The lowest image is opened read-only, or for writing.
     fn reopen(&mut self, base: &str) -> Result<(), String> {
-        let read_only = {
-            let graph = self.host.graph();
-            graph.nodes()[graph.find_node(base).expect("a node")].info().read_only
-        };
-        let options = json!({
-            "driver": "qcow2",
-            "node-name": base,
-            "file": format!("#{base}.file"),
-            "read-only": !read_only,
-        });
-        let reopened = self.host.reopen_nodes(&[options], Unproven::Refuse);
-        reopened.map_err(|error| error.brief())
+        let graph = self.query();
+        let is_read_only = find(&graph, base).expect("a node")["read-only"] == true;
+        let options = json!({"driver": "qcow2", "node-name": base, "file": format!("#{base}.file"),
+            "read-only": !is_read_only});
+        self.ask("blockdev-reopen", json!({"options": [options]}))
     }
 
     /// Removes the images that nobody uses any more.
-    fn tidy(&self) {
+    fn tidy(&mut self) {
         loop {
-            let graph = self.host.graph();
-            let is_used = |at: usize| {
-                let roots = graph.drives().iter().filter_map(|drive| drive.root());
-                let mut edges = roots.chain(graph.nodes().iter().flat_map(|node| node.edges()));
-                edges.any(|edge| edge.child() == at)
-            };
-            let mut nodes = graph.nodes().iter().enumerate();
-            let left = nodes.find(|(at, node)| {
-                node.driver().driver() == "qcow2" && node.name().starts_with('n') && !is_used(*at)
+            let graph = self.query();
+            let is_used = |name: &Value| all(&graph, "edges").iter().any(|it| it["child"] == *name);
+            let mut nodes = all(&graph, "nodes").iter();
+            let left = nodes.find(|node| {
+                let is_image = node["driver"] == "qcow2" && text(node, "name").starts_with('n');
+                is_image && !is_used(&node["name"])
             });
-            let Some(name) = left.map(|(_, node)| node.name().to_owned()) else { return };
-            drop(graph);
-            block_on(self.host.remove_node(&name)).unwrap_or_else(|error| panic!("{error}"));
+            let Some(node) = left else { return };
+            self.qmp.run("blockdev-del", json!({"node-name": node["name"]}));
         }
     }
-}
-
-fn image(name: &str, path: &Path) -> Value {
-    json!({
-        "driver": "qcow2",
-        "node-name": name,
-        "file": { "driver": "file", "filename": path },
-        "backing": null,
-        "create": { "size": SIZE },
-    })
 }

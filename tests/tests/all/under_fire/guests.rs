@@ -12,9 +12,9 @@ use std::thread::Scope;
 use blockloom_tests::eventually;
 use blockloom_tests::nbd::{Client, command};
 
-use super::{BLOCK, SIZE};
+use super::{BLOCK, GUESTS_SIZE};
 
-const BLOCKS: u64 = SIZE / BLOCK;
+const BLOCKS: u64 = GUESTS_SIZE / BLOCK;
 /// They write at once; block n is of guest n modulo this.
 pub(super) const GUESTS: u64 = 2;
 
@@ -91,7 +91,7 @@ impl Drop for Stopping<'_> {
     }
 }
 
-/// What the blocks of an image hold.
+/// What the guests' blocks of an image hold.
 fn values(image: &[u8]) -> Vec<u64> {
     let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
     let block = |(at, block): (usize, &[u8])| {
@@ -100,7 +100,7 @@ fn values(image: &[u8]) -> Vec<u64> {
         assert!(is_whole, "block {at} is of two writes");
         first
     };
-    image.chunks(BLOCK as usize).enumerate().map(block).collect()
+    image[..GUESTS_SIZE as usize].chunks(BLOCK as usize).enumerate().map(block).collect()
 }
 
 /// How many writes of a guest an image holds, if it holds just these.

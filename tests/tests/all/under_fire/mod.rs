@@ -1,31 +1,27 @@
-//! Incremental backup under fire. Guests write all the time; round after round what has changed is pushed by a job,
-//! or pulled by a client from a view, while the graph changes below the drive: images come and go, jobs pivot,
-//! filters and plugins are exchanged. Some jobs are cancelled, and some clients die. What a round restores is what
-//! the disk held at its checkpoint.
+//! Incremental backup under fire. Guests and fio write all the time; round after round what has changed is pushed by
+//! a job, or pulled by a client from a view, while the graph changes below the drive: images come and go, jobs pivot,
+//! filters and plugins are exchanged, images are opened in another way. Some jobs are cancelled, and some clients die.
+//! Everything is done by commands. What a round restores is what the disk held at its checkpoint.
 
 mod changes;
+mod fio;
 mod guests;
 
-use std::sync::Arc;
-
-use blockloom::bitmap::{BitmapName, Granularity};
-use blockloom::control::{Control, ControlOptions};
-use blockloom::graph::{BitmapDecl, BitmapRef, BitmapScope};
-use blockloom::host::NewExport;
-use blockloom::job::{BackupSpec, BackupSync, JobEnd, JobKind, JobSpec};
-use blockloom::{Host, block_on};
+use blockloom_tests::Random;
 use blockloom_tests::nbd::{Client, Terms};
 use blockloom_tests::qmp::Qmp;
-use blockloom_tests::{Random, Scratch};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::MIB;
-use crate::running::{add, empty, export, uri};
-use crate::scratch;
+use crate::control::Controlled;
+use crate::{MIB, scratch};
 use changes::{CHANGES, Change, Graph};
+use fio::Fio;
 use guests::{Guests, Stopping, check};
 
-const SIZE: u64 = 16 * MIB;
+/// What guests write.
+const GUESTS_SIZE: u64 = 16 * MIB;
+/// The disk: the rest is fio's.
+const SIZE: u64 = 20 * MIB;
 const BLOCK: u64 = 4096;
 /// Rounds, if `BLOCKLOOM_FIRE_ROUNDS` says nothing else. `BLOCKLOOM_FIRE_SEED` chooses others.
 const ROUNDS: u64 = 8;
@@ -49,60 +45,55 @@ struct Tally {
     by_kind: [u64; CHANGES.len()],
 }
 
-struct Fire<'g, 's> {
-    graph: Graph<'s>,
-    guests: &'g Guests,
+struct Fire<'h> {
+    host: &'h Controlled,
+    graph: Graph<'h>,
+    /// For checkpoints and backups; changes have a client of their own.
+    qmp: Qmp,
+    guests: &'h Guests,
     random: Random,
     /// What clients have pulled.
     pulled: Vec<u8>,
     tally: Tally,
 }
 
-/// The host, and where its drive is exported.
-fn begin(scratch: &Scratch) -> (Arc<Host>, String) {
-    let host = empty();
-    for (name, shown) in [("pushed", true), ("n0", false)] {
-        let node = match shown {
-            true => json!({ "driver": "memory", "node-name": name, "size": SIZE }),
-            false => json!({
-                "driver": "qcow2",
-                "node-name": name,
-                "file": { "driver": "file", "filename": scratch.image("n0.qcow2") },
-                "create": { "size": SIZE },
-            }),
-        };
-        add(&host, node);
-    }
-    block_on(host.add_drive("vda", Some("n0"), true)).expect("a drive");
-    for name in ["push", "pull"] {
-        let scope = BitmapScope::Drive("vda".into());
-        let name = BitmapName::new(name).expect("a name");
-        let granularity = Granularity::from_bytes(16 << 10).expect("a granularity");
-        let decl = BitmapDecl { scope, name, granularity, enabled: true };
-        block_on(host.add_bitmap(decl)).expect("a bitmap");
-    }
-    let uri =
-        export(&host, scratch, NewExport { writable: true, ..NewExport::of_drive("vda", "vda") });
-    (Arc::new(host), uri)
+fn begin() -> Controlled {
+    let scratch = scratch();
+    let image = scratch.image("n0.qcow2").display().to_string();
+    let bitmap = |name| {
+        format!("[bitmap.{name}]\ndrive = \"vda\"\ngranularity = \"16KiB\"\npersist = \"none\"\n")
+    };
+    let export = |name: &str, of: &str| {
+        format!("[export.{name}]\ntype = \"nbd\"\n{of}\nlisten = \"unix:nbd.sock\"\n")
+    };
+    let text = format!(
+        "[node.pushed]\ndriver = \"memory\"\nsize = {SIZE}\n\
+         [node.n0]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{image}\" }}\n\
+         create = {{ size = {SIZE} }}\n\
+         [drive.vda]\nroot = \"n0\"\nwritable = true\n{}{}{}writable = true\n{}",
+        bitmap("push"),
+        bitmap("pull"),
+        export("vda", "drive = \"vda\""),
+        export("pushed", "node = \"pushed\""),
+    );
+    Controlled::start_in(scratch, &text, &["--workers", "2"])
 }
 
 #[test]
 fn each_round_restores_what_was_there() {
     let (rounds, seed) =
-        (number("BLOCKLOOM_FIRE_ROUNDS", ROUNDS), number("BLOCKLOOM_FIRE_SEED", 1));
-    let scratch = scratch();
-    let (host, uri) = begin(&scratch);
-    let pushed = export(&host, &scratch, NewExport::of_node("pushed", "pushed"));
-    let path = scratch.path("control.sock");
-    let options = ControlOptions { path: path.clone(), uids: Vec::new() };
-    let control = Control::start(Arc::clone(&host), options, || {}).expect("a control socket");
+        (number("BLOCKLOOM_FIRE_ROUNDS", ROUNDS), number("BLOCKLOOM_FIRE_SEED", 7));
+    let host = begin();
+    let uri = host.daemon.uri("vda").to_owned();
     let guests = Guests::default();
+    let fio = Fio::start(&uri, GUESTS_SIZE..SIZE);
     let tally = std::thread::scope(|scope| {
         let stopping = Stopping(&guests);
         guests.start(scope, &uri);
-        let qmp = Qmp::open(&path);
         let mut fire = Fire {
-            graph: Graph { host: Arc::clone(&host), qmp, scratch: &scratch, made: 0 },
+            host: &host,
+            graph: Graph::new(&host),
+            qmp: host.client(),
             guests: &guests,
             random: Random::new(seed),
             pulled: vec![0; SIZE as usize],
@@ -111,20 +102,20 @@ fn each_round_restores_what_was_there() {
         for round in 0..rounds {
             let what = format!("BLOCKLOOM_FIRE_SEED={seed}, round {round}");
             match fire.random.below(2) {
-                0 => fire.push(round, &pushed, &what),
+                0 => fire.push(round, &what),
                 _ => fire.pull(&what),
             }
         }
         drop(stopping);
         fire.tally
     });
-    eprintln!("{rounds} rounds, {:?} writes: {tally:?}", guests.answered());
+    let written = fio.map(Fio::finish);
+    eprintln!("{rounds} rounds, {:?} writes, {written:?} of fio: {tally:?}", guests.answered());
     let end = guests.answered();
     check(&read_all(&uri), (end, end), "the disk in the end");
     let judged = tally.pushed + tally.pulled;
     assert!(judged * 2 >= rounds, "most backups come to their end: {tally:?}");
-    control.finish();
-    host.end().expect("an end in order");
+    host.finish();
 }
 
 fn read_all(uri: &str) -> Vec<u8> {
@@ -134,11 +125,18 @@ fn read_all(uri: &str) -> Vec<u8> {
     bytes
 }
 
-impl Fire<'_, '_> {
-    fn host(&self) -> &Host {
-        &self.graph.host
+/// A job's end, by its event.
+fn end_of(qmp: &mut Qmp, job: &str) -> Value {
+    loop {
+        let event = qmp.any_event();
+        let is_end = |name: &Value| name == "BLOCK_JOB_COMPLETED" || name == "BLOCK_JOB_CANCELLED";
+        if event["data"]["device"] == job && is_end(&event["event"]) {
+            return event;
+        }
     }
+}
 
+impl Fire<'_> {
     /// Makes a change while a backup is under way, or says which one has to wait for its end.
     fn change(&mut self) -> Option<(Change, String)> {
         self.guests.go_on(20);
@@ -162,54 +160,63 @@ impl Fire<'_, '_> {
         self.tally.by_kind[made as usize] += 1;
     }
 
-    /// A job writes what has changed to the node `pushed`.
-    fn push(&mut self, round: u64, uri: &str, what: &str) {
-        let backup = BackupSpec {
-            sync: BackupSync::Incremental,
-            bitmap: Some(BitmapRef::of_drive("vda", "push")),
-            ..BackupSpec::of("vda", "pushed")
-        };
-        let speed = if self.random.below(2) == 0 { 0 } else { 16 * MIB };
-        let spec =
-            JobSpec { speed, ..JobSpec::new(format!("push{round}"), JobKind::Backup(backup)) };
+    /// What the view `then` is made of: all that the disk holds at this instant.
+    fn checkpoint(&self, bitmaps: &Value) -> Value {
+        let listen = format!("unix:{}", self.host.scratch.path("then.sock").display());
+        let export = json!({"id": "then", "listen": listen});
+        let view = json!({"node": "vda", "node-name": "then", "export": export});
+        json!({"id": "now", "bitmaps": bitmaps, "views": [view]})
+    }
+
+    fn then(&self) -> String {
+        format!("nbd+unix:///then?socket={}", self.host.scratch.path("then.sock").display())
+    }
+
+    /// A job writes what has changed to the node `pushed`; a view of the same instant says what there was.
+    fn push(&mut self, round: u64, what: &str) {
+        let id = format!("push{round}");
+        let mut backup = json!({"job-id": id, "device": "vda", "target": "pushed",
+            "sync": "incremental", "bitmap": "push"});
+        if self.random.below(2) == 0 {
+            backup["speed"] = json!(16 * MIB);
+        }
+        let actions = json!([
+            {"type": "blockdev-backup", "data": backup},
+            {"type": "checkpoint", "data": self.checkpoint(&json!([]))},
+        ]);
         let from = self.guests.answered();
-        let job = block_on(self.host().start_job(spec));
+        self.qmp.run("transaction", json!({"actions": actions}));
         let instant = (from, self.guests.issued());
-        let job = job.unwrap_or_else(|error| panic!("{what}: {error}"));
         let waiting = self.change();
         if self.random.below(4) == 0 {
             // It may have ended by itself.
-            let _ = job.cancel(true);
+            self.qmp.ask("block-job-cancel", json!({"device": id, "force": true}));
         }
-        match block_on(job.wait()) {
-            JobEnd::Completed => {
-                self.tally.pushed += 1;
-                check(&read_all(uri), instant, what);
-            }
-            JobEnd::Cancelled => self.tally.cancelled += 1,
-            JobEnd::Failed(error) => panic!("{what}: {error}"),
+        let end = end_of(&mut self.qmp, &id);
+        assert_eq!(end["data"]["error"], Value::Null, "{what}");
+        let then = read_all(&self.then());
+        if end["event"] == "BLOCK_JOB_CANCELLED" {
+            self.tally.cancelled += 1;
+        } else {
+            self.tally.pushed += 1;
+            let pushed = read_all(self.host.daemon.uri("pushed"));
+            check(&pushed, instant, what);
+            assert!(pushed == then, "{what}: what was pushed is not what the view shows");
         }
+        self.qmp.run("checkpoint-end", json!({"id": "now", "completed": true}));
         self.change_after(waiting, what);
     }
 
     /// A client reads what has changed from a view, and may die while it does.
     fn pull(&mut self, what: &str) {
-        let listen = format!("unix:{}", self.graph.scratch.path("nbd.sock").display());
-        let view = json!({
-            "node": "vda",
-            "node-name": "then",
-            "export": { "id": "then", "listen": listen },
-        });
-        let bitmaps = json!([{ "node": "vda", "name": "pull" }]);
-        let checkpoint = json!({ "id": "now", "bitmaps": bitmaps, "views": [view] });
+        let checkpoint = self.checkpoint(&json!([{"node": "vda", "name": "pull"}]));
         let from = self.guests.answered();
-        self.graph.qmp.run("checkpoint", checkpoint);
+        self.qmp.run("checkpoint", checkpoint);
         let instant = (from, self.guests.issued());
         let waiting = self.change();
         let dirty = "qemu:dirty-bitmap:pull";
         let terms = Terms { contexts: &[dirty], ..Terms::default() };
-        let then = uri(self.graph.scratch, "then");
-        let mut client = Client::with(&then, &terms).expect("the view's bitmap");
+        let mut client = Client::with(&self.then(), &terms).expect("the view's bitmap");
         let ranges = client.flagged(dirty);
         let dies = self.random.below(4) == 0;
         let count = if dies { ranges.len() / 2 } else { ranges.len() };
@@ -222,13 +229,15 @@ impl Fire<'_, '_> {
         }
         // Without a farewell.
         drop(client);
-        self.graph.qmp.run("checkpoint-end", json!({ "id": "now", "completed": !dies }));
         if dies {
             self.tally.killed += 1;
         } else {
             self.tally.pulled += 1;
             check(&self.pulled, instant, what);
+            let then = read_all(&self.then());
+            assert!(self.pulled == then, "{what}: what was pulled is not what the view shows");
         }
+        self.qmp.run("checkpoint-end", json!({"id": "now", "completed": !dies}));
         self.change_after(waiting, what);
     }
 }

@@ -1,7 +1,10 @@
 //! What qemu-storage-daemon 10.0.2 did in experiments with bitmaps and jobs, named `E1` and so on, and what is
 //! right: by commands, on real images. Each says the one and asserts the other.
 
+mod backups;
 mod commits;
+mod edges;
+mod kept;
 mod others;
 mod pivots;
 mod points;

@@ -1,13 +1,17 @@
-//! E2 to E5: drives that go over to another node, by mirror, commit or snapshot, and their bitmaps.
+//! E2 to E5, E16a: drives that go over to another node, by mirror, commit or snapshot, and their bitmaps.
 
+use blockloom_tests::Scratch;
+use blockloom_tests::nbd::Client;
 use blockloom_tests::tools::qemu_io;
 use serde_json::{Value, json};
 
+use super::super::Controlled;
 use super::super::jobs::scene::{can_start, host, shown_at_first};
 use super::{
     EXPORT, add_bitmaps, bitmap_event, check_image, dirty, dirty_ranges, read_all, root, run_job,
     write,
 };
+use crate::qcow2::bitmaps::listed;
 use crate::{KIB, MIB};
 
 /// The drive, and what its export shows of two bitmaps: its own, and that of the node `top`.
@@ -62,6 +66,57 @@ fn a_mirror_that_is_completed() {
     assert_eq!(read_all(&uri), expect);
     let (_, images) = host.end();
     check_image(&images, "tgt.qcow2", &expect);
+}
+
+/// E16a: after a pivot an export shows a bitmap of the node that it has left, and the daemon is told to quit.
+///
+/// qemu-storage-daemon: it ends well, with status 0, having called clean what was written after the pivot; nobody
+/// has recorded that.
+///
+/// Right: the same end. What the drive's bitmap has recorded is in the image to which the drive has gone.
+#[test]
+fn an_end_after_a_pivot() {
+    if !can_start() {
+        return;
+    }
+    let host = host(BOTH);
+    let (mut client, uri) = (host.client(), host.daemon.uri("vda").to_owned());
+    let kept = json!({"node": "vda", "name": "kept", "persistent": true, "granularity": 64 * KIB});
+    client.run("block-dirty-bitmap-add", kept);
+    write(&uri, 12 * MIB, 7, 64 * KIB);
+    let mirror = json!({"device": "vda", "target": "tgt", "sync": "full"});
+    run_job(&mut client, "blockdev-mirror", mirror);
+    write(&uri, MIB, 8, 64 * KIB);
+    let guest = Client::open(&uri);
+    client.run("quit", json!({}));
+    let Controlled { daemon, scratch: images, .. } = host;
+    let ended = daemon.wait();
+    drop(guest);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
+    let mut expect = shown_at_first();
+    for (at, value) in [(12 << 20, 7), (1 << 20, 8)] {
+        expect[at..at + (64 << 10)].fill(value);
+    }
+    check_image(&images, "tgt.qcow2", &expect);
+    assert_eq!(kept_in(&images, "tgt"), ["kept"]);
+    assert_eq!(kept_in(&images, "top"), [""; 0]);
+    let path = images.image("tgt.qcow2").display().to_string();
+    let text = format!(
+        "[node.tgt]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{path}\" }}\n\
+         [drive.vda]\nroot = \"tgt\"\nwritable = true\n\
+         [bitmap.kept]\ndrive = \"vda\"\ngranularity = \"64KiB\"\npersist = \"root\"\n\
+         {EXPORT}bitmaps = [\"kept\"]\n"
+    );
+    let host = Controlled::start_in(images, &text, &[]);
+    let runs = [(MIB, 64 * KIB), (12 * MIB, 64 * KIB)];
+    assert_eq!(dirty_ranges(host.daemon.uri("vda"), "kept"), runs);
+    host.finish();
+}
+
+/// The bitmaps that an image keeps.
+fn kept_in(images: &Scratch, name: &str) -> Vec<String> {
+    let path = images.image(&format!("{name}.qcow2")).display().to_string();
+    listed(&path).into_iter().map(|(name, _)| name).collect()
 }
 
 /// E5 once more, by a bitmap that says what is copied. qemu-storage-daemon: "Sync mode 'incremental' not supported".

@@ -1,7 +1,11 @@
-//! One worker's side of an instance: the batch that the turn gathers, and who waits for an answer.
+//! One worker's side of an instance: the batch that the turn gathers, who waits for an answer (`waiting.rs`), and the
+//! rules by which requests go (`rules.rs`).
+
+mod rules;
+mod waiting;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -14,19 +18,14 @@ use super::counters::Refused;
 use super::enter::Asked;
 use super::faults::Phase;
 use super::instance::Instance;
-use super::operation::{Asked as AskedFor, Ended};
-use super::rules::{KeptRules, NodeRules};
+use super::operation::Ended;
+use super::rules::KeptRules;
 use super::store::Lasting;
-use super::table::Answer;
 use crate::io::{Time, TurnHook, current, is_more_to_come, sleep_until, spawn, turn_now};
 
-/// Names a waiting request of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Ticket {
-    pub(super) worker: u32,
-    pub(super) waiter: u32,
-    pub(super) sequence: u64,
-}
+use rules::Ruled;
+use waiting::Waiters;
+pub(super) use waiting::{Arrival, Named, Ticket, Verdict, Waiting};
 
 /// What goes to the instance with the next batch.
 #[derive(Clone, Copy, Debug)]
@@ -46,90 +45,6 @@ pub(super) enum Offer {
     LetGo { id: RequestId },
     /// A node's job is to begin; its operations go to that ticket.
     Job { ticket: Ticket, node: NodeIndex },
-}
-
-/// What a waiting request learns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// The guest's answer.
-    Answer(Answer),
-    /// The guest wants something done for it first; its answer follows.
-    Operate(AskedFor),
-    /// The store that knew of it is no more.
-    Fault,
-}
-
-/// A place of a waiting request. It keeps its last waker: the next tenant is often the same task.
-struct Waiter {
-    /// Of the tenant; 0 when the place is free.
-    sequence: u64,
-    verdict: Option<Verdict>,
-    /// The store that knew of it is no more: it learns so after its verdict.
-    is_lost: bool,
-    /// When the tenant came to the plugin.
-    since: Time,
-    /// Operations that the tenant is to begin, before it takes its verdict. Bounded by those that the
-    /// instance may have in flight.
-    operations: VecDeque<AskedFor>,
-    waker: Waker,
-    /// By which the tenant goes, until the guest has answered it.
-    rules: Option<Rc<KeptRules>>,
-    /// The tenant is to be woken.
-    waits: bool,
-    /// It is a job, which owes no answer.
-    is_job: bool,
-}
-
-/// The places of one worker. Bounded by the requests that exports admit.
-#[derive(Default)]
-struct Waiters {
-    places: Vec<Waiter>,
-    free: Vec<u32>,
-}
-
-impl Waiters {
-    #[inline]
-    fn insert(&mut self, sequence: u64, since: Time) -> u32 {
-        let Some(index) = self.free.pop() else {
-            // Far fewer can wait at once.
-            let index = self.places.len() as u32;
-            let waker = Waker::noop().clone();
-            let operations = VecDeque::new();
-            self.places.push(Waiter {
-                sequence,
-                verdict: None,
-                is_lost: false,
-                since,
-                operations,
-                waker,
-                rules: None,
-                waits: false,
-                is_job: false,
-            });
-            return index;
-        };
-        let place = &mut self.places[index as usize];
-        (place.sequence, place.verdict, place.waits) = (sequence, None, false);
-        (place.is_job, place.is_lost, place.since) = (false, false, since);
-        index
-    }
-
-    /// Returns what the tenant has not taken: operations, and its verdict; and rules that may be the last of
-    /// their kind.
-    #[inline]
-    fn remove(
-        &mut self,
-        index: u32,
-    ) -> (VecDeque<AskedFor>, Option<Verdict>, Option<Rc<KeptRules>>) {
-        let place = &mut self.places[index as usize];
-        place.sequence = 0;
-        self.free.push(index);
-        (std::mem::take(&mut place.operations), place.verdict.take(), place.rules.take())
-    }
-
-    fn live(&self) -> impl Iterator<Item = &Waiter> {
-        self.places.iter().filter(|place| place.sequence != 0 && !place.is_job)
-    }
 }
 
 /// See the module.
@@ -155,27 +70,6 @@ pub(super) struct LocalPlugin {
     rules: RefCell<Vec<Ruled>>,
     /// How often rules had changed when this worker last let go of those before.
     rules_seen: Cell<u64>,
-}
-
-/// A node's rules, as a worker has them: until the next turn after they have changed, those before.
-struct Ruled {
-    node: NodeIndex,
-    generation: u64,
-    set: Option<Rc<KeptRules>>,
-}
-
-/// A request's place among the waiters; ends when dropped.
-pub(super) struct Waiting {
-    plugin: Rc<LocalPlugin>,
-    ticket: Ticket,
-}
-
-/// When a request came to the plugin for the first time.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Arrival {
-    /// Its place in the order of this worker.
-    sequence: u64,
-    pub(super) since: Time,
 }
 
 /// Someone who waits for a new store.
@@ -292,64 +186,6 @@ impl LocalPlugin {
         Rc::strong_count(self) == 2
             && self.pending.borrow().is_empty()
             && self.waiters.borrow().places.iter().all(|place| place.sequence == 0)
-    }
-
-    /// The rules of a node now. Whoever passes by them keeps them until the child has ended it.
-    #[inline]
-    pub(super) fn rules(&self, of: &NodeRules) -> Rc<KeptRules> {
-        let mut rules = self.rules.borrow_mut();
-        let known = rules.iter_mut().find(|known| known.node == of.node());
-        if let Some(Ruled { generation, set: Some(set), .. }) = &known
-            && *generation == of.generation()
-        {
-            return Rc::clone(set);
-        }
-        let (generation, set) = of.current();
-        let set = Rc::new(KeptRules(set));
-        let former = match known {
-            Some(known) => {
-                known.generation = generation;
-                known.set.replace(Rc::clone(&set))
-            }
-            None => {
-                let set = Some(Rc::clone(&set));
-                rules.push(Ruled { node: of.node(), generation, set });
-                None
-            }
-        };
-        drop(rules);
-        drop(former);
-        set
-    }
-
-    /// Requests that the guest has not answered go by the rules that are.
-    fn requests_go_by_new_rules(&self) {
-        let mut unanswered = Vec::new();
-        for (index, place) in self.waiters.borrow().places.iter().enumerate() {
-            let is_unanswered = place.sequence != 0 && place.verdict.is_none();
-            if let (true, Some(rules)) = (is_unanswered, &place.rules) {
-                unanswered.extend(rules.home().map(|home| (index, home)));
-            }
-        }
-        for (index, home) in unanswered {
-            let present = self.rules(&home);
-            let former = self.waiters.borrow_mut().places[index].rules.replace(present);
-            drop(former);
-        }
-    }
-
-    /// Lets go of rules that are no more.
-    fn refresh_rules(&self) {
-        let lasting = self.instance.lasting();
-        let mut former = Vec::new();
-        for known in self.rules.borrow_mut().iter_mut() {
-            let is_current = |of: &NodeRules| of.generation() == known.generation;
-            if !lasting.rules_of(known.node).is_some_and(|of| is_current(&of)) {
-                // Not those to come: nobody may ask for a long time.
-                known.generation = u64::MAX;
-                former.extend(known.set.take());
-            }
-        }
     }
 
     /// Begins a node's job: what the guest does in it comes to the place that is returned.
@@ -477,30 +313,6 @@ impl LocalPlugin {
         *self.batch.borrow_mut() = batch;
     }
 
-    /// Tells a waiter its verdict; one that is gone is passed over.
-    #[inline]
-    pub(super) fn deliver(&self, ticket: Ticket, verdict: Verdict) {
-        let mut waiters = self.waiters.borrow_mut();
-        let waiter = waiters.places.get_mut(ticket.waiter as usize);
-        let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else {
-            drop(waiters);
-            self.lose(verdict);
-            return;
-        };
-        match verdict {
-            Verdict::Operate(asked) => waiter.operations.push_back(asked),
-            // Answers given before the fault stand; what was not begun is not begun any more.
-            Verdict::Fault => {
-                waiter.is_lost = true;
-                waiter.operations.clear();
-            }
-            verdict => waiter.verdict = Some(verdict),
-        }
-        if std::mem::take(&mut waiter.waits) {
-            waiter.waker.wake_by_ref();
-        }
-    }
-
     /// An operation has ended: the guest learns of it with the next batch.
     pub(super) fn end_operation(self: &Rc<Self>, ended: Ended) {
         self.instance.end_operation(ended);
@@ -567,37 +379,6 @@ impl LocalPlugin {
         .await
     }
 
-    /// A verdict for a request that has gone.
-    fn lose(&self, verdict: Verdict) {
-        match verdict {
-            Verdict::Operate(asked) => self.cancel(&asked),
-            Verdict::Answer(Answer::Forward { known: Some(id), notify, .. }) => {
-                if let Some(plugin) = Self::known(self.instance.id()) {
-                    plugin.give_up(id, notify);
-                }
-            }
-            Verdict::Answer(_) | Verdict::Fault => {}
-        }
-    }
-
-    /// A forwarded request that the guest may still name has gone before its end.
-    fn give_up(self: &Rc<Self>, id: RequestId, notify: bool) {
-        self.offer(match notify {
-            true => Offer::Done { id, result: Err(Errno::ECANCELED) },
-            false => Offer::LetGo { id },
-        });
-    }
-
-    /// An operation whose request has gone.
-    fn cancel(&self, asked: &AskedFor) {
-        let ended = Ended::refused(asked.store, &asked.action, Errno::ECANCELED);
-        let Some(ended) = ended else { return };
-        self.instance.end_operation(ended);
-        if let Some(plugin) = Self::known(self.instance.id()) {
-            plugin.queue();
-        }
-    }
-
     /// What outlives the guest.
     pub(super) fn lasting(&self) -> &Lasting {
         self.instance.lasting()
@@ -648,90 +429,4 @@ async fn watch(plugin: Rc<LocalPlugin>) {
         plugin.instance.check_overdue(&plugin);
     }
     plugin.watched.set(false);
-}
-
-impl Waiting {
-    /// The worker's side of the instance.
-    pub(super) fn plugin(&self) -> &Rc<LocalPlugin> {
-        &self.plugin
-    }
-
-    /// When it came.
-    pub(super) fn arrival(&self) -> Arrival {
-        let since = self.plugin.waiters.borrow().places[self.ticket.waiter as usize].since;
-        Arrival { sequence: self.ticket.sequence, since }
-    }
-
-    /// Takes the verdict if there is one, else leaves a waker.
-    #[inline]
-    pub(super) fn poll(&self, waker: &Waker) -> Poll<Verdict> {
-        let mut waiters = self.plugin.waiters.borrow_mut();
-        let waiter = &mut waiters.places[self.ticket.waiter as usize];
-        if let Some(asked) = waiter.operations.pop_front() {
-            return Poll::Ready(Verdict::Operate(asked));
-        }
-        if let Some(verdict) = waiter.verdict.take() {
-            return Poll::Ready(verdict);
-        }
-        if waiter.is_lost {
-            return Poll::Ready(Verdict::Fault);
-        }
-        waiter.waits = true;
-        if !waiter.waker.will_wake(waker) {
-            waiter.waker.clone_from(waker);
-        }
-        Poll::Pending
-    }
-
-    /// The rules by which it goes: for one that the guest has just forwarded, to be kept until the child has
-    /// ended it.
-    #[inline]
-    pub(super) fn take_rules(&self) -> Option<Rc<KeptRules>> {
-        self.plugin.waiters.borrow_mut().places[self.ticket.waiter as usize].rules.take()
-    }
-
-    /// Waits for the verdict.
-    pub(super) async fn verdict(&self) -> Verdict {
-        poll_fn(|cx| self.poll(cx.waker())).await
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let left = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
-        let (operations, verdict, rules) = left;
-        drop(rules);
-        operations.iter().for_each(|asked| self.plugin.cancel(asked));
-        if let Some(verdict) = verdict {
-            self.plugin.lose(verdict);
-        }
-    }
-}
-
-/// A forwarded request that the guest may still name: it learns of its end, or that nobody waits for that.
-pub(super) struct Named {
-    plugin: Rc<LocalPlugin>,
-    id: RequestId,
-    notify: bool,
-    is_told: bool,
-}
-
-impl Named {
-    pub(super) fn new(waiting: &Waiting, id: RequestId, notify: bool) -> Self {
-        Self { plugin: Rc::clone(&waiting.plugin), id, notify, is_told: false }
-    }
-
-    /// The child has ended it.
-    pub(super) fn end(mut self, result: Result<(), Errno>) {
-        self.is_told = true;
-        self.plugin.offer(Offer::Done { id: self.id, result });
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        if !self.is_told {
-            self.plugin.give_up(self.id, self.notify);
-        }
-    }
 }

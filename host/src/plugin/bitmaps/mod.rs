@@ -1,9 +1,11 @@
 //! The bitmaps of an instance: its nodes' own, which outlive a fault, and those that are lent to it.
 //!
-//! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it. Those that make a view
-//! (see `wit/filter.wit`) are the host's to rely on from when `begun` is set: then copies alone clear `todo`, and
-//! nothing takes back that the view is broken, which the host says itself before anything goes past the plugin
-//! ([`PluginBitmaps::lose_view`]).
+//! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it. Some make a view
+//! (`views.rs`).
+
+#[cfg(test)]
+mod tests;
+mod views;
 
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +14,6 @@ use blockloom_abi::NodeIndex;
 
 use super::bindings::exports::blockloom::filter::control;
 use crate::bitmap::{Bitmap, BitmapUse, Extension, Granularity, Granules};
-use crate::error::{Error, ErrorKind, Result as HostResult};
-use crate::filter::PointInTime;
 
 /// Bitmaps of one node, its own and lent.
 const BITMAPS_OF_NODE_MAX: usize = 16;
@@ -109,11 +109,6 @@ impl PluginBitmaps {
         Self { makes_views, ..Self::default() }
     }
 
-    /// Whether they make the view `snapshot`.
-    pub(super) fn makes_views(&self) -> bool {
-        self.makes_views
-    }
-
     fn nodes(&self) -> MutexGuard<'_, Vec<Known>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -125,29 +120,6 @@ impl PluginBitmaps {
             Some(known) => known.size_bytes = size_bytes,
             None => nodes.push(Known { node, size_bytes, is_lost: false }),
         }
-    }
-
-    /// What a node's view showed is not kept from now on: to be told before what is not kept changes. Returns
-    /// whether somebody may have relied on it until now.
-    pub(super) fn lose_view(&self, node: NodeIndex) -> bool {
-        let known = |nodes: &mut Vec<Known>| {
-            let known = nodes.iter_mut().find(|known| known.node == node)?;
-            Some(!std::mem::replace(&mut known.is_lost, true))
-        };
-        let is_new = known(&mut self.nodes()).unwrap_or(false);
-        let broken = self.own_named(node, "broken");
-        let was_whole = broken.as_ref().is_none_or(|broken| broken.next_dirty(0).is_none());
-        if let Some(broken) = broken {
-            broken.set_all();
-        }
-        // Pairs with the one of whoever reads the view, and looks at it once more.
-        fence(Ordering::SeqCst);
-        is_new && was_whole
-    }
-
-    /// Whether a node's view has been lost.
-    fn is_lost(&self, node: NodeIndex) -> bool {
-        self.nodes().iter().any(|known| known.node == node && known.is_lost)
     }
 
     /// A bitmap of a node's own; the one that is there if it has one of this name.
@@ -363,32 +335,6 @@ impl PluginBitmaps {
         }
     }
 
-    /// Whether the guest may set, or clear, bits of a bitmap by itself: those that make a view are the host's to
-    /// rely on once it has begun.
-    fn check_alterable(&self, index: u32, value: bool) -> Result<(), String> {
-        if !self.makes_views {
-            return Ok(());
-        }
-        let entries = self.lock();
-        let entry = entries.get(index as usize).and_then(Option::as_ref);
-        let Some(Entry { node, name, content: Content::Own(_) }) = entry else {
-            return Ok(());
-        };
-        let is_begun = entries.iter().flatten().any(|entry| {
-            let is_it = entry.node == *node && entry.name == "begun";
-            is_it && matches!(&entry.content, Content::Own(set) if set.next_dirty(0).is_some())
-        });
-        match name.as_str() {
-            "todo" | "covered" if is_begun => {
-                Err(format!("bitmap `{name}` makes a view that has begun: copies alone alter it"))
-            }
-            "begun" | "broken" if !value => {
-                Err(format!("what bitmap `{name}` says of a view is not taken back"))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// A bitmap of this node's own.
     pub(super) fn owned_by(&self, node: NodeIndex, index: u32) -> Option<Arc<Granules>> {
         match self.lock().get(index as usize)?.as_ref()? {
@@ -404,37 +350,6 @@ impl PluginBitmaps {
         match &self.lock().get(index as usize)?.as_ref()?.content {
             Content::Own(granules) => Some(Arc::clone(granules)),
             Content::Lent(_) => None,
-        }
-    }
-
-    /// A node's own bitmap of this name, if there is one.
-    fn own_named(&self, node: NodeIndex, name: &str) -> Option<Arc<Granules>> {
-        let entries = self.lock();
-        let mut of_node = entries.iter().flatten().filter(|entry| entry.node == node);
-        match &of_node.find(|entry| entry.name == name)?.content {
-            Content::Own(granules) => Some(Arc::clone(granules)),
-            Content::Lent(_) => None,
-        }
-    }
-
-    /// What makes the view `snapshot` of a node, once its plugin has all of it.
-    ///
-    /// # Errors
-    /// `EIO` if it never will.
-    pub(super) fn point_in_time(&self, node: NodeIndex) -> HostResult<Option<PointInTime>> {
-        let own = |name| self.own_named(node, name);
-        let find = || {
-            let (todo, covered) = (own("todo")?, own("covered")?);
-            // Nobody of the host's own frees what a plugin has kept.
-            let given_up = Granules::new(todo.size_bytes(), todo.granularity()).ok()?;
-            Some(PointInTime::of([todo, covered, own("begun")?, own("broken")?], given_up))
-        };
-        match find() {
-            None if self.is_lost(node) => {
-                let message = "its plugin was lost before the point in time";
-                Err(Error::new(ErrorKind::Io, message))
-            }
-            found => Ok(found),
         }
     }
 
@@ -478,146 +393,4 @@ fn add(entries: &mut Vec<Option<Entry>>, entry: Entry) -> Result<u32, String> {
         None => entries.push(Some(entry)),
     }
     Ok(number(free))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_nodes_own_bitmap_is_found_again() {
-        let bitmaps = PluginBitmaps::default();
-        let node = NodeIndex(3);
-        bitmaps.own(node, "todo", 4096).expect_err("an unknown node");
-        bitmaps.add_node(node, 1 << 20);
-        let Owned { index, is_new: true } = bitmaps.own(node, "todo", 4096).expect("a bitmap")
-        else {
-            panic!("it was there")
-        };
-        bitmaps.set(index, 5000, 1, true).expect("its own");
-        assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)));
-        assert_eq!(bitmaps.own(node, "todo", 4096), Ok(Owned { index, is_new: false }));
-        assert_eq!(bitmaps.next(index, 0), Some((4096, 4096)), "as it was left");
-        bitmaps.own(node, "todo", 8192).expect_err("other granules");
-        bitmaps.set(index, 4096, 4095, false).expect("its own");
-        assert!(bitmaps.probe(index).expect("a probe").any_set(8000, 10), "not covered");
-        bitmaps.set(index, 4096, 4096, false).expect("its own");
-        assert_eq!(bitmaps.next(index, 0), None);
-    }
-
-    #[test]
-    fn the_memory_of_an_instances_bitmaps_is_bounded() {
-        let bitmaps = PluginBitmaps::default();
-        for node in 0..9 {
-            bitmaps.add_node(NodeIndex(node), 1 << 42);
-        }
-        let own = |node, name, granularity| {
-            bitmaps.own(NodeIndex(node), name, granularity).map(|owned| owned.index)
-        };
-        let error = own(0, "a", 1 << 15).expect_err("16 MiB");
-        assert!(error.contains("choose larger ones"), "{error}");
-        let index = own(0, "a", 1 << 16).expect("8 MiB");
-        for node in 1..8 {
-            own(node, "a", 1 << 16).expect("8 MiB more");
-        }
-        let error = own(8, "a", 1 << 30).expect_err("64 MiB are there");
-        assert!(error.contains("of its instance"), "{error}");
-        assert_eq!(own(0, "a", 1 << 16), Ok(index), "what is there is found all the same");
-        assert_eq!(bitmaps.words(index), 1 << 20);
-    }
-
-    #[test]
-    fn bitmaps_of_different_granules_are_merged() {
-        let bitmaps = PluginBitmaps::default();
-        let node = NodeIndex(0);
-        bitmaps.add_node(node, 1 << 30);
-        let own = |name, granularity| bitmaps.own(node, name, granularity).expect("a bitmap").index;
-        let (fine, middle, coarse) = (own("f", 512), own("m", 4096), own("c", 1 << 20));
-        for at in [0, 5000, 70_000, (1 << 20) - 1, (1 << 30) - 1] {
-            bitmaps.set(fine, at, 1, true).expect("its own");
-        }
-        bitmaps.merge(middle, fine).expect("merged");
-        bitmaps.merge(coarse, fine).expect("merged");
-        assert_eq!(bitmaps.next(middle, 0), Some((0, 8192)));
-        assert_eq!(bitmaps.next(middle, 8192), Some((69_632, 4096)));
-        assert_eq!((bitmaps.count(middle), bitmaps.count(coarse)), (5 * 4096, 2 << 20));
-        bitmaps.merge(fine, coarse).expect("merged");
-        assert_eq!(bitmaps.next(fine, 0), Some((0, 1 << 20)));
-        assert_eq!(bitmaps.count(fine), 2 << 20);
-    }
-
-    #[test]
-    fn what_a_guest_asks_for_is_bounded() {
-        let bitmaps = PluginBitmaps::default();
-        let node = NodeIndex(0);
-        bitmaps.add_node(node, 1 << 50);
-        for (name, granularity) in [("", 4096), ("b", 4095), ("b", 0), ("b", 512), ("b", 1 << 40)] {
-            bitmaps.own(node, name, granularity).expect_err("refused");
-        }
-        bitmaps.own(node, &"n".repeat(256), 1 << 31).expect_err("a long name");
-        for index in 0..16 {
-            bitmaps.own(node, &index.to_string(), 1 << 31).expect("a bitmap");
-        }
-        bitmaps.own(node, "more", 1 << 31).expect_err("too many");
-        let lent = bitmaps.lend(NodeIndex(1), "lent").expect("a place");
-        assert_eq!(bitmaps.next(lent, 0), None, "not there yet");
-        bitmaps.set(lent, 0, 1, true).expect_err("not its own");
-        assert!(bitmaps.owned_by(NodeIndex(1), lent).is_none(), "lent");
-        assert!(bitmaps.owned_by(node, 0).is_some());
-        assert!(bitmaps.owned_by(NodeIndex(1), 0).is_none(), "another node's");
-        bitmaps.set(99, 0, 1, true).expect_err("none");
-    }
-
-    /// What makes a view of node 0, begun.
-    fn begun() -> (PluginBitmaps, [u32; 4]) {
-        let bitmaps = PluginBitmaps::with_views(true);
-        let node = NodeIndex(0);
-        bitmaps.add_node(node, 1 << 20);
-        let all = ["todo", "covered", "begun", "broken"]
-            .map(|name| bitmaps.own(node, name, 65536).expect("a bitmap").index);
-        for index in &all[..3] {
-            bitmaps.set(*index, 0, 1 << 20, true).expect("not begun");
-        }
-        (bitmaps, all)
-    }
-
-    #[test]
-    fn what_makes_a_view_that_has_begun_is_not_altered() {
-        let (bitmaps, [todo, covered, begun, broken]) = begun();
-        let other = bitmaps.own(NodeIndex(0), "other", 65536).expect("a bitmap").index;
-        for (index, value) in [(todo, false), (todo, true), (covered, true), (covered, false)] {
-            let refused = bitmaps.set(index, 0, 65536, value).expect_err("it has begun");
-            assert!(refused.contains("copies alone"), "{refused}");
-        }
-        bitmaps.merge(todo, other).expect_err("it has begun");
-        bitmaps.set(begun, 0, 1 << 20, false).expect_err("taken back");
-        bitmaps.set(other, 0, 65536, true).expect("another one");
-        bitmaps.set(broken, 0, 1, true).expect("broken");
-        bitmaps.set(broken, 0, 1 << 20, false).expect_err("taken back");
-        let free = PluginBitmaps::default();
-        free.add_node(NodeIndex(0), 1 << 20);
-        let begun = free.own(NodeIndex(0), "begun", 65536).expect("a bitmap").index;
-        for value in [true, false] {
-            free.set(begun, 0, 1 << 20, value).expect("it makes no view");
-        }
-    }
-
-    #[test]
-    fn a_view_that_is_lost_stays_lost() {
-        let (bitmaps, _) = begun();
-        let node = NodeIndex(0);
-        let view = bitmaps.point_in_time(node).expect("not lost").expect("all of it");
-        assert!(!view.is_broken());
-        assert!(bitmaps.lose_view(node), "for the first time");
-        assert!(!bitmaps.lose_view(node));
-        assert!(view.is_broken());
-        let early = PluginBitmaps::with_views(true);
-        early.add_node(node, 1 << 20);
-        assert!(early.point_in_time(node).expect("it may come").is_none());
-        early.lose_view(node);
-        let error = early.point_in_time(node).err().expect("it never comes");
-        assert_eq!(error.kind(), ErrorKind::Io);
-        let broken = early.own(node, "broken", 65536).expect("a bitmap").index;
-        assert_eq!(early.count(broken), 1 << 20, "from its beginning");
-    }
 }
