@@ -1,5 +1,5 @@
 //! Bitmaps that make the view `snapshot` (see `wit/filter.wit`): from when `begun` is set they are the host's to rely
-//! on. Then copies alone clear `todo`, and nothing takes back that the view is broken, which the host says itself
+//! on. Then copies alone clear `todo`, and who gives the view up, and nothing takes back that the view is broken, which the host says itself
 //! before anything goes past the plugin ([`PluginBitmaps::lose_view`]).
 
 use std::sync::Arc;
