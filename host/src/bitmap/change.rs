@@ -69,7 +69,8 @@ impl Change {
     fn gone(&self) -> Gone {
         match self {
             Self::Rename(_) | Self::Remove => Gone::Bitmap,
-            Self::Clear | Self::Abdicate | Self::Leave(_) | Self::CopyOf(_) => Gone::Content,
+            Self::Abdicate | Self::Leave(_) => Gone::Frozen,
+            Self::Clear | Self::CopyOf(_) => Gone::Content,
             _ => Gone::Nothing,
         }
     }
@@ -99,6 +100,8 @@ struct Target {
     next: Content,
     /// What records from which position on; before the first, what records now.
     history: Vec<(usize, Option<Arc<Granules>>)>,
+    /// What stands still before a change that ends that.
+    let_go: Vec<Arc<Granules>>,
     changing: Changing,
 }
 
@@ -157,6 +160,9 @@ impl Prepared {
             self.targets[at].changing.admit(own, change.gone())?;
             check_state(change, &old)?;
         }
+        if change.gone() == Gone::Frozen {
+            self.targets[at].let_go.extend(old.still.clone());
+        }
         let next = self.next(at, old, change)?;
         let (position, target) = (self.position, &mut self.targets[at]);
         target.history.push((position, next.recording.clone()));
@@ -173,7 +179,14 @@ impl Prepared {
         let changing = Changing::begin(bitmap)?;
         let before = bitmap.content();
         let (bitmap, next) = (Arc::clone(bitmap), Content::clone(&before));
-        self.targets.push(Target { bitmap, before, next, history: Vec::new(), changing });
+        self.targets.push(Target {
+            bitmap,
+            before,
+            next,
+            history: Vec::new(),
+            let_go: Vec::new(),
+            changing,
+        });
         Ok(self.targets.len() - 1)
     }
 
@@ -357,7 +370,8 @@ impl Prepared {
                 }
             }
         }
-        for Target { bitmap, next, changing, .. } in self.targets {
+        for Target { bitmap, next, let_go, changing, .. } in self.targets {
+            bitmap.users.keep(&let_go);
             bitmap.replace_content(next);
             drop(changing);
         }

@@ -1,9 +1,10 @@
 //! Who uses a bitmap: what stands in the way of taking it, or its content, from under somebody.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Bitmap, BitmapError, BitmapName};
+use super::read::Words;
+use super::{Bitmap, BitmapError, BitmapName, BitmapReader, Granularity, Granules, Ranges};
 
 /// How somebody uses a bitmap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,9 @@ pub enum Use {
     Keep,
     /// Shows or copies what it says. Others may do so beside it; nothing may be hidden from it.
     Read,
+    /// The same, and counts on it to say no less later than it has said before. What a freeze leaves when it ends
+    /// is kept for it, up to [`KEPT_MAX`] times.
+    Show,
     /// Decides what becomes of it (a job that freezes it). Nobody may use or change it beside.
     Exclusive,
 }
@@ -21,22 +25,28 @@ pub enum Use {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Gone {
     Nothing,
-    /// Something that it said.
+    /// What stood still.
+    Frozen,
+    /// Something else that it said.
     Content,
     /// It, or its name.
     Bitmap,
 }
 
 impl Use {
-    /// Whether it stands in the way of a change.
-    fn is_against(self, gone: Gone) -> bool {
+    /// Whether it stands in the way of a change when it begins, or has so many sets kept.
+    fn is_against(self, gone: Gone, kept: usize) -> bool {
         match self {
             Self::Keep => gone >= Gone::Bitmap,
-            Self::Read => gone >= Gone::Content,
+            Self::Read => gone >= Gone::Frozen,
+            Self::Show => gone >= Gone::Content || (gone == Gone::Frozen && kept >= KEPT_MAX),
             Self::Exclusive => true,
         }
     }
 }
+
+/// Sets that are kept for one user, beside what the bitmap has. Each has the size of a bitmap.
+pub(crate) const KEPT_MAX: usize = 8;
 
 /// Users shown in one message; the rest is counted.
 const SHOWN_MAX: usize = 4;
@@ -58,11 +68,21 @@ struct Entry {
     number: u64,
     how: Use,
     user: String,
+    /// What stood still, and does so no more.
+    kept: Vec<Arc<Granules>>,
 }
 
 impl Users {
     fn lock(&self) -> MutexGuard<'_, List> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets that are about to go are kept for those who have shown them.
+    pub(super) fn keep(&self, sets: &[Arc<Granules>]) {
+        let mut list = self.lock();
+        for entry in list.entries.iter_mut().filter(|entry| entry.how == Use::Show) {
+            entry.kept.extend(sets.iter().cloned());
+        }
     }
 
     /// The users by name, each once, in the order in which they came.
@@ -118,12 +138,12 @@ impl BitmapUse {
         let excludes = |how: Use, other: Use| how == Use::Exclusive && other != Use::Keep;
         list.check(&name, |other| excludes(how, other.how) || excludes(other.how, how))?;
         // A reader that began now could see one half before the change and one after it.
-        if list.changing.is_some_and(|gone| how.is_against(gone)) {
+        if list.changing.is_some_and(|gone| how.is_against(gone, 0)) {
             return Err(BitmapError::Changing { name });
         }
         let number = list.next_number;
         list.next_number += 1;
-        list.entries.push(Entry { number, how, user });
+        list.entries.push(Entry { number, how, user, kept: Vec::new() });
         drop(list);
         Ok(Self { bitmap: Arc::clone(bitmap), number, how })
     }
@@ -131,6 +151,20 @@ impl BitmapUse {
     /// The bitmap.
     pub fn bitmap(&self) -> &Arc<Bitmap> {
         &self.bitmap
+    }
+
+    /// The runs of dirty bytes in `within` of what the bitmap says, and of what is kept for this use.
+    pub(crate) fn ranges_shown(
+        &self,
+        within: Range<u64>,
+    ) -> impl Iterator<Item = Range<u64>> + use<> {
+        // What is about to go is kept before it goes.
+        let reader = self.bitmap.read();
+        let list = self.bitmap.users.lock();
+        let own = list.entries.iter().find(|entry| entry.number == self.number);
+        let kept = own.map_or_else(Vec::new, |own| own.kept.clone());
+        drop(list);
+        Ranges::of(WithKept { reader, kept }, within)
     }
 
     /// Makes every granule of what stands still clean that lies wholly in the range, at once.
@@ -172,6 +206,37 @@ impl Drop for BitmapUse {
     }
 }
 
+/// What a bitmap says, and sets of it that are kept.
+struct WithKept {
+    reader: BitmapReader,
+    kept: Vec<Arc<Granules>>,
+}
+
+impl WithKept {
+    fn of_all(&self, first: u64, of: impl Fn(&Granules) -> u64) -> u64 {
+        self.kept.iter().map(|set| of(set)).fold(first, u64::max)
+    }
+}
+
+impl Words for WithKept {
+    fn end_bytes(&self) -> u64 {
+        self.of_all(Words::end_bytes(&self.reader), Granules::end_bytes)
+    }
+
+    fn solid_from(&self) -> u64 {
+        self.of_all(self.reader.solid_from(), |set| set.solid_from())
+    }
+
+    fn granularity(&self) -> Granularity {
+        self.reader.granularity()
+    }
+
+    fn word(&self, index: usize) -> u64 {
+        let kept = self.kept.iter().map(|set| Words::word(&&**set, index));
+        kept.fold(Words::word(&self.reader, index), |all, word| all | word)
+    }
+}
+
 /// A change of a bitmap from its preparation to its end: keeps others from beginning what it would
 /// disturb.
 #[derive(Debug)]
@@ -201,7 +266,8 @@ impl Changing {
         let name = self.bitmap.name();
         let mut list = self.bitmap.users.lock();
         let own = own.map(|own| own.number);
-        list.check(&name, |other| Some(other.number) != own && other.how.is_against(gone))?;
+        let is_against = |other: &Entry| other.how.is_against(gone, other.kept.len());
+        list.check(&name, |other| Some(other.number) != own && is_against(other))?;
         list.changing = list.changing.max(Some(gone));
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::diagnostic::{Span, Spanned};
 use super::spec::{BitmapSpec, ChildSpec, DriveSpec, DriverSpec, NodeSpec, Scope};
-use super::{GraphSpec, ListenAddr, PluginSource};
+use super::{EdgeParent, GraphSpec, ListenAddr, PluginSource, grants_of};
 use crate::graph::PermissionSet;
 
 /// See the module. What is read beside it may name it.
@@ -55,6 +55,7 @@ impl NodeSpec {
             is_unnamed: name.starts_with('#'),
             is_implicit: false,
             read_only: nowhere(false),
+            auto_read_only: nowhere(false),
             driver: DriverSpec::Running(driver),
             children: Vec::new(),
         }
@@ -86,6 +87,7 @@ impl NodeSpec {
         self.children = children.into_iter().map(child).collect();
         self.name.span = Span::NOWHERE;
         self.read_only.span = Span::NOWHERE;
+        self.auto_read_only.span = Span::NOWHERE;
         match &mut self.driver {
             DriverSpec::File(file) => file.path.span = Span::NOWHERE,
             DriverSpec::Plugin(plugin) => {
@@ -102,6 +104,10 @@ impl NodeSpec {
         }
         self
     }
+}
+
+fn changes(uses: PermissionSet) -> bool {
+    !uses.intersection(PermissionSet::CHANGES).is_empty()
 }
 
 impl GraphSpec {
@@ -135,11 +141,30 @@ impl GraphSpec {
         !is_child && !is_root && !is_exported && !matches!(node.driver, DriverSpec::View(_))
     }
 
-    /// Whether somebody may change the node.
+    /// Whether the node has to be open for writing: somebody changes it, or may do so.
     pub fn is_written(&self, node: &NodeSpec) -> bool {
+        if node.auto_read_only.value && matches!(node.driver, DriverSpec::File(_)) {
+            return self.is_written_now(node, self.nodes.len());
+        }
         let mut users = self.edges_to(&node.name.value);
-        users.any(|edge| !edge.uses.intersection(PermissionSet::CHANGES).is_empty())
-            || self.is_left_to_users(node)
+        users.any(|edge| changes(edge.uses)) || self.is_left_to_users(node)
+    }
+
+    /// Whether somebody of the specification changes the node, not only those who come later; above it are at most
+    /// so many others.
+    fn is_written_now(&self, node: &NodeSpec, above: usize) -> bool {
+        let Some(above) = above.checked_sub(1) else { return false };
+        let mut users = self.edges_to(&node.name.value);
+        users.any(|edge| {
+            let EdgeParent::Node(parent) = &edge.parent else { return changes(edge.uses) };
+            let Some(parent) = self.node(parent).filter(|_| changes(edge.uses)) else {
+                return false;
+            };
+            // An image that can be changed is marked so, by itself.
+            matches!(parent.driver, DriverSpec::Qcow2(_))
+                || changes(grants_of(parent, &edge.name))
+                || self.is_written_now(parent, above)
+        })
     }
 
     /// The bitmap that is lent as `id`: one of this specification, or one that is there: by its name, if that is

@@ -64,7 +64,6 @@ const DRIVERS: [(&str, &str); 5] = [
 
 /// Keys of every driver.
 const COMMON: &[(&str, Rule)] = &[
-    ("auto-read-only", Rule::AnyBool),
     ("force-share", Rule::Is(&["false"])),
     ("detect-zeroes", Rule::Is(&["\"off\""])),
     ("active", Rule::Is(&["true"])),
@@ -140,6 +139,8 @@ pub(super) struct Translated {
 struct Keys {
     path: String,
     driver: String,
+    /// What it says of `auto-read-only`, which nodes have that are given in it.
+    auto: Option<Value>,
     keys: Vec<(String, Item)>,
     children: Vec<(String, Item)>,
     config: Vec<(String, Item)>,
@@ -177,6 +178,7 @@ impl Translated {
         let mut to = Keys {
             path: path.to_owned(),
             driver: ours.unwrap_or(said).to_owned(),
+            auto: options.get("auto-read-only").cloned(),
             keys: Vec::new(),
             children: Vec::new(),
             config: Vec::new(),
@@ -234,7 +236,7 @@ impl Translated {
             None if key == "child" && value.is_object() => {
                 let children = value.as_object().into_iter().flatten();
                 for (name, value) in children {
-                    let child = self.child(value, &below(path, name), depth);
+                    let child = self.heir(value, &below(path, name), depth, to);
                     to.children.push((name.clone(), child));
                 }
             }
@@ -256,9 +258,12 @@ impl Translated {
                 None => self.wrong(path, key, "must be a number of nanoseconds"),
             },
             Some(Rule::Changes) => self.changes(value, path, to),
-            Some(Rule::Node) => to.keys.push(named(key, self.child(value, path, depth))),
+            Some(Rule::Node) => {
+                let child = self.heir(value, path, depth, to);
+                to.keys.push(named(key, child));
+            }
             Some(Rule::Child(name)) => {
-                let child = self.child(value, path, depth);
+                let child = self.heir(value, path, depth, to);
                 to.children.push(named(name, child));
             }
             Some(Rule::Backing) => {
@@ -289,6 +294,19 @@ impl Translated {
 
     fn as_is(&mut self, value: &Value, path: &str) -> Option<Item> {
         Item::of(value, path).map_err(|wrong| self.wrong.push(wrong)).ok()
+    }
+
+    /// A child that has `auto-read-only` from its parent, if it says nothing of that.
+    fn heir(&mut self, value: &Value, path: &str, depth: usize, parent: &Keys) -> Item {
+        const KEY: &str = "auto-read-only";
+        match (value, &parent.auto) {
+            (Value::Object(options), Some(auto)) if !options.contains_key(KEY) => {
+                let mut options = options.clone();
+                options.insert(KEY.to_owned(), auto.clone());
+                self.child(&Value::Object(options), path, depth)
+            }
+            _ => self.child(value, path, depth),
+        }
     }
 
     /// A child: a node's name, or a node, which is beside the others if it has a name of its own.

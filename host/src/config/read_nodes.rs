@@ -29,6 +29,7 @@ const DRIVERS: [&str; 11] = [
 /// Drivers that later releases have.
 const LATER_DRIVERS: [&str; 1] = ["nbd"];
 
+const AUTO_READ_ONLY: &str = "auto-read-only";
 const MAX_BLOCK_SIZE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
 
@@ -38,15 +39,18 @@ impl Choice for Locking {
 }
 
 /// Reads the node called `name` from `table`, and the unnamed nodes within it, to the end of
-/// `nodes`.
+/// `nodes`. What it does not say of `auto-read-only` is as `inherited`.
 pub(super) fn read_node(
     name: Spanned<String>,
     is_unnamed: bool,
     mut table: Table<'_>,
+    inherited: Option<Spanned<bool>>,
     nodes: &mut Vec<NodeSpec>,
 ) {
     let Some(driver_name) = driver_of(&mut table) else { return };
-    let mut node = Partial { name, is_unnamed, children: Vec::new(), nested: Vec::new() };
+    // What is given inline has it, too.
+    let auto = peeked(&table, AUTO_READ_ONLY).or(inherited);
+    let mut node = Partial { name, is_unnamed, auto, children: Vec::new(), nested: Vec::new() };
     let driver = match driver_name {
         "file" => read_file(&mut table),
         "memory" => read_memory(&mut table, &mut node),
@@ -61,17 +65,38 @@ pub(super) fn read_node(
         _ => read_filters::read_filter(FilterKind::Throttle, &mut table, &mut node),
     };
     let read_only = table.take("read-only").unwrap_or_else(|| table.default(false));
+    let said = table.take(AUTO_READ_ONLY).or(inherited);
+    let auto_read_only = said.unwrap_or_else(|| table.default(false));
     table.finish(&format!("driver `{driver_name}`"));
-    let Partial { name, is_unnamed, children, nested } = node;
+    let Partial { name, is_unnamed, children, nested, .. } = node;
     let is_implicit = false;
-    nodes.push(NodeSpec { name, is_unnamed, is_implicit, read_only, driver, children });
+    nodes.push(NodeSpec {
+        name,
+        is_unnamed,
+        is_implicit,
+        read_only,
+        auto_read_only,
+        driver,
+        children,
+    });
     nodes.extend(nested);
+}
+
+/// A value that is read later, and reported then if it is wrong.
+fn peeked(table: &Table<'_>, key: &str) -> Option<Spanned<bool>> {
+    let entry = table.entries().into_iter().find(|entry| entry.key == key)?;
+    match entry.value.get_ref() {
+        DeValue::Boolean(value) => Some(Spanned::new(*value, entry.value_span())),
+        _ => None,
+    }
 }
 
 /// A node whose driver is being read.
 pub(super) struct Partial {
     name: Spanned<String>,
     is_unnamed: bool,
+    /// What nodes that are given inline have of `auto-read-only` unless they say it.
+    auto: Option<Spanned<bool>>,
     children: Vec<ChildSpec>,
     nested: Vec<NodeSpec>,
 }
@@ -91,7 +116,9 @@ impl Partial {
                 let what = format!("node `{unnamed}`");
                 let inline = Table::new(what, entry.key_span, inline, table.problems());
                 let unnamed = Spanned::new(unnamed, entry.key_span);
-                read_node(unnamed.clone(), true, inline, &mut self.nested);
+                // As with QEMU, in which a backing does not have it either.
+                let inherited = self.auto.filter(|_| entry.key != "backing");
+                read_node(unnamed.clone(), true, inline, inherited, &mut self.nested);
                 unnamed
             }
             other => {

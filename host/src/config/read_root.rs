@@ -40,7 +40,7 @@ pub(super) fn read(root: &DeTable<'_>, spec: &mut GraphSpec, problems: &Problems
         if !is_made_up {
             names::check_name("a node", &name, &table);
         }
-        read_nodes::read_node(name, is_made_up, table, &mut spec.nodes);
+        read_nodes::read_node(name, is_made_up, table, None, &mut spec.nodes);
     }
     for (id, table) in named_tables(&mut root, "drive", &mut declared.drives) {
         names::check_name("a drive", &id, &table);

@@ -96,6 +96,15 @@ fn reopen(known: &NodeSpec, new: &NodeSpec) -> (Reopen, NodeSpec) {
         node.read_only.value = new.read_only.value;
         how.write = Some(!new.read_only.value);
     }
+    if matches!(node.driver, DriverSpec::File(_)) {
+        if new.auto_read_only.span != absent {
+            node.auto_read_only.value = new.auto_read_only.value;
+        }
+        let is_auto = node.auto_read_only.value && !node.read_only.value;
+        how.auto = Some(is_auto);
+        // It is for who writes it.
+        how.write = how.write.filter(|write| !(is_auto && *write));
+    }
     (how, node)
 }
 

@@ -196,6 +196,9 @@ pub struct NodeSpec {
     pub is_implicit: bool,
     /// Whether it refuses every change; false by default.
     pub read_only: Spanned<bool>,
+    /// Whether a file is open for writing only while somebody writes it; false by default. The file below an image
+    /// or a filter that is given inline has it from that.
+    pub auto_read_only: Spanned<bool>,
     /// The driver and its options.
     pub driver: DriverSpec,
     /// Its children: `file` first, then in the order of the configuration.

@@ -211,7 +211,8 @@ impl Check<'_> {
             return self.found.push(Diagnostic::error(file.path.span, message));
         }
         self.sizes.insert(path, facts.size_bytes);
-        if facts.writable || node.read_only.value {
+        let is_later = node.auto_read_only.value && !self.spec.is_written(node);
+        if facts.writable || node.read_only.value || is_later {
             return;
         }
         if let Some((span, label, fix)) = permissions::writer_of(self.spec, node) {

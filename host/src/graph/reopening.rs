@@ -1,6 +1,8 @@
 //! Which nodes have to be opened for writing before somebody writes to one, and which need not be open for it any
 //! more.
 
+use std::sync::Arc;
+
 use super::permission::{PermissionSet, Role};
 use super::snapshot::{Edge, Graph};
 use crate::node::{OpenMode, Upkeep};
@@ -51,6 +53,26 @@ impl Graph {
             }
         }
         nodes.iter().copied().filter(|at| !written[*at]).collect()
+    }
+
+    /// By name, those that are open read-only until somebody writes them, and are written.
+    pub(super) fn unopened(&self) -> Vec<Arc<str>> {
+        let mut written = vec![false; self.nodes.len()];
+        let roots = self.drives.iter().filter_map(|drive| drive.root());
+        let edges = roots.chain(self.nodes.iter().flat_map(|node| &node.edges));
+        edges.filter(|edge| changes(edge)).for_each(|edge| written[edge.child] = true);
+        let is_closed = |at: &usize| self.open_mode(*at).is_some_and(|it| it.auto && !it.write);
+        let closed = (0..self.nodes.len()).filter(|at| written[*at]).filter(is_closed);
+        closed.map(|at| Arc::clone(&self.nodes[at].name)).collect()
+    }
+
+    /// By name, those that are open for writing only while somebody writes them, and that nobody writes.
+    pub(super) fn left_by_writers(&self) -> Vec<Arc<str>> {
+        let is_open =
+            |at: &usize| self.open_mode(*at).is_some_and(|it| it.auto && it.write && !it.for_job);
+        let open: Vec<usize> = (0..self.nodes.len()).filter(is_open).collect();
+        let left = if open.is_empty() { open } else { self.unwritten(&open) };
+        left.into_iter().map(|at| Arc::clone(&self.nodes[at].name)).collect()
     }
 
     /// The nodes that were opened for jobs which nobody writes any more; parents first.

@@ -167,9 +167,11 @@ impl Changer {
         }
     }
 
-    /// As [`Host::transact`]. Images that are to name another backing are opened for writing for that.
+    /// As [`Host::transact`]. Images that are to name another backing are opened for writing for that, and files that
+    /// nobody writes for being resized.
     pub(super) async fn apply(&self, transaction: Transaction) -> Result<Applied> {
-        let named = named(&transaction);
+        let mut named = named(&transaction);
+        named.extend(self.resized(&transaction));
         if named.is_empty() {
             return self.carry_out(transaction).await;
         }
@@ -180,6 +182,22 @@ impl Changer {
             self.give_back_left().await;
         }
         applied
+    }
+
+    /// The nodes that it has resized or deallocated, as far as they are open read-only only because nobody writes
+    /// them.
+    fn resized(&self, transaction: &Transaction) -> Vec<String> {
+        let graph = self.cell.load();
+        let is_auto = |at: &usize| graph.open_mode(*at).is_some_and(|mode| mode.auto);
+        let is_left = |node: &&String| {
+            let closed = graph.find_node(node).map(|at| graph.open_at_or_below(at, false));
+            closed.is_some_and(|closed| !closed.is_empty() && closed.iter().all(is_auto))
+        };
+        let nodes = transaction.actions().filter_map(|action| match action {
+            Action::Resize { node, .. } | Action::Deallocate { node, .. } => Some(node),
+            _ => None,
+        });
+        nodes.filter(is_left).cloned().collect()
     }
 
     async fn carry_out(&self, transaction: Transaction) -> Result<Applied> {

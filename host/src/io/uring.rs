@@ -31,6 +31,10 @@ use crate::limits::RING_ENTRIES;
 /// Pause before entries are submitted again that the kernel could not take.
 const RETRY_SUBMIT: Duration = Duration::from_millis(1);
 
+/// Reads of so many bytes and more copy from the page cache on a thread of the kernel's, beside the one that writes: else
+/// nothing else would go on meanwhile, and a job would read and write in turn.
+const READ_ASIDE_BYTES: usize = 256 << 10;
+
 /// The engine of one worker.
 pub(super) struct RingEngine {
     reactor: Rc<Reactor>,
@@ -144,7 +148,12 @@ fn entry(op: &mut FileOp, file: &File) -> Option<squeue::Entry> {
         FileOp::Read { offset, buf, done } => {
             let at = offset.saturating_add(*done as u64);
             let rest = &mut buf[*done..];
-            opcode::Read::new(fd, rest.as_mut_ptr(), length(rest.len())).offset(at).build()
+            let len = rest.len();
+            let entry = opcode::Read::new(fd, rest.as_mut_ptr(), length(len)).offset(at).build();
+            match !file.is_direct() && len >= READ_ASIDE_BYTES {
+                true => entry.flags(squeue::Flags::ASYNC),
+                false => entry,
+            }
         }
         FileOp::Write { offset, buf, done } => {
             let at = offset.saturating_add(*done as u64);

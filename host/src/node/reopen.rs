@@ -19,6 +19,8 @@ pub struct Reopen {
     pub direct: Option<bool>,
     /// Whether discards free space.
     pub discard: Option<bool>,
+    /// Whether it is open for writing only while somebody writes it.
+    pub auto: Option<bool>,
     /// It is written for as long as somebody does so, and then as it was before.
     pub for_job: bool,
 }
@@ -28,6 +30,9 @@ pub struct Reopen {
 pub struct OpenMode {
     /// It may be changed.
     pub write: bool,
+    /// It is opened for writing by the transaction with which a writer comes, and read-only again by the one with
+    /// which the last goes.
+    pub auto: bool,
     /// It is opened read-only again when nobody writes it any more.
     pub for_job: bool,
 }

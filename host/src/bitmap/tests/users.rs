@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::super::change::{Change, Prepared};
+use super::super::users::KEPT_MAX;
 use super::super::{
-    Bitmap, BitmapError, BitmapName, BitmapState, Extension, Granularity, Use, prepare,
+    Bitmap, BitmapError, BitmapName, BitmapState, BitmapUse, Extension, Granularity, Granules, Use,
+    prepare,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -115,6 +117,53 @@ fn users_stand_in_the_way_of_what_would_disturb_them() {
     check(Change::Merge(vec![other]), bitmap, true, false);
     check(Change::Resize(8192, Extension::Dirty), frozen, true, true);
     check(Change::Checkpoint, bitmap, true, false);
+}
+
+/// Who shows it goes on to show what a freeze leaves behind when it ends, so often.
+#[test]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of one run are meant")]
+fn what_has_been_shown_is_kept_for_who_shows_it() {
+    let bitmap = bitmap();
+    let mark = |granule: u64| bitmap.recording().unwrap().mark(granule * 512, 512);
+    let change = |change: Change| prepare(&bitmap, &[change]).map(Prepared::commit);
+    mark(0);
+    let shows = bitmap.use_by("export `a`".into(), Use::Show).unwrap();
+    let shown = |user: &BitmapUse| user.ranges_shown(0..4096).collect::<Vec<_>>();
+    change(Change::Freeze).unwrap();
+    mark(3);
+    change(Change::Abdicate).unwrap();
+    assert_eq!(bitmap.ranges(0..4096).collect::<Vec<_>>(), [1536..2048]);
+    assert_eq!(shown(&shows), [0..512, 1536..2048]);
+    // One that comes now has seen nothing else.
+    let other = bitmap.use_by("export `b`".into(), Use::Show).unwrap();
+    assert_eq!(shown(&other), [1536..2048]);
+    change(Change::Freeze).unwrap();
+    let left = Granules::new(4096, Granularity::MIN).unwrap();
+    change(Change::Leave(Arc::new(left))).unwrap();
+    mark(1);
+    assert_eq!(
+        (shown(&shows), shown(&other)),
+        (vec![0..1024, 1536..2048], vec![512..1024, 1536..2048])
+    );
+    assert_eq!(bitmap.ranges(0..4096).collect::<Vec<_>>(), [512..1024]);
+    // What is given up keeps nothing.
+    change(Change::Freeze).unwrap();
+    drop(prepare(&bitmap, &[Change::Abdicate]).unwrap());
+    change(Change::MergeBack).unwrap();
+    for _ in 2..KEPT_MAX {
+        change(Change::Freeze).unwrap();
+        change(Change::Abdicate).unwrap();
+    }
+    change(Change::Freeze).unwrap();
+    let error = change(Change::Abdicate).unwrap_err();
+    assert_eq!(error.to_string(), "bitmap `daily` is in use by export `a`: end that first");
+    assert_eq!(shown(&shows), [0..1024, 1536..2048]);
+    drop(shows);
+    change(Change::Abdicate).unwrap();
+    change(Change::Clear).unwrap_err();
+    bitmap.use_by("job `j`".into(), Use::Exclusive).unwrap_err();
+    drop(other);
+    change(Change::Clear).unwrap();
 }
 
 /// Nobody can begin to read between the check and the change.

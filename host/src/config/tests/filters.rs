@@ -241,7 +241,7 @@ child.file = "m"
                 |
              11 | iops = 5
                 | ^^^^
-                = help: keys of driver `throttle`: child, instance, config, read-only
+                = help: keys of driver `throttle`: child, instance, config, read-only, auto-read-only
 
             error: `file` of node `b` is not how a filter names its child
                --> graph.toml:14:1

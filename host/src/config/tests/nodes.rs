@@ -14,7 +14,7 @@ fn unknown_key_with_suggestion() {
                |
              3 | sise = "1GiB"
                | ^^^^
-               = help: did you mean `size`? keys of driver `memory`: child, size, block-size, read-only
+               = help: did you mean `size`? keys of driver `memory`: child, size, block-size, read-only, auto-read-only
 
             1 error in graph.toml"#]],
     );
@@ -55,7 +55,7 @@ root = "disc"
                |
              6 | bogus = 1
                | ^^^^^
-               = help: keys of driver `memory`: child, size, block-size, read-only
+               = help: keys of driver `memory`: child, size, block-size, read-only, auto-read-only
 
             error: unknown driver `fil`
               --> graph.toml:9:10
@@ -391,7 +391,7 @@ file = '#a.file'
                |
              4 | file = { driver = "file", pth = "x" }
                |                           ^^^
-               = help: did you mean `path`? keys of driver `file`: path, create, direct, locking, discard, read-only
+               = help: did you mean `path`? keys of driver `file`: path, create, direct, locking, discard, read-only, auto-read-only
 
             error: node `#b.file/file` has no `driver`
               --> graph.toml:7:26

@@ -173,7 +173,7 @@ create = true
                 |
              13 | backing-dir = "x"
                 | ^^^^^^^^^^^
-                = help: did you mean `backing-dirs`? keys of driver `qcow2`: file, backing, data-file, create, l2-cache, lazy-refcounts, backing-dirs, read-only
+                = help: did you mean `backing-dirs`? keys of driver `qcow2`: file, backing, data-file, create, l2-cache, lazy-refcounts, backing-dirs, read-only, auto-read-only
 
             error: `create` would make the file of node `d` with zeros, which are no qcow2 image
                --> graph.toml:16:54

@@ -115,14 +115,14 @@ fn tabs_wide_characters_and_controls() {
                |
              3 |     "größe"    = 1
                |     ^^^^^^^
-               = help: keys of driver `memory`: child, size, block-size, read-only
+               = help: keys of driver `memory`: child, size, block-size, read-only, auto-read-only
 
             error: unknown key `日本\u{200b}` in node `a`
               --> graph.toml:5:1
                |
              5 | '日本\u{200b}' = 2
                | ^^^^^^^^^^^^^^
-               = help: keys of driver `memory`: child, size, block-size, read-only
+               = help: keys of driver `memory`: child, size, block-size, read-only, auto-read-only
 
             error: `block-size` of node `a` is not a size: write bytes or a string such as "64KiB" or "10GiB"
               --> graph.toml:6:14
@@ -172,14 +172,14 @@ fn long_lines_are_cut() {
                |
              2 | a = { driver = "null", size = 0, bad = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
                |                                  ^^^
-               = help: keys of driver `null`: size, block-size, read-zeroes, latency, read-only
+               = help: keys of driver `null`: size, block-size, read-zeroes, latency, read-only, auto-read-only
 
             error: unknown key `more` in node `a`
               --> graph.toml:2:344
                |
              2 | …xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", more = 1 }
                |                                          ^^^^
-               = help: keys of driver `null`: size, block-size, read-zeroes, latency, read-only
+               = help: keys of driver `null`: size, block-size, read-zeroes, latency, read-only, auto-read-only
 
             2 errors in graph.toml"#]],
     );

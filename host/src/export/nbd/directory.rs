@@ -51,7 +51,7 @@ impl Shown {
             true => within.start,
             false => self.bitmap.read().size_bytes().clamp(within.start, within.end),
         };
-        known_then_dirty(self.bitmap.ranges(within.start..end), end..within.end)
+        known_then_dirty(self.bitmap.ranges_shown(within.start..end), end..within.end)
     }
 }
 
@@ -169,7 +169,7 @@ impl Directory {
                     continue;
                 }
             };
-            match bitmap.use_by(served.user(), Use::Read) {
+            match bitmap.use_by(served.user(), Use::Show) {
                 Ok(bitmap) => {
                     let since = drive.and_then(|drive| graph.shown_since(drive, &bitmap));
                     let shown = Shown { bitmap, since, has_left: Cell::new(false) };

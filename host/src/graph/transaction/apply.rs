@@ -113,6 +113,7 @@ impl Plan {
         let is_undrained = actions.iter().any(|(action, _)| is_undrained(action));
         draft.ended_jobs = ended_jobs;
         draft.act_all(actions)?;
+        draft.open_as_used()?;
         let mut after = draft.assemble(Some(before), &mut prepared)?;
         let (claims, has_silent) = claims(&draft, before, &after)
             .map_err(|(by, error)| at_action(&draft.actions, by.action, &error))?;

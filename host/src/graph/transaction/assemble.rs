@@ -50,7 +50,7 @@ impl Draft {
     }
 
     /// Nodes and drives with what they may do, without bitmaps and what follows from them.
-    fn assemble_edges(&self) -> Result<Graph> {
+    pub(super) fn assemble_edges(&self) -> Result<Graph> {
         check_drivers(&self.nodes)?;
         let order = children_first(&self.nodes)?;
         let named = order.iter().map(|at| &*self.nodes[*at].name);

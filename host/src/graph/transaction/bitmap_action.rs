@@ -100,10 +100,10 @@ pub enum BitmapAction {
     Freeze,
     /// Ends a freeze: dirty is what stood still, and what has changed since.
     MergeBack,
-    /// Ends a freeze: dirty is what has changed since, alone. Refused while somebody reads it.
+    /// Ends a freeze: dirty is what has changed since, alone. Refused while a job reads it; clients of an export go
+    /// on to see what stood still, of so many freezes.
     Abdicate,
-    /// Ends a freeze: dirty is what this set holds then, and what has changed since. Refused while somebody
-    /// reads it.
+    /// Ends a freeze: dirty is what this set holds then, and what has changed since. Refused as that.
     Leave(Arc<Granules>),
     /// Dirty becomes what this set holds then, too.
     Add(Arc<Granules>),

@@ -7,12 +7,69 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::close_order::order;
+use super::draft::{Draft, DraftNode};
 use super::drain::{Drained, Side};
 use super::touched::Known;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::snapshot::{Cx, Graph};
 use crate::io::{turn_now, until};
-use crate::node::{NodeFuture, OpenMode, Reopening};
+use crate::node::{Node, NodeFuture, OpenMode, Reopen, Reopening};
+
+impl Draft {
+    /// Nodes that are open for writing only while somebody writes them are opened as they are used in the end. It
+    /// opens files, and may block for as long as that takes.
+    ///
+    /// # Errors
+    /// Why one that is written cannot be opened so.
+    pub(super) fn open_as_used(&mut self) -> Result<()> {
+        let is_auto = |node: &DraftNode| mode_of(&*node.driver).auto;
+        if !self.nodes.iter().any(is_auto) {
+            return Ok(());
+        }
+        loop {
+            // What else is wrong is told when all of it is assembled.
+            let Ok(graph) = self.assemble_edges() else { return Ok(()) };
+            let closed = graph.unopened();
+            if closed.is_empty() {
+                self.close_left(&graph);
+                return Ok(());
+            }
+            // None of them is among the closed ones any more.
+            closed.iter().try_for_each(|name| self.open_as(name, true))?;
+        }
+    }
+
+    /// What stays open is opened read-only with another change.
+    fn close_left(&mut self, graph: &Graph) {
+        for name in graph.left_by_writers() {
+            let is_worked_on = self.works.iter().any(|work| *work.node() == *name);
+            let mut nodes = self.nodes.iter();
+            let is_it = |node: &&DraftNode| node.name == name && !node.is_new && !node.is_reopened;
+            if is_worked_on || nodes.find(is_it).is_none() {
+                continue;
+            }
+            if let Err(error) = self.open_as(&name, false) {
+                tracing::warn!("a node that nobody writes stays open for writing: {error}");
+            }
+        }
+    }
+
+    fn open_as(&mut self, name: &str, write: bool) -> Result<()> {
+        let at = self.expect_node(name)?;
+        let node = &mut self.nodes[at];
+        let Some(reopening) = node.driver.reopening() else { return Ok(()) };
+        let for_job = write && reopening.mode().for_job;
+        let how = Reopen { write: Some(write), for_job, ..Reopen::default() };
+        let opened = reopening.reopened(&how).map_err(|error| error.at_node(name))?;
+        node.driver = opened;
+        node.is_reopened |= !node.is_new;
+        Ok(())
+    }
+}
+
+fn mode_of(driver: &dyn Node) -> OpenMode {
+    driver.reopening().map(Reopening::mode).unwrap_or_default()
+}
 
 /// A node whose driver is another one in the graph that is to be.
 #[derive(Clone, Copy)]

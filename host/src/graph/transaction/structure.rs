@@ -134,16 +134,21 @@ impl Draft {
         Ok(())
     }
 
-    fn insert_above(&mut self, node: &str, filter: NodeDecl, which: &Which) -> Result<()> {
+    fn insert_above(&mut self, node: &str, mut filter: NodeDecl, which: &Which) -> Result<()> {
         self.expect_node(node)?;
+        expect_edge_to(&filter, node)?;
+        // Who uses what a job copies as it is written, does so by the job's node: that stays next to it.
+        let top = self.top_of_copying(node);
         let links = match which {
-            Which::All => self.followers(node),
+            Which::All if *top == *node => self.followers(node),
+            Which::All => [self.followers(&top), self.followers(node)].concat(),
             Which::These(users) => {
-                let link = |user: &User| self.user(user, node);
+                let link = |user: &User| self.user(user, &top).or_else(|_| self.user(user, node));
                 users.iter().map(link).collect::<Result<Vec<Link>>>()?
             }
         };
-        expect_edge_to(&filter, node)?;
+        let children = filter.children.iter_mut();
+        children.filter(|child| child.node == node).for_each(|child| child.node = top.to_string());
         let name = filter.name.clone();
         self.add_node(filter)?;
         match which {
@@ -151,6 +156,22 @@ impl Draft {
             Which::These(_) => links.iter().for_each(|link| self.retarget(*link, &name)),
         }
         Ok(())
+    }
+
+    /// A node, or the topmost of the jobs' nodes over it through which its users go while it is copied.
+    fn top_of_copying(&self, node: &str) -> Arc<str> {
+        let mut top: Arc<str> = node.into();
+        let is_over = |at: &DraftNode, below: &str| {
+            let mut edges = at.edges.iter();
+            at.driver.job().is_some_and(|job| job.tracks.is_some())
+                && edges.any(|edge| edge.role == Role::Filtered && *edge.child == *below)
+        };
+        // Each is met once: what stands in a circle is refused when it comes.
+        for _ in 0..self.nodes.len() {
+            let Some(over) = self.nodes.iter().find(|at| is_over(at, &top)) else { break };
+            top = Arc::clone(&over.name);
+        }
+        top
     }
 
     /// Lets users go to a filter, but for those that it stands on: an overlay of the node, to which it copies.

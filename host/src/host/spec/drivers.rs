@@ -85,6 +85,7 @@ impl Builder<'_> {
             create_bytes: file.create_bytes.as_ref().map(|it| it.value),
             direct: file.direct.value,
             write: self.spec.is_written(node),
+            auto_read_only: node.auto_read_only.value && !node.read_only.value,
             discard: file.discard.value,
             locking: match file.locking.value {
                 Locking::Auto => ImageLocking::Auto,

@@ -1,5 +1,6 @@
 //! `mirror`.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::commit::load;
@@ -8,8 +9,10 @@ use super::scene::{
     of_node, overlay, put, shown, shown_by, write,
 };
 use crate::error::ErrorKind;
+use crate::filter::PassNode;
 use crate::graph::{
-    Action, BitmapAction, BitmapRef, ChildDecl, DriveDecl, Event, Transaction, Unproven,
+    Action, BitmapAction, BitmapRef, ChildDecl, DriveDecl, Event, NodeDecl, OpKind, Transaction,
+    Unproven, User, Which,
 };
 use crate::job::{
     BitmapMode, CopyMode, JobEnd, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, MirrorSync,
@@ -30,6 +33,13 @@ fn root(host: &Host) -> String {
     let graph = host.graph();
     let drive = &graph.drives()[graph.find_drive("vda").expect("a drive")];
     graph.nodes()[drive.root().expect("a root").child()].name().to_owned()
+}
+
+/// The writes that a filter has passed on.
+fn writes_through(host: &Host, filter: &str) -> u64 {
+    let graph = host.graph();
+    let filter = &graph.nodes()[graph.find_node(filter).expect("a filter")];
+    filter.edges()[0].counters().snapshot().requests[OpKind::Write.index()]
 }
 
 /// E5: after the pivot the drive's bitmap says what it would say without it.
@@ -281,6 +291,50 @@ fn a_mirror_copies_what_a_bitmap_says() {
     check(BitmapMode::OnSuccess, true, &[20, 30, 900]);
     check(BitmapMode::Never, false, &[20, 30, 900]);
     check(BitmapMode::Always, true, &[20, 30, 900]);
+}
+
+/// A filter that comes above what is mirrored as it is written takes the guest's requests, and hands them to the
+/// mirror; it is there afterwards, wherever the guest is then.
+#[test]
+fn a_filter_comes_above_a_mirror_that_copies_writes() {
+    for (completes, users) in [
+        (true, Which::All),
+        (false, Which::All),
+        (true, Which::These(vec![User::Drive("vda".into())])),
+    ] {
+        let host = host();
+        let mut expect = shown(&host, "vda");
+        let spec =
+            MirrorSpec { copy_mode: CopyMode::WriteBlocking, ..MirrorSpec::of("vda", "copy") };
+        let job = block_on(host.start_job(mirror(spec))).expect("a job");
+        assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+        let children = vec![ChildDecl::filtered("top")];
+        let filter = NodeDecl { name: "filter".into(), driver: Arc::new(PassNode), children };
+        let insert = Action::InsertAbove { node: "top".into(), filter, users };
+        block_on(host.transact(Transaction::new().with(insert))).expect("a filter");
+        assert_eq!(root(&host), "filter");
+        for block in [3, 700] {
+            put(&host, &mut expect, block, 9);
+        }
+        assert_eq!(writes_through(&host, "filter"), 2);
+        assert!(shown(&host, "vda") == expect && shown_by(&host, "copy") == expect, "both have it");
+        if completes {
+            job.complete().expect("a job that is ready");
+        } else {
+            job.cancel(false).expect("a job that is ready");
+        }
+        assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+        assert!(shown_by(&host, "copy") == expect);
+        let below = if completes { "copy" } else { "top" };
+        assert_eq!(child(&host, "filter", "file").as_deref(), Some(below));
+        assert_eq!(root(&host), "filter");
+        put(&host, &mut expect, 8, 1);
+        assert_eq!(writes_through(&host, "filter"), 3);
+        let remove = Action::RemoveFilter { node: "filter".into() };
+        block_on(host.transact(Transaction::new().with(remove))).expect("a filter that goes");
+        assert!(shown(&host, "vda") == expect);
+        host.shutdown().expect("an end in order");
+    }
 }
 
 /// Nobody else writes the target, and nobody takes it away.

@@ -267,7 +267,7 @@ impl Node for FileNode {
             size_bytes: self.len(),
             limits: self.limits,
             caps,
-            read_only: !self.mode.write,
+            read_only: !self.mode.write && !self.mode.auto,
             // An image may end within its last cluster, also one that cannot be written now.
             growable: !self.file.is_block_device(),
         })

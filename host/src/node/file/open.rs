@@ -38,6 +38,8 @@ pub struct FileOptions {
     pub direct: bool,
     /// For writing too.
     pub write: bool,
+    /// Open for writing only while somebody writes it: then if it is not now.
+    pub auto_read_only: bool,
     /// Discards punch holes.
     pub discard: bool,
     /// Image locks.
@@ -79,7 +81,7 @@ impl FileNode {
             limits: limits_of(&file, shown_bytes.unwrap_or(size_bytes))?,
             file,
             known: Arc::new(known),
-            mode: OpenMode { write: options.write, for_job: false },
+            mode: OpenMode { write: options.write, auto: options.auto_read_only, for_job: false },
             discard: options.discard,
             lock: Mutex::new(lock),
         })

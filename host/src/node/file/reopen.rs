@@ -18,6 +18,7 @@ impl Reopening for FileNode {
     fn reopened(&self, how: &Reopen) -> Result<Arc<dyn Node>> {
         let path = self.file.path();
         let write = how.write.unwrap_or(self.mode.write);
+        let auto = how.auto.unwrap_or(self.mode.auto);
         let direct = how.direct.unwrap_or_else(|| self.file.is_direct());
         let file = File::open(path, &OpenOptions { write, direct, ..OpenOptions::default() });
         let failed = |what: &str, error: &std::io::Error| {
@@ -39,7 +40,7 @@ impl Reopening for FileNode {
             file,
             known: Arc::clone(&self.known),
             limits,
-            mode: OpenMode { write, for_job: how.for_job },
+            mode: OpenMode { write, auto, for_job: how.for_job },
             discard: how.discard.unwrap_or(self.discard),
             lock: Mutex::new(lock),
         }))

@@ -28,7 +28,7 @@ impl Reopening for Qcow2Node {
         Ok(Arc::new(Self {
             image: Arc::clone(&self.image),
             info: self.info.clone(),
-            mode: OpenMode { write, for_job: how.for_job },
+            mode: OpenMode { write, auto: false, for_job: how.for_job },
             data: self.data,
             backing: self.backing,
             bitmaps: Arc::clone(&self.bitmaps),

@@ -31,7 +31,7 @@ impl Host {
     ///
     /// - children that are named can be other nodes, and a `backing` can come and end;
     /// - `read-only` of an image, whose file follows if it is not described, too, and nobody else writes it;
-    /// - `read-only`, `direct` and `discard` of a file.
+    /// - `read-only`, `auto-read-only`, `direct` and `discard` of a file.
     ///
     /// Whatever else would be different is refused. An image that becomes writable marks the bitmaps that it keeps
     /// as in use, and they go on as when it is opened so; one that becomes read-only stores them.
@@ -146,7 +146,8 @@ pub(in crate::host) fn said_read_only(node: &str, of: &str) -> Error {
 fn is_other(graph: &Graph, at: usize, how: &Reopen) -> bool {
     let mode = graph.open_mode(at).unwrap_or_default();
     let is_asked = how.write.is_some_and(|write| write != mode.write || mode.for_job);
-    is_asked || how.direct.is_some() || how.discard.is_some()
+    let is_auto = how.auto.is_some_and(|auto| auto != mode.auto);
+    is_asked || is_auto || how.direct.is_some() || how.discard.is_some()
 }
 
 fn changes_of(

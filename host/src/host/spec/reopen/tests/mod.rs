@@ -1,6 +1,7 @@
 //! Files and images that are opened in another way, and that get other backings, while they are used.
 
 mod access;
+mod auto;
 mod backing;
 mod bitmaps;
 mod jobs;
