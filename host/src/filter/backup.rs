@@ -89,6 +89,12 @@ impl BackupNode {
         if cx.is_unchanged() || !sets.is_todo(&range) || sets.is_broken() {
             return Ok(());
         }
+        // Apart: nearly all changes find nothing to copy, and are not to carry what that takes.
+        Box::pin(self.keep(cx, sets, range)).await
+    }
+
+    /// Copies what is still to be copied in a range of whole granules, or does without.
+    async fn keep(&self, cx: Cx<'_>, sets: &PointInTime, range: Range<u64>) -> Result<()> {
         let copy = copy(cx.on_behalf(), sets, range);
         let copied = match self.config.timeout {
             None => copy.await,

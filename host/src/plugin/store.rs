@@ -14,6 +14,7 @@ use super::buffers::BufferRoom;
 use super::bytes::{LentBytes, StoreBytes};
 use super::counters::InstanceCounters;
 use super::rules::{Controls, NodeRules, RuleSet};
+use super::runtime::TICK;
 use super::{Inspection, PluginLimits};
 use crate::bitmap::Granules;
 use crate::io::{Time, thread_time, turn_now};
@@ -179,8 +180,8 @@ pub(super) struct HostState {
     /// or so.
     words_max: u64,
     words_left: u64,
-    /// Processor time that the thread had had when the first half of the call's limit was over.
-    half_over: Option<Duration>,
+    /// Once the first half of the call's limit is over.
+    second_half: Option<SecondHalf>,
     window_start: Time,
     messages: u32,
     messages_max: u32,
@@ -208,7 +209,7 @@ impl HostState {
             plugin: plugin.to_owned(),
             words_max,
             words_left: words_max,
-            half_over: None,
+            second_half: None,
             window_start: Time::default(),
             messages: 0,
             messages_max,
@@ -248,7 +249,7 @@ impl HostState {
     /// A call begins: what the guest said in an earlier one does not explain a failure of this one.
     #[inline]
     pub(super) fn begin_call(&mut self) {
-        self.half_over = None;
+        self.second_half = None;
         self.words_left = self.words_max;
         self.last_error = None;
     }
@@ -275,9 +276,9 @@ impl HostState {
     /// # Errors
     /// The trap, when the guest has used up the second `half` as well.
     pub(super) fn check_time(&mut self, half: Duration) -> wasmtime::Result<()> {
-        let used = thread_time();
-        let since = *self.half_over.get_or_insert(used);
-        if used.saturating_sub(since) < half { Ok(()) } else { Err(Trap::Interrupt.into()) }
+        let had = thread_time();
+        let second = self.second_half.get_or_insert(SecondHalf { had, used: Duration::ZERO });
+        if second.uses_up(had, half) { Err(Trap::Interrupt.into()) } else { Ok(()) }
     }
 
     /// Whether one more message fits the rate.
@@ -297,6 +298,25 @@ impl HostState {
             self.lasting.counters.dropped_messages.fetch_add(1, Ordering::Relaxed);
         }
         fits
+    }
+}
+
+/// What a call has used of the second half of its limit.
+struct SecondHalf {
+    /// Processor time that the thread had had at the last look.
+    had: Duration,
+    used: Duration,
+}
+
+impl SecondHalf {
+    /// A look, one after the other at ticks: whether all of it is used up by now. What a hypervisor keeps for others,
+    /// and what the kernel does for them in an interrupt, is counted as the thread's processor time, some
+    /// milliseconds at once; so no single look uses up more than half of it, unless a tick does.
+    fn uses_up(&mut self, had: Duration, half: Duration) -> bool {
+        let most = (half / 2).max(TICK);
+        self.used += had.saturating_sub(self.had).min(most);
+        self.had = had;
+        self.used >= half
     }
 }
 
@@ -412,6 +432,32 @@ mod tests {
         assert_eq!(printable("a\x1b[31mb\nc"), "a\\u{1b}[31mb\\nc");
         let long = printable(&"é".repeat(MESSAGE_MAX_BYTES));
         assert_eq!(long.chars().count(), MESSAGE_MAX_BYTES / 2 + 1);
+    }
+
+    /// At which look a call is ended whose thread has had so much more processor time at each.
+    fn ended_at(half_us: u64, looks_us: &[u64]) -> Option<usize> {
+        let mut second = SecondHalf { had: Duration::from_secs(1), used: Duration::ZERO };
+        let mut had = second.had;
+        looks_us.iter().position(|us| {
+            had += Duration::from_micros(*us);
+            second.uses_up(had, Duration::from_micros(half_us))
+        })
+    }
+
+    #[test]
+    fn a_loop_is_ended_by_its_processor_time() {
+        assert_eq!(ended_at(2500, &[1000; 9]), Some(2));
+        assert_eq!(ended_at(200_000, &[1000; 300]), Some(199));
+        assert_eq!(ended_at(500, &[1000; 9]), Some(0), "a limit of a tick");
+        assert_eq!(ended_at(2500, &[12_000; 9]), Some(1), "ticks that come late");
+    }
+
+    /// The thread is told that it has had the time of somebody else.
+    #[test]
+    fn one_stall_ends_no_call() {
+        assert_eq!(ended_at(2500, &[1_000_000, 10, 0, 0]), None);
+        assert_eq!(ended_at(2500, &[10, 2844, 10]), None, "as measured on a busy virtual machine");
+        assert_eq!(ended_at(2500, &[1_000_000, 1000, 1000]), Some(2), "a loop besides");
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //! |---|---|
 //! | `buffer.rs` | bytes with their origin, and the watch since they were read |
 //! | `proof.rs` | the checks that make a proof, and what happens when it turns out void |
-//! | `operations.rs` | copy, read, write, zero of a node's own accord |
+//! | `own_accord.rs` | who asks for what a node does of its own accord |
+//! | `operations.rs` | what it holds meanwhile; reads and writes |
+//! | `copies.rs`, `copy_out.rs`, `zeros.rs` | copies, for a view that stays or one that is to be kept; zeros |
 //! | `on_behalf.rs` | the same apart from the request on whose ground they stand; changes without a claim |
 //! | `claim.rs` | the write of what was read before, claimed to be unchanged |
 //! | `outcome.rs` | how claims ended, counted |
@@ -33,20 +35,24 @@
 mod buffer;
 mod claim;
 mod compare;
+mod copies;
 mod copy_out;
 mod on_behalf;
 mod operations;
 mod outcome;
+mod own_accord;
 mod proof;
 mod same_view;
 #[cfg(test)]
 mod tests;
 mod tracker;
+mod zeros;
 
 pub use buffer::ProvenBuf;
+pub use copies::{Copied, CopyHow};
 pub use on_behalf::OnBehalf;
-pub use operations::{Copied, CopyHow, OwnAccord};
 pub(super) use outcome::OutcomeCounters;
 pub use outcome::Outcomes;
+pub use own_accord::OwnAccord;
 pub(super) use same_view::SameView;
 pub use tracker::{Tracked, Tracker};

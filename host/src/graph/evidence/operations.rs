@@ -1,250 +1,25 @@
-//! What a node does of its own accord: copies, reads and writes of its children.
-//!
-//! Each runs to its end once begun, whatever becomes of the future that asked. On behalf of a request
-//! ([`Cx`]) it passes the gates that the request has passed; otherwise ([`OwnAccord`]) it begins as a
-//! request of the node. It needs the grants of the edges that it uses.
+//! A node that acts: what it holds while it does, and how it reads and writes its children. It needs the grants of
+//! the edges that it uses.
 
 use std::ops::Range;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::acting::{Effect, Own};
-use super::super::cell::{LocalGraph, Snapshot};
-use super::super::detach::ToTheEnd;
 use super::super::edge::EdgeRef;
-use super::super::generation::NodeGeneration;
 use super::super::guard::{Full, Held, SourceId, SourceRange, Want};
 use super::super::mutation::{Mutation, mutated};
 use super::super::op::{Op, OpKind};
 use super::super::origin::{Origin, Request, Shield};
 use super::super::permission::PermissionSet;
-use super::super::snapshot::{Cx, Edge, Graph};
+use super::super::snapshot::{Edge, Graph};
 use super::buffer::{ProvenBuf, Watch};
-use super::compare::is_all_zero;
-use super::outcome::{OutcomeCounters, Outcomes};
+use super::outcome::OutcomeCounters;
 use super::proof::{Evidence, ViewProof};
 use crate::bitmap::Granules;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, turn_now, until};
-use crate::limits::{COPY_MAX_BYTES, COPY_TRIES, GUARD_WAIT, ZERO_PROVEN_MAX_BYTES};
+use crate::limits::{COPY_MAX_BYTES, GUARD_WAIT};
 use crate::node::WriteFlags;
-
-/// How a copy is to be done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CopyHow {
-    /// The target's view, and whatever shows it, is claimed to stay as it is.
-    pub unchanged: bool,
-    /// Only where the target has no bytes of its own.
-    pub only_unallocated: bool,
-}
-
-/// What a copy did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Copied {
-    /// Bytes written.
-    pub bytes: u64,
-}
-
-/// A node, acting on one worker without a request that asks for it.
-#[derive(Clone)]
-pub struct OwnAccord {
-    graph: Rc<LocalGraph>,
-    node: NodeGeneration,
-    name: Rc<str>,
-}
-
-impl OwnAccord {
-    /// For the node with this name.
-    ///
-    /// # Errors
-    /// `ENOENT`; `EPERM` for a node that has no grants.
-    pub fn open(graph: &Rc<LocalGraph>, node: &str) -> Result<Self> {
-        let snapshot = graph.current();
-        let at = snapshot.find_node(node).ok_or_else(|| unknown(node))?;
-        let this = Self {
-            graph: Rc::clone(graph),
-            node: snapshot.nodes[at].generation,
-            name: (&*snapshot.nodes[at].name).into(),
-        };
-        this.find(&snapshot)?;
-        Ok(this)
-    }
-
-    /// Where the node is, and its origin. Another node may have its name by now.
-    pub(super) fn find(&self, graph: &Graph) -> Result<(usize, usize)> {
-        let at = graph.nodes.iter().position(|node| node.generation == self.node);
-        let node = at.ok_or_else(|| unknown(&self.name))?;
-        let origin = graph.nodes[node].origin.filter(|_| graph.nodes[node].has_grants());
-        let origin = origin.ok_or_else(|| {
-            let message = "it has no grants: it may do nothing of its own accord";
-            Error::new(ErrorKind::NotPermitted, message).at_node(&self.name)
-        })?;
-        Ok((node, origin))
-    }
-
-    /// The snapshot now.
-    pub(super) fn graph(&self) -> Rc<Snapshot> {
-        self.graph.current()
-    }
-
-    /// Begins a request of the node, if its gate is open; `None` if it is to wait.
-    #[inline(always)]
-    fn try_begin(&self) -> Result<Option<Actor>> {
-        let graph = self.graph.current();
-        let (node, origin) = self.find(&graph)?;
-        match Request::try_begin(graph, origin, self.graph.worker()) {
-            Ok(request) if self.graph.is_current(request.graph()) => {
-                Ok(Some(Actor { request, node }))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Begins a request of the node.
-    pub(super) async fn begin(&self) -> Result<Actor> {
-        loop {
-            let graph = self.graph.current();
-            let (node, origin) = self.find(&graph)?;
-            let request = Request::begin(graph, origin, self.graph.worker()).await;
-            if self.graph.is_current(request.graph()) {
-                return Ok(Actor { request, node });
-            }
-        }
-    }
-
-    /// See [`Cx::copy`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn copy(
-        &self,
-        from: usize,
-        to: usize,
-        range: Range<u64>,
-        how: CopyHow,
-    ) -> Result<Copied> {
-        let this = self.clone();
-        ToTheEnd::new(async move { this.begin().await?.copy(from, to, range, how, None).await })
-            .await
-    }
-
-    /// See [`Cx::read_proven`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn read_proven(&self, from: usize, range: Range<u64>) -> Result<ProvenBuf> {
-        self.begin().await?.read(from, range).await
-    }
-
-    /// See [`Cx::write_proven`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn write_proven(&self, to: usize, bytes: &ProvenBuf) -> Result<()> {
-        let bytes = bytes.clone();
-        if let Some(actor) = self.try_begin()? {
-            return ToTheEnd::new(actor.write_proven(to, bytes)).await;
-        }
-        let this = self.clone();
-        ToTheEnd::new(async move { this.begin().await?.write_proven(to, bytes).await }).await
-    }
-
-    /// See [`Cx::write_changed`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn write_changed(&self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
-        let this = self.clone();
-        ToTheEnd::new(async move { this.begin().await?.write_changed(to, offset, bytes).await })
-            .await
-    }
-
-    /// See [`Cx::zero_proven`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn zero_proven(&self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
-        let this = self.clone();
-        ToTheEnd::new(async move { this.begin().await?.zero_proven(from, to, range).await }).await
-    }
-
-    /// How its own writes have ended so far.
-    ///
-    /// # Errors
-    /// `ENOENT`.
-    pub fn outcomes(&self) -> Result<Outcomes> {
-        let graph = self.graph.current();
-        let (_, origin) = self.find(&graph)?;
-        Ok(graph.origins[origin].outcomes.snapshot())
-    }
-}
-
-fn unknown(node: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("there is no node `{node}`"))
-}
-
-impl Cx<'_> {
-    pub(super) fn actor(&self) -> Actor {
-        Actor { request: self.request.cause(), node: self.node }
-    }
-
-    /// Copies a range of child `from` to the same range of child `to`, under a guard: meanwhile nothing
-    /// changes the bytes read. Clipped to the smaller of the two; done in pieces.
-    ///
-    /// # Errors
-    /// `EPERM` without the grants, or when nothing proves that the view stays as it is; `ESTALE`
-    /// when it has changed, which here only a request caused by this copy can do; `ETIMEDOUT` when the
-    /// range stays guarded by others; the nodes'. Pieces done before stay done.
-    pub async fn copy(
-        &self,
-        from: usize,
-        to: usize,
-        range: Range<u64>,
-        how: CopyHow,
-    ) -> Result<Copied> {
-        let actor = self.actor();
-        ToTheEnd::new(async move { actor.copy(from, to, range, how, None).await }).await
-    }
-
-    /// Reads a range of child `from`, and watches it: as long as nothing touches it, the bytes can be
-    /// written unchanged.
-    ///
-    /// # Errors
-    /// `EPERM` without the grant; `EINVAL` past the end; the nodes'.
-    pub async fn read_proven(&self, from: usize, range: Range<u64>) -> Result<ProvenBuf> {
-        self.actor().read(from, range).await
-    }
-
-    /// Writes bytes to child `to`, where they were read, with the claim that the view which showed
-    /// them stays as it is.
-    ///
-    /// # Errors
-    /// `ESTALE` when it has changed since, `EPERM` when nothing proves the claim: nothing is written
-    /// then. The nodes': what was exempted is marked then.
-    pub async fn write_proven(&self, to: usize, bytes: &ProvenBuf) -> Result<()> {
-        let (actor, bytes) = (self.actor(), bytes.clone());
-        ToTheEnd::new(async move { actor.write_proven(to, bytes).await }).await
-    }
-
-    /// Writes other bytes to child `to`: a change.
-    ///
-    /// # Errors
-    /// `EPERM` without the grant; the nodes'.
-    pub async fn write_changed(&self, to: usize, offset: u64, bytes: Buf) -> Result<()> {
-        let actor = self.actor();
-        ToTheEnd::new(async move { actor.write_changed(to, offset, bytes).await }).await
-    }
-
-    /// Zeroes a range of child `to`, with the claim that child `from`, which shows the same view, shows
-    /// zeros there by its block status. The zeros are allocated. Done in pieces.
-    ///
-    /// # Errors
-    /// As [`Cx::write_proven`]; pieces done before stay done.
-    pub async fn zero_proven(&self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
-        let actor = self.actor();
-        ToTheEnd::new(async move { actor.zero_proven(from, to, range).await }).await
-    }
-}
 
 /// A node that acts, on the ground of a request. Its operations run to their end: see [`OnBehalf`](super::OnBehalf).
 pub(super) struct Actor {
@@ -429,7 +204,12 @@ impl Actor {
         Ok(ProvenBuf::new(buf, range.start, source, watch))
     }
 
-    async fn read_bytes(&self, request: &Request, edge: &Edge, range: &Range<u64>) -> Result<Buf> {
+    pub(super) async fn read_bytes(
+        &self,
+        request: &Request,
+        edge: &Edge,
+        range: &Range<u64>,
+    ) -> Result<Buf> {
         self.read_at(self.call(request, edge), range).await
     }
 
@@ -488,7 +268,7 @@ impl Actor {
 
     /// Writes what the guard held is for: proven by a claim, for what its first edge shows and written
     /// through its second; or as a change. Whether it was intact: only then granules have been cleared.
-    async fn write_held(
+    pub(super) async fn write_held(
         &self,
         held: &Held<'_>,
         (own, effect): (&Own, &Effect),
@@ -542,166 +322,6 @@ impl Actor {
         own.changed.marks.mark(range.start, range.end - range.start);
         Ok(())
     }
-
-    pub(super) async fn copy(
-        self,
-        from: usize,
-        to: usize,
-        range: Range<u64>,
-        how: CopyHow,
-        clears: Option<&Granules>,
-    ) -> Result<Copied> {
-        let copied = self.copy_shown(from, to, range, how, clears).await;
-        copied.map(|(copied, _)| copied)
-    }
-
-    /// As [`Actor::copy`]; returns what the source shows, too, if all of it was copied at once.
-    pub(super) async fn copy_shown(
-        self,
-        from: usize,
-        to: usize,
-        range: Range<u64>,
-        how: CopyHow,
-        clears: Option<&Granules>,
-    ) -> Result<(Copied, Option<Buf>)> {
-        let end = range.end.min(self.size(self.edge(from)?)).min(self.size(self.edge(to)?));
-        let mut copied = Copied::default();
-        let (mut at, mut shown) = (range.start, None);
-        while at < end {
-            let piece = at..end.min(at.saturating_add(COPY_MAX_BYTES as u64));
-            at = piece.end;
-            let (written, last) = self.copy_piece(from, to, piece, (how, clears)).await?;
-            copied.bytes += written;
-            shown = last.filter(|bytes| bytes.len() as u64 == range.end - range.start);
-        }
-        Ok((copied, shown))
-    }
-
-    /// One guarded copy; returns how many bytes were written, and those of the last run.
-    async fn copy_piece(
-        &self,
-        from: usize,
-        to: usize,
-        piece: Range<u64>,
-        (how, clears): (CopyHow, Option<&Granules>),
-    ) -> Result<(u64, Option<Buf>)> {
-        let (source, source_edge) = (self.source(from)?, self.edge(from)?);
-        let (own, effect) = self.effect(from, to, how.unchanged)?;
-        let target = self.edge(to)?;
-        let mut at = piece.start;
-        let (mut written, mut spoiled, mut last) = (0, 0, None);
-        while at < piece.end {
-            // A guard is issued once: each run of bytes has its own.
-            let Some(rest) = first_set(clears, at..piece.end) else { break };
-            let want = self.want(Some(source), (target, effect), &rest);
-            let held = self.hold(want).await?;
-            let request = self.request.part(held.op(), effect.unchanged);
-            let call = self.call(&request, target);
-            // Others may have cleared it while this waited.
-            let Some(rest) = first_set(clears, rest.clone()) else {
-                at = rest.end;
-                continue;
-            };
-            let run = match how.only_unallocated {
-                true => call.first_unallocated(rest.clone()).await?,
-                false => Some(rest.clone()),
-            };
-            let Some(run) = run else {
-                at = rest.end;
-                continue;
-            };
-            at = run.end;
-            let bytes = self.read_bytes(&request, source_edge, &run).await?;
-            last = Some(bytes.clone());
-            let claim = how.unchanged.then_some((Evidence::UnderGuard, (from, to)));
-            let write =
-                self.write_held(&held, (own, effect), claim, (call, clears), run.start, bytes);
-            let is_intact = write.await?;
-            written += run.end - run.start;
-            if clears.is_some() && !is_intact {
-                // Something that the copy itself has caused touched what it read: nothing was cleared.
-                spoiled += 1;
-                if spoiled == COPY_TRIES {
-                    self.outcomes()?.stale();
-                    let message = "what was copied changed each time while it was";
-                    return Err(Error::new(ErrorKind::Stale, message));
-                }
-                at = run.start;
-            }
-        }
-        Ok((written, last))
-    }
-
-    /// Zeros are evidence for the view that is written, and for no other: what alters views on the way up
-    /// is a copy, whose bytes were read.
-    fn check_zero_view(&self, from: usize, to: usize) -> Result<()> {
-        let (from, to) = (self.edge(from)?, self.edge(to)?);
-        let class = |edge: &Edge| self.graph().nodes[edge.child].class;
-        if class(from) == class(to) {
-            return Ok(());
-        }
-        self.outcomes()?.not_proven();
-        let message = format!(
-            "zeros of its edge `{}` prove nothing of its edge `{}`, which shows another view: copy the \
-             range instead",
-            from.name, to.name
-        );
-        Err(Error::new(ErrorKind::NotPermitted, message))
-    }
-
-    pub(super) async fn zero_proven(self, from: usize, to: usize, range: Range<u64>) -> Result<()> {
-        let (source, edge) = (self.source(from)?, self.edge(to)?);
-        self.check_range(self.edge(from)?, OpKind::Status, &range)?;
-        self.check_range(edge, OpKind::Zero, &range)?;
-        self.effect(from, to, true)?;
-        self.check_zero_view(from, to)?;
-        let mut at = range.start;
-        while at < range.end {
-            let piece = at..range.end.min(at.saturating_add(ZERO_PROVEN_MAX_BYTES));
-            at = piece.end;
-            self.zero_piece((source, edge), (from, to), piece).await?;
-        }
-        Ok(())
-    }
-
-    /// Zeroes under one guard what shows zeros.
-    async fn zero_piece(
-        &self,
-        (source, edge): (SourceId, &Edge),
-        (from, to): (usize, usize),
-        range: Range<u64>,
-    ) -> Result<()> {
-        let (own, effect) = self.effect(from, to, true)?;
-        let guarded = (!mutated(Mutation::ZeroesUnguarded)).then_some(source);
-        let held = self.hold(self.want(guarded, (edge, effect), &range)).await?;
-        let request = self.request.part(held.op(), effect.unchanged);
-        let shown = self.call(&request, self.edge(from)?);
-        if !Box::pin(is_all_zero(shown, &range)).await? {
-            self.outcomes()?.not_proven();
-            let message = "its block status does not say that the range shows zeros";
-            return Err(Error::new(ErrorKind::NotPermitted, message));
-        }
-        let (offset, len) = (range.start, range.end - range.start);
-        let around = self.around(edge, &range);
-        let shield = self.shield(from, to, &around);
-        let proof = ViewProof::check(
-            (&held, &self.graph().guards),
-            (own, effect),
-            (range, around),
-            &Evidence::UnderGuard,
-            self.outcomes()?,
-        )?;
-        request.set_shield(shield);
-        let call = self.call(&request, edge);
-        // Unmapped, a backing could show.
-        let flags = WriteFlags { no_unmap: true, ..WriteFlags::NONE };
-        proof.settle(call.settle(call.zero_with_fua(offset, len, flags).await))
-    }
-}
-
-/// The first part of a range of which a granule is set, if only such are wanted.
-fn first_set(of: Option<&Granules>, range: Range<u64>) -> Option<Range<u64>> {
-    of.map_or_else(|| Some(range.clone()), |granules| granules.ranges(range.clone()).next())
 }
 
 /// A part that has been copied is to be copied no more.

@@ -22,7 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use copy::Tracked;
 
-use super::operations::{OwnAccord, too_many};
+use super::operations::too_many;
+use super::own_accord::OwnAccord;
 use crate::bitmap::{Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::edge::{EdgeRef, Flight};

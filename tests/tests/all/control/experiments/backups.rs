@@ -1,5 +1,6 @@
 //! E6: what becomes of a bitmap by which a backup copies.
 
+use blockloom_tests::eventually;
 use blockloom_tests::qmp::Qmp;
 use serde_json::{Value, json};
 
@@ -23,9 +24,10 @@ fn begin(client: &mut Qmp, backup: Value) {
 /// Waits until the job is gone; whether it has ended well.
 fn end(client: &mut Qmp, event: &str) -> bool {
     let end = client.event(event);
-    while client.run("query-jobs", json!({})) != json!([]) {
-        client.event("JOB_STATUS_CHANGE");
-    }
+    // Its last event may come a moment before it has gone.
+    eventually("the job has gone", || {
+        (client.run("query-jobs", json!({})) == json!([])).then_some(())
+    });
     end["data"]["error"].is_null()
 }
 
