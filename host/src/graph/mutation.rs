@@ -82,6 +82,16 @@ pub(crate) enum Mutation {
     FaultsForgetBitmaps,
     /// What a plugin has flushed is not durable.
     PluginsFlushNothing,
+    /// Proven writes mark all that they enter, as if nothing were known of them.
+    ProofsExemptNothing,
+    /// A backup does not copy what is about to be overwritten.
+    BackupsKeepNothing,
+    /// What a backup that has failed was to copy counts as copied.
+    FailedBackupsCountAsDone,
+    /// A job's target takes its source's place with what is left uncopied.
+    EndsWithoutCatchingUp,
+    /// What a job has copied is not made durable before its target takes its source's place.
+    PivotsUnflushed,
 }
 
 #[cfg(test)]

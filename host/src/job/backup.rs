@@ -23,7 +23,8 @@ use super::work::{
 use crate::bitmap::{Bitmap, BitmapState, BitmapUse, Granularity, Granules, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    Action, BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, OwnAccord, PermissionSet, Role,
+    Action, BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, Mutation, OwnAccord,
+    PermissionSet, Role, mutated,
 };
 use crate::io::{turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, EXTENTS_MAX, JOB_SETTLE_TIME, ZERO_PROVEN_MAX_BYTES};
@@ -434,6 +435,7 @@ impl Work for Backup {
         let end = match (bitmap.mode, how) {
             (BitmapMode::Never, _) => BitmapAction::MergeBack,
             (_, Ending::Done) => BitmapAction::Abdicate,
+            _ if mutated(Mutation::FailedBackupsCountAsDone) => BitmapAction::Abdicate,
             (BitmapMode::Always, _) if self.kept.has_begun() => {
                 let left = bitmap.left.get().unwrap_or_else(|| self.kept.todo());
                 BitmapAction::Leave(Arc::clone(left))

@@ -18,7 +18,7 @@ use super::status::JobStatus;
 use super::watched::{Watched, either};
 use super::work::{Ending, Opening, Work};
 use crate::error::{Error, Result};
-use crate::graph::{Action, Applied, Graph, LocalGraph, OwnAccord, Role, Transaction};
+use crate::graph::{Action, Applied, Graph, LocalGraph, OwnAccord, Role, Transaction, Unproven};
 use crate::io::{sleep_until, turn_now};
 use crate::limits::{JOB_END_PAUSE, JOB_END_TRIES};
 
@@ -214,19 +214,39 @@ impl Group {
     }
 
     async fn change_all(&self, ends: &[Ending]) -> Result<()> {
-        let graph = self.jobs.cell().load();
+        let mut tries = JOB_END_TRIES;
+        loop {
+            let graph = self.jobs.cell().load();
+            let changed = self.changes.transact(self.changes_of(&graph, ends)?).await;
+            tries -= 1;
+            // If another change came first, it is to be seen anew what is to be done.
+            let is_outdated = self.jobs.cell().load().generation() != graph.generation();
+            if changed.is_ok() || tries == 0 || !is_outdated {
+                return changed.map(drop);
+            }
+        }
+    }
+
+    fn changes_of(&self, graph: &Graph, ends: &[Ending]) -> Result<Transaction> {
         let mut transaction = Transaction::new();
         for (member, ending) in self.members.iter().zip(ends) {
             if member.work.tracks() {
                 let node = member.record.node.clone();
                 transaction = transaction.with(Action::CatchUp { node });
             }
-            transaction = transaction.ending_job(&member.record.id).with(remove(member, &graph));
-            for (action, unproven) in member.work.end(&graph, *ending)? {
+            let actions = member.work.end(graph, *ending)?;
+            let remove = remove(member, graph);
+            // Its users may come to something of which nothing but somebody's word says that it is the same.
+            let unproven = match actions.iter().any(|(_, it)| *it == Unproven::MarkWhole) {
+                true => Unproven::MarkWhole,
+                false => remove.default_unproven(),
+            };
+            transaction = transaction.ending_job(&member.record.id).with_unproven(remove, unproven);
+            for (action, unproven) in actions {
                 transaction = transaction.with_unproven(action, unproven);
             }
         }
-        self.changes.transact(transaction).await.map(drop)
+        Ok(transaction)
     }
 
     /// Ends a member, as the group has.

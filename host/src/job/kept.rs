@@ -15,8 +15,9 @@ use super::spec::OnCbwError;
 use crate::bitmap::{Bitmap, Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::PointInTime;
-use crate::graph::{BitmapRef, Cx, OnBehalf};
+use crate::graph::{BitmapRef, Cx, Mutation, OnBehalf, mutated};
 use crate::io::{turn_now, until};
+use crate::limits::JOB_RETRIES_MAX;
 use crate::node::NodeInfo;
 
 /// See the module.
@@ -154,10 +155,13 @@ impl Kept {
     pub(super) async fn before(&self, cx: Cx<'_>, range: Range<u64>) -> Result<()> {
         self.narrow(|bitmap| cx.find_bitmap(bitmap));
         let range = self.granules_of(&range);
+        if mutated(Mutation::BackupsKeepNothing) {
+            return Ok(());
+        }
         if cx.is_unchanged() || !self.sets.is_todo(&range) || self.sets.is_broken() {
             return Ok(());
         }
-        let copy = self.copy(cx.on_behalf(), range);
+        let copy = self.copy_before(&cx, range);
         let copied = match self.on_error.1 {
             None => copy.await,
             Some(timeout) => {
@@ -173,6 +177,18 @@ impl Kept {
                 Ok(())
             }
             (copied, _) => copied,
+        }
+    }
+
+    /// What somebody else's failure has made stale under way is read again.
+    async fn copy_before(&self, cx: &Cx<'_>, range: Range<u64>) -> Result<()> {
+        let mut tries = JOB_RETRIES_MAX;
+        loop {
+            tries -= 1;
+            match self.copy(cx.on_behalf(), range.clone()).await {
+                Err(error) if error.kind() == ErrorKind::Stale && tries > 0 => {}
+                copied => return copied,
+            }
         }
     }
 

@@ -35,8 +35,8 @@ struct Stream {
     id: String,
     top: NodeGeneration,
     size_bytes: u64,
-    /// The base, and where it ends.
-    base: Option<(NodeGeneration, u64)>,
+    /// Where the base ends, if there is one.
+    base_bytes: Option<u64>,
     backing_name: Option<BackingName>,
 }
 
@@ -90,12 +90,12 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &StreamSpec) -> Result<Planned
     let stands_on = base.map(|_| (TOP, BASE)).into_iter().collect();
     let generation = |node: usize| graph.nodes()[node].generation();
     let size_bytes = graph.nodes()[top].info().size_bytes;
-    let base = base.map(|base| (generation(base), graph.nodes()[base].info().size_bytes));
+    let base_bytes = base.map(|base| graph.nodes()[base].info().size_bytes);
     let work = Arc::new(Stream {
         id: id.to_owned(),
         top: generation(top),
         size_bytes,
-        base,
+        base_bytes,
         backing_name: spec.backing_name.clone(),
     });
     let stake = JobStake { id: id.to_owned(), stands_on, tracks: None, alters_others: false };
@@ -136,13 +136,16 @@ impl Work for Stream {
         if how != Ending::Done {
             return Ok(Actions::new());
         }
-        let find = |generation: NodeGeneration| {
-            graph.nodes().iter().position(|node| node.generation() == generation)
-        };
         let gone = || Error::new(ErrorKind::NotFound, "a node of the job has gone");
-        let top = find(self.top).ok_or_else(gone)?;
+        // Where a filter has gone on which it stood, the edges of its node lead below that.
+        let own = graph.nodes().iter().find(|node| self.is_own(node)).ok_or_else(gone)?;
+        let child = |edge: usize| own.edges().get(edge).map(|edge| edge.child()).ok_or_else(gone);
+        let top = child(TOP)?;
+        if graph.nodes()[top].generation() != self.top {
+            return Err(gone());
+        }
         let Some((_, below)) = backing(graph, top) else { return Ok(Actions::new()) };
-        let base = self.base.map(|(base, _)| find(base).ok_or_else(gone)).transpose()?;
+        let base = self.base_bytes.map(|_| child(BASE)).transpose()?;
         if base == Some(below) {
             return Ok(Actions::new());
         }
@@ -171,12 +174,15 @@ async fn launch(cx: &JobCx, run: Range<u64>, is_zero: bool) -> Step<()> {
 }
 
 impl Stream {
+    fn is_own(&self, node: &GraphNode) -> bool {
+        node.driver().job().is_some_and(|job| job.id == self.id)
+    }
+
     /// Those of `passed` that go once `top` does not stand on them any more, with what only they use.
     fn left(&self, graph: &Graph, top: usize, passed: &[usize]) -> Vec<String> {
         let Some(first) = passed.first() else { return Vec::new() };
-        let is_own = |node: &GraphNode| node.driver().job().is_some_and(|job| job.id == self.id);
         let mut parents = graph.nodes().iter().enumerate().filter(|(_, parent)| {
-            !is_own(parent) && parent.edges().iter().any(|edge| edge.child() == *first)
+            !self.is_own(parent) && parent.edges().iter().any(|edge| edge.child() == *first)
         });
         if parents.any(|(parent, _)| parent != top) { Vec::new() } else { unused(graph, &[*first]) }
     }
@@ -188,7 +194,7 @@ impl Stream {
         (own, below): &(Looked, Looked),
         at: u64,
     ) -> Step<(Range<u64>, Todo)> {
-        let (base, rest) = (self.base, at..self.size_bytes);
+        let (base, rest) = (self.base_bytes, at..self.size_bytes);
         let ask = async |ground: OnBehalf, range: Range<u64>| {
             ground.block_status(TOP, None, range, EXTENTS_MAX).await
         };
@@ -198,7 +204,7 @@ impl Stream {
         match (kind, base) {
             (ExtentKind::Unallocated, _) => {}
             // It shows zeros for want of a backing: on the base it would show that.
-            (ExtentKind::Hole, Some((_, end))) if at < end => {
+            (ExtentKind::Hole, Some(end)) if at < end => {
                 return Ok((at..run.end.min(end), Todo::Zero));
             }
             _ => return Ok((run, Todo::Nothing)),

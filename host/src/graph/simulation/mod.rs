@@ -11,7 +11,7 @@
 //! | `image.rs`, `images.rs`, `judge.rs` | disks that are qcow2 images: how they are made, what they owe when a run ends, a look at them without graph and host |
 //! | `image_zeros.rs` | what a guest zeroed stays zero when the backing gets longer |
 //! | `plugins.rs`, `twins.rs`, `backups.rs` | filters that are plugins: compared with their native twins, failing in any call, losing power while they copy |
-//! | `works.rs` | the host's jobs on images, and power that is lost beside them |
+//! | `works/` | the host's jobs on images, and power that is lost beside them |
 //! | `power/` | crashes at every write of recorded workloads on images |
 //!
 //! # What is checked
@@ -71,6 +71,16 @@
 //! | rules by which no plugin is asked; no guards | a backup holds what came later, or is said to be broken |
 //! | bitmaps that a fault forgets | the same: the point in time is another one |
 //! | flushes of plugins that are none | after a crash, a complete backup lacks bytes |
+//!
+//! `broken_rules_of_jobs_are_noticed`, of `works/`:
+//!
+//! | rule | noticed by |
+//! |---|---|
+//! | proven writes mark all that they enter | a granule is dirty that nobody has touched |
+//! | a backup copies nothing before writes | it holds what came later |
+//! | a backup that has failed counts as done | a sector was written, and is clean |
+//! | a target takes the source's place before it has caught up; trackers cleared too early; no guards | a view shows what had been overwritten |
+//! | a target takes the source's place unflushed | after a crash, a complete copy lacks bytes |
 //!
 //! Rules of the driver and the engine of images were broken by hand, each by itself; `power` is the crashes at
 //! every write, `images` the seeds here, `model` that of `graph/model`:

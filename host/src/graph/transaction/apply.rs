@@ -13,7 +13,7 @@ use super::action::{Action, Applied, Rider, Transaction, Unproven};
 use super::bitmap_action::BitmapAction;
 use super::bitmap_steps::position;
 use super::bitmaps::{self, Change, Marked};
-use super::claims::{Claim, claims};
+use super::claims::{Claim, Proof, claims};
 use super::close;
 use super::draft::Draft;
 use super::drain::{Drained, Place, Side, Still};
@@ -375,6 +375,38 @@ struct Marking {
     changes: Vec<Change>,
 }
 
+/// Refuses what has no evidence, unless it was asked for without.
+///
+/// # Errors
+/// `EPERM`; `EBUSY` where somebody relies on what was shown.
+fn refuse(section: &Drained<'_>, claim: &Claim, actions: &[String]) -> Result<()> {
+    let refused = match claim.by.unproven {
+        Unproven::MarkWhole => claim.check_keepers(section.graph(Side::After)),
+        Unproven::Refuse => Err(claim.refused()),
+    };
+    refused.map_err(|error| at_action(actions, claim.by.action, &error))
+}
+
+/// What proves each claim.
+///
+/// # Errors
+/// As [`verify`].
+async fn prove<'c>(
+    section: &Drained<'_>,
+    claims: &'c [Claim],
+    actions: &[String],
+) -> Result<Vec<Option<&'c Proof>>> {
+    let mut proven = Vec::with_capacity(claims.len());
+    for claim in claims {
+        let evidence = claim.verify(section).await?;
+        if evidence.is_none() {
+            refuse(section, claim, actions)?;
+        }
+        proven.push(evidence.map(|(proof, _)| proof));
+    }
+    Ok(proven)
+}
+
 /// Verifies what the transaction claims.
 ///
 /// # Errors
@@ -386,19 +418,16 @@ async fn verify(
     actions: &[String],
 ) -> Result<Marking> {
     let mut marking = Marking { claims: Vec::new(), changes: Vec::new() };
-    for (at, claim) in claims.iter().enumerate() {
-        let evidence: Option<Vec<SameView<'_>>> = claim.verify(section).await?;
-        match (evidence, claim.by.unproven) {
-            (Some(_), _) => {}
-            (None, Unproven::MarkWhole) => {
-                claim
-                    .check_keepers(section.graph(Side::After))
-                    .map_err(|error| at_action(actions, claim.by.action, &error))?;
-                marking.claims.push(at);
-            }
-            (None, Unproven::Refuse) => {
-                return Err(at_action(actions, claim.by.action, &claim.refused()));
-            }
+    let mut proven = prove(section, claims, actions).await?;
+    if !proven.iter().flatten().all(|proof| proof.still_holds()) {
+        // Somebody has copied from where another one copied to after that.
+        proven = prove(section, claims, actions).await?;
+    }
+    for (at, (claim, proof)) in claims.iter().zip(proven).enumerate() {
+        let is_proven = proof.is_some_and(Proof::still_holds);
+        if !is_proven {
+            refuse(section, claim, actions)?;
+            marking.claims.push(at);
         }
     }
     for step in steps {

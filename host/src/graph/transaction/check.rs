@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use super::draft::{DraftNode, invalid};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::class::{Cut, Reached};
+use crate::graph::class::{Class, Cut, Reached};
 use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph, GraphNode};
+use crate::graph::stake::JobStake;
 use crate::graph::user::DriveTitle;
 use crate::node::Upkeep;
 
@@ -131,6 +132,7 @@ pub(super) fn check_proven(graph: &Graph) -> Result<()> {
                 }
             }
             if let Some(job) = job {
+                check_others_target(graph, (job, node), graph.nodes[edge.child].class)?;
                 if job.alters_others {
                     continue;
                 }
@@ -164,6 +166,30 @@ pub(super) fn check_proven(graph: &Graph) -> Result<()> {
                     return Err(Error::new(ErrorKind::InUse, message).at_node(&node.name));
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Two jobs that are to have one node show what two others do would undo each other's work for ever.
+///
+/// # Errors
+/// `EBUSY`, with both.
+fn check_others_target(
+    graph: &Graph,
+    (job, node): (&JobStake, &GraphNode),
+    target: Class,
+) -> Result<()> {
+    for other in graph.nodes.iter().filter(|other| other.generation != node.generation) {
+        let Some(stake) = other.driver.job() else { continue };
+        let to = stake.tracks.and_then(|(_, to)| other.edges.get(to));
+        if let Some(to) = to.filter(|to| graph.nodes[to.child].class == target) {
+            let (first, second) = (job.id.as_str().min(&stake.id), job.id.as_str().max(&stake.id));
+            let message = format!(
+                "jobs `{first}` and `{second}` would copy to it at once: wait for the end of one of them, or \
+                 cancel it"
+            );
+            return Err(Error::new(ErrorKind::InUse, message).at_node(&graph.nodes[to.child].name));
         }
     }
     Ok(())

@@ -39,7 +39,7 @@ pub(super) struct Claim {
     proofs: Vec<Proof>,
 }
 
-enum Proof {
+pub(super) enum Proof {
     /// From both places down to one node.
     Meet { before: Vec<Place>, after: Vec<Place> },
     /// An overlay of the graph that is shows nothing of its backing.
@@ -64,11 +64,12 @@ pub(super) fn claims(
     after: &Graph,
 ) -> Result<(Vec<Claim>, bool), (By, Error)> {
     let compare = Comparison { draft, before, after };
-    let mut claims = compare.roots();
+    // What is copied to catch up comes before any look at what it may alter.
+    let mut claims = compare.catching_up();
+    claims.extend(compare.roots());
     let (edges, has_unseen) = compare.edges();
     claims.extend(edges);
     claims.extend(compare.moved_bitmaps());
-    claims.extend(compare.catching_up());
     let all = claims.len();
     claims.retain(|claim| {
         let is_refused = claim.by.unproven == Unproven::Refuse;
@@ -329,6 +330,17 @@ fn ways_down(graph: &Graph, side: Side, from: usize) -> Vec<Place> {
     }
 }
 
+impl Proof {
+    /// Whether nothing that another claim has copied came between.
+    pub(super) fn still_holds(&self) -> bool {
+        match self {
+            Self::Tracked { tracker, .. } => tracker.is_all_same(),
+            Self::CaughtUp(tracker) => tracker.left_bytes() == 0,
+            Self::Meet { .. } | Self::Own { .. } | Self::Passed { .. } => true,
+        }
+    }
+}
+
 impl Claim {
     /// Nodes that nobody may reach while the claim is verified.
     pub(super) fn nodes(&self, before: &Graph, after: &Graph) -> Vec<NodeGeneration> {
@@ -368,14 +380,15 @@ impl Claim {
         nodes.into_iter().map(|node| node.generation).collect()
     }
 
-    /// The evidence for it, if there is any.
+    /// The evidence for it, if there is any, and of which proof. It is good as long as
+    /// [`Proof::still_holds`].
     ///
     /// # Errors
     /// Of block status, or of a flush.
     pub(super) async fn verify<'d>(
         &self,
         section: &'d Drained<'_>,
-    ) -> Result<Option<Vec<SameView<'d>>>> {
+    ) -> Result<Option<(&Proof, Vec<SameView<'d>>)>> {
         for proof in &self.proofs {
             let evidence = match proof {
                 Proof::Meet { before, after } => {
@@ -412,8 +425,8 @@ impl Claim {
                     flushed(section, overlay, found).await?
                 }
             };
-            if evidence.is_some() {
-                return Ok(evidence);
+            if let Some(evidence) = evidence {
+                return Ok(Some((proof, evidence)));
             }
         }
         Ok(None)

@@ -344,6 +344,25 @@ fn a_write_whose_copy_fails_fails_or_breaks_the_backup() {
     }
 }
 
+/// That a copy has become stale is neither the guest's concern nor the end of the backup.
+#[test]
+fn a_copy_before_a_write_that_is_stale_is_made_again() {
+    for on_cbw_error in [OnCbwError::BreakGuestWrite, OnCbwError::BreakSnapshot] {
+        let world = world();
+        let expect = shown(&world.host, "vda");
+        let spec = BackupSpec { sync: S::None, on_cbw_error, ..BackupSpec::of("vda", "onto") };
+        let job = block_on(world.host.start_job(backup(spec))).expect("a job");
+        assert_eq!(block_on(job.reaches(JobStatus::Running)), JobStatus::Running);
+        world.source.stale.store(2, Ordering::SeqCst);
+        write(&world.host, "vda", 590, 7);
+        assert_eq!(world.source.stale.load(Ordering::SeqCst), 0);
+        assert!(block(&shown_by(&world.host, "copy"), 590) == block(&expect, 590));
+        job.cancel(false).expect("a job that can be cancelled");
+        assert!(matches!(block_on(job.wait()), JobEnd::Cancelled), "{:?}", job.info());
+        world.end();
+    }
+}
+
 #[test]
 fn a_copy_before_a_write_may_take_so_long_and_no_longer() {
     for on_cbw_error in [OnCbwError::BreakGuestWrite, OnCbwError::BreakSnapshot] {

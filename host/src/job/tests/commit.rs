@@ -49,6 +49,30 @@ fn the_middle_of_a_chain_goes_to_its_base() {
     host.shutdown().expect("an end in order");
 }
 
+/// Each would have the base show what its own overlay does.
+#[test]
+fn two_at_once_have_not_one_base() {
+    let host = chain().start().expect("a host");
+    fill_chain(&host);
+    let before = shown(&host, "vda");
+    let active = || CommitSpec { completes: true, ..CommitSpec::of("vda", "base") };
+    let job = block_on(host.start_job(JobSpec { speed: 1, ..commit(active()) })).expect("a job");
+    for is_forced in [false, true] {
+        let lower = JobKind::Commit(CommitSpec { is_forced, ..middle() });
+        let error = block_on(host.start_job(JobSpec::new("lower", lower))).err();
+        let error = error.expect("another job has that base");
+        let expect = "node `base`: jobs `c` and `lower` would copy to it at once: wait for the end of one of \
+                      them, or cancel it";
+        assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::InUse, expect));
+    }
+    job.cancel(true).expect("a job that runs");
+    assert!(matches!(block_on(job.wait()), JobEnd::Cancelled), "{:?}", job.info());
+    let job = block_on(host.start_job(commit(active()))).expect("a job");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert!(shown(&host, "vda") == before);
+    host.shutdown().expect("an end in order");
+}
+
 /// E2b, E4: the drive's bitmap goes on, whatever the drive shows.
 #[test]
 fn an_active_overlay_goes_to_a_base_when_it_is_told_to() {

@@ -259,6 +259,27 @@ fn what_is_taken_on_trust_marks_the_bitmaps() {
     host.shutdown().expect("an end in order");
 }
 
+/// The same where an overlay came over the job, which is a filter: it shows the copy then.
+#[test]
+fn what_is_taken_on_trust_comes_below_overlays_too() {
+    let host = host();
+    let copy_mode = CopyMode::WriteBlocking;
+    let spec = MirrorSpec { sync: MirrorSync::None, copy_mode, ..MirrorSpec::of("vda", "copy") };
+    let job = block_on(host.start_job(mirror(spec))).expect("a job");
+    assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+    let backing = ChildDecl::backing(root(&host));
+    let overlay =
+        NodeDecl { name: "over".into(), driver: Arc::new(overlay()), children: vec![backing] };
+    let drive = "vda".into();
+    let snapshot = Transaction::new().with(Action::Snapshot { drive, overlay });
+    block_on(host.transact(snapshot)).expect("an overlay");
+    job.complete().expect("a job that is ready");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(child(&host, "over", "backing").as_deref(), Some("copy"));
+    assert_eq!(dirty(&host, &of_drive()).len() as u64, SIZE / BLOCK);
+    host.shutdown().expect("an end in order");
+}
+
 /// A bitmap says what is to be copied; what becomes of it is as asked.
 #[test]
 fn a_mirror_copies_what_a_bitmap_says() {

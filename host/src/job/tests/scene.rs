@@ -194,11 +194,14 @@ pub(super) struct Worn {
     pub(super) reads: Arc<AtomicU64>,
     /// The byte; past the end for none.
     pub(super) bad: Arc<AtomicU64>,
+    /// Reads that are stale.
+    pub(super) stale: Arc<AtomicU32>,
 }
 
 impl Default for Worn {
     fn default() -> Self {
-        Self { reads: Arc::default(), bad: Arc::new(AtomicU64::new(u64::MAX)) }
+        let bad = Arc::new(AtomicU64::new(u64::MAX));
+        Self { reads: Arc::default(), bad, stale: Arc::default() }
     }
 }
 
@@ -217,6 +220,10 @@ impl Filter for Worn {
     async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
         let len = buf.len() as u64;
         self.check(&(offset..offset + len))?;
+        let left = |left: u32| left.checked_sub(1);
+        if self.stale.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok() {
+            return Err(Error::new(ErrorKind::Stale, "something has come between"));
+        }
         self.reads.fetch_add(len, Ordering::SeqCst);
         cx.child(0)?.read(offset, buf).await
     }

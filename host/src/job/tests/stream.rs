@@ -171,6 +171,58 @@ fn failing(failures: u32) -> (Host, Arc<AtomicU32>) {
     (host, count)
 }
 
+/// A filter on which it was to stand may go: it stands on what that was a filter of.
+#[test]
+fn its_base_may_lose_its_filter() {
+    let host = chain().start().expect("a host");
+    fill_chain(&host);
+    block_on(host.transact(insert_filter("base", "pass"))).expect("a filter");
+    let before = shown(&host, "vda");
+    let spec = JobSpec { speed: 1, ..stream(on("pass")) };
+    let job = block_on(host.start_job(spec)).expect("a job");
+    let remove = Action::RemoveFilter { node: "pass".into() };
+    block_on(host.transact(Transaction::new().with(remove))).expect("no filter");
+    job.set_speed(0).expect("a job that runs");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert_eq!(child(&host, "top", "backing").as_deref(), Some("base"));
+    assert!(shown(&host, "vda") == before);
+    clean(&host);
+    host.shutdown().expect("an end in order");
+}
+
+/// What one of them does at its end, the other one need not do any more.
+#[test]
+fn two_of_the_same_overlay_end_at_once() {
+    let slow = Slow { time: Duration::from_millis(50), failures: Arc::default() };
+    let host = chain().node("slow", slow, vec![ChildDecl::filtered("top")]).start();
+    let host = host.expect("a host");
+    fill_chain(&host);
+    let root = Action::SetRoot { drive: "vda".into(), node: "slow".into() };
+    block_on(host.transact(Transaction::new().with(root))).expect("another root");
+    let before = shown(&host, "vda");
+    let start = |id: &str| {
+        let what = JobKind::Stream(StreamSpec::of("top"));
+        let spec = JobSpec { auto_finalize: false, ..JobSpec::new(id, what) };
+        let job = block_on(host.start_job(spec)).expect("a job");
+        assert_eq!(block_on(job.reaches(JobStatus::Pending)), JobStatus::Pending, "{id}");
+        job
+    };
+    let jobs = ["one", "other"].map(start);
+    std::thread::scope(|scope| {
+        // Each waits for this, and the second one for the first.
+        let reads = scope.spawn(|| shown(&host, "vda"));
+        jobs.iter().for_each(|job| job.finalize().expect("a job that waits for that"));
+        for job in &jobs {
+            assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+        }
+        assert!(reads.join().expect("a guest") == before);
+    });
+    assert_eq!(child(&host, "top", "backing"), None);
+    assert!(shown(&host, "vda") == before);
+    clean(&host);
+    host.shutdown().expect("an end in order");
+}
+
 #[test]
 fn an_error_ends_it_or_not_as_asked() {
     let check = |on_error, fails: bool| {

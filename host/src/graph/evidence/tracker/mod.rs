@@ -162,6 +162,11 @@ impl Tracker {
         self.todo().dirty_bytes()
     }
 
+    /// Whether both show the same, but for what is in flight.
+    pub(in crate::graph) fn is_all_same(&self) -> bool {
+        self.differs.next_dirty(0).is_none()
+    }
+
     /// Runs in which the two may differ, though they need not be copied.
     pub fn doubts(&self, within: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let wanted = self.wanted.as_ref();
@@ -254,7 +259,11 @@ impl Tracker {
             request: &request,
             edge: &request.graph().nodes[at].edges[edge],
         };
-        let runs: Vec<Range<u64>> = self.todo().ranges(0..u64::MAX).collect();
+        let mut runs: Vec<Range<u64>> = self.todo().ranges(0..u64::MAX).collect();
+        if mutated(Mutation::EndsWithoutCatchingUp) {
+            self.differs.clear_all();
+            runs.clear();
+        }
         let doubts = self.differs.copy()?;
         for run in &runs {
             let mut at = run.start;
@@ -276,7 +285,9 @@ impl Tracker {
                 at = end;
             }
         }
-        section.flush(Place { side: Side::Before, node: target }).await?;
+        if !mutated(Mutation::PivotsUnflushed) {
+            section.flush(Place { side: Side::Before, node: target }).await?;
+        }
         // What these writes have marked themselves alters nothing.
         runs.iter().for_each(|run| doubts.clear_range(run.start, run.end - run.start));
         self.wanted.iter().for_each(|wanted| wanted.clear_all());
@@ -284,6 +295,6 @@ impl Tracker {
         doubts
             .ranges(0..u64::MAX)
             .for_each(|run| self.differs.mark(run.start, run.end - run.start));
-        Ok(Some(self.differs.next_dirty(0).is_none()))
+        Ok(Some(self.is_all_same()))
     }
 }
