@@ -101,6 +101,10 @@ fn reopen(known: &NodeSpec, new: &NodeSpec) -> (Reopen, NodeSpec) {
             node.auto_read_only.value = new.auto_read_only.value;
         }
         let is_auto = node.auto_read_only.value && !node.read_only.value;
+        if known.auto_read_only.value && !is_auto {
+            // Closed or not, it was there to be written.
+            how.write.get_or_insert(!node.read_only.value);
+        }
         how.auto = Some(is_auto);
         // It is for who writes it.
         how.write = how.write.filter(|write| !(is_auto && *write));

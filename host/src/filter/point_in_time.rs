@@ -57,14 +57,15 @@ impl GivenUp {
         if self.is_freed.swap(true, Ordering::SeqCst) {
             return;
         }
-        let Ok(own) = OwnAccord::open(&LocalGraph::of(&cell), node) else { return };
+        let Ok(own) = OwnAccord::open(&LocalGraph::of(&cell), node) else {
+            self.is_freed.store(false, Ordering::SeqCst);
+            return;
+        };
         let all = Arc::clone(self);
         spawn(async move {
             while let Some(range) = all.next() {
-                // It is advice. A node that has gone has nothing there any more.
-                if discard(own.clone(), range).await.is_err() {
-                    return;
-                }
+                // It is advice: what was not freed stays.
+                let _ = discard(own.clone(), range).await;
             }
         });
     }

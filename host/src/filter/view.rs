@@ -93,7 +93,10 @@ impl ViewNode {
         sets.check()?;
         sets.check_covered(&range)?;
         if !sets.is_todo(&range) {
-            return cx.child(TARGET)?.read(offset, buf).await;
+            let buf = cx.child(TARGET)?.read(offset, buf).await?;
+            // If it was given up meanwhile, nothing was ever copied there.
+            sets.check_covered(&range)?;
+            return Ok(buf);
         }
         let mut buf = cx.child(SOURCE)?.read(offset, buf).await?;
         for part in sets.copied(&range) {
@@ -146,7 +149,10 @@ impl ViewNode {
             let found = cx.child(child)?.block_status(run.start, run.end - run.start).await?;
             let found = found.into_iter().map(shown);
             // What has been copied meanwhile is looked at again: that happens once to each granule.
-            let is_still = place == Place::Target || sets.copied(&run).is_empty();
+            let is_still = match place {
+                Place::Target => sets.check_covered(&run).is_ok(),
+                _ => sets.copied(&run).is_empty(),
+            };
             if is_still {
                 extents.extend(found.take(EXTENTS_MAX - extents.len()));
                 at = extents.last().map_or(end, |last| last.offset.saturating_add(last.len));

@@ -36,8 +36,9 @@ impl GraphCell {
         // A graph that is published later looks for it here.
         let graph = self.load();
         all.push(Arc::downgrade(&showing));
+        let left = showing.left(&graph);
         drop(all);
-        if let Some(event) = showing.left(&graph) {
+        if let Some(event) = left {
             self.tell(&graph, event);
         }
         showing

@@ -97,10 +97,15 @@ impl Host {
         let changer = Changer::of(&self.inner);
         let mut written = Jobs::written(&self.graph(), &specs)?;
         written.extend(named(&transaction));
+        written.extend(changer.resized(&transaction));
+        let growths = Jobs::growths(&self.graph(), &specs)?.into_iter();
+        written.extend(changer.resized(&growths.fold(Transaction::new(), Transaction::with)));
+        let has_jobs = !specs.is_empty();
         let _opening = changer.openings.lock().await;
         let is_opened = changer.open_to_write(&written).await?;
         let started = self.start_opened(&changer, specs, is_grouped, transaction).await;
-        if started.is_err() && is_opened {
+        // With a job in it, that gives back what it has written once it has ended.
+        if is_opened && (started.is_err() || !has_jobs) {
             changer.give_back_left().await;
         }
         started

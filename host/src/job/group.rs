@@ -17,7 +17,7 @@ use super::spec::CopyMode;
 use super::status::JobStatus;
 use super::watched::{Watched, either};
 use super::work::{Ending, Opening, Work};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, Applied, Graph, LocalGraph, OwnAccord, Role, Transaction, Unproven};
 use crate::io::{sleep_until, turn_now};
 use crate::limits::{JOB_END_PAUSE, JOB_END_TRIES};
@@ -221,7 +221,9 @@ impl Group {
             tries -= 1;
             // If another change came first, it is to be seen anew what is to be done.
             let is_outdated = self.jobs.cell().load().generation() != graph.generation();
-            if changed.is_ok() || tries == 0 || !is_outdated {
+            // What came too late may still be on its way to where the next try writes.
+            let is_late = matches!(&changed, Err(error) if error.kind() == ErrorKind::TimedOut);
+            if changed.is_ok() || tries == 0 || !is_outdated || is_late {
                 return changed.map(drop);
             }
         }

@@ -41,11 +41,14 @@ impl Draft {
 
     /// What stays open is opened read-only with another change.
     fn close_left(&mut self, graph: &Graph) {
+        // What is worked on stays as it is: the next change closes what is left then.
+        if !self.works.is_empty() {
+            return;
+        }
         for name in graph.left_by_writers() {
-            let is_worked_on = self.works.iter().any(|work| *work.node() == *name);
             let mut nodes = self.nodes.iter();
             let is_it = |node: &&DraftNode| node.name == name && !node.is_new && !node.is_reopened;
-            if is_worked_on || nodes.find(is_it).is_none() {
+            if nodes.find(is_it).is_none() {
                 continue;
             }
             if let Err(error) = self.open_as(&name, false) {

@@ -10,13 +10,13 @@ use std::sync::atomic::Ordering;
 use super::entry::{entry_of, make_entry};
 use super::place::{home_for, keep_at};
 use super::{Entry, Home, Keep, Persistence, scope_of, tell_not_kept};
-use crate::bitmap::{Bitmap, BitmapIdentity};
+use crate::bitmap::{Bitmap, BitmapIdentity, BitmapName};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, BitmapAction, BitmapScope, Graph, GraphCell, Transaction};
 use crate::node::{BitmapContent, StoreChange, Upkeep};
 
-/// Entries that a transaction makes itself: a bitmap, the node that keeps it, and its identity there.
-pub(crate) type Entered = Vec<(Arc<Bitmap>, String, BitmapIdentity)>;
+/// Entries that a transaction makes itself: a bitmap, the node that keeps it, and its identity and name there.
+pub(crate) type Entered = Vec<(Arc<Bitmap>, String, BitmapIdentity, BitmapName)>;
 
 impl Persistence {
     /// Has a transaction make an entry in each image that it puts on top of a drive, for the bitmaps that are
@@ -29,6 +29,7 @@ impl Persistence {
         graph: &Graph,
         mut transaction: Transaction,
     ) -> Result<(Transaction, Entered)> {
+        self.check_gains(graph, &transaction)?;
         let mut entered = Entered::new();
         for action in transaction.actions() {
             match action {
@@ -51,7 +52,8 @@ impl Persistence {
                             let bitmap = &entry.bitmap;
                             entered.retain(|(other, ..)| !Arc::ptr_eq(other, bitmap));
                             let identity = bitmap.identity().next();
-                            entered.push((Arc::clone(bitmap), overlay.name.clone(), identity));
+                            let (node, name) = (overlay.name.clone(), bitmap.name());
+                            entered.push((Arc::clone(bitmap), node, identity, name));
                         }
                     }
                 }
@@ -76,7 +78,7 @@ impl Persistence {
         // What is to have another name by then is entered afterwards.
         entered.retain(|(bitmap, ..)| !is_renamed(bitmap));
         transaction = self.wake(graph, transaction);
-        for (bitmap, node, identity) in &entered {
+        for (bitmap, node, identity, _) in &entered {
             let content = BitmapContent { identity: *identity, ..entry_of(bitmap) };
             transaction = transaction.with_entry(node.clone(), content);
         }
@@ -89,7 +91,7 @@ impl Persistence {
         graph: &Graph,
         bitmap: Arc<Bitmap>,
         scope: &BitmapScope,
-    ) -> Option<(Arc<Bitmap>, String, BitmapIdentity)> {
+    ) -> Option<(Arc<Bitmap>, String, BitmapIdentity, BitmapName)> {
         let entries = self.entries();
         let entry = entries.iter().find(|entry| Arc::ptr_eq(&entry.bitmap, &bitmap))?;
         let keep = keep_at(graph, scope, &entry.keep, entry.home.as_ref());
@@ -100,7 +102,35 @@ impl Persistence {
         }
         let identity = bitmap.identity().next();
         drop(entries);
-        Some((bitmap, target.name.to_string(), identity))
+        let name = bitmap.name();
+        Some((bitmap, target.name.to_string(), identity, name))
+    }
+
+    /// An image stores its bitmaps for the last time before a change takes effect: what they gain by that would not be
+    /// in it.
+    fn check_gains(&self, graph: &Graph, transaction: &Transaction) -> Result<()> {
+        let closes = |home: &Home| {
+            transaction.actions().any(|action| match action {
+                Action::Reopen { node, to } => *home.name == **node && !to.mode().write,
+                Action::RemoveNode { node } => *home.name == **node,
+                _ => false,
+            })
+        };
+        for action in transaction.actions() {
+            let Action::Bitmap { bitmap, action } = action else { continue };
+            if !matches!(action, BitmapAction::Merge(_) | BitmapAction::Add(_)) {
+                continue;
+            }
+            let home = bitmap.find(graph).and_then(|bitmap| self.home_of(&bitmap));
+            if let Some(home) = home.filter(closes) {
+                let message = format!(
+                    "its image stores {bitmap} for the last time in this transaction, without what that gains \
+                     in it: do so in two transactions"
+                );
+                return Err(Error::new(ErrorKind::Invalid, message).at_node(&home.name));
+            }
+        }
+        Ok(())
     }
 
     fn check_writes(&self, graph: &Graph, bitmap: &Arc<Bitmap>) -> Result<()> {
@@ -118,12 +148,14 @@ impl Persistence {
             return;
         }
         let _turn = self.turn.lock().await;
-        for (bitmap, node, identity) in &entered {
-            bitmap.set_identity(*identity);
-            let graph = cell.load();
-            let home = graph.find_node(node).and_then(|at| Home::of(&graph.nodes()[at]));
+        for (bitmap, node, identity, name) in &entered {
+            // Another change may have entered it elsewhere since.
+            if identity.generation > bitmap.identity().generation {
+                bitmap.set_identity(*identity);
+            }
+            let home = home_named(&cell.load(), node);
             if let Some(store) = home.as_ref().and_then(|home| home.store().ok()) {
-                store.keeping().keep(bitmap, bitmap.name(), true);
+                store.keeping().keep(bitmap, name.clone(), true);
             }
         }
         self.follow_reopened(cell).await;
@@ -137,6 +169,24 @@ impl Persistence {
             };
             if let Err(error) = followed {
                 tell_not_kept(cell, &graph, &entry.bitmap, &error);
+            }
+        }
+        self.settle_entered(cell, &entered).await;
+    }
+
+    /// What a change has entered in an image that is not the bitmap's home after all, as it went on from there or was
+    /// removed, goes from there.
+    async fn settle_entered(&self, cell: &Arc<GraphCell>, entered: &Entered) {
+        for (bitmap, node, ..) in entered {
+            let graph = cell.load();
+            let Some(home) = home_named(&graph, node) else { continue };
+            let is_home = self.home_of(bitmap).is_some_and(|at| at.generation == home.generation);
+            let settled = match is_home {
+                true => follow_name(cell, bitmap, &home).await,
+                false => leave(cell, bitmap, &home).await,
+            };
+            if let Err(error) = settled {
+                tell_not_kept(cell, &graph, bitmap, &error);
             }
         }
     }
@@ -172,7 +222,9 @@ impl Persistence {
         let target = match home_for(graph, scope, &keep) {
             Ok(target) => target,
             // A read-only image's own: it stays where it is.
-            Err(_) if home.is_some_and(|home| !home.writes()) => return Ok(()),
+            Err(_) if entry.scope == *scope && home.is_some_and(|home| !home.writes()) => {
+                return Ok(());
+            }
             Err(error) => {
                 let was_kept = entry.home.is_some();
                 self.move_to(&entry.bitmap, None);
@@ -188,7 +240,7 @@ impl Persistence {
         }
         let is_entered = entered
             .iter()
-            .any(|(bitmap, node, _)| Arc::ptr_eq(bitmap, &entry.bitmap) && **node == *target.name);
+            .any(|(bitmap, node, ..)| Arc::ptr_eq(bitmap, &entry.bitmap) && **node == *target.name);
         if !is_entered {
             self.move_to(&entry.bitmap, None);
             if let Err(error) = make_entry(cell, &entry.bitmap, &target).await {
@@ -220,6 +272,11 @@ impl Persistence {
             entry.home = home;
         }
     }
+}
+
+/// A node that keeps bitmaps.
+fn home_named(graph: &Graph, node: &str) -> Option<Home> {
+    graph.find_node(node).and_then(|at| Home::of(&graph.nodes()[at]))
 }
 
 /// Takes a bitmap's entry out of an image.

@@ -566,6 +566,41 @@ fn a_bitmap_that_is_moved_with_a_change_of_the_graph() {
     assert_eq!(top.listed(), ["daily:r", "own:r"]);
 }
 
+/// A transaction that goes on from where it has moved a bitmap to leaves nothing of it there.
+#[test]
+fn a_bitmap_that_is_moved_on_is_kept_where_it_ends() {
+    let (base, top) = (Image::default().with("own", true, false, &[1]), Image::default());
+    let host = host_with_daily(&base).expect("a host");
+    let own = host.bitmap(&of_node("disk"), "own").expect("loaded");
+    let move_to = |scope| BitmapAction::MoveTo(scope).of(&own);
+    let actions = vec![move_to(of_drive()), snapshot("top", top.overlay(), "disk")];
+    transact(&host, actions).expect("a snapshot");
+    assert_eq!(own.kept_in().as_deref(), Some("top"));
+    assert_eq!((top.listed(), base.listed()), (vec!["daily:ru".into(), "own:ru".into()], vec![]));
+    let removed = vec![move_to(of_node("top")), BitmapAction::Remove.of(&own)];
+    transact(&host, removed).expect("moved, and removed");
+    host.shutdown().expect("an end in order");
+    assert_eq!((top.listed(), base.listed()), (vec!["daily:r".into()], vec![]));
+}
+
+#[test]
+fn a_bitmap_gains_nothing_as_its_image_is_closed() {
+    let image = Image::default().with("own", true, false, &[1]);
+    let host = host_with_daily(&image).expect("a host");
+    let (own, daily) = (host.bitmap(&of_node("disk"), "own"), host.bitmap(&of_drive(), "daily"));
+    let merge = BitmapAction::Merge(vec![(&daily.expect("a bitmap")).into()]);
+    let merge = || merge.clone().of(own.as_ref().expect("loaded"));
+    write(&host, 5);
+    let eject = || Action::EjectMedium { drive: "vda".into() };
+    let remove = || Action::RemoveNode { node: "disk".into() };
+    let error = transact(&host, vec![merge(), eject(), remove()]).expect_err("not stored");
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("do so in two transactions"), "{error}");
+    transact(&host, vec![merge()]).expect("merged");
+    transact(&host, vec![eject(), remove()]).expect("removed");
+    assert_eq!(image.entry("own").expect("stored").words[0], 0x21);
+}
+
 fn node(name: &str, driver: impl Node, child: ChildDecl) -> NodeDecl {
     NodeDecl { name: name.into(), driver: Arc::new(driver), children: vec![child] }
 }

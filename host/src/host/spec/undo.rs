@@ -76,6 +76,9 @@ impl Host {
 fn files_to_make(spec: &GraphSpec, base: &Path) -> Vec<PathBuf> {
     let made = spec.nodes.iter().filter_map(|node| match &node.driver {
         DriverSpec::File(file) if file.create_bytes.is_some() => Some(file.path_in(base)),
+        DriverSpec::Qcow2(image) if image.create.is_some() => {
+            spec.image_file(node).map(|file| file.path_in(base))
+        }
         _ => None,
     });
     made.filter(|path| path_facts(path).is_ok_and(|facts| !facts.exists)).collect()

@@ -35,6 +35,21 @@ fn root(host: &Host) -> String {
     graph.nodes()[drive.root().expect("a root").child()].name().to_owned()
 }
 
+/// Users of a node could go over to one of them only.
+#[test]
+fn one_mirror_at_a_time() {
+    let host = chain().node("copy", disk(), vec![]).node("other", disk(), vec![]);
+    let host = host.start().expect("a host");
+    let first = block_on(host.start_job(mirror(MirrorSpec::of("vda", "copy")))).expect("a job");
+    let second = || JobSpec::new("n", JobKind::Mirror(MirrorSpec::of("vda", "other")));
+    let error = block_on(host.start_job(second())).err().expect("a second one");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("job `m` mirrors it"), "{error}");
+    first.cancel(true).expect("a job");
+    block_on(first.wait());
+    block_on(host.start_job(second())).expect("the first has ended");
+}
+
 /// The writes that a filter has passed on.
 fn writes_through(host: &Host, filter: &str) -> u64 {
     let graph = host.graph();

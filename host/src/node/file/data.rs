@@ -17,6 +17,18 @@ struct State {
     forgotten: u64,
 }
 
+/// See [`DataRun::forgetting`].
+pub(super) struct Forgetting<'a> {
+    data: &'a DataRun,
+    range: Range<u64>,
+}
+
+impl Drop for Forgetting<'_> {
+    fn drop(&mut self) {
+        self.data.forget(self.range.clone());
+    }
+}
+
 /// When it was begun to look for a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Since(u64);
@@ -44,8 +56,13 @@ impl DataRun {
         });
     }
 
-    /// A range may be deallocated: from the beginning of that, and from its end.
-    pub(super) fn forget(&self, range: Range<u64>) {
+    /// A range may be deallocated until what is returned is dropped.
+    pub(super) fn forgetting(&self, range: Range<u64>) -> Forgetting<'_> {
+        self.forget(range.clone());
+        Forgetting { data: self, range }
+    }
+
+    fn forget(&self, range: Range<u64>) {
         self.with(|state| {
             state.forgotten = state.forgotten.wrapping_add(1);
             if range.start < state.run.end && state.run.start < range.end {

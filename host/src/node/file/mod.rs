@@ -151,10 +151,8 @@ impl FileNode {
 
     /// Does what may leave holes in a range.
     async fn deallocate(&self, op: FileOp, range: Range<u64>) -> std::io::Result<u64> {
-        self.known.data.forget(range.clone());
-        let done = self.file.run_op(op).await;
-        self.known.data.forget(range);
-        done
+        let _forgets = self.known.data.forgetting(range);
+        self.file.run_op(op).await
     }
 
     async fn sync(&self) -> Result<()> {
@@ -218,7 +216,10 @@ impl FileNode {
         }
         // A file that changes meanwhile may answer the same offset: treat one byte as data then.
         let end = self.seek(start, SeekTarget::Hole).await?.max(start.saturating_add(1));
-        self.known.data.found(since, start..end);
+        // Without an end the file has become shorter meanwhile.
+        if end != u64::MAX {
+            self.known.data.found(since, start..end);
+        }
         Ok(start..end)
     }
 

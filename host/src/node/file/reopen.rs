@@ -46,8 +46,18 @@ impl Reopening for FileNode {
         }))
     }
 
-    fn hand_over<'a>(&'a self, _: Cx<'a>, _: OpenMode) -> NodeFuture<'a, ()> {
-        Box::pin(async move { if self.mode.write { self.sync().await } else { Ok(()) } })
+    fn hand_over<'a>(&'a self, _: Cx<'a>, to: OpenMode) -> NodeFuture<'a, ()> {
+        Box::pin(async move {
+            let synced = if self.mode.write { self.sync().await } else { Ok(()) };
+            match synced {
+                // Its last writer goes, whatever becomes of what it has written: its flushes have said so.
+                Err(error) if to.auto && !to.write => {
+                    tracing::warn!("{error}");
+                    Ok(())
+                }
+                synced => synced,
+            }
+        })
     }
 
     fn take_over<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
