@@ -15,7 +15,7 @@ pub enum Use {
     /// Shows or copies what it says. Others may do so beside it; nothing may be hidden from it.
     Read,
     /// The same, and counts on it to say no less later than it has said before. What a freeze leaves when it ends
-    /// is kept for it, up to [`KEPT_MAX`] times.
+    /// is kept for it, up to eight times.
     Show,
     /// Decides what becomes of it (a job that freezes it). Nobody may use or change it beside.
     Exclusive,
