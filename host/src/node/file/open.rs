@@ -67,18 +67,16 @@ impl FileNode {
         let size_bytes = file
             .len_bytes()
             .map_err(|error| Error::os(format!("cannot find the length of `{path}`"), &error))?;
-        let shown_bytes = match file.is_direct() {
-            true => size_bytes.checked_next_multiple_of(SECTOR_BYTES.into()),
-            false => None,
-        };
+        let whole_bytes = size_bytes.checked_next_multiple_of(SECTOR_BYTES.into());
+        let shown_bytes = whole_bytes.filter(|_| file.is_direct()).unwrap_or(size_bytes);
         let known = Known {
-            len_bytes: AtomicU64::new(shown_bytes.unwrap_or(size_bytes)),
+            len_bytes: AtomicU64::new(shown_bytes),
             kept_bytes: AtomicU64::new(size_bytes),
             sync_failed: AtomicBool::new(false),
             data: DataRun::default(),
         };
         Ok(Self {
-            limits: limits_of(&file, shown_bytes.unwrap_or(size_bytes))?,
+            limits: limits_of(&file, shown_bytes)?,
             file,
             known: Arc::new(known),
             mode: OpenMode { write: options.write, auto: options.auto_read_only, for_job: false },
