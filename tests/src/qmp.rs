@@ -15,6 +15,8 @@ pub struct Qmp {
     lines: BufReader<UnixStream>,
     greeting: Value,
     events: VecDeque<Value>,
+    /// It may come again before the first answer.
+    is_greeted_again: bool,
 }
 
 impl Qmp {
@@ -27,8 +29,26 @@ impl Qmp {
         stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");
         let lines = BufReader::new(stream.try_clone().expect("a second handle"));
         let (greeting, events) = (Value::Null, VecDeque::new());
-        let mut client = Self { stream, lines, greeting, events };
+        let mut client = Self { stream, lines, greeting, events, is_greeted_again: false };
         client.greeting = client.line().expect("a greeting");
+        client
+    }
+
+    /// Connects to qemu-storage-daemon, which may greet twice who comes while it sets up its monitor.
+    ///
+    /// # Panics
+    /// As [`Qmp::connect`].
+    pub fn connect_peer(path: &Path) -> Self {
+        Self { is_greeted_again: true, ..Self::connect(path) }
+    }
+
+    /// As [`Qmp::connect_peer`], and negotiates.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    pub fn open_peer(path: &Path) -> Self {
+        let mut client = Self::connect_peer(path);
+        assert_eq!(client.run("qmp_capabilities", json!({})), json!({}));
         client
     }
 
@@ -111,10 +131,11 @@ impl Qmp {
     pub fn answer(&mut self) -> Value {
         loop {
             let line = self.line().expect("an answer");
-            if line.get("event").is_none() {
+            if line.get("event").is_some() {
+                self.events.push_back(line);
+            } else if !(std::mem::take(&mut self.is_greeted_again) && line == self.greeting) {
                 return line;
             }
-            self.events.push_back(line);
         }
     }
 

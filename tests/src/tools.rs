@@ -8,8 +8,9 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// Longest run of a tool, seconds; `timeout` of the coreutils ends it then.
-const TOOL_SECONDS: &str = "120";
+/// Longest run of a tool, seconds; `timeout` of the coreutils ends it then: kindly, and soon after by force, as
+/// fio would wait for its requests.
+const TOOL_LIMITS: [&str; 2] = ["--kill-after=5", "120"];
 /// Distributions put `nbd.py` with this interpreter, whatever `python3` is first on the path.
 pub const PYTHON: &str = "/usr/bin/python3";
 
@@ -51,7 +52,7 @@ fn is_installed(program: &str) -> bool {
 /// When it cannot be started.
 pub fn run<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>) -> Output {
     let mut command = Command::new("timeout");
-    command.arg(TOOL_SECONDS).arg(program).args(arguments).stdin(Stdio::null());
+    command.args(TOOL_LIMITS).arg(program).args(arguments).stdin(Stdio::null());
     command.output().expect("run a tool under `timeout`")
 }
 

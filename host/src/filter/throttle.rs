@@ -55,10 +55,10 @@ impl ThrottleGroup {
 
     /// `None` if it may start at once.
     #[inline]
-    fn offer(&self, member: u16, kind: Kind, len: u64) -> Option<Held<'_>> {
+    fn offer(&self, member: u16, kind: Kind, len: u64, now: Time) -> Option<Held<'_>> {
         let mut shared = self.lock();
         let key = shared.next_key;
-        if shared.throttle.offer(member, kind, len, key, turn_now().as_nanos()) {
+        if shared.throttle.offer(member, kind, len, key, now.as_nanos()) {
             return None;
         }
         shared.next_key += 1;
@@ -70,9 +70,9 @@ impl ThrottleGroup {
 
 impl Shared {
     /// Starts what may start; returns when the next may.
-    fn start(&mut self) -> Option<Time> {
+    fn start(&mut self, now: Time) -> Option<Time> {
         loop {
-            match self.throttle.queue.next(turn_now().as_nanos()) {
+            match self.throttle.queue.next(now.as_nanos()) {
                 Next::Start(key) => {
                     if let Some(waiter) = self.waiters.get_mut(&key) {
                         waiter.is_started = true;
@@ -99,9 +99,9 @@ struct Held<'a> {
 
 impl Held<'_> {
     /// Until it starts; with a time, this one has to look again then, for all.
-    fn poll(&self, task: &Context<'_>) -> Poll<Option<Time>> {
+    fn poll(&self, task: &Context<'_>, now: Time) -> Poll<Option<Time>> {
         let mut shared = self.group.lock();
-        let at = shared.start();
+        let at = shared.start(now);
         if let Some(waiter) = shared.waiters.get_mut(&self.key) {
             if waiter.is_started {
                 return Poll::Ready(None);
@@ -127,7 +127,7 @@ impl Held<'_> {
         let mut timer = None;
         poll_fn(|task| {
             while !cx.poll_drained(task)
-                && let Some(at) = std::task::ready!(self.poll(task))
+                && let Some(at) = std::task::ready!(self.poll(task, turn_now()))
             {
                 let timer = timer.insert(Box::pin(sleep_until(at)));
                 std::task::ready!(timer.as_mut().poll(task));
@@ -144,7 +144,8 @@ impl Drop for Held<'_> {
         if shared.waiters.remove(&self.key).is_some_and(|waiter| !waiter.is_started) {
             shared.throttle.queue.forget(self.member, self.key);
         }
-        if shared.keeper.is_some_and(|(keeper, _)| keeper == self.key) {
+        // Where nobody keeps the time, this may be the one that was woken to do it.
+        if shared.keeper.is_none_or(|(keeper, _)| keeper == self.key) {
             shared.keeper = None;
             let next = shared.waiters.values().find(|waiter| !waiter.is_started);
             next.iter().for_each(|waiter| waiter.waker.wake_by_ref());
@@ -169,7 +170,7 @@ impl ThrottleNode {
     }
 
     async fn wait(&self, cx: Cx<'_>, kind: Kind, len: u64) {
-        if let Some(held) = self.group.offer(self.member, kind, len) {
+        if let Some(held) = self.group.offer(self.member, kind, len, turn_now()) {
             Box::pin(held.started(cx)).await;
         }
     }
@@ -200,5 +201,76 @@ impl Filter for ThrottleNode {
         };
         self.wait(cx, kind, change.len_bytes()).await;
         pass().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::task::Wake;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Requests of a scene that were woken and not polled since.
+    #[derive(Default)]
+    struct Woken(Mutex<BTreeSet<usize>>);
+
+    struct WakerOf(Arc<Woken>, usize);
+
+    impl Wake for WakerOf {
+        fn wake(self: Arc<Self>) {
+            self.0.0.lock().expect("no test panics in here").insert(self.1);
+        }
+    }
+
+    proptest! {
+        /// In whatever order the requests of two workers are polled, and whichever are dropped: as long as one
+        /// waits, somebody has been woken or keeps the time.
+        #[test]
+        fn the_time_is_always_kept(choices in prop::collection::vec(any::<u16>(), 1..200)) {
+            let config = ThrottleConfig::from_json(r#"{"iops": 1000, "burst": "0s"}"#).expect("valid");
+            let group = ThrottleGroup::new(&config);
+            let woken = Arc::new(Woken::default());
+            let mut now = Time::from_nanos(1_000_000_000);
+            // What waits, and until when it sleeps.
+            let mut held: Vec<Option<(Held<'_>, Option<Time>)>> = Vec::new();
+            for choice in choices {
+                let which = usize::from(choice >> 3);
+                let live: Vec<usize> = (0..held.len()).filter(|&it| held[it].is_some()).collect();
+                match choice & 7 {
+                    0..=2 => {
+                        let new = group.offer(choice >> 15, Kind::Read, 512, now);
+                        if let Some(new) = new {
+                            woken.0.lock().expect("woken").insert(held.len());
+                            held.push(Some((new, None)));
+                        }
+                    }
+                    3 if !live.is_empty() => held[live[which % live.len()]] = None,
+                    4 => now = now + std::time::Duration::from_micros(u64::from(choice)),
+                    _ => {
+                        let due = |it: &usize| held[*it].as_ref().is_some_and(|(_, at)| at.is_some_and(|at| at <= now));
+                        let ready: BTreeSet<usize> = woken.0.lock().expect("woken").iter().copied()
+                            .chain(live.iter().copied().filter(due)).collect();
+                        let Some(&next) = ready.iter().nth(which % ready.len().max(1)) else { continue };
+                        woken.0.lock().expect("woken").remove(&next);
+                        let waker = Waker::from(Arc::new(WakerOf(Arc::clone(&woken), next)));
+                        let Some((request, sleeps)) = &mut held[next] else { continue };
+                        match request.poll(&Context::from_waker(&waker), now) {
+                            Poll::Ready(None) => held[next] = None,
+                            Poll::Ready(Some(at)) => *sleeps = Some(at),
+                            Poll::Pending => *sleeps = sleeps.filter(|at| *at > now),
+                        }
+                    }
+                }
+                let woken = woken.0.lock().expect("woken");
+                let waits = |(index, it): (usize, &Option<(Held<'_>, Option<Time>)>)| {
+                    it.as_ref().map(|(_, sleeps)| sleeps.is_some() || woken.contains(&index))
+                };
+                let attended: Vec<bool> = held.iter().enumerate().filter_map(waits).collect();
+                prop_assert!(attended.is_empty() || attended.contains(&true), "nobody looks again");
+            }
+        }
     }
 }

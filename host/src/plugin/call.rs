@@ -23,6 +23,10 @@ impl Instance {
         batch: &mut Vec<Offer>,
         local: &LocalPlugin,
     ) -> Result<bool, Fault> {
+        // Before its timers are looked at: what rings from now on needs another look.
+        if self.is_rung.load(Ordering::Relaxed) {
+            self.is_rung.store(false, Ordering::SeqCst);
+        }
         if inside.is_frozen {
             inside.put_by(batch);
             return Ok(false);

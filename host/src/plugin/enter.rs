@@ -83,7 +83,12 @@ impl Instance {
     /// Whether there is something that whoever found somebody inside has left to them.
     #[inline]
     fn has_left(&self) -> bool {
-        !self.queue.is_empty() || !self.ended.is_empty()
+        !self.queue.is_empty() || !self.ended.is_empty() || self.is_rung.load(Ordering::SeqCst)
+    }
+
+    /// An alarm for the guest's timers has rung: whoever is inside, or comes next, looks at them.
+    pub(super) fn ring(&self) {
+        self.is_rung.store(true, Ordering::SeqCst);
     }
 
     fn lock(&self) -> MutexGuard<'_, Place> {
@@ -202,6 +207,7 @@ impl Instance {
         }
         while self.ended.pop().is_some() {}
         self.put_off_until.store(0, Ordering::Release);
+        self.is_rung.store(false, Ordering::SeqCst);
         dead.leaving.drain(..).for_each(|node| self.forget(node));
         self.after_fault(fault, local);
         let mut table = dead.table;
@@ -309,6 +315,30 @@ mod tests {
             assert!(instance.ended.is_empty());
             let entered = instance.go_in(Some(&local));
             assert_eq!(entered.live.as_ref().map(|inside| inside.operations), Some(0));
+        });
+        ended.expect("a worker");
+    }
+
+    /// So are timers that came due.
+    #[test]
+    fn timers_that_came_due_beside_the_one_inside_are_seen_to() {
+        let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async move {
+            let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
+            let instance = Instance::bundled(&runtime, "pass", "{}").expect("a plugin");
+            let local = LocalPlugin::of(&instance);
+            let mut entered = instance.go_in(Some(&local));
+            let at = turn_now() + Duration::from_nanos(1);
+            let inside = entered.live.as_mut().expect("a store");
+            inside.timers.set(Token(7), at.as_nanos());
+            local.alarm_at(at);
+            sleep_until(at + Duration::from_nanos(1)).await;
+            sleep_until(turn_now() + Duration::from_nanos(1)).await;
+            let inside = entered.live.as_ref().expect("a store");
+            assert_eq!(inside.timers.len(), 1, "somebody is inside");
+            drop(entered);
+            sleep_until(turn_now() + Duration::from_nanos(1)).await;
+            let entered = instance.go_in(Some(&local));
+            assert_eq!(entered.live.as_ref().map(|inside| inside.timers.len()), Some(0));
         });
         ended.expect("a worker");
     }

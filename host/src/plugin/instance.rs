@@ -79,6 +79,8 @@ pub struct Instance {
     has_let_go: AtomicBool,
     /// Somebody who could not see to it has left offers there.
     pub(super) is_left: AtomicBool,
+    /// Some worker's alarm for the guest's timers has rung, and nobody has looked at them since.
+    pub(super) is_rung: AtomicBool,
     pub(super) phase: PhaseCell,
     pub(super) phase_changes: AtomicU64,
     /// Of the store that is there, or the next one.
@@ -162,6 +164,7 @@ impl Instance {
             queue: ArrayQueue::new(QUEUE_MAX),
             has_let_go: AtomicBool::new(false),
             is_left: AtomicBool::new(false),
+            is_rung: AtomicBool::new(false),
             phase: PhaseCell::new(),
             phase_changes: AtomicU64::new(0),
             number: AtomicU32::new(0),

@@ -415,6 +415,7 @@ async fn ring(plugin: Rc<LocalPlugin>) {
         .await;
         if at <= turn_now() {
             plugin.alarm.set(None);
+            plugin.instance.ring();
             plugin.queue();
         }
     }

@@ -288,7 +288,7 @@ const SAME_OF_EXPORTS: [(&str, &str); 24] = [
 #[test]
 fn answers_are_qemus() {
     let Some((host, peer)) = both() else { return };
-    let (mut ours, mut theirs) = (Qmp::connect(&host.socket), Qmp::connect(&peer.socket));
+    let (mut ours, mut theirs) = (Qmp::connect(&host.socket), Qmp::connect_peer(&peer.socket));
     let mut check = |input: &[u8]| {
         let (ours, theirs) = (answers(&mut ours, input), answers(&mut theirs, input));
         assert_eq!(ours, theirs, "{}", input.escape_ascii());
@@ -311,7 +311,7 @@ fn answers_are_qemus() {
 #[test]
 fn answers_about_nodes_and_exports_are_qemus() {
     let Some((host, peer)) = both() else { return };
-    let (mut ours, mut theirs) = (host.client(), Qmp::open(&peer.socket));
+    let (mut ours, mut theirs) = (host.client(), Qmp::open_peer(&peer.socket));
     let (our_socket, their_socket) = (host.scratch.path("a.nbd"), host.scratch.path("b.nbd"));
     let mut check = |command: &str, arguments: &str| {
         let input = |socket: &PathBuf| {
@@ -345,7 +345,7 @@ fn answers_about_nodes_and_exports_are_qemus() {
 #[test]
 fn answers_that_differ() {
     let Some((host, peer)) = both() else { return };
-    let (mut ours, mut theirs) = (host.client(), Qmp::open(&peer.socket));
+    let (mut ours, mut theirs) = (host.client(), Qmp::open_peer(&peer.socket));
     let mut check = |input: &str, expect: [&str; 2]| {
         let all = [answers(&mut ours, input.as_bytes()), answers(&mut theirs, input.as_bytes())];
         let descs =
@@ -398,7 +398,7 @@ fn what_aborts_qemu_is_answered() {
         ours.fail("blockdev-add", json!({"driver": "null-co", "node-name": "n1", "size": -5}));
     assert_eq!(desc, "Parameter 'size' expects uint64_t");
     ours.run("blockdev-reopen", json!({"options": []}));
-    let mut theirs = Qmp::open(&peer.socket);
+    let mut theirs = Qmp::open_peer(&peer.socket);
     theirs.send("{\"execute\":\"blockdev-reopen\",\"arguments\":{\"options\":[]}}\n");
     assert_eq!(theirs.line(), None, "it answers by now: a case less");
     assert!(!peer.child.wait().expect("its end").success());
@@ -471,7 +471,7 @@ fn schemas_fit() {
         all.map(|it| (it["name"].as_str().expect("a name").to_owned(), it.clone())).collect()
     };
     let ours = entries(&mut host.client());
-    let theirs = entries(&mut Qmp::open(&peer.socket));
+    let theirs = entries(&mut Qmp::open_peer(&peer.socket));
     let mut schemas = Schemas { ours, theirs, seen: BTreeSet::new() };
     let is_command = |entry: &Value| entry["meta-type"] == "command";
     let shared: Vec<String> = schemas

@@ -133,7 +133,7 @@ fn answers_about_jobs_are_qemus() {
     }
     let (host, theirs) = (host(""), scratch());
     let peer = peer(&theirs);
-    let (mut ours, mut theirs) = (host.client(), Qmp::open(&peer.socket));
+    let (mut ours, mut theirs) = (host.client(), Qmp::open_peer(&peer.socket));
     check(&mut ours, &mut theirs, &NOBODY);
     check(&mut ours, &mut theirs, &WRONG);
     host.finish();
@@ -181,7 +181,7 @@ fn verbs_are_answered_as_by_qemu() {
     }
     let (host, theirs) = (host(""), scratch());
     let peer = peer(&theirs);
-    let (mut ours, mut theirs) = (host.client(), Qmp::open(&peer.socket));
+    let (mut ours, mut theirs) = (host.client(), Qmp::open_peer(&peer.socket));
     let start = json!({"device": "top", "target": "tgt", "sync": "full", "job-id": "j",
         "copy-mode": "write-blocking", "speed": 1, "auto-finalize": false, "auto-dismiss": false});
     let both = |ours: &mut Qmp, theirs: &mut Qmp, command: &str, arguments: &Value| {
@@ -238,7 +238,7 @@ fn answers_about_jobs_that_differ() {
     }
     let (host, theirs) = (host(""), scratch());
     let peer = peer(&theirs);
-    let (mut ours, mut theirs) = (host.client(), Qmp::open(&peer.socket));
+    let (mut ours, mut theirs) = (host.client(), Qmp::open_peer(&peer.socket));
     let mut check = |(command, arguments): Input, expect: [&str; 2]| {
         let input = format!("{{\"execute\":\"{command}\",\"arguments\":{arguments}}}");
         let all = [answers(&mut ours, input.as_bytes()), answers(&mut theirs, input.as_bytes())];

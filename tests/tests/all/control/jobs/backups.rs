@@ -44,7 +44,7 @@ fn what_has_no_sense_together_is_refused_as_by_qemu() {
     }
     let (host, theirs) = (host(""), scratch());
     let peer = peer(&theirs);
-    let mut both = [host.client(), Qmp::open(&peer.socket)];
+    let mut both = [host.client(), Qmp::open_peer(&peer.socket)];
     for client in &mut both {
         client.run("block-dirty-bitmap-add", json!({"node": "top", "name": "b"}));
     }
@@ -113,7 +113,7 @@ fn how_much_is_in_flight() {
     }
     let (host, theirs) = (host(""), scratch());
     let peer = peer(&theirs);
-    let mut both = [host.client(), Qmp::open(&peer.socket)];
+    let mut both = [host.client(), Qmp::open_peer(&peer.socket)];
     for perf in [
         json!({"max-chunk": 4096}),
         json!({"max-chunk": -1}),

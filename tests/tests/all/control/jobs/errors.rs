@@ -72,7 +72,7 @@ fn check(bad: Bad, errno: (&str, u32), start: (&str, Value), ends: &str, expect:
         all
     };
     let name = format!("{bad:?} {errno:?} {start:?}");
-    assert_eq!(live(Qmp::open(&peer.socket)), expect, "qemu-storage-daemon: {name}");
+    assert_eq!(live(Qmp::open_peer(&peer.socket)), expect, "qemu-storage-daemon: {name}");
     assert_eq!(live(host.client()), expect, "{name}");
     host.finish();
 }

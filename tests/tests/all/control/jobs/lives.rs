@@ -33,7 +33,7 @@ fn check(steps: &[Step<'_>], expect: &[&str]) {
         assert_eq!(client.run("query-jobs", json!({})), json!([]));
         all
     };
-    let theirs = live(Qmp::open(&peer.socket));
+    let theirs = live(Qmp::open_peer(&peer.socket));
     assert_eq!(theirs, expect, "qemu-storage-daemon");
     assert_eq!(live(host.client()), expect);
     host.finish();
