@@ -1,5 +1,6 @@
 //! The rate of a throttle as a client measures it, once the burst is spent.
 
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
 use blockloom_tests::tools::{fio, have};
@@ -71,18 +72,31 @@ fn check(
     rate: impl Fn(&[Value]) -> f64,
     expect: f64,
 ) -> Vec<Value> {
+    check_shares(twin, config, drives, jobs, (rate, expect), 0.0..=1.0)
+}
+
+/// The same, until each job also has a share of the rate within `shares`.
+fn check_shares(
+    twin: &str,
+    config: &str,
+    drives: usize,
+    jobs: &[Job],
+    (rate, expect): (impl Fn(&[Value]) -> f64, f64),
+    shares: RangeInclusive<f64>,
+) -> Vec<Value> {
     let _turn = MEASURING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut found = Vec::new();
     for _ in 0..ATTEMPTS {
         let jobs = measure(twin, config, drives, jobs);
         let drift = rate(&jobs) / expect - 1.0;
-        found.push(format!("{:+.2} %", drift * 100.0));
+        let of_jobs: Vec<f64> = jobs.iter().map(|job| iops(job) / total_iops(&jobs)).collect();
+        found.push(format!("{:+.2} %, shares {of_jobs:.2?}", drift * 100.0));
         assert!(drift < DRIFT_MAX, "{twin}, {config}: off the rate by {found:?}");
-        if drift > -DRIFT_MAX {
+        if drift > -DRIFT_MAX && of_jobs.iter().all(|share| shares.contains(share)) {
             return jobs;
         }
     }
-    panic!("{twin}, {config}: off the rate by {found:?}");
+    panic!("{twin}, {config}: off the rate by {found:?}, where shares are {shares:?}");
 }
 
 fn total_iops(jobs: &[Value]) -> f64 {
@@ -135,11 +149,7 @@ fn a_group_shares_its_rate() {
     }
     for twin in TWINS {
         let jobs = [(0, "randread", "4k", 16), (1, "randwrite", "4k", 16)];
-        let jobs = check(twin, "iops = 4000", 2, &jobs, total_iops, 4000.0);
-        for job in &jobs {
-            let share = iops(job) / 4000.0;
-            assert!((0.4..0.6).contains(&share), "{twin}: a share of {share}");
-        }
+        check_shares(twin, "iops = 4000", 2, &jobs, (total_iops, 4000.0), 0.4..=0.6);
     }
 }
 
@@ -152,10 +162,6 @@ fn a_group_is_fair_whatever_the_depth() {
     for twin in TWINS {
         // One at a time can do as much as half of it.
         let jobs = [(0, "randread", "4k", 1), (1, "randread", "4k", 32)];
-        let jobs = check(twin, "iops = 1500", 2, &jobs, total_iops, 1500.0);
-        for job in &jobs {
-            let share = iops(job) / 1500.0;
-            assert!((0.425..0.575).contains(&share), "{twin}: a share of {share}");
-        }
+        check_shares(twin, "iops = 1500", 2, &jobs, (total_iops, 1500.0), 0.425..=0.575);
     }
 }

@@ -212,13 +212,17 @@ fn many_calls_each_just_below_the_limit() {
 }
 
 /// While a guest that does not come back is stopped, a neighbour on the same worker waits for the limit of one
-/// call and two milliseconds; other work on this machine aside, so the best of some faults counts.
+/// call and two milliseconds, and one of its own; other work on this machine aside, so the best of some faults counts.
 #[test]
 fn a_neighbour_waits_for_one_call() {
     let guest = Guest { event: "(call $forever)", kinds: 2, ..Guest::PASS };
     let call = Setup::of(guest).limits.call;
+    let bound = call + Duration::from_millis(2) + Duration::from_millis(1);
     let mut best = Duration::MAX;
-    for _ in 0..6 {
+    for _ in 0..50 {
+        if best <= bound {
+            break;
+        }
         let scene = Setup::of(guest).start();
         let calm = scene.host.drive("calm").expect("the neighbour");
         let victim = scene.beside(|drive| finish(drive.write(0, &[1; BLOCK])));
@@ -233,6 +237,5 @@ fn a_neighbour_waits_for_one_call() {
         best = best.min(worst);
         scene.end();
     }
-    let own = Duration::from_millis(1);
-    assert!(best <= call + Duration::from_millis(2) + own, "{best:?} with calls of {call:?}");
+    assert!(best <= bound, "{best:?} with calls of {call:?}");
 }
