@@ -52,6 +52,27 @@ pub fn compress(kind: CompressionType, cluster: &[u8]) -> Result<Option<Vec<u8>>
     }
 }
 
+/// Compresses one cluster that begins with `bytes`: zeros follow where the disk ends within it. `None` as for
+/// [`compress`].
+///
+/// # Errors
+/// As there; `EINVAL` for more bytes than a cluster has.
+pub fn compress_padded(
+    kind: CompressionType,
+    bytes: &[u8],
+    cluster_bytes: usize,
+) -> Result<Option<Vec<u8>>> {
+    if bytes.len() == cluster_bytes {
+        return compress(kind, bytes);
+    }
+    if bytes.len() > cluster_bytes {
+        return Err(Error::invalid(format!("{} bytes are more than a cluster", bytes.len())));
+    }
+    let mut whole = vec![0; cluster_bytes];
+    whole[..bytes.len()].copy_from_slice(bytes);
+    compress(kind, &whole)
+}
+
 /// Decompresses one cluster into `out`, which is as long as a cluster. `bytes` may go on after the end of
 /// the compressed data.
 ///
@@ -127,6 +148,21 @@ mod tests {
                 assert!(out == cluster, "{kind:?}, 2^{bits}");
             }
             assert_eq!(compress(kind, &noise(65536)).unwrap(), None, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_in_which_the_disk_ends_is_padded() {
+        for kind in [CompressionType::Deflate, CompressionType::Zstd] {
+            for len in [1, 511, 4095, 4096] {
+                let bytes = noise(len / 2).into_iter().chain(vec![7; len - len / 2]);
+                let bytes: Vec<u8> = bytes.collect();
+                let packed = compress_padded(kind, &bytes, 4096).unwrap().expect("it gets smaller");
+                let mut out = vec![0xaa; 4096];
+                decompress(kind, &packed, &mut out).unwrap();
+                assert!(out[..len] == bytes && out[len..].iter().all(|byte| *byte == 0), "{len}");
+            }
+            assert_eq!(compress_padded(kind, &[0; 4097], 4096).unwrap_err().errno(), 22);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::storage::Storage;
 impl Image {
     /// Room for one cluster compressed to `len_bytes`, which are then to be written at
     /// [`Allocation::host`], without fills; then [`Self::commit`]. It takes the place of whatever the
-    /// cluster at `offset` was.
+    /// cluster at `offset` was, as one change: QEMU fails where something is allocated.
     ///
     /// # Errors
     /// `EINVAL` for what is no cluster of the disk, for data that are not shorter than a cluster, and with

@@ -118,10 +118,18 @@ impl Image {
         Ok(())
     }
 
+    /// Whether nothing but a run that is about to be freed refers to its clusters. Then nothing will: no more bytes
+    /// are put beside those in it.
     async fn is_last_reference<S: Storage>(&self, s: &S, run: &Run) -> Result<bool> {
         for cluster in run.first..run.first + run.count {
-            let count = |allocator: &mut Allocator| Ok(allocator.refcount(cluster));
-            if self.with_blocks(s, count).await? != 1 {
+            let is_last = |allocator: &mut Allocator| {
+                let outcome = allocator.refcount(cluster);
+                if matches!(outcome, Outcome::Done(1)) {
+                    allocator.seal(cluster);
+                }
+                Ok(outcome)
+            };
+            if self.with_blocks(s, is_last).await? != 1 {
                 return Ok(false);
             }
         }

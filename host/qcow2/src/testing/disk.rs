@@ -2,6 +2,7 @@
 
 use super::MemoryStorage;
 use crate::error::Result;
+use crate::format::{CompressedData, compressed};
 use crate::image::{Allocation, FillSource, Image, MappingKind, Step, Turn};
 use crate::storage::Storage;
 
@@ -72,7 +73,7 @@ impl Disk {
     /// Fills `buf` from `offset`.
     ///
     /// # Errors
-    /// Those of the image and its containers; compressed data is not read here.
+    /// Those of the image and its containers.
     pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let turn = self.image.enter();
         let mut done = 0;
@@ -89,7 +90,7 @@ impl Disk {
                 MappingKind::Data(host) => self.container.data().read(host.0, part).await?,
                 MappingKind::Zero(_) => part.fill(0),
                 MappingKind::Unallocated => self.read_below(at, part),
-                MappingKind::Compressed(_) => part.fill(COMPRESSED),
+                MappingKind::Compressed(data) => self.read_compressed(at, data, part).await?,
             }
             done += mapping.len as usize;
         }
@@ -146,11 +147,46 @@ impl Disk {
                 FillSource::Zero if allocation.reads_zero() => continue,
                 FillSource::Zero => (),
                 FillSource::Host(host) => data.read(host.0, &mut buf).await?,
-                FillSource::Compressed(_) => buf.fill(COMPRESSED),
+                FillSource::Compressed(data) => {
+                    self.read_compressed(fill.offset, data, &mut buf).await?;
+                }
             }
             data.write(fill.host.0, &buf).await?;
         }
         Ok(())
+    }
+
+    async fn read_compressed(
+        &self,
+        offset: u64,
+        data: CompressedData,
+        part: &mut [u8],
+    ) -> Result<()> {
+        let mut packed = vec![0; data.len_bytes as usize];
+        self.container.file.read(data.host.0, &mut packed).await?;
+        let mut cluster = vec![0; self.image.cluster_bytes() as usize];
+        compressed::decompress(self.image.info().compression, &packed, &mut cluster)?;
+        let start = (offset % self.image.cluster_bytes()) as usize;
+        part.copy_from_slice(&cluster[start..start + part.len()]);
+        Ok(())
+    }
+
+    /// Writes the cluster at `offset`, or the first `bytes` of it if the disk ends there: compressed, if that makes
+    /// it smaller.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub async fn write_compressed(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let (kind, cluster_bytes) = (self.image.info().compression, self.image.cluster_bytes());
+        let packed = compressed::compress_padded(kind, bytes, cluster_bytes as usize)?;
+        let Some(packed) = packed else { return self.write(offset, bytes).await };
+        let (turn, len) = (self.image.enter(), packed.len() as u64);
+        let room = self.image.prepare_compressed_write(&turn, &self.container, offset, len).await?;
+        if let Err(error) = self.container.file.write(room.host().0, &packed).await {
+            room.release();
+            return Err(error);
+        }
+        self.image.commit(&self.container, room).await
     }
 
     fn read_below(&self, offset: u64, buf: &mut [u8]) {
@@ -162,5 +198,5 @@ impl Disk {
     }
 }
 
-/// What compressed clusters are taken to hold.
+/// What tests put into compressed clusters.
 pub const COMPRESSED: u8 = 0xcc;

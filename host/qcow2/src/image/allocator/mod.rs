@@ -281,6 +281,11 @@ impl Allocator {
         }
     }
 
+    /// No more bytes are found in a cluster: its last reference is about to go.
+    pub(super) fn seal(&mut self, cluster: u64) {
+        self.bytes_end = self.bytes_end.filter(|at| self.cluster_size.index_of(*at) != cluster);
+    }
+
     fn leave_rest(&mut self, end: u64) {
         self.bytes_end = (!self.cluster_size.is_aligned(end)).then_some(end);
     }
@@ -312,7 +317,7 @@ impl Allocator {
             // An L2 table may be freed that was flagged as shared and was not.
             self.metadata.remove(&cluster);
             // Its next user has it for itself.
-            self.bytes_end = self.bytes_end.filter(|at| self.cluster_size.index_of(*at) != cluster);
+            self.seal(cluster);
             self.lowest_freed = Some(self.lowest_freed.map_or(cluster, |low| low.min(cluster)));
             match free.last_mut() {
                 Some(last) if last.indices().end == cluster => last.count += 1,

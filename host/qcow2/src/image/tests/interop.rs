@@ -11,22 +11,22 @@ use crate::testing::{Container, Disk, MemoryStorage, Random, block_on};
 
 const SIZE: u64 = 8 << 20;
 
-fn load(path: &Path) -> MemoryStorage {
+pub(super) fn load(path: &Path) -> MemoryStorage {
     MemoryStorage::new(std::fs::read(path).expect("a file"))
 }
 
-fn open(path: &Path, backing: Option<Vec<u8>>) -> Disk {
+pub(super) fn open(path: &Path, backing: Option<Vec<u8>>) -> Disk {
     let container = Container { file: load(path), data: None };
     let image = block_on(Image::open(&container, &options())).expect("opens");
     Disk { image, container, backing }
 }
 
-fn save(disk: &Disk, path: &Path) {
+pub(super) fn save(disk: &Disk, path: &Path) {
     block_on(disk.image.close(&disk.container)).expect("closes");
     std::fs::write(path, disk.container.file.content()).expect("a file");
 }
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().expect("text")
 }
 
@@ -50,14 +50,14 @@ fn change(disk: &Disk, seed: u64, count: u64) -> Vec<u8> {
     contents(disk)
 }
 
-fn contents(disk: &Disk) -> Vec<u8> {
+pub(super) fn contents(disk: &Disk) -> Vec<u8> {
     let mut bytes = vec![0; disk.image.size_bytes() as usize];
     block_on(disk.read(0, &mut bytes)).expect("reads");
     bytes
 }
 
 /// `qemu-img` finds nothing wrong and reads the same.
-fn check_seen_by_qemu(path: &Path, arguments: &[&str], expect: &[u8]) {
+pub(super) fn check_seen_by_qemu(path: &Path, arguments: &[&str], expect: &[u8]) {
     let report = qemu_check(text(path));
     for finding in ["corruptions", "leaks"] {
         assert!(report.get(finding).is_none(), "{}: {report}", path.display());
@@ -226,45 +226,6 @@ fn compressed_clusters() {
         let expect = change(&disk, 5, 40);
         save(&disk, &path);
         check_seen_by_qemu(&path, &[], &expect);
-    }
-}
-
-/// Compressed clusters written here, several in a host cluster, some replaced, are read by `qemu-img`.
-#[test]
-fn written_compressed_clusters_are_packed() {
-    if !have(&["qemu-img"]) {
-        return;
-    }
-    let folder = tempfile::tempdir().expect("a folder");
-    for kind in ["compat=1.1", "refcount_bits=1", "cluster_size=4k", "compression_type=zstd"] {
-        let path = folder.path().join("image.qcow2");
-        succeed("qemu-img", &["create", "-q", "-f", "qcow2", "-o", kind, text(&path), "8M"]);
-        let disk = open(&path, None);
-        let cluster = disk.image.cluster_bytes();
-        let content = vec![crate::testing::COMPRESSED; cluster as usize];
-        let info = disk.image.info();
-        let packed = crate::format::compressed::compress(info.compression, &content);
-        let packed = packed.expect("compresses").expect("gets shorter");
-        let mut random = Random::new(3);
-        for round in 0..60 {
-            let offset = random.below(40) * cluster;
-            if round % 3 == 2 {
-                block_on(disk.write(offset + 7, &[9; 600])).expect("writes");
-                block_on(disk.image.flush(&disk.container)).expect("flushes");
-                continue;
-            }
-            let turn = disk.image.enter();
-            let len = packed.len() as u64;
-            let prepared = disk.image.prepare_compressed_write(&turn, &disk.container, offset, len);
-            let room = block_on(prepared).expect("room");
-            disk.container.file.write_now(room.host().0, &packed);
-            block_on(disk.image.commit(&disk.container, room)).expect("commits");
-        }
-        let expect = contents(&disk);
-        save(&disk, &path);
-        check_seen_by_qemu(&path, &[], &expect);
-        let len = std::fs::metadata(&path).expect("a file").len();
-        assert!(kind == "refcount_bits=1" || len < 48 * cluster + (1 << 20), "{kind}: {len}");
     }
 }
 

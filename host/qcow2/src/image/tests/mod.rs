@@ -5,6 +5,7 @@
 //! composed of two writes is found.
 
 mod abandoned;
+mod compressed;
 mod concurrent;
 mod crash;
 mod device;

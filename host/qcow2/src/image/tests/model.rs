@@ -8,13 +8,16 @@ use crate::testing::{Container, Disk, Geometry, MemoryStorage, Random, block_on}
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
     Write,
+    /// Of whole clusters, compressed where the image can hold such.
+    Compress,
     /// Of whole units, with or without keeping what is allocated.
     Zero(bool),
     Discard,
 }
 
 pub(super) fn random_change(random: &mut Random) -> Change {
-    match random.below(8) {
+    match random.below(10) {
+        8 | 9 => Change::Compress,
         0 => Change::Zero(false),
         1 => Change::Zero(true),
         2 | 3 => Change::Discard,
@@ -38,7 +41,7 @@ pub(super) async fn apply(
     alone: bool,
 ) -> Result<()> {
     let value = match change {
-        Change::Write => model.borrow_mut().fresh_value(),
+        Change::Write | Change::Compress => model.borrow_mut().fresh_value(),
         _ => 0,
     };
     let range = unit_range(disk, change, first, count);
@@ -58,6 +61,18 @@ pub(super) async fn apply(
             let bytes = sector_of(value).repeat((range.end - range.start) as usize);
             disk.write(offset, &bytes).await?;
         }
+        Change::Compress => {
+            let cluster = disk.image.cluster_bytes();
+            let bytes = sector_of(value).repeat((range.end - range.start) as usize);
+            for (at, cluster) in
+                (offset..).step_by(cluster as usize).zip(bytes.chunks(cluster as usize))
+            {
+                match disk.container.data {
+                    None => disk.write_compressed(at, cluster).await?,
+                    Some(_) => disk.write(at, cluster).await?,
+                }
+            }
+        }
         Change::Zero(keep) => match disk.image.zero(&disk.container, offset, len, keep).await {
             Err(error) if error.kind() == ErrorKind::NotSupported => {
                 disk.write(offset, &vec![0; len as usize]).await?;
@@ -73,12 +88,15 @@ pub(super) async fn apply(
     Ok(())
 }
 
-/// What a change applies to: zeroing takes whole units.
+/// What a change applies to: zeroing takes whole units, compressing whole clusters.
 fn unit_range(disk: &Disk, change: Change, first: u64, count: u64) -> std::ops::Range<u64> {
-    let unit = disk.image.zero_unit_bytes() / SECTOR;
+    let unit = match change {
+        Change::Compress => disk.image.cluster_bytes() / SECTOR,
+        _ => disk.image.zero_unit_bytes() / SECTOR,
+    };
     let end = first + count;
     match change {
-        Change::Zero(_) => {
+        Change::Zero(_) | Change::Compress => {
             let disk_end = disk.image.size_bytes() / SECTOR;
             let end = if end == disk_end { end } else { end / unit * unit };
             first.next_multiple_of(unit)..end.max(first.next_multiple_of(unit))

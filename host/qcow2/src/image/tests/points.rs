@@ -15,7 +15,7 @@ use crate::testing::{Container, Disk, Geometry, MemoryStorage, Random, blank_ima
 const SAMPLES: usize = 6;
 
 /// An image before an operation, closed.
-struct Start {
+pub(super) struct Start {
     /// For messages.
     name: String,
     geometry: Geometry,
@@ -24,7 +24,7 @@ struct Start {
 
 impl Start {
     /// Every second run of 24 sectors holds data; `snapshot` has been taken of the half of it.
-    fn new(geometry: Geometry, snapshot: bool) -> Self {
+    pub(super) fn new(geometry: Geometry, snapshot: bool) -> Self {
         let file = MemoryStorage::new(blank_image(&geometry));
         let mut disk = open(file, &geometry);
         let sectors = geometry.size_bytes / SECTOR;
@@ -54,13 +54,13 @@ impl Start {
         Self { name, geometry, content: disk.container.file.content() }
     }
 
-    fn disk(&self) -> Disk {
+    pub(super) fn disk(&self) -> Disk {
         open(MemoryStorage::new(self.content.clone()), &self.geometry)
     }
 
     /// Does `operate` with power lost after one write more each time, until it gets through; `judge` gets what
     /// is left, repaired, and the disk on it. Gives the number of images judged.
-    fn at_every_point(
+    pub(super) fn at_every_point(
         &self,
         seed: u64,
         operate: impl Fn(&Disk) -> Result<()>,
@@ -96,7 +96,7 @@ fn open(file: MemoryStorage, geometry: &Geometry) -> Disk {
     open_disk(Container { file, data: None }, geometry).expect("an image")
 }
 
-fn contents(disk: &Disk) -> Vec<u8> {
+pub(super) fn contents(disk: &Disk) -> Vec<u8> {
     let mut bytes = vec![0; disk.image.size_bytes() as usize];
     block_on(disk.read(0, &mut bytes)).expect("reads");
     bytes
@@ -117,7 +117,7 @@ fn grow(disk: &Disk, size_bytes: u64) -> Result<()> {
 }
 
 /// Small images that differ in what a change of their size does.
-fn geometries() -> Vec<Geometry> {
+pub(super) fn geometries() -> Vec<Geometry> {
     let usual = Geometry { cluster_bits: 9, ..Geometry::usual(300 * SECTOR) };
     let backing_name = Some(b"base".to_vec());
     vec![
@@ -130,7 +130,7 @@ fn geometries() -> Vec<Geometry> {
     ]
 }
 
-fn has_snapshots(geometry: &Geometry) -> impl Iterator<Item = bool> + use<> {
+pub(super) fn has_snapshots(geometry: &Geometry) -> impl Iterator<Item = bool> + use<> {
     let possible = geometry.version >= Version::V3;
     [false, true].into_iter().filter(move |snapshot| possible || !snapshot)
 }
