@@ -75,6 +75,9 @@ pub const EXTENTS_MAX: usize = 1024;
 /// Largest unit in which a driver fills what a change touches, bytes: 16 of the largest qcow2 clusters.
 pub const FILL_MAX_BYTES: u32 = 32 << 20;
 
+/// Largest unit that a driver compresses by itself, bytes: the largest qcow2 cluster.
+pub const COMPRESSED_MAX_BYTES: u32 = 2 << 20;
+
 /// Where a view that grows ends at the latest, bytes: no sum of an offset and a transfer overflows.
 pub const GROWN_MAX_BYTES: u64 = 1 << 62;
 
@@ -115,7 +118,7 @@ pub const WATCHES_OF_NODE_MAX: usize = WATCHES_MAX / 16;
 /// Time that a copy waits for the guard of its range before it fails, with nothing written.
 pub const GUARD_WAIT: Duration = Duration::from_secs(30);
 
-/// Bytes that a copy moves under one guard.
+/// Bytes that a copy moves under one guard; a backup that compresses, a whole unit ([`COMPRESSED_MAX_BYTES`]) at least.
 pub const COPY_MAX_BYTES: usize = 1 << 20;
 
 /// Times that a copy is done again because something that it caused touched what it had read; then it is

@@ -130,7 +130,8 @@ impl<'g> EdgeRef<'g> {
     /// Writes `buf` at `offset`.
     ///
     /// # Errors
-    /// `ENOSPC` past the end, `EROFS`, `EPERM`; the driver's.
+    /// `ENOSPC` past the end, `EROFS`, `EPERM`; `ENOTSUP` when `flags.compressed` and the driver does not do that;
+    /// the driver's.
     pub fn write(self, offset: u64, buf: Buf, flags: WriteFlags) -> EdgeCall<'g, ()> {
         let op = Op { kind: OpKind::Write, offset, len: buf.len() as u64 };
         if self.edge.role.forwards_changes()
@@ -171,6 +172,7 @@ impl<'g> EdgeRef<'g> {
         let node = self.node();
         let direct = !buf.is_empty()
             && node.serializer.is_none()
+            && !(flags.compressed && node.info.limits.compressed_bytes == 0)
             && (!flags.fua || node.info.caps.fua == Support::Native)
             && align::fits(&node.info.limits, offset, &buf);
         if direct {
@@ -461,7 +463,12 @@ impl<'g> EdgeRef<'g> {
         buf: Buf,
         flags: WriteFlags,
     ) -> Result<()> {
-        let emulate = flags.fua && self.node().info.caps.fua != Support::Native;
+        let node = self.node();
+        if flags.compressed && node.info.limits.compressed_bytes == 0 {
+            let message = format!("driver `{}` writes nothing compressed", node.driver.driver());
+            return Err(Error::new(ErrorKind::NotSupported, message));
+        }
+        let emulate = flags.fua && node.info.caps.fua != Support::Native;
         let flags = WriteFlags { fua: flags.fua && !emulate, ..flags };
         align::write(*self, offset, buf, flags).await?;
         if emulate { self.flush_child().await } else { Ok(()) }
@@ -478,7 +485,7 @@ impl<'g> EdgeRef<'g> {
         }
         let caps = self.node().info.caps;
         let emulate = flags.fua && caps.fua != Support::Native;
-        let flags = WriteFlags { fua: flags.fua && !emulate, ..flags };
+        let flags = WriteFlags { fua: flags.fua && !emulate, compressed: false, ..flags };
         let mut result = match caps.zero {
             Support::Native => align::zero(*self, offset, len, flags).await,
             _ => Err(Error::new(ErrorKind::NotSupported, "it cannot zero without writing")),

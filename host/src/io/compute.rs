@@ -111,8 +111,13 @@ impl<T> Future for Computed<T> {
     }
 }
 
-/// Runs `f` on a thread for calculations; where there is none, or too much waits already, at once.
+/// Runs `f` on a thread for calculations; where there is none, or too much waits already, at once. In a simulation
+/// always at once: nothing there depends on other threads.
 pub fn compute<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Computed<T> {
+    #[cfg(test)]
+    if super::sim::is_simulated() {
+        return Computed(Arc::new(Shared(Mutex::new(State::Done(f())))));
+    }
     let shared = Arc::new(Shared(Mutex::new(State::Waiting(None))));
     let calculation = Calculation(Arc::clone(&shared));
     Pool::get().run(Box::new(move || {

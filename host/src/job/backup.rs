@@ -28,7 +28,7 @@ use crate::graph::{
 };
 use crate::io::{turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, EXTENTS_MAX, JOB_SETTLE_TIME, ZERO_PROVEN_MAX_BYTES};
-use crate::node::{ExtentKind, Support};
+use crate::node::{ExtentKind, Support, WriteFlags};
 
 /// Number of the edge below which nothing is copied, if there is one.
 const BELOW: usize = 2;
@@ -96,10 +96,12 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
     let source = below_followers(graph, find(graph, &spec.device)?);
     let target = find(graph, &spec.target)?;
     check_target(graph, source, target)?;
-    if spec.compress {
+    let compressed_bytes = graph.nodes()[target].info().limits.compressed_bytes;
+    if spec.compress && compressed_bytes == 0 {
         let message = "cannot compress to this drive: its driver writes nothing compressed";
         return Err(Error::new(ErrorKind::NotSupported, message).at_node(name(target)));
     }
+    let flags = if spec.compress { WriteFlags::COMPRESSED } else { WriteFlags::NONE };
     if spec.discards_source {
         check_discards(graph, source)?;
     }
@@ -137,7 +139,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
     let says = spec.bitmap.clone().filter(|_| is_said(spec.sync));
     let says = says.map(|bitmap| (bitmap, unit_bytes));
     let on_error = (spec.on_cbw_error, spec.cbw_timeout);
-    let kept = Arc::new(Kept::new(size(source), granularity, says, on_error)?);
+    let kept = Arc::new(Kept::new(size(source), granularity, says, on_error, flags)?);
     let edge = |edge: &str, node: usize, role, grants| ChildDecl {
         name: edge.to_owned(),
         role,
@@ -231,7 +233,7 @@ fn check_size(bitmap: &Bitmap, size_bytes: u64) -> Result<()> {
 }
 
 /// In which granules is copied; and what is copied at once at least: a target without backing would show zeros
-/// beside what it gets, where it is to show nothing.
+/// beside what it gets, where it is to show nothing; and what is compressed is whole units.
 fn granularity(
     graph: &Graph,
     target: usize,
@@ -252,8 +254,13 @@ fn granularity(
         Some(_) => 1,
         None => u64::from(filled.max().unwrap_or(1)),
     };
-    let unit_bytes = wished.max(filled);
-    let granularity = Granularity::from_bytes(unit_bytes.min(COPY_MAX_BYTES as u64))?;
+    let compressed = match spec.compress {
+        true => u64::from(graph.nodes()[target].info().limits.compressed_bytes),
+        false => 0,
+    };
+    let unit_bytes = wished.max(filled).max(compressed);
+    let most = compressed.max(COPY_MAX_BYTES as u64);
+    let granularity = Granularity::from_bytes(unit_bytes.min(most))?;
     Ok((granularity, unit_bytes.max(granularity.bytes())))
 }
 
@@ -343,7 +350,9 @@ impl Backup {
             let Some(run) = self.kept.todo().ranges(at..u64::MAX).next() else { return Ok(()) };
             let (part, needs_data) = needs.first(cx, run).await?;
             at = part.end;
-            let most = if needs_data { COPY_MAX_BYTES as u64 } else { ZERO_PROVEN_MAX_BYTES };
+            let granule = self.kept.granule();
+            let most =
+                if needs_data { granule.max(COPY_MAX_BYTES as u64) } else { ZERO_PROVEN_MAX_BYTES };
             cx.launch_all(Piece { range: part, is_zero: !needs_data }, most).await?;
         }
     }

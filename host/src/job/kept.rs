@@ -18,7 +18,7 @@ use crate::filter::PointInTime;
 use crate::graph::{BitmapRef, Cx, Mutation, OnBehalf, mutated};
 use crate::io::{turn_now, until};
 use crate::limits::JOB_RETRIES_MAX;
-use crate::node::NodeInfo;
+use crate::node::{NodeInfo, WriteFlags};
 
 /// See the module.
 pub(super) struct Kept {
@@ -28,6 +28,8 @@ pub(super) struct Kept {
     is_narrow: OnceLock<()>,
     /// What becomes of a write whose copy fails, and how long it may take.
     on_error: (OnCbwError, Option<Duration>),
+    /// How the target is written.
+    flags: WriteFlags,
     /// Bytes copied that the job has not counted yet.
     uncounted_bytes: AtomicU64,
     /// Why it is broken.
@@ -42,11 +44,12 @@ impl Kept {
         granularity: Granularity,
         says: Option<(BitmapRef, u64)>,
         on_error: (OnCbwError, Option<Duration>),
+        flags: WriteFlags,
     ) -> Result<Self> {
         let sets = PointInTime::new(size_bytes, granularity)?;
         let (uncounted_bytes, why) = (AtomicU64::new(0), Mutex::default());
         let is_narrow = OnceLock::new();
-        Ok(Self { sets, says, is_narrow, on_error, uncounted_bytes, why })
+        Ok(Self { sets, says, is_narrow, on_error, flags, uncounted_bytes, why })
     }
 
     /// The node is about to come into the graph: everything is to be copied, until it is said what is not.
@@ -198,7 +201,7 @@ impl Kept {
     /// As [`OnBehalf::copy_out`].
     pub(super) async fn copy(&self, ground: OnBehalf, range: Range<u64>) -> Result<()> {
         let todo = Arc::clone(self.todo());
-        let copied = ground.copy_out((SOURCE, TARGET), range.clone(), todo).await?;
+        let copied = ground.copy_out((SOURCE, TARGET), range.clone(), todo, self.flags).await?;
         self.uncounted_bytes.fetch_add(copied, Ordering::Relaxed);
         if self.sets.is_todo(&range) && !self.sets.is_broken() {
             let message = format!(

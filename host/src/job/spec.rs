@@ -196,10 +196,12 @@ pub struct BackupSpec {
     pub bitmap: Option<BitmapRef>,
     /// What becomes of it. [`BackupSync::Incremental`] says that itself.
     pub bitmap_mode: Option<BitmapMode>,
-    /// What is written is to be compressed. No target can, so far.
+    /// What is written is to be compressed, as far as that makes it smaller. The target is a `qcow2` node that keeps its
+    /// data itself, or filters over one.
     pub compress: bool,
     /// Bytes that are copied together at least. By default those of the bitmap's granules that it copies, or
-    /// [`Granularity::DEFAULT`] at most; always what the target fills at once, if that has no backing.
+    /// [`Granularity::DEFAULT`] at most; always what the target fills at once, if that has no backing, or compresses by
+    /// itself.
     pub granularity: Option<Granularity>,
     /// What becomes of a write whose old bytes cannot be copied.
     pub on_cbw_error: OnCbwError,

@@ -91,6 +91,10 @@ pub struct Limits {
     /// than one byte, each unit lies in one piece in the driver's container, at a multiple of its size; units
     /// may lie in any order. At most [`FILL_MAX_BYTES`](crate::limits::FILL_MAX_BYTES).
     pub fill_bytes: u32,
+    /// Writes may be [compressed](WriteFlags::compressed), each whole unit of this power of two by itself, bytes;
+    /// 0 for a driver that compresses nothing. At most
+    /// [`COMPRESSED_MAX_BYTES`](crate::limits::COMPRESSED_MAX_BYTES).
+    pub compressed_bytes: u32,
 }
 
 impl Limits {
@@ -100,6 +104,7 @@ impl Limits {
         memory_alignment: 1,
         transfer_max_bytes: TRANSFER_MAX_BYTES,
         fill_bytes: 1,
+        compressed_bytes: 0,
     };
 }
 
@@ -121,14 +126,16 @@ pub struct NodeInfo {
 
 impl NodeInfo {
     /// What a filter over its first child is: the same view, any request (the edge below sees to
-    /// alignment).
+    /// alignment), and compressed writes if the child takes such.
     ///
     /// # Errors
     /// `EINVAL` when it has no child.
     pub fn of_filter(children: &[Self]) -> Result<Self> {
         let missing = || Error::new(ErrorKind::Invalid, "a filter needs a child `file`");
         let child = children.first().ok_or_else(missing)?;
-        Ok(Self { limits: Limits::NONE, caps: Caps::FILTER, ..*child })
+        let compressed_bytes = child.limits.compressed_bytes;
+        let limits = Limits { compressed_bytes, ..Limits::NONE };
+        Ok(Self { limits, caps: Caps::FILTER, ..*child })
     }
 }
 
@@ -155,13 +162,18 @@ pub struct WriteFlags {
     pub no_unmap: bool,
     /// Zero: fail with `ENOTSUP` rather than write data.
     pub fast: bool,
+    /// Write: store it compressed, as far as it is whole units that get smaller by it. Only for drivers with
+    /// [`Limits::compressed_bytes`]. What it does to the view is the same.
+    pub compressed: bool,
 }
 
 impl WriteFlags {
     /// None of them.
-    pub const NONE: Self = Self { fua: false, no_unmap: false, fast: false };
+    pub const NONE: Self = Self { fua: false, no_unmap: false, fast: false, compressed: false };
     /// Durable when it completes.
     pub const FUA: Self = Self { fua: true, ..Self::NONE };
+    /// Stored compressed.
+    pub const COMPRESSED: Self = Self { compressed: true, ..Self::NONE };
 }
 
 /// What a range of a view is.

@@ -90,7 +90,7 @@ async fn run_plain(this: &Transmission, request: &Request, payload: Option<Buf>)
             this.drive.write_in_task(offset, payload, flags(fua)).await
         }
         Request::WriteZeroes { offset, len_bytes, fua, no_hole, fast_zero } => {
-            let flags = WriteFlags { fua, no_unmap: no_hole, fast: fast_zero };
+            let flags = WriteFlags { fua, no_unmap: no_hole, fast: fast_zero, ..WriteFlags::NONE };
             this.drive.zero(offset, len_bytes.into(), flags).await
         }
         Request::Trim { offset, len_bytes, fua } => {

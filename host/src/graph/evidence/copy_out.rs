@@ -16,7 +16,8 @@ use super::operations::{Actor, clear};
 use crate::bitmap::Granules;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::op::OpKind;
-use crate::limits::{COPY_MAX_BYTES, COPY_TRIES, ZERO_PROVEN_MAX_BYTES};
+use crate::io::{Buf, BufMut};
+use crate::limits::{COMPRESSED_MAX_BYTES, COPY_MAX_BYTES, COPY_TRIES, ZERO_PROVEN_MAX_BYTES};
 use crate::node::WriteFlags;
 
 /// A part of a range, and what it shows.
@@ -32,11 +33,14 @@ struct Copy<'a> {
     todo: &'a Granules,
     effect: &'a Effect,
     own: &'a Own,
+    /// How data are written.
+    flags: WriteFlags,
 }
 
 impl OnBehalf {
     /// Has the target keep what the source shows, where granules are set in a range of whole ones; each of them is
-    /// cleared when it does, before the guard of its range ends. Clipped to the smaller of the two; done in pieces.
+    /// cleared when it does, before the guard of its range ends. Clipped to the smaller of the two; done in pieces, of
+    /// whole granules (of at most [`COMPRESSED_MAX_BYTES`]), which are written as `flags` say.
     /// Returns how many bytes of granules it has cleared.
     ///
     /// # Errors
@@ -47,9 +51,10 @@ impl OnBehalf {
         (from, to): (usize, usize),
         range: Range<u64>,
         todo: Arc<Granules>,
+        flags: WriteFlags,
     ) -> impl Future<Output = Result<u64>> {
         let actor = self.into_actor();
-        ToTheEnd::new(async move { actor.copy_out((from, to), range, &todo).await })
+        ToTheEnd::new(async move { actor.copy_out((from, to), range, &todo, flags).await })
     }
 }
 
@@ -59,10 +64,11 @@ impl Actor {
         (from, to): (usize, usize),
         range: Range<u64>,
         todo: &Granules,
+        flags: WriteFlags,
     ) -> Result<u64> {
         let end = range.end.min(self.size(self.edge(from)?)).min(self.size(self.edge(to)?));
         let (own, effect) = self.effect(from, to, false)?;
-        let copy = Copy { source: (self.source(from)?, from), to, todo, effect, own };
+        let copy = Copy { source: (self.source(from)?, from), to, todo, effect, own, flags };
         let (mut at, mut done) = (range.start, 0);
         while let Some(run) = todo.ranges(at..end).next() {
             // A hint, by which the guard is made no longer than it need be.
@@ -124,10 +130,10 @@ impl Actor {
         }
         let bytes = match is_zero {
             true => None,
-            false => Some(self.read_at(source, range).await?),
+            false => Some(read(source, range).await?),
         };
         let write = async |call: EdgeRef<'_>| match bytes {
-            Some(bytes) => call.write_admitted(offset, bytes, WriteFlags::NONE).await,
+            Some(bytes) => call.write_admitted(offset, bytes, copy.flags).await,
             None => call.zero_with_fua(offset, len, WriteFlags::NONE).await,
         };
         let place = (target, range, Some(copy.todo));
@@ -149,6 +155,13 @@ async fn part(source: EdgeRef<'_>, todo: &Granules, run: Range<u64>) -> Result<P
     }
     // Granules are cleared whole: zeros in a part of one are copied with it.
     let end = found.end.div_ceil(granule).saturating_mul(granule);
-    let end = end.min(run.end).min(run.start.saturating_add(COPY_MAX_BYTES as u64));
+    let most = granule.min(COMPRESSED_MAX_BYTES.into()).max(COPY_MAX_BYTES as u64);
+    let end = end.min(run.end).min(run.start.saturating_add(most));
     Ok(Part { range: run.start..end, is_zero: false })
+}
+
+/// The bytes of a part.
+async fn read(source: EdgeRef<'_>, range: &Range<u64>) -> Result<Buf> {
+    let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+    Ok(source.settle(source.read_admitted(range.start, BufMut::new(len)).await)?.freeze())
 }

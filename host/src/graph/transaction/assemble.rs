@@ -22,7 +22,7 @@ use crate::graph::permission::{PermissionSet, Role, Users};
 use crate::graph::snapshot::{Edge, Graph, GraphDrive, GraphNode};
 use crate::graph::stake;
 use crate::graph::user::DriveTitle;
-use crate::limits::{FILL_MAX_BYTES, GRAPH_DEPTH_MAX, WORKERS_MAX};
+use crate::limits::{COMPRESSED_MAX_BYTES, FILL_MAX_BYTES, GRAPH_DEPTH_MAX, WORKERS_MAX};
 use crate::node::NodeInfo;
 
 type Index<'a> = HashMap<&'a str, usize>;
@@ -236,6 +236,8 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         && info.limits.transfer_max_bytes >= alignment
         && info.limits.fill_bytes.is_power_of_two()
         && info.limits.fill_bytes <= FILL_MAX_BYTES
+        && (info.limits.compressed_bytes == 0 || info.limits.compressed_bytes.is_power_of_two())
+        && info.limits.compressed_bytes <= COMPRESSED_MAX_BYTES
         && info.size_bytes.is_multiple_of(u64::from(alignment))
         && i64::try_from(info.size_bytes).is_ok();
     if !sound {

@@ -81,6 +81,8 @@ impl Media {
         for sector in sectors(offset, bytes.len()) {
             let start = to_usize(sector) * SECTOR;
             let mut new = self.sector(sector).to_vec();
+            // The file may end within it, and be longer by the time this is seen.
+            new.resize(SECTOR, 0);
             let from = start.max(to_usize(offset));
             let to = (start + SECTOR).min(end);
             new[from - start..to - start]

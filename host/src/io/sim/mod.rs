@@ -70,5 +70,5 @@ pub(crate) use media::SECTOR;
 pub(crate) use random::Random;
 pub(crate) use record::Recorded;
 pub(crate) use simulation::{Simulation, Stop, chance, note, say};
-pub(super) use simulation::{choose_task, unique};
+pub(super) use simulation::{choose_task, is_simulated, unique};
 pub(crate) use trace::Trace;

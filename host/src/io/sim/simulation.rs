@@ -110,6 +110,11 @@ pub(in crate::io) fn unique() -> Option<u128> {
     Some(shared.uniques.get())
 }
 
+/// Whether this thread runs one.
+pub(in crate::io) fn is_simulated() -> bool {
+    current().is_some()
+}
+
 /// Which of `ready` tasks is next: `None` outside of a simulation, where the first is;
 /// `Some(None)` if none is, for now.
 #[allow(clippy::option_option, reason = "whether it is simulated, and the choice")]

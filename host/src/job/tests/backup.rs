@@ -671,6 +671,19 @@ fn a_group_takes_its_bitmaps_or_none() {
 }
 
 #[test]
+fn nobody_who_cannot_is_asked_to_compress() {
+    let world = world();
+    let drive = world.host.drive("vda").expect("a drive");
+    let bytes = crate::io::Buf::copy_of(&[1; 512]);
+    let error = block_on(drive.write_buf(0, bytes, WriteFlags::COMPRESSED)).expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::NotSupported);
+    assert!(error.to_string().contains("`worn` writes nothing compressed"), "{error}");
+    // Zeros are stored as such.
+    block_on(drive.zero(0, 4096, WriteFlags::COMPRESSED)).expect("zeros");
+    world.end();
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let world = world();
     let check = |spec: BackupSpec, expect: &str| {

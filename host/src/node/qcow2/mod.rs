@@ -13,6 +13,7 @@
 //! | `reopen` | an image that is opened in another way while it runs |
 //! | `fresh` | a file that becomes an image, or goes |
 //! | `read`, `write`, `zero`, `status` | the node's operations |
+//! | `compress` | writes that are stored compressed |
 //!
 //! **Invariant**: a request holds an image's `Turn` from before it looks where its bytes lie until they
 //! have been moved, so no cluster is given to somebody else under it.
@@ -22,6 +23,7 @@
 
 mod below;
 mod bitmaps;
+mod compress;
 mod fresh;
 mod open;
 mod plain_file;
@@ -127,9 +129,14 @@ impl Node for Qcow2Node {
             flush: Support::Native,
         };
         let fill_bytes = u32::try_from(self.fill_bytes(children)).unwrap_or(u32::MAX);
+        let compressed_bytes = match self.info.external_data {
+            // Such a file holds each cluster at its place.
+            true => 0,
+            false => u32::try_from(self.info.cluster_bytes).unwrap_or(0),
+        };
         Ok(NodeInfo {
             size_bytes: self.image.size_bytes(),
-            limits: Limits { fill_bytes, ..Limits::NONE },
+            limits: Limits { fill_bytes, compressed_bytes, ..Limits::NONE },
             caps,
             read_only: !self.mode.write || self.image.is_corrupt(),
             growable: false,
@@ -140,8 +147,17 @@ impl Node for Qcow2Node {
         self.read_runs(cx, offset, buf)
     }
 
-    fn write<'a>(&'a self, cx: Cx<'a>, offset: u64, buf: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
-        self.write_runs(cx, offset, buf)
+    fn write<'a>(
+        &'a self,
+        cx: Cx<'a>,
+        offset: u64,
+        buf: Buf,
+        flags: WriteFlags,
+    ) -> NodeFuture<'a, ()> {
+        match flags.compressed {
+            true => Box::pin(self.write_compressed(cx, offset, buf)),
+            false => self.write_runs(cx, offset, buf),
+        }
     }
 
     fn zero<'a>(

@@ -80,7 +80,17 @@ impl Qcow2Node {
         allocation: Allocation<'_>,
     ) -> Result<()> {
         let result = self.write_with_fills(cx, container, bytes, &allocation).await;
-        match result {
+        self.map_written(container, allocation, result).await
+    }
+
+    /// Has the image map an allocation that has been written; gives it back, if that has failed.
+    pub(super) async fn map_written(
+        &self,
+        container: &Container<'_>,
+        allocation: Allocation<'_>,
+        written: Result<()>,
+    ) -> Result<()> {
+        match written {
             Ok(()) => self.image.commit(container, allocation).await.map_err(from_engine),
             Err(error) => {
                 allocation.release();

@@ -107,16 +107,7 @@ fn pack_cluster(
     if finds_zeros && is_zero(&bytes) {
         return Ok(Cluster::Zero(bytes.len()));
     }
-    let packed = match bytes.len() == cluster_bytes {
-        true => compressed::compress(kind, &bytes)?,
-        // The disk ends within it.
-        false => {
-            let mut whole = bytes.to_vec();
-            whole.resize(cluster_bytes, 0);
-            compressed::compress(kind, &whole)?
-        }
-    };
-    Ok(match packed {
+    Ok(match compressed::compress_padded(kind, &bytes, cluster_bytes)? {
         Some(packed) => Cluster::Packed(bytes.len(), packed),
         None => Cluster::Plain(bytes),
     })

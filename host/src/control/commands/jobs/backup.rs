@@ -49,7 +49,8 @@ qapi_struct! {
         bitmap: Option<String>,
         /// What becomes of it.
         bitmap_mode: Option<BitmapSyncMode>,
-        /// Whether what is written is compressed: no target can, so far.
+        /// Whether what is written is compressed, as far as that makes it smaller: to a qcow2 image, which may be below
+        /// filters, and may have data already.
         compress: Option<bool>,
         on_source_error: Option<BlockdevOnError>,
         on_target_error: Option<BlockdevOnError>,
@@ -92,7 +93,8 @@ fn backup(plan: &mut Plan<'_>, backup: BlockdevBackup) -> QmpResult<()> {
         return Err(QmpError::generic("Source and target cannot be the same"));
     }
     let (bitmap, bitmap_mode) = bitmap(plan, &backup)?;
-    if backup.compress == Some(true) {
+    let compress = backup.compress == Some(true);
+    if compress && target.info().limits.compressed_bytes == 0 {
         let desc = format!("Compression is not supported for this drive {}", target.name());
         return Err(QmpError::generic(desc));
     }
@@ -108,6 +110,7 @@ fn backup(plan: &mut Plan<'_>, backup: BlockdevBackup) -> QmpResult<()> {
         sync: backup.sync.of_backup(),
         bitmap,
         bitmap_mode,
+        compress,
         granularity,
         on_cbw_error: match backup.on_cbw_error {
             None | Some(OnCbwErrorMode::BreakGuestWrite) => OnCbwError::BreakGuestWrite,

@@ -9,6 +9,8 @@ use crate::graph::simulation::oracle::{WriteId, word};
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Write(Range<u64>),
+    /// The same, stored compressed.
+    Compress(Range<u64>),
     Zero(Range<u64>),
     Discard(Range<u64>),
     Flush,
@@ -62,7 +64,9 @@ impl History {
         for (at, step) in self.steps[..progress.begun].iter().enumerate() {
             let is_durable = at < flushed;
             let change = match step {
-                Step::Write(range) if range.contains(&sector) => (word_of(at, sector), is_durable),
+                Step::Write(range) | Step::Compress(range) if range.contains(&sector) => {
+                    (word_of(at, sector), is_durable)
+                }
                 Step::Zero(range) if range.contains(&sector) => (0, is_durable),
                 Step::Discard(range) if range.contains(&sector) => (0, false),
                 // What is cut off is gone when the new size is told, and not before.

@@ -205,6 +205,26 @@ fn power_is_lost_while_clusters_are_discarded_and_zeroed() {
     }
 }
 
+#[test]
+fn power_is_lost_while_clusters_are_written_compressed() {
+    for geometry in [Geometry { cluster_bits: 11, ..Geometry::PLAIN }, EXTENDED] {
+        let parts = alone(geometry);
+        let container = made(&parts[0], 240, None, &own((0..90).step_by(2)));
+        let cluster = (1 << geometry.cluster_bits) / SECTOR as u64;
+        let mut steps = steps(8, 60, (240, 4 * cluster), [6, 10, 10]);
+        // Whole clusters, and parts of some at both ends, which are written as ever.
+        let compressed = |step: Step| match step {
+            Step::Write(range) if range.start % 3 != 0 => Step::Compress(range),
+            step => step,
+        };
+        steps = steps.into_iter().map(compressed).collect();
+        assert!(steps.iter().any(
+            |step| matches!(step, Step::Compress(range) if range.end - range.start > 2 * cluster)
+        ));
+        check("compressing", parts, vec![container], steps, false);
+    }
+}
+
 /// Puts a compressed cluster of [`COMPRESSED`] bytes at each place.
 fn compress(disk: &Disk, places: impl Iterator<Item = u64>) {
     let cluster_bytes = disk.image.cluster_bytes();

@@ -99,10 +99,14 @@ impl Run {
     async fn step(&mut self, at: usize, step: &Step) -> HostResult<()> {
         let bytes = |sectors: u64| sectors * SECTOR as u64;
         match step {
-            Step::Write(range) => {
+            Step::Write(range) | Step::Compress(range) => {
                 let words = range.clone().flat_map(|sector| fill(word_of(at, sector)));
                 let buf = Buf::copy_of(&words.collect::<Vec<u8>>());
-                self.drive.write(bytes(range.start), buf, WriteFlags::NONE).await
+                let flags = match step {
+                    Step::Compress(_) => WriteFlags::COMPRESSED,
+                    _ => WriteFlags::NONE,
+                };
+                self.drive.write(bytes(range.start), buf, flags).await
             }
             Step::Zero(range) => {
                 let (offset, len) = (bytes(range.start), bytes(range.end - range.start));

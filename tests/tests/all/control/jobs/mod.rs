@@ -2,6 +2,7 @@
 
 mod answers;
 mod backups;
+mod compressed;
 mod errors;
 mod lives;
 pub(super) mod scene;

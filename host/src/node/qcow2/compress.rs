@@ -1,0 +1,140 @@
+//! Writes that are stored compressed.
+//!
+//! A whole cluster is compressed by itself, on a thread for calculations; one in which the disk ends is padded with
+//! zeros. What would not get smaller by that, or is part of a cluster, is written as ever. The image puts compressed
+//! clusters beside each other, byte by byte, into host clusters of their own, and maps each once it has been written;
+//! it takes the place of whatever was there, where QEMU fails with `EIO` if that is allocated already.
+
+use blockloom_qcow2::format::{CompressionType, compressed};
+use blockloom_qcow2::image::Turn;
+
+use super::storage::{Container, from_engine};
+use super::{Qcow2Node, to_usize};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::Cx;
+use crate::io::{Buf, compute};
+use crate::node::WriteFlags;
+
+/// A part of a write.
+enum Part {
+    /// Written as it is.
+    Plain(Buf),
+    /// A whole cluster, compressed.
+    Packed(Vec<u8>),
+}
+
+/// What clusters of an image are.
+#[derive(Clone, Copy)]
+struct Shape {
+    cluster_bytes: usize,
+    kind: CompressionType,
+    /// Of the disk.
+    size_bytes: u64,
+}
+
+impl Qcow2Node {
+    /// Writes all of `buf` at `offset`, compressed where that can be.
+    pub(super) async fn write_compressed(&self, cx: Cx<'_>, offset: u64, buf: Buf) -> Result<()> {
+        let shape = Shape {
+            cluster_bytes: to_usize(self.info.cluster_bytes),
+            kind: self.info.compression,
+            size_bytes: self.image.size_bytes(),
+        };
+        let parts = compute(move || pack(offset, &buf, shape)).await;
+        let parts = parts.map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
+        let parts = parts.map_err(from_engine)?;
+        let (turn, container) = (self.image.enter(), self.container(cx)?);
+        for (at, part) in parts {
+            match part {
+                Part::Plain(bytes) => {
+                    self.write_by_steps(cx, &turn, &container, at, bytes).await?;
+                }
+                Part::Packed(packed) => {
+                    self.write_packed(cx, (&turn, &container), at, &packed).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a cluster that has been compressed.
+    async fn write_packed(
+        &self,
+        cx: Cx<'_>,
+        (turn, container): (&Turn<'_>, &Container<'_>),
+        offset: u64,
+        packed: &[u8],
+    ) -> Result<()> {
+        let len = packed.len() as u64;
+        let room = self.image.prepare_compressed_write(turn, container, offset, len).await;
+        let room = room.map_err(from_engine)?;
+        let bytes = Buf::copy_of(packed);
+        let written = self.data(cx)?.write(room.host().0, bytes, WriteFlags::NONE).await;
+        self.map_written(container, room, written).await
+    }
+}
+
+/// What becomes of each part of a write, with its offset. What is next to each other and not compressed stays together.
+fn pack(offset: u64, buf: &Buf, shape: Shape) -> blockloom_qcow2::Result<Vec<(u64, Part)>> {
+    let Shape { cluster_bytes, kind, size_bytes } = shape;
+    let mut parts = Vec::new();
+    let (mut plain, mut at) = (0, 0);
+    while at < buf.len() {
+        let guest = offset + at as u64;
+        let within = to_usize(guest % cluster_bytes as u64);
+        let end = buf.len().min(at + (cluster_bytes - within));
+        let is_to_its_end = end - at == cluster_bytes || offset + end as u64 >= size_bytes;
+        let packed = match within == 0 && is_to_its_end {
+            true => compressed::compress_padded(kind, &buf[at..end], cluster_bytes)?,
+            false => None,
+        };
+        if let Some(packed) = packed {
+            if plain < at {
+                parts.push((offset + plain as u64, Part::Plain(buf.slice(plain..at))));
+            }
+            parts.push((guest, Part::Packed(packed)));
+            plain = end;
+        }
+        at = end;
+    }
+    if plain < buf.len() {
+        parts.push((offset + plain as u64, Part::Plain(buf.slice(plain..buf.len()))));
+    }
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clusters of `bytes` at `offset` of a disk of 20,000 bytes: for each part its offset, its length if it is as it is.
+    fn parts(offset: u64, bytes: &[u8]) -> Vec<(u64, Option<usize>)> {
+        let (cluster_bytes, kind) = (4096, CompressionType::Zstd);
+        let shape = Shape { cluster_bytes, kind, size_bytes: 20_000 };
+        let parts = pack(offset, &Buf::copy_of(bytes), shape).expect("it compresses");
+        let parts = parts.into_iter().map(|(at, part)| match part {
+            Part::Plain(bytes) => (at, Some(bytes.len())),
+            Part::Packed(_) => (at, None),
+        });
+        parts.collect()
+    }
+
+    #[test]
+    fn whole_clusters_are_compressed_if_they_get_smaller() {
+        let mut number = 1_u64;
+        let mut noise = |len: usize| -> Vec<u8> {
+            let next = |_| {
+                number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (number >> 56) as u8
+            };
+            (0..len).map(next).collect()
+        };
+        assert_eq!(parts(0, &[1; 8192]), [(0, None), (4096, None)]);
+        assert_eq!(parts(100, &[1; 8192]), [(100, Some(3996)), (4096, None), (8192, Some(100))]);
+        assert_eq!(parts(100, &[1; 200]), [(100, Some(200))]);
+        assert_eq!(parts(16384, &[1; 3616]), [(16384, None)], "the disk ends there");
+        assert_eq!(parts(16384, &[1; 3615]), [(16384, Some(3615))]);
+        let mixed = [noise(8192), vec![1; 4096], noise(4096)].concat();
+        assert_eq!(parts(0, &mixed), [(0, Some(8192)), (8192, None), (12288, Some(4096))]);
+    }
+}
