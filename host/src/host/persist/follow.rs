@@ -80,7 +80,7 @@ impl Persistence {
         transaction = self.wake(graph, transaction);
         for (bitmap, node, identity, _) in &entered {
             let content = BitmapContent { identity: *identity, ..entry_of(bitmap) };
-            transaction = transaction.with_entry(node.clone(), content);
+            transaction = transaction.with_entry(node.clone(), bitmap, content);
         }
         Ok((transaction, entered))
     }
