@@ -77,6 +77,32 @@ fn an_entry_that_cannot_be_taken_back_does_not_count() {
     assert_eq!((top.listed(), base.listed()), (vec!["own:r".into(), "other:r".into()], vec![]));
 }
 
+/// One that gets another name on its way has an entry by that before the graph changes, like any other.
+#[test]
+fn a_bitmap_that_is_moved_and_renamed_needs_room_first() {
+    let (base, top) = images();
+    let host = stacked(&base, &top);
+    let own = host.bitmap(&of_node("disk"), "own").expect("loaded");
+    // Its former name is somebody else's there.
+    top.lock().entries.push(Entry { identity: None, ..base.entry("own").expect("it") });
+    let goes = || {
+        let rename = BitmapAction::Rename(name("mine")).of(&own);
+        transact(&host, vec![rename, BitmapAction::MoveTo(of_node("top")).of(&own)])
+    };
+    top.lock().room = Some(0);
+    assert_eq!(goes().expect_err("full").kind(), ErrorKind::NoSpace);
+    assert_eq!((own.kept_in().as_deref(), own.name().as_str()), (Some("disk"), "own"));
+    top.lock().room = None;
+    let log = Arc::clone(&base.lock().log);
+    top.lock().log = Arc::clone(&log);
+    log.lock().expect("no panic").clear();
+    goes().expect("there is room");
+    assert_eq!(*log.lock().expect("no panic"), ["top: store mine, in use", "disk: remove own"]);
+    assert_eq!(own.kept_in().as_deref(), Some("top"));
+    host.shutdown().expect("an end in order");
+    assert_eq!(top.listed(), ["own:ru", "mine:r"]);
+}
+
 /// A bitmap without an image has left an entry, which stays what it was: not to be trusted, and there.
 #[test]
 fn an_entry_that_was_there_before_stays() {
