@@ -135,7 +135,7 @@ impl Prepared {
     /// # Errors
     /// [`BitmapError::InUse`] by somebody whom it would disturb, [`BitmapError::Changing`],
     /// [`BitmapError::Frozen`], [`BitmapError::NotFrozen`], [`BitmapError::Inconsistent`],
-    /// [`BitmapError::SizeMismatch`]; as [`Granules::new`].
+    /// [`BitmapError::SizeMismatch`], [`BitmapError::KeptTooOften`]; as [`Granules::new`].
     pub(crate) fn add(&mut self, bitmap: &Arc<Bitmap>, change: &Change) -> Result<(), BitmapError> {
         self.add_of(bitmap, None, change)
     }
@@ -159,6 +159,10 @@ impl Prepared {
         if change.can_be_refused() {
             self.targets[at].changing.admit(own, change.gone())?;
             check_state(change, &old)?;
+        }
+        if matches!(change, Change::Freeze | Change::Checkpoint) {
+            let target = &self.targets[at];
+            target.changing.check_place(own, target.let_go.len())?;
         }
         if change.gone() == Gone::Frozen {
             self.targets[at].let_go.extend(old.still.clone());

@@ -1,5 +1,6 @@
 //! What can stand against a bitmap or a change of one.
 
+use super::users::KEPT_MAX;
 use super::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind};
 
@@ -70,6 +71,17 @@ pub enum BitmapError {
         /// Those who use it, for people to read.
         users: String,
     },
+    /// It cannot be frozen: what that leaves behind would be kept too often (`EBUSY`).
+    #[error(
+        "bitmap `{name}` cannot be frozen: what was frozen before is kept {KEPT_MAX} times already for {users}: \
+         have their clients connect again first"
+    )]
+    KeptTooOften {
+        /// The bitmap.
+        name: BitmapName,
+        /// Those who show it, for people to read.
+        users: String,
+    },
     /// Another change of it has been prepared and has neither taken effect nor been given up
     /// (`EAGAIN`).
     #[error("another change of bitmap `{name}` is under way: try again")]
@@ -126,7 +138,9 @@ impl BitmapError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfMemory { .. } => ErrorKind::NoMemory,
-            Self::InUse { .. } | Self::Frozen { .. } => ErrorKind::InUse,
+            Self::InUse { .. } | Self::KeptTooOften { .. } | Self::Frozen { .. } => {
+                ErrorKind::InUse
+            }
             Self::Changing { .. } => ErrorKind::Busy,
             _ => ErrorKind::Invalid,
         }

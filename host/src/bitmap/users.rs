@@ -45,7 +45,8 @@ impl Use {
     }
 }
 
-/// Sets that are kept for one user, beside what the bitmap has. Each has the size of a bitmap.
+/// Sets that are kept for one user, beside what the bitmap has. Each has the size of a bitmap. Nothing is frozen
+/// without a place for what the end of that may leave behind.
 pub(crate) const KEPT_MAX: usize = 8;
 
 /// Users shown in one message; the rest is counted.
@@ -109,16 +110,23 @@ impl List {
         name: &BitmapName,
         against: impl Fn(&Entry) -> bool,
     ) -> Result<(), BitmapError> {
-        let names = self.names(against);
+        let users = self.shown(against);
+        let name = name.clone();
+        users.map_or(Ok(()), |users| Err(BitmapError::InUse { name, users }))
+    }
+
+    /// The names of some users, for people to read.
+    fn shown(&self, wanted: impl Fn(&Entry) -> bool) -> Option<String> {
+        let names = self.names(wanted);
         if names.is_empty() {
-            return Ok(());
+            return None;
         }
         let more = names.len().saturating_sub(SHOWN_MAX);
         let mut users = names[..names.len() - more].join(", ");
         if more > 0 {
             users += &format!(" and {more} more");
         }
-        Err(BitmapError::InUse { name: name.clone(), users })
+        Some(users)
     }
 }
 
@@ -270,6 +278,28 @@ impl Changing {
         list.check(&name, |other| Some(other.number) != own && is_against(other))?;
         list.changing = list.changing.max(Some(gone));
         Ok(())
+    }
+
+    /// Asks whether there is a place for what a freeze leaves behind for its users when it ends, beside so many of
+    /// this change. As one freeze at a time is under way, and who begins to show it later has nothing kept, that
+    /// place is there at its end.
+    ///
+    /// # Errors
+    /// [`BitmapError::KeptTooOften`].
+    pub(super) fn check_place(
+        &self,
+        own: Option<&BitmapUse>,
+        let_go: usize,
+    ) -> Result<(), BitmapError> {
+        let own = own.map(|own| own.number);
+        let has_none = |other: &Entry| {
+            other.how.is_against(Gone::Frozen, other.kept.len() + let_go)
+                && !other.how.is_against(Gone::Frozen, 0)
+                && Some(other.number) != own
+        };
+        let users = self.bitmap.users.lock().shown(has_none);
+        let name = self.bitmap.name();
+        users.map_or(Ok(()), |users| Err(BitmapError::KeptTooOften { name, users }))
     }
 }
 

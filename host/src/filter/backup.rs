@@ -72,6 +72,12 @@ impl BackupNode {
         Arc::clone(&self.state)
     }
 
+    /// Whether what it has copied is there for the view alone: else it is the backup, of which no reader gives up
+    /// anything.
+    pub(super) fn is_for_its_view(&self) -> bool {
+        self.config.sync == Sync::None
+    }
+
     fn sets(&self) -> Result<&PointInTime> {
         let missing = || Error::new(ErrorKind::Io, "the backup has not begun");
         self.state.get().ok_or_else(missing)

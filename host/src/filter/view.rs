@@ -1,4 +1,5 @@
 //! `plugin-view`: what a node that copies before writes showed at its point in time. It can be read, and given up.
+//! Of the host's own backup it is given up only if that copies nothing by itself: else the target is to be whole.
 //!
 //! Bytes that are still to be copied are read where they are; if they have been copied by the time they are
 //! there, from the target. So nobody who writes waits for a reader. What the backup does not cover cannot be
@@ -36,6 +37,7 @@ enum Of {
 /// The view of a backup's point in time; for its edges see [`ViewNode::children`].
 pub struct ViewNode {
     of: Of,
+    can_be_given_up: bool,
     /// Kept once found.
     found: OnceLock<PointInTime>,
 }
@@ -46,7 +48,8 @@ impl ViewNode {
 
     /// Of the host's own backup.
     pub fn of_backup(node: &BackupNode) -> Self {
-        Self { of: Of::Native(node.state()), found: OnceLock::new() }
+        let (of, can_be_given_up) = (Of::Native(node.state()), node.is_for_its_view());
+        Self { of, can_be_given_up, found: OnceLock::new() }
     }
 
     /// Of a plugin's node.
@@ -59,7 +62,7 @@ impl ViewNode {
             let message = format!("this host makes the view `{}` alone", Self::SNAPSHOT);
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        Ok(Self { of: Of::Plugin(sets), found: OnceLock::new() })
+        Ok(Self { of: Of::Plugin(sets), can_be_given_up: true, found: OnceLock::new() })
     }
 
     /// Its edges: to the backup's child and target, and to the backup itself, which is to stay as long as it.
@@ -191,7 +194,7 @@ impl Node for ViewNode {
         let size_bytes = children.first().ok_or_else(missing)?.size_bytes;
         let caps = Caps {
             zero: Support::None,
-            discard: Support::Native,
+            discard: if self.can_be_given_up { Support::Native } else { Support::None },
             fua: Support::Native,
             flush: Support::Native,
         };

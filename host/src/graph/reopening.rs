@@ -17,6 +17,11 @@ impl Graph {
         self.nodes[node].driver.reopening().map(|reopening| reopening.mode())
     }
 
+    /// Whether some nodes are open for writing only while somebody writes them.
+    pub(crate) fn has_auto(&self) -> bool {
+        (0..self.nodes.len()).any(|at| self.open_mode(at).is_some_and(|mode| mode.auto))
+    }
+
     /// Those of a node, and of what it keeps its bytes in, that are open for writing, or not, and could be
     /// otherwise; parents first.
     pub(crate) fn open_at_or_below(&self, node: usize, write: bool) -> Vec<usize> {
@@ -80,5 +85,16 @@ impl Graph {
         let is_left = |at: &usize| self.open_mode(*at).is_some_and(|mode| mode.for_job);
         let opened: Vec<usize> = (0..self.nodes.len()).rev().filter(is_left).collect();
         if opened.is_empty() { opened } else { self.unwritten(&opened) }
+    }
+
+    /// The nodes that were opened for jobs, and are open for writing only while somebody writes them, which others
+    /// write now.
+    pub(crate) fn kept_open(&self) -> Vec<usize> {
+        let left = self.left_open();
+        let is_kept = |at: &usize| {
+            let is_auto = self.open_mode(*at).is_some_and(|mode| mode.auto && mode.for_job);
+            is_auto && !left.contains(at)
+        };
+        (0..self.nodes.len()).rev().filter(is_kept).collect()
     }
 }

@@ -13,7 +13,7 @@ use super::work::Begun;
 use super::{Host, Inner, Result, check_running};
 use crate::graph::{Action, Applied, Graph, GraphCell, LocalGraph, Transaction, WriterLock};
 use crate::io::{WorkerHandle, spawn_boxed};
-use crate::job::{Changes, JobHandle, JobSpec, Jobs};
+use crate::job::{Changes, JobHandle, JobSpec, Jobs, Needs};
 use crate::node::{Reopen, Reopened};
 
 impl Host {
@@ -95,15 +95,15 @@ impl Host {
         transaction: Transaction,
     ) -> Result<(Applied, Vec<JobHandle>)> {
         let changer = Changer::of(&self.inner);
-        let mut written = Jobs::written(&self.graph(), &specs)?;
-        written.extend(named(&transaction));
-        written.extend(changer.resized(&transaction));
-        let growths = Jobs::growths(&self.graph(), &specs)?.into_iter();
-        written.extend(changer.resized(&growths.fold(Transaction::new(), Transaction::with)));
         let has_jobs = !specs.is_empty();
         let _opening = changer.openings.lock().await;
+        let Needs { mut written, growths } = Jobs::needs(&self.graph(), &specs)?;
+        written.extend(named(&transaction));
+        written.extend(changer.resized(transaction.actions()));
+        written.extend(changer.resized(&growths));
         let is_opened = changer.open_to_write(&written).await?;
-        let started = self.start_opened(&changer, specs, is_grouped, transaction).await;
+        let jobs = (specs, growths);
+        let started = self.start_opened(&changer, jobs, is_grouped, transaction).await;
         // With a job in it, that gives back what it has written once it has ended.
         if is_opened && (started.is_err() || !has_jobs) {
             changer.give_back_left().await;
@@ -114,7 +114,7 @@ impl Host {
     async fn start_opened(
         &self,
         changer: &Changer,
-        specs: Vec<(usize, JobSpec)>,
+        (specs, growths): (Vec<(usize, JobSpec)>, Vec<Action>),
         is_grouped: bool,
         transaction: Transaction,
     ) -> Result<(Applied, Vec<JobHandle>)> {
@@ -122,7 +122,7 @@ impl Host {
         inner.check_unexported(&transaction)?;
         let changes: Arc<dyn Changes> = Arc::new(Changer::of(inner));
         // A size is changed before anybody else relies on it; it stays, whatever comes of the jobs.
-        for growth in Jobs::growths(&inner.cell.load(), &specs)? {
+        for growth in growths {
             changer.carry_out(Transaction::new().with(growth)).await?;
         }
         let (starting, transaction) =
@@ -176,7 +176,7 @@ impl Changer {
     /// nobody writes for being resized.
     pub(super) async fn apply(&self, transaction: Transaction) -> Result<Applied> {
         let mut named = named(&transaction);
-        named.extend(self.resized(&transaction));
+        named.extend(self.resized(transaction.actions()));
         if named.is_empty() {
             return self.carry_out(transaction).await;
         }
@@ -191,14 +191,14 @@ impl Changer {
 
     /// The nodes that it has resized or deallocated, as far as they are open read-only only because nobody writes
     /// them.
-    fn resized(&self, transaction: &Transaction) -> Vec<String> {
+    fn resized<'a>(&self, actions: impl IntoIterator<Item = &'a Action>) -> Vec<String> {
         let graph = self.cell.load();
         let is_auto = |at: &usize| graph.open_mode(*at).is_some_and(|mode| mode.auto);
         let is_left = |node: &&String| {
             let closed = graph.find_node(node).map(|at| graph.open_at_or_below(at, false));
             closed.is_some_and(|closed| !closed.is_empty() && closed.iter().all(is_auto))
         };
-        let nodes = transaction.actions().filter_map(|action| match action {
+        let nodes = actions.into_iter().filter_map(|action| match action {
             Action::Resize { node, .. } | Action::Deallocate { node, .. } => Some(node),
             _ => None,
         });
@@ -246,11 +246,12 @@ impl Changer {
         if closed.is_empty() {
             return Ok(false);
         }
-        self.open_all(&graph, &closed, true).await.map(|()| true)
+        self.open_all(&graph, &closed, (true, true)).await.map(|()| true)
     }
 
-    async fn open_all(&self, graph: &Graph, nodes: &[usize], write: bool) -> Result<()> {
-        let how = Reopen { write: Some(write), for_job: write, ..Reopen::default() };
+    async fn open_all(&self, graph: &Graph, nodes: &[usize], how: (bool, bool)) -> Result<()> {
+        let (write, for_job) = how;
+        let how = Reopen { write: Some(write), for_job, ..Reopen::default() };
         let mut transaction = Transaction::new();
         for node in nodes.iter().map(|at| &graph.nodes()[*at]) {
             let to = Reopened::of(node, &how)?;
@@ -259,16 +260,17 @@ impl Changer {
         self.carry_out(transaction).await.map(drop)
     }
 
-    /// Opens read-only again what was opened for writing and nobody writes any more. What cannot be stays as it
-    /// is.
+    /// Opens read-only again what was opened for writing and nobody writes any more; what is to be open only while
+    /// somebody writes it, and is written by others now, goes with the last of them. What cannot be stays as it is.
     async fn give_back_left(&self) {
         let graph = self.cell.load();
-        let left = graph.left_open();
-        if left.is_empty() {
-            return;
-        }
-        if let Err(error) = self.open_all(&graph, &left, false).await {
-            tracing::warn!("what was opened for writing for a job stays so: {error}");
+        for (nodes, write) in [(graph.left_open(), false), (graph.kept_open(), true)] {
+            if nodes.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.open_all(&graph, &nodes, (write, false)).await {
+                tracing::warn!("what was opened for writing for a job stays so: {error}");
+            }
         }
     }
 

@@ -151,9 +151,11 @@ impl Host {
             next_worker,
         };
         let host = Self { inner: Arc::new(inner) };
-        if !rest.is_empty() {
-            // If something fails, the host is dropped, and all that runs ends.
-            host.add_in_turn(rest)?;
+        // If something fails, the host is dropped, and all that runs ends.
+        let is_whole = rest.is_empty();
+        host.add_in_turn(rest)?;
+        // Each transaction opens files as they are used in the end.
+        if !is_whole || host.graph().has_auto() {
             block_on(host.transact(last))?;
         }
         host.load_bitmaps(kept)?;

@@ -8,6 +8,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use super::busy::check_commit;
 use super::context::{JobCx, JobFuture, Step};
 use super::copying::{Copying, SOURCE, TARGET};
 use super::flow::Bounds;
@@ -56,6 +57,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &CommitSpec) -> Result<Planned
         let message = format!("the base `{}` is not below it", name(base));
         return Err(invalid(message).at_node(name(top)));
     }
+    check_commit(graph, top, base)?;
     let size = |node: usize| graph.nodes()[node].info().size_bytes;
     if size(base) > size(top) {
         let message = format!(

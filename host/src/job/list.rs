@@ -25,6 +25,15 @@ pub(crate) struct Jobs {
     ended: AtomicBool,
 }
 
+/// What is to be done before jobs begin.
+pub(crate) struct Needs {
+    /// The nodes that they write in place, which may be open read-only: what they write they give a node that is read
+    /// already.
+    pub(crate) written: Vec<String>,
+    /// What has to be longer.
+    pub(crate) growths: Vec<Action>,
+}
+
 /// Jobs that have a place among all, and are not in the graph yet.
 pub(crate) struct Starting {
     group: Arc<Group>,
@@ -94,31 +103,24 @@ impl Jobs {
         }
     }
 
-    /// What has to be longer before these can be started.
+    /// What has to be done before these can be started.
     ///
     /// # Errors
     /// What stands against a job.
-    pub(crate) fn growths(graph: &Graph, specs: &[(usize, JobSpec)]) -> Result<Vec<Action>> {
-        let planned = specs.iter().map(|(_, spec)| plan(graph, spec).map(|planned| planned.growth));
-        Ok(planned.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-    }
-
-    /// The nodes that these write in place, which may be open read-only: what they write they give a node that is
-    /// read already.
-    ///
-    /// # Errors
-    /// What stands against a job.
-    pub(crate) fn written(graph: &Graph, specs: &[(usize, JobSpec)]) -> Result<Vec<String>> {
-        let mut written = Vec::new();
+    pub(crate) fn needs(graph: &Graph, specs: &[(usize, JobSpec)]) -> Result<Needs> {
+        let mut needs = Needs { written: Vec::new(), growths: Vec::new() };
         for (_, spec) in specs {
-            let children = plan(graph, spec)?.children;
+            let Planned { children, growth, .. } = plan(graph, spec)?;
+            // The target of a copy has to be writable by its description, as for every other writer. What is open for
+            // writing only while somebody writes it is opened with the job's node, whose edge says that it does.
             let is_written = |child: &ChildDecl| {
                 let changes = !child.grants.intersection(PermissionSet::CHANGES).is_empty();
                 changes && (child.role == Role::Source || child.proven_for.is_some())
             };
-            written.extend(children.into_iter().filter(is_written).map(|child| child.node));
+            needs.written.extend(children.into_iter().filter(is_written).map(|child| child.node));
+            needs.growths.extend(growth);
         }
-        Ok(written)
+        Ok(needs)
     }
 
     /// Gives jobs their places, and adds their nodes to a transaction, each before the action with its number. In

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::busy::check_mirror;
 use super::commit::find_by;
 use super::context::{JobCx, JobFuture, Step};
 use super::copying::{Copying, SOURCE, TARGET};
@@ -71,10 +72,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
         let message = format!("`{}` cannot be replaced: it shows something else", name(replaced));
         return Err(invalid(message).at_node(name(source)));
     }
-    if let Some(job) = mirrored_by(graph, source) {
-        let message = format!("it is busy: job `{job}` mirrors it; wait for its end");
-        return Err(Error::new(ErrorKind::Busy, message).at_node(name(source)));
-    }
+    check_mirror(graph, source)?;
     let size = |node: usize| graph.nodes()[node].info().size_bytes;
     let mut before = Actions::new();
     if size(target) > size(source) {
@@ -192,21 +190,6 @@ impl Mirror {
             }
         }
     }
-}
-
-/// The mirror of what a node shows, if there is one: where two end, the users of the node could go over to one only.
-fn mirrored_by(graph: &Graph, node: usize) -> Option<&str> {
-    let class = graph.nodes()[node].class();
-    graph.nodes().iter().find_map(|other| {
-        let job = other.driver().job()?;
-        let (from, to) = job.tracks?;
-        let (from, to) = (other.edges().get(from)?, other.edges().get(to)?);
-        // A commit writes what is below; a comparison writes nothing.
-        let is_mirror =
-            to.role() == Role::Target && down(graph, from.child()).all(|at| at != to.child());
-        let is_same = graph.nodes()[from.child()].class() == class;
-        (is_mirror && is_same).then_some(job.id.as_str())
-    })
 }
 
 impl Work for Mirror {

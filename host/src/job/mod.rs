@@ -18,6 +18,7 @@
 //! | `node.rs` | the node |
 //! | `stream.rs`, `commit.rs`, `mirror.rs`, `backup.rs`, `populate.rs` | the kinds |
 //! | `copying.rs` | what commit and mirror have in common |
+//! | `busy.rs` | what they may not have in common |
 //! | `looked.rs` | what block status said of the ranges that come next |
 //! | `kept.rs` | how a backup keeps what is about to be overwritten |
 //!
@@ -49,6 +50,7 @@
 //!   [`JOBS_MAX`](crate::limits::JOBS_MAX) jobs.
 
 mod backup;
+mod busy;
 mod commit;
 mod context;
 mod copying;
@@ -75,7 +77,7 @@ pub(crate) use backup::mode_of as backup_mode;
 pub use event::{ErrorAction, JobEvent, JobNews, Progress};
 pub(crate) use group::Changes;
 pub use handle::JobHandle;
-pub(crate) use list::Jobs;
+pub(crate) use list::{Jobs, Needs};
 #[cfg(test)]
 pub(crate) use node::JobNode;
 pub use record::{IoStatus, JobEnd, JobInfo};

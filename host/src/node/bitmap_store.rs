@@ -203,7 +203,7 @@ fn content_of(kept: &Kept, size_bytes: u64, in_use: bool) -> BitmapContent {
 }
 
 /// Makes an entry for a bitmap that is in use from now on, or takes over one that the same bitmap has left in the
-/// store.
+/// store. Whether that had none of its name.
 ///
 /// # Errors
 /// `EEXIST` for one of its name that is not the same, or a later form of it; the store's, with its node: no
@@ -212,15 +212,16 @@ pub(crate) async fn create(
     store: &dyn BitmapStore,
     cx: Cx<'_>,
     content: BitmapContent,
-) -> Result<()> {
+) -> Result<bool> {
     let node = cx.node_name();
-    let name = &content.name;
     let stored = store.stored(cx).await.map_err(|error| error.at_node(node))?;
-    if let Some(stored) = stored.iter().find(|stored| stored.name == *name) {
+    let former = stored.iter().find(|stored| stored.name == content.name);
+    if let Some(stored) = former {
         check_is_same(stored, &content).map_err(|error| error.at_node(node))?;
     }
     let changes = vec![StoreChange::Store(content)];
-    store.change(cx, changes).await.map_err(|error| error.at_node(node))
+    store.change(cx, changes).await.map_err(|error| error.at_node(node))?;
+    Ok(former.is_none())
 }
 
 /// Whether a stored bitmap is an earlier form of the one that is to be stored, or this one.

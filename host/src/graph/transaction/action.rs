@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::bitmap_action::{BitmapAction, BitmapRef, list};
 use super::event::Event;
+use super::stored::NewEntry;
 use crate::bitmap::{Bitmap, BitmapUse};
 use crate::error::Result;
 use crate::graph::{BitmapDecl, BitmapScope, DriveDecl, DriveTitle, Graph, NodeDecl};
@@ -289,7 +290,7 @@ pub struct Transaction {
     pub(super) actions: Vec<(Action, Unproven)>,
     pub(super) within: Duration,
     /// What nodes of the graph that is to be store before anybody uses them.
-    pub(super) entries: Vec<(String, BitmapContent)>,
+    pub(super) entries: Vec<NewEntry>,
     /// The jobs whose nodes it takes out.
     pub(super) ended_jobs: Vec<String>,
     /// What else changes at its instant.
@@ -387,9 +388,14 @@ impl Transaction {
     }
 
     /// Before anything changes, the node `node` makes an entry for a bitmap, durably. If it cannot, the
-    /// transaction fails.
-    pub(crate) fn with_entry(mut self, node: String, content: BitmapContent) -> Self {
-        self.entries.push((node, content));
+    /// transaction fails; and if that fails for another reason, the entry goes again.
+    pub(crate) fn with_entry(
+        mut self,
+        node: String,
+        bitmap: &Arc<Bitmap>,
+        content: BitmapContent,
+    ) -> Self {
+        self.entries.push(NewEntry { node, bitmap: Arc::clone(bitmap), content });
         self
     }
 

@@ -21,6 +21,7 @@ use super::durable;
 use super::event::Event;
 use super::late::{Answer, Parting, Waiting};
 use super::reopen;
+use super::stored::{NewEntries, NewEntry};
 use super::touched::{Touched, end_watches};
 use super::work::{self, Step, StepKind};
 use crate::bitmap::{Bitmap, Prepared};
@@ -31,7 +32,7 @@ use crate::graph::evidence::SameView;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::{Graph, ScopedBitmap};
 use crate::io::{LocalFuture, Time, current, spawn_boxed, turn_now, until};
-use crate::node::{BackingName, BitmapContent};
+use crate::node::BackingName;
 
 impl GraphCell {
     /// Applies a transaction, on a worker. Once begun it runs to its end, also if its future is dropped.
@@ -93,7 +94,7 @@ struct Plan {
     /// The actions, for messages.
     actions: Vec<String>,
     /// What nodes store before they are used.
-    entries: Vec<(String, BitmapContent)>,
+    entries: Vec<NewEntry>,
     /// Which backings images are to name.
     backing_names: Vec<(String, Option<BackingName>)>,
     /// What else changes then.
@@ -166,7 +167,22 @@ impl Plan {
     async fn make(
         &mut self,
         section: &Drained<'_>,
+        times: (Duration, Time),
+        parting: &mut Parting<'_, '_>,
+    ) -> Result<bool> {
+        let mut entries = NewEntries::new(std::mem::take(&mut self.entries));
+        let made = self.make_with(section, times, &mut entries, parting).await;
+        if made.is_err() {
+            entries.take_back(section, times.0).await;
+        }
+        made
+    }
+
+    async fn make_with(
+        &mut self,
+        section: &Drained<'_>,
         (within, deadline): (Duration, Time),
+        entries: &mut NewEntries,
         parting: &mut Parting<'_, '_>,
     ) -> Result<bool> {
         let Self { claims, steps, prepared, changes, shapes, gone, actions, events, .. } = self;
@@ -188,9 +204,7 @@ impl Plan {
             Err(Error::new(ErrorKind::TimedOut, message))
         })?;
         self.riders.iter_mut().try_for_each(|rider| rider.prepare(after))?;
-        for (node, content) in self.entries.drain(..) {
-            section.create_stored(&node, content, within).await?;
-        }
+        entries.make(section, within).await?;
         for (node, name) in self.backing_names.drain(..) {
             section.name_backing(&node, name, within).await?;
         }
@@ -199,7 +213,8 @@ impl Plan {
             // The graph that is keeps its bitmaps if the work fails.
             let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
             let marked: Vec<Event> = marked.collect();
-            work_within(section, (steps, shapes), (marked, prepared), within, parting).await?;
+            let kept = (marked, &mut *prepared, &mut *entries);
+            work_within(section, (steps, shapes), kept, within, parting).await?;
         }
         // From here on nothing can fail.
         events.extend(close::removed(section).await);
@@ -226,7 +241,7 @@ impl Plan {
 async fn work_within(
     section: &Drained<'_>,
     (steps, shapes): (&[Step], &[bool]),
-    (marked, prepared): (Vec<Event>, &mut Prepared),
+    (marked, prepared, entries): (Vec<Event>, &mut Prepared, &mut NewEntries),
     within: Duration,
     parting: &mut Parting<'_, '_>,
 ) -> Result<()> {
@@ -259,6 +274,8 @@ async fn work_within(
     );
     let error = Error::new(ErrorKind::TimedOut, message).at_node(&name);
     drop(std::mem::take(prepared));
+    // From its answer on, somebody else may make an entry where one of these is: they stay.
+    entries.outrank();
     parting.answer.give(Err(error.clone()));
     parting.writer = None;
     if working.await.is_ok() {

@@ -20,7 +20,7 @@ use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::io::{current, turn_now, until};
 use crate::limits::CLOSE_TIME;
-use crate::node::{BackingName, BitmapContent, Extent, OpenMode, create_stored};
+use crate::node::{BackingName, Extent, OpenMode};
 
 /// Closes the gates of `origins`, all at once, and waits until nothing is behind them.
 ///
@@ -213,33 +213,6 @@ impl<'s> Drained<'s> {
             Err(Error::new(ErrorKind::TimedOut, message))
         };
         done.unwrap_or_else(late).map_err(|error| error.at_node(&node.name))
-    }
-
-    /// Has a node of the graph that is to be make an entry for a bitmap.
-    ///
-    /// # Errors
-    /// As [`create_stored`]; `ENOENT`, `ENOTSUP`, `ETIMEDOUT`.
-    pub(super) async fn create_stored(
-        &self,
-        name: &str,
-        content: BitmapContent,
-        within: Duration,
-    ) -> Result<()> {
-        let request = self.request(Side::After);
-        let graph = request.graph();
-        let node = graph
-            .find_node(name)
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node `{name}`")))?;
-        let store = graph.nodes[node].driver.bitmap_store().ok_or_else(|| {
-            Error::new(ErrorKind::NotSupported, "it keeps no bitmaps").at_node(name)
-        })?;
-        let cx = Cx { graph, request: &request, node };
-        let done = until(turn_now() + within, create_stored(store, cx, content)).await;
-        let late = || {
-            let message = "it did not store a bitmap in time";
-            Err(Error::new(ErrorKind::TimedOut, message).at_node(name))
-        };
-        done.unwrap_or_else(late)
     }
 
     /// Has the image of a node of the graph that is to be name a backing.

@@ -44,6 +44,7 @@ mod event;
 mod late;
 mod reopen;
 mod section_marks;
+mod stored;
 mod structure;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,8 @@ use crate::graph::{
 use crate::io::sim::{Faults, Simulation, Stop};
 use crate::io::{Buf, BufMut, EngineChoice, EngineKind, read_file, run_on_thread};
 use crate::node::{
-    Access, FileNode, FileOptions, FileStorage, ImageLocking, Qcow2Node, Qcow2Options, WriteFlags,
+    Access, BackingName, FileNode, FileOptions, FileStorage, ImageLocking, Qcow2Node, Qcow2Options,
+    WriteFlags,
 };
 
 pub(super) const SIZE: u64 = 1 << 20;
@@ -161,10 +162,17 @@ impl Machine {
     }
 
     async fn snapshot(&self) {
-        let driver = Arc::new(opened("top").await);
-        let overlay = NodeDecl { name: "top".into(), driver, children: of_image("top").0 };
-        let snapshot = Action::Snapshot { drive: "vda".into(), overlay };
-        self.transact(Transaction::new().with(Action::AddNode(file("top"))).with(snapshot)).await;
+        self.transact(to_top().await).await;
+    }
+
+    /// The same, but the upper image cannot name its backing so, which comes out when it has the bitmap's entry.
+    async fn snapshot_that_fails(&self) {
+        let name = Some(BackingName { name: "x".repeat(2000), format: None });
+        let transaction = to_top().await.with(Action::NameBacking { node: "top".into(), name });
+        let prepared = self.persistence.prepare(&self.cell.load(), transaction);
+        let (transaction, entered) = prepared.expect("allowed");
+        assert_eq!(entered.len(), 1);
+        self.cell.transact(transaction).await.expect_err("too long");
     }
 
     /// As a host makes it.
@@ -207,6 +215,14 @@ fn left(of: &Simulation, seed: u64) -> Simulation {
     let next = Simulation::new(seed);
     ["base", "top"].iter().for_each(|name| next.add_file(name, of.bytes(name)));
     next
+}
+
+/// A snapshot into image `top`.
+async fn to_top() -> Transaction {
+    let driver = Arc::new(opened("top").await);
+    let overlay = NodeDecl { name: "top".into(), driver, children: of_image("top").0 };
+    let snapshot = Action::Snapshot { drive: "vda".into(), overlay };
+    Transaction::new().with(Action::AddNode(file("top"))).with(snapshot)
 }
 
 /// The moment up to which a run has come.
@@ -311,4 +327,47 @@ fn a_move_survives_a_crash_at_any_point() {
         });
         assert_eq!(ran, Ok((BitmapState::Recording, vec![1, 2], 2)));
     }
+}
+
+/// A move that comes to nothing, cut short or not, leaves a bitmap that is believed if the machine ended in order.
+#[test]
+fn a_move_that_fails_survives_a_crash_at_any_point() {
+    let live = async |uuid| {
+        let machine = Machine::start("base", Some(uuid)).await;
+        machine.write(1).await;
+        machine.snapshot_that_fails().await;
+        machine.write(2).await;
+        machine.end().await;
+    };
+    let (start, uuid) = prepared(1);
+    let mut events = 0;
+    loop {
+        let simulation = left(&start, 1);
+        simulation.set_faults(Faults::HARMLESS);
+        simulation.crash_after(events);
+        let what = format!("event {events}");
+        let ran = simulation.run(live(uuid));
+        look(&simulation, 1, uuid, &what);
+        match ran {
+            Err(Stop::Crashed) => events += 1,
+            Err(stop) => panic!("{what}: {stop}"),
+            Ok(()) => break,
+        }
+    }
+    assert!(events > 100, "a crash at every one of {events} events");
+    let simulation = left(&start, 1);
+    let ran = simulation.run(async move {
+        live(uuid).await;
+        let machine = Machine::start("base", Some(uuid)).await;
+        let below = (machine.bitmap().state(), machine.dirty());
+        machine.end().await;
+        // The upper image has nothing of it: it begins there with what is below.
+        let machine = Machine::start("top", None).await;
+        let graph = machine.cell.load();
+        let forms = graph.bitmaps().filter(|(_, bitmap)| bitmap.identity().uuid == uuid);
+        let forms: Vec<_> = forms.map(|(scope, it)| (scope.clone(), it.state())).collect();
+        (below, forms)
+    });
+    let of_base = (BitmapScope::Node("base".into()), BitmapState::Recording);
+    assert_eq!(ran, Ok(((BitmapState::Recording, vec![1, 2]), vec![of_base])));
 }

@@ -66,21 +66,23 @@ impl Persistence {
                 _ => {}
             }
         }
-        let is_renamed = |bitmap: &Arc<Bitmap>| {
-            transaction.actions().any(|action| {
-                let Action::Bitmap { bitmap: named, action: BitmapAction::Rename(_) } = action
-                else {
-                    return false;
-                };
-                named.find(graph).is_some_and(|named| Arc::ptr_eq(&named, bitmap))
-            })
-        };
-        // What is to have another name by then is entered afterwards.
-        entered.retain(|(bitmap, ..)| !is_renamed(bitmap));
+        for action in transaction.actions() {
+            let Action::Bitmap { bitmap, action: BitmapAction::Rename(to) } = action else {
+                continue;
+            };
+            let renamed = bitmap.find(graph);
+            for (bitmap, _, _, name) in &mut entered {
+                // By its last name it is there from the beginning.
+                if renamed.as_ref().is_some_and(|renamed| Arc::ptr_eq(renamed, bitmap)) {
+                    name.clone_from(to);
+                }
+            }
+        }
         transaction = self.wake(graph, transaction);
-        for (bitmap, node, identity, _) in &entered {
-            let content = BitmapContent { identity: *identity, ..entry_of(bitmap) };
-            transaction = transaction.with_entry(node.clone(), content);
+        for (bitmap, node, identity, name) in &entered {
+            let (identity, name) = (*identity, name.clone());
+            let content = BitmapContent { identity, name, ..entry_of(bitmap) };
+            transaction = transaction.with_entry(node.clone(), bitmap, content);
         }
         Ok((transaction, entered))
     }

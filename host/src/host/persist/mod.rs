@@ -24,7 +24,8 @@
 //!   below is compared after the bitmaps record, and recorded after it has closed.
 //! - A bitmap has a UUID, and its stored form a generation, which grows with each image that it goes to. The new
 //!   form is durable before the graph changes, the former one goes after that. Of forms in images that stand on
-//!   each other the highest generation counts.
+//!   each other the highest generation counts. If the graph does not change after all, the new form goes again, or
+//!   the bitmap's own generation comes to be higher.
 //! - What cannot be stored is told and stays marked as in use: never clean on trust.
 
 mod adopt;

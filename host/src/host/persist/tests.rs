@@ -1,5 +1,7 @@
 //! Images in memory that outlive their hosts, and what becomes of their bitmaps.
 
+mod failed;
+
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -29,6 +31,8 @@ struct Disk {
     /// What has been written, in order, also of other disks.
     log: Arc<Mutex<Vec<String>>>,
     fails: Option<ErrorKind>,
+    /// Changes for which there is room still, if that has an end.
+    room: Option<usize>,
     /// What it says of what is below.
     below: Option<Below>,
 }
@@ -205,6 +209,14 @@ impl BitmapStore for ImageNode {
         let node = cx.node_name();
         if let Some(kind) = disk.fails {
             return Box::pin(async move { Err(Error::new(kind, "the image is full")) });
+        }
+        match &mut disk.room {
+            None => {}
+            Some(0) => {
+                let full = Error::new(ErrorKind::NoSpace, "the image is full");
+                return Box::pin(async move { Err(full) });
+            }
+            Some(left) => *left -= 1,
         }
         for change in changes {
             let entries = &mut disk.entries;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use blockloom_plugin_backup::BackupConfig;
 
-use super::scene::{BLOCK, chain, dirty, disk, fill_chain, of_node, shown_by, write};
+use super::scene::{BLOCK, chain, dirty, disk, fill_chain, of_node, shown, shown_by, write};
 use crate::error::ErrorKind;
 use crate::filter::{BackupNode, ViewNode};
 use crate::graph::{Action, DriveDecl, NodeDecl, OpKind, Transaction, Unproven};
@@ -110,5 +110,32 @@ fn a_point_in_time_is_given_up_as_it_is_backed_up() {
     let error = block_on(given_up.write(0, &[1; 512])).expect_err("that is all");
     assert_eq!(error.kind(), ErrorKind::NotSupported);
     assert_eq!(dirty(&host, &of_node("top")), [3, 300, 500, 900]);
+    host.shutdown().expect("an end in order");
+}
+
+/// A backup that copies all is in its target: nobody gives up a part of that by its view.
+#[test]
+fn a_backup_of_all_is_given_up_by_nobody() {
+    let host = host();
+    let expect = shown_by(&host, "top");
+    let config = BackupConfig::from_json("{\"sync\": \"full\"}").expect("a configuration");
+    let filter = Arc::new(BackupNode::new(config, None).expect("a backup"));
+    let view = Arc::new(ViewNode::of_backup(&filter));
+    let children = BackupNode::children("top", "kept");
+    let filter = NodeDecl { name: "full".into(), driver: filter, children };
+    let (node, users) = ("top".into(), crate::graph::Which::All);
+    apply(&host, Action::InsertAbove { node, filter, users }).expect("a filter");
+    let children = ViewNode::children("top", "kept", "full");
+    apply(&host, Action::AddNode(NodeDecl { name: "then".into(), driver: view, children }))
+        .expect("a view");
+    apply(&host, drive("then", true)).expect("a drive");
+    let then = host.drive("vdb").expect("a drive");
+    block_on(then.discard(0, expect.len() as u64)).expect("advice");
+    assert!(shown(&host, "vdb") == expect);
+    apply(&host, Action::RemoveDrive { drive: "vdb".into() }).expect("no drive");
+    // The rest follows of its own accord.
+    assert!((0..100_000).any(|_| shown_by(&host, "kept") == expect), "it is not whole");
+    let error = block_on(host.start_job(backup("then"))).err().expect("nothing is discarded there");
+    assert_eq!(error.kind(), ErrorKind::NotSupported);
     host.shutdown().expect("an end in order");
 }

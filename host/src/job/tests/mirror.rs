@@ -15,7 +15,8 @@ use crate::graph::{
     Unproven, User, Which,
 };
 use crate::job::{
-    BitmapMode, CopyMode, JobEnd, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, MirrorSync,
+    BitmapMode, CommitSpec, CopyMode, JobEnd, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec,
+    MirrorSync,
 };
 use crate::{Host, block_on};
 
@@ -48,6 +49,49 @@ fn one_mirror_at_a_time() {
     first.cancel(true).expect("a job");
     block_on(first.wait());
     block_on(host.start_job(second())).expect("the first has ended");
+}
+
+/// Nor could they go over to two nodes by a mirror and a commit, or what a commit writes be what a mirror shows. Below
+/// what is mirrored a chain can be made shorter: that alters nothing that is copied.
+#[test]
+fn a_commit_and_a_mirror_have_nothing_in_common() {
+    let host = chain().node("copy", disk(), vec![]).start().expect("a host");
+    fill_chain(&host);
+    let before = shown(&host, "vda");
+    let commit = |spec| JobSpec::new("c", JobKind::Commit(spec));
+    let active = || commit(CommitSpec::of("vda", "base"));
+    let below = || commit(CommitSpec { top: Some("mid".into()), ..CommitSpec::of("vda", "base") });
+    let check = |job: JobSpec, node: &str, why: &str| {
+        let error = block_on(host.start_job(job)).err().expect("they have a node in common");
+        let expect =
+            format!("node `{node}`: it is busy: job {why} it; wait for its end, or cancel it");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().ends_with(&expect), "{error}");
+    };
+    for (source, is_above) in [("vda", true), ("mid", false), ("base", false)] {
+        let job = block_on(host.start_job(mirror(MirrorSpec::of(source, "copy")))).expect("a job");
+        let node = if is_above { "top" } else { source };
+        check(active(), node, "`m` mirrors");
+        if is_above {
+            let job = block_on(host.start_job(JobSpec { auto_finalize: false, ..below() }));
+            let job = job.expect("it is all the same to the mirror");
+            block_on(job.reaches(JobStatus::Pending));
+            job.cancel(true).expect("a job that waits");
+            block_on(job.wait());
+        } else {
+            check(below(), node, "`m` mirrors");
+        }
+        job.cancel(true).expect("a job");
+        block_on(job.wait());
+    }
+    let job = block_on(host.start_job(active())).expect("nobody mirrors it");
+    for (source, node) in [("vda", "top"), ("mid", "mid"), ("base", "base")] {
+        check(mirror(MirrorSpec::of(source, "copy")), node, "`c` commits");
+    }
+    job.cancel(true).expect("a job");
+    block_on(job.wait());
+    assert!(shown(&host, "vda") == before);
+    host.shutdown().expect("an end in order");
 }
 
 /// The writes that a filter has passed on.

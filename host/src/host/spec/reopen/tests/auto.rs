@@ -2,6 +2,8 @@
 //! the same steps, but for the reader, which it does not see before it writes either.
 
 use super::*;
+use crate::job::BackupSpec;
+use crate::node::{FileNode, FileOptions};
 
 fn file(scene: &Scene) -> Value {
     let path = scene.path("disk");
@@ -138,6 +140,76 @@ fn files_by_toml() {
     block_on(host.remove_drive("vda")).expect("a drive");
     block_on(host.remove_node("f")).expect("a node");
     host.add(&toml("[drive.vda]\nroot = \"f\"\nwritable = false\n")).expect("a drive");
+    assert!(!is_open(&scene));
+    host.shutdown().expect("an end in order");
+}
+
+/// Of a host that is put together by calls.
+#[test]
+fn files_of_a_builder() {
+    let scene = Scene::new();
+    plain(&scene);
+    for (writable, opened) in [(false, true), (true, true), (true, false)] {
+        let options = FileOptions {
+            path: scene.path("disk"),
+            write: opened,
+            auto_read_only: true,
+            ..FileOptions::default()
+        };
+        let file = FileNode::open(&options).expect("a file");
+        let host = Host::builder().node("f", file, vec![]).drive("vda", "f", writable);
+        let host = host.start().expect("a host");
+        assert_eq!(is_open(&scene), writable, "opened for writing: {opened}");
+        if writable {
+            write(&host, "vda", 0, 1);
+        }
+        block_on(host.set_writable("vda", !writable)).expect("a drive");
+        assert_eq!(is_open(&scene), !writable);
+        host.shutdown().expect("an end in order");
+    }
+}
+
+/// The target of a job that copies is opened by the transaction with which the job comes, as for any other writer.
+#[test]
+fn a_file_that_a_job_copies_to() {
+    let scene = Scene::new();
+    plain(&scene);
+    let host = host();
+    add(&host, file(&scene));
+    add(&host, json!({ "driver": "null", "node-name": "n", "size": SIZE }));
+    let backup = JobKind::Backup(BackupSpec::of("n", "f"));
+    let job = JobSpec { auto_finalize: false, ..JobSpec::new("j", backup) };
+    let job = block_on(host.start_job(job)).expect("a job");
+    block_on(job.reaches(JobStatus::Pending));
+    assert!(is_open(&scene));
+    job.finalize().expect("a job that waits");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed));
+    assert!(!is_open(&scene));
+    host.shutdown().expect("an end in order");
+}
+
+/// The drive goes over to what a job has opened, and writes it after the job has ended.
+#[test]
+fn a_writer_that_outlives_a_job() {
+    let scene = Scene::new();
+    plain(&scene);
+    scene.make(&["top"]);
+    let host = host();
+    add(&host, file(&scene));
+    add(&host, scene.image("top", json!({ "backing": "f" })));
+    drive(&host, "vda", "top", true);
+    write(&host, "vda", 1, 7);
+    assert!(!is_open(&scene));
+    let spec = CommitSpec { completes: true, ..CommitSpec::of("vda", "f") };
+    assert!(matches!(ends(&host, JobKind::Commit(spec)), JobEnd::Completed));
+    assert!(is_open(&scene));
+    write(&host, "vda", 2, 7);
+    block_on(host.set_writable("vda", false)).expect("a drive");
+    assert!(!is_open(&scene), "nobody writes it any more");
+    block_on(host.set_writable("vda", true)).expect("a drive");
+    assert!(is_open(&scene));
+    assert_eq!((read(&host, "vda", 1), read(&host, "vda", 2)), (7, 7));
+    block_on(host.remove_drive("vda")).expect("a drive");
     assert!(!is_open(&scene));
     host.shutdown().expect("an end in order");
 }
