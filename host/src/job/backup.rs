@@ -155,8 +155,13 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
     let below = backing(graph, source).map(|(_, below)| below);
     let below = below.filter(|_| spec.sync == BackupSync::Top);
     children.extend(below.map(|below| edge("below", below, Role::Source, PermissionSet::NONE)));
-    let stake =
-        JobStake { id: id.to_owned(), stands_on: Vec::new(), tracks: None, alters_others: false };
+    let stake = JobStake {
+        id: id.to_owned(),
+        stands_on: Vec::new(),
+        tracks: None,
+        leaves_out: None,
+        alters_others: false,
+    };
     let discards = spec.discards_source;
     let node = JobNode::keeping(stake, &kept);
     let node = Arc::new(if discards { node.for_nobody_to_write() } else { node });

@@ -124,6 +124,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
         id: id.to_owned(),
         stands_on: Vec::new(),
         tracks: Some((SOURCE, TARGET)),
+        leaves_out: None,
         alters_others: false,
     };
     let node = Arc::new(JobNode::new(stake));

@@ -56,8 +56,8 @@ const REFUSED: [ErrorKind; 6] = [
     ErrorKind::Busy,
 ];
 /// What may stand against the end of a job: that which stands in its way, and, beside other jobs, what those have
-/// done: two that do the same cannot end together, and what one brings to a node another one has not seen there.
-const BROKEN: [ErrorKind; 3] = [ErrorKind::InUse, ErrorKind::NotFound, ErrorKind::NotPermitted];
+/// done: two that do the same cannot end together.
+const BROKEN: [ErrorKind; 2] = [ErrorKind::InUse, ErrorKind::NotFound];
 
 /// Kinds of jobs, as they are counted.
 const KINDS: [&str; 4] = ["stream", "commit", "mirror", "backup"];
