@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::context::{Doing, Failed, JobCx, JobFuture, Step};
+use super::context::{Breaks, Doing, Failed, JobCx, JobFuture, Step};
 use super::copying::{SOURCE, TARGET, rest};
 use super::flow::{Bounds, Piece};
 use super::kept::Kept;
@@ -412,7 +412,12 @@ impl Work for Backup {
             Box::pin(copy(own, Arc::clone(&kept), piece.range, discards))
         });
         let cx = JobCx::new(opening.record, opening.own, doing, Failed::Known);
-        Ok(cx.within(&self.bounds))
+        let kept = Arc::clone(&self.kept);
+        let breaks: Breaks = Box::new(move || {
+            let kept = Arc::clone(&kept);
+            Box::pin(async move { kept.breaks().await })
+        });
+        Ok(cx.within(&self.bounds).breaking(breaks))
     }
 
     fn run<'a>(&'a self, cx: &'a JobCx) -> JobFuture<'a, Step<Ending>> {

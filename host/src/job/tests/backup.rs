@@ -11,12 +11,12 @@ use super::scene::{
 };
 use crate::error::ErrorKind;
 use crate::graph::{
-    Action, BitmapAction, BitmapRef, ChildDecl, DriveDecl, NodeDecl, Transaction, Unproven,
+    Action, BitmapAction, BitmapRef, ChildDecl, DriveDecl, Event, NodeDecl, Transaction, Unproven,
 };
 use crate::job::backup::mode_of;
 use crate::job::{
-    BackupSpec, BackupSync, BitmapMode, CommitSpec, JobEnd, JobHandle, JobKind, JobNews, JobSpec,
-    JobStatus, MirrorSpec, OnCbwError, OnError, StreamSpec,
+    BackupSpec, BackupSync, BitmapMode, CommitSpec, ErrorAction, IoStatus, JobEnd, JobEvent,
+    JobHandle, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, OnCbwError, OnError, StreamSpec,
 };
 use crate::node::WriteFlags;
 use crate::{Host, block_on};
@@ -340,6 +340,40 @@ fn a_write_whose_copy_fails_fails_or_breaks_the_backup() {
                 write(&world.host, "vda", 590, 1);
             }
         }
+        world.end();
+    }
+}
+
+/// What is kept of the point in time may be lost while the job stands still: nobody has to resume it to learn that.
+#[test]
+fn one_that_is_paused_says_that_it_is_broken() {
+    for sync in [S::None, S::Full] {
+        let world = world();
+        let on_cbw_error = OnCbwError::BreakSnapshot;
+        let job = world.start(BackupSpec { sync, on_cbw_error, ..BackupSpec::of("vda", "onto") });
+        job.pause().expect("a job that runs");
+        assert_eq!(block_on(job.reaches(JobStatus::Paused)), JobStatus::Paused);
+        assert_eq!(job.info().io_status, IoStatus::Ok);
+        world.target.bad.store(590 * BLOCK, Ordering::SeqCst);
+        let mut events = world.host.events();
+        write(&world.host, "vda", 590, 7);
+        let told = block_on(async {
+            loop {
+                let event = events.next().await.expect("a host").event;
+                let Event::Job(JobEvent { what, .. }) = event else { continue };
+                if let JobNews::Error { action, is_no_space, is_of_write, why } = what {
+                    return (action, is_no_space, is_of_write, why);
+                }
+            }
+        });
+        let (action, is_no_space, is_of_write, why) = told;
+        assert_eq!((action, is_no_space, is_of_write), (ErrorAction::Report, false, true));
+        assert!(why.contains("a copy before a write failed"), "{why}");
+        let info = job.info();
+        assert_eq!((info.status, info.io_status), (JobStatus::Paused, IoStatus::Failed));
+        job.resume().expect("a job that stands still");
+        let JobEnd::Failed(error) = block_on(job.wait()) else { panic!("it is broken") };
+        assert_eq!(error.to_string(), why);
         world.end();
     }
 }

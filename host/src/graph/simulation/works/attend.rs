@@ -10,7 +10,7 @@ use super::world::{World, lag_name};
 use crate::graph::Transaction;
 use crate::io::sim::{Random, note};
 use crate::io::{sleep_until, spawn_boxed, turn_now};
-use crate::job::{Changes, CopyMode, JobEnd, JobHandle, JobStatus};
+use crate::job::{Changes, CopyMode, IoStatus, JobEnd, JobHandle, JobStatus};
 
 /// A job that has begun, at some moment of `began`.
 pub(super) struct Running {
@@ -151,10 +151,10 @@ impl World {
             return self.judge(Err("requests do not end".to_owned()));
         }
         let shown = self.look(&[lag_name(&copy.store)]).await;
-        // What is broken it says by then, unless it is paused.
-        drop(job.resume());
+        // What is broken it says by then, also while it stands still.
         sleep_until(turn_now() + Duration::from_secs(1)).await;
-        let is_good = !job.status().is_over() && job.cancel(true).is_ok();
+        let is_whole = !job.status().is_over() && job.info().io_status == IoStatus::Ok;
+        let is_good = is_whole && job.cancel(true).is_ok();
         if is_good && matches!(job.wait().await, JobEnd::Cancelled) {
             let may_fail = self.fails.get();
             let checked = match shown.map(|mut shown| shown.pop().unwrap_or_default()) {
