@@ -38,6 +38,9 @@ pub const CONVERT_PIECES_MAX: u16 = 16;
 /// Entries of a worker's submission ring; operations beyond it wait in the worker, not in the kernel.
 pub const RING_ENTRIES: u32 = 1024;
 
+/// Buffers that a ring knows by number, at most: each has from 128 KiB to [`POOL_CLASS_MAX_BYTES`].
+pub const RING_BUFFERS_MAX: u16 = 32;
+
 /// Free buffers kept by one thread, bytes: 16 requests of 1 MiB, or 4,096 of 4 KiB.
 pub const POOL_BYTES_MAX: usize = 16 << 20;
 
@@ -157,6 +160,10 @@ pub const JOBS_MAX: usize = 256;
 
 /// Bytes that one job has in flight, in memory: with [`JOBS_MAX`] jobs 4 GiB, if all of them are as fast as that.
 pub const JOB_BYTES_MAX: u64 = 16 << 20;
+
+/// How far a file that is written past the page cache is made longer ahead of what is written, bytes: sparse, and a
+/// multiple of every alignment.
+pub const FILE_AHEAD_BYTES: u64 = 64 << 20;
 
 /// Pieces that one job has in flight. Each needs a guard and a watch: sixteen such jobs leave three quarters of both.
 pub const JOB_PIECES_MAX: usize = 64;

@@ -20,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use super::registered::Place;
 use crate::limits::{POOL_BYTES_MAX, POOL_CLASS_MAX_BYTES, ZERO_CHUNK_BYTES};
 
 /// Alignment of every buffer's start, bytes.
@@ -33,10 +34,12 @@ const CLASSES: usize = (POOL_CLASS_MAX_BYTES.trailing_zeros() - CLASS_MIN_SHIFT 
 const MAPPED_MIN_BYTES: usize = 128 << 10;
 
 /// One aligned allocation, initialised from the start.
-struct Memory {
+pub(super) struct Memory {
     start: NonNull<u8>,
     /// Bytes, a multiple of [`BUFFER_ALIGN`]; at least [`MAPPED_MIN_BYTES`] if it is mapped.
     capacity: usize,
+    /// Where a ring knows it.
+    place: OnceLock<Place>,
 }
 
 // SAFETY: `Memory` owns its allocation; the pointer is reached only through `BufMut` (unique) or
@@ -66,17 +69,40 @@ impl Memory {
             unsafe { alloc_zeroed(layout) }
         };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, capacity }
+        Self { start, capacity, place: OnceLock::new() }
     }
 
-    fn capacity(&self) -> usize {
+    pub(super) fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    pub(super) fn start_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Whether it has pages of its own.
+    fn is_mapped(&self) -> bool {
+        self.capacity >= MAPPED_MIN_BYTES
+    }
+
+    /// Whether it is worth a place: it has pages of its own, and is used again.
+    pub(super) fn is_placed(&self) -> bool {
+        self.is_mapped() && self.capacity <= POOL_CLASS_MAX_BYTES
+    }
+
+    pub(super) fn place(&self) -> Option<&Place> {
+        self.place.get()
+    }
+
+    /// It keeps the first place that it gets, for as long as it lives.
+    pub(super) fn set_place(&self, place: Place) {
+        let _ = self.place.set(place);
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.capacity >= MAPPED_MIN_BYTES {
+        if self.is_mapped() {
             // SAFETY: the whole mapping made for this capacity, unmapped once, here. Its owner is gone.
             let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.capacity) };
             debug_assert!(unmapped.is_ok(), "a mapping of our own can be unmapped");
@@ -179,6 +205,11 @@ impl BufMut {
         Buf { memory: self.memory.take(), start: 0, len: self.len }
     }
 
+    /// What it lies in.
+    pub(super) fn memory(&self) -> Option<&Memory> {
+        self.memory.as_deref()
+    }
+
     fn start(&self) -> *mut u8 {
         self.memory.as_ref().map_or(NonNull::dangling(), |memory| memory.start).as_ptr()
     }
@@ -244,6 +275,11 @@ impl Buf {
             return BufMut::copy_of(&self);
         }
         BufMut { memory: self.memory.take(), len: self.len }
+    }
+
+    /// What it lies in.
+    pub(super) fn memory(&self) -> Option<&Memory> {
+        self.memory.as_deref()
     }
 
     /// A part of the buffer, sharing its memory.

@@ -35,6 +35,8 @@ pub enum AllocateMode {
     ZeroRange,
     /// The same, and a file that ends before the range's end ends with it.
     ZeroAndGrow,
+    /// The file ends no earlier than the range; what is there stays as it is.
+    Extend,
 }
 
 impl AllocateMode {
@@ -43,6 +45,7 @@ impl AllocateMode {
             Self::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             Self::ZeroRange => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
             Self::ZeroAndGrow => FallocateFlags::ZERO_RANGE,
+            Self::Extend => FallocateFlags::empty(),
         }
     }
 

@@ -33,6 +33,7 @@ mod ops;
 mod paths;
 mod random;
 mod reactor;
+mod registered;
 mod signal;
 #[cfg(test)]
 pub(crate) mod sim;

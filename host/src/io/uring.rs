@@ -20,10 +20,12 @@ use std::time::Duration;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::blocking;
+use super::buf::Memory;
 use super::engine::EngineKind;
 use super::file::File;
 use super::ops::{Completions, FileOp, OpFuture, OpTable};
 use super::reactor::Reactor;
+use super::registered::Registered;
 use super::time::Time;
 use super::{Drained, Interest, Io, SourceKey, Wait};
 use crate::limits::RING_ENTRIES;
@@ -41,6 +43,7 @@ pub(super) struct RingEngine {
     table: Rc<OpTable>,
     completions: Arc<Completions>,
     ring: RefCell<IoUring>,
+    registered: Registered,
     /// Started in this turn, or waiting for room in the ring.
     backlog: RefCell<VecDeque<usize>>,
     /// Operations that the kernel has: never more than the completion queue holds.
@@ -75,6 +78,7 @@ impl RingEngine {
             reactor,
             table: Rc::default(),
             completions,
+            registered: Registered::new(&ring),
             ring: RefCell::new(ring),
             backlog: RefCell::default(),
             in_ring: Cell::new(0),
@@ -90,7 +94,8 @@ impl RingEngine {
         }
         while self.in_ring.get() < RING_ENTRIES * 2 {
             let Some(key) = backlog.front().copied() else { break };
-            let entry = self.table.with(key, entry).flatten();
+            let number = |memory: &Memory| self.registered.number_of(&ring, memory);
+            let entry = self.table.with(key, |op, file| entry(op, file, number)).flatten();
             let Some(entry) = entry else {
                 backlog.pop_front();
                 continue;
@@ -140,15 +145,28 @@ fn submit_all(ring: &IoUring) -> io::Result<()> {
     }
 }
 
-/// The ring entry of an operation; `None` for one without an opcode.
-fn entry(op: &mut FileOp, file: &File) -> Option<squeue::Entry> {
+/// The ring entry of an operation; `None` for one without an opcode. `number` is that of memory that the ring knows.
+fn entry(
+    op: &mut FileOp,
+    file: &File,
+    number: impl Fn(&Memory) -> Option<u16>,
+) -> Option<squeue::Entry> {
+    let number_of = |memory: Option<&Memory>| {
+        // The page cache copies; and single pages are found soon.
+        memory.filter(|memory| file.is_direct() && memory.is_placed()).and_then(&number)
+    };
     let fd = types::Fd(file.fd().as_raw_fd());
     let length = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
     Some(match op {
         FileOp::Read { offset, buf, done } => {
             let at = offset.saturating_add(*done as u64);
+            let number = number_of(buf.memory());
             let rest = &mut buf[*done..];
             let len = rest.len();
+            if let Some(number) = number {
+                let entry = opcode::ReadFixed::new(fd, rest.as_mut_ptr(), length(len), number);
+                return Some(entry.offset(at).build());
+            }
             let entry = opcode::Read::new(fd, rest.as_mut_ptr(), length(len)).offset(at).build();
             match !file.is_direct() && len >= READ_ASIDE_BYTES {
                 true => entry.flags(squeue::Flags::ASYNC),
@@ -158,7 +176,11 @@ fn entry(op: &mut FileOp, file: &File) -> Option<squeue::Entry> {
         FileOp::Write { offset, buf, done } => {
             let at = offset.saturating_add(*done as u64);
             let rest = &buf[*done..];
-            opcode::Write::new(fd, rest.as_ptr(), length(rest.len())).offset(at).build()
+            let (start, len) = (rest.as_ptr(), length(rest.len()));
+            match number_of(buf.memory()) {
+                Some(number) => opcode::WriteFixed::new(fd, start, len, number).offset(at).build(),
+                None => opcode::Write::new(fd, start, len).offset(at).build(),
+            }
         }
         FileOp::Sync { data_only } => {
             let flags =

@@ -147,6 +147,8 @@ impl SimEngine {
                 let mut media = file.media();
                 let end = match mode {
                     AllocateMode::ZeroAndGrow => offset.saturating_add(*len),
+                    // Only where nobody relies on it.
+                    AllocateMode::Extend => *offset,
                     _ => offset.saturating_add(*len).min(media.len()),
                 };
                 let zeros = vec![0; to_usize(end.saturating_sub(*offset))];

@@ -6,10 +6,12 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | `ahead.rs` | its end, ahead of what is written |
 //! | `data.rs` | where data was last found |
 //! | `open.rs` | opening and locking it |
 //! | `reopen.rs` | opening it in another way while it runs |
 
+mod ahead;
 mod data;
 mod open;
 mod reopen;
@@ -21,6 +23,7 @@ use std::sync::{Arc, Mutex};
 
 pub use open::{FileOptions, ImageLocking};
 
+use self::ahead::Ahead;
 use self::data::DataRun;
 use super::{
     Caps, Extent, ExtentKind, Identity, Limits, Node, NodeFuture, NodeInfo, OpenMode, Reopening,
@@ -60,6 +63,7 @@ struct Known {
     /// succeeds does not say otherwise.
     sync_failed: AtomicBool,
     data: DataRun,
+    ahead: Ahead,
 }
 
 impl FileNode {
@@ -79,6 +83,34 @@ impl FileNode {
         }
     }
 
+    /// A change up to `end` is about to make the file longer: it is made longer than that, for those to come.
+    async fn reach(&self, end: u64) {
+        if !self.file.is_direct() || !self.is_growable() {
+            return;
+        }
+        let Some(to) = self.known.ahead.claim(end) else { return };
+        let len = u64::from(self.limits.memory_alignment);
+        let op = FileOp::Allocate { mode: AllocateMode::Extend, offset: to - len, len };
+        if let Err(error) = self.file.run_op(op).await {
+            tracing::debug!("`{}` grows write by write: {error}", self.file.path().display());
+            self.known.ahead.give_up();
+        }
+    }
+
+    /// Cuts off what the file has ahead. No request is in flight.
+    async fn cut(&self) {
+        let len = self.len();
+        if !self.is_growable() || !self.known.ahead.is_to_be_cut(len) {
+            return;
+        }
+        match self.file.run_op(FileOp::SetLen { len }).await {
+            Ok(_) => self.known.ahead.set(len),
+            Err(error) => {
+                tracing::warn!("`{}` stays longer than it is: {error}", self.file.path().display());
+            }
+        }
+    }
+
     async fn truncate(&self, len: u64) -> Result<()> {
         if !self.is_growable() {
             let message = "only a regular file that is open for writing can have another length";
@@ -86,6 +118,7 @@ impl FileNode {
         }
         let before = self.known.len_bytes.swap(len, Ordering::Relaxed);
         self.known.kept_bytes.fetch_min(len, Ordering::Relaxed);
+        self.known.ahead.set(len);
         let done = self.deallocate(FileOp::SetLen { len }, len..u64::MAX).await;
         done.map(drop).map_err(|error| {
             self.grow_to(before);
@@ -186,6 +219,7 @@ impl FileNode {
         }
         let failed = |error: std::io::Error| self.failed("file times", 0, &error);
         if self.mode.write {
+            self.known.ahead.stamped();
             self.file.run_op(FileOp::Sync { data_only: false }).await.map_err(failed)?;
         }
         let mut stamp = self.file.stamp().map_err(failed)?;
@@ -280,7 +314,12 @@ impl Node for FileNode {
 
     fn write<'a>(&'a self, _: Cx<'a>, offset: u64, buf: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            self.grow_to(offset.saturating_add(buf.len() as u64));
+            let end = offset.saturating_add(buf.len() as u64);
+            if end > self.len() {
+                self.grow_to(end);
+                // Apart: most writes have no need of it.
+                Box::pin(self.reach(end)).await;
+            }
             let result = self.file.write_at(offset, buf).await;
             result.map_err(|error| self.failed("write", offset, &error))
         })
@@ -347,6 +386,7 @@ impl Node for FileNode {
     /// Others may have the image from now on, whoever holds a graph in which it was.
     fn close<'a>(&'a self, _: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(async move {
+            self.cut().await;
             Reopening::leave(self);
             Ok(())
         })

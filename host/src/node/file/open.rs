@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
+use super::ahead::Ahead;
 use super::data::DataRun;
 use super::{FileNode, Known};
 use crate::error::{Error, ErrorKind, Result};
@@ -74,6 +75,7 @@ impl FileNode {
             kept_bytes: AtomicU64::new(size_bytes),
             sync_failed: AtomicBool::new(false),
             data: DataRun::default(),
+            ahead: Ahead::at(shown_bytes),
         };
         Ok(Self {
             limits: limits_of(&file, shown_bytes)?,

@@ -2,7 +2,7 @@
 
 use blockloom_tests::tools::{compare, have, succeed};
 
-use super::scene::{Scene, Shape, is_within, qemu_io, zeros_of};
+use super::scene::{SIZE, Scene, Shape, is_within, qemu_io, zeros_of};
 use crate::ENGINES;
 
 const fn plain(options: &'static str) -> Shape {
@@ -106,6 +106,9 @@ fn images_are_written_past_the_page_cache() {
             daemon.finish();
             scene.expect(&commands);
             scene.check();
+            // It was made longer ahead of what was written.
+            let length = std::fs::metadata(scene.path("disk.qcow2")).expect("the image").len();
+            assert!(length < 4 * SIZE, "{options}: it has still {length} bytes");
         }
     }
 }

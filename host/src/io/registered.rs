@@ -1,0 +1,168 @@
+//! Buffers that a ring knows by number: the kernel has their pages at hand, and does not have to find and hold each of
+//! them for every operation past the page cache.
+//!
+//! Memory is registered when the ring first uses it, and has its number until it is freed. Its pages are held until that
+//! number goes to another one, or the ring next registers something.
+#![allow(unsafe_code, reason = "the kernel holds the pages of registered memory")]
+
+use std::cell::{Cell, RefCell};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::queue::SegQueue;
+use io_uring::IoUring;
+
+use super::buf::Memory;
+use crate::limits::RING_BUFFERS_MAX;
+
+/// Where a ring knows some memory; it gives its number back when dropped.
+pub(super) struct Place {
+    ring: u64,
+    number: u16,
+    freed: Arc<SegQueue<u16>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.freed.push(self.number);
+    }
+}
+
+/// What one ring knows.
+pub(super) struct Registered {
+    ring: u64,
+    /// Numbers that stand for nothing.
+    unused: RefCell<Vec<u16>>,
+    /// Numbers of memory that was freed. Bounded by those that there are.
+    freed: Arc<SegQueue<u16>>,
+    /// The kernel takes more.
+    is_on: Cell<bool>,
+}
+
+impl Registered {
+    /// None yet. An older kernel knows none.
+    pub(super) fn new(ring: &IoUring) -> Self {
+        static RINGS: AtomicU64 = AtomicU64::new(0);
+        let is_on = ring.submitter().register_buffers_sparse(RING_BUFFERS_MAX.into()).is_ok();
+        Self {
+            ring: RINGS.fetch_add(1, Ordering::Relaxed),
+            unused: RefCell::new((0..RING_BUFFERS_MAX).rev().collect()),
+            freed: Arc::default(),
+            is_on: Cell::new(is_on),
+        }
+    }
+
+    /// The number of some memory, which is registered if it can be.
+    pub(super) fn number_of(&self, ring: &IoUring, memory: &Memory) -> Option<u16> {
+        if memory.place().is_none()
+            && let Some(place) = self.register(ring, memory)
+        {
+            memory.set_place(place);
+        }
+        memory.place().filter(|place| place.ring == self.ring).map(|place| place.number)
+    }
+
+    fn register(&self, ring: &IoUring, memory: &Memory) -> Option<Place> {
+        if !self.is_on.get() {
+            return None;
+        }
+        let number = self.free_number(ring)?;
+        let place = Place { ring: self.ring, number, freed: Arc::clone(&self.freed) };
+        // It may have no more memory that stays in place; then all goes on as without.
+        self.is_on.set(set(ring, number, memory.start_ptr(), memory.capacity()));
+        self.is_on.get().then_some(place)
+    }
+
+    /// A number for other memory. Those that were freed hold none any more.
+    fn free_number(&self, ring: &IoUring) -> Option<u16> {
+        let mut unused = self.unused.borrow_mut();
+        while let Some(number) = self.freed.pop() {
+            if !set(ring, number, ptr::null_mut(), 0) {
+                self.is_on.set(false);
+                return None;
+            }
+            unused.push(number);
+        }
+        unused.pop()
+    }
+}
+
+/// Whether the kernel has taken it.
+fn set(ring: &IoUring, number: u16, start: *mut u8, len: usize) -> bool {
+    let part = libc::iovec { iov_base: start.cast(), iov_len: len };
+    // SAFETY: the pages of memory that is freed stay with the kernel until its number is set anew; it writes to them
+    // for operations alone, which own the memory.
+    unsafe { ring.submitter().register_buffers_update(number.into(), &[part], None) }.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{
+        Buf, BufMut, EngineChoice, EngineKind, File, OpenOptions, run_on_thread, trim_pool,
+    };
+    use super::*;
+
+    const LEN: usize = 128 << 10;
+    const RING: EngineChoice = EngineChoice::Exactly(EngineKind::IoUring);
+
+    fn number(buf: &Buf) -> Option<u16> {
+        buf.memory().and_then(Memory::place).map(|place| place.number)
+    }
+
+    async fn write(file: &Arc<File>, at: usize, byte: u8) -> Buf {
+        let mut buf = BufMut::new(LEN);
+        buf.fill(byte);
+        let buf = buf.freeze();
+        file.write_at((at * LEN) as u64, buf.clone()).await.expect("write");
+        buf
+    }
+
+    async fn read(file: &Arc<File>, at: usize) -> BufMut {
+        let (count, buf) = file.read_at((at * LEN) as u64, BufMut::new(LEN)).await;
+        assert_eq!(count.expect("read"), LEN);
+        buf
+    }
+
+    /// More buffers than have numbers, parts of them, and buffers of another ring: all hold what they should, and who
+    /// comes after others that are gone has a number again.
+    #[test]
+    fn numbers_are_given_anew() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = OpenOptions { direct: true, create_new: true, ..OpenOptions::default() };
+        let file = File::open(&dir.path().join("file"), &options).expect("a file");
+        let file = Arc::new(file);
+        let places = usize::from(RING_BUFFERS_MAX);
+        let other = Arc::clone(&file);
+        let of_first = run_on_thread(RING, async move {
+            let mut kept = Vec::new();
+            for at in 0..places + 2 {
+                kept.push(write(&other, at, at as u8 + 1).await);
+            }
+            let numbers: Vec<_> = kept.iter().filter_map(number).collect();
+            assert!(numbers.len() == places || numbers.is_empty(), "the kernel has them, or not");
+            let part = kept[0].slice(4096..8192);
+            other.write_at(LEN as u64, part).await.expect("write");
+            // What is kept for re-use is freed as well.
+            drop(kept);
+            trim_pool();
+            let again = write(&other, places, 77).await;
+            assert_eq!(number(&again).is_some(), !numbers.is_empty());
+            again
+        });
+        let of_first = of_first.expect("a ring");
+        let done = run_on_thread(RING, async move {
+            file.write_at(0, of_first.slice(0..4096)).await.expect("write");
+            for at in 0..places + 2 {
+                let bytes = read(&file, at).await;
+                let expect = if at == places { 77 } else { at as u8 + 1 };
+                let head = [77, 1].get(at).copied().unwrap_or(expect);
+                assert!(bytes[..4096].iter().all(|it| *it == head), "start of {at}");
+                assert!(bytes[4096..].iter().all(|it| *it == expect), "rest of {at}");
+            }
+        });
+        done.expect("a ring");
+    }
+}
