@@ -17,14 +17,14 @@ use super::looked::Needs;
 use super::node::JobNode;
 use super::spec::{BackupSpec, BackupSync, BitmapMode};
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, below_followers, down, find, name_of,
-    proven,
+    Actions, Ending, Opening, Place, Planned, Work, backing, below_followers, down, find, grow,
+    name_of, proven,
 };
 use crate::bitmap::{Bitmap, BitmapState, BitmapUse, Granularity, Granules, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    Action, BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, Mutation, OwnAccord,
-    PermissionSet, Role, mutated,
+    BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, Mutation, OwnAccord, PermissionSet, Role,
+    mutated,
 };
 use crate::io::{turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, EXTENTS_MAX, JOB_SETTLE_TIME, ZERO_PROVEN_MAX_BYTES};
@@ -114,10 +114,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
         );
         return Err(Error::new(ErrorKind::Invalid, message).at_node(name(source)));
     }
-    let growth = (size(target) < size(source)).then(|| {
-        let (node, size_bytes) = (name(target).to_owned(), size(source));
-        Action::Resize { node, size_bytes }
-    });
+    let growth = (size(target) < size(source)).then(|| grow(graph, target, size(source)));
     let found = spec.bitmap.as_ref().and_then(|bitmap| bitmap.find(graph));
     if let Some((found, mode)) = found.as_ref().zip(mode) {
         check_size(found, size(source))?;

@@ -14,7 +14,8 @@ use super::flow::Bounds;
 use super::node::JobNode;
 use super::spec::CommitSpec;
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, name_of, proven, unused,
+    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, grow, name_of, proven,
+    unused,
 };
 use crate::bitmap::Granularity;
 use crate::error::{Error, ErrorKind, Result};
@@ -65,10 +66,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &CommitSpec) -> Result<Planned
         );
         return Err(invalid(message).at_node(name(top)));
     }
-    let growth = (size(base) < size(top)).then(|| {
-        let (node, size_bytes) = (name(base).to_owned(), size(top));
-        Action::Resize { node, size_bytes }
-    });
+    let growth = (size(base) < size(top)).then(|| grow(graph, base, size(top)));
     let edge = |edge: &str, node: usize, role, grants| ChildDecl {
         name: edge.to_owned(),
         role,

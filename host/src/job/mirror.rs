@@ -15,7 +15,8 @@ use super::flow::Bounds;
 use super::node::JobNode;
 use super::spec::{BitmapMode, CopyMode, MirrorSpec, MirrorSync};
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, name_of, proven, unused,
+    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, grow, name_of, proven,
+    unused,
 };
 use crate::bitmap::{Bitmap, Granularity};
 use crate::error::{Error, ErrorKind, Result};
@@ -86,10 +87,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
         );
         return Err(invalid(message).at_node(name(source)));
     }
-    let growth = (size(target) < size(source)).then(|| {
-        let (node, size_bytes) = (name(target).to_owned(), size(source));
-        Action::Resize { node, size_bytes }
-    });
+    let growth = (size(target) < size(source)).then(|| grow(graph, target, size(source)));
     let below = backing(graph, source).map(|(_, below)| below);
     let sync = match &spec.sync {
         MirrorSync::Full => Chosen::Full,

@@ -162,6 +162,16 @@ pub(super) fn down(graph: &Graph, node: usize) -> impl Iterator<Item = usize> {
     })
 }
 
+/// Makes a node longer, or what it is a filter of.
+pub(super) fn grow(graph: &Graph, node: usize, size_bytes: u64) -> Action {
+    let filtered = |at: &usize| {
+        let edges = graph.nodes()[*at].edges();
+        Some(edges.iter().find(|edge| edge.role() == Role::Filtered)?.child())
+    };
+    let last = std::iter::successors(Some(node), filtered).last().unwrap_or(node);
+    Action::Resize { node: name_of(graph, last), size_bytes }
+}
+
 pub(super) fn name_of(graph: &Graph, node: usize) -> String {
     graph.nodes()[node].name().to_owned()
 }

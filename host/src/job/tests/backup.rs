@@ -10,6 +10,7 @@ use super::scene::{
     of_drive, of_node, overlay, put, shown, shown_by, write,
 };
 use crate::error::ErrorKind;
+use crate::filter::PassNode;
 use crate::graph::{
     Action, BitmapAction, BitmapRef, ChildDecl, DriveDecl, Event, NodeDecl, Transaction, Unproven,
 };
@@ -18,7 +19,7 @@ use crate::job::{
     BackupSpec, BackupSync, BitmapMode, CommitSpec, ErrorAction, IoStatus, JobEnd, JobEvent,
     JobHandle, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, OnCbwError, OnError, StreamSpec,
 };
-use crate::node::WriteFlags;
+use crate::node::{MemoryNode, WriteFlags};
 use crate::{Host, block_on};
 
 use BackupSync as S;
@@ -376,6 +377,24 @@ fn one_that_is_paused_says_that_it_is_broken() {
         assert_eq!(error.to_string(), why);
         world.end();
     }
+}
+
+/// What is behind a filter gets as long as what is copied to it.
+#[test]
+fn a_shorter_target_grows_below_a_filter() {
+    let host = chain()
+        .node("short", MemoryNode::new(SIZE / 2, 512).expect("a size"), vec![])
+        .node("filter", PassNode, vec![ChildDecl::filtered("short")])
+        .start()
+        .expect("a host");
+    fill_chain(&host);
+    let before = shown(&host, "vda");
+    let job = block_on(host.start_job(backup(BackupSpec::of("vda", "filter")))).expect("a job");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    for node in ["filter", "short"] {
+        assert!(shown_by(&host, node) == before, "{node}");
+    }
+    host.shutdown().expect("an end in order");
 }
 
 /// That a copy has become stale is neither the guest's concern nor the end of the backup.
