@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::snapshot::Graph;
+use super::class::Class;
+use super::permission::Role;
+use super::snapshot::{Graph, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A job, as the graph sees the node that stands for it.
@@ -15,6 +17,9 @@ pub struct JobStake {
     pub stands_on: Vec<(usize, usize)>,
     /// Its edges to what it copies, and to what it copies that to, if it tracks where they differ.
     pub tracks: Option<(usize, usize)>,
+    /// Its edges to an overlay, and to a node below that, if there is one: what lies between is left out in the end, as
+    /// one of the two has got what the overlay shows of that.
+    pub leaves_out: Option<(usize, Option<usize>)>,
     /// Its writes may alter the views of those who stand on what it writes, beside the view for which they are
     /// proven.
     pub alters_others: bool,
@@ -32,11 +37,16 @@ impl Graph {
 
     /// Whether `lower` is `upper`, or lies below it along view edges.
     pub(super) fn stands_on(&self, upper: usize, lower: usize) -> bool {
+        self.down(upper).any(|at| at == lower)
+    }
+
+    /// The nodes that one shows, by view edges, from itself down.
+    fn down(&self, node: usize) -> impl Iterator<Item = usize> {
         let next = |node: &usize| {
             let edges = &self.nodes[*node].edges;
             Some(edges.iter().find(|edge| edge.role.is_view())?.child)
         };
-        std::iter::successors(Some(upper), next).any(|at| at == lower)
+        std::iter::successors(Some(node), next)
     }
 }
 
@@ -66,6 +76,55 @@ pub(super) fn check(graph: &Graph) -> Result<()> {
                 return Err(Error::new(ErrorKind::InUse, message).at_node(&upper.name));
             }
         }
+        check_left_out(graph, (job, node))?;
     }
     Ok(())
+}
+
+/// What a job leaves out in the end, no other one fills, replaces or needs: it would do all its work for nothing.
+///
+/// # Errors
+/// `EBUSY`, with both jobs and the node.
+fn check_left_out(graph: &Graph, (job, node): (&JobStake, &GraphNode)) -> Result<()> {
+    let Some((upper, lower)) = job.leaves_out else { return Ok(()) };
+    let Some(top) = node.edges.get(upper).map(|edge| edge.child) else { return Ok(()) };
+    let class = |at: usize| graph.nodes[at].class;
+    let lower = lower.and_then(|lower| node.edges.get(lower)).map(|edge| class(edge.child));
+    let left_out: Vec<Class> = graph
+        .down(top)
+        .map(class)
+        .take_while(|at| Some(*at) != lower)
+        .filter(|at| *at != class(top))
+        .collect();
+    for other in graph.nodes.iter().filter(|other| other.generation != node.generation) {
+        let Some(stake) = other.driver.job() else { continue };
+        let needed = stake.works_on(graph, other, class(top));
+        if let Some(at) = needed.into_iter().find(|at| left_out.contains(&class(*at))) {
+            let message = format!(
+                "job `{}` is to leave it out from below `{}`, and job `{}` works with it: wait for the end of one \
+                 of them, or cancel it",
+                job.id, graph.nodes[top].name, stake.id
+            );
+            return Err(Error::new(ErrorKind::InUse, message).at_node(&graph.nodes[at].name));
+        }
+    }
+    Ok(())
+}
+
+impl JobStake {
+    /// The nodes that the job of a node fills or replaces, or needs below what shows `class`.
+    fn works_on(&self, graph: &Graph, node: &GraphNode, class: Class) -> Vec<usize> {
+        let child = |edge: usize| node.edges.get(edge).map(|edge| edge.child);
+        let fills = self.leaves_out.and_then(|(upper, _)| child(upper));
+        let writes = |to: &usize| node.edges.get(*to).is_some_and(|to| to.role == Role::Target);
+        let copies = self.tracks.filter(|(_, to)| writes(to));
+        let copies = copies.into_iter().flat_map(|(from, to)| [child(from), child(to)]);
+        let is_above = |upper: usize| {
+            let mut down = child(upper).into_iter().flat_map(|upper| graph.down(upper));
+            down.any(|at| graph.nodes[at].class == class)
+        };
+        let needs = self.stands_on.iter().filter(|(upper, _)| is_above(*upper));
+        let needs = needs.map(|(_, lower)| child(*lower));
+        fills.into_iter().chain(copies.flatten()).chain(needs.flatten()).collect()
+    }
 }

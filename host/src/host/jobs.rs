@@ -153,7 +153,9 @@ pub(super) struct Changer {
 /// The nodes whose images are to name other backings.
 fn named(transaction: &Transaction) -> Vec<String> {
     let named = transaction.actions().filter_map(|action| match action {
-        Action::NameBacking { node, .. } => Some(node.clone()),
+        Action::NameBacking { node, .. } | Action::NameOwnBacking { node, .. } => {
+            Some(node.clone())
+        }
         _ => None,
     });
     named.collect()

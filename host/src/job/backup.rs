@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::context::{Doing, Failed, JobCx, JobFuture, Step};
+use super::context::{Breaks, Doing, Failed, JobCx, JobFuture, Step};
 use super::copying::{SOURCE, TARGET, rest};
 use super::flow::{Bounds, Piece};
 use super::kept::Kept;
@@ -17,14 +17,14 @@ use super::looked::Needs;
 use super::node::JobNode;
 use super::spec::{BackupSpec, BackupSync, BitmapMode};
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, below_followers, down, find, name_of,
-    proven,
+    Actions, Ending, Opening, Place, Planned, Work, backing, below_followers, down, find, grow,
+    name_of, proven,
 };
 use crate::bitmap::{Bitmap, BitmapState, BitmapUse, Granularity, Granules, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    Action, BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, Mutation, OwnAccord,
-    PermissionSet, Role, mutated,
+    BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, Mutation, OwnAccord, PermissionSet, Role,
+    mutated,
 };
 use crate::io::{turn_now, until};
 use crate::limits::{COPY_MAX_BYTES, EXTENTS_MAX, JOB_SETTLE_TIME, ZERO_PROVEN_MAX_BYTES};
@@ -116,10 +116,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
         );
         return Err(Error::new(ErrorKind::Invalid, message).at_node(name(source)));
     }
-    let growth = (size(target) < size(source)).then(|| {
-        let (node, size_bytes) = (name(target).to_owned(), size(source));
-        Action::Resize { node, size_bytes }
-    });
+    let growth = (size(target) < size(source)).then(|| grow(graph, target, size(source)));
     let found = spec.bitmap.as_ref().and_then(|bitmap| bitmap.find(graph));
     if let Some((found, mode)) = found.as_ref().zip(mode) {
         check_size(found, size(source))?;
@@ -157,8 +154,13 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
     let below = backing(graph, source).map(|(_, below)| below);
     let below = below.filter(|_| spec.sync == BackupSync::Top);
     children.extend(below.map(|below| edge("below", below, Role::Source, PermissionSet::NONE)));
-    let stake =
-        JobStake { id: id.to_owned(), stands_on: Vec::new(), tracks: None, alters_others: false };
+    let stake = JobStake {
+        id: id.to_owned(),
+        stands_on: Vec::new(),
+        tracks: None,
+        leaves_out: None,
+        alters_others: false,
+    };
     let discards = spec.discards_source;
     let node = JobNode::keeping(stake, &kept);
     let node = Arc::new(if discards { node.for_nobody_to_write() } else { node });
@@ -416,7 +418,12 @@ impl Work for Backup {
             Box::pin(copy(own, Arc::clone(&kept), piece.range, discards))
         });
         let cx = JobCx::new(opening.record, opening.own, doing, Failed::Known);
-        Ok(cx.within(&self.bounds))
+        let kept = Arc::clone(&self.kept);
+        let breaks: Breaks = Box::new(move || {
+            let kept = Arc::clone(&kept);
+            Box::pin(async move { kept.breaks().await })
+        });
+        Ok(cx.within(&self.bounds).breaking(breaks))
     }
 
     fn run<'a>(&'a self, cx: &'a JobCx) -> JobFuture<'a, Step<Ending>> {

@@ -15,8 +15,8 @@ use super::flow::Bounds;
 use super::node::JobNode;
 use super::spec::CommitSpec;
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, backing_name_for, down, find, name_of,
-    proven, unused,
+    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, grow, name_of, proven,
+    unused,
 };
 use crate::bitmap::Granularity;
 use crate::error::{Error, ErrorKind, Result};
@@ -68,10 +68,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &CommitSpec) -> Result<Planned
         );
         return Err(invalid(message).at_node(name(top)));
     }
-    let growth = (size(base) < size(top)).then(|| {
-        let (node, size_bytes) = (name(base).to_owned(), size(top));
-        Action::Resize { node, size_bytes }
-    });
+    let growth = (size(base) < size(top)).then(|| grow(graph, base, size(top)));
     let edge = |edge: &str, node: usize, role, grants| ChildDecl {
         name: edge.to_owned(),
         role,
@@ -85,6 +82,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &CommitSpec) -> Result<Planned
         id: id.to_owned(),
         stands_on: vec![(SOURCE, TARGET)],
         tracks: Some((SOURCE, TARGET)),
+        leaves_out: Some((SOURCE, Some(TARGET))),
         alters_others: spec.is_forced,
     };
     let is_active = graph.nodes()[top].class() == graph.nodes()[device].class();
@@ -148,11 +146,11 @@ impl Work for Commit {
         let (top, base) = (find_by(graph, self.top)?, find_by(graph, self.base)?);
         let (node, by) = (name_of(graph, top), name_of(graph, base));
         let mut actions = vec![Action::Replace { node, by }];
-        let name = backing_name_for(graph, self.backing_name.as_ref(), base);
+        let said = self.backing_name.clone().map(|name| (name_of(graph, base), name));
         for overlay in overlays(graph, top) {
-            if graph.nodes()[overlay].driver().names_backing() && name.is_some() {
-                let (node, name) = (name_of(graph, overlay), name.clone());
-                actions.push(Action::NameBacking { node, name });
+            if graph.nodes()[overlay].driver().names_backing() {
+                let (node, said) = (name_of(graph, overlay), said.clone());
+                actions.push(Action::NameOwnBacking { node, said });
             }
         }
         let left = unused(graph, &[top]);

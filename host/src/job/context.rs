@@ -41,6 +41,9 @@ pub(super) type JobFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 /// becomes of the future, what it has begun runs to its end.
 pub(super) type Doing = Rc<dyn Fn(OwnAccord, Piece) -> JobFuture<'static, Result<u64>>>;
 
+/// Gives why a job cannot end well any more, once that is known.
+pub(super) type Breaks = Box<dyn Fn() -> JobFuture<'static, Error>>;
+
 /// What is done with pieces that have failed once the job goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failed {
@@ -66,6 +69,10 @@ pub(super) struct JobCx {
     retries: Rc<Cell<usize>>,
     /// The earliest time of the next piece.
     paced: Cell<Time>,
+    /// Waits until it is known that the job cannot end well.
+    breaks: Option<Breaks>,
+    /// That has been told.
+    is_broken: Cell<bool>,
 }
 
 /// How long what may pass by itself is waited for.
@@ -84,7 +91,14 @@ impl JobCx {
             ignored: RefCell::default(),
             retries: Rc::default(),
             paced: Cell::default(),
+            breaks: None,
+            is_broken: Cell::new(false),
         }
+    }
+
+    /// One of which it may be known, also while it stands still, that it cannot end well.
+    pub(super) fn breaking(self, breaks: Breaks) -> Self {
+        Self { breaks: Some(breaks), ..self }
     }
 
     /// With less in flight than it may have.
@@ -277,7 +291,8 @@ impl JobCx {
         // One that is to complete does so once it goes on.
         let ends = |state: &State| matches!(state.wish, Some(Wish::Cancel | Wish::Abort));
         let goes_on = |state: &State| !state.stands_still() || ends(state);
-        self.record.state.when(|state| goes_on(state).then_some(())).await;
+        let goes_on = self.record.state.when(|state| goes_on(state).then_some(()));
+        either(goes_on, self.tell_broken()).await;
         self.record.become_status(then);
         if self.record.state.see(ends) {
             // It is not to stand still again before that is seen to.
@@ -285,6 +300,23 @@ impl JobCx {
                 .state
                 .change(|state| (state.is_paused, state.io_status) = (false, IoStatus::Ok));
         }
+    }
+
+    /// Tells that it cannot end well, once that is known: it ends when it goes on. Never returns.
+    async fn tell_broken(&self) {
+        if let Some(breaks) = self.breaks.as_ref().filter(|_| !self.is_broken.get()) {
+            let error = breaks().await;
+            self.is_broken.set(true);
+            self.record.state.change(|state| state.io_status = IoStatus::of(&error));
+            self.tell_error(&error, ErrorAction::Report);
+        }
+        std::future::pending::<()>().await;
+    }
+
+    fn tell_error(&self, error: &Error, action: ErrorAction) {
+        let is_no_space = error.kind() == ErrorKind::NoSpace;
+        let (is_of_write, why) = (error.is_of_write(), error.to_string());
+        self.record.tell(JobNews::Error { action, is_no_space, is_of_write, why });
     }
 
     /// Settles an error.
@@ -303,8 +335,7 @@ impl JobCx {
             // What is asked again for ever would go on for ever.
             action = ErrorAction::Report;
         }
-        let (is_of_write, why) = (error.is_of_write(), error.to_string());
-        self.record.tell(JobNews::Error { action, is_no_space, is_of_write, why });
+        self.tell_error(&error, action);
         match action {
             ErrorAction::Report => return Err(Halt::Failed(error)),
             ErrorAction::Ignore => {
@@ -316,8 +347,7 @@ impl JobCx {
             }
             ErrorAction::Stop => {
                 self.again.borrow_mut().extend(piece.filter(|_| self.failed == Failed::Again));
-                let io_status = if is_no_space { IoStatus::NoSpace } else { IoStatus::Failed };
-                self.record.state.change(|state| state.io_status = io_status);
+                self.record.state.change(|state| state.io_status = IoStatus::of(&error));
             }
         }
         Ok(())

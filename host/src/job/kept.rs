@@ -7,11 +7,12 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::copying::{SOURCE, TARGET};
 use super::spec::OnCbwError;
+use super::watched::Watched;
 use crate::bitmap::{Bitmap, Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::PointInTime;
@@ -33,7 +34,7 @@ pub(super) struct Kept {
     /// Bytes copied that the job has not counted yet.
     uncounted_bytes: AtomicU64,
     /// Why it is broken.
-    why: Mutex<Option<Error>>,
+    why: Watched<Option<Error>>,
 }
 
 impl Kept {
@@ -47,7 +48,7 @@ impl Kept {
         flags: WriteFlags,
     ) -> Result<Self> {
         let sets = PointInTime::new(size_bytes, granularity)?;
-        let (uncounted_bytes, why) = (AtomicU64::new(0), Mutex::default());
+        let (uncounted_bytes, why) = (AtomicU64::new(0), Watched::new(None));
         let is_narrow = OnceLock::new();
         Ok(Self { sets, says, is_narrow, on_error, flags, uncounted_bytes, why })
     }
@@ -130,8 +131,13 @@ impl Kept {
 
     /// Nothing is kept any more.
     pub(super) fn break_off(&self, why: Error) {
-        self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.why.change(|known| _ = known.get_or_insert(why));
         self.sets.broken.set_all();
+    }
+
+    /// Waits until it is broken; gives why.
+    pub(super) async fn breaks(&self) -> Error {
+        self.why.when(Clone::clone).await
     }
 
     /// # Errors
@@ -140,7 +146,7 @@ impl Kept {
         if !self.sets.is_broken() {
             return Ok(());
         }
-        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = self.why.see(Clone::clone);
         Err(why.unwrap_or_else(|| Error::new(ErrorKind::Io, "the backup is broken")))
     }
 
@@ -176,7 +182,8 @@ impl Kept {
         match (copied, self.on_error.0) {
             (Err(error), OnCbwError::BreakSnapshot) => {
                 let why = format!("a copy before a write failed, and the write went on: {error}");
-                self.break_off(Error::new(error.kind(), why));
+                let why = Error::new(error.kind(), why);
+                self.break_off(if error.is_of_write() { why.of_write() } else { why });
                 Ok(())
             }
             (copied, _) => copied,

@@ -16,7 +16,8 @@ use super::flow::Bounds;
 use super::node::JobNode;
 use super::spec::{BitmapMode, CopyMode, MirrorSpec, MirrorSync};
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, name_of, proven, unused,
+    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, grow, name_of, proven,
+    unused,
 };
 use crate::bitmap::{Bitmap, Granularity};
 use crate::error::{Error, ErrorKind, Result};
@@ -84,10 +85,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
         );
         return Err(invalid(message).at_node(name(source)));
     }
-    let growth = (size(target) < size(source)).then(|| {
-        let (node, size_bytes) = (name(target).to_owned(), size(source));
-        Action::Resize { node, size_bytes }
-    });
+    let growth = (size(target) < size(source)).then(|| grow(graph, target, size(source)));
     let below = backing(graph, source).map(|(_, below)| below);
     let sync = match &spec.sync {
         MirrorSync::Full => Chosen::Full,
@@ -122,6 +120,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
         id: id.to_owned(),
         stands_on: Vec::new(),
         tracks: Some((SOURCE, TARGET)),
+        leaves_out: None,
         alters_others: false,
     };
     let node = Arc::new(JobNode::new(stake));

@@ -96,7 +96,8 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &PopulateSpec) -> Result<Plann
         }
     };
     let held = Arc::new(bitmap.use_by(format!("job `{id}`"), Use::Read)?);
-    let stake = JobStake { id: id.to_owned(), stands_on, tracks, alters_others: false };
+    let (id, leaves_out) = (id.to_owned(), None);
+    let stake = JobStake { id, stands_on, tracks, leaves_out, alters_others: false };
     let node = Arc::new(JobNode::new(stake));
     let held = Mutex::new(Some(held));
     let work = Arc::new(Populate { size_bytes, granularity, held, look });

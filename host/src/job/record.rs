@@ -8,7 +8,7 @@ use super::event::{JobEvent, JobNews, Progress};
 use super::spec::OnError;
 use super::status::{JobStatus, Verb};
 use super::watched::Watched;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Event, Graph, GraphCell};
 
 /// How a job has ended.
@@ -31,6 +31,13 @@ pub enum IoStatus {
     Failed,
     /// The same, for want of space.
     NoSpace,
+}
+
+impl IoStatus {
+    /// Of a job that waits for being resumed.
+    pub(super) fn of(error: &Error) -> Self {
+        if error.kind() == ErrorKind::NoSpace { Self::NoSpace } else { Self::Failed }
+    }
 }
 
 /// A wish that it ends.

@@ -15,8 +15,7 @@ use super::looked::Looked;
 use super::node::JobNode;
 use super::spec::StreamSpec;
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, backing_name_for, down, find, proven,
-    unused,
+    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, proven, unused,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
@@ -98,7 +97,13 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &StreamSpec) -> Result<Planned
         base_bytes,
         backing_name: spec.backing_name.clone(),
     });
-    let stake = JobStake { id: id.to_owned(), stands_on, tracks: None, alters_others: false };
+    let stake = JobStake {
+        id: id.to_owned(),
+        stands_on,
+        tracks: None,
+        leaves_out: Some((TOP, base.map(|_| BASE))),
+        alters_others: false,
+    };
     let node = Arc::new(JobNode::new(stake));
     Ok(Planned { node, children, place: Place::Beside, growth: None, before: Actions::new(), work })
 }
@@ -154,11 +159,10 @@ impl Work for Stream {
         let name = |node: usize| graph.nodes()[node].name().to_owned();
         let (node, edge, child) = (name(top), edge.name().to_owned(), base.map(name));
         let mut actions = vec![Action::SetChild { node: node.clone(), edge, child }];
-        let named = |base: usize| backing_name_for(graph, self.backing_name.as_ref(), base);
-        let backing_name = base.map(named);
-        // Where it is not known how to call it, the image goes on to name what shows the same.
-        if graph.nodes()[top].driver().names_backing() && backing_name != Some(None) {
-            actions.push(Action::NameBacking { node, name: backing_name.flatten() });
+        // Another job of its group may give it yet another backing.
+        if graph.nodes()[top].driver().names_backing() {
+            let said = base.map(name).zip(self.backing_name.clone());
+            actions.push(Action::NameOwnBacking { node, said });
         }
         let passed: Vec<usize> = down(graph, below).take_while(|at| Some(*at) != base).collect();
         let left = self.left(graph, top, &passed);

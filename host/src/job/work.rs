@@ -9,7 +9,6 @@ use super::spec::CopyMode;
 use crate::bitmap::BitmapUse;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, BitmapScope, ChildDecl, Graph, OwnAccord, Role, Unproven};
-use crate::node::BackingName;
 
 /// How a job ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +162,16 @@ pub(super) fn down(graph: &Graph, node: usize) -> impl Iterator<Item = usize> {
     })
 }
 
+/// Makes a node longer, or what it is a filter of.
+pub(super) fn grow(graph: &Graph, node: usize, size_bytes: u64) -> Action {
+    let filtered = |at: &usize| {
+        let edges = graph.nodes()[*at].edges();
+        Some(edges.iter().find(|edge| edge.role() == Role::Filtered)?.child())
+    };
+    let last = std::iter::successors(Some(node), filtered).last().unwrap_or(node);
+    Action::Resize { node: name_of(graph, last), size_bytes }
+}
+
 pub(super) fn name_of(graph: &Graph, node: usize) -> String {
     graph.nodes()[node].name().to_owned()
 }
@@ -174,49 +183,6 @@ pub(super) fn proven(actions: Vec<Action>) -> Actions {
         (action, unproven)
     };
     actions.into_iter().map(of).collect()
-}
-
-/// How an image is to name a node as its backing: as was said, else by its file. What was said without a format
-/// gets the node's.
-pub(super) fn backing_name_for(
-    graph: &Graph,
-    said: Option<&BackingName>,
-    node: usize,
-) -> Option<BackingName> {
-    let Some(BackingName { name, format }) = said else { return backing_name(graph, node) };
-    let own = || {
-        let filtered = |at: &usize| {
-            let edges = graph.nodes()[*at].edges();
-            Some(edges.iter().find(|edge| edge.role() == Role::Filtered)?.child())
-        };
-        let node = std::iter::successors(Some(node), filtered).last().unwrap_or(node);
-        let format = if graph.nodes()[node].driver().driver() == "qcow2" { "qcow2" } else { "raw" };
-        format.to_owned()
-    };
-    Some(BackingName { name: name.clone(), format: Some(format.clone().unwrap_or_else(own)) })
-}
-
-/// How an image names a node as its backing, if that is in a file of this host.
-fn backing_name(graph: &Graph, node: usize) -> Option<BackingName> {
-    let filtered = |node: usize| {
-        std::iter::successors(Some(node), |at| {
-            let edges = graph.nodes()[*at].edges();
-            Some(edges.iter().find(|edge| edge.role() == Role::Filtered)?.child())
-        })
-    };
-    let node = filtered(node).last()?;
-    let node = &graph.nodes()[node];
-    let (format, path) = match node.driver().driver() {
-        "file" => ("raw", node.driver().file_path()?),
-        "qcow2" => {
-            let file = node.edges().iter().find(|edge| edge.name() == "file")?;
-            let file = filtered(file.child()).last()?;
-            ("qcow2", graph.nodes()[file].driver().file_path()?)
-        }
-        _ => return None,
-    };
-    let name = path.to_str()?.to_owned();
-    Some(BackingName { name, format: Some(format.to_owned()) })
 }
 
 /// The nodes that were never named, that nobody would use any more but each other, among `of` and what they

@@ -167,6 +167,15 @@ pub enum Action {
         /// `None` for no backing.
         name: Option<BackingName>,
     },
+    /// Has a node's image name the backing on which the node stands after all actions, durably; or none, if it stands
+    /// on nothing. Where no name of that is known, the image goes on to name what it does.
+    NameOwnBacking {
+        /// The node.
+        node: String,
+        /// A node, and how it is called where that is the backing; by its file, by default. A format that is not
+        /// said is the node's: `qcow2`, or `raw` whatever keeps its bytes.
+        said: Option<(String, BackingName)>,
+    },
     /// Opens a node in another way: what was made for that takes its driver's place. What it shows is the same.
     Reopen {
         /// The node, which was there before the transaction, which resizes and deallocates nothing.
@@ -235,6 +244,9 @@ impl fmt::Display for Action {
                 write!(f, "name `{}` as the backing of `{node}`", name.name)
             }
             Self::NameBacking { node, name: None } => write!(f, "name no backing of `{node}`"),
+            Self::NameOwnBacking { node, .. } => {
+                write!(f, "name what `{node}` stands on as its backing")
+            }
             Self::Reopen { node, to } => {
                 let how = if to.mode().write { "writable" } else { "read-only" };
                 write!(f, "open `{node}` {how}")

@@ -20,6 +20,7 @@ use super::drain::{Drained, Place, Side, Still};
 use super::durable;
 use super::event::Event;
 use super::late::{Answer, Parting, Waiting};
+use super::naming;
 use super::reopen;
 use super::stored::{NewEntries, NewEntry};
 use super::touched::{Touched, end_watches};
@@ -134,6 +135,7 @@ impl Plan {
         let mut events: Vec<Event> = moved.collect();
         events.extend(bitmaps::resized(&draft, &after));
         let (added, of_gone_views) = (bitmaps::added(&draft), bitmaps::of_gone_views(&draft));
+        let backing_names = naming::resolve(&draft.backing_names, &after);
         // Claims count them.
         let gone = after.bitmaps.split_off(draft.bitmaps.len());
         Ok(Self {
@@ -152,7 +154,7 @@ impl Plan {
             early: None,
             actions: draft.actions,
             entries: Vec::new(),
-            backing_names: draft.backing_names,
+            backing_names,
             riders: Vec::new(),
             events,
         })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::action::{Unproven, User};
 use super::bitmap_steps::{BitmapStep, position};
+use super::naming::Naming;
 use super::work::Work;
 use crate::bitmap::{Bitmap, BitmapName};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,7 +22,7 @@ use crate::graph::origin::Origin;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{BitmapScope, Edge, Graph};
 use crate::graph::user::DriveTitle;
-use crate::node::{BackingName, Node};
+use crate::node::Node;
 
 /// See the module.
 #[derive(Default)]
@@ -40,7 +41,7 @@ pub(in crate::graph) struct Draft {
     /// Whose targets are to show what their sources do.
     pub(super) catching_up: Vec<(Arc<Tracker>, By)>,
     /// Which backings images are to name.
-    pub(super) backing_names: Vec<(String, Option<BackingName>)>,
+    pub(super) backing_names: Vec<(String, Naming)>,
     pub(super) altered: Vec<Altered>,
     /// Of the last action that has altered an edge or a size, among the changes of bitmaps.
     pub(super) last_shape: usize,
@@ -352,7 +353,7 @@ impl Draft {
     }
 
     /// The edges to a node of those who follow what takes its place: a job goes on with the node that it has
-    /// been told.
+    /// been told, but for what another one is to have below it.
     pub(super) fn followers(&self, node: &str) -> Vec<Link> {
         let is_follower = |link: &Link| match *link {
             Link::Root(_) => true,
@@ -360,7 +361,10 @@ impl Draft {
             Link::Child(parent, edge) => {
                 let DraftNode { driver, edges, .. } = &self.nodes[parent];
                 let is_filter = edges.get(edge).is_some_and(|edge| edge.role == Role::Filtered);
-                driver.job().is_none_or(|job| job.tracks.is_none() && is_filter)
+                driver.job().is_none_or(|job| {
+                    let is_ground = job.stands_on.iter().any(|(_, lower)| *lower == edge);
+                    job.tracks.is_none() && (is_filter || is_ground)
+                })
             }
         };
         self.users(node).into_iter().filter(is_follower).collect()

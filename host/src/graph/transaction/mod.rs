@@ -42,6 +42,7 @@ mod drain;
 mod durable;
 mod event;
 mod late;
+mod naming;
 mod reopen;
 mod section_marks;
 mod stored;

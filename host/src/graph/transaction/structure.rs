@@ -8,13 +8,14 @@ use super::action::{Action, Unproven, User, Which};
 use super::apply::at_action;
 use super::bitmap_action::{BitmapAction, BitmapRef};
 use super::draft::{By, Draft, DraftBitmap, DraftEdge, DraftNode, Link, in_use, invalid};
+use super::naming::Naming;
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::build::NodeDecl;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::BitmapScope;
 use crate::graph::user::DriveTitle;
-use crate::node::{BackingName, Reopened};
+use crate::node::Reopened;
 
 impl Draft {
     /// Applies actions in turn.
@@ -61,7 +62,8 @@ impl Draft {
             Action::Resize { node, size_bytes } => self.resize(&node, size_bytes),
             Action::Deallocate { node, range } => self.deallocate(&node, range),
             Action::CatchUp { node } => self.catch_up(&node),
-            Action::NameBacking { node, name } => self.name_backing(node, name),
+            Action::NameBacking { node, name } => self.name_backing(node, Naming::As(name)),
+            Action::NameOwnBacking { node, said } => self.name_backing(node, Naming::Own(said)),
             Action::Reopen { node, to } => self.reopen(&node, &to),
             Action::AddBitmap(decl) => self.add_bitmap(decl),
             Action::Bitmap { bitmap, action } => self.act_on_bitmap(&bitmap, action),
@@ -448,13 +450,13 @@ impl Draft {
         Ok(())
     }
 
-    fn name_backing(&mut self, node: String, name: Option<BackingName>) -> Result<()> {
+    fn name_backing(&mut self, node: String, naming: Naming) -> Result<()> {
         let at = self.expect_node(&node)?;
         if !self.nodes[at].driver.names_backing() {
             let message = "it is in no image that can name a backing";
             return Err(Error::new(ErrorKind::NotSupported, message).at_node(&node));
         }
-        self.backing_names.push((node, name));
+        self.backing_names.push((node, naming));
         Ok(())
     }
 

@@ -10,15 +10,16 @@ use super::scene::{
     of_drive, of_node, overlay, put, shown, shown_by, write,
 };
 use crate::error::ErrorKind;
+use crate::filter::PassNode;
 use crate::graph::{
-    Action, BitmapAction, BitmapRef, ChildDecl, DriveDecl, NodeDecl, Transaction, Unproven,
+    Action, BitmapAction, BitmapRef, ChildDecl, DriveDecl, Event, NodeDecl, Transaction, Unproven,
 };
 use crate::job::backup::mode_of;
 use crate::job::{
-    BackupSpec, BackupSync, BitmapMode, CommitSpec, JobEnd, JobHandle, JobKind, JobNews, JobSpec,
-    JobStatus, MirrorSpec, OnCbwError, OnError, StreamSpec,
+    BackupSpec, BackupSync, BitmapMode, CommitSpec, ErrorAction, IoStatus, JobEnd, JobEvent,
+    JobHandle, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, OnCbwError, OnError, StreamSpec,
 };
-use crate::node::WriteFlags;
+use crate::node::{MemoryNode, WriteFlags};
 use crate::{Host, block_on};
 
 use BackupSync as S;
@@ -342,6 +343,58 @@ fn a_write_whose_copy_fails_fails_or_breaks_the_backup() {
         }
         world.end();
     }
+}
+
+/// What is kept of the point in time may be lost while the job stands still: nobody has to resume it to learn that.
+#[test]
+fn one_that_is_paused_says_that_it_is_broken() {
+    for sync in [S::None, S::Full] {
+        let world = world();
+        let on_cbw_error = OnCbwError::BreakSnapshot;
+        let job = world.start(BackupSpec { sync, on_cbw_error, ..BackupSpec::of("vda", "onto") });
+        job.pause().expect("a job that runs");
+        assert_eq!(block_on(job.reaches(JobStatus::Paused)), JobStatus::Paused);
+        assert_eq!(job.info().io_status, IoStatus::Ok);
+        world.target.bad.store(590 * BLOCK, Ordering::SeqCst);
+        let mut events = world.host.events();
+        write(&world.host, "vda", 590, 7);
+        let told = block_on(async {
+            loop {
+                let event = events.next().await.expect("a host").event;
+                let Event::Job(JobEvent { what, .. }) = event else { continue };
+                if let JobNews::Error { action, is_no_space, is_of_write, why } = what {
+                    return (action, is_no_space, is_of_write, why);
+                }
+            }
+        });
+        let (action, is_no_space, is_of_write, why) = told;
+        assert_eq!((action, is_no_space, is_of_write), (ErrorAction::Report, false, true));
+        assert!(why.contains("a copy before a write failed"), "{why}");
+        let info = job.info();
+        assert_eq!((info.status, info.io_status), (JobStatus::Paused, IoStatus::Failed));
+        job.resume().expect("a job that stands still");
+        let JobEnd::Failed(error) = block_on(job.wait()) else { panic!("it is broken") };
+        assert_eq!(error.to_string(), why);
+        world.end();
+    }
+}
+
+/// What is behind a filter gets as long as what is copied to it.
+#[test]
+fn a_shorter_target_grows_below_a_filter() {
+    let host = chain()
+        .node("short", MemoryNode::new(SIZE / 2, 512).expect("a size"), vec![])
+        .node("filter", PassNode, vec![ChildDecl::filtered("short")])
+        .start()
+        .expect("a host");
+    fill_chain(&host);
+    let before = shown(&host, "vda");
+    let job = block_on(host.start_job(backup(BackupSpec::of("vda", "filter")))).expect("a job");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    for node in ["filter", "short"] {
+        assert!(shown_by(&host, node) == before, "{node}");
+    }
+    host.shutdown().expect("an end in order");
 }
 
 /// That a copy has become stale is neither the guest's concern nor the end of the backup.

@@ -9,8 +9,11 @@ use super::scene::{
     of_node, overlay, shown, write,
 };
 use crate::error::ErrorKind;
-use crate::graph::{Action, ChildDecl, Transaction};
-use crate::job::{JobEnd, JobKind, JobNews, JobSpec, JobStatus, OnError, StreamSpec};
+use crate::graph::{Action, BitmapRef, ChildDecl, NodeDecl, Transaction};
+use crate::job::{
+    CommitSpec, JobEnd, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, OnError, PopulateFrom,
+    PopulateSpec, StreamSpec,
+};
 use crate::{Host, block_on};
 
 fn stream(spec: StreamSpec) -> JobSpec {
@@ -155,6 +158,88 @@ fn what_makes_no_sense_is_refused() {
     let above = StreamSpec { base: Some("top".into()), ..StreamSpec::of("mid") };
     check(above, "the base `top` is not below it");
     host.shutdown().expect("an end in order");
+}
+
+/// A chain base ← mid ← over ← top.
+fn longer() -> Host {
+    let host = chain().node("over", overlay(), vec![ChildDecl::backing("mid")]);
+    let host = host.start().expect("a host");
+    fill_chain(&host);
+    let (node, edge) = ("top".into(), "backing".into());
+    let lead = Action::SetChild { node, edge, child: Some("over".into()) };
+    block_on(host.transact(Transaction::new().with(lead))).expect("a longer chain");
+    host
+}
+
+/// It would have to leave out at its end what was not there when it looked, or what another job needs.
+#[test]
+fn what_others_work_on_below_it_is_refused_at_once() {
+    let streams = |top: &str, base: Option<&str>| {
+        let base = base.map(Into::into);
+        JobKind::Stream(StreamSpec { base, ..StreamSpec::of(top) })
+    };
+    let commit = |top: &str, base: &str| {
+        let top = Some(top.into());
+        JobKind::Commit(CommitSpec { top, ..CommitSpec::of("vda", base) })
+    };
+    let allocation = PopulateSpec {
+        bitmap: BitmapRef::of_node("top", "b"),
+        device: "top".into(),
+        from: PopulateFrom::Allocation { base: Some("mid".into()) },
+    };
+    let refused = [
+        (streams("top", None), streams("mid", None)),
+        (streams("top", Some("base")), streams("over", Some("base"))),
+        (streams("top", Some("base")), streams("top", None)),
+        (streams("top", None), commit("mid", "base")),
+        (streams("top", Some("mid")), commit("over", "mid")),
+        (streams("top", None), JobKind::Mirror(MirrorSpec::of("mid", "other"))),
+        (streams("top", Some("base")), JobKind::Populate(allocation)),
+        (commit("top", "base"), commit("top", "mid")),
+        (commit("top", "base"), streams("over", Some("base"))),
+    ];
+    let allowed = [
+        (streams("top", Some("mid")), streams("mid", None)),
+        (streams("top", Some("mid")), streams("top", Some("mid"))),
+        (streams("top", Some("mid")), commit("mid", "base")),
+        (streams("top", Some("mid")), JobKind::Mirror(MirrorSpec::of("mid", "other"))),
+    ];
+    let cases = refused.iter().map(|pair| (pair, false)).chain(allowed.iter().map(|it| (it, true)));
+    for ((one, other), is_allowed) in cases {
+        for (first, second) in [(one, other), (other, one)] {
+            let host = longer();
+            let add = NodeDecl { name: "other".into(), driver: Arc::new(disk()), children: vec![] };
+            block_on(host.transact(Transaction::new().with(Action::AddNode(add)))).expect("a node");
+            let before = shown(&host, "vda");
+            let start = |id: &str, what: &JobKind| {
+                let spec = JobSpec { speed: 1, ..JobSpec::new(id, what.clone()) };
+                block_on(host.start_job(spec))
+            };
+            let first_job = start("first", first).expect("a job");
+            let what = format!("{first:?}, {second:?}");
+            let mut jobs = vec![first_job];
+            match start("second", second) {
+                Ok(job) if is_allowed => jobs.insert(0, job),
+                Ok(_) => panic!("{what} is not refused"),
+                Err(error) if is_allowed => panic!("{what}: {error}"),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::InUse, "{what}: {error}");
+                    assert!(error.to_string().contains("is to leave it out"), "{what}: {error}");
+                }
+            }
+            for job in jobs {
+                // It may have had nothing to do.
+                let _ = job.set_speed(0);
+                block_on(job.comes_to(|at| at == JobStatus::Ready || at.is_over()));
+                let _ = job.complete();
+                let end = block_on(job.wait());
+                assert!(matches!(end, JobEnd::Completed), "{what}: {end:?}");
+            }
+            assert!(shown(&host, "vda") == before, "{what}");
+            assert_eq!(dirty(&host, &of_drive()), [0_u64; 0], "{what}");
+            host.shutdown().expect("an end in order");
+        }
+    }
 }
 
 /// A chain of which the base fails so often.

@@ -110,6 +110,7 @@ impl World {
             id: "j".into(),
             stands_on: Vec::new(),
             tracks: Some((0, 1)),
+            leaves_out: None,
             alters_others: false,
         };
         let job = Arc::new(JobNode::new(stake));

@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plan::{Copy, CopyKind, Plan};
+use super::populated::Populated;
 use super::world::{World, lag_name};
-use crate::graph::Transaction;
+use crate::error::{Error, Result as HostResult};
+use crate::graph::{Action, Transaction};
 use crate::io::sim::{Random, note};
 use crate::io::{sleep_until, spawn_boxed, turn_now};
-use crate::job::{Changes, CopyMode, JobEnd, JobHandle, JobStatus};
+use crate::job::{Changes, CopyMode, IoStatus, JobEnd, JobHandle, JobStatus, Jobs};
 
 /// A job that has begun, at some moment of `began`.
 pub(super) struct Running {
     pub(super) job: JobHandle,
     pub(super) kind: &'static str,
     pub(super) copy: Option<Copy>,
+    pub(super) populated: Option<Populated>,
     pub(super) began: Range<u64>,
     /// There is no other job.
     is_alone: bool,
@@ -26,6 +29,7 @@ pub(super) struct Running {
 pub(super) struct Ended {
     pub(super) kind: &'static str,
     pub(super) copy: Option<Copy>,
+    pub(super) populated: Option<Populated>,
     pub(super) began: Range<u64>,
     pub(super) end: JobEnd,
 }
@@ -49,12 +53,17 @@ impl World {
         let kinds: Vec<_> = plans.iter().map(|plan| plan.spec.what.name()).collect();
         let specs: Vec<_> = plans.iter().map(|plan| (0, plan.spec.clone())).collect();
         let changes: Arc<dyn Changes> = Arc::clone(&self.changer) as _;
-        let (graph, transaction) = (self.cell.load(), Transaction::new());
-        let prepared = self.jobs.prepare(&graph, &specs, is_grouped, &changes, transaction);
-        let started = match prepared {
-            Ok((starting, transaction)) => self.transact(transaction).await.map(|()| starting),
-            Err(error) => Err(error),
+        let started = async {
+            for growth in Jobs::growths(&self.cell.load(), &specs)? {
+                self.grow(growth).await?;
+            }
+            let (graph, transaction) = (self.cell.load(), Transaction::new());
+            let (starting, transaction) =
+                self.jobs.prepare(&graph, &specs, is_grouped, &changes, transaction)?;
+            self.transact(transaction).await?;
+            Ok::<_, Error>(starting)
         };
+        let started = started.await;
         let starting = match started {
             Ok(starting) => starting,
             Err(error) => {
@@ -77,15 +86,29 @@ impl World {
         let running = running.map(|((job, kind), plan)| {
             note(kind, [began.start, began.end, 0]);
             self.past.tell(|| format!("{} begins: {:?}", job.id(), plan.spec));
-            let (copy, began) = (plan.copy, began.clone());
-            Running { job, kind, copy, began, is_alone }
+            let Plan { copy, populated, .. } = plan;
+            Running { job, kind, copy, populated, began: began.clone(), is_alone }
         });
         running.collect()
     }
 
+    /// Makes a node longer, as a host does before a job begins.
+    async fn grow(&self, growth: Action) -> HostResult<()> {
+        if let Action::Resize { node, .. } = &growth
+            && self.disks.iter().any(|disk| self.chain(disk).contains(node))
+        {
+            // What lies above it shows it there, or nothing: all of that counts as changed.
+            self.trusts.set(true);
+        }
+        self.past.tell(|| growth.to_string());
+        self.transact(Transaction::new().with(growth)).await?;
+        self.past.count(|counts| counts.grown += 1);
+        Ok(())
+    }
+
     /// Asks this and that of a job, and sees to it that it ends.
     pub(super) async fn attend(self: Rc<Self>, running: Running, mut random: Random) -> Ended {
-        let Running { job, kind, copy, began, is_alone } = running;
+        let Running { job, kind, copy, mut populated, began, is_alone } = running;
         for _ in 0..random.below(4) {
             pause(&mut random, 20_000).await;
             match random.below(6) {
@@ -100,6 +123,9 @@ impl World {
             self.fleece(&job, copy, &began).await;
         }
         let end = self.end_of(&job, &mut random).await;
+        if let Some(owed) = &mut populated {
+            self.note_end(owed, began.start);
+        }
         if job.status() == JobStatus::Concluded {
             drop(job.dismiss());
         }
@@ -115,7 +141,7 @@ impl World {
         note("job ended", [how as u64, 0, 0]);
         self.past.tell(|| format!("{} ends: {end:?}", job.id()));
         self.past.count(|counts| counts.end(kind, how));
-        Ended { kind, copy, began, end }
+        Ended { kind, copy, populated, began, end }
     }
 
     async fn end_of(&self, job: &JobHandle, random: &mut Random) -> JobEnd {
@@ -151,10 +177,10 @@ impl World {
             return self.judge(Err("requests do not end".to_owned()));
         }
         let shown = self.look(&[lag_name(&copy.store)]).await;
-        // What is broken it says by then, unless it is paused.
-        drop(job.resume());
+        // What is broken it says by then, also while it stands still.
         sleep_until(turn_now() + Duration::from_secs(1)).await;
-        let is_good = !job.status().is_over() && job.cancel(true).is_ok();
+        let is_whole = !job.status().is_over() && job.info().io_status == IoStatus::Ok;
+        let is_good = is_whole && job.cancel(true).is_ok();
         if is_good && matches!(job.wait().await, JobEnd::Cancelled) {
             let may_fail = self.fails.get();
             let checked = match shown.map(|mut shown| shown.pop().unwrap_or_default()) {

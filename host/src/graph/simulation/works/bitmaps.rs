@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::ledger::Ledger;
-use super::shape::Shape;
+use super::shape::{Shape, is_store};
+use super::world::{World, of_drive, of_node};
 use crate::bitmap::{Bitmap, BitmapState};
 use crate::graph::{BitmapRef, BitmapScope};
 use crate::io::sim::SECTOR;
@@ -77,6 +78,11 @@ impl Tracked {
         self.may_all_be_dirty = true;
     }
 
+    /// These may be dirty.
+    pub(super) fn expect(&mut self, sectors: &[u64]) {
+        self.may_be_dirty.extend(sectors);
+    }
+
     /// Its view shows the writes of this drive.
     fn is_of(&self, drive: &str, happened: &Happened) -> bool {
         match &self.scope {
@@ -98,6 +104,10 @@ impl Tracked {
             };
             self.may_all_be_dirty |= happened.targets.iter().any(is_seen);
         }
+        // What a view gains counts as changed.
+        let sectors = self.bitmap.size_bytes() / SECTOR as u64;
+        let before = self.references.iter().map(Vec::len).min().map_or(sectors, |len| len as u64);
+        self.may_be_dirty.extend(before..sectors);
         for (drive, ledger) in ledgers {
             if self.is_of(drive, happened) {
                 self.may_be_dirty.extend(ledger.touched_since(self.since.start));
@@ -129,5 +139,56 @@ impl Tracked {
             }
         }
         Ok(())
+    }
+}
+
+impl World {
+    /// What is known of a bitmap.
+    pub(super) fn tracked<T>(
+        &self,
+        scope: &BitmapScope,
+        name: &str,
+        look: impl FnOnce(&mut Tracked) -> T,
+    ) -> Option<T> {
+        let mut all = self.tracked.borrow_mut();
+        let is_it = |it: &&mut Tracked| it.scope == *scope && it.bitmap.name().as_str() == name;
+        all.iter_mut().find(is_it).map(look)
+    }
+
+    /// Words that clean sectors of a drive's bitmap may show.
+    pub(super) fn references(&self, id: &str, name: &str) -> Vec<Vec<u64>> {
+        self.tracked(&of_drive(id), name, |it| it.references.clone()).unwrap_or_default()
+    }
+
+    /// When bitmap `j` of a drive was clean.
+    pub(super) fn since(&self, id: &str) -> Range<u64> {
+        self.tracked(&of_drive(id), "j", |it| it.since.clone()).unwrap_or_default()
+    }
+
+    /// Bitmap `j` of a drive counts from another moment on.
+    pub(super) fn go_on_from(&self, id: &str, references: Vec<Vec<u64>>, since: Range<u64>) {
+        self.tracked(&of_drive(id), "j", |it| it.go_on_from(references, since));
+    }
+
+    /// Anything may be dirty in bitmap `j` of a drive.
+    pub(super) fn expect_all_of(&self, id: &str) {
+        self.tracked(&of_drive(id), "j", Tracked::expect_all);
+    }
+
+    /// What has happened in this round, which ends.
+    pub(super) fn take_happened(&self, has_failed: bool) -> Happened {
+        Happened {
+            shapes: self.changer.take_shapes(),
+            targets: self.targets.take(),
+            anything: has_failed || self.trusts.take(),
+        }
+    }
+
+    /// Stores of the graph that have no bitmap yet.
+    pub(super) fn without_bitmap(&self) -> Vec<String> {
+        let graph = self.cell.load();
+        let stores = graph.nodes().iter().map(|node| node.name()).filter(|node| is_store(node));
+        let has_bitmap = |store: &str| graph.find_bitmap(&of_node(store), "n").is_some();
+        stores.filter(|store| !has_bitmap(store)).map(str::to_owned).collect()
     }
 }

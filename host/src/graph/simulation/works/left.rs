@@ -12,9 +12,9 @@ use std::time::Duration;
 use super::bitmaps::Tracked;
 use super::past::{Kept, Past};
 use super::round::Hazard;
-use super::world::{Disk, World, of_drive, told};
+use super::world::{Disk, LOOK, World, of_drive, of_node, told};
 use crate::bitmap::{Bitmap, BitmapName, BitmapState};
-use crate::graph::{Action, BitmapAction, BitmapRef, Transaction};
+use crate::graph::{Action, BitmapAction, BitmapRef, BitmapScope, Transaction};
 use crate::host::Keep;
 use crate::host::persist::Wanted;
 use crate::io::sim::{Faults, Random, Stop, note};
@@ -24,10 +24,10 @@ use crate::node::BackingName;
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
 impl World {
-    fn bitmap(&self, disk: &Disk, name: &str) -> Result<Arc<Bitmap>, String> {
+    fn bitmap(&self, scope: &BitmapScope, name: &str) -> Result<Arc<Bitmap>, String> {
         let graph = self.cell.load();
-        let found = graph.find_bitmap(&of_drive(&disk.id), name).cloned();
-        found.ok_or_else(|| format!("drive {} has no bitmap {name}", disk.id))
+        let found = graph.find_bitmap(scope, name).cloned();
+        found.ok_or_else(|| format!("{scope} has no bitmap {name}"))
     }
 
     /// Begins with what there is; checks it, unless this is the first host.
@@ -37,8 +37,8 @@ impl World {
             let chains: Vec<_> = self.disks.iter().map(|disk| self.chain(disk)).collect();
             format!("a host begins: {chains:?}")
         });
-        let kept = self.load_bitmap().await?;
-        for (at, disk) in self.disks.iter().enumerate() {
+        let kept = self.load_bitmaps().await?;
+        for disk in &self.disks {
             let words = self.read(&disk.id).await?;
             if !is_first {
                 let left = disk.ledger.borrow().check_left(&words);
@@ -47,16 +47,13 @@ impl World {
             let now = self.past.tick();
             disk.ledger.borrow_mut().begin_anew(words.clone(), now);
             for name in ["b", "j"] {
-                let bitmap = self.bitmap(disk, name)?;
-                let mut tracked = Tracked::new(of_drive(&disk.id), bitmap, words.clone(), now);
-                if tracked.bitmap.dirty_bytes() > 0 {
-                    tracked.expect_all();
-                }
-                if let Some(kept) = kept.as_ref().filter(|_| at == 0 && name == "b") {
-                    tracked.go_on_from(kept.references.clone(), now..now);
-                    tracked.check(&words, None)?;
-                }
-                self.tracked.borrow_mut().push(tracked);
+                self.track(&kept, (of_drive(&disk.id), name), &words, now)?;
+            }
+        }
+        for (scope, name, _) in &kept {
+            if let BitmapScope::Node(node) = scope {
+                let words = self.look(&[node.to_string()]).await?.pop().unwrap_or_default();
+                self.track(&kept, (scope.clone(), name), &words, self.past.tick())?;
             }
         }
         for (image, name) in self.past.take_known() {
@@ -70,46 +67,100 @@ impl World {
         Ok(())
     }
 
-    /// Has images keep bitmap `b` of the first drive; what is known of it since the last host, if it came back.
-    async fn load_bitmap(&self) -> Result<Option<Kept>, String> {
-        let disk = &self.disks[0];
-        let chain = self.chain(disk);
-        if !self.past.keeps || !chain.iter().any(|store| self.past.is_image(store)) {
-            self.past.kept.take();
-            return Ok(None);
+    /// A bitmap, of a view that shows these words now.
+    fn track(
+        &self,
+        kept: &[(BitmapScope, &'static str, Option<Kept>)],
+        (scope, name): (BitmapScope, &str),
+        words: &[u64],
+        now: u64,
+    ) -> Result<(), String> {
+        let bitmap = self.bitmap(&scope, name)?;
+        let mut kept = kept.iter().filter(|(of, other, _)| *of == scope && *other == name);
+        let before = kept.next().and_then(|(_, _, before)| before.as_ref());
+        let mut tracked = Tracked::new(scope.clone(), bitmap, words.to_vec(), now);
+        if tracked.bitmap.dirty_bytes() > 0 {
+            tracked.expect_all();
         }
-        let before = self.past.kept.borrow().clone();
-        let uuid = before.as_ref().map(|kept| kept.uuid);
-        let name = BitmapName::new("b").map_err(|error| error.to_string())?;
-        let wanted = Wanted { scope: of_drive(&disk.id), name, keep: Keep::Root, uuid };
-        let loaded = self.changer.persistence.load(&self.cell, &[wanted]).await;
+        if let Some(before) = before {
+            tracked.go_on_from(before.references.clone(), now..now);
+            tracked.check(words, None)?;
+        }
+        self.tracked.borrow_mut().push(tracked);
+        Ok(())
+    }
+
+    /// Has images keep bitmap `b` of the first drive, and `k` of a node below it; what is known of them since the last
+    /// host, if they came back.
+    async fn load_bitmaps(&self) -> Result<Vec<(BitmapScope, &'static str, Option<Kept>)>, String> {
+        let disk = &self.disks[0];
+        let Some(image) = self.past.keeping(&self.chain(disk)) else {
+            self.past.kept.borrow_mut().clear();
+            return Ok(Vec::new());
+        };
+        let all =
+            [(of_drive(&disk.id), "b", Keep::Root), (of_node(&image), "k", Keep::Node(image))];
+        let mut known = self.past.kept.take();
+        let all =
+            all.map(|(scope, name, keep)| (known.remove(&scope.to_string()), scope, name, keep));
+        let mut wanted = Vec::new();
+        for (before, scope, name, keep) in &all {
+            let uuid = before.as_ref().map(|kept| kept.uuid);
+            let name = BitmapName::new(name).map_err(|error| error.to_string())?;
+            wanted.push(Wanted { scope: scope.clone(), name, keep: keep.clone(), uuid });
+        }
+        let loaded = self.changer.persistence.load(&self.cell, &wanted).await;
         loaded.map_err(|not| format!("a bitmap is not kept: {}", not.error))?;
-        let bitmap = self.bitmap(disk, "b")?;
-        let is_all = |bitmap: &Bitmap| bitmap.dirty_bytes() == bitmap.size_bytes();
-        match bitmap.state() {
+        let mut loaded = Vec::new();
+        for (at, (before, scope, name, _)) in all.into_iter().enumerate() {
+            let bitmap = self.bitmap(&scope, name)?;
+            self.came_back(&bitmap, &scope, at, before.as_ref()).await?;
+            let uuid = bitmap.identity().uuid;
+            let now = Kept { uuid, references: Vec::new(), closed: None };
+            self.past.kept.borrow_mut().insert(scope.to_string(), now);
+            loaded.push((scope, name, before));
+        }
+        Ok(loaded)
+    }
+
+    /// Checks what came back of a bitmap.
+    async fn came_back(
+        &self,
+        bitmap: &Bitmap,
+        scope: &BitmapScope,
+        at: usize,
+        before: Option<&Kept>,
+    ) -> Result<(), String> {
+        let is_all = || bitmap.dirty_bytes() == bitmap.size_bytes();
+        let how = match bitmap.state() {
             BitmapState::Inconsistent => {
-                self.past.count(|counts| counts.kept[2] += 1);
-                let repair = BitmapAction::Repair.of(BitmapRef::of_drive(&disk.id, "b"));
-                self.transact(Transaction::new().with(repair)).await.map_err(told)?;
-                if !is_all(&bitmap) {
+                let name = bitmap.name();
+                let of = match scope {
+                    BitmapScope::Drive(id) => BitmapRef::of_drive(id, name.as_str()),
+                    BitmapScope::Node(node) => BitmapRef::of_node(node, name.as_str()),
+                };
+                let repair = Transaction::new().with(BitmapAction::Repair.of(of));
+                self.transact(repair).await.map_err(told)?;
+                if !is_all() {
                     return Err("a bitmap that was repaired is not all dirty".to_owned());
                 }
+                2
             }
-            _ if before.is_none() => {}
-            _ if is_all(&bitmap) => self.past.count(|counts| counts.kept[1] += 1),
+            _ if before.is_none() => return Ok(()),
+            _ if is_all() => 1,
             _ => {
                 let words = bitmap.read().to_words();
-                if before.as_ref().and_then(|kept| kept.closed.as_ref()) != Some(&words) {
-                    let before = before.map(|kept| kept.closed);
-                    return Err(format!("bitmap b came back as {words:x?}, not {before:x?}"));
+                let closed = before.and_then(|kept| kept.closed.as_ref());
+                if closed != Some(&words) {
+                    return Err(format!(
+                        "the bitmap of {scope} is {words:x?}, and was {closed:x?}"
+                    ));
                 }
-                self.past.count(|counts| counts.kept[0] += 1);
+                0
             }
-        }
-        let uuid = bitmap.identity().uuid;
-        let now = Kept { uuid, references: Vec::new(), closed: None };
-        *self.past.kept.borrow_mut() = Some(now);
-        Ok(before)
+        };
+        self.past.count(|counts| counts.kept[at][how] += 1);
+        Ok(())
     }
 
     /// Closes all nodes; whether that has succeeded.
@@ -117,11 +168,16 @@ impl World {
         if !self.cell.settle().await {
             return Err("requests do not end".to_owned());
         }
-        let bitmap = self.bitmap(&self.disks[0], "b")?;
-        if self.changer.persistence.kept_in(&bitmap).is_some()
-            && let Some(kept) = &mut *self.past.kept.borrow_mut()
-        {
-            kept.closed = Some(bitmap.read().to_words());
+        for (scope, kept) in &mut *self.past.kept.borrow_mut() {
+            let all = self.tracked.borrow();
+            let of = |it: &&Tracked| {
+                it.scope.to_string() == *scope && matches!(it.bitmap.name().as_str(), "b" | "k")
+            };
+            if let Some(tracked) = all.iter().find(of)
+                && self.changer.persistence.kept_in(&tracked.bitmap).is_some()
+            {
+                kept.closed = Some(tracked.bitmap.read().to_words());
+            }
         }
         note("everything closes", [0; 3]);
         let closed = self.cell.close_nodes(CLOSE_TIME).await;
@@ -139,9 +195,17 @@ impl World {
             *disk.root.borrow_mut() = chain.into_iter().next().unwrap_or_default();
             disk.guests.set(0);
         }
-        if let Some(kept) = &mut *self.past.kept.borrow_mut() {
-            kept.references = self.references(&self.disks[0].id, "b");
-        }
+        // Those of nodes that have gone went with them.
+        let all = self.tracked.borrow();
+        self.past.kept.borrow_mut().retain(|scope, kept| {
+            let mut of = all.iter().filter(|it| {
+                it.scope.to_string() == *scope && matches!(it.bitmap.name().as_str(), "b" | "k")
+            });
+            let references = of.next().map(|tracked| tracked.references.clone());
+            let is_there = references.is_some() || all.is_empty();
+            kept.references = references.unwrap_or_default();
+            is_there
+        });
     }
 }
 
@@ -207,11 +271,11 @@ impl Life {
         stores.dedup();
         past.repair(&stores, is_clean)?;
         for (store, words) in backups {
-            let disk = Disk::new("look", store.clone(), Vec::new());
+            let disk = Disk::new(LOOK, store.clone(), Vec::new());
             let (inner, mut random) = (Rc::clone(past), Random::new(0));
             let ran = past
                 .simulation
-                .run(async move { World::open(&inner, &[disk], &mut random)?.read("look").await });
+                .run(async move { World::open(&inner, &[disk], &mut random)?.read(LOOK).await });
             let left = ran.unwrap_or_else(|stop| Err(stop.to_string()));
             let left = left.map_err(|wrong| format!("backup {store}: {wrong}"))?;
             if let Some(at) = left.iter().zip(&words).position(|(left, word)| left != word) {

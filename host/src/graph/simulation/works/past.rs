@@ -26,6 +26,8 @@ const BACKUPS_MAX: usize = 3;
 pub(super) struct Past {
     pub(super) simulation: Simulation,
     pub(super) sectors: u64,
+    /// Of the raw file on which drives stand at first: it may end before they do.
+    base_sectors: u64,
     /// A drive's bitmap is kept in its images.
     pub(super) keeps: bool,
     /// Of images; the other stores are raw files.
@@ -36,8 +38,8 @@ pub(super) struct Past {
     unsure: RefCell<BTreeSet<String>>,
     /// On what those stand that did so when power was lost.
     known: RefCell<BTreeMap<String, String>>,
-    /// The bitmap that is kept.
-    pub(super) kept: RefCell<Option<Kept>>,
+    /// The bitmaps that are kept, by what they are of.
+    pub(super) kept: RefCell<BTreeMap<String, Kept>>,
     now: Cell<u64>,
     writes: Cell<u64>,
     names: Cell<u64>,
@@ -47,7 +49,7 @@ pub(super) struct Past {
 }
 
 /// A bitmap that images keep.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Kept {
     pub(super) uuid: Uuid,
     /// Words that clean sectors may show, any of these.
@@ -58,10 +60,15 @@ pub(super) struct Kept {
 
 impl Past {
     /// A raw file `base`.
-    pub(super) fn new(simulation: &Simulation, sectors: u64, keeps: bool) -> Self {
+    pub(super) fn new(
+        simulation: &Simulation,
+        (sectors, base_sectors): (u64, u64),
+        keeps: bool,
+    ) -> Self {
         let past = Self {
             simulation: simulation.clone(),
             sectors,
+            base_sectors,
             keeps,
             geometries: RefCell::default(),
             backups: RefCell::default(),
@@ -74,12 +81,14 @@ impl Past {
             counts: RefCell::default(),
             story: RefCell::default(),
         };
-        past.add_raw("base", &past.first_words());
+        past.add_raw("base", &past.first_words()[..base_sectors as usize]);
         past
     }
 
+    /// What drives show at first.
     pub(super) fn first_words(&self) -> Vec<u64> {
-        (0..self.sectors).map(|sector| first_word(0, sector)).collect()
+        let word = |sector| if sector < self.base_sectors { first_word(0, sector) } else { 0 };
+        (0..self.sectors).map(word).collect()
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
@@ -122,10 +131,21 @@ impl Past {
 
     /// The name of a new image that says that it stands on `backing`.
     pub(super) fn add_image(&self, random: &mut Random, backing: Option<&str>) -> String {
+        self.add_image_of(random, self.sectors, backing)
+    }
+
+    /// The same, of so many sectors.
+    pub(super) fn add_image_of(
+        &self,
+        random: &mut Random,
+        sectors: u64,
+        backing: Option<&str>,
+    ) -> String {
         let name = self.next_name("image");
         let geometry = Geometry::by_chance(random, backing.is_some(), self.keeps);
         self.geometries.borrow_mut().insert(name.clone(), geometry);
-        let make = || image::fresh(&name, &geometry, self.size_bytes(), backing, &[]);
+        let size_bytes = sectors * SECTOR as u64;
+        let make = || image::fresh(&name, &geometry, size_bytes, backing, &[]);
         image::add(&self.simulation, &name, make);
         name
     }
@@ -166,6 +186,12 @@ impl Past {
 
     pub(super) fn backups(&self) -> Vec<(String, Vec<u64>)> {
         self.backups.borrow().clone()
+    }
+
+    /// The image of a drive's chain that keeps a bitmap of its own node: the lowest one.
+    pub(super) fn keeping(&self, chain: &[String]) -> Option<String> {
+        let images = chain.iter().rev().find(|store| self.is_image(store));
+        images.filter(|_| self.keeps).cloned()
     }
 
     pub(super) fn is_image(&self, store: &str) -> bool {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::image::file_name;
 use super::super::oracle::{WriteId, word};
 use super::bitmaps::Target;
+use super::populated::Populated;
 use super::world::{Disk, World, lag_name};
 use crate::bitmap::Granularity;
 use crate::error::Result as HostResult;
@@ -21,6 +22,8 @@ pub(super) struct Plan {
     pub(super) spec: JobSpec,
     /// What is copied of which drive to which store.
     pub(super) copy: Option<Copy>,
+    /// What becomes dirty.
+    pub(super) populated: Option<Populated>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,8 +58,8 @@ pub(super) struct When {
 }
 
 /// Words of nobody, which a copy of everything has to hide.
-fn junk(world: &World) -> Vec<u64> {
-    (0..world.past.sectors).map(|sector| word(WriteId(50), sector)).collect()
+pub(super) fn junk(sector: u64) -> u64 {
+    word(WriteId(50), sector)
 }
 
 impl World {
@@ -68,7 +71,13 @@ impl World {
         when: When,
     ) -> Option<Plan> {
         let disk = &self.disks[at];
-        let (what, copy) = match random.below(8) {
+        let mut populated = None;
+        let (what, copy) = match random.below(9) {
+            8 => {
+                let (spec, owed) = self.populate(random, at, when).await?;
+                populated = Some(owed);
+                (JobKind::Populate(spec), None)
+            }
             0 | 1 => (JobKind::Stream(self.stream(random, disk)?), None),
             2 | 3 => (JobKind::Commit(self.commit(random, disk, when)?), None),
             4 | 5 => {
@@ -93,7 +102,7 @@ impl World {
             auto_dismiss: !random.one_in(4),
             ..JobSpec::new(id, what)
         };
-        Some(Plan { spec, copy })
+        Some(Plan { spec, copy, populated })
     }
 
     fn stream(&self, random: &mut Random, disk: &Disk) -> Option<StreamSpec> {
@@ -242,15 +251,22 @@ impl World {
 
     /// A store of which nothing is expected.
     async fn fresh(&self, random: &mut Random) -> HostResult<String> {
+        // Who copies to it makes it as long as what is copied.
+        let all = self.past.sectors;
+        let sectors = if random.one_in(3) { random.within(1..all) } else { all };
         match random.below(4) {
             0 => {
                 let name = self.past.next_name("ref");
-                self.past.add_raw(&name, &junk(self));
+                let words: Vec<u64> = (0..sectors).map(junk).collect();
+                self.past.add_raw(&name, &words);
                 self.add(name, None).await
             }
-            1 => self.over(random, &junk(self)).await,
+            1 => {
+                let words: Vec<u64> = (0..all).map(junk).collect();
+                self.over_of(random, sectors, &words).await
+            }
             _ => {
-                let name = self.past.add_image(random, None);
+                let name = self.past.add_image_of(random, sectors, None);
                 self.add(name, None).await
             }
         }
@@ -258,10 +274,20 @@ impl World {
 
     /// An empty image over one that holds these words.
     async fn over(&self, random: &mut Random, words: &[u64]) -> HostResult<String> {
+        self.over_of(random, self.past.sectors, words).await
+    }
+
+    /// The same, of so many sectors.
+    async fn over_of(
+        &self,
+        random: &mut Random,
+        sectors: u64,
+        words: &[u64],
+    ) -> HostResult<String> {
         let name = self.past.next_name("ref");
         self.past.add_raw(&name, words);
         let below = self.add(name, None).await?;
-        let name = self.past.add_image(random, Some(&below));
+        let name = self.past.add_image_of(random, sectors, Some(&below));
         self.add(name, Some(&lag_name(&below))).await
     }
 
@@ -270,7 +296,7 @@ impl World {
         let chain = self.chain(disk);
         let words = match chain.get(1) {
             Some(below) => self.look(std::slice::from_ref(below)).await.ok()?.pop()?,
-            None => junk(self),
+            None => (0..self.past.sectors).map(junk).collect(),
         };
         self.over(random, &words).await.ok()
     }
@@ -296,6 +322,6 @@ fn some_granularity(random: &mut Random) -> Option<Granularity> {
 }
 
 /// A job may be given a store, or the filter over it.
-fn lag_or_itself(random: &mut Random, store: &str) -> String {
+pub(super) fn lag_or_itself(random: &mut Random, store: &str) -> String {
     if random.one_in(4) { store.to_owned() } else { lag_name(store) }
 }

@@ -2,28 +2,28 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::ops::Range;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::super::lag::{self, Lag};
 use super::super::world::words;
-use super::bitmaps::{Happened, Target, Tracked};
+use super::bitmaps::{Target, Tracked};
+use super::changer::Changer;
 use super::ledger::Ledger;
 use super::past::Past;
-use super::shape::{self, Shape, is_store};
+use super::shape;
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::{Error, ErrorKind, Result as HostResult};
 use crate::graph::{
-    Action, Applied, BitmapDecl, BitmapRef, BitmapScope, ChildDecl, DriveDecl, GraphCell,
-    GraphDecl, LocalDrive, LocalGraph, NodeDecl, Transaction,
+    Action, BitmapDecl, BitmapRef, BitmapScope, ChildDecl, DriveDecl, GraphCell, GraphDecl,
+    LocalDrive, LocalGraph, NodeDecl, Transaction,
 };
-use crate::host::persist::Persistence;
 use crate::io::BufMut;
 use crate::io::sim::{Random, SECTOR};
 use crate::job::{Changes, Jobs};
 
+/// A drive that only shows what is left.
+pub(super) const LOOK: &str = "look";
 /// Workers that mix their tasks.
 const WORKERS: u64 = 3;
 
@@ -41,50 +41,6 @@ impl Disk {
     pub(super) fn new(id: &str, root: String, first: Vec<u64>) -> Rc<Self> {
         let (root, ledger) = (RefCell::new(root), RefCell::new(Ledger::new(first)));
         Rc::new(Self { id: id.to_owned(), root, ledger, guests: Cell::new(0) })
-    }
-}
-
-/// Applies transactions as a host does.
-pub(super) struct Changer {
-    cell: Arc<GraphCell>,
-    pub(super) persistence: Persistence,
-    /// Graphs that have been, the last one last.
-    shapes: Mutex<Vec<Shape>>,
-}
-
-impl Changer {
-    async fn carry_out(&self, transaction: Transaction) -> HostResult<Applied> {
-        let (transaction, entered) = self.persistence.prepare(&self.cell.load(), transaction)?;
-        let applied = self.cell.transact(transaction).await?;
-        self.look();
-        self.persistence.follow(&self.cell, entered).await;
-        Ok(applied)
-    }
-
-    fn look(&self) {
-        let shape = Shape::of(&self.cell.load());
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).push(shape);
-    }
-
-    /// All of them since the last time.
-    fn take_shapes(&self) -> Vec<Shape> {
-        self.look();
-        let mut shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = shapes.last().cloned();
-        std::mem::replace(&mut *shapes, last.into_iter().collect())
-    }
-}
-
-impl Changes for Changer {
-    fn transact<'a>(
-        &'a self,
-        transaction: Transaction,
-    ) -> Pin<Box<dyn Future<Output = HostResult<Applied>> + 'a>> {
-        Box::pin(self.carry_out(transaction))
-    }
-
-    fn give_back<'a>(&'a self) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
-        Box::pin(async {})
     }
 }
 
@@ -123,13 +79,17 @@ pub(super) fn of_drive(id: &str) -> BitmapScope {
     BitmapScope::Drive(id.into())
 }
 
-fn bitmap(id: &str, name: &str, granularity: u64) -> HostResult<BitmapDecl> {
+pub(super) fn of_node(name: &str) -> BitmapScope {
+    BitmapScope::Node(name.into())
+}
+
+fn bitmap(scope: BitmapScope, name: &str, granularity: u64) -> HostResult<BitmapDecl> {
     let (name, granularity) = (BitmapName::new(name)?, Granularity::from_bytes(granularity)?);
-    Ok(BitmapDecl { scope: of_drive(id), name, granularity, enabled: true })
+    Ok(BitmapDecl { scope, name, granularity, enabled: true })
 }
 
 impl World {
-    /// With all drives on what they showed last, bitmaps `b` and `j` of each.
+    /// With all drives on what they showed last, bitmaps `b` and `j` of each, and `k` of the node that is to keep one.
     ///
     /// # Errors
     /// Something cannot be opened.
@@ -153,22 +113,25 @@ impl World {
             let root = chain.first().map(|store| lag_name(store));
             let (id, coarse) = (disk.id.clone(), SECTOR as u64 * (1 << random.below(4)));
             for (name, granularity) in [("b", SECTOR as u64), ("j", coarse)] {
-                decl.bitmaps.push(bitmap(&id, name, granularity).map_err(told)?);
+                decl.bitmaps.push(bitmap(of_drive(&id), name, granularity).map_err(told)?);
             }
             decl.drives.push(DriveDecl { id, root, writable: true, only_shows: false });
+        }
+        let first = disks.first().filter(|disk| disk.id != LOOK).map(|disk| disk.root.borrow());
+        let chain = first.map_or(Ok(Vec::new()), |root| past.chain(&root))?;
+        if let Some(image) = past.keeping(&chain) {
+            decl.bitmaps.push(bitmap(of_node(&image), "k", SECTOR as u64).map_err(told)?);
         }
         let graph = decl.build().map_err(told)?;
         graph.start_drivers(None).map_err(told)?;
         let cell = Arc::new(GraphCell::with_workers(graph, WORKERS as usize));
         let worker = |number| Rc::new(LocalGraph::new(Arc::clone(&cell), number));
-        let shapes = Mutex::new(vec![Shape::of(&cell.load())]);
-        let persistence = Persistence::default();
         Ok(Rc::new(Self {
             past: Rc::clone(past),
             disks: disks.to_vec(),
             workers: (0..WORKERS as usize).map(worker).collect(),
             jobs: Jobs::new(&cell),
-            changer: Arc::new(Changer { cell: Arc::clone(&cell), persistence, shapes }),
+            changer: Arc::new(Changer::new(&cell)),
             cell,
             tracked: RefCell::default(),
             targets: RefCell::default(),
@@ -221,8 +184,11 @@ impl World {
     }
 
     pub(super) async fn read(&self, drive: &str) -> Result<Vec<u64>, String> {
+        let graph = self.cell.load();
+        let root = graph.find_drive(drive).and_then(|at| graph.drives()[at].root());
+        let size_bytes = root.map_or(0, |root| graph.nodes()[root.child()].info().size_bytes);
         let drive = LocalDrive::open(&self.workers[0], drive).map_err(told)?;
-        let bytes = drive.read(0, BufMut::new(self.past.size_bytes() as usize)).await;
+        let bytes = drive.read(0, BufMut::new(size_bytes as usize)).await;
         words(&bytes.map_err(told)?)
     }
 
@@ -277,7 +243,7 @@ impl World {
                 continue;
             }
             gone.insert(node.name().to_owned());
-            let scope = BitmapScope::Node(node.name().into());
+            let scope = of_node(node.name());
             for (_, bitmap) in graph.bitmaps().filter(|(other, _)| **other == scope) {
                 let bitmap = BitmapRef::of_node(node.name(), bitmap.name().as_str());
                 transaction = transaction.with(crate::graph::BitmapAction::Remove.of(bitmap));
@@ -290,51 +256,5 @@ impl World {
         };
         self.tracked.borrow_mut().retain(|tracked| !is_gone(tracked));
         self.transact(transaction).await.map_err(told)
-    }
-
-    /// What is known of a drive's bitmap.
-    fn tracked<T>(&self, id: &str, name: &str, look: impl FnOnce(&mut Tracked) -> T) -> Option<T> {
-        let mut all = self.tracked.borrow_mut();
-        let is_it =
-            |it: &&mut Tracked| it.scope == of_drive(id) && it.bitmap.name().as_str() == name;
-        all.iter_mut().find(is_it).map(look)
-    }
-
-    /// Words that clean sectors of a drive's bitmap may show.
-    pub(super) fn references(&self, id: &str, name: &str) -> Vec<Vec<u64>> {
-        self.tracked(id, name, |it| it.references.clone()).unwrap_or_default()
-    }
-
-    /// When bitmap `j` of a drive was clean.
-    pub(super) fn since(&self, id: &str) -> Range<u64> {
-        self.tracked(id, "j", |it| it.since.clone()).unwrap_or_default()
-    }
-
-    /// Bitmap `j` of a drive counts from another moment on.
-    pub(super) fn go_on_from(&self, id: &str, references: Vec<Vec<u64>>, since: Range<u64>) {
-        self.tracked(id, "j", |it| it.go_on_from(references, since));
-    }
-
-    /// Anything may be dirty in bitmap `j` of a drive.
-    pub(super) fn expect_all_of(&self, id: &str) {
-        self.tracked(id, "j", Tracked::expect_all);
-    }
-
-    /// What has happened in this round, which ends.
-    pub(super) fn take_happened(&self, has_failed: bool) -> Happened {
-        Happened {
-            shapes: self.changer.take_shapes(),
-            targets: self.targets.take(),
-            anything: has_failed || self.trusts.take(),
-        }
-    }
-
-    /// Stores of the graph that have no bitmap yet.
-    pub(super) fn without_bitmap(&self) -> Vec<String> {
-        let graph = self.cell.load();
-        let stores = graph.nodes().iter().map(|node| node.name()).filter(|node| is_store(node));
-        let has_bitmap =
-            |store: &str| graph.find_bitmap(&BitmapScope::Node(store.into()), "n").is_some();
-        stores.filter(|store| !has_bitmap(store)).map(str::to_owned).collect()
     }
 }

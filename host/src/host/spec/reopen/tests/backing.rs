@@ -73,6 +73,50 @@ fn an_overlay_that_is_there_gets_a_backing() {
     host.shutdown().expect("an end in order");
 }
 
+/// What one job of a group puts in the place of another one's base is what the image names: as it was said for that.
+#[test]
+fn an_image_names_what_it_stands_on_when_a_group_has_ended() {
+    for said in [None, Some("./base.qcow2")] {
+        let scene = Scene::new();
+        let names = ["base", "mid", "over", "top"];
+        scene.make(&names);
+        let host = host();
+        let over = |below: Value, name: &str| scene.image(name, json!({ "backing": below }));
+        add(&host, names.into_iter().fold(Value::Null, over));
+        drive(&host, "vda", "top", true);
+        write(&host, "vda", 2, 7);
+        let name = |name: &str| Some(BackingName { name: name.into(), format: None });
+        let stream = StreamSpec {
+            base: Some("mid".into()),
+            backing_name: name("./mid.qcow2"),
+            ..StreamSpec::of("top")
+        };
+        let commit = CommitSpec {
+            top: Some("mid".into()),
+            backing_name: said.and_then(name),
+            ..CommitSpec::of("vda", "base")
+        };
+        let jobs = [("s", JobKind::Stream(stream)), ("c", JobKind::Commit(commit))];
+        let jobs = jobs.map(|(id, what)| JobSpec::new(id, what)).to_vec();
+        let (_, jobs) = block_on(host.start_jobs(jobs, true, Transaction::new())).expect("jobs");
+        for job in jobs {
+            let end = block_on(job.wait());
+            assert!(matches!(end, JobEnd::Completed), "{end:?}");
+        }
+        {
+            let graph = host.graph();
+            let edges = graph.nodes()[graph.find_node("top").expect("a node")].edges();
+            let below = edges.iter().find(|edge| edge.name() == "backing").expect("a backing");
+            assert_eq!(graph.nodes()[below.child()].name(), "base");
+        }
+        let by_file = scene.path("base").to_str().expect("a name").to_owned();
+        let name = said.map_or(by_file, str::to_owned);
+        let base = BackingReference { name, format: Some("qcow2".into()) };
+        assert_eq!(named(&scene, "top"), Some(base));
+        host.shutdown().expect("an end in order");
+    }
+}
+
 #[test]
 fn a_backing_goes_and_another_one_comes() {
     let scene = Scene::new();
