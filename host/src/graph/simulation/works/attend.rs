@@ -54,7 +54,7 @@ impl World {
         let specs: Vec<_> = plans.iter().map(|plan| (0, plan.spec.clone())).collect();
         let changes: Arc<dyn Changes> = Arc::clone(&self.changer) as _;
         let started = async {
-            for growth in Jobs::growths(&self.cell.load(), &specs)? {
+            for growth in Jobs::needs(&self.cell.load(), &specs)?.growths {
                 self.grow(growth).await?;
             }
             let (graph, transaction) = (self.cell.load(), Transaction::new());
