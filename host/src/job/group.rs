@@ -231,15 +231,21 @@ impl Group {
 
     fn changes_of(&self, graph: &Graph, ends: &[Ending]) -> Result<Transaction> {
         let mut transaction = Transaction::new();
-        for (member, ending) in self.members.iter().zip(ends) {
+        let ends = self.members.iter().zip(ends).map(|(member, ending)| {
+            let actions = member.work.end(graph, *ending)?;
+            Ok((member, actions))
+        });
+        let ends = ends.collect::<Result<Vec<_>>>()?;
+        // The users of any of them may come to something of which nothing but somebody's word says that it is the same.
+        let marks = ends.iter().flat_map(|(_, actions)| actions);
+        let is_marked = marks.into_iter().any(|(_, it)| *it == Unproven::MarkWhole);
+        for (member, actions) in ends {
             if member.work.tracks() {
                 let node = member.record.node.clone();
                 transaction = transaction.with(Action::CatchUp { node });
             }
-            let actions = member.work.end(graph, *ending)?;
             let remove = remove(member, graph);
-            // Its users may come to something of which nothing but somebody's word says that it is the same.
-            let unproven = match actions.iter().any(|(_, it)| *it == Unproven::MarkWhole) {
+            let unproven = match is_marked {
                 true => Unproven::MarkWhole,
                 false => remove.default_unproven(),
             };

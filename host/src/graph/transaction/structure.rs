@@ -415,11 +415,35 @@ impl Draft {
 
     fn resize(&mut self, name: &str, size_bytes: u64) -> Result<()> {
         let at = self.expect_old(name)?;
+        self.check_not_copied(at)?;
         self.nodes[at].resized = Some(size_bytes);
         self.resize_data(at, size_bytes);
         self.note_shape();
         self.works.push(Work::Resize { node: name.into(), size_bytes });
         Ok(())
+    }
+
+    /// What a job copies keeps its size: at the end what it was copied to is to take its place.
+    fn check_not_copied(&self, at: usize) -> Result<()> {
+        let copied = self.nodes.iter().find_map(|node| {
+            let job = node.driver.job()?;
+            let (from, to) = job.tracks?;
+            let (from, to) = (node.edges.get(from)?, node.edges.get(to)?);
+            let mut shown = self.nodes.iter().position(|it| it.name == from.child);
+            // Through filters to what has a size of its own. A graph that is circular is refused later.
+            for _ in 0..self.nodes.len() {
+                if to.role != Role::Target || shown.is_none_or(|shown| shown == at) {
+                    break;
+                }
+                let below = self.nodes[shown?].edges.iter().find(|it| it.role == Role::Filtered);
+                shown = below.and_then(|it| self.nodes.iter().position(|of| of.name == it.child));
+            }
+            (to.role == Role::Target && shown == Some(at)).then_some(job.id)
+        });
+        let Some(job) = copied else { return Ok(()) };
+        let message =
+            format!("job `{job}` copies it: wait for the job's end, or cancel it, to resize it");
+        Err(Error::new(ErrorKind::Busy, message).at_node(&self.nodes[at].name))
     }
 
     /// A data file goes with the node that shows it: its driver sees to that by itself.

@@ -212,8 +212,9 @@ fn what_others_work_on_below_it_is_refused_at_once() {
             block_on(host.transact(Transaction::new().with(Action::AddNode(add)))).expect("a node");
             let before = shown(&host, "vda");
             let start = |id: &str, what: &JobKind| {
-                let spec = JobSpec { speed: 1, ..JobSpec::new(id, what.clone()) };
-                block_on(host.start_job(spec))
+                // What has nothing to do is there until it is told to end.
+                let spec = JobSpec { auto_finalize: false, ..JobSpec::new(id, what.clone()) };
+                block_on(host.start_job(JobSpec { speed: 1, ..spec }))
             };
             let first_job = start("first", first).expect("a job");
             let what = format!("{first:?}, {second:?}");
@@ -228,10 +229,13 @@ fn what_others_work_on_below_it_is_refused_at_once() {
                 }
             }
             for job in jobs {
-                // It may have had nothing to do.
+                // Where it is already, none of these is wanted.
                 let _ = job.set_speed(0);
-                block_on(job.comes_to(|at| at == JobStatus::Ready || at.is_over()));
+                let is_done = |at: JobStatus| at == JobStatus::Pending || at.is_over();
+                block_on(job.comes_to(|at| at == JobStatus::Ready || is_done(at)));
                 let _ = job.complete();
+                block_on(job.comes_to(is_done));
+                let _ = job.finalize();
                 let end = block_on(job.wait());
                 assert!(matches!(end, JobEnd::Completed), "{what}: {end:?}");
             }
