@@ -38,7 +38,8 @@ pub const CONVERT_PIECES_MAX: u16 = 16;
 /// Entries of a worker's submission ring; operations beyond it wait in the worker, not in the kernel.
 pub const RING_ENTRIES: u32 = 1024;
 
-/// Buffers that a ring knows by number, at most: each has from 128 KiB to [`POOL_CLASS_MAX_BYTES`].
+/// Buffers that a ring knows by number, at most: each has from 128 KiB to [`POOL_CLASS_MAX_BYTES`], all of
+/// them 128 MiB at most.
 pub const RING_BUFFERS_MAX: u16 = 32;
 
 /// Free buffers kept by one thread, bytes: 16 requests of 1 MiB, or 4,096 of 4 KiB.

@@ -123,6 +123,10 @@ impl Host {
         let changes: Arc<dyn Changes> = Arc::new(Changer::of(inner));
         // A size is changed before anybody else relies on it; it stays, whatever comes of the jobs.
         for growth in growths {
+            // Somebody may have made it longer since.
+            if changer.is_grown(&growth) {
+                continue;
+            }
             changer.carry_out(Transaction::new().with(growth)).await?;
         }
         let (starting, transaction) =
@@ -189,6 +193,14 @@ impl Changer {
             self.give_back_left().await;
         }
         applied
+    }
+
+    /// Whether what is to be longer is so by now.
+    fn is_grown(&self, growth: &Action) -> bool {
+        let Action::Resize { node, size_bytes } = growth else { return false };
+        let graph = self.cell.load();
+        let at = graph.find_node(node);
+        at.is_some_and(|at| graph.nodes()[at].info().size_bytes >= *size_bytes)
     }
 
     /// The nodes that it has resized or deallocated, as far as they are open read-only only because nobody writes

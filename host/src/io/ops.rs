@@ -45,7 +45,7 @@ pub enum FileOp {
         /// Data and what is needed to read it (`fdatasync`), or all metadata too.
         data_only: bool,
     },
-    /// Deallocates or zeroes a range.
+    /// Deallocates or zeroes a range, or has the file reach to its end.
     Allocate {
         /// Which of them.
         mode: AllocateMode,

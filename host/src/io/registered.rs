@@ -1,11 +1,12 @@
 //! Buffers that a ring knows by number: the kernel has their pages at hand, and does not have to find and hold each of
 //! them for every operation past the page cache.
 //!
-//! Memory is registered when the ring first uses it, and has its number until it is freed. Its pages are held until that
-//! number goes to another one, or the ring next registers something.
+//! Memory is registered when the ring first uses most of it, and has its number until it is freed. Its pages are held
+//! until the ring's next turn.
 #![allow(unsafe_code, reason = "the kernel holds the pages of registered memory")]
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,8 +37,10 @@ pub(super) struct Registered {
     unused: RefCell<Vec<u16>>,
     /// Numbers of memory that was freed. Bounded by those that there are.
     freed: Arc<SegQueue<u16>>,
-    /// The kernel takes more.
+    /// The kernel knows of such numbers.
     is_on: Cell<bool>,
+    /// It had no more memory that stays in place when it was last asked.
+    is_full: Cell<bool>,
 }
 
 impl Registered {
@@ -50,12 +53,14 @@ impl Registered {
             unused: RefCell::new((0..RING_BUFFERS_MAX).rev().collect()),
             freed: Arc::default(),
             is_on: Cell::new(is_on),
+            is_full: Cell::new(false),
         }
     }
 
-    /// The number of some memory, which is registered if it can be.
-    pub(super) fn number_of(&self, ring: &IoUring, memory: &Memory) -> Option<u16> {
+    /// The number of some memory of which `used` bytes are used. It is registered if it can be, and that is most of it.
+    pub(super) fn number_of(&self, ring: &IoUring, memory: &Memory, used: usize) -> Option<u16> {
         if memory.place().is_none()
+            && used >= memory.capacity() / 2
             && let Some(place) = self.register(ring, memory)
         {
             memory.set_place(place);
@@ -64,36 +69,48 @@ impl Registered {
     }
 
     fn register(&self, ring: &IoUring, memory: &Memory) -> Option<Place> {
-        if !self.is_on.get() {
+        if !self.is_on.get() || self.is_full.get() {
             return None;
         }
-        let number = self.free_number(ring)?;
-        let place = Place { ring: self.ring, number, freed: Arc::clone(&self.freed) };
-        // It may have no more memory that stays in place; then all goes on as without.
-        self.is_on.set(set(ring, number, memory.start_ptr(), memory.capacity()));
-        self.is_on.get().then_some(place)
+        let number = self.unused.borrow_mut().pop()?;
+        match set(ring, number, Some(memory)) {
+            Ok(()) => Some(Place { ring: self.ring, number, freed: Arc::clone(&self.freed) }),
+            // All goes on as without.
+            Err(error) => {
+                tracing::debug!("a buffer has no number in its ring: {error}");
+                self.unused.borrow_mut().push(number);
+                self.is_full.set(true);
+                None
+            }
+        }
     }
 
-    /// A number for other memory. Those that were freed hold none any more.
-    fn free_number(&self, ring: &IoUring) -> Option<u16> {
-        let mut unused = self.unused.borrow_mut();
+    /// Lets go of the pages of memory that was freed.
+    pub(super) fn tidy(&self, ring: &IoUring) {
         while let Some(number) = self.freed.pop() {
-            if !set(ring, number, ptr::null_mut(), 0) {
-                self.is_on.set(false);
-                return None;
+            match set(ring, number, None) {
+                Ok(()) => self.unused.borrow_mut().push(number),
+                // Then it stands for what nobody names any more.
+                Err(error) => tracing::debug!("a buffer keeps its number in its ring: {error}"),
             }
-            unused.push(number);
+            self.is_full.set(false);
         }
-        unused.pop()
+    }
+
+    /// Whether there is such memory.
+    pub(super) fn is_untidy(&self) -> bool {
+        !self.freed.is_empty()
     }
 }
 
-/// Whether the kernel has taken it.
-fn set(ring: &IoUring, number: u16, start: *mut u8, len: usize) -> bool {
+/// Has a number stand for some memory, or for nothing.
+fn set(ring: &IoUring, number: u16, memory: Option<&Memory>) -> io::Result<()> {
+    let (start, len) =
+        memory.map_or((ptr::null_mut(), 0), |memory| (memory.start_ptr(), memory.capacity()));
     let part = libc::iovec { iov_base: start.cast(), iov_len: len };
-    // SAFETY: the pages of memory that is freed stay with the kernel until its number is set anew; it writes to them
-    // for operations alone, which own the memory.
-    unsafe { ring.submitter().register_buffers_update(number.into(), &[part], None) }.is_ok()
+    // SAFETY: `Memory` is one mapping of that length. The kernel holds its pages themselves: once the memory is freed its
+    // number is in no entry any more, and those pages nobody's.
+    unsafe { ring.submitter().register_buffers_update(number.into(), &[part], None) }
 }
 
 #[cfg(test)]
@@ -142,12 +159,13 @@ mod tests {
                 kept.push(write(&other, at, at as u8 + 1).await);
             }
             let numbers: Vec<_> = kept.iter().filter_map(number).collect();
-            assert!(numbers.len() == places || numbers.is_empty(), "the kernel has them, or not");
-            let part = kept[0].slice(4096..8192);
-            other.write_at(LEN as u64, part).await.expect("write");
-            // What is kept for re-use is freed as well.
+            assert!(numbers.len() <= places, "no more than there are");
+            let part = Buf::copy_of(&kept[0].slice(4096..8192));
+            // What is kept for re-use is freed as well; the ring lets go of it in its next turn.
             drop(kept);
             trim_pool();
+            other.write_at(LEN as u64, Buf::zeros(4096)).await.expect("write");
+            other.write_at(LEN as u64, part).await.expect("write");
             let again = write(&other, places, 77).await;
             assert_eq!(number(&again).is_some(), !numbers.is_empty());
             again

@@ -3,7 +3,7 @@
 //! The ring's descriptor is itself watched by the reactor, so files and sockets are waited for in one
 //! place. Operations without an opcode (seeking data, setting a length) run on blocking threads.
 //!
-//! All `unsafe` of the ring is here: building entries that point into buffers. Those buffers are owned
+//! All `unsafe` of the ring is here and in `registered`: building entries that point into buffers. Those buffers are owned
 //! by the operation's slot until its completion has been taken from the ring, and the ring is emptied
 //! of running operations before it is dropped.
 #![allow(unsafe_code, reason = "ring entries point into buffers that their slot owns")]
@@ -94,7 +94,8 @@ impl RingEngine {
         }
         while self.in_ring.get() < RING_ENTRIES * 2 {
             let Some(key) = backlog.front().copied() else { break };
-            let number = |memory: &Memory| self.registered.number_of(&ring, memory);
+            let number =
+                |memory: &Memory, used: usize| self.registered.number_of(&ring, memory, used);
             let entry = self.table.with(key, |op, file| entry(op, file, number)).flatten();
             let Some(entry) = entry else {
                 backlog.pop_front();
@@ -149,18 +150,19 @@ fn submit_all(ring: &IoUring) -> io::Result<()> {
 fn entry(
     op: &mut FileOp,
     file: &File,
-    number: impl Fn(&Memory) -> Option<u16>,
+    number: impl Fn(&Memory, usize) -> Option<u16>,
 ) -> Option<squeue::Entry> {
-    let number_of = |memory: Option<&Memory>| {
+    let number_of = |memory: Option<&Memory>, used: usize| {
         // The page cache copies; and single pages are found soon.
-        memory.filter(|memory| file.is_direct() && memory.is_placed()).and_then(&number)
+        let memory = memory.filter(|memory| file.is_direct() && memory.is_placed());
+        memory.and_then(|memory| number(memory, used))
     };
     let fd = types::Fd(file.fd().as_raw_fd());
     let length = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
     Some(match op {
         FileOp::Read { offset, buf, done } => {
             let at = offset.saturating_add(*done as u64);
-            let number = number_of(buf.memory());
+            let number = number_of(buf.memory(), buf.len());
             let rest = &mut buf[*done..];
             let len = rest.len();
             if let Some(number) = number {
@@ -177,7 +179,7 @@ fn entry(
             let at = offset.saturating_add(*done as u64);
             let rest = &buf[*done..];
             let (start, len) = (rest.as_ptr(), length(rest.len()));
-            match number_of(buf.memory()) {
+            match number_of(buf.memory(), buf.len()) {
                 Some(number) => opcode::WriteFixed::new(fd, start, len, number).offset(at).build(),
                 None => opcode::Write::new(fd, start, len).offset(at).build(),
             }
@@ -215,6 +217,9 @@ impl Io for RingEngine {
     }
 
     fn turn(&self, wait: Wait) -> io::Result<usize> {
+        if self.registered.is_untidy() {
+            self.registered.tidy(&self.ring.borrow());
+        }
         self.submit()?;
         let done = self.reap() + self.completions.drain(&self.table);
         let wait = match wait {

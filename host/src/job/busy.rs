@@ -5,7 +5,7 @@
 
 use super::work::down;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Graph, Role};
+use crate::graph::{ChildDecl, Graph, Role};
 
 /// A mirror or commit that runs.
 struct Busy<'g> {
@@ -15,20 +15,57 @@ struct Busy<'g> {
     nodes: Vec<usize>,
 }
 
+impl<'g> Busy<'g> {
+    fn of(graph: &Graph, job: &'g str, (from, to): (usize, usize)) -> Self {
+        let mut nodes: Vec<usize> = down(graph, from).collect();
+        let base = nodes.iter().position(|node| *node == to);
+        nodes.truncate(base.map_or(1, |base| base + 1));
+        Self { job, is_commit: base.is_some(), nodes }
+    }
+}
+
 fn running(graph: &Graph) -> impl Iterator<Item = Busy<'_>> {
     graph.nodes().iter().filter_map(|node| {
         let job = node.driver().job()?;
         let (from, to) = job.tracks?;
         let (from, to) = (node.edges().get(from)?, node.edges().get(to)?);
         // A comparison writes nothing.
-        if to.role() != Role::Target {
-            return None;
-        }
-        let mut nodes: Vec<usize> = down(graph, from.child()).collect();
-        let base = nodes.iter().position(|node| *node == to.child());
-        nodes.truncate(base.map_or(1, |base| base + 1));
-        Some(Busy { job: &job.id, is_commit: base.is_some(), nodes })
+        let writes = to.role() == Role::Target;
+        writes.then(|| Busy::of(graph, &job.id, (from.child(), to.child())))
     })
+}
+
+/// Those that begin together in one transaction.
+#[derive(Default)]
+pub(super) struct Beginning<'g>(Vec<Busy<'g>>);
+
+impl<'g> Beginning<'g> {
+    /// Another one, with its children.
+    ///
+    /// # Errors
+    /// `EBUSY` beside one that has a node in common with it, as if that ran already.
+    pub(super) fn add(
+        &mut self,
+        graph: &Graph,
+        id: &'g str,
+        tracks: Option<(usize, usize)>,
+        children: &[ChildDecl],
+    ) -> Result<()> {
+        let child = |edge: usize| children.get(edge);
+        let Some((from, to)) = tracks.and_then(|(from, to)| child(from).zip(child(to))) else {
+            return Ok(());
+        };
+        let (from, to, role) = (graph.find_node(&from.node), graph.find_node(&to.node), to.role);
+        let Some(tracks) = from.zip(to).filter(|_| role == Role::Target) else { return Ok(()) };
+        let new = Busy::of(graph, id, tracks);
+        for busy in self.0.iter().filter(|busy| !(busy.is_commit && new.is_commit)) {
+            if let Some(node) = common(graph, &new.nodes, busy) {
+                return Err(refused(graph, node, busy));
+            }
+        }
+        self.0.push(new);
+        Ok(())
+    }
 }
 
 /// The node of `nodes` that shows what one of a running job shows.

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::busy::Beginning;
 use super::group::{Changes, Group, Member};
 use super::handle::JobHandle;
 use super::record::{JobEnd, Record, State, Wish};
@@ -17,6 +18,7 @@ use crate::graph::{
     Which,
 };
 use crate::limits::JOBS_MAX;
+use crate::node::Node;
 
 /// See the module.
 pub(crate) struct Jobs {
@@ -137,9 +139,11 @@ impl Jobs {
         mut transaction: Transaction,
     ) -> Result<(Vec<Starting>, Transaction)> {
         let mut planned = Vec::with_capacity(specs.len());
-        let mut more = 0;
+        let (mut more, mut beginning) = (0, Beginning::default());
         for (at, spec) in specs {
             let Planned { node, children, place, mut before, work, .. } = plan(graph, spec)?;
+            let tracks = node.job().and_then(|job| job.tracks);
+            beginning.add(graph, &spec.id, tracks, &children)?;
             let name = spec.node_name();
             let filter = NodeDecl { name: name.clone(), driver: node, children };
             let add = match place {

@@ -36,7 +36,8 @@ struct Stream {
     size_bytes: u64,
     /// Where the base ends, if there is one.
     base_bytes: Option<u64>,
-    backing_name: Option<BackingName>,
+    /// What the image is to call its base, if that is still this node.
+    backing_name: Option<(NodeGeneration, BackingName)>,
 }
 
 /// What is to be done about a range.
@@ -95,7 +96,7 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &StreamSpec) -> Result<Planned
         top: generation(top),
         size_bytes,
         base_bytes,
-        backing_name: spec.backing_name.clone(),
+        backing_name: base.map(generation).zip(spec.backing_name.clone()),
     });
     let stake = JobStake {
         id: id.to_owned(),
@@ -161,7 +162,12 @@ impl Work for Stream {
         let mut actions = vec![Action::SetChild { node: node.clone(), edge, child }];
         // Another job of its group may give it yet another backing.
         if graph.nodes()[top].driver().names_backing() {
-            let said = base.map(name).zip(self.backing_name.clone());
+            let is_still = |base: &usize| {
+                let named = self.backing_name.as_ref();
+                named.is_some_and(|(named, _)| *named == graph.nodes()[*base].generation())
+            };
+            let said = self.backing_name.as_ref().map(|(_, said)| said.clone());
+            let said = base.filter(is_still).map(name).zip(said);
             actions.push(Action::NameOwnBacking { node, said });
         }
         let passed: Vec<usize> = down(graph, below).take_while(|at| Some(*at) != base).collect();

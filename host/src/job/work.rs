@@ -206,7 +206,8 @@ pub(super) fn unused(graph: &Graph, of: &[usize]) -> Vec<String> {
             .bitmaps()
             .any(|(scope, _)| matches!(scope, BitmapScope::Node(name) if **name == *node.name()));
         let is_left = of.contains(&at) || (is_below && users().all(|parent| goes[parent]));
-        if is_left && node.name().starts_with('#') && !is_shown && !has_bitmaps {
+        let is_job = node.driver().job().is_some();
+        if is_left && node.name().starts_with('#') && !is_shown && !has_bitmaps && !is_job {
             goes[at] = true;
             found.push(node.name().to_owned());
         }

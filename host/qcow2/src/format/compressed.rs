@@ -38,6 +38,7 @@ pub fn compress(kind: CompressionType, cluster: &[u8]) -> Result<Option<Vec<u8>>
             match status.map_err(|error| failed("deflate", &error))? {
                 Status::StreamEnd => {
                     out.truncate(deflate.total_out() as usize);
+                    out.shrink_to_fit();
                     Ok(Some(out))
                 }
                 Status::Ok | Status::BufError => Ok(None),

@@ -438,7 +438,7 @@ impl Draft {
                 let below = self.nodes[shown?].edges.iter().find(|it| it.role == Role::Filtered);
                 shown = below.and_then(|it| self.nodes.iter().position(|of| of.name == it.child));
             }
-            (to.role == Role::Target && shown == Some(at)).then_some(job.id)
+            (to.role == Role::Target && shown == Some(at)).then(|| job.id.clone())
         });
         let Some(job) = copied else { return Ok(()) };
         let message =

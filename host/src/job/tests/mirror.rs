@@ -48,7 +48,30 @@ fn one_mirror_at_a_time() {
     assert!(error.to_string().contains("job `m` mirrors it"), "{error}");
     first.cancel(true).expect("a job");
     block_on(first.wait());
+    let both = vec![mirror(MirrorSpec::of("vda", "copy")), second()];
+    let error = block_on(host.start_jobs(both, false, Transaction::new())).err().expect("two");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("job `m` mirrors it"), "{error}");
     block_on(host.start_job(second())).expect("the first has ended");
+}
+
+/// What takes its place would have another size.
+#[test]
+fn what_is_mirrored_is_not_resized() {
+    let host = host();
+    let resize = |size_bytes| {
+        let grow = Action::Resize { node: "top".into(), size_bytes };
+        block_on(host.transact(Transaction::new().with(grow)))
+    };
+    block_on(host.transact(insert_filter("top", "filter"))).expect("a filter");
+    let job = block_on(host.start_job(mirror(MirrorSpec::of("filter", "copy")))).expect("a job");
+    let error = resize(2 * SIZE).expect_err("it is copied");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("job `m` copies it"), "{error}");
+    job.cancel(true).expect("a job");
+    block_on(job.wait());
+    resize(2 * SIZE).expect("nobody copies it");
+    host.shutdown().expect("an end in order");
 }
 
 /// Nor could they go over to two nodes by a mirror and a commit, or what a commit writes be what a mirror shows. Below

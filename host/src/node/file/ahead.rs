@@ -1,12 +1,15 @@
 //! The end of a file that grows, ahead of what is written past the page cache: file systems let one write at a time
 //! make a file longer, and writes within it go on side by side.
 //!
-//! Nothing behind what was written is shown, and it takes no space but for its last block. A clean end cuts it off; a
-//! host that is killed leaves the file so long.
+//! Nothing behind what was written is shown, and it takes no space but for its last block. What closes the file for
+//! good as its writer cuts it off; a host that is killed leaves it so long.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::limits::FILE_AHEAD_BYTES;
+
+/// What the end is a multiple of, bytes: a block of every file system.
+const BLOCK_BYTES: u64 = 64 << 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ impl Ahead {
         if end <= before {
             return None;
         }
-        let to = end.checked_next_multiple_of(FILE_AHEAD_BYTES)?.checked_add(FILE_AHEAD_BYTES)?;
+        let to = end.checked_add(FILE_AHEAD_BYTES)?.checked_next_multiple_of(BLOCK_BYTES)?;
         // Whoever comes in between does not wait for it: what is written behind the end makes the file longer, too.
         let claimed =
             self.end_bytes.compare_exchange(before, to, Ordering::Relaxed, Ordering::Relaxed);
@@ -54,10 +57,10 @@ impl Ahead {
         self.is_stamped.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the file is to be cut to `len_bytes`, which it has.
-    pub(super) fn is_to_be_cut(&self, len_bytes: u64) -> bool {
-        let end = self.end_bytes.load(Ordering::Relaxed);
-        end > len_bytes && end != u64::MAX && !self.is_stamped.load(Ordering::Relaxed)
+    /// Whether a file that ends at `end_bytes` is to be cut to `len_bytes`.
+    pub(super) fn is_to_be_cut(&self, len_bytes: u64, end_bytes: u64) -> bool {
+        let is_own = end_bytes == self.end_bytes.load(Ordering::Relaxed);
+        is_own && end_bytes > len_bytes && !self.is_stamped.load(Ordering::Relaxed)
     }
 }
 
@@ -69,17 +72,20 @@ mod tests {
     fn one_makes_it_longer_for_all() {
         let ahead = Ahead::at(512);
         assert_eq!(ahead.claim(512), None);
-        assert!(!ahead.is_to_be_cut(512));
-        assert_eq!(ahead.claim(513), Some(2 * FILE_AHEAD_BYTES));
-        assert_eq!(ahead.claim(2 * FILE_AHEAD_BYTES), None);
-        assert!(ahead.is_to_be_cut(FILE_AHEAD_BYTES));
+        assert!(!ahead.is_to_be_cut(512, 512));
+        let first = FILE_AHEAD_BYTES + BLOCK_BYTES;
+        assert_eq!(ahead.claim(513), Some(first));
+        assert_eq!(ahead.claim(first), None);
+        assert!(ahead.is_to_be_cut(1024, first));
+        assert!(!ahead.is_to_be_cut(1024, first + 1), "somebody else has made it longer");
         ahead.stamped();
-        assert!(!ahead.is_to_be_cut(FILE_AHEAD_BYTES));
-        assert_eq!(ahead.claim(2 * FILE_AHEAD_BYTES + 1), Some(4 * FILE_AHEAD_BYTES));
-        assert!(ahead.is_to_be_cut(FILE_AHEAD_BYTES));
+        assert!(!ahead.is_to_be_cut(1024, first));
+        let second = first + FILE_AHEAD_BYTES + BLOCK_BYTES;
+        assert_eq!(ahead.claim(first + 1), Some(second));
+        assert!(ahead.is_to_be_cut(first + 1, second));
         assert_eq!(ahead.claim(u64::MAX), None);
         ahead.give_up();
         assert_eq!(ahead.claim(u64::MAX - 1), None);
-        assert!(!ahead.is_to_be_cut(FILE_AHEAD_BYTES));
+        assert!(!ahead.is_to_be_cut(first + 1, second));
     }
 }

@@ -93,14 +93,20 @@ impl FileNode {
         let op = FileOp::Allocate { mode: AllocateMode::Extend, offset: to - len, len };
         if let Err(error) = self.file.run_op(op).await {
             tracing::debug!("`{}` grows write by write: {error}", self.file.path().display());
-            self.known.ahead.give_up();
+            match is_unsupported(&error) {
+                true => self.known.ahead.give_up(),
+                false => self.known.ahead.set(end),
+            }
         }
     }
 
-    /// Cuts off what the file has ahead. No request is in flight.
+    /// Cuts off what the file has ahead. No request is in flight, and none comes any more: a cut for which nobody waits
+    /// may come late.
     async fn cut(&self) {
         let len = self.len();
-        if !self.is_growable() || !self.known.ahead.is_to_be_cut(len) {
+        let end = self.file.len_bytes().unwrap_or(len);
+        // Another length is somebody else's.
+        if !self.is_growable() || !self.known.ahead.is_to_be_cut(len, end) {
             return;
         }
         match self.file.run_op(FileOp::SetLen { len }).await {
@@ -118,9 +124,8 @@ impl FileNode {
         }
         let before = self.known.len_bytes.swap(len, Ordering::Relaxed);
         self.known.kept_bytes.fetch_min(len, Ordering::Relaxed);
-        self.known.ahead.set(len);
         let done = self.deallocate(FileOp::SetLen { len }, len..u64::MAX).await;
-        done.map(drop).map_err(|error| {
+        done.map(|_| self.known.ahead.set(len)).map_err(|error| {
             self.grow_to(before);
             self.failed("set length", len, &error)
         })

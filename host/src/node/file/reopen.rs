@@ -48,9 +48,6 @@ impl Reopening for FileNode {
 
     fn hand_over<'a>(&'a self, _: Cx<'a>, to: OpenMode) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            if !to.write {
-                self.cut().await;
-            }
             let synced = if self.mode.write { self.sync().await } else { Ok(()) };
             match synced {
                 // Its last writer goes, whatever becomes of what it has written: its flushes have said so.

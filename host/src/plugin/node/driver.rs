@@ -53,7 +53,14 @@ impl Node for PluginNode {
         };
         let (zero, discard) = (support(Kind::Zero), support(Kind::Discard));
         let caps = Caps { zero, discard, ..info.caps };
-        let limits = Limits { transfer_max_bytes: TRANSFORM_MAX_BYTES, ..info.limits };
+        // Whoever compresses wants whole units.
+        let compressed_bytes =
+            Some(info.limits.compressed_bytes).filter(|unit| *unit <= TRANSFORM_MAX_BYTES);
+        let limits = Limits {
+            transfer_max_bytes: TRANSFORM_MAX_BYTES,
+            compressed_bytes: compressed_bytes.unwrap_or(0),
+            ..info.limits
+        };
         Ok(NodeInfo { caps, limits, growable: false, ..info })
     }
 

@@ -8,6 +8,7 @@ use crate::control::qapi::{clip, qapi_struct};
 use crate::control::registry::Registry;
 use crate::graph::{Graph, GraphNode};
 use crate::job::{JobKind, JobSpec, StreamSpec};
+use crate::node::BackingName;
 
 qapi_struct! {
     /// An image is to have what it shows of those below it.
@@ -56,7 +57,9 @@ fn stream(plan: &mut Plan<'_>, stream: BlockStream) -> QmpResult<()> {
             let desc = "backing file specified, but streaming the entire chain";
             return Err(QmpError::generic(desc));
         }
-        (Some(file), base, _) => Some(named(&graph, base.unwrap_or(top), file)),
+        (Some(file), Some(base), _) => Some(named(&graph, base, file)),
+        // The format of what lies below `bottom` the job finds itself.
+        (Some(name), None, Some(_)) => Some(BackingName { name, format: None }),
         (None, ..) => None,
     };
     let base = base.map(|base| base.name().to_owned());
