@@ -58,20 +58,19 @@ impl<'g> Beginning<'g> {
         let (from, to, role) = (graph.find_node(&from.node), graph.find_node(&to.node), to.role);
         let Some(tracks) = from.zip(to).filter(|_| role == Role::Target) else { return Ok(()) };
         let new = Busy::of(graph, id, tracks);
-        for busy in self.0.iter().filter(|busy| !(busy.is_commit && new.is_commit)) {
-            if let Some(node) = common(graph, &new.nodes, busy) {
-                return Err(refused(graph, node, busy));
-            }
-        }
+        self.0.iter().try_for_each(|busy| check(graph, (&new.nodes, new.is_commit), busy))?;
         self.0.push(new);
         Ok(())
     }
 }
 
-/// The node of `nodes` that shows what one of a running job shows.
-fn common(graph: &Graph, nodes: &[usize], busy: &Busy<'_>) -> Option<usize> {
+/// A job can begin beside another one: nothing that it works on shows what something of the other's does. Of two commits
+/// permissions see to that.
+fn check(graph: &Graph, (nodes, is_commit): (&[usize], bool), busy: &Busy<'_>) -> Result<()> {
     let class = |node: &usize| graph.nodes()[*node].class();
-    nodes.iter().copied().find(|node| busy.nodes.iter().any(|other| class(other) == class(node)))
+    let mut nodes = nodes.iter().filter(|_| !(is_commit && busy.is_commit));
+    let common = nodes.find(|node| busy.nodes.iter().any(|other| class(other) == class(node)));
+    common.map_or(Ok(()), |node| Err(refused(graph, *node, busy)))
 }
 
 fn refused(graph: &Graph, node: usize, busy: &Busy<'_>) -> Error {
@@ -85,8 +84,7 @@ fn refused(graph: &Graph, node: usize, busy: &Busy<'_>) -> Error {
 /// # Errors
 /// `EBUSY` beside another mirror of it, or a commit that it has a part in.
 pub(super) fn check_mirror(graph: &Graph, source: usize) -> Result<()> {
-    let found = running(graph).find(|busy| common(graph, &[source], busy).is_some());
-    found.map_or(Ok(()), |busy| Err(refused(graph, source, &busy)))
+    running(graph).try_for_each(|busy| check(graph, (&[source], false), &busy))
 }
 
 /// A commit of `top` to `base` can begin. Permissions see to others that write that base.
@@ -96,10 +94,5 @@ pub(super) fn check_mirror(graph: &Graph, source: usize) -> Result<()> {
 pub(super) fn check_commit(graph: &Graph, top: usize, base: usize) -> Result<()> {
     let mut nodes: Vec<usize> = down(graph, top).take_while(|node| *node != base).collect();
     nodes.push(base);
-    for busy in running(graph).filter(|busy| !busy.is_commit) {
-        if let Some(node) = common(graph, &nodes, &busy) {
-            return Err(refused(graph, node, &busy));
-        }
-    }
-    Ok(())
+    running(graph).try_for_each(|busy| check(graph, (&nodes, true), &busy))
 }

@@ -237,8 +237,8 @@ impl Group {
         });
         let ends = ends.collect::<Result<Vec<_>>>()?;
         // The users of any of them may come to something of which nothing but somebody's word says that it is the same.
-        let marks = ends.iter().flat_map(|(_, actions)| actions);
-        let is_marked = marks.into_iter().any(|(_, it)| *it == Unproven::MarkWhole);
+        let mut marks = ends.iter().flat_map(|(_, actions)| actions);
+        let is_marked = marks.any(|(_, it)| *it == Unproven::MarkWhole);
         for (member, actions) in ends {
             if member.work.tracks() {
                 let node = member.record.node.clone();
