@@ -166,8 +166,8 @@ pub const JOBS_MAX: usize = 256;
 pub const JOB_BYTES_MAX: u64 = 16 << 20;
 
 /// How far a file that is written past the page cache is made longer ahead of what is written, bytes: sparse, and a
-/// multiple of every alignment.
-pub const FILE_AHEAD_BYTES: u64 = 64 << 20;
+/// multiple of every alignment. Less in simulations, whose files are in memory.
+pub const FILE_AHEAD_BYTES: u64 = if cfg!(test) { 128 << 10 } else { 64 << 20 };
 
 /// Pieces that one job has in flight. Each needs a guard and a watch: sixteen such jobs leave three quarters of both.
 pub const JOB_PIECES_MAX: usize = 64;
