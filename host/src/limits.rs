@@ -23,10 +23,11 @@ pub const BLOCKING_THREADS_MAX: usize = 16;
 /// Operations waiting for a blocking thread. Above this an operation fails with `EAGAIN`.
 pub const BLOCKING_QUEUE_MAX: usize = 64 * 1024;
 
-/// Threads that calculate for all workers: more than cores is never useful.
+/// Threads that calculate for all workers: more than cores is never useful. There is one more for what a guest waits
+/// for.
 pub const COMPUTE_THREADS_MAX: usize = 64;
 
-/// Calculations waiting for a thread. Above this they are done by who asks.
+/// Calculations of one urgency that wait for a thread. Above this they are done by who asks.
 pub const COMPUTE_QUEUE_MAX: usize = 1024;
 
 /// Bytes that a conversion of an image moves at once: a whole number of the largest clusters.

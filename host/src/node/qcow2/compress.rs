@@ -12,7 +12,7 @@ use super::storage::{Container, from_engine};
 use super::{Qcow2Node, to_usize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
-use crate::io::{Buf, compute};
+use crate::io::{Buf, Urgency, compute};
 use crate::node::WriteFlags;
 
 /// A part of a write.
@@ -40,9 +40,8 @@ impl Qcow2Node {
             kind: self.info.compression,
             size_bytes: self.image.size_bytes(),
         };
-        let parts = compute(move || pack(offset, &buf, shape)).await;
-        let parts = parts.map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
-        let parts = parts.map_err(from_engine)?;
+        let parts = compute(urgency(cx), move || pack(offset, &buf, shape)).await;
+        let parts = parts.map_err(not_computed)?.map_err(from_engine)?;
         let (turn, container) = (self.image.enter(), self.container(cx)?);
         for (at, part) in parts {
             match part {
@@ -72,6 +71,15 @@ impl Qcow2Node {
         let written = self.data(cx)?.write(room.host().0, bytes, WriteFlags::NONE).await;
         self.map_written(container, room, written).await
     }
+}
+
+/// How long a calculation for a request may wait.
+pub(super) fn urgency(cx: Cx<'_>) -> Urgency {
+    if cx.is_of_own_accord() { Urgency::Later } else { Urgency::Now }
+}
+
+pub(super) fn not_computed(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, error.to_string())
 }
 
 /// What becomes of each part of a write, with its offset. What is next to each other and not compressed stays together.

@@ -10,7 +10,7 @@ use super::window::Window;
 use crate::cli::image::disk::Disk;
 use crate::cli::image::failure::{Failure, Result};
 use crate::cli::image::target::Target;
-use crate::io::{Buf, BufMut, compute, is_zero};
+use crate::io::{Buf, BufMut, Urgency, compute, is_zero};
 
 /// How a disk is copied.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +85,7 @@ async fn work(step: Step, disk: &Disk, target: &Target, how: &How) -> Result<Rea
 async fn pack(offset: u64, buf: Buf, target: &Target, how: &How) -> Result<Ready> {
     let (cluster_bytes, kind) = (target.cluster_bytes() as usize, target.compression());
     let finds_zeros = how.sparse_bytes > 0;
-    let packed = compute(move || {
+    let packed = compute(Urgency::Later, move || {
         let starts = (0..buf.len()).step_by(cluster_bytes);
         let cluster = |start: usize| {
             let bytes = buf.slice(start..buf.len().min(start + cluster_bytes));
