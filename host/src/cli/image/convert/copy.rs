@@ -35,7 +35,8 @@ enum Ready {
 /// A cluster of compressed data.
 enum Cluster {
     Zero(usize),
-    Packed(usize, Vec<u8>),
+    /// With the bytes as they are.
+    Packed(Buf, Vec<u8>),
     /// It would not be smaller.
     Plain(Buf),
 }
@@ -108,7 +109,7 @@ fn pack_cluster(
         return Ok(Cluster::Zero(bytes.len()));
     }
     Ok(match compressed::compress_padded(kind, &bytes, cluster_bytes)? {
-        Some(packed) => Cluster::Packed(bytes.len(), packed),
+        Some(packed) => Cluster::Packed(bytes, packed),
         None => Cluster::Plain(bytes),
     })
 }
@@ -140,9 +141,11 @@ async fn write(ready: Ready, target: &Target, how: &How) -> Result<u64> {
                         target.leave_zero(at, len as u64).await?;
                         len as u64
                     }
-                    Cluster::Packed(len, packed) => {
-                        target.write_compressed(at, &packed).await?;
-                        len as u64
+                    Cluster::Packed(bytes, packed) => {
+                        if !target.write_compressed(at, &packed).await? {
+                            target.write(at, &bytes).await?;
+                        }
+                        bytes.len() as u64
                     }
                     Cluster::Plain(bytes) => {
                         target.write(at, &bytes).await?;

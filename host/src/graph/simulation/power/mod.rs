@@ -240,8 +240,9 @@ fn compress(disk: &Disk, places: impl Iterator<Item = u64>) {
                 &disk.container,
                 place * cluster_bytes,
                 len,
+                1,
             );
-            let room = room.await.expect("room");
+            let room = room.await.expect("an answer").expect("room");
             disk.container.file.write_now(room.host().0, &packed);
             disk.image.commit(&disk.container, room).await.expect("memory");
         }
