@@ -330,17 +330,6 @@ fn ways_down(graph: &Graph, side: Side, from: usize) -> Vec<Place> {
     }
 }
 
-impl Proof {
-    /// Whether nothing that another claim has copied came between.
-    pub(super) fn still_holds(&self) -> bool {
-        match self {
-            Self::Tracked { tracker, .. } => tracker.is_all_same(),
-            Self::CaughtUp(tracker) => tracker.left_bytes() == 0,
-            Self::Meet { .. } | Self::Own { .. } | Self::Passed { .. } => true,
-        }
-    }
-}
-
 impl Claim {
     /// Nodes that nobody may reach while the claim is verified.
     pub(super) fn nodes(&self, before: &Graph, after: &Graph) -> Vec<NodeGeneration> {
@@ -380,15 +369,15 @@ impl Claim {
         nodes.into_iter().map(|node| node.generation).collect()
     }
 
-    /// The evidence for it, if there is any, and of which proof. It is good as long as
-    /// [`Proof::still_holds`].
+    /// The evidence for it, if there is any. It is good as long as nothing is written in the section
+    /// ([`SectionMarks::written`](super::section_marks::SectionMarks::written)); looking for it may do so.
     ///
     /// # Errors
     /// Of block status, or of a flush.
     pub(super) async fn verify<'d>(
         &self,
         section: &'d Drained<'_>,
-    ) -> Result<Option<(&Proof, Vec<SameView<'d>>)>> {
+    ) -> Result<Option<Vec<SameView<'d>>>> {
         for proof in &self.proofs {
             let evidence = match proof {
                 Proof::Meet { before, after } => {
@@ -425,8 +414,8 @@ impl Claim {
                     flushed(section, overlay, found).await?
                 }
             };
-            if let Some(evidence) = evidence {
-                return Ok(Some((proof, evidence)));
+            if evidence.is_some() {
+                return Ok(evidence);
             }
         }
         Ok(None)
