@@ -343,9 +343,13 @@ fn clock() -> Time {
 
 /// Changes a copy of the graph, checks it, and puts it in the graph's place.
 async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) -> Result<Applied> {
-    let Transaction { actions, within, entries, ended_jobs, riders } = transaction;
+    let Transaction { actions, within, entries, ended_jobs, only_on, riders } = transaction;
     let writer = Some(cell.writer.lock().await);
     let before = Rc::new(Snapshot::new(cell.load()));
+    if only_on.is_some_and(|graph| !before.stands_as(&graph)) {
+        let message = "the graph has changed meanwhile: see anew what is to be done";
+        return Err(Error::new(ErrorKind::Stale, message));
+    }
     let mut plan = Plan::of(cell, &before, actions, ended_jobs)?;
     (plan.entries, plan.riders) = (entries, riders);
     plan.after.start_drivers(Some(&before))?;
