@@ -403,6 +403,12 @@ impl Transaction {
         self
     }
 
+    /// The same changes, without what else changes at their instant.
+    pub(crate) fn changes(&self) -> Self {
+        let (actions, ended_jobs) = (self.actions.clone(), self.ended_jobs.clone());
+        Self { actions, ended_jobs, ..Self::default() }
+    }
+
     /// Time for the requests that it must wait for, and then for drivers to resize or deallocate.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;
