@@ -106,6 +106,7 @@
 mod backups;
 mod bitmaps;
 mod changes;
+mod compressed;
 mod crash;
 mod guest;
 mod image;

@@ -208,8 +208,8 @@ fn check_target(graph: &Graph, (source, target): (usize, usize), spec: &BackupSp
         return invalid(message).map_err(|error| error.at_node(name(source)));
     }
     if spec.compress && info.limits.compressed_bytes == 0 {
-        let message = "cannot compress to this drive: its driver writes nothing compressed: give a `qcow2` node \
-                       that keeps its data itself, or do not compress";
+        let message = "cannot compress to this drive, whose driver writes nothing compressed: leave `compress` \
+                       out, or copy to a `qcow2` node that keeps its data itself";
         return Err(Error::new(ErrorKind::NotSupported, message).at_node(name(target)));
     }
     Ok(())
