@@ -8,13 +8,15 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::edge::EdgeRef;
 use super::mutation::{Mutation, mutated};
+use super::snapshot::Cx;
 use crate::error::Result;
 use crate::io::{LocalFuture, is_on_worker, spawn_boxed};
 
 /// A change. Once it has been polled, it is finished whatever becomes of this.
 #[must_use = "a change that is not awaited does not begin"]
-pub(super) struct ToTheEnd<T: 'static> {
+pub(crate) struct ToTheEnd<T: 'static> {
     rest: Option<Pin<Box<dyn Future<Output = Result<T>>>>>,
     begun: bool,
 }
@@ -49,6 +51,22 @@ impl<T: 'static> Drop for ToTheEnd<T> {
             let rest: LocalFuture = Box::pin(async move { drop(rest.await) });
             spawn_boxed(rest);
         }
+    }
+}
+
+impl Cx<'_> {
+    /// Asks child number `index` for something that is finished once it has been begun, whatever becomes of this;
+    /// a drain waits for it.
+    pub(crate) fn to_the_end<T: 'static>(
+        self,
+        index: usize,
+        ask: impl AsyncFnOnce(EdgeRef<'_>) -> Result<T> + 'static,
+    ) -> ToTheEnd<T> {
+        let (request, node) = (self.request.cause(), self.node);
+        ToTheEnd::new(async move {
+            let cx = Cx { graph: request.graph(), request: &request, node };
+            ask(cx.child(index)?).await
+        })
     }
 }
 

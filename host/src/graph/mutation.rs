@@ -92,6 +92,8 @@ pub(crate) enum Mutation {
     EndsWithoutCatchingUp,
     /// What a job has copied is not made durable before its target takes its source's place.
     PivotsUnflushed,
+    /// Evidence counts though something has been copied since it was found.
+    KeepsVoidEvidence,
 }
 
 #[cfg(test)]

@@ -40,6 +40,26 @@ impl Origin {
     }
 }
 
+/// Origins that do not stand still: each counts one more behind its gate until this is dropped.
+pub(super) struct Busy {
+    origins: Vec<Arc<Origin>>,
+    worker: usize,
+}
+
+impl Busy {
+    /// `worker`: the one on which it is dropped.
+    pub(super) fn of(origins: Vec<Arc<Origin>>, worker: usize) -> Self {
+        origins.iter().for_each(|origin| origin.gate.join(worker));
+        Self { origins, worker }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.origins.iter().for_each(|origin| origin.gate.leave(self.worker));
+    }
+}
+
 /// A request from admission to settlement: the ground on which everything it causes stands. It stays on
 /// its worker and counts as in flight until it is dropped.
 pub(super) struct Request {
@@ -128,7 +148,10 @@ struct Lineage {
 enum Ground {
     Operation(Operation),
     /// The drained section in which it is made. Nothing is above it.
-    Section(Rc<SectionMarks>),
+    Section {
+        marks: Rc<SectionMarks>,
+        _busy: Option<Busy>,
+    },
 }
 
 /// A guarded operation.
@@ -145,7 +168,7 @@ impl Lineage {
     fn operation(&self) -> Option<&Operation> {
         match &self.ground {
             Ground::Operation(operation) => Some(operation),
-            Ground::Section(_) => None,
+            Ground::Section { .. } => None,
         }
     }
 }
@@ -177,10 +200,16 @@ impl Request {
     }
 
     /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
-    /// that the section holds closed.
-    pub(super) fn inside(section: &Drained<'_>, graph: Rc<Snapshot>, worker: usize) -> Self {
+    /// that the section holds closed. Those who are `busy` do not stand still again before it has ended, with all that
+    /// it causes.
+    pub(super) fn inside(
+        section: &Drained<'_>,
+        graph: Rc<Snapshot>,
+        worker: usize,
+        busy: Option<Busy>,
+    ) -> Self {
         let mut request = Self::new(graph, usize::MAX, worker, Presence::None);
-        let ground = Ground::Section(Rc::clone(section.marks()));
+        let ground = Ground::Section { marks: Rc::clone(section.marks()), _busy: busy };
         request.lineage = Some(Rc::new(Lineage { ground, up: None }));
         request
     }
@@ -268,7 +297,7 @@ impl Request {
         let lineage = self.lineage.as_ref()?;
         std::iter::successors(Some(lineage), |lineage| lineage.up.as_ref()).find_map(|lineage| {
             match &lineage.ground {
-                Ground::Section(marks) => Some(&**marks),
+                Ground::Section { marks, .. } => Some(&**marks),
                 Ground::Operation(_) => None,
             }
         })

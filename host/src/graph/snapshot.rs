@@ -376,6 +376,25 @@ impl Graph {
         drives.map(|(index, _)| index).chain(acting).collect()
     }
 
+    /// Whether the same nodes and drives stand on the same ones as in another snapshot.
+    pub(super) fn stands_as(&self, other: &Self) -> bool {
+        let leads = |graph: &Self, edge: &Edge| graph.nodes[edge.child].generation;
+        let same_edges = |(one, another): (&GraphNode, &GraphNode)| {
+            let mut pairs = one.edges.iter().zip(&another.edges);
+            one.generation == another.generation
+                && one.edges.len() == another.edges.len()
+                && pairs.all(|(one, another)| leads(self, one) == leads(other, another))
+        };
+        let root = |graph: &Self, drive: &GraphDrive| {
+            (drive.generation, drive.root.as_ref().map(|root| leads(graph, root)))
+        };
+        self.nodes.len() == other.nodes.len()
+            && self.nodes.iter().zip(&other.nodes).all(same_edges)
+            && self.drives.len() == other.drives.len()
+            && (self.drives.iter().zip(&other.drives))
+                .all(|(one, another)| root(self, one) == root(other, another))
+    }
+
     /// The nodes that requests of other origins than these can come to.
     pub(super) fn reached_by_others(&self, origins: &[usize]) -> HashSet<NodeGeneration> {
         let mut reached = vec![false; self.nodes.len()];

@@ -165,7 +165,7 @@ pub(super) fn find_by(graph: &Graph, generation: NodeGeneration) -> Result<usize
 }
 
 /// The overlays that stand on a node, through filters.
-fn overlays(graph: &Graph, node: usize) -> Vec<usize> {
+pub(super) fn overlays(graph: &Graph, node: usize) -> Vec<usize> {
     let is_over = |overlay: &usize| {
         let edges = graph.nodes()[*overlay].edges();
         let below = edges.iter().find(|edge| edge.role() == Role::Backing);

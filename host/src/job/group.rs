@@ -217,8 +217,14 @@ impl Group {
         let mut tries = JOB_END_TRIES;
         loop {
             let graph = self.jobs.cell().load();
-            let changed = self.changes.transact(self.changes_of(&graph, ends)?).await;
             tries -= 1;
+            let transaction = self.changes_of(&graph, ends)?;
+            // An overlay that has come meanwhile would go on to name what it does not stand on any more.
+            let transaction = match tries {
+                0 => transaction,
+                _ => transaction.only_on(&graph),
+            };
+            let changed = self.changes.transact(transaction).await;
             // If another change came first, it is to be seen anew what is to be done.
             let is_outdated = self.jobs.cell().load().generation() != graph.generation();
             // What came too late may still be on its way to where the next try writes.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::busy::check_mirror;
-use super::commit::find_by;
+use super::commit::{find_by, overlays};
 use super::context::{JobCx, JobFuture, Step};
 use super::copying::{Copying, SOURCE, TARGET};
 use super::flow::Bounds;
@@ -268,6 +268,10 @@ impl Work for Mirror {
             _ => Unproven::MarkWhole,
         };
         actions.push((Action::Replace { node, by }, unproven));
+        let overlays = overlays(graph, replaced).into_iter();
+        let named = overlays.filter(|at| graph.nodes()[*at].driver().names_backing());
+        let naming = |at: usize| Action::NameOwnBacking { node: name_of(graph, at), said: None };
+        actions.extend(proven(named.map(naming).collect()));
         let left = unused(graph, &[replaced, source]);
         actions.extend(proven(left.into_iter().map(|node| Action::RemoveNode { node }).collect()));
         Ok(actions)

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::tracker::Tracker;
 use crate::error::Result;
@@ -79,7 +80,7 @@ impl<'d> SameView<'d> {
     /// The nodes'.
     pub(in crate::graph) async fn tracked(
         section: &'d Drained<'_>,
-        tracker: &Tracker,
+        tracker: &Arc<Tracker>,
     ) -> Result<Option<Self>> {
         let graph = section.graph(Side::Before);
         let Some((source, target)) = tracker.pair(graph) else { return Ok(None) };

@@ -10,6 +10,7 @@
 //! | `crash.rs` | one seed that ends in a crash |
 //! | `image.rs`, `images.rs`, `judge.rs` | disks that are qcow2 images: how they are made, what they owe when a run ends, a look at them without graph and host |
 //! | `image_zeros.rs` | what a guest zeroed stays zero when the backing gets longer |
+//! | `dropped.rs` | flushes of an image that nobody waits for to their end |
 //! | `plugins.rs`, `twins.rs`, `backups.rs` | filters that are plugins: compared with their native twins, failing in any call, losing power while they copy |
 //! | `works/` | the host's jobs on images, and power that is lost beside them |
 //! | `power/` | crashes at every write of recorded workloads on images |
@@ -108,6 +109,7 @@ mod bitmaps;
 mod changes;
 mod compressed;
 mod crash;
+mod dropped;
 mod guest;
 mod image;
 mod image_zeros;

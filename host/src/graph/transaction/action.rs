@@ -305,6 +305,8 @@ pub struct Transaction {
     pub(super) entries: Vec<NewEntry>,
     /// The jobs whose nodes it takes out.
     pub(super) ended_jobs: Vec<String>,
+    /// The graph of which it was made, if it is to change none that stands otherwise.
+    pub(super) only_on: Option<Arc<Graph>>,
     /// What else changes at its instant.
     pub(super) riders: Vec<Box<dyn Rider>>,
 }
@@ -329,7 +331,7 @@ pub(crate) trait Rider: Send {
 impl Default for Transaction {
     fn default() -> Self {
         let (actions, entries, ended_jobs) = (Vec::new(), Vec::new(), Vec::new());
-        Self { actions, within: DRAIN_TIME, entries, ended_jobs, riders: Vec::new() }
+        Self { actions, within: DRAIN_TIME, entries, ended_jobs, only_on: None, riders: Vec::new() }
     }
 }
 
@@ -414,6 +416,12 @@ impl Transaction {
     /// It ends a job, and may take its node out.
     pub(crate) fn ending_job(mut self, job: &str) -> Self {
         self.ended_jobs.push(job.to_owned());
+        self
+    }
+
+    /// It was made of what stands on what in this graph: one in which that is otherwise it does not change, `ESTALE`.
+    pub(crate) fn only_on(mut self, graph: &Arc<Graph>) -> Self {
+        self.only_on = Some(Arc::clone(graph));
         self
     }
 

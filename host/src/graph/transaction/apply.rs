@@ -13,7 +13,7 @@ use super::action::{Action, Applied, Rider, Transaction, Unproven};
 use super::bitmap_action::BitmapAction;
 use super::bitmap_steps::position;
 use super::bitmaps::{self, Change, Marked};
-use super::claims::{Claim, Proof, claims};
+use super::claims::{Claim, claims};
 use super::close;
 use super::draft::Draft;
 use super::drain::{Drained, Place, Side, Still};
@@ -343,9 +343,13 @@ fn clock() -> Time {
 
 /// Changes a copy of the graph, checks it, and puts it in the graph's place.
 async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) -> Result<Applied> {
-    let Transaction { actions, within, entries, ended_jobs, riders } = transaction;
+    let Transaction { actions, within, entries, ended_jobs, only_on, riders } = transaction;
     let writer = Some(cell.writer.lock().await);
     let before = Rc::new(Snapshot::new(cell.load()));
+    if only_on.is_some_and(|graph| !before.stands_as(&graph)) {
+        let message = "the graph has changed meanwhile: see anew what is to be done";
+        return Err(Error::new(ErrorKind::Stale, message));
+    }
     let mut plan = Plan::of(cell, &before, actions, ended_jobs)?;
     (plan.entries, plan.riders) = (entries, riders);
     plan.after.start_drivers(Some(&before))?;
@@ -406,24 +410,51 @@ fn refuse(section: &Drained<'_>, claim: &Claim, actions: &[String]) -> Result<()
     refused.map_err(|error| at_action(actions, claim.by.action, &error))
 }
 
-/// What proves each claim.
+/// Whether a claim has evidence: how much had been written in the section before it was looked for.
 ///
 /// # Errors
 /// As [`verify`].
-async fn prove<'c>(
-    section: &Drained<'_>,
-    claims: &'c [Claim],
-    actions: &[String],
-) -> Result<Vec<Option<&'c Proof>>> {
-    let mut proven = Vec::with_capacity(claims.len());
-    for claim in claims {
-        let evidence = claim.verify(section).await?;
-        if evidence.is_none() {
-            refuse(section, claim, actions)?;
-        }
-        proven.push(evidence.map(|(proof, _)| proof));
+async fn evidence(section: &Drained<'_>, claim: &Claim, actions: &[String]) -> Result<Option<u64>> {
+    let written = section.marks().written();
+    let found = claim.verify(section).await?;
+    if found.is_none() {
+        refuse(section, claim, actions)?;
     }
-    Ok(proven)
+    Ok(found.map(|_| written))
+}
+
+/// The claims that are not proven, by index. What is copied for one may void the evidence of another, or some of
+/// its own: that is looked for again.
+///
+/// # Errors
+/// As [`verify`].
+async fn unproven(
+    section: &Drained<'_>,
+    claims: &[Claim],
+    actions: &[String],
+) -> Result<Vec<usize>> {
+    let is_void = |found: &Option<u64>| {
+        let still_holds = |written: u64| written == section.marks().written();
+        !mutated(Mutation::KeepsVoidEvidence) && found.is_some_and(|written| !still_holds(written))
+    };
+    let mut found = Vec::with_capacity(claims.len());
+    for claim in claims {
+        found.push(evidence(section, claim, actions).await?);
+    }
+    // Each time one more has nothing left to copy; but for such as copy round in a circle.
+    for _ in claims {
+        for (claim, found) in claims.iter().zip(&mut found).filter(|(_, found)| is_void(found)) {
+            *found = evidence(section, claim, actions).await?;
+        }
+    }
+    let mut unproven = Vec::new();
+    for (at, (claim, found)) in claims.iter().zip(&found).enumerate() {
+        if found.is_none() || is_void(found) {
+            refuse(section, claim, actions)?;
+            unproven.push(at);
+        }
+    }
+    Ok(unproven)
 }
 
 /// Verifies what the transaction claims.
@@ -436,19 +467,8 @@ async fn verify(
     steps: &[Step],
     actions: &[String],
 ) -> Result<Marking> {
-    let mut marking = Marking { claims: Vec::new(), changes: Vec::new() };
-    let mut proven = prove(section, claims, actions).await?;
-    if !proven.iter().flatten().all(|proof| proof.still_holds()) {
-        // Somebody has copied from where another one copied to after that.
-        proven = prove(section, claims, actions).await?;
-    }
-    for (at, (claim, proof)) in claims.iter().zip(proven).enumerate() {
-        let is_proven = proof.is_some_and(Proof::still_holds);
-        if !is_proven {
-            refuse(section, claim, actions)?;
-            marking.claims.push(at);
-        }
-    }
+    let claims = unproven(section, claims, actions).await?;
+    let mut marking = Marking { claims, changes: Vec::new() };
     for step in steps {
         let StepKind::Deallocate { range, by } = &step.kind else { continue };
         let place = Place { side: Side::Before, node: step.old };

@@ -15,7 +15,7 @@ use crate::graph::edge::EdgeRef;
 use crate::graph::gate::Closed;
 use crate::graph::generation::NodeGeneration;
 use crate::graph::mutation::{Mutation, mutated};
-use crate::graph::origin::{Origin, Request};
+use crate::graph::origin::{Busy, Origin, Request};
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::io::{current, turn_now, until};
@@ -153,13 +153,14 @@ impl<'s> Drained<'s> {
         mutated(Mutation::ChecksBeforeTheDrain) || !self.still.moving.contains(&generation)
     }
 
-    /// A request in one of the two.
+    /// A request in one of the two. What of it goes on when the section has ended holds up the next one.
     pub(super) fn request(&self, side: Side) -> Request {
         let graph = match side {
             Side::Before => self.before,
             Side::After => self.after,
         };
-        Request::inside(self, Rc::clone(graph), self.worker)
+        let busy = Busy::of(self.still.origins(self.before), self.worker);
+        Request::inside(self, Rc::clone(graph), self.worker, Some(busy))
     }
 
     /// A request in the graph that is.
@@ -204,7 +205,8 @@ impl<'s> Drained<'s> {
     /// # Errors
     /// The driver's; `ETIMEDOUT`.
     pub(super) async fn close(&self, node: usize) -> Result<()> {
-        let request = self.request(Side::Before);
+        // Nobody comes there any more: nobody waits for what is late.
+        let request = Request::inside(self, Rc::clone(self.before), self.worker, None);
         let cx = Cx { graph: request.graph(), request: &request, node };
         let node = &cx.graph.nodes[node];
         let done = until(turn_now() + CLOSE_TIME, node.driver.close(cx)).await;

@@ -13,7 +13,7 @@ use super::drain::Still;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::{GraphCell, Writing};
 use crate::graph::generation::NodeGeneration;
-use crate::graph::origin::Origin;
+use crate::graph::origin::{Busy, Origin};
 use crate::graph::permission::Role;
 use crate::graph::snapshot::{Graph, ScopedBitmap};
 use crate::graph::transaction::Applied;
@@ -36,7 +36,7 @@ pub(in crate::graph) struct LateWork(Mutex<Vec<Arc<Late>>>);
 pub(super) struct Waiting<'c> {
     cell: &'c GraphCell,
     late: Arc<Late>,
-    worker: usize,
+    _busy: Busy,
 }
 
 impl<'c> Waiting<'c> {
@@ -49,20 +49,14 @@ impl<'c> Waiting<'c> {
     ) -> Self {
         let worker = current().map_or(0, |worker| worker.index());
         let late = Arc::new(Late { node, origins: still.origins(before) });
-        for origin in &late.origins {
-            origin.gate.join(worker);
-        }
         cell.late.lock().push(Arc::clone(&late));
-        Self { cell, late, worker }
+        Self { cell, _busy: Busy::of(late.origins.clone(), worker), late }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.cell.late.lock().retain(|other| !Arc::ptr_eq(other, &self.late));
-        for origin in &self.late.origins {
-            origin.gate.leave(self.worker);
-        }
     }
 }
 

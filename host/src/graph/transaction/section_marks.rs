@@ -5,7 +5,7 @@
 //! will be. So a change is marked in the set that records now, before it is issued, and noted; what is noted
 //! is marked again in the set that records in the end, whatever the actions did in between.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,12 +24,18 @@ const NOTED_MAX: usize = 1024;
 pub(in crate::graph) struct SectionMarks {
     graphs: [Rc<Snapshot>; 2],
     noted: RefCell<Vec<(Arc<Bitmap>, Range<u64>)>>,
+    /// Changes of what is seen.
+    written: Cell<u64>,
 }
 
 impl SectionMarks {
     /// For a section between these two.
     pub(super) fn of(before: &Rc<Snapshot>, after: &Rc<Snapshot>) -> Self {
-        Self { graphs: [Rc::clone(before), Rc::clone(after)], noted: RefCell::default() }
+        Self {
+            graphs: [Rc::clone(before), Rc::clone(after)],
+            noted: RefCell::default(),
+            written: Cell::new(0),
+        }
     }
 
     /// Marks a change by an edge of either snapshot. Called before the change is issued.
@@ -70,10 +76,16 @@ impl SectionMarks {
         child: usize,
         view: Option<usize>,
     ) {
+        self.written.set(self.written.get() + 1);
         let graph = &self.graphs[0];
         let class = view.map(|view| graph.nodes[view].class);
         let reached = graph.views.reached(graph.nodes[child].class, Cut { class, edge: None });
         self.mark_reached(graph, &reached, &range);
+    }
+
+    /// How often something has been written that is seen: what was looked at before is not to be relied on.
+    pub(in crate::graph) fn written(&self) -> u64 {
+        self.written.get()
     }
 
     fn mark_reached(&self, graph: &Graph, reached: &Reached, range: &Range<u64>) {

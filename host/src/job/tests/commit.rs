@@ -73,6 +73,29 @@ fn two_at_once_have_not_one_base() {
     host.shutdown().expect("an end in order");
 }
 
+/// What the one commits to is what the other commits: who used the one's overlay uses the other's base then, and
+/// nothing is marked for that.
+#[test]
+fn two_of_a_group_go_down_a_chain_together() {
+    let host = chain().start().expect("a host");
+    fill_chain(&host);
+    let before = shown(&host, "vda");
+    let upper = JobKind::Commit(CommitSpec { completes: true, ..CommitSpec::of("vda", "mid") });
+    let specs = vec![JobSpec::new("upper", upper), commit(middle())];
+    let started = block_on(host.start_jobs(specs, true, Transaction::new()));
+    let (_, jobs) = started.expect("jobs");
+    for job in &jobs {
+        assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    }
+    assert_eq!(
+        host.graph().drives()[0].root().map(|root| root.child()),
+        host.graph().find_node("base")
+    );
+    assert!(shown(&host, "vda") == before);
+    assert_eq!(dirty(&host, &of_drive()), [0_u64; 0]);
+    host.shutdown().expect("an end in order");
+}
+
 /// E2b, E4: the drive's bitmap goes on, whatever the drive shows.
 #[test]
 fn an_active_overlay_goes_to_a_base_when_it_is_told_to() {

@@ -6,7 +6,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `open` | opening an image over a node that stands already |
-//! | `storage` | the image's container: child `file`, by the edges of a request |
+//! | `storage`, `under_way` | the image's container: child `file`, by the edges of a request; what is to land there |
 //! | `bitmaps` | the bitmaps that the image keeps |
 //! | `below` | what lies below the image, as it is recorded with them |
 //! | `plain_file` | a container without a graph |
@@ -31,6 +31,7 @@ mod read;
 mod reopen;
 mod status;
 mod storage;
+mod under_way;
 mod write;
 mod zero;
 
@@ -51,6 +52,7 @@ use crate::graph::{Cx, EdgeRef};
 use crate::io::{Buf, BufMut};
 use bitmaps::Bitmaps;
 use storage::{Container, from_engine};
+use under_way::UnderWay;
 
 /// Position of child `file`, which holds the image.
 const FILE: usize = 0;
@@ -67,6 +69,7 @@ pub struct Qcow2Node {
     /// Position of the backing, if there is one.
     backing: usize,
     bitmaps: Arc<Bitmaps>,
+    under_way: Arc<UnderWay>,
 }
 
 fn to_usize(value: u64) -> usize {
@@ -79,8 +82,8 @@ impl Qcow2Node {
         cx.child(self.data.unwrap_or(FILE))
     }
 
-    fn container<'g>(&self, cx: Cx<'g>) -> Result<Container<'g>> {
-        Container::new(cx, self.data)
+    fn container<'g>(&'g self, cx: Cx<'g>) -> Result<Container<'g>> {
+        Container::new(cx, self.data, &self.under_way)
     }
 
     /// What a change touches at least, bytes: a whole unit, and as many as lie in one block of who holds them,

@@ -32,6 +32,7 @@ impl Reopening for Qcow2Node {
             data: self.data,
             backing: self.backing,
             bitmaps: Arc::clone(&self.bitmaps),
+            under_way: Arc::clone(&self.under_way),
         }))
     }
 

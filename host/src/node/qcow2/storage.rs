@@ -1,8 +1,12 @@
 //! The container of an image as the engine sees it: children of the node, by the edges of one request.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use blockloom_qcow2 as qcow2;
 use blockloom_qcow2::Storage;
 
+use super::under_way::UnderWay;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef};
 use crate::io::{Buf, BufMut};
@@ -10,16 +14,40 @@ use crate::node::WriteFlags;
 
 /// The child `file`, and what else has to be durable before the image's metadata say that it is.
 pub(super) struct Container<'g> {
+    cx: Cx<'g>,
+    under_way: &'g Arc<UnderWay>,
     file: EdgeRef<'g>,
     /// An external data file.
     data: Option<EdgeRef<'g>>,
 }
 
 impl<'g> Container<'g> {
-    pub(super) fn new(cx: Cx<'g>, data: Option<usize>) -> Result<Self> {
+    pub(super) fn new(
+        cx: Cx<'g>,
+        data: Option<usize>,
+        under_way: &'g Arc<UnderWay>,
+    ) -> Result<Self> {
         let data = data.map(|position| cx.child(position)).transpose()?;
-        Ok(Self { file: cx.child(super::FILE)?, data })
+        Ok(Self { cx, under_way, file: cx.child(super::FILE)?, data })
     }
+
+    /// A change of a range of the file, which runs to its end.
+    async fn change(
+        &self,
+        range: Range<u64>,
+        make: impl AsyncFnOnce(EdgeRef<'_>) -> Result<()> + 'static,
+    ) -> Result<()> {
+        let change = self.under_way.begin(range);
+        let made = async move |file: EdgeRef<'_>| {
+            change.alone().await;
+            make(file).await
+        };
+        self.cx.to_the_end(super::FILE, made).await
+    }
+}
+
+fn range(offset: u64, len: u64) -> Range<u64> {
+    offset..offset.saturating_add(len)
 }
 
 /// An error of the engine as one of the node's.
@@ -34,23 +62,27 @@ pub(super) fn to_engine(error: &Error) -> qcow2::Error {
 
 impl Storage for Container<'_> {
     async fn read(&self, offset: u64, buf: &mut [u8]) -> qcow2::Result<()> {
+        self.under_way.landed(range(offset, buf.len() as u64)).await;
         let read = self.file.read(offset, BufMut::new(buf.len())).await;
         buf.copy_from_slice(&read.map_err(|error| to_engine(&error))?);
         Ok(())
     }
 
     async fn write(&self, offset: u64, bytes: &[u8]) -> qcow2::Result<()> {
-        let written = self.file.write(offset, Buf::copy_of(bytes), WriteFlags::NONE).await;
-        written.map_err(|error| to_engine(&error))
+        let (range, bytes) = (range(offset, bytes.len() as u64), Buf::copy_of(bytes));
+        let write =
+            async move |file: EdgeRef<'_>| file.write(offset, bytes, WriteFlags::NONE).await;
+        self.change(range, write).await.map_err(|error| to_engine(&error))
     }
 
     async fn zero(&self, offset: u64, len: u64) -> qcow2::Result<()> {
-        let zeroed = self.file.zero(offset, len, WriteFlags::NONE).await;
-        zeroed.map_err(|error| to_engine(&error))
+        let zero = async move |file: EdgeRef<'_>| file.zero(offset, len, WriteFlags::NONE).await;
+        self.change(range(offset, len), zero).await.map_err(|error| to_engine(&error))
     }
 
     async fn discard(&self, offset: u64, len: u64) -> qcow2::Result<()> {
-        self.file.discard(offset, len).await.map_err(|error| to_engine(&error))
+        let discard = async move |file: EdgeRef<'_>| file.discard(offset, len).await;
+        self.change(range(offset, len), discard).await.map_err(|error| to_engine(&error))
     }
 
     async fn flush(&self) -> qcow2::Result<()> {
@@ -73,7 +105,8 @@ impl Storage for Container<'_> {
         if self.end_bytes().is_some() {
             return Ok(());
         }
-        match self.file.set_len(len_bytes).await {
+        let set_len = async move |file: EdgeRef<'_>| file.set_len(len_bytes).await;
+        match self.change(len_bytes.min(self.file.len_bytes())..u64::MAX, set_len).await {
             // What is behind the end costs room, no more.
             Err(error) if error.kind() == ErrorKind::NotSupported => Ok(()),
             result => result.map_err(|error| to_engine(&error)),

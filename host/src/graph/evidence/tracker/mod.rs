@@ -6,12 +6,12 @@
 //! its guard, if nothing has come near the target meanwhile. So a clear granule says that both show the same,
 //! but for what is in flight; and with nothing in flight, that both show the same.
 //!
-//! Why nobody else can clear it: its set is private to this module, and cleared in three places, each after its
-//! own checks: a copy that has settled, a look at block status under the guard, and a copy of the rest in a
-//! drained section. Why nothing is missed: see `acting.rs` for the source; for the target
+//! Why nobody else can clear it: its set is private to this module, and cleared in two places, each after its
+//! own checks: a copy that has settled, be it in a drained section, and a look at block status under the guard. Why nothing is missed: see `acting.rs` for the source; for the target
 //! there is a source of its own, which all enter but these copies. A node can show what it wants as its
 //! tracker: it proves something only for the node, the edges and the children that it was begun for.
 
+mod catch_up;
 mod copy;
 #[cfg(test)]
 mod tests;
@@ -26,18 +26,11 @@ use super::operations::too_many;
 use super::own_accord::OwnAccord;
 use crate::bitmap::{Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::edge::EdgeRef;
-use crate::graph::flight::Flight;
 use crate::graph::generation::NodeGeneration;
 use crate::graph::guard::{Guards, SourceId, SourceRange, Stale, WatchKey};
 use crate::graph::mutation::{Mutation, mutated};
-use crate::graph::op::{Op, OpKind};
-use crate::graph::permission::PermissionSet;
 use crate::graph::snapshot::Graph;
-use crate::graph::transaction::{Drained, Place, Side};
-use crate::io::BufMut;
 use crate::limits::COPY_MAX_BYTES;
-use crate::node::WriteFlags;
 
 /// See the module.
 pub struct Tracker {
@@ -232,70 +225,5 @@ impl Tracker {
                 set.clear_range(range.start, range.end - range.start);
             }
         }
-    }
-
-    /// Copies what is left to be copied, with nothing in flight. Whether the two show the same then, as far as is
-    /// known; `None` if somebody may still come to them.
-    ///
-    /// # Errors
-    /// The nodes'.
-    pub(in crate::graph) async fn catch_up(&self, section: &Drained<'_>) -> Result<Option<bool>> {
-        let graph = section.graph(Side::Before);
-        let Some(at) = self.place(graph) else { return Ok(None) };
-        if !graph.nodes[at].edges[self.to.0].grants.contains(PermissionSet::WRITE) {
-            return Ok(None);
-        }
-        let child = |edge: usize| graph.nodes[at].edges[edge].child;
-        let (source, target) = (child(self.from.0), child(self.to.0));
-        let is_still = |node: usize| section.is_still(graph.nodes[node].generation);
-        if !graph.below(source).chain(graph.below(target)).all(is_still) {
-            return Ok(None);
-        }
-        let class = |node: usize| graph.nodes[node].class;
-        // What is written shows above the source already.
-        let view = graph.views.is_at_or_above(class(source), class(target)).then_some(source);
-        let request = section.before();
-        let edge = |edge: usize| EdgeRef {
-            graph: request.graph(),
-            request: &request,
-            edge: &request.graph().nodes[at].edges[edge],
-        };
-        let mut runs: Vec<Range<u64>> = self.todo().ranges(0..u64::MAX).collect();
-        if mutated(Mutation::EndsWithoutCatchingUp) {
-            self.differs.clear_all();
-            runs.clear();
-        }
-        let doubts = self.differs.copy()?;
-        for run in &runs {
-            let mut at = run.start;
-            while at < run.end {
-                let end = run.end.min(at + COPY_MAX_BYTES as u64);
-                let len = usize::try_from(end - at).unwrap_or(COPY_MAX_BYTES);
-                let bytes = edge(self.from.0).read(at, BufMut::new(len)).await?.freeze();
-                let (to, op) =
-                    (edge(self.to.0), Op { kind: OpKind::Write, offset: at, len: end - at });
-                let flight = to.cross(&op).await;
-                section.marks().mark_proven(at..end, target, view);
-                let done = to.settle(to.write_admitted(at, bytes, WriteFlags::NONE).await);
-                if done.is_err() {
-                    let around = to.node().fill.around(&(at..end));
-                    section.marks().mark_proven(around, target, None);
-                }
-                flight.into_iter().for_each(Flight::end);
-                done?;
-                at = end;
-            }
-        }
-        if !mutated(Mutation::PivotsUnflushed) {
-            section.flush(Place { side: Side::Before, node: target }).await?;
-        }
-        // What these writes have marked themselves alters nothing.
-        runs.iter().for_each(|run| doubts.clear_range(run.start, run.end - run.start));
-        self.wanted.iter().for_each(|wanted| wanted.clear_all());
-        self.differs.clear_all();
-        doubts
-            .ranges(0..u64::MAX)
-            .for_each(|run| self.differs.mark(run.start, run.end - run.start));
-        Ok(Some(self.is_all_same()))
     }
 }

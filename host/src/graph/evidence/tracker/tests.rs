@@ -4,9 +4,11 @@
 //! `BLOCKLOOM_TRACKER_CASES` says how many cases run. Rules broken on purpose are noticed by the same cases.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::super::CopyHow;
 use super::Tracker;
@@ -32,7 +34,12 @@ const STEPS: usize = 60;
 
 /// A filter that takes its time; so many of its writes fail half-way.
 #[derive(Clone, Default)]
-struct Frail(Arc<AtomicU32>);
+struct Frail(Arc<AtomicU32>, Arc<AtomicU32>);
+
+/// What becomes of its next write; else it goes on.
+const IS_HELD: u32 = 1;
+/// It has come, and is held until this is something else.
+const HOLDS: u32 = 2;
 
 impl Frail {
     fn fails(&self) -> bool {
@@ -53,6 +60,11 @@ impl Filter for Frail {
 
     async fn write(&self, cx: Cx<'_>, offset: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
         turn().await;
+        if self.1.compare_exchange(IS_HELD, HOLDS, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            while self.1.load(Ordering::SeqCst) == HOLDS {
+                turn().await;
+            }
+        }
         if self.fails() {
             let half = buf.slice(0..buf.len() / 2);
             cx.child(0)?.write(offset, half, flags).await?;
@@ -97,6 +109,10 @@ fn writer(node: &str) -> Vec<ChildDecl> {
     vec![edge("file", node, Role::Filtered, PermissionSet::WRITE)]
 }
 
+fn root(drive: &str, node: &str) -> Action {
+    Action::SetRoot { drive: drive.into(), node: node.into() }
+}
+
 fn node(name: &str, driver: impl Node, children: Vec<ChildDecl>) -> NodeDecl {
     NodeDecl { name: name.into(), driver: Arc::new(driver), children }
 }
@@ -138,11 +154,18 @@ impl World {
             let (id, root) = (id.into(), Some(root.into()));
             DriveDecl { id, root, writable: false, only_shows: true }
         };
-        let drives = vec![drive("vda", "source"), drive("s", "source"), drive("t", "frail")];
+        let drives = vec![
+            drive("u", "under"),
+            drive("vda", "source"),
+            drive("s", "source"),
+            drive("t", "frail"),
+        ];
         let granularity = Granularity::from_bytes(BLOCK).expect("a granularity");
-        let (scope, name) =
-            (BitmapScope::Drive("vda".into()), BitmapName::new("b").expect("a name"));
-        let bitmaps = vec![BitmapDecl { scope, name, granularity, enabled: true }];
+        let bitmap = |drive: &str| {
+            let (scope, name) = (BitmapScope::Drive(drive.into()), BitmapName::new("b"));
+            BitmapDecl { scope, name: name.expect("a name"), granularity, enabled: true }
+        };
+        let bitmaps = vec![bitmap("vda"), bitmap("u")];
         let cell = Arc::new(GraphCell::new(
             GraphDecl { nodes, drives, bitmaps }.build().expect("a graph"),
         ));
@@ -198,8 +221,23 @@ impl World {
     }
 
     fn root(node: &str, unproven: Unproven) -> Transaction {
-        let root = Action::SetRoot { drive: "vda".into(), node: node.into() };
-        Transaction::new().with_unproven(root, unproven)
+        Transaction::new().with_unproven(root("vda", node), unproven)
+    }
+
+    async fn copy(&self, range: Range<u64>) {
+        let ground = self.own("job").on_behalf().await.expect("a ground");
+        ground.copy_tracked(Arc::clone(&self.tracker), range).await.expect("copied");
+    }
+
+    async fn clear(&self, drive: &str) {
+        let clear = BitmapAction::Clear.of(BitmapRef::of_drive(drive, "b"));
+        self.cell.transact(Transaction::new().with(clear)).await.expect("cleared");
+    }
+
+    fn is_dirty(&self, drive: &str) -> bool {
+        let graph = self.graph.current();
+        let bitmap = graph.find_bitmap(&BitmapScope::Drive(drive.into()), "b").expect("a bitmap");
+        bitmap.read().ranges(0..u64::MAX).next().is_some()
     }
 
     /// A pivot while others act, and back when they have ended; returns whether it was proven. What the bitmap calls
@@ -209,8 +247,7 @@ impl World {
     /// It is not; or, if nobody acts, the nodes show different bytes, or anything was marked.
     async fn pivot(self: &Rc<Self>, actors: Vec<Random>) -> Result<bool, String> {
         self.frail.0.store(0, Ordering::SeqCst);
-        let clear = BitmapAction::Clear.of(BitmapRef::of_drive("vda", "b"));
-        self.cell.transact(Transaction::new().with(clear)).await.expect("cleared");
+        self.clear("vda").await;
         let (before, is_quiet) = (self.shown("vda").await, actors.is_empty());
         let acting = self.begin(actors);
         let there = self.cell.transact(Self::root("frail", Unproven::Refuse)).await;
@@ -300,6 +337,85 @@ fn broken_rules_of_trackers_are_noticed() {
         set(None);
         println!("{rule:?}: seed {noticed:?}");
         assert!(noticed.is_some(), "{rule:?}");
+    }
+}
+
+/// A section copies what is left, and ends before its write does: nobody comes between that and its end.
+#[test]
+fn a_write_that_outlives_its_section_is_waited_for() {
+    let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async {
+        let world = Rc::new(World::new());
+        let bytes = |value: u8| Buf::copy_of(&[value; BLOCK as usize]);
+        world.copy(0..SIZE).await;
+        world.own("guest").write_changed(0, 0, bytes(1)).await.expect("a write");
+        world.frail.1.store(IS_HELD, Ordering::SeqCst);
+        let too_late = async |transaction: Transaction| {
+            let transaction = transaction.within(Duration::from_millis(20));
+            let error = world.cell.transact(transaction).await.expect_err("the target is late");
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+            assert_eq!(world.frail.1.load(Ordering::SeqCst), HOLDS);
+        };
+        too_late(World::root("frail", Unproven::Refuse)).await;
+        // Neither is the other put in its place, nor does whoever copies go, and let others write there.
+        too_late(World::root("frail", Unproven::Refuse)).await;
+        let gone = |transaction: Transaction| {
+            transaction.with(Action::RemoveNode { node: "job".into() }).ending_job("j")
+        };
+        too_late(gone(Transaction::new())).await;
+
+        let left = Rc::new(Cell::new(1));
+        let (other, ends) = (Rc::clone(&world), Rc::clone(&left));
+        spawn(async move {
+            other.own("guest").write_changed(0, 0, bytes(2)).await.expect("a write");
+            other.copy(0..SIZE).await;
+            ends.set(0);
+        });
+        for _ in 0..1000 {
+            turn().await;
+        }
+        assert_eq!(left.get(), 1, "the range is guarded");
+        world.frail.1.store(0, Ordering::SeqCst);
+        until_ended(&left).await;
+        let both = gone(World::root("frail", Unproven::Refuse));
+        world.cell.transact(both).await.expect("both show the same");
+        assert_eq!(world.shown("vda").await[..BLOCK as usize], [2; BLOCK as usize]);
+    });
+    ended.expect("a worker");
+}
+
+/// A drive is to show an empty overlay of what it shows, and the same section copies something else into that.
+fn into_what_was_empty(unproven: Unproven) -> Result<(), String> {
+    let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async move {
+        let world = World::new();
+        world.own("guest").write_changed(0, 0, world.fresh()).await.expect("a write");
+        world.clear("vda").await;
+        let before = world.shown("u").await;
+        let roots = [root("u", "target"), root("vda", "frail")];
+        let both = roots.into_iter().fold(Transaction::new(), |transaction, root| {
+            transaction.with_unproven(root, unproven)
+        });
+        match (world.cell.transact(both).await, unproven) {
+            (Err(error), Unproven::Refuse) => {
+                assert_eq!(error.kind(), ErrorKind::NotPermitted, "{error}");
+                assert_eq!(world.shown("u").await, before);
+            }
+            (Err(error), Unproven::MarkWhole) => return Err(error.to_string()),
+            (Ok(_), _) if world.is_dirty("u") => assert!(!world.is_dirty("vda")),
+            (Ok(_), _) => return Err("what has changed is called clean".into()),
+        }
+        Ok(())
+    });
+    ended.expect("a worker")
+}
+
+#[test]
+fn what_is_copied_in_a_section_voids_what_was_found_in_it_before() {
+    for unproven in [Unproven::Refuse, Unproven::MarkWhole] {
+        assert_eq!(into_what_was_empty(unproven), Ok(()));
+        set(Some(Mutation::KeepsVoidEvidence));
+        let noticed = into_what_was_empty(unproven);
+        set(None);
+        assert!(noticed.is_err(), "{unproven:?}");
     }
 }
 
