@@ -23,13 +23,14 @@ pub const BLOCKING_THREADS_MAX: usize = 16;
 /// Operations waiting for a blocking thread. Above this an operation fails with `EAGAIN`.
 pub const BLOCKING_QUEUE_MAX: usize = 64 * 1024;
 
-/// Threads that calculate for all workers: more than cores is never useful.
+/// Threads that calculate for all workers: more than cores is never useful. There is one more for what a guest waits
+/// for.
 pub const COMPUTE_THREADS_MAX: usize = 64;
 
 /// Files that graph changes are opening, each on a thread of its own. Above this such a change fails with `EAGAIN`.
 pub const ASIDE_MAX: usize = 16;
 
-/// Calculations waiting for a thread. Above this they are done by who asks.
+/// Calculations of one urgency that wait for a thread. Above this they are done by who asks.
 pub const COMPUTE_QUEUE_MAX: usize = 1024;
 
 /// Bytes that a conversion of an image moves at once: a whole number of the largest clusters.
@@ -169,8 +170,8 @@ pub const JOBS_MAX: usize = 256;
 pub const JOB_BYTES_MAX: u64 = 16 << 20;
 
 /// How far a file that is written past the page cache is made longer ahead of what is written, bytes: sparse, and a
-/// multiple of every alignment.
-pub const FILE_AHEAD_BYTES: u64 = 64 << 20;
+/// multiple of every alignment. Less in simulations, whose files are in memory.
+pub const FILE_AHEAD_BYTES: u64 = if cfg!(test) { 128 << 10 } else { 64 << 20 };
 
 /// Pieces that one job has in flight. Each needs a guard and a watch: sixteen such jobs leave three quarters of both.
 pub const JOB_PIECES_MAX: usize = 64;

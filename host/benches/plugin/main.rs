@@ -222,15 +222,20 @@ struct NopCall {
 
 impl NopCall {
     fn new() -> Self {
-        let wat = r#"(component
-            (core module $m (func (export "nop") (param i64 i64 i64 i64 i64) (result i64) i64.const 1))
+        // A call takes longer the more functions a module has: as many as `pass`.
+        let others: String = (0..141).map(|at| format!("(func (export \"f{at}\"))")).collect();
+        let wat = format!(
+            r#"(component
+            (core module $m {others}
+                (func (export "nop") (param i64 i64 i64 i64 i64) (result i64) i64.const 1))
             (core instance $i (instantiate $m))
             (func (export "nop") (param "a" u64) (param "b" u64) (param "c" u64) (param "d" u64)
-                (param "e" u64) (result u64) (canon lift (core func $i "nop"))))"#;
+                (param "e" u64) (result u64) (canon lift (core func $i "nop"))))"#
+        );
         let mut config = wasmtime::Config::new();
         config.concurrency_support(false).epoch_interruption(true);
         let engine = wasmtime::Engine::new(&config).expect("an engine");
-        let binary = wat::parse_str(wat).expect("valid text");
+        let binary = wat::parse_str(&wat).expect("valid text");
         let component = wasmtime::component::Component::new(&engine, binary).expect("a component");
         let mut store = wasmtime::Store::new(&engine, ());
         store.set_epoch_deadline(u64::MAX / 2);
@@ -275,8 +280,19 @@ fn criterion_figures(c: &mut criterion::Criterion) {
     }
 }
 
-/// Runs one contestant for a profiler: `--profile NAME BATCH COUNT`.
+/// Runs one contestant for a profiler: `--profile NAME BATCH COUNT`, or `--profile copies native|plugin ROUNDS`.
 async fn profile(arguments: Vec<String>) {
+    if let [what, name, rounds] = arguments.as_slice()
+        && what == "copies"
+    {
+        if name == "nop" {
+            let mut nop = NopCall::new();
+            let best = (0..20).map(|_| nop.sample_ns()).fold(f64::MAX, f64::min);
+            println!("nop: {best} ns");
+            return;
+        }
+        return copies::profile(name == "plugin", rounds.parse().expect("a number")).await;
+    }
     let [name, batch, count] = arguments.as_slice() else { panic!("--profile NAME BATCH COUNT") };
     let (batch, count) = (batch.parse().expect("a number"), count.parse().expect("a number"));
     let contestant = contestants().into_iter().find(|it| it.name == name).expect("a contestant");
@@ -296,4 +312,6 @@ fn main() {
         criterion.final_summary();
     }
     on_worker(table());
+    // As hosts do their I/O.
+    run_on_thread(EngineChoice::default(), copies::files()).expect("a worker");
 }

@@ -1,24 +1,19 @@
 //! Edges in use: the only way to call a node.
 //!
-//! [`EdgeRef`] checks the range, fits requests to the driver's limits ([`super::align`]), emulates what
-//! the driver lacks, and counts. A driver sees valid, aligned requests only.
+//! [`EdgeRef`] checks the range, keeps to the guards ([`super::flight`]), fits requests to the driver's limits
+//! ([`super::align`]), emulates what the driver lacks ([`super::emulate`]), and counts. A driver sees valid, aligned
+//! requests only.
 
-use std::borrow::Cow;
-use std::future::Future;
 use std::ops::Range;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use super::admit::{check, mark};
 use super::align;
-use super::guard::{FlightKey, SourceSet};
-use super::mutation::{Mutation, mutated};
+use super::flight::{EdgeCall, Flight};
 use super::op::{Op, OpKind};
 use super::origin::Request;
 use super::snapshot::{Cx, Edge, Graph, GraphNode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut};
-use crate::limits::ZERO_CHUNK_BYTES;
 use crate::node::{Extent, ExtentKind, NodeFuture, Support, WriteFlags};
 
 /// An edge of a snapshot, used by one worker.
@@ -27,76 +22,6 @@ pub struct EdgeRef<'g> {
     pub(super) graph: &'g Graph,
     pub(super) request: &'g Request,
     pub(super) edge: &'g Edge,
-}
-
-/// A read or write under way. What fits the driver goes to it without a future in between.
-#[must_use = "a request that is not awaited may not run"]
-pub struct EdgeCall<'g, T> {
-    edge: EdgeRef<'g>,
-    /// A change that has entered a source by this edge.
-    flight: Option<FlightKey>,
-    /// The driver has been asked for a change, and has not answered.
-    changes: bool,
-    call: NodeFuture<'g, T>,
-}
-
-impl<T> Future for EdgeCall<'_, T> {
-    type Output = Result<T>;
-
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        let result = std::task::ready!(self.call.as_mut().poll(cx));
-        self.changes = false;
-        if let Some(flight) = self.flight.take() {
-            self.edge.graph.guards.leave(self.edge.request.worker(), flight);
-        }
-        Poll::Ready(self.edge.settle(result))
-    }
-}
-
-impl<T> Drop for EdgeCall<'_, T> {
-    fn drop(&mut self) {
-        if self.changes {
-            self.edge.abandoned();
-        }
-    }
-}
-
-/// A change under way beyond an edge. The sources that it has entered by it, it leaves at its end, and only
-/// then.
-#[must_use = "a change that has entered must leave"]
-pub(super) struct Flight<'g> {
-    edge: EdgeRef<'g>,
-    /// Until it has left.
-    key: Option<FlightKey>,
-    has_ended: bool,
-}
-
-impl Flight<'_> {
-    /// The change has ended, whatever its result.
-    #[inline]
-    pub(super) fn end(mut self) {
-        self.leave();
-    }
-
-    #[inline]
-    fn leave(&mut self) {
-        self.has_ended = true;
-        if let Some(key) = self.key.take() {
-            self.edge.graph.guards.leave(self.edge.request.worker(), key);
-        }
-    }
-}
-
-impl Drop for Flight<'_> {
-    fn drop(&mut self) {
-        if mutated(Mutation::GuardsEndWithFutures) {
-            self.leave();
-        }
-        if !self.has_ended {
-            self.edge.abandoned();
-        }
-    }
 }
 
 impl<'g> EdgeRef<'g> {
@@ -118,13 +43,13 @@ impl<'g> EdgeRef<'g> {
         if self.is_in_range(&op) {
             self.edge.counters.begin(self.request.worker(), &op);
             let call = self.read_admitted(offset, buf);
-            return EdgeCall { edge: self, flight: None, changes: false, call };
+            return EdgeCall::new(self, call);
         }
         let call = Box::pin(async move {
             self.begin(&op).await?;
             align::read(self, offset, buf).await
         });
-        EdgeCall { edge: self, flight: None, changes: false, call }
+        EdgeCall::new(self, call)
     }
 
     /// Writes `buf` at `offset`.
@@ -140,14 +65,14 @@ impl<'g> EdgeRef<'g> {
         {
             self.edge.counters.begin(self.request.worker(), &op);
             let call = self.write_admitted(offset, buf, flags);
-            return EdgeCall { edge: self, flight, changes: true, call };
+            return EdgeCall::of_change(self, flight, call);
         }
         let call = Box::pin(async move {
             let flight = self.begin(&op).await?;
             let result = self.write_with_fua(offset, buf, flags).await;
             self.end(flight, &op, result)
         });
-        EdgeCall { edge: self, flight: None, changes: false, call }
+        EdgeCall::new(self, call)
     }
 
     /// A read that has been admitted and counted. What fits the driver goes to it without a future in
@@ -302,72 +227,6 @@ impl<'g> EdgeRef<'g> {
         Ok(None)
     }
 
-    /// The sources beyond this edge that a change enters, and at which range: what its driver may touch
-    /// around it. `None` for what enters none.
-    #[inline]
-    fn entered(&self, op: &Op) -> Option<(Cow<'g, SourceSet>, Range<u64>)> {
-        let sources = self.edge.crossing.as_ref()?;
-        let is_forgotten = mutated(Mutation::DiscardsStaleNothing) && op.kind == OpKind::Discard;
-        if !op.kind.is_change() || op.len == 0 || is_forgotten {
-            return None;
-        }
-        let range = op.offset..op.offset.saturating_add(op.len);
-        let sources = match self.request.shield() {
-            None => Cow::Borrowed(sources),
-            Some(shield) => Cow::Owned(shield.left_of(self.graph, sources, &range)?),
-        };
-        Some((sources, self.node().fill.around(&range)))
-    }
-
-    /// Enters the sources that lie beyond this edge, if that can be done at once; `None` if a guard holds
-    /// the change off.
-    #[inline]
-    #[allow(clippy::option_option, reason = "whether, and what there is to leave")]
-    pub(super) fn try_cross(&self, op: &Op) -> Option<Option<FlightKey>> {
-        // Looked at here, so that where nothing copies there is nothing else to do.
-        if self.edge.crossing.is_none() { Some(None) } else { self.try_enter(op) }
-    }
-
-    #[allow(clippy::option_option, reason = "whether, and what there is to leave")]
-    fn try_enter(&self, op: &Op) -> Option<Option<FlightKey>> {
-        let Some((sources, range)) = self.entered(op) else { return Some(None) };
-        let operations = self.request.operations();
-        let (worker, by) = (self.request.worker(), self.request.by(&operations));
-        let flight = self.graph.guards.try_enter(worker, &sources, &range, by)?;
-        self.request.set_holds();
-        Some(Some(flight))
-    }
-
-    /// Enters the sources that lie beyond this edge, as soon as no guard holds the change off.
-    pub(super) async fn cross(&self, op: &Op) -> Option<Flight<'g>> {
-        let (sources, range) = self.entered(op)?;
-        let operations = self.request.operations();
-        let (worker, by) = (self.request.worker(), self.request.by(&operations));
-        let key = self.graph.guards.enter(worker, &sources, &range, by).await;
-        self.request.set_holds();
-        Some(self.flight(key))
-    }
-
-    /// What has been entered by this edge, until its end.
-    pub(super) fn flight(&self, key: FlightKey) -> Flight<'g> {
-        Flight { edge: *self, key: Some(key), has_ended: false }
-    }
-
-    /// A change was dropped before its end. It may still be under way, for as long as the host runs: nothing
-    /// may rely on its range again, and its origin never stands still.
-    #[cold]
-    fn abandoned(&self) {
-        if mutated(Mutation::GuardsEndWithFutures) {
-            return;
-        }
-        self.request.abandon();
-        tracing::warn!(
-            "node `{}`: a change was abandoned by its user; copies of its range, and changes of the graph \
-             above it, will wait",
-            self.node().name
-        );
-    }
-
     /// What comes before every call: range and permission, the guards beyond the edge, marks where changes
     /// enter; counting.
     async fn begin(&self, op: &Op) -> Result<Option<Flight<'g>>> {
@@ -391,7 +250,7 @@ impl<'g> EdgeRef<'g> {
             flight = self.cross(op).await;
         }
         self.edge.counters.begin(self.request.worker(), op);
-        let under_way = || Flight { edge: *self, key: None, has_ended: false };
+        let under_way = || Flight::new(*self, None);
         Ok(flight.or_else(|| op.kind.is_change().then(under_way)))
     }
 
@@ -439,76 +298,5 @@ impl<'g> EdgeRef<'g> {
     fn failed(&self, error: Error) -> Error {
         self.edge.counters.failed(self.request.worker());
         error.at_node(&self.node().name)
-    }
-
-    pub(super) async fn flush_child(&self) -> Result<()> {
-        match self.node().info.caps.flush {
-            Support::None => Ok(()),
-            _ => self.node().driver.flush(self.cx()).await,
-        }
-    }
-
-    pub(super) async fn discard_child(&self, offset: u64, len: u64) -> Result<()> {
-        let node = self.node();
-        let (offset, len) = align::inner(offset, len, node.info.limits.request_alignment);
-        if node.info.caps.discard == Support::None || len == 0 {
-            return Ok(());
-        }
-        node.driver.discard(self.cx(), offset, len).await
-    }
-
-    pub(super) async fn write_with_fua(
-        &self,
-        offset: u64,
-        buf: Buf,
-        flags: WriteFlags,
-    ) -> Result<()> {
-        let node = self.node();
-        if flags.compressed && node.info.limits.compressed_bytes == 0 {
-            let message = format!("driver `{}` writes nothing compressed", node.driver.driver());
-            return Err(Error::new(ErrorKind::NotSupported, message));
-        }
-        let emulate = flags.fua && node.info.caps.fua != Support::Native;
-        let flags = WriteFlags { fua: flags.fua && !emulate, ..flags };
-        align::write(*self, offset, buf, flags).await?;
-        if emulate { self.flush_child().await } else { Ok(()) }
-    }
-
-    pub(super) async fn zero_with_fua(
-        &self,
-        offset: u64,
-        len: u64,
-        flags: WriteFlags,
-    ) -> Result<()> {
-        if len == 0 {
-            return Ok(());
-        }
-        let caps = self.node().info.caps;
-        let emulate = flags.fua && caps.fua != Support::Native;
-        let flags = WriteFlags { fua: flags.fua && !emulate, compressed: false, ..flags };
-        let mut result = match caps.zero {
-            Support::Native => align::zero(*self, offset, len, flags).await,
-            _ => Err(Error::new(ErrorKind::NotSupported, "it cannot zero without writing")),
-        };
-        let by_writing =
-            result.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotSupported);
-        if by_writing && !flags.fast {
-            result = self.write_zeros(offset, len, flags).await;
-        }
-        result?;
-        if emulate { self.flush_child().await } else { Ok(()) }
-    }
-
-    /// Zeroing by bounded writes.
-    pub(super) async fn write_zeros(&self, offset: u64, len: u64, flags: WriteFlags) -> Result<()> {
-        let max = (ZERO_CHUNK_BYTES as u64).min(self.node().info.limits.transfer_max_bytes.into());
-        let (mut at, end) = (offset, offset + len);
-        while at < end {
-            let count = max.min(end - at);
-            let zeros = Buf::zeros(usize::try_from(count).unwrap_or(ZERO_CHUNK_BYTES));
-            align::write(*self, at, zeros, flags).await?;
-            at += count;
-        }
-        Ok(())
     }
 }

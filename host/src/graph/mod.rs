@@ -5,7 +5,7 @@
 //!   driver → Cx::child ─────────────┤
 //!                                   ▼
 //!        admit      where a change enters: range, permission, pause, marks      (admit.rs)
-//!          → EdgeRef  bounds, guards, alignment, emulation, counters   (edge.rs, align.rs)
+//!          → EdgeRef  bounds, guards, alignment, emulation, counters   (edge.rs, flight.rs, align.rs, emulate.rs)
 //!             → Node driver
 //! ```
 //!
@@ -36,8 +36,10 @@ mod counters;
 mod detach;
 mod drive;
 mod edge;
+mod emulate;
 mod evidence;
 mod fill;
+mod flight;
 mod gate;
 #[cfg(test)]
 mod gate_explored;
@@ -77,8 +79,9 @@ pub use class::Class;
 pub use counters::{Counters, CountersSnapshot};
 pub use drive::LocalDrive;
 pub(crate) use drive::check_transfer;
-pub use edge::{EdgeCall, EdgeRef};
+pub use edge::EdgeRef;
 pub use evidence::{Copied, CopyHow, OnBehalf, Outcomes, OwnAccord, ProvenBuf, Tracked, Tracker};
+pub use flight::EdgeCall;
 pub use generation::NodeGeneration;
 pub(crate) use hint::HasAll;
 pub(crate) use mutation::{Mutation, mutated};

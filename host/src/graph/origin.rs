@@ -341,6 +341,11 @@ impl Request {
         self.presence == Presence::None || self.gate().poll_ends(cx)
     }
 
+    /// Whether a node has begun it of its own accord, as a job's does, and no drive, nor a change of the graph.
+    pub(super) fn is_of_own_accord(&self) -> bool {
+        self.origin != u32::MAX && self.origin as usize >= self.graph.drives.len()
+    }
+
     /// Number of the worker that runs it.
     #[inline]
     pub(super) fn worker(&self) -> usize {

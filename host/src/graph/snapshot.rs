@@ -460,6 +460,12 @@ impl<'g> Cx<'g> {
         self.request.poll_drained(cx)
     }
 
+    /// Whether the request goes back to a node that acts of its own accord, as a job's does: nobody waits for it who has
+    /// asked for anything just now.
+    pub fn is_of_own_accord(&self) -> bool {
+        self.request.is_of_own_accord()
+    }
+
     /// Whether the host ends; if not, the task is woken when that begins. Whoever waits for something that may not
     /// come asks, and gives up.
     pub fn poll_ends(&self, cx: &std::task::Context<'_>) -> bool {

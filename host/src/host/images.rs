@@ -4,14 +4,17 @@
 //!
 //! That walks through all tables of an image, so it is done only where the image says that its writer was cut
 //! short, and before the node opens it. Leaks harm nobody: if they cannot be looked for, the image is used with
-//! them.
+//! them. What a writer that was cut short has made the file longer ahead of what it wrote is cut off, as far as that
+//! is a hole behind all that the image uses.
 
 use std::future::Future;
 use std::path::Path;
 
-use blockloom_qcow2::check::{CheckOptions, mend};
+use blockloom_qcow2::check::{CheckOptions, CheckReport, mend};
 use blockloom_qcow2::create::{Backing, CreateOptions, DataFile, Preallocation, create};
+use blockloom_qcow2::format::header::features;
 use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Version};
+use blockloom_qcow2::{Storage, read_header};
 
 use crate::config::{
     Compression, DriverSpec, FileSpec, GraphSpec, ImageSpec, NodeSpec, Preallocation as Wanted,
@@ -19,7 +22,11 @@ use crate::config::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{EngineChoice, EngineKind, path_facts, run_on_thread, turn_now};
-use crate::node::{Access, FileStorage, FreshFile, Place};
+use crate::limits::EXTENTS_MAX;
+use crate::node::{Access, FileStorage, FreshFile, Place, may_be_ahead};
+
+/// What is left of a file is a multiple of this, bytes: it may be opened past the page cache.
+const BLOCK_BYTES: u64 = 4096;
 
 /// The first image that could not be prepared, and why.
 pub(super) struct NotPrepared<'s> {
@@ -62,18 +69,29 @@ fn run<T: 'static>(work: impl Future<Output = blockloom_qcow2::Result<T>> + 'sta
 
 /// Repairs an image that was not closed.
 fn mend_image(spec: &GraphSpec, base: &Path, node: &NodeSpec) -> Result<()> {
-    let Some(file) = spec.image_file(node) else { return Ok(()) };
-    let path = file.path_in(base);
-    let storage = FileStorage::open(&path, Access::Write)?;
+    match spec.image_file(node) {
+        Some(file) => mend_file(&file.path_in(base)),
+        None => Ok(()),
+    }
+}
+
+fn mend_file(path: &Path) -> Result<()> {
+    let storage = FileStorage::open(path, Access::Write)?;
     let memory_bytes = CheckOptions::default().memory_bytes;
-    let (report, took) = run(async move {
+    let (report, cut_bytes, took) = run(async move {
         let begun = turn_now();
+        let was_left_open = read_header(&storage).await?.autoclear & features::OPEN != 0;
         let report = mend(&storage, memory_bytes).await?;
-        Ok((report, turn_now() - begun))
+        let cut_bytes = match &report {
+            Some(report) if was_left_open && report.is_clean() => cut(&storage, report).await?,
+            _ => 0,
+        };
+        Ok((report, cut_bytes, turn_now() - begun))
     })?;
     let Some(report) = report else { return Ok(()) };
     tracing::warn!(
-        "image `{}` was not closed: {} refcounts and {} leaked clusters are put right, in {} ms",
+        "image `{}` was not closed: {} refcounts and {} leaked clusters are put right, {cut_bytes} \
+         unused bytes cut off, in {} ms",
         path.display(),
         report.corruptions_fixed,
         report.leaks_fixed,
@@ -83,6 +101,29 @@ fn mend_image(spec: &GraphSpec, base: &Path, node: &NodeSpec) -> Result<()> {
         tracing::error!("image `{}` is damaged: `blockloom image check` tells how", path.display());
     }
     Ok(())
+}
+
+/// Cuts off a hole at the end of an image's file that its writer can have made ahead of what it wrote; says how many
+/// bytes that were. All that the image uses has been counted: nothing refers to what is there.
+async fn cut(storage: &FileStorage, report: &CheckReport) -> blockloom_qcow2::Result<u64> {
+    let len = storage.len_bytes().await?;
+    let (mut at, mut used_bytes) = (report.image_end_offset, report.image_end_offset);
+    for _ in 0..EXTENTS_MAX {
+        if at >= len {
+            break;
+        }
+        let Ok((run, is_hole)) = storage.extent(at, len - at).await else { return Ok(0) };
+        at = at.saturating_add(run);
+        if !is_hole {
+            used_bytes = at;
+        }
+    }
+    let end = used_bytes.next_multiple_of(BLOCK_BYTES);
+    if at < len || !may_be_ahead(end, len) {
+        return Ok(0);
+    }
+    storage.set_len(end).await?;
+    Ok(len - end)
 }
 
 fn make(spec: &GraphSpec, base: &Path, node: &NodeSpec, wanted: &Qcow2CreateSpec) -> Result<()> {
@@ -147,4 +188,68 @@ fn options(
         },
         ..CreateOptions::new(size.next_multiple_of(512))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use blockloom_qcow2::image::{Image, OpenOptions};
+
+    use super::*;
+    use crate::limits::FILE_AHEAD_BYTES;
+
+    const UNIT: u64 = 64 << 10;
+
+    /// An image whose writer has made its file longer and was killed; how long the file is then, and how much of it is
+    /// used.
+    fn killed(path: PathBuf, extra: u64, is_closed: bool) -> (u64, u64) {
+        let done = run(async move {
+            let storage = FileStorage::open(&path, Access::Create).expect("a file");
+            create(&storage, &CreateOptions::new(64 << 20)).await?;
+            let used_bytes = storage.len_bytes().await?.next_multiple_of(UNIT);
+            let options = OpenOptions { writable: true, ..OpenOptions::default() };
+            let image = Image::open(&storage, &options).await?;
+            image.begin_modifying(&storage).await?;
+            if is_closed {
+                image.close(&storage).await?;
+            }
+            let len = (used_bytes + FILE_AHEAD_BYTES).next_multiple_of(UNIT) + extra;
+            storage.set_len(len).await?;
+            Ok((used_bytes, len))
+        });
+        done.expect("an image")
+    }
+
+    #[track_caller]
+    fn check(extra: u64, is_closed: bool, data_at: Option<u64>, expect: impl Fn(u64, u64) -> u64) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("disk.qcow2");
+        let (used_bytes, len) = killed(path.clone(), extra, is_closed);
+        let storage = FileStorage::open(&path, Access::Write).expect("the file");
+        run(async move {
+            match data_at {
+                Some(at) => storage.write(used_bytes + at, &[7; 512]).await,
+                None => Ok(()),
+            }
+        })
+        .expect("a write");
+        mend_file(&path).expect("mends");
+        let left = path_facts(&path).expect("a file").size_bytes;
+        assert_eq!(left, expect(used_bytes, len));
+    }
+
+    #[test]
+    fn what_a_killed_writer_has_ahead_is_cut_off() {
+        check(0, false, None, |used_bytes, _| used_bytes);
+        // Whatever they are, bytes stay.
+        check(0, false, Some(UNIT), |used_bytes, _| used_bytes + UNIT + BLOCK_BYTES);
+    }
+
+    #[test]
+    fn what_somebody_else_may_have_added_stays() {
+        check(0, true, None, |_, len| len);
+        check(512, false, None, |_, len| len);
+        check(2 * FILE_AHEAD_BYTES, false, None, |_, len| len);
+    }
 }

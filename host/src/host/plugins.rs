@@ -8,7 +8,7 @@ use super::Host;
 use super::call::on_worker;
 use crate::config::PluginSource;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::compute;
+use crate::io::{Urgency, compute};
 use crate::plugin::{Instance, InstanceError, PluginModule, PluginNode};
 
 /// Where the plugin is that is to take the place of one that runs.
@@ -37,7 +37,7 @@ impl From<Vec<u8>> for PluginBinary {
 impl PluginBinary {
     /// Compiles it on a thread for calculations.
     async fn module(self, former: Arc<PluginModule>) -> Result<Arc<PluginModule>> {
-        let compiled = compute(move || match self {
+        let compiled = compute(Urgency::Later, move || match self {
             Self::File(path) => PluginModule::load_file(former.runtime(), &path).map(Arc::new),
             Self::Bytes(bytes) => {
                 PluginModule::load(former.runtime(), former.name(), &bytes).map(Arc::new)

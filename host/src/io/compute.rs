@@ -1,57 +1,123 @@
 //! Threads for calculations that would hold a worker up. One pool for the process; threads start when there
-//! is work for them, at most one a core.
+//! is work for them.
+//!
+//! What a guest waits for goes before what only jobs wait for, and always has a thread: those of jobs take at most
+//! one a core, and there is one thread more.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
-
-use crossbeam::channel::{Receiver, Sender, bounded};
 
 use crate::limits::{ASIDE_MAX, COMPUTE_QUEUE_MAX, COMPUTE_THREADS_MAX};
 
+/// Who waits for a calculation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// A guest, or whoever else is to be answered soon.
+    Now,
+    /// What runs in the background.
+    Later,
+}
+
 type Job = Box<dyn FnOnce() + Send>;
 
+/// What waits, and who works.
+#[derive(Default)]
+struct Queues {
+    now: VecDeque<Job>,
+    later: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+    /// Threads that work at what need not be done now.
+    patient: usize,
+}
+
 struct Pool {
-    jobs: Sender<Job>,
-    incoming: Receiver<Job>,
-    threads: AtomicUsize,
-    threads_max: usize,
+    queues: Mutex<Queues>,
+    has_work: Condvar,
+    /// Most threads that work at what need not be done now.
+    patient_max: usize,
 }
 
 impl Pool {
+    fn new(patient_max: usize) -> Self {
+        Self { queues: Mutex::default(), has_work: Condvar::new(), patient_max }
+    }
+
     fn get() -> &'static Self {
         static POOL: OnceLock<Pool> = OnceLock::new();
         POOL.get_or_init(|| {
-            let (jobs, incoming) = bounded(COMPUTE_QUEUE_MAX);
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let threads_max = cores.min(COMPUTE_THREADS_MAX);
-            Self { jobs, incoming, threads: AtomicUsize::new(0), threads_max }
+            Self::new(cores.min(COMPUTE_THREADS_MAX))
         })
     }
 
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs a job, here if nobody else can.
-    fn run(&'static self, job: Job) {
-        if self.threads.fetch_add(1, Ordering::Relaxed) >= self.threads_max
-            || super::background("compute", || self.work()).is_err()
-        {
-            self.threads.fetch_sub(1, Ordering::Relaxed);
-        }
-        if self.threads.load(Ordering::Relaxed) == 0 {
-            return job();
-        }
-        if let Err(refused) = self.jobs.try_send(job) {
-            refused.into_inner()();
+    fn run(&'static self, urgency: Urgency, job: Job) {
+        match self.enqueue(urgency, job) {
+            Ok(()) => self.has_work.notify_one(),
+            Err(job) => job(),
         }
     }
 
+    /// Gives a job back for which there is no thread, or no place.
+    fn enqueue(&'static self, urgency: Urgency, job: Job) -> Result<(), Job> {
+        let mut queues = self.queues();
+        let threads_max = self.patient_max + usize::from(urgency == Urgency::Now);
+        if queues.idle <= queues.now.len() + queues.later.len()
+            && queues.threads < threads_max
+            && super::background("compute", move || self.work()).is_ok()
+        {
+            queues.threads += 1;
+        }
+        let is_served = queues.threads > 0;
+        let queue = match urgency {
+            Urgency::Now => &mut queues.now,
+            Urgency::Later => &mut queues.later,
+        };
+        if !is_served || queue.len() >= COMPUTE_QUEUE_MAX {
+            return Err(job);
+        }
+        queue.push_back(job);
+        Ok(())
+    }
+
     fn work(&self) {
-        while let Ok(job) = self.incoming.recv() {
+        loop {
+            let (urgency, job) = self.next();
             // Whoever waits for one that has panicked is told.
             let _ = catch_unwind(AssertUnwindSafe(job));
+            if urgency == Urgency::Later {
+                self.queues().patient -= 1;
+            }
+        }
+    }
+
+    /// Waits for a job. Whoever ends a patient one comes here next, so that none is left behind while others are idle.
+    fn next(&self) -> (Urgency, Job) {
+        let mut queues = self.queues();
+        loop {
+            if let Some(job) = queues.now.pop_front() {
+                return (Urgency::Now, job);
+            }
+            if queues.patient < self.patient_max
+                && let Some(job) = queues.later.pop_front()
+            {
+                queues.patient += 1;
+                return (Urgency::Later, job);
+            }
+            queues.idle += 1;
+            queues = self.has_work.wait(queues).unwrap_or_else(PoisonError::into_inner);
+            queues.idle -= 1;
         }
     }
 }
@@ -113,17 +179,29 @@ impl<T> Future for Computed<T> {
 
 /// Runs `f` on a thread for calculations; where there is none, or too much waits already, at once. In a simulation
 /// always at once: nothing there depends on other threads.
-pub fn compute<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Computed<T> {
+pub fn compute<T: Send + 'static>(
+    urgency: Urgency,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Computed<T> {
     #[cfg(test)]
     if super::sim::is_simulated() {
         return Computed(Arc::new(Shared(Mutex::new(State::Done(f())))));
     }
+    compute_in(Pool::get(), urgency, f)
+}
+
+fn compute_in<T: Send + 'static>(
+    pool: &'static Pool,
+    urgency: Urgency,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Computed<T> {
     let shared = Arc::new(Shared(Mutex::new(State::Waiting(None))));
     let calculation = Calculation(Arc::clone(&shared));
-    Pool::get().run(Box::new(move || {
+    let job = move || {
         let value = f();
         calculation.0.set(State::Done(value));
-    }));
+    };
+    pool.run(urgency, Box::new(job));
     Computed(shared)
 }
 
@@ -176,7 +254,10 @@ mod tests {
         let sum = run_on_thread(EngineChoice::Auto, async {
             let here = std::thread::current().id();
             let all: Vec<_> = (0..100_u64)
-                .map(|number| compute(move || (number, std::thread::current().id())))
+                .map(|number| {
+                    let urgency = if number % 2 == 0 { Urgency::Now } else { Urgency::Later };
+                    compute(urgency, move || (number, std::thread::current().id()))
+                })
                 .collect();
             let mut sum = 0;
             for computed in all {
@@ -192,10 +273,47 @@ mod tests {
     #[test]
     fn a_panic_is_an_error_for_who_waits() {
         let failed = run_on_thread(EngineChoice::Auto, async {
-            let panics = compute(|| -> u64 { panic!("on purpose") });
-            let failed = panics.await.is_err();
-            failed && compute(|| true).await.expect("the next one is computed")
+            let mut failed = true;
+            for urgency in [Urgency::Now, Urgency::Later] {
+                let panics = compute(urgency, || -> u64 { panic!("on purpose") });
+                failed &= panics.await.is_err();
+                failed &= compute(urgency, || true).await.expect("the next one is computed");
+            }
+            failed
         });
         assert!(failed.expect("a worker"));
+    }
+
+    /// Jobs have every thread but one, and more wait: what a guest waits for is done all the same, and before the
+    /// others when these go on.
+    #[test]
+    fn what_a_guest_waits_for_goes_first() {
+        let pool: &'static Pool = Box::leak(Box::new(Pool::new(2)));
+        let (order, taken) = std::sync::mpsc::channel();
+        let (go_on, wait) = crossbeam::channel::unbounded::<()>();
+        let done = run_on_thread(EngineChoice::Auto, async move {
+            let patient = |number: u32| {
+                let (order, wait) = (order.clone(), wait.clone());
+                compute_in(pool, Urgency::Later, move || {
+                    let _ = wait.recv();
+                    let _ = order.send(number);
+                })
+            };
+            let jobs: Vec<_> = (0..6).map(patient).collect();
+            for number in 10..14 {
+                let order = order.clone();
+                let guest = compute_in(pool, Urgency::Now, move || order.send(number).is_ok());
+                assert!(guest.await.expect("computed"), "while all others wait");
+            }
+            drop(go_on);
+            for job in jobs {
+                job.await.expect("computed");
+            }
+        });
+        done.expect("a worker");
+        let order: Vec<u32> = taken.iter().collect();
+        assert_eq!(order[..4], [10, 11, 12, 13]);
+        assert_eq!(order.len(), 10);
+        assert!(pool.queues().threads <= 3);
     }
 }

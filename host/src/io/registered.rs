@@ -38,7 +38,7 @@ pub(super) struct Registered {
     /// Numbers of memory that was freed. Bounded by those that there are.
     freed: Arc<SegQueue<u16>>,
     /// The kernel knows of such numbers.
-    is_on: Cell<bool>,
+    is_on: bool,
     /// It had no more memory that stays in place when it was last asked.
     is_full: Cell<bool>,
 }
@@ -52,7 +52,7 @@ impl Registered {
             ring: RINGS.fetch_add(1, Ordering::Relaxed),
             unused: RefCell::new((0..RING_BUFFERS_MAX).rev().collect()),
             freed: Arc::default(),
-            is_on: Cell::new(is_on),
+            is_on,
             is_full: Cell::new(false),
         }
     }
@@ -69,7 +69,7 @@ impl Registered {
     }
 
     fn register(&self, ring: &IoUring, memory: &Memory) -> Option<Place> {
-        if !self.is_on.get() || self.is_full.get() {
+        if !self.is_on || self.is_full.get() {
             return None;
         }
         let number = self.unused.borrow_mut().pop()?;

@@ -123,6 +123,8 @@ pub struct Local {
 thread_local! {
     static PLUGS: Cell<u32> = const { Cell::new(0) };
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
+    /// When the turn began, on a worker: beside it, as nearly every request asks.
+    static TURN: Cell<Option<Time>> = const { Cell::new(None) };
 }
 
 /// The current thread's worker, if it is one.
@@ -199,10 +201,9 @@ pub(crate) fn is_more_to_come() -> bool {
 }
 
 /// The time at which the current turn began; the clock itself off workers.
+#[inline]
 pub fn turn_now() -> Time {
-    CURRENT.with(|current| {
-        current.borrow().as_ref().map_or_else(Time::monotonic, |local| local.now.get())
-    })
+    TURN.get().unwrap_or_else(Time::monotonic)
 }
 
 /// The time now: costs a look at the clock.
@@ -340,6 +341,7 @@ impl Local {
     /// Everything that can be done without waiting, within the bounds of a turn.
     fn work(&self) {
         self.now.set(self.io.now());
+        TURN.set(Some(self.now.get()));
         if self.inbox.waker.begin_look() {
             self.tasks.take_remote();
             self.drain_inbox();
@@ -530,9 +532,16 @@ impl Drop for CloseInbox {
     }
 }
 
+/// The current thread is this worker's, or nobody's any more.
+fn belong(local: Option<&Rc<Local>>) {
+    TURN.set(local.map(|local| local.now.get()));
+    let former = CURRENT.with(|current| current.replace(local.map(Rc::clone)));
+    drop(former);
+}
+
 fn run(local: &Rc<Local>, poll: Duration) {
     let _close = CloseInbox(Arc::clone(&local.inbox));
-    CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(local)));
+    belong(Some(local));
     if let Err(error) = local.run(poll) {
         tracing::error!("worker {} stops: {error}", local.index);
         local.inbox.stop.store(true, Ordering::Release);
@@ -540,7 +549,7 @@ fn run(local: &Rc<Local>, poll: Duration) {
     local.tasks.clear();
     let hooks = std::mem::take(&mut *local.hooks.borrow_mut());
     hooks.iter().for_each(|hook| hook.end());
-    CURRENT.with(|current| current.borrow_mut().take());
+    belong(None);
     super::trim_pool();
 }
 
@@ -575,7 +584,7 @@ fn run_until<T: 'static>(
     poll: Duration,
     future: impl Future<Output = T> + 'static,
 ) -> io::Result<T> {
-    CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(local)));
+    belong(Some(local));
     let output = Rc::new(RefCell::new(None));
     let (slot, inbox) = (Rc::clone(&output), Arc::clone(&local.inbox));
     local.tasks.spawn(Box::pin(async move {

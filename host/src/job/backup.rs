@@ -98,7 +98,8 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &BackupSpec) -> Result<Planned
     check_target(graph, source, target)?;
     let compressed_bytes = graph.nodes()[target].info().limits.compressed_bytes;
     if spec.compress && compressed_bytes == 0 {
-        let message = "cannot compress to this drive: its driver writes nothing compressed";
+        let message = "cannot compress to this drive, whose driver writes nothing compressed: leave `compress` \
+                       out, or copy to a `qcow2` node that keeps its data itself";
         return Err(Error::new(ErrorKind::NotSupported, message).at_node(name(target)));
     }
     let flags = if spec.compress { WriteFlags::COMPRESSED } else { WriteFlags::NONE };

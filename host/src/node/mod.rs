@@ -26,6 +26,7 @@ pub(crate) use bitmap_store::create as create_stored;
 pub use bitmap_store::{
     Below, BitmapContent, BitmapStore, Keeping, LoadedBitmap, StoreChange, StoredBitmap, Trust,
 };
+pub(crate) use file::may_be_ahead;
 pub use file::{FileNode, FileOptions, ImageLocking};
 pub use identity::Identity;
 pub use memory::MemoryNode;

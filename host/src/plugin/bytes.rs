@@ -476,6 +476,8 @@ pub(super) fn is_lowered(access: ByteAccess, kind: Kind) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use super::super::PluginLimits;
     use super::*;
 
@@ -485,7 +487,7 @@ mod tests {
         lasting.bytes.grant();
         let mut state = HostState::new("a", &PluginLimits::default(), Arc::clone(&lasting));
         let id = RequestId::new(0, 1).expect("an id");
-        let ticket = |sequence| Ticket { worker: 0, waiter: 0, sequence };
+        let ticket = |at| Ticket::new(0, 0, NonZeroU64::MIN.saturating_add(at));
         for sequence in 1..=2 {
             let bytes = Buf::copy_of(&[1, 2, 3, 4]);
             let handed = Handed::of_write(&lasting, ByteAccess::Transform, bytes);

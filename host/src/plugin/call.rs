@@ -68,7 +68,7 @@ impl Instance {
                 request @ Offer::Request { .. } => {
                     // Those that wait for a slot go first.
                     let is_next = !inside.is_gated && inside.waiting.is_empty();
-                    if !is_next || !inside.wants(&request) || !inside.encode(request, now_ns) {
+                    if !is_next || !inside.wants(&request) || !inside.encode(&request, now_ns) {
                         inside.waiting.push_back(request);
                     }
                 }
@@ -93,7 +93,7 @@ impl Instance {
                 Offer::Request { ticket, .. } if !inside.wants(&request) => {
                     self.deliver(ticket, Verdict::Answer(Answer::GONE), local);
                 }
-                _ if !inside.encode(request, now_ns) => return,
+                _ if !inside.encode(&request, now_ns) => return,
                 _ => {}
             }
             inside.waiting.pop_front();
@@ -191,8 +191,10 @@ impl Instance {
     /// Until when it is not called, as it has used up its processor time.
     #[inline]
     pub(super) fn put_off_until(&self) -> Option<Time> {
-        let until = Time::from_nanos(self.put_off_until.load(Ordering::Acquire));
-        (until > turn_now()).then_some(until)
+        match self.put_off_until.load(Ordering::Acquire) {
+            0 => None,
+            until => Some(Time::from_nanos(until)).filter(|until| *until > turn_now()),
+        }
     }
 
     /// Has every worker let go of rules that are no more. What was answered so far has been delivered.

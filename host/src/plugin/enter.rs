@@ -177,13 +177,13 @@ impl Instance {
     /// Offers a single request, if nobody is inside and nothing else waits to go in. The answer may be
     /// there on return.
     #[inline]
-    pub(super) fn ask(&self, request: Offer, local: &Rc<LocalPlugin>) -> Asked {
+    pub(super) fn ask(&self, request: &Offer, local: &Rc<LocalPlugin>) -> Asked {
         let Some(mut guard) = self.try_lock() else { return Asked::NotOffered };
         let Some(live) = guard.live.as_mut() else { return Asked::NotOffered };
         let now_ns = turn_now().as_nanos();
         live.words.clear();
         let is_idle = self.queue.is_empty() && live.waiting.is_empty() && live.carry.is_empty();
-        let alone = is_idle && !live.is_gated && live.wants(&request);
+        let alone = is_idle && !live.is_gated && live.wants(request);
         if !alone || !live.encode(request, now_ns) {
             return Asked::NotOffered;
         }

@@ -123,8 +123,8 @@ impl Inside {
 
     /// Adds a request to `words`; `false` when there is no slot or no room for it.
     #[inline]
-    pub(super) fn encode(&mut self, request: Offer, now_ns: u64) -> bool {
-        let Offer::Request { ticket, node, kind, flags, offset, len } = request else {
+    pub(super) fn encode(&mut self, request: &Offer, now_ns: u64) -> bool {
+        let &Offer::Request { ticket, node, kind, flags, offset, len } = request else {
             return true;
         };
         if !self.has_room_for_events() {

@@ -343,11 +343,11 @@ impl Instance {
 
     #[inline]
     pub(super) fn deliver(&self, ticket: Ticket, verdict: Verdict, local: &LocalPlugin) {
-        if ticket.worker == local.worker() {
+        if ticket.worker() == local.worker() {
             local.deliver(ticket, verdict);
         } else {
-            self.outboxes[ticket.worker as usize].push((ticket, verdict));
-            self.wake(|worker| worker.index() == ticket.worker as usize);
+            self.outboxes[ticket.worker() as usize].push((ticket, verdict));
+            self.wake(|worker| worker.index() == ticket.worker() as usize);
         }
     }
 

@@ -359,7 +359,7 @@ impl Table {
             }
         }
         self.live = 0;
-        tickets.sort_by_key(|ticket| ticket.sequence);
+        tickets.sort_by_key(|ticket| ticket.sequence());
         tickets
     }
 
@@ -436,10 +436,12 @@ fn is_own_answer(kind: Kind, is_put: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use super::*;
 
     fn ticket(waiter: u32) -> Ticket {
-        Ticket { worker: 0, waiter, sequence: 0 }
+        Ticket::new(0, waiter, NonZeroU64::MIN)
     }
 
     fn complete(id: RequestId, result: Result<(), Errno>) -> Complete {
@@ -521,7 +523,7 @@ mod tests {
     #[test]
     fn what_is_forgotten_is_named_in_the_order_of_its_arrival() {
         let mut table = Table::new(4);
-        let ticket = |sequence| Ticket { worker: 0, waiter: 0, sequence };
+        let ticket = |at| Ticket::new(0, 0, NonZeroU64::MIN.saturating_add(at));
         let first = table.offer((NodeIndex(0), Kind::Read, false), ticket(1), 0).expect("a slot");
         let held = table.offer((NodeIndex(0), Kind::Read, false), ticket(2), 0).expect("a slot");
         table.forward(Forward::now(first), 0).expect("gone");

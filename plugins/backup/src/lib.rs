@@ -45,6 +45,8 @@ struct Backup {
     begun: BitmapIndex,
     /// Set whole when it is worth nothing any more.
     broken: BitmapIndex,
+    /// This instance knows that, and asks for no requests any more: spared a look at the bitmap for each.
+    is_given_up: Cell<bool>,
     changes: Option<BitmapIndex>,
     /// Nothing is forwarded before.
     ready: Signal,
@@ -118,6 +120,7 @@ impl Filter for BackupFilter {
             covered: bitmap_own(node.index, "covered", self.config.get().granularity)?,
             begun: bitmap_own(node.index, "begun", WHOLE)?,
             broken: bitmap_own(node.index, "broken", WHOLE)?,
+            is_given_up: Cell::new(false),
             changes: changes.map(|bitmap| bitmap.index),
             ready: Signal::default(),
             armed: Signal::default(),
@@ -143,7 +146,7 @@ impl Filter for BackupFilter {
     async fn write(&self, request: Request, cx: &Cx) -> Verdict {
         let Some(backup) = self.backup(request.node) else { return Verdict::Fail(Errno::EIO) };
         backup.ready.wait().await;
-        if backup.is_broken() || request.flags.contains(RequestFlags::UNCHANGED) {
+        if backup.is_given_up.get() || request.flags.contains(RequestFlags::UNCHANGED) {
             return Verdict::Forward;
         }
         let granules = self.config.get().granules_of(&request.range());
@@ -157,6 +160,7 @@ impl Filter for BackupFilter {
         };
         match (copied, self.config.get().on_error) {
             (Ok(()), _) => Verdict::Forward,
+            (Err(_), _) if backup.is_broken() => Verdict::Forward,
             (Err(errno), OnError::BreakGuestWrite) => Verdict::Fail(errno),
             (Err(errno), OnError::BreakSnapshot) => {
                 backup.break_off(request.node, &format!("a copy before a write failed ({errno})"));
@@ -270,6 +274,7 @@ impl Backup {
     }
 
     fn stop_asking(&self, node: NodeId) {
+        self.is_given_up.set(self.is_broken());
         if let Err(error) = set_rules(node, &[], 2) {
             log(Level::Warn, &error);
         }

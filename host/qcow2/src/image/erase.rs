@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Image;
 use super::allocator::Run;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::{Cluster, StandardCluster};
 use crate::storage::Storage;
 
@@ -23,21 +23,20 @@ enum Erase {
 }
 
 impl Image {
-    /// Makes a range read as zeros. It has to consist of whole units ([`Self::zero_unit_bytes`]), but may
-    /// end at the disk's end. With `keep_allocated` host clusters stay reserved for what is written
-    /// later. In a raw external data file the caller writes the zeros besides, before.
+    /// Makes a range read as zeros, as far as the format can say it: gives what is left, ascending, where zeros have
+    /// to be written (version 2 with a backing, parts of compressed clusters). It has to consist of whole units
+    /// ([`Self::zero_unit_bytes`]), but may end at the disk's end. With `keep_allocated` host clusters stay reserved
+    /// for what is written later. In a raw external data file the caller writes the zeros besides, before.
     ///
     /// # Errors
-    /// `ENOTSUP` where the format cannot say it (version 2 with a backing, a part of a compressed
-    /// cluster): zeros have to be written; part of the range may be done. Others as for
-    /// [`Self::prepare_write`].
+    /// As for [`Self::prepare_write`].
     pub async fn zero<S: Storage>(
         &self,
         s: &S,
         offset: u64,
         len: u64,
         keep_allocated: bool,
-    ) -> Result<()> {
+    ) -> Result<Vec<Range<u64>>> {
         self.check_units(offset, len, self.format.unit_bytes())?;
         let result = self.erase(s, offset, len, Erase::Zero { keep_allocated }).await;
         self.mark_if_corrupt(s, result).await
@@ -55,7 +54,7 @@ impl Image {
             return self.begin_modifying(s).await;
         }
         let result = self.erase(s, offset, len, Erase::Discard).await;
-        self.mark_if_corrupt(s, result).await
+        self.mark_if_corrupt(s, result.map(drop)).await
     }
 
     /// Makes whole clusters unallocated, so that what is below shows; for those who know what shows.
@@ -65,7 +64,7 @@ impl Image {
     pub async fn deallocate<S: Storage>(&self, s: &S, offset: u64, len: u64) -> Result<()> {
         self.check_units(offset, len, self.format.cluster_size.bytes())?;
         let result = self.erase(s, offset, len, Erase::Deallocate).await;
-        self.mark_if_corrupt(s, result).await
+        self.mark_if_corrupt(s, result.map(drop)).await
     }
 
     fn check_units(&self, offset: u64, len: u64, unit: u64) -> Result<()> {
@@ -78,8 +77,16 @@ impl Image {
         Err(Error::invalid(format!("{len} bytes at {offset}: not in units of {unit} bytes")))
     }
 
-    async fn erase<S: Storage>(&self, s: &S, offset: u64, len: u64, erase: Erase) -> Result<()> {
+    /// Gives what is left, which the format cannot say: at most two runs, or all as one.
+    async fn erase<S: Storage>(
+        &self,
+        s: &S,
+        offset: u64,
+        len: u64,
+        erase: Erase,
+    ) -> Result<Vec<Range<u64>>> {
         self.begin_modifying(s).await?;
+        let mut left = Vec::new();
         let end = offset + len;
         let mut offset = offset;
         while offset < end {
@@ -91,18 +98,18 @@ impl Image {
                 offset = ((slot.l1_index + 1) * span).min(end);
                 continue;
             }
-            self.erase_in_slice(s, offset, part_end - offset, erase).await?;
+            self.erase_in_slice(s, offset..part_end, erase, &mut left).await?;
             self.bound_frees(s).await?;
             offset = part_end;
         }
-        Ok(())
+        Ok(left)
     }
 
     /// Makes everything behind a cluster unallocated, the end of the disk notwithstanding.
     pub(super) async fn deallocate_behind<S: Storage>(&self, s: &S, offset: u64) -> Result<()> {
         let end = self.l1.load().len() * self.format.table_span_bytes();
         match offset < end {
-            true => self.erase(s, offset, end - offset, Erase::Deallocate).await,
+            true => self.erase(s, offset, end - offset, Erase::Deallocate).await.map(drop),
             false => Ok(()),
         }
     }
@@ -110,10 +117,11 @@ impl Image {
     async fn erase_in_slice<S: Storage>(
         &self,
         s: &S,
-        offset: u64,
-        len: u64,
+        range: Range<u64>,
         erase: Erase,
+        left: &mut Vec<Range<u64>>,
     ) -> Result<()> {
+        let (offset, len) = (range.start, range.end - range.start);
         let slot = self.slot(offset);
         let cluster_bytes = self.format.cluster_size.bytes();
         let first = self.format.cluster_size.floor(offset);
@@ -124,15 +132,17 @@ impl Image {
         let mut changed = false;
         for (index, cluster) in (0..).zip(&old) {
             let guest = first + index * cluster_bytes;
-            let end = (offset + len - guest).min(cluster_bytes);
+            let touched = offset.max(guest)..range.end.min(guest + cluster_bytes);
             // What lies past the disk's end goes with the last cluster.
-            let end = if offset + len == self.size_bytes() && end < cluster_bytes {
-                cluster_bytes
-            } else {
-                end
+            let end = match touched.end == self.size_bytes() {
+                true => cluster_bytes,
+                false => touched.end - guest,
             };
-            let part = offset.max(guest) - guest..end;
-            let new = self.erased(cluster, &part, erase)?;
+            let new = self.erased(cluster, &(touched.start - guest..end), erase);
+            let new = new.unwrap_or_else(|| {
+                push_range(left, touched);
+                *cluster
+            });
             changed |= new != *cluster;
             let before = self.host_clusters(cluster);
             if before != self.host_clusters(&new) {
@@ -147,28 +157,28 @@ impl Image {
         Ok(())
     }
 
-    /// What becomes of a cluster of which `part` is erased.
-    fn erased(&self, cluster: &Cluster, part: &Range<u64>, erase: Erase) -> Result<Cluster> {
+    /// What becomes of a cluster of which `part` is erased; `None` for zeros that the format cannot say.
+    fn erased(&self, cluster: &Cluster, part: &Range<u64>, erase: Erase) -> Option<Cluster> {
         let whole = *part == (0..self.format.cluster_size.bytes());
         let below_shows = self.has_backing();
         let zero = if self.format.zero_flag { Some(StandardCluster::ZERO) } else { None };
         let unallocated = Cluster::Standard(StandardCluster::UNALLOCATED);
         match erase {
-            Erase::Deallocate => Ok(unallocated),
-            Erase::Discard if !whole => Ok(*cluster),
-            Erase::Discard if !below_shows => Ok(unallocated),
-            Erase::Discard => Ok(zero.map_or(*cluster, Cluster::Standard)),
+            Erase::Deallocate => Some(unallocated),
+            Erase::Discard if !whole => Some(*cluster),
+            Erase::Discard if !below_shows => Some(unallocated),
+            Erase::Discard => Some(zero.map_or(*cluster, Cluster::Standard)),
             Erase::Zero { keep_allocated } => {
                 let keeps = keep_allocated && self.format.zero_flag;
                 if whole && !keeps && !below_shows {
-                    return Ok(unallocated);
+                    return Some(unallocated);
                 }
                 match (cluster, zero) {
                     (Cluster::Standard(old), Some(_)) => {
-                        Ok(Cluster::Standard(self.zeroed(old, part, keep_allocated)))
+                        Some(Cluster::Standard(self.zeroed(old, part, keep_allocated)))
                     }
-                    (Cluster::Compressed(_), Some(zero)) if whole => Ok(Cluster::Standard(zero)),
-                    _ => Err(cannot_say_zero()),
+                    (Cluster::Compressed(_), Some(zero)) if whole => Some(Cluster::Standard(zero)),
+                    _ => None,
                 }
             }
         }
@@ -198,7 +208,10 @@ fn push_run(runs: &mut Vec<Run>, next: Option<Run>) {
     }
 }
 
-fn cannot_say_zero() -> Error {
-    let message = "zeros cannot be mapped here: they have to be written";
-    Error::new(ErrorKind::NotSupported, message)
+/// Adds to the last range what follows it.
+fn push_range(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == next.start => last.end = next.end,
+        _ => ranges.push(next),
+    }
 }

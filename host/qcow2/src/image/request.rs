@@ -84,6 +84,8 @@ pub struct Allocation<'t> {
     pub(super) turn: &'t Turn<'t>,
     pub(super) offset: u64,
     pub(super) len: u64,
+    /// Bytes behind the part, and any fills, that are its own as well.
+    pub(super) spare: u64,
     pub(super) host: HostOffset,
     pub(super) fills: Vec<Fill>,
     pub(super) reads_zero: bool,
@@ -129,10 +131,10 @@ impl Allocation<'_> {
         &self.fills
     }
 
-    /// The smallest host range that has the request's part and all fills. Bytes of it that belong to
-    /// neither may be written with anything.
+    /// The smallest host range that has the request's part and all fills, and whole blocks if it is compressed. Bytes
+    /// of it that belong to neither may be written with anything.
     pub fn span(&self) -> Range<u64> {
-        let request = self.host.0..self.host.0 + self.len;
+        let request = self.host.0..self.host.0 + self.len + self.spare;
         self.fills.iter().fold(request, |span, fill| {
             span.start.min(fill.host.0)..span.end.max(fill.host.0 + fill.len)
         })
@@ -151,6 +153,8 @@ impl Allocation<'_> {
     fn give_back(&mut self, settled: bool) {
         let image = self.turn.image;
         if let Some(run) = self.reserved.take() {
+            // A medium that fails may spoil more than what was written.
+            image.allocator().seal(run.first);
             image.frees.retire(&image.turns, run);
         }
         match self.ticket.take() {

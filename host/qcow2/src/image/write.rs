@@ -116,6 +116,7 @@ impl Image {
             turn,
             offset,
             len: plan.len,
+            spare: 0,
             host: HostOffset(host.0 + within),
             fills: plan.fills,
             reads_zero: reserved.as_ref().is_some_and(|found| found.reads_zero),

@@ -5,7 +5,7 @@ use blockloom_qcow2::format::{CompressedData, compressed};
 use super::failure::{Failure, Result};
 use super::layer::Layer;
 use super::mapper::{Mapper, RunKind};
-use crate::io::{Buf, BufMut, compute};
+use crate::io::{Buf, BufMut, Urgency, compute};
 use crate::node::Access;
 
 /// The first part of a range that one image answers for, in one way.
@@ -142,7 +142,7 @@ impl Disk {
         let packed = BufMut::new(data.len_bytes as usize);
         let packed: Buf = layer.storage.read_buf(data.host.0, packed).await.map_err(fail)?.freeze();
         let cluster_bytes = info.cluster_bytes;
-        let unpacked = compute(move || {
+        let unpacked = compute(Urgency::Later, move || {
             let mut cluster = vec![0; cluster_bytes as usize];
             compressed::decompress(info.compression, &packed, &mut cluster).map(|()| cluster)
         });

@@ -95,16 +95,19 @@ impl Target {
         written.map_err(|error| self.failed(error))
     }
 
-    /// Writes a whole cluster that has been compressed.
-    pub(super) async fn write_compressed(&self, offset: u64, packed: &[u8]) -> Result<()> {
+    /// Writes a whole cluster that has been compressed; not, if that saves nothing.
+    pub(super) async fn write_compressed(&self, offset: u64, packed: &[u8]) -> Result<bool> {
         let Some((image, _)) = &self.image else {
             return Err(self.failed(Error::invalid("a raw image is not compressed")));
         };
         let written = async {
+            // Who fails leaves no image behind, or one that is to be made again: nobody relies on what is beside it.
             let (turn, len) = (image.enter(), packed.len() as u64);
-            let room = image.prepare_compressed_write(&turn, &self.storage, offset, len).await?;
+            let room = image.prepare_compressed_write(&turn, &self.storage, offset, len, 1).await?;
+            let Some(room) = room else { return Ok(false) };
             self.storage.write(room.host().0, packed).await?;
-            image.commit(&self.storage, room).await
+            image.commit(&self.storage, room).await?;
+            Ok(true)
         };
         written.await.map_err(|error| self.failed(error))
     }
@@ -142,17 +145,11 @@ impl Target {
         let last = if end == image.size_bytes() { end } else { end / unit * unit };
         let first = offset.next_multiple_of(unit);
         let whole = if first < last { first..last } else { end..end };
-        let by_metadata = match whole.is_empty() {
-            true => Ok(()),
-            false => image.zero(&self.storage, whole.start, whole.end - whole.start, false).await,
+        let left = match whole.is_empty() {
+            true => Vec::new(),
+            false => image.zero(&self.storage, whole.start, whole.end - whole.start, false).await?,
         };
-        let ends = match by_metadata {
-            Ok(()) => [offset..whole.start, whole.end..end],
-            // An old image can say that nothing of a range is its own, but not that it is zero.
-            Err(error) if error.kind() == ErrorKind::NotSupported => [offset..end, end..end],
-            Err(error) => return Err(error),
-        };
-        for range in ends {
+        for range in [offset..whole.start, whole.end..end].into_iter().chain(left) {
             self.write_zeros(image, range).await?;
         }
         Ok(())

@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -255,6 +255,36 @@ fn e17e_a_read_through_copy_on_read_dirties_nothing_through_any_filters() {
         let five: &[u64] = &[5];
         let all = ["above", "below", "cor", "top", "vda"].map(|name| (name, five));
         assert_eq!(stage.dirty(), dirty(&all), "a guest's write dirties all that show it");
+    });
+}
+
+/// A filter that notes of writes whether somebody's own accord is behind them.
+struct Notes(Arc<Mutex<Vec<bool>>>);
+
+impl Filter for Notes {
+    fn driver(&self) -> &'static str {
+        "notes"
+    }
+
+    async fn write(&self, cx: Cx<'_>, at: u64, buf: Buf, flags: WriteFlags) -> Result<()> {
+        self.0.lock().expect("no panic").push(cx.is_of_own_accord());
+        cx.child(0)?.write(at, buf, flags).await
+    }
+}
+
+#[test]
+fn drivers_can_tell_a_job_from_a_guest() {
+    let notes = Arc::<Mutex<Vec<bool>>>::default();
+    let scene = Scene::default()
+        .base("base")
+        .node("notes", Notes(Arc::clone(&notes)), vec![ChildDecl::filtered("base")])
+        .node("job", JobNode, vec![CopyOnReadNode::child("notes")])
+        .drive("vda", "notes");
+    scene.run(|stage| async move {
+        stage.write("vda", 3, 7).await.expect("a write");
+        stage.own("job").copy(0, 0, at(3), UNCHANGED).await.expect("a copy");
+        stage.write("vda", 3, 8).await.expect("a write");
+        assert_eq!(*notes.lock().expect("no panic"), [false, true, false]);
     });
 }
 

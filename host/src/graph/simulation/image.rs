@@ -33,6 +33,8 @@ pub(super) struct Geometry {
     pub(super) refcount_bits: u32,
     pub(super) extended: bool,
     pub(super) data: Data,
+    /// Its files are opened past the page cache.
+    pub(super) direct: bool,
 }
 
 /// Cluster sizes, as logarithms: the smallest ones come often, as most happens at their ends.
@@ -45,6 +47,7 @@ impl Geometry {
         refcount_bits: 16,
         extended: false,
         data: Data::Inside,
+        direct: false,
     };
 
     /// Any; `keeps_bitmaps` if it has to be able to.
@@ -63,7 +66,10 @@ impl Geometry {
         };
         let extended = cluster_bits >= 14 && random.one_in(2);
         let refcount_bits = 1 << random.below(7);
-        Self { version: Version::V3, cluster_bits, refcount_bits, extended, data }
+        // A block is to be no more than a cluster: a write that fails spoils whole ones. A raw data file is as long as
+        // the disk, which need not be a multiple of them.
+        let direct = cluster_bits >= 12 && data != Data::Raw && random.one_in(3);
+        Self { version: Version::V3, cluster_bits, refcount_bits, extended, data, direct }
     }
 
     fn options(&self, name: &str, size_bytes: u64, backing: Option<&str>) -> CreateOptions {
@@ -141,9 +147,10 @@ pub(super) fn add(simulation: &Simulation, name: &str, make: impl FnOnce() -> Co
     }
 }
 
-fn file_node(path: &str) -> HostResult<NodeDecl> {
+fn file_node(path: &str, direct: bool) -> HostResult<NodeDecl> {
     let options = FileOptions {
         path: PathBuf::from(path),
+        direct,
         write: true,
         discard: true,
         locking: ImageLocking::Off,
@@ -160,7 +167,7 @@ pub(super) fn nodes(
     geometry: &Geometry,
     backing: Option<&str>,
 ) -> HostResult<Vec<NodeDecl>> {
-    let mut nodes = vec![file_node(&file_name(name))?];
+    let mut nodes = vec![file_node(&file_name(name), geometry.direct)?];
     let mut children = vec![ChildDecl::storage(file_name(name))];
     let role = match geometry.data {
         Data::Inside => None,
@@ -168,7 +175,7 @@ pub(super) fn nodes(
         Data::Raw => Some(Role::Data),
     };
     if let Some(role) = role {
-        nodes.push(file_node(&data_name(name))?);
+        nodes.push(file_node(&data_name(name), geometry.direct)?);
         let edge = ChildDecl::filtered(data_name(name));
         children.push(ChildDecl { name: "data-file".into(), role, ..edge });
     }

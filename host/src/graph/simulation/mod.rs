@@ -107,6 +107,7 @@
 mod backups;
 mod bitmaps;
 mod changes;
+mod compressed;
 mod crash;
 mod dropped;
 mod guest;

@@ -101,13 +101,13 @@ async fn with_store<T>(
     let node = graph
         .find_node(name)
         .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node `{name}`")))?;
-    let store = graph.nodes[node]
-        .driver
-        .bitmap_store()
-        .ok_or_else(|| Error::new(ErrorKind::NotSupported, "it keeps no bitmaps").at_node(name))?;
+    let store = graph.nodes[node].driver.bitmap_store().ok_or_else(|| {
+        let message = "it keeps no bitmaps: `qcow2` images of version 3 do";
+        Error::new(ErrorKind::NotSupported, message).at_node(name)
+    })?;
     let cx = Cx { graph, request: &request, node };
     let late = || {
-        let message = "it did not see to its bitmaps in time";
+        let message = "it did not see to its bitmaps in time: try again when less is written to it";
         Err(Error::new(ErrorKind::TimedOut, message).at_node(name))
     };
     until(turn_now() + within, call(store, cx)).await.unwrap_or_else(late)

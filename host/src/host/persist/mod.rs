@@ -117,7 +117,8 @@ impl Home {
 
     fn store(&self) -> Result<&dyn BitmapStore> {
         self.driver.bitmap_store().ok_or_else(|| {
-            Error::new(ErrorKind::NotSupported, "it keeps no bitmaps").at_node(&self.name)
+            let message = "it keeps no bitmaps: `qcow2` images of version 3 do";
+            Error::new(ErrorKind::NotSupported, message).at_node(&self.name)
         })
     }
 

@@ -42,7 +42,9 @@ pub(super) fn home_for(graph: &Graph, scope: &BitmapScope, keep: &Keep) -> Resul
                 return Err(Error::new(ErrorKind::Invalid, message).at_node(name));
             }
             let home = Home::of(node).ok_or_else(|| {
-                let message = format!("driver `{}` keeps no bitmaps", node.driver().driver());
+                let driver = node.driver().driver();
+                let message =
+                    format!("driver `{driver}` keeps no bitmaps: name a `qcow2` node of version 3");
                 Error::new(ErrorKind::NotSupported, message).at_node(name)
             })?;
             return if home.writes() { Ok(home) } else { Err(read_only(&home)) };

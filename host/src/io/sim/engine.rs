@@ -73,6 +73,10 @@ enum What {
     SetLen {
         len: u64,
     },
+    /// The file ends no earlier.
+    Extend {
+        end: u64,
+    },
 }
 
 fn to_usize(value: u64) -> usize {
@@ -144,12 +148,14 @@ impl SimEngine {
                     Fate::Short => Fate::Whole,
                     fate => fate,
                 };
+                let end = offset.saturating_add(*len);
+                if *mode == AllocateMode::Extend {
+                    return (What::Extend { end }, fate, "extend");
+                }
                 let mut media = file.media();
                 let end = match mode {
-                    AllocateMode::ZeroAndGrow => offset.saturating_add(*len),
-                    // Only where nobody relies on it.
-                    AllocateMode::Extend => *offset,
-                    _ => offset.saturating_add(*len).min(media.len()),
+                    AllocateMode::ZeroAndGrow => end,
+                    _ => end.min(media.len()),
                 };
                 let zeros = vec![0; to_usize(end.saturating_sub(*offset))];
                 media.begin(op, *offset, &zeros);
@@ -275,6 +281,20 @@ impl SimEngine {
                 let (file, len) = (Rc::clone(&running.name), *len);
                 self.shared.record(|| Recorded::SetLen { file, len });
                 Ok(0)
+            }
+            What::Extend { end } => {
+                // One that fails may have come to its end all the same.
+                let is_done = match failure {
+                    None => true,
+                    Some(errno) => errno == EIO && self.shared.random().one_in(2),
+                };
+                if is_done {
+                    running.file.touch(self.shared.now());
+                    running.file.media().extend(*end);
+                    let (file, len) = (Rc::clone(&running.name), *end);
+                    self.shared.record(|| Recorded::Extends { file, len });
+                }
+                failure.map_or(Ok(0), Err)
             }
         }
     }

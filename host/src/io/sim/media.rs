@@ -232,6 +232,13 @@ impl Media {
         self.pending.retain(|sector, _| to_usize(*sector) < count);
     }
 
+    /// The file ends no earlier than there.
+    pub(crate) fn extend(&mut self, end: u64) {
+        if end > self.len() {
+            self.set_len(end);
+        }
+    }
+
     /// The next byte at or after `offset` that is, or is not, in a hole.
     pub(crate) fn seek(&self, offset: u64, wants_data: bool) -> Option<u64> {
         if offset >= self.len() {

@@ -15,6 +15,8 @@ pub(crate) enum Recorded {
     HasSynced { op: u64 },
     /// A file has another length.
     SetLen { file: Rc<str>, len: u64 },
+    /// A file is at least so long.
+    Extends { file: Rc<str>, len: u64 },
     /// The scenario's own.
     Says(u64),
 }

@@ -161,3 +161,40 @@ fn faults_come_and_damage_is_nobodys() {
         assert!(is_damaged || sector.iter().all(|byte| [7, 8].contains(byte)));
     }
 }
+
+/// What is made longer keeps its bytes, and those that are written meanwhile; where there is no room it stays as it is.
+#[test]
+fn a_file_is_extended() {
+    for seed in 0..40 {
+        let simulation = Simulation::new(seed);
+        simulation.add_file("disk", vec![1; 2 * SECTOR]);
+        let inner = simulation.clone();
+        let run = simulation.run(async move {
+            let file = open("disk");
+            let extend = |end: usize| {
+                let (mode, len) = (AllocateMode::Extend, SECTOR as u64);
+                file.run_op(FileOp::Allocate { mode, offset: end as u64 - len, len })
+            };
+            inner.set_faults(Faults { space: 1, ..Faults::NONE });
+            let full = extend(8 * SECTOR).await.expect_err("no room");
+            assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+            assert_eq!(file.len_bytes().expect("a length"), 2 * SECTOR as u64);
+            inner.set_faults(Faults::NONE);
+            let writer = Rc::new(Cell::new(false));
+            let (done, beside) = (Rc::clone(&writer), Arc::clone(&file));
+            spawn(async move {
+                let bytes = Buf::copy_of(&[2; SECTOR]);
+                beside.write_at(5 * SECTOR as u64, bytes).await.expect("a write");
+                done.set(true);
+            });
+            extend(8 * SECTOR).await.expect("room");
+            while !writer.get() {
+                sleep_until(turn_now() + Duration::from_millis(1)).await;
+            }
+            extend(4 * SECTOR).await.expect("it is longer already");
+        });
+        assert_eq!(run, Ok(()));
+        let sectors: Vec<u8> = simulation.bytes("disk").chunks(SECTOR).map(|it| it[0]).collect();
+        assert_eq!(sectors, [1, 1, 0, 0, 0, 2, 0, 0], "seed {seed}");
+    }
+}

@@ -2,7 +2,8 @@
 //! make a file longer, and writes within it go on side by side.
 //!
 //! Nothing behind what was written is shown, and it takes no space but for its last block. What closes the file for
-//! good as its writer cuts it off; a host that is killed leaves it so long.
+//! good as its writer cuts it off; a host that is killed leaves it so long. Of an image that is found so who mends it
+//! knows what is in use, and cuts off the rest ([`may_be_ahead`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -10,6 +11,13 @@ use crate::limits::FILE_AHEAD_BYTES;
 
 /// What the end is a multiple of, bytes: a block of every file system.
 const BLOCK_BYTES: u64 = 64 << 10;
+
+/// Whether a file that holds nothing behind `used_bytes` may be so long because it was made longer ahead, and nobody has
+/// cut it: writes that were under way may have been to end far behind what came to be used.
+pub(crate) fn may_be_ahead(used_bytes: u64, len_bytes: u64) -> bool {
+    let rest = len_bytes.saturating_sub(used_bytes);
+    len_bytes.is_multiple_of(BLOCK_BYTES) && rest > 0 && rest <= 2 * FILE_AHEAD_BYTES
+}
 
 /// See the module.
 #[derive(Debug)]

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+pub(crate) use ahead::may_be_ahead;
 pub use open::{FileOptions, ImageLocking};
 
 use self::ahead::Ahead;

@@ -2,7 +2,7 @@
 //!
 //! A whole cluster is compressed by itself, on a thread for calculations; one in which the disk ends is padded with
 //! zeros. What would not get smaller by that, or is part of a cluster, is written as ever. The image puts compressed
-//! clusters beside each other, byte by byte, into host clusters of their own, and maps each once it has been written;
+//! clusters beside each other, each in blocks of its own, into host clusters of their own, and maps each once it has been written;
 //! it takes the place of whatever was there, where QEMU fails with `EIO` if that is allocated already.
 
 use blockloom_qcow2::format::{CompressionType, compressed};
@@ -12,15 +12,18 @@ use super::storage::{Container, from_engine};
 use super::{Qcow2Node, to_usize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
-use crate::io::{Buf, compute};
+use crate::io::{Buf, BufMut, Urgency, compute};
 use crate::node::WriteFlags;
+
+/// What a medium writes whole or not at all, bytes.
+const SECTOR_BYTES: u64 = 512;
 
 /// A part of a write.
 enum Part {
     /// Written as it is.
     Plain(Buf),
-    /// A whole cluster, compressed.
-    Packed(Vec<u8>),
+    /// A whole cluster, as it is and compressed.
+    Packed(Buf, Vec<u8>),
 }
 
 /// What clusters of an image are.
@@ -40,38 +43,55 @@ impl Qcow2Node {
             kind: self.info.compression,
             size_bytes: self.image.size_bytes(),
         };
-        let parts = compute(move || pack(offset, &buf, shape)).await;
-        let parts = parts.map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
-        let parts = parts.map_err(from_engine)?;
+        let parts = compute(urgency(cx), move || pack(offset, &buf, shape)).await;
+        let parts = parts.map_err(not_computed)?.map_err(from_engine)?;
         let (turn, container) = (self.image.enter(), self.container(cx)?);
         for (at, part) in parts {
             match part {
                 Part::Plain(bytes) => {
                     self.write_by_steps(cx, &turn, &container, at, bytes).await?;
                 }
-                Part::Packed(packed) => {
-                    self.write_packed(cx, (&turn, &container), at, &packed).await?;
+                Part::Packed(bytes, packed) => {
+                    let written = self.write_packed(cx, (&turn, &container), at, &packed);
+                    if !written.await? {
+                        self.write_by_steps(cx, &turn, &container, at, bytes).await?;
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// Writes a cluster that has been compressed.
+    /// Writes a cluster that has been compressed; not, if that saves nothing.
     async fn write_packed(
         &self,
         cx: Cx<'_>,
         (turn, container): (&Turn<'_>, &Container<'_>),
         offset: u64,
         packed: &[u8],
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let data = self.data(cx)?;
+        let block_bytes = u64::from(data.node().info().limits.request_alignment).max(SECTOR_BYTES);
         let len = packed.len() as u64;
-        let room = self.image.prepare_compressed_write(turn, container, offset, len).await;
-        let room = room.map_err(from_engine)?;
-        let bytes = Buf::copy_of(packed);
-        let written = self.data(cx)?.write(room.host().0, bytes, WriteFlags::NONE).await;
-        self.map_written(container, room, written).await
+        let room = self.image.prepare_compressed_write(turn, container, offset, len, block_bytes);
+        let Some(room) = room.await.map_err(from_engine)? else { return Ok(false) };
+        // Whole blocks, so that nothing has to be read for it.
+        let mut bytes = BufMut::new(to_usize(room.span().end - room.host().0));
+        bytes[..packed.len()].copy_from_slice(packed);
+        bytes[packed.len()..].fill(0);
+        let written = data.write(room.host().0, bytes.freeze(), WriteFlags::NONE).await;
+        self.map_written(container, room, written).await?;
+        Ok(true)
     }
+}
+
+/// How long a calculation for a request may wait.
+pub(super) fn urgency(cx: Cx<'_>) -> Urgency {
+    if cx.is_of_own_accord() { Urgency::Later } else { Urgency::Now }
+}
+
+pub(super) fn not_computed(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, error.to_string())
 }
 
 /// What becomes of each part of a write, with its offset. What is next to each other and not compressed stays together.
@@ -92,7 +112,7 @@ fn pack(offset: u64, buf: &Buf, shape: Shape) -> blockloom_qcow2::Result<Vec<(u6
             if plain < at {
                 parts.push((offset + plain as u64, Part::Plain(buf.slice(plain..at))));
             }
-            parts.push((guest, Part::Packed(packed)));
+            parts.push((guest, Part::Packed(buf.slice(at..end), packed)));
             plain = end;
         }
         at = end;
@@ -114,7 +134,7 @@ mod tests {
         let parts = pack(offset, &Buf::copy_of(bytes), shape).expect("it compresses");
         let parts = parts.into_iter().map(|(at, part)| match part {
             Part::Plain(bytes) => (at, Some(bytes.len())),
-            Part::Packed(_) => (at, None),
+            Part::Packed(..) => (at, None),
         });
         parts.collect()
     }

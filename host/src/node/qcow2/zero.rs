@@ -1,11 +1,10 @@
 //! Zeroing, discarding, another size.
 //!
-//! Whole clusters (or subclusters) are the metadata's business. What is left at either end of a range is
-//! written, unless it shows zeros already.
+//! Whole clusters (or subclusters) are the metadata's business. What is left at either end of a range, and what they
+//! cannot say, is written, unless it shows zeros already.
 
 use std::ops::Range;
 
-use blockloom_qcow2::ErrorKind as EngineErrorKind;
 use blockloom_qcow2::image::{MappingKind, Turn};
 
 use super::storage::{Container, from_engine};
@@ -28,22 +27,16 @@ impl Qcow2Node {
         let turn = self.image.enter();
         self.zero_raw_data(cx, &container, offset, len, flags).await?;
         let whole = self.whole_units(offset, len);
-        let by_metadata = match whole.is_empty() {
-            true => Ok(()),
+        let left = match whole.is_empty() {
+            true => Vec::new(),
             false => {
                 let len = whole.end - whole.start;
-                self.image.zero(&container, whole.start, len, flags.no_unmap).await
+                let zeroed = self.image.zero(&container, whole.start, len, flags.no_unmap).await;
+                zeroed.map_err(from_engine)?
             }
         };
-        let ends = match by_metadata {
-            Ok(()) => [offset..whole.start, whole.end..offset + len],
-            // An old image can say that nothing of a range is its own, but not that it is zero.
-            Err(error) if error.kind() == EngineErrorKind::NotSupported => {
-                [offset..offset + len, 0..0]
-            }
-            Err(error) => return Err(from_engine(error)),
-        };
-        for range in ends {
+        let ends = [offset..whole.start, whole.end..offset + len];
+        for range in ends.into_iter().chain(left) {
             self.write_zeros(cx, &turn, &container, range, flags).await?;
         }
         Ok(())

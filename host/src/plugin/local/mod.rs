@@ -7,6 +7,7 @@ mod waiting;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
+use std::num::NonZeroU64;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -91,7 +92,7 @@ thread_local! {
     static QUEUED: RefCell<Vec<Rc<LocalPlugin>>> = const { RefCell::new(Vec::new()) };
     static HOOKED: Cell<bool> = const { Cell::new(false) };
     /// Requests so far, of all instances: a ticket is never another's.
-    static SEQUENCE: Cell<u64> = const { Cell::new(0) };
+    static SEQUENCE: Cell<NonZeroU64> = const { Cell::new(NonZeroU64::MIN) };
 }
 
 /// Takes each instance what the turn brought it.
@@ -193,14 +194,14 @@ impl LocalPlugin {
         let sequence = Self::next_sequence();
         let waiter = self.waiters.borrow_mut().insert(sequence, turn_now());
         self.waiters.borrow_mut().places[waiter as usize].is_job = true;
-        let ticket = Ticket { worker: self.worker, waiter, sequence };
+        let ticket = Ticket::new(self.worker, waiter, sequence);
         self.offer(Offer::Job { ticket, node });
         Waiting { plugin: Rc::clone(self), ticket }
     }
 
-    fn next_sequence() -> u64 {
-        let sequence = SEQUENCE.get() + 1;
-        SEQUENCE.set(sequence);
+    fn next_sequence() -> NonZeroU64 {
+        let sequence = SEQUENCE.get();
+        SEQUENCE.set(sequence.saturating_add(1));
         sequence
     }
 
@@ -240,16 +241,16 @@ impl LocalPlugin {
     ) -> Result<Waiting, Rc<KeptRules>> {
         let sequence = Self::next_sequence();
         let waiter = self.waiters.borrow_mut().insert(sequence, since);
-        let ticket = Ticket { worker: self.worker, waiter, sequence };
+        let ticket = Ticket::new(self.worker, waiter, sequence);
         let request = request(ticket);
         // If nothing of this turn is going to join it, it need not wait for the turn's end.
         let alone = !is_more_to_come()
             && self.pending.borrow().is_empty()
             && self.instance.put_off_until().is_none();
-        let asked = if alone { self.instance.ask(request, self) } else { Asked::NotOffered };
+        let asked = if alone { self.instance.ask(&request, self) } else { Asked::NotOffered };
         match asked {
             Asked::Forward => {
-                let _ = self.waiters.borrow_mut().remove(waiter);
+                let _ = self.waiters.borrow_mut().remove(waiter as usize);
                 return Err(rules);
             }
             Asked::Offered => {}
@@ -363,7 +364,7 @@ impl LocalPlugin {
 
     /// A place among those who wait for a new store, behind those that came before.
     pub(super) fn arrive(&self) -> Arrival {
-        Arrival { sequence: Self::next_sequence(), since: turn_now() }
+        Arrival { sequence: Self::next_sequence().get(), since: turn_now() }
     }
 
     /// Waits as long as the instance stands so; says how it stands then.

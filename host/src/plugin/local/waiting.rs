@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
@@ -13,12 +14,34 @@ use super::super::table::Answer;
 use super::{LocalPlugin, Offer};
 use crate::io::Time;
 
-/// Names a waiting request of a worker.
+/// Names a waiting request of a worker: two words, which go in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::plugin) struct Ticket {
-    pub(in crate::plugin) worker: u32,
-    pub(in crate::plugin) waiter: u32,
-    pub(in crate::plugin) sequence: u64,
+    /// The worker, and there the place.
+    place: u64,
+    sequence: NonZeroU64,
+}
+
+impl Ticket {
+    #[inline]
+    pub(in crate::plugin) fn new(worker: u32, waiter: u32, sequence: NonZeroU64) -> Self {
+        Self { place: u64::from(worker) << 32 | u64::from(waiter), sequence }
+    }
+
+    #[inline]
+    pub(in crate::plugin) fn worker(self) -> u32 {
+        (self.place >> 32) as u32
+    }
+
+    #[inline]
+    pub(in crate::plugin) fn waiter(self) -> usize {
+        self.place as u32 as usize
+    }
+
+    #[inline]
+    pub(in crate::plugin) fn sequence(self) -> u64 {
+        self.sequence.get()
+    }
 }
 
 /// What a waiting request learns.
@@ -62,7 +85,8 @@ pub(super) struct Waiters {
 
 impl Waiters {
     #[inline]
-    pub(super) fn insert(&mut self, sequence: u64, since: Time) -> u32 {
+    pub(super) fn insert(&mut self, sequence: NonZeroU64, since: Time) -> u32 {
+        let sequence = sequence.get();
         let Some(index) = self.free.pop() else {
             // Far fewer can wait at once.
             let index = self.places.len() as u32;
@@ -92,11 +116,12 @@ impl Waiters {
     #[inline]
     pub(super) fn remove(
         &mut self,
-        index: u32,
+        index: usize,
     ) -> (VecDeque<AskedFor>, Option<Verdict>, Option<Rc<KeptRules>>) {
-        let place = &mut self.places[index as usize];
+        let place = &mut self.places[index];
         place.sequence = 0;
-        self.free.push(index);
+        // As it was given.
+        self.free.push(index as u32);
         (std::mem::take(&mut place.operations), place.verdict.take(), place.rules.take())
     }
 
@@ -124,8 +149,8 @@ impl LocalPlugin {
     #[inline]
     pub(in crate::plugin) fn deliver(&self, ticket: Ticket, verdict: Verdict) {
         let mut waiters = self.waiters.borrow_mut();
-        let waiter = waiters.places.get_mut(ticket.waiter as usize);
-        let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence) else {
+        let waiter = waiters.places.get_mut(ticket.waiter());
+        let Some(waiter) = waiter.filter(|it| it.sequence == ticket.sequence()) else {
             drop(waiters);
             self.lose(verdict);
             return;
@@ -184,15 +209,15 @@ impl Waiting {
 
     /// When it came.
     pub(in crate::plugin) fn arrival(&self) -> Arrival {
-        let since = self.plugin.waiters.borrow().places[self.ticket.waiter as usize].since;
-        Arrival { sequence: self.ticket.sequence, since }
+        let since = self.plugin.waiters.borrow().places[self.ticket.waiter()].since;
+        Arrival { sequence: self.ticket.sequence(), since }
     }
 
     /// Takes the verdict if there is one, else leaves a waker.
     #[inline]
     pub(in crate::plugin) fn poll(&self, waker: &Waker) -> Poll<Verdict> {
         let mut waiters = self.plugin.waiters.borrow_mut();
-        let waiter = &mut waiters.places[self.ticket.waiter as usize];
+        let waiter = &mut waiters.places[self.ticket.waiter()];
         if let Some(asked) = waiter.operations.pop_front() {
             return Poll::Ready(Verdict::Operate(asked));
         }
@@ -213,7 +238,7 @@ impl Waiting {
     /// ended it.
     #[inline]
     pub(in crate::plugin) fn take_rules(&self) -> Option<Rc<KeptRules>> {
-        self.plugin.waiters.borrow_mut().places[self.ticket.waiter as usize].rules.take()
+        self.plugin.waiters.borrow_mut().places[self.ticket.waiter()].rules.take()
     }
 
     /// Waits for the verdict.
@@ -224,7 +249,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let left = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter);
+        let left = self.plugin.waiters.borrow_mut().remove(self.ticket.waiter());
         let (operations, verdict, rules) = left;
         drop(rules);
         operations.iter().for_each(|asked| self.plugin.cancel(asked));

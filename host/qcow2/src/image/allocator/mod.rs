@@ -250,14 +250,15 @@ impl Allocator {
         }
     }
 
-    /// Finds bytes within one cluster and counts a reference for them: after the last bytes found so, if
-    /// they fit there and the reference can be counted.
+    /// Finds bytes within one cluster and counts a reference for them: after the last bytes found so, from the next
+    /// block on, if they fit there and the reference can be counted. A block is a power of two, and no more than a
+    /// cluster.
     ///
     /// # Errors
     /// As for [`Self::allocate`].
-    pub(super) fn allocate_bytes(&mut self, len: u64) -> Result<Outcome<u64>> {
-        let last = self.bytes_end;
-        if let Some(at) = last
+    pub(super) fn allocate_bytes(&mut self, len: u64, block_bytes: u64) -> Result<Outcome<u64>> {
+        let next = self.bytes_end.map(|end| end.next_multiple_of(block_bytes));
+        if let Some(at) = next.filter(|at| !self.cluster_size.is_aligned(*at))
             && self.cluster_size.offset_in(at) + len <= self.cluster_size.bytes()
         {
             let cluster = self.cluster_size.index_of(at);
@@ -281,9 +282,16 @@ impl Allocator {
         }
     }
 
-    /// No more bytes are found in a cluster: its last reference is about to go.
+    /// No more bytes are found in a cluster: its last reference is about to go, or something else may be wrong with
+    /// it.
     pub(super) fn seal(&mut self, cluster: u64) {
         self.bytes_end = self.bytes_end.filter(|at| self.cluster_size.index_of(*at) != cluster);
+    }
+
+    /// The search for free clusters goes on there.
+    #[cfg(test)]
+    pub(super) fn search_from(&mut self, cluster: u64) {
+        (self.rover, self.bytes_end) = (cluster, None);
     }
 
     fn leave_rest(&mut self, end: u64) {

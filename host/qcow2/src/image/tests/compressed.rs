@@ -7,7 +7,8 @@ use std::task::{Context, Waker};
 use super::points::{self, Start};
 use super::{SECTOR, check, interop, new_disk, sector_of};
 use crate::error::Result;
-use crate::image::MappingKind;
+use crate::format::{CompressionType, compressed};
+use crate::image::{Allocation, MappingKind, Turn};
 use crate::testing::tools::{have, run, succeed};
 use crate::testing::{Disk, Geometry, Random, block_on, run_all};
 
@@ -60,6 +61,122 @@ fn they_are_packed() {
         let report = check(&disk.container.file);
         assert!(report.is_clean() && report.compressed_clusters == 40, "{report:?}");
         check_clusters(&disk, bytes);
+    }
+}
+
+/// Room for a compressed cluster of so many bytes, in blocks.
+fn prepare<'t>(
+    disk: &'t Disk,
+    turn: &'t Turn<'_>,
+    index: u64,
+    len: u64,
+    block_bytes: u64,
+) -> Option<Allocation<'t>> {
+    let offset = index * disk.image.cluster_bytes();
+    let room = disk.image.prepare_compressed_write(turn, &disk.container, offset, len, block_bytes);
+    block_on(room).expect("an answer")
+}
+
+/// A write that fails may leave anything in the blocks that it touches. Nobody else is in them, and nobody comes into
+/// its cluster any more.
+#[test]
+fn a_write_that_fails_spoils_no_other_cluster() {
+    for block_bytes in [512, 4096] {
+        let disk = new_disk(&Geometry { cluster_bits: 16, ..geometry() });
+        let packed = compressed::compress(CompressionType::Deflate, &[7; 65536]);
+        let packed = packed.expect("it compresses").expect("it gets shorter");
+        let len = packed.len() as u64;
+        let mut failed = None;
+        for index in 0..12 {
+            let turn = disk.image.enter();
+            let room = prepare(&disk, &turn, index, len, block_bytes).expect("room");
+            let span = room.span();
+            assert!(span.start.is_multiple_of(block_bytes) && span.end.is_multiple_of(block_bytes));
+            assert_ne!(failed, Some(span.start >> 16), "cluster {index} beside one that failed");
+            if index % 5 == 2 {
+                let spoiled = vec![0xdb; (span.end - span.start) as usize];
+                disk.container.file.write_now(span.start, &spoiled);
+                failed = Some(span.start >> 16);
+                room.release();
+            } else {
+                disk.container.file.write_now(span.start, &packed);
+                block_on(disk.image.commit(&disk.container, room)).expect("commits");
+            }
+        }
+        block_on(disk.image.flush(&disk.container)).expect("flushes");
+        for (index, bytes) in points::contents(&disk).chunks(65536).enumerate() {
+            let expect = if index < 12 && index % 5 != 2 { 7 } else { 0 };
+            assert!(bytes.iter().all(|byte| *byte == expect), "{block_bytes}: cluster {index}");
+        }
+        block_on(disk.image.close(&disk.container)).expect("closes");
+        assert!(check(&disk.container.file).is_clean());
+    }
+}
+
+/// What would take as many blocks as it has is written as it is.
+#[test]
+fn what_saves_no_block_is_not_compressed() {
+    let disk = new_disk(&geometry());
+    let turn = disk.image.enter();
+    assert!(prepare(&disk, &turn, 0, 1, 4096).is_none());
+    assert!(prepare(&disk, &turn, 0, 1, 1 << 20).is_none());
+    assert!(prepare(&disk, &turn, 0, CLUSTER - 511, 512).is_none());
+    let room = prepare(&disk, &turn, 0, CLUSTER - 512, 512).expect("it saves one");
+    assert_eq!((room.len(), room.span().end - room.host().0), (CLUSTER - 512, CLUSTER - 512));
+    room.release();
+}
+
+/// The format has fewer bits for where compressed data begin than for where others do.
+#[test]
+fn what_lies_too_high_for_it_is_not_compressed() {
+    let cluster_bits = 21;
+    let disk = new_disk(&Geometry { cluster_bits, size_bytes: 16 << 21, ..geometry() });
+    let bytes = |index: u64| vec![index as u8 + 1; 1 << cluster_bits];
+    block_on(disk.write_compressed(0, &bytes(0))).expect("writes");
+    disk.image.allocator().search_from((1 << (62 - (cluster_bits - 8) - cluster_bits)) - 2);
+    for index in 1..4 {
+        block_on(disk.write(index << cluster_bits, &bytes(index))).expect("writes");
+    }
+    for index in 4..6 {
+        block_on(disk.write_compressed(index << cluster_bits, &bytes(index))).expect("writes");
+    }
+    let is_packed = |index: u64| packed_at(&disk, index << cluster_bits).is_some();
+    assert_eq!([0, 4, 5].map(is_packed), [true, false, false]);
+    block_on(disk.image.flush(&disk.container)).expect("flushes");
+    for index in [0, 3, 4, 5] {
+        let mut shown = bytes(9);
+        block_on(disk.read(index << cluster_bits, &mut shown)).expect("reads");
+        assert!(shown == bytes(index), "cluster {index}");
+    }
+}
+
+/// Zeros are written into compressed clusters of which a part is to be zero, nowhere else.
+#[test]
+fn only_parts_of_them_are_left_to_zero() {
+    let extended = Geometry { cluster_bits: 14, extended_l2: true, ..geometry() };
+    for backing_name in [None, Some(b"base".to_vec())] {
+        let disk = new_disk(&Geometry { backing_name, ..extended.clone() });
+        let (cluster, unit) = (1 << 14, 512);
+        for index in [1, 3, 5] {
+            block_on(disk.write_compressed(index * cluster, &vec![7; 1 << 14])).expect("writes");
+        }
+        block_on(disk.write(6 * cluster, &[7; 1 << 14])).expect("writes");
+        let range = cluster + 3 * unit..7 * cluster - unit;
+        let len = range.end - range.start;
+        let left = block_on(disk.image.zero(&disk.container, range.start, len, false));
+        let first = range.start..2 * cluster;
+        assert_eq!(left.expect("zeroes"), [first]);
+        assert_eq!(
+            [1, 3, 5].map(|index| packed_at(&disk, index * cluster).is_some()),
+            [true, false, false]
+        );
+        let range = cluster..cluster + unit;
+        let left = block_on(disk.image.zero(&disk.container, range.start, unit, false));
+        assert_eq!(left.expect("zeroes"), [range]);
+        let mut shown = vec![1; 6 << 14];
+        block_on(disk.read(2 * cluster, &mut shown)).expect("reads");
+        let (zeros, data) = shown.split_at(5 * (1 << 14) - 512);
+        assert!(zeros.iter().all(|byte| *byte == 0) && data[..512] == [7; 512]);
     }
 }
 

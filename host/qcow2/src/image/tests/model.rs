@@ -1,7 +1,7 @@
 //! One request after another, all geometries.
 
 use super::{Model, SECTOR, check, geometries, new_disk, open_disk, sector_of};
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::testing::{Container, Disk, Geometry, MemoryStorage, Random, block_on};
 
 /// A change of a disk.
@@ -73,12 +73,11 @@ pub(super) async fn apply(
                 }
             }
         }
-        Change::Zero(keep) => match disk.image.zero(&disk.container, offset, len, keep).await {
-            Err(error) if error.kind() == ErrorKind::NotSupported => {
-                disk.write(offset, &vec![0; len as usize]).await?;
+        Change::Zero(keep) => {
+            for left in disk.image.zero(&disk.container, offset, len, keep).await? {
+                disk.write(left.start, &vec![0; (left.end - left.start) as usize]).await?;
             }
-            result => result?,
-        },
+        }
         // Not everything that is discarded has to read as zeros.
         Change::Discard => return disk.image.discard(&disk.container, offset, len).await,
     }

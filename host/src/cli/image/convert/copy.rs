@@ -10,7 +10,7 @@ use super::window::Window;
 use crate::cli::image::disk::Disk;
 use crate::cli::image::failure::{Failure, Result};
 use crate::cli::image::target::Target;
-use crate::io::{Buf, BufMut, compute, is_zero};
+use crate::io::{Buf, BufMut, Urgency, compute, is_zero};
 
 /// How a disk is copied.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,8 @@ enum Ready {
 /// A cluster of compressed data.
 enum Cluster {
     Zero(usize),
-    Packed(usize, Vec<u8>),
+    /// With the bytes as they are.
+    Packed(Buf, Vec<u8>),
     /// It would not be smaller.
     Plain(Buf),
 }
@@ -85,7 +86,7 @@ async fn work(step: Step, disk: &Disk, target: &Target, how: &How) -> Result<Rea
 async fn pack(offset: u64, buf: Buf, target: &Target, how: &How) -> Result<Ready> {
     let (cluster_bytes, kind) = (target.cluster_bytes() as usize, target.compression());
     let finds_zeros = how.sparse_bytes > 0;
-    let packed = compute(move || {
+    let packed = compute(Urgency::Later, move || {
         let starts = (0..buf.len()).step_by(cluster_bytes);
         let cluster = |start: usize| {
             let bytes = buf.slice(start..buf.len().min(start + cluster_bytes));
@@ -108,7 +109,7 @@ fn pack_cluster(
         return Ok(Cluster::Zero(bytes.len()));
     }
     Ok(match compressed::compress_padded(kind, &bytes, cluster_bytes)? {
-        Some(packed) => Cluster::Packed(bytes.len(), packed),
+        Some(packed) => Cluster::Packed(bytes, packed),
         None => Cluster::Plain(bytes),
     })
 }
@@ -140,9 +141,11 @@ async fn write(ready: Ready, target: &Target, how: &How) -> Result<u64> {
                         target.leave_zero(at, len as u64).await?;
                         len as u64
                     }
-                    Cluster::Packed(len, packed) => {
-                        target.write_compressed(at, &packed).await?;
-                        len as u64
+                    Cluster::Packed(bytes, packed) => {
+                        if !target.write_compressed(at, &packed).await? {
+                            target.write(at, &bytes).await?;
+                        }
+                        bytes.len() as u64
                     }
                     Cluster::Plain(bytes) => {
                         target.write(at, &bytes).await?;

@@ -76,7 +76,7 @@ impl<'f, T> Window<'f, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::{EngineChoice, compute, run_on_thread};
+    use crate::io::{EngineChoice, Urgency, compute, run_on_thread};
 
     #[test]
     fn results_come_in_order_or_as_they_end() {
@@ -86,7 +86,7 @@ mod tests {
                 // The first ends after the second.
                 let (sender, receiver) = std::sync::mpsc::channel();
                 window.push(async move {
-                    let late = compute(move || receiver.recv().is_ok());
+                    let late = compute(Urgency::Now, move || receiver.recv().is_ok());
                     assert!(late.await.expect("computed"));
                     1
                 });

@@ -172,8 +172,8 @@ fn check(
 
 #[test]
 fn power_is_lost_while_much_is_allocated() {
-    for (bits, refcount_bits) in [(9, 16), (10, 1)] {
-        let geometry = Geometry { cluster_bits: bits, refcount_bits, ..Geometry::PLAIN };
+    for (bits, refcount_bits, direct) in [(9, 16, false), (10, 1, false), (12, 16, true)] {
+        let geometry = Geometry { cluster_bits: bits, refcount_bits, direct, ..Geometry::PLAIN };
         let parts = alone(geometry);
         let containers = vec![made(&parts[0], 600, None, &[])];
         let steps = steps(1, 60, (600, 12), [6, 0, 0]);
@@ -207,7 +207,8 @@ fn power_is_lost_while_clusters_are_discarded_and_zeroed() {
 
 #[test]
 fn power_is_lost_while_clusters_are_written_compressed() {
-    for geometry in [Geometry { cluster_bits: 11, ..Geometry::PLAIN }, EXTENDED] {
+    let direct = Geometry { direct: true, ..EXTENDED };
+    for geometry in [Geometry { cluster_bits: 11, ..Geometry::PLAIN }, EXTENDED, direct] {
         let parts = alone(geometry);
         let container = made(&parts[0], 240, None, &own((0..90).step_by(2)));
         let cluster = (1 << geometry.cluster_bits) / SECTOR as u64;
@@ -239,8 +240,9 @@ fn compress(disk: &Disk, places: impl Iterator<Item = u64>) {
                 &disk.container,
                 place * cluster_bytes,
                 len,
+                1,
             );
-            let room = room.await.expect("room");
+            let room = room.await.expect("an answer").expect("room");
             disk.container.file.write_now(room.host().0, &packed);
             disk.image.commit(&disk.container, room).await.expect("memory");
         }

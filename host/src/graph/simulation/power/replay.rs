@@ -13,6 +13,7 @@ pub(super) type Files = BTreeMap<String, Vec<u8>>;
 enum What {
     Bytes(u64, Vec<u8>),
     Len(u64),
+    LenAtLeast(u64),
 }
 
 struct Pending {
@@ -68,17 +69,21 @@ impl Replay {
                     match pending.what {
                         What::Bytes(offset, bytes) => put(file, offset as usize, &bytes),
                         What::Len(len) => file.resize(len as usize, 0),
+                        What::LenAtLeast(len) => put(file, len as usize, &[]),
                     }
                 });
             }
-            Recorded::SetLen { file, len } => {
-                self.lens += 1;
-                // Numbers of operations are small.
-                let (op, file) = (u64::MAX - self.lens, Rc::clone(file));
-                self.pending.push(Pending { op, file, what: What::Len(*len), has_ended: true });
-            }
+            Recorded::SetLen { file, len } => self.set_len(file, What::Len(*len)),
+            Recorded::Extends { file, len } => self.set_len(file, What::LenAtLeast(*len)),
             Recorded::Says(_) => {}
         }
+    }
+
+    fn set_len(&mut self, file: &Rc<str>, what: What) {
+        self.lens += 1;
+        // Numbers of operations are small.
+        let (op, file) = (u64::MAX - self.lens, Rc::clone(file));
+        self.pending.push(Pending { op, file, what, has_ended: true });
     }
 
     /// What may be left now: nothing that is not durable, everything, or what chance says.
@@ -104,7 +109,8 @@ impl Replay {
                     }
                 }
                 What::Len(len) if is_kept(random) => file.resize(*len as usize, 0),
-                What::Len(_) => {}
+                What::LenAtLeast(len) if is_kept(random) => put(file, *len as usize, &[]),
+                What::Len(_) | What::LenAtLeast(_) => {}
             }
         }
         files
