@@ -94,6 +94,8 @@ qapi_event! {
         node_name: String,
         /// Those that wait for it.
         drives: Vec<String>,
+        /// The exports of nodes that do, by their ids.
+        exports: Vec<String>,
     }
 }
 
@@ -103,6 +105,8 @@ qapi_event! {
         node_name: String,
         /// Those that go on.
         drives: Vec<String>,
+        /// The exports of nodes that do, by their ids.
+        exports: Vec<String>,
     }
 }
 
@@ -204,6 +208,8 @@ qapi_event! {
     /// Drives paused for a change of the graph.
     pub(crate) event "BLOCK_DRIVES_PAUSED" DrivesPaused {
         drives: Vec<String>,
+        /// The exports of nodes that did, by their ids.
+        exports: Vec<String>,
         /// Time that the requests in flight took to end, nanoseconds.
         drain_ns: u64,
         /// Time for which everything stood still then, nanoseconds.
@@ -288,10 +294,12 @@ pub(super) fn tell(clients: &Clients, notice: Notice) {
             clients.emit(BitmapChanged { reason: Some(why), ..event });
         }
         Event::DriverLate { node, drives } => {
-            clients.emit(NodeLate { node_name: node.to_string(), drives: all(&drives) });
+            let (node_name, (drives, exports)) = (node.to_string(), apart(&drives));
+            clients.emit(NodeLate { node_name, drives, exports });
         }
         Event::DriverAnswered { node, drives } => {
-            clients.emit(NodeAnswered { node_name: node.to_string(), drives: all(&drives) });
+            let (node_name, (drives, exports)) = (node.to_string(), apart(&drives));
+            clients.emit(NodeAnswered { node_name, drives, exports });
         }
         Event::NodeNotClosed { node, why } => {
             clients.emit(NodeNotClosed { node_name: node.to_string(), reason: why });
@@ -334,13 +342,17 @@ pub(super) fn tell(clients: &Clients, notice: Notice) {
         }
         Event::Paused { drives, drain, still } => {
             let (drain_ns, still_ns) = (nanos(drain), nanos(still));
-            clients.emit(DrivesPaused { drives: all(&drives), drain_ns, still_ns });
+            let (drives, exports) = apart(&drives);
+            clients.emit(DrivesPaused { drives, exports, drain_ns, still_ns });
         }
     }
 }
 
-fn all(names: &[Arc<str>]) -> Vec<String> {
-    names.iter().map(ToString::to_string).collect()
+/// Drives, and the exports of nodes that have drives of their own.
+fn apart(drives: &[Arc<str>]) -> (Vec<String>, Vec<String>) {
+    let export = |drive: &Arc<str>| drive.strip_prefix(EXPORT_DRIVE).map(str::to_owned);
+    let named = drives.iter().filter(|drive| export(drive).is_none()).map(|it| it.to_string());
+    (named.collect(), drives.iter().filter_map(export).collect())
 }
 
 fn nanos(time: Duration) -> u64 {

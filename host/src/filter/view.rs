@@ -175,9 +175,10 @@ fn shown(extent: Extent) -> Extent {
     Extent { kind, host_offset: None, ..extent }
 }
 
-fn not_written<'a, T>() -> NodeFuture<'a, T> {
-    Box::pin(async {
-        Err(Error::new(ErrorKind::NotSupported, "a point in time can be given up, and not written"))
+fn not_written<'a, T>(cx: Cx<'a>) -> NodeFuture<'a, T> {
+    Box::pin(async move {
+        let message = "a point in time can be given up, by discards, and not written: write to the disk of which it is";
+        Err(Error::new(ErrorKind::NotSupported, message).at_node(cx.node_name()))
     })
 }
 
@@ -188,6 +189,10 @@ impl Node for ViewNode {
 
     fn needs_itself(&self, edge: usize) -> bool {
         edge == OF
+    }
+
+    fn is_only_given_up(&self) -> bool {
+        true
     }
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
@@ -207,12 +212,12 @@ impl Node for ViewNode {
         Box::pin(self.read_then(cx, offset, buf))
     }
 
-    fn write<'a>(&'a self, _: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
-        not_written()
+    fn write<'a>(&'a self, cx: Cx<'a>, _: u64, _: Buf, _: WriteFlags) -> NodeFuture<'a, ()> {
+        not_written(cx)
     }
 
-    fn zero<'a>(&'a self, _: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
-        not_written()
+    fn zero<'a>(&'a self, cx: Cx<'a>, _: u64, _: u64, _: WriteFlags) -> NodeFuture<'a, ()> {
+        not_written(cx)
     }
 
     fn discard<'a>(&'a self, _: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {

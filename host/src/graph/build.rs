@@ -45,6 +45,7 @@ impl ChildDecl {
 }
 
 /// A declared node.
+#[derive(Clone)]
 pub struct NodeDecl {
     /// Unique among nodes and drives.
     pub name: String,

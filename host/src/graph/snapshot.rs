@@ -110,6 +110,8 @@ pub struct GraphNode {
     /// Size of its view as its driver had it when the snapshot was built: it may have grown since it
     /// became a container.
     pub(super) grown_bytes: u64,
+    /// It goes as soon as the jobs have ended that use it still.
+    pub(super) is_left: bool,
 }
 
 impl GraphNode {

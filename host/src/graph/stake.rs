@@ -40,6 +40,15 @@ impl Graph {
         self.down(upper).any(|at| at == lower)
     }
 
+    /// The node of which one is a filter, through others; itself, if it is none.
+    pub(crate) fn unfiltered<'g>(&'g self, node: &'g GraphNode) -> &'g GraphNode {
+        let below = |at: &&'g GraphNode| {
+            let edge = at.edges.iter().find(|edge| edge.role == Role::Filtered)?;
+            Some(&self.nodes[edge.child])
+        };
+        std::iter::successors(Some(node), below).last().unwrap_or(node)
+    }
+
     /// The nodes that one shows, by view edges, from itself down.
     fn down(&self, node: usize) -> impl Iterator<Item = usize> {
         let next = |node: &usize| {

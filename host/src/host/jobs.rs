@@ -70,7 +70,8 @@ impl Host {
     /// Starts jobs at the instant at which a transaction is applied: all of it, or nothing. In a group they end
     /// together, too: if one fails or is cancelled, so are the others; else all take effect at one instant.
     ///
-    /// What a job copies to is made as long as what it copies, before that. Images that are open read-only, and
+    /// What a job copies to is made as long as what it copies, before that, and once nothing is known to stand against
+    /// the job. Images that are open read-only, and
     /// that a commit or stream writes, are opened for writing, and read-only again when nobody writes them any
     /// more.
     ///
@@ -121,7 +122,12 @@ impl Host {
         let inner = &self.inner;
         inner.check_unexported(&transaction)?;
         let changes: Arc<dyn Changes> = Arc::new(Changer::of(inner));
-        // A size is changed before anybody else relies on it; it stays, whatever comes of the jobs.
+        let (starting, transaction) =
+            inner.jobs.prepare(&inner.cell.load(), &specs, is_grouped, &changes, transaction)?;
+        // A size is changed before anybody else relies on it, and stays: not for jobs that are refused.
+        if growths.iter().any(|growth| !changer.is_grown(growth)) {
+            changer.check(&transaction).await?;
+        }
         for growth in growths {
             // Somebody may have made it longer since.
             if changer.is_grown(&growth) {
@@ -129,8 +135,6 @@ impl Host {
             }
             changer.carry_out(Transaction::new().with(growth)).await?;
         }
-        let (starting, transaction) =
-            inner.jobs.prepare(&inner.cell.load(), &specs, is_grouped, &changes, transaction)?;
         let applied = changer.carry_out(transaction).await?;
         starting.iter().for_each(|group| group.are_created());
         let spawn = |job: Box<dyn FnOnce(_) -> _ + Send>| {
@@ -219,6 +223,20 @@ impl Changer {
         nodes.filter(is_left).cloned().collect()
     }
 
+    /// Whether nothing that is known before anybody pauses stands against a transaction.
+    ///
+    /// # Errors
+    /// What does.
+    async fn check(&self, transaction: &Transaction) -> Result<()> {
+        let (cell, persistence) = (Arc::clone(&self.cell), Arc::clone(&self.persistence));
+        let changes = transaction.changes();
+        let checked = on_worker(&self.workers[0], move || async move {
+            let (changes, _) = persistence.prepare(&cell.load(), changes)?;
+            cell.check(changes).await
+        });
+        checked.await
+    }
+
     async fn carry_out(&self, transaction: Transaction) -> Result<Applied> {
         let (cell, ended) = (Arc::clone(&self.cell), Arc::clone(&self.ended));
         let (persistence, begun) = (Arc::clone(&self.persistence), self.begun.clone());
@@ -283,7 +301,11 @@ impl Changer {
                 continue;
             }
             if let Err(error) = self.open_all(&graph, &nodes, (write, false)).await {
-                tracing::warn!("what was opened for writing for a job stays so: {error}");
+                let names = nodes.iter().map(|at| format!("`{}`", graph.nodes()[*at].name()));
+                let names = names.collect::<Vec<_>>().join(", ");
+                tracing::warn!(
+                    "what was opened for writing for a job, {names}, stays so until the next job ends, or                      `blockdev-reopen` opens it read-only: {error}"
+                );
             }
         }
     }

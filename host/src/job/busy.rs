@@ -64,17 +64,40 @@ impl<'g> Beginning<'g> {
     }
 }
 
-/// A job can begin beside another one: nothing that it works on shows what something of the other's does. Of two commits
-/// permissions see to that.
+/// A job can begin beside another one: nothing that it works on shows what something of the other's does.
 fn check(graph: &Graph, (nodes, is_commit): (&[usize], bool), busy: &Busy<'_>) -> Result<()> {
-    let class = |node: &usize| graph.nodes()[*node].class();
-    let mut nodes = nodes.iter().filter(|_| !(is_commit && busy.is_commit));
-    let common = nodes.find(|node| busy.nodes.iter().any(|other| class(other) == class(node)));
-    common.map_or(Ok(()), |node| Err(refused(graph, *node, busy)))
+    if is_commit && busy.is_commit {
+        return check_commits(graph, nodes, busy);
+    }
+    let mut nodes = nodes.iter();
+    let common = nodes.find(|at| busy.nodes.iter().any(|other| is_same(graph, **at, *other)));
+    let does = if busy.is_commit { "commits" } else { "mirrors" };
+    common.map_or(Ok(()), |node| Err(refused(graph, *node, busy, does)))
 }
 
-fn refused(graph: &Graph, node: usize, busy: &Busy<'_>) -> Error {
-    let (job, does) = (busy.job, if busy.is_commit { "commits" } else { "mirrors" });
+/// Neither of two commits takes away, when it ends first, what the other one copies to. To one base, or to what another one
+/// leaves out, none can copy: the graph itself sees to that.
+fn check_commits(graph: &Graph, nodes: &[usize], busy: &Busy<'_>) -> Result<()> {
+    let (Some((top, base)), Some((busy_top, busy_base))) = (ends(nodes), ends(&busy.nodes)) else {
+        return Ok(());
+    };
+    match () {
+        () if is_same(graph, base, busy_top) => Err(refused(graph, base, busy, "commits")),
+        () if is_same(graph, top, busy_base) => Err(refused(graph, top, busy, "commits to")),
+        () => Ok(()),
+    }
+}
+
+fn ends(nodes: &[usize]) -> Option<(usize, usize)> {
+    nodes.first().copied().zip(nodes.last().copied())
+}
+
+fn is_same(graph: &Graph, one: usize, other: usize) -> bool {
+    graph.nodes()[one].class() == graph.nodes()[other].class()
+}
+
+fn refused(graph: &Graph, node: usize, busy: &Busy<'_>, does: &str) -> Error {
+    let job = busy.job;
     let message = format!("it is busy: job `{job}` {does} it; wait for its end, or cancel it");
     Error::new(ErrorKind::Busy, message).at_node(graph.nodes()[node].name())
 }
@@ -90,7 +113,7 @@ pub(super) fn check_mirror(graph: &Graph, source: usize) -> Result<()> {
 /// A commit of `top` to `base` can begin. Permissions see to others that write that base.
 ///
 /// # Errors
-/// `EBUSY` beside a mirror of one of them, or of what lies between.
+/// `EBUSY` beside a mirror of one of them, or of what lies between; beside a commit of that base, or to that top.
 pub(super) fn check_commit(graph: &Graph, top: usize, base: usize) -> Result<()> {
     let mut nodes: Vec<usize> = down(graph, top).take_while(|node| *node != base).collect();
     nodes.push(base);

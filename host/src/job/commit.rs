@@ -16,7 +16,7 @@ use super::node::JobNode;
 use super::spec::CommitSpec;
 use super::work::{
     Actions, Ending, Opening, Place, Planned, Work, backing, down, find, grow, name_of, proven,
-    unused,
+    remove_unused,
 };
 use crate::bitmap::Granularity;
 use crate::error::{Error, ErrorKind, Result};
@@ -153,8 +153,7 @@ impl Work for Commit {
                 actions.push(Action::NameOwnBacking { node, said });
             }
         }
-        let left = unused(graph, &[top]);
-        actions.extend(left.into_iter().map(|node| Action::RemoveNode { node }));
+        actions.extend(remove_unused(graph, &[top]));
         Ok(proven(actions))
     }
 }

@@ -13,7 +13,7 @@ use super::event::{ErrorAction, JobNews};
 use super::flow::{Bounds, Flow, Piece};
 use super::record::{IoStatus, Record, State, Wish};
 use super::status::JobStatus;
-use super::watched::either;
+use super::watched::{Watched, either};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{OnBehalf, OwnAccord};
 use crate::io::{Time, sleep_until, spawn, turn_now, until};
@@ -41,8 +41,8 @@ pub(super) type JobFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 /// becomes of the future, what it has begun runs to its end.
 pub(super) type Doing = Rc<dyn Fn(OwnAccord, Piece) -> JobFuture<'static, Result<u64>>>;
 
-/// Gives why a job cannot end well any more, once that is known.
-pub(super) type Breaks = Box<dyn Fn() -> JobFuture<'static, Error>>;
+/// Why a job cannot end well any more, once that is known.
+pub(super) type Breaks = Arc<Watched<Option<Error>>>;
 
 /// What is done with pieces that have failed once the job goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,9 +69,8 @@ pub(super) struct JobCx {
     retries: Rc<Cell<usize>>,
     /// The earliest time of the next piece.
     paced: Cell<Time>,
-    /// Waits until it is known that the job cannot end well.
     breaks: Option<Breaks>,
-    /// That has been told.
+    /// That it cannot end well has been told.
     is_broken: Cell<bool>,
 }
 
@@ -96,9 +95,9 @@ impl JobCx {
         }
     }
 
-    /// One of which it may be known, also while it stands still, that it cannot end well.
-    pub(super) fn breaking(self, breaks: Breaks) -> Self {
-        Self { breaks: Some(breaks), ..self }
+    /// One of which it may come to be known, whatever it waits for, that it cannot end well.
+    pub(super) fn breaking(self, breaks: &Breaks) -> Self {
+        Self { breaks: Some(Arc::clone(breaks)), ..self }
     }
 
     /// With less in flight than it may have.
@@ -121,6 +120,7 @@ impl JobCx {
     /// As [`Self::point`].
     pub(super) async fn ask<T>(&self, question: impl AsyncFn(OnBehalf) -> Result<T>) -> Step<T> {
         loop {
+            // It is not given up: what a driver does for it would have no end.
             let answer = match self.on_behalf().await {
                 Ok(ground) => question(ground).await,
                 Err(error) => Err(error),
@@ -172,7 +172,7 @@ impl JobCx {
     /// As [`Self::point`].
     pub(super) async fn finish(&self) -> Step<()> {
         loop {
-            self.flow.idle().await;
+            either(self.flow.idle(), self.interrupted()).await;
             self.point().await?;
             let again = self.again.borrow_mut().pop_front();
             match again {
@@ -220,10 +220,24 @@ impl JobCx {
     /// Waits for something that cannot wait for a piece to end.
     async fn interrupted(&self) {
         let is_asked = |state: &State| state.wish == Some(Wish::Abort);
-        self.record.state.when(|state| is_asked(state).then_some(())).await;
+        let asked = self.record.state.when(|state| is_asked(state).then_some(()));
+        either(asked, self.broken()).await;
     }
 
-    /// Waits as long as the speed demands, or until something else is asked for.
+    /// Waits until it is known that it cannot end well.
+    pub(super) async fn broken(&self) {
+        match &self.breaks {
+            Some(breaks) => breaks.when(|why| why.is_some().then_some(())).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Why it cannot end well.
+    fn why_broken(&self) -> Option<Error> {
+        self.breaks.as_ref().and_then(|breaks| breaks.see(Clone::clone))
+    }
+
+    /// Waits as long as the speed demands, or until something else is asked for or known.
     async fn pace(&self, piece: &Piece) {
         let (speed, paced) = (self.record.state.see(|state| state.speed), self.paced.get());
         if speed == 0 || piece.is_zero || paced <= turn_now() {
@@ -232,7 +246,7 @@ impl JobCx {
         let is_asked =
             |state: &State| state.speed != speed || state.wish.is_some() || state.stands_still();
         let asked = self.record.state.when(|state| is_asked(state).then_some(()));
-        if until(paced, asked).await.is_some() {
+        if until(paced, either(asked, self.broken())).await.is_some() {
             self.paced.set(turn_now());
         }
     }
@@ -254,7 +268,7 @@ impl JobCx {
     /// while it stands still.
     ///
     /// # Errors
-    /// [`Halt`]: it has been cancelled, or fails.
+    /// [`Halt`]: it has been cancelled, or fails; also if it is known that it cannot end well.
     pub(super) async fn point(&self) -> Step<()> {
         loop {
             let failed = self.flow.take_failed();
@@ -275,14 +289,14 @@ impl JobCx {
                 return Err(Halt::Cancelled);
             }
             if !stands_still {
-                return Ok(());
+                return self.why_broken().map_or(Ok(()), |why| Err(Halt::Failed(why)));
             }
             self.stand_still().await;
         }
     }
 
     async fn stand_still(&self) {
-        self.flow.idle().await;
+        either(self.flow.idle(), self.tell_broken()).await;
         let (still, then) = match self.record.state.see(|state| state.status) {
             JobStatus::Ready => (JobStatus::Standby, JobStatus::Ready),
             _ => (JobStatus::Paused, JobStatus::Running),
@@ -304,9 +318,8 @@ impl JobCx {
 
     /// Tells that it cannot end well, once that is known: it ends when it goes on. Never returns.
     async fn tell_broken(&self) {
-        if let Some(breaks) = self.breaks.as_ref().filter(|_| !self.is_broken.get()) {
-            let error = breaks().await;
-            self.is_broken.set(true);
+        self.broken().await;
+        if let Some(error) = self.why_broken().filter(|_| !self.is_broken.replace(true)) {
             self.record.state.change(|state| state.io_status = IoStatus::of(&error));
             self.tell_error(&error, ErrorAction::Report);
         }

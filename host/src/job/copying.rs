@@ -12,6 +12,7 @@ use super::looked::Needs;
 use super::node::JobNode;
 use super::record::{State, Wish};
 use super::status::JobStatus;
+use super::watched::either;
 use super::work::{Ending, Opening};
 use crate::bitmap::Granularity;
 use crate::error::Result;
@@ -156,9 +157,9 @@ impl Copying {
     }
 }
 
-/// Waits a while, or until something is asked for.
+/// Waits a while, or until something is asked for or known.
 pub(super) async fn rest(cx: &JobCx) {
     let is_asked = |state: &State| state.wish.is_some() || state.stands_still();
     let asked = cx.record.state.when(|state| is_asked(state).then_some(()));
-    until(turn_now() + JOB_LOOK_PAUSE, asked).await;
+    until(turn_now() + JOB_LOOK_PAUSE, either(asked, cx.broken())).await;
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::context::Breaks;
 use super::copying::{SOURCE, TARGET};
 use super::spec::OnCbwError;
 use super::watched::Watched;
@@ -34,7 +35,7 @@ pub(super) struct Kept {
     /// Bytes copied that the job has not counted yet.
     uncounted_bytes: AtomicU64,
     /// Why it is broken.
-    why: Watched<Option<Error>>,
+    why: Breaks,
 }
 
 impl Kept {
@@ -48,7 +49,7 @@ impl Kept {
         flags: WriteFlags,
     ) -> Result<Self> {
         let sets = PointInTime::new(size_bytes, granularity)?;
-        let (uncounted_bytes, why) = (AtomicU64::new(0), Watched::new(None));
+        let (uncounted_bytes, why) = (AtomicU64::new(0), Arc::new(Watched::new(None)));
         let is_narrow = OnceLock::new();
         Ok(Self { sets, says, is_narrow, on_error, flags, uncounted_bytes, why })
     }
@@ -135,9 +136,9 @@ impl Kept {
         self.sets.broken.set_all();
     }
 
-    /// Waits until it is broken; gives why.
-    pub(super) async fn breaks(&self) -> Error {
-        self.why.when(Clone::clone).await
+    /// Why it is broken, once it is.
+    pub(super) fn breaks(&self) -> &Breaks {
+        &self.why
     }
 
     /// # Errors

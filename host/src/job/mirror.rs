@@ -17,7 +17,7 @@ use super::node::JobNode;
 use super::spec::{BitmapMode, CopyMode, MirrorSpec, MirrorSync};
 use super::work::{
     Actions, Ending, Opening, Place, Planned, Work, backing, down, find, grow, name_of, proven,
-    unused,
+    remove_unused,
 };
 use crate::bitmap::{Bitmap, Granularity};
 use crate::error::{Error, ErrorKind, Result};
@@ -272,8 +272,8 @@ impl Work for Mirror {
         let named = overlays.filter(|at| graph.nodes()[*at].driver().names_backing());
         let naming = |at: usize| Action::NameOwnBacking { node: name_of(graph, at), said: None };
         actions.extend(proven(named.map(naming).collect()));
-        let left = unused(graph, &[replaced, source]);
-        actions.extend(proven(left.into_iter().map(|node| Action::RemoveNode { node }).collect()));
+        let left = remove_unused(graph, &[replaced, source]);
+        actions.extend(proven(left.into_iter().collect()));
         Ok(actions)
     }
 }

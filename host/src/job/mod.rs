@@ -16,7 +16,7 @@
 //! | `context.rs`, `flow.rs` | what a job works with: pieces in flight, speed, pauses, errors |
 //! | `work.rs` | `Work`: what a kind of job is |
 //! | `node.rs` | the node |
-//! | `stream.rs`, `commit.rs`, `mirror.rs`, `backup.rs`, `populate.rs` | the kinds |
+//! | `stream.rs`, `commit.rs`, `mirror.rs`, `backup/`, `populate.rs` | the kinds |
 //! | `copying.rs` | what commit and mirror have in common |
 //! | `busy.rs` | what they may not have in common |
 //! | `looked.rs` | what block status said of the ranges that come next |

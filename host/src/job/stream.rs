@@ -15,7 +15,7 @@ use super::looked::Looked;
 use super::node::JobNode;
 use super::spec::StreamSpec;
 use super::work::{
-    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, proven, unused,
+    Actions, Ending, Opening, Place, Planned, Work, backing, down, find, proven, remove_unused,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
@@ -170,9 +170,7 @@ impl Work for Stream {
             let said = base.filter(is_still).map(name).zip(said);
             actions.push(Action::NameOwnBacking { node, said });
         }
-        let passed: Vec<usize> = down(graph, below).take_while(|at| Some(*at) != base).collect();
-        let left = self.left(graph, top, &passed);
-        actions.extend(left.into_iter().map(|node| Action::RemoveNode { node }));
+        actions.extend(remove_unused(graph, &[below]));
         Ok(proven(actions))
     }
 }
@@ -186,15 +184,6 @@ async fn launch(cx: &JobCx, run: Range<u64>, is_zero: bool) -> Step<()> {
 impl Stream {
     fn is_own(&self, node: &GraphNode) -> bool {
         node.driver().job().is_some_and(|job| job.id == self.id)
-    }
-
-    /// Those of `passed` that go once `top` does not stand on them any more, with what only they use.
-    fn left(&self, graph: &Graph, top: usize, passed: &[usize]) -> Vec<String> {
-        let Some(first) = passed.first() else { return Vec::new() };
-        let mut parents = graph.nodes().iter().enumerate().filter(|(_, parent)| {
-            !self.is_own(parent) && parent.edges().iter().any(|edge| edge.child() == *first)
-        });
-        if parents.any(|(parent, _)| parent != top) { Vec::new() } else { unused(graph, &[*first]) }
     }
 
     /// What is to be done from `at` on, as far as it is the same.

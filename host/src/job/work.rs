@@ -8,7 +8,7 @@ use super::record::Record;
 use super::spec::CopyMode;
 use crate::bitmap::BitmapUse;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Action, BitmapScope, ChildDecl, Graph, OwnAccord, Role, Unproven};
+use crate::graph::{Action, ChildDecl, Graph, OwnAccord, Role, Unproven};
 
 /// How a job ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,12 +164,7 @@ pub(super) fn down(graph: &Graph, node: usize) -> impl Iterator<Item = usize> {
 
 /// Makes a node longer, or what it is a filter of.
 pub(super) fn grow(graph: &Graph, node: usize, size_bytes: u64) -> Action {
-    let filtered = |at: &usize| {
-        let edges = graph.nodes()[*at].edges();
-        Some(edges.iter().find(|edge| edge.role() == Role::Filtered)?.child())
-    };
-    let last = std::iter::successors(Some(node), filtered).last().unwrap_or(node);
-    Action::Resize { node: name_of(graph, last), size_bytes }
+    Action::Resize { node: graph.unfiltered(&graph.nodes()[node]).name().to_owned(), size_bytes }
 }
 
 pub(super) fn name_of(graph: &Graph, node: usize) -> String {
@@ -185,32 +180,9 @@ pub(super) fn proven(actions: Vec<Action>) -> Actions {
     actions.into_iter().map(of).collect()
 }
 
-/// The nodes that were never named, that nobody would use any more but each other, among `of` and what they
-/// stand on; parents before children. Those that have bitmaps stay, with what is below them.
-pub(super) fn unused(graph: &Graph, of: &[usize]) -> Vec<String> {
-    let mut goes = vec![false; graph.nodes().len()];
-    let mut found = Vec::new();
-    // Parents come after their children.
-    for at in (0..graph.nodes().len()).rev() {
-        let node = &graph.nodes()[at];
-        let users = || {
-            let parents = graph.nodes().iter().enumerate();
-            parents.flat_map(|(parent, node)| {
-                node.edges().iter().filter(|edge| edge.child() == at).map(move |_| parent)
-            })
-        };
-        let is_below = users().any(|parent| goes[parent]);
-        let is_shown = graph.drives().iter().filter_map(|drive| drive.root());
-        let is_shown = is_shown.filter(|root| root.child() == at).count() > 0;
-        let has_bitmaps = graph
-            .bitmaps()
-            .any(|(scope, _)| matches!(scope, BitmapScope::Node(name) if **name == *node.name()));
-        let is_left = of.contains(&at) || (is_below && users().all(|parent| goes[parent]));
-        let is_job = node.driver().job().is_some();
-        if is_left && node.name().starts_with('#') && !is_shown && !has_bitmaps && !is_job {
-            goes[at] = true;
-            found.push(node.name().to_owned());
-        }
-    }
-    found
+/// Removes those of these nodes that were never named, with what only they stand on, if nobody uses them any more.
+pub(super) fn remove_unused(graph: &Graph, nodes: &[usize]) -> Option<Action> {
+    let names = nodes.iter().map(|at| name_of(graph, *at));
+    let nodes: Vec<String> = names.filter(|name| name.starts_with('#')).collect();
+    (!nodes.is_empty()).then_some(Action::RemoveUnused { nodes })
 }

@@ -376,6 +376,12 @@ pub trait Node: Any + Send + Sync {
         false
     }
 
+    /// Whether nobody writes what it shows, who may change it: they give parts of it up, by discards, and nobody reads
+    /// those any more. Always the same.
+    fn is_only_given_up(&self) -> bool {
+        false
+    }
+
     /// What it has counted beside what its edges count, for reports: one line.
     fn report(&self) -> Option<String> {
         None

@@ -6,7 +6,7 @@ use crate::control::error::{ErrorClass, QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{clip, qapi_enum, qapi_struct};
 use crate::control::registry::Registry;
-use crate::graph::{Action, DriveDecl, Graph, GraphDrive, GraphNode, Role, Unproven};
+use crate::graph::{Action, DriveDecl, Graph, GraphDrive, Unproven};
 
 qapi_struct! {
     /// A drive that is to be.
@@ -170,16 +170,8 @@ fn resize(plan: &mut Plan<'_>, resize: BlockResize) -> QmpResult<()> {
     let positive = u64::try_from(size);
     let size_bytes =
         positive.map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
-    let node = sized(&graph, node).name().to_owned();
+    // What a filter shows has the size of what it is a filter of.
+    let node = graph.unfiltered(node).name().to_owned();
     plan.push(Action::Resize { node, size_bytes });
     Ok(())
-}
-
-/// The node whose size a filter shows.
-fn sized<'g>(graph: &'g Graph, node: &'g GraphNode) -> &'g GraphNode {
-    let below = |node: &&'g GraphNode| {
-        let edge = node.edges().iter().find(|edge| edge.role() == Role::Filtered)?;
-        Some(&graph.nodes()[edge.child()])
-    };
-    std::iter::successors(Some(node), below).last().unwrap_or(node)
 }

@@ -106,6 +106,8 @@ qapi_struct! {
     /// A drive, as operators see it.
     pub(crate) struct DriveInfo {
         id: String,
+        /// Of the drive that the export of a node has for itself: that export's id.
+        export: Option<String>,
         /// The node that it shows; absent: no medium.
         node_name: Option<String>,
         writable: bool,
@@ -171,6 +173,7 @@ fn query_drives(context: &Context<'_>, _: Empty) -> QmpResult<Vec<DriveInfo>> {
         let exports = served.iter().filter(|export| export.drive == drive.id());
         DriveInfo {
             id: drive.id().to_owned(),
+            export: drive.id().strip_prefix(EXPORT_DRIVE).map(str::to_owned),
             node_name: root.map(|node| node.name().to_owned()),
             writable: drive.is_writable(),
             size: root.map(|node| node.info().size_bytes),

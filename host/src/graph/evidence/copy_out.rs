@@ -16,9 +16,14 @@ use super::operations::{Actor, clear};
 use crate::bitmap::Granules;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::op::OpKind;
-use crate::io::{Buf, BufMut};
 use crate::limits::{COMPRESSED_MAX_BYTES, COPY_MAX_BYTES, COPY_TRIES, ZERO_PROVEN_MAX_BYTES};
 use crate::node::WriteFlags;
+
+/// Bytes of a part that has data: as of every copy, or a whole unit that is compressed.
+const PART_MAX_BYTES: usize = {
+    let unit_bytes = COMPRESSED_MAX_BYTES as usize;
+    if unit_bytes > COPY_MAX_BYTES { unit_bytes } else { COPY_MAX_BYTES }
+};
 
 /// A part of a range, and what it shows.
 struct Part {
@@ -130,7 +135,7 @@ impl Actor {
         }
         let bytes = match is_zero {
             true => None,
-            false => Some(read(source, range).await?),
+            false => Some(self.read_at(source, range, PART_MAX_BYTES).await?),
         };
         let write = async |call: EdgeRef<'_>| match bytes {
             Some(bytes) => call.write_admitted(offset, bytes, copy.flags).await,
@@ -158,10 +163,4 @@ async fn part(source: EdgeRef<'_>, todo: &Granules, run: Range<u64>) -> Result<P
     let most = granule.min(COMPRESSED_MAX_BYTES.into()).max(COPY_MAX_BYTES as u64);
     let end = end.min(run.end).min(run.start.saturating_add(most));
     Ok(Part { range: run.start..end, is_zero: false })
-}
-
-/// The bytes of a part.
-async fn read(source: EdgeRef<'_>, range: &Range<u64>) -> Result<Buf> {
-    let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-    Ok(source.settle(source.read_admitted(range.start, BufMut::new(len)).await)?.freeze())
 }

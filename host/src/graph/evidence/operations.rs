@@ -210,14 +210,19 @@ impl Actor {
         edge: &Edge,
         range: &Range<u64>,
     ) -> Result<Buf> {
-        self.read_at(self.call(request, edge), range).await
+        self.read_at(self.call(request, edge), range, COPY_MAX_BYTES).await
     }
 
-    /// The bytes of a range, by a request that is part of the operation.
-    pub(super) async fn read_at(&self, call: EdgeRef<'_>, range: &Range<u64>) -> Result<Buf> {
+    /// The bytes of a range, `most` at most, by a request that is part of the operation.
+    pub(super) async fn read_at(
+        &self,
+        call: EdgeRef<'_>,
+        range: &Range<u64>,
+        most: usize,
+    ) -> Result<Buf> {
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        if len > COPY_MAX_BYTES {
-            let message = format!("one read moves at most {COPY_MAX_BYTES} bytes, not {len}");
+        if len > most {
+            let message = format!("one read moves at most {most} bytes, not {len}");
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         Ok(call.settle(call.read_admitted(range.start, BufMut::new(len)).await)?.freeze())

@@ -45,6 +45,7 @@ pub enum Which {
 ///
 /// A node that an action brings in names its children itself: a filter put above `disk` has an edge to
 /// `disk`, an overlay a backing edge to the node that the drive shows.
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum Action {
     /// Adds a node. Nobody uses it yet.
@@ -53,6 +54,12 @@ pub enum Action {
     RemoveNode {
         /// Its name.
         node: String,
+    },
+    /// Removes nodes that were never named, and what was never named of that on which they stand, as far as nobody uses
+    /// them after all actions and they have no bitmaps. What jobs use that go on, goes when these have ended.
+    RemoveUnused {
+        /// Their names; one that is not there is none.
+        nodes: Vec<String>,
     },
     /// Adds a drive.
     AddDrive(DriveDecl),
@@ -206,6 +213,9 @@ impl fmt::Display for Action {
         match self {
             Self::AddNode(decl) => write!(f, "add node `{}`", decl.name),
             Self::RemoveNode { node } => write!(f, "remove node `{node}`"),
+            Self::RemoveUnused { nodes } => {
+                write!(f, "remove what nobody uses of `{}`", nodes.join("`, `"))
+            }
             Self::AddDrive(decl) => write!(f, "add {}", DriveTitle(&decl.id)),
             Self::RemoveDrive { drive } => write!(f, "remove {}", DriveTitle(drive)),
             Self::InsertAbove { node, filter, .. } => {
@@ -393,6 +403,12 @@ impl Transaction {
             *place = (action, place.1);
         }
         self
+    }
+
+    /// The same changes, without what else changes at their instant.
+    pub(crate) fn changes(&self) -> Self {
+        let (actions, ended_jobs) = (self.actions.clone(), self.ended_jobs.clone());
+        Self { actions, ended_jobs, ..Self::default() }
     }
 
     /// Time for the requests that it must wait for, and then for drivers to resize or deallocate.

@@ -46,6 +46,17 @@ impl GraphCell {
     pub async fn transact(self: &Arc<Self>, transaction: Transaction) -> Result<Applied> {
         ToTheEnd::new(apply(Arc::clone(self), transaction)).await
     }
+
+    /// Whether a transaction would come as far as to its drain, on a worker: for who has to do first what cannot be
+    /// taken back.
+    ///
+    /// # Errors
+    /// Whatever is known by then to stand against an action.
+    pub(crate) async fn check(&self, transaction: Transaction) -> Result<()> {
+        let _writer = self.writer.lock().await;
+        let Transaction { actions, ended_jobs, .. } = transaction;
+        Plan::of(self, &self.load(), actions, ended_jobs).map(drop)
+    }
 }
 
 /// Applies a transaction. What is left to wait for when it has been answered goes on by itself.

@@ -262,6 +262,7 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         origin: None,
         is_container: false,
         grown_bytes,
+        is_left: node.is_left,
     })
 }
 

@@ -81,12 +81,7 @@ pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
     for (node, users) in graph.nodes.iter().zip(users(graph)) {
         for (at, (name, edge)) in users.iter().enumerate() {
             if !edge.uses.intersection(PermissionSet::CHANGES).is_empty() && node.info.read_only {
-                let message = format!(
-                    "it is read-only, and {name} (edge `{}`) changes it: make that one read-only too, \
-                     or let it use a node that can be written",
-                    edge.name
-                );
-                return Err(Error::new(ErrorKind::ReadOnly, message).at_node(&node.name));
+                return Err(read_only(graph, node, name, edge));
             }
             let others = users.iter().enumerate().filter(|(other, _)| *other != at);
             for (_, (other_name, other)) in others {
@@ -103,6 +98,24 @@ pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Somebody changes what is read-only.
+fn read_only(graph: &Graph, node: &GraphNode, user: &str, edge: &Edge) -> Error {
+    let filtered = node.edges.iter().find(|edge| edge.role == Role::Filtered);
+    let of_job = node.driver.job().zip(filtered.map(|edge| &graph.nodes[edge.child]));
+    let (why, at, or_else) = match of_job.filter(|(_, shown)| !shown.info.read_only) {
+        Some((job, shown)) => {
+            let why = format!("job `{}` discards there what it has copied", job.id);
+            (why, shown, "start the job without that")
+        }
+        None => ("it is read-only".to_owned(), node, "let it use a node that can be written"),
+    };
+    let message = format!(
+        "{why}, and {user} (edge `{}`) changes it: make that one read-only too, or {or_else}",
+        edge.name
+    );
+    Error::new(ErrorKind::ReadOnly, message).at_node(&at.name)
 }
 
 /// Writes that are proven for a view conflict with the drives of the views that they alter, and with nodes that

@@ -36,6 +36,8 @@ pub(in crate::graph) struct Draft {
     pub(super) bitmap_steps: Vec<BitmapStep>,
     /// What drivers are to do with nothing in flight, in the order of the actions.
     pub(super) works: Vec<Work>,
+    /// The nodes that go, with what they stand on, if nobody uses them after all actions.
+    pub(super) unused: Vec<String>,
     /// The jobs whose nodes may go.
     pub(super) ended_jobs: Vec<String>,
     /// Whose targets are to show what their sources do.
@@ -85,6 +87,8 @@ pub(super) struct DraftNode {
     pub(super) is_growable: bool,
     /// Its driver takes the place of the one that it has in the graph that is.
     pub(super) is_reopened: bool,
+    /// It goes as soon as nobody uses it.
+    pub(super) is_left: bool,
 }
 
 #[derive(Clone)]
@@ -211,6 +215,7 @@ impl Draft {
                 .then_some(node.info.size_bytes),
             is_growable: node.info.growable,
             is_reopened: false,
+            is_left: node.is_left,
         });
         let drives = graph.drives.iter().zip(&graph.origins).map(|(drive, origin)| DraftDrive {
             generation: drive.generation,
@@ -257,6 +262,7 @@ impl Draft {
             kept: None,
             is_growable: false,
             is_reopened: false,
+            is_left: false,
         });
         Ok(())
     }
@@ -320,6 +326,15 @@ impl Draft {
             let message = format!("it has no edge `{name}`; it has: {known}");
             not_found(message).at_node(&node.name)
         })
+    }
+
+    /// A node, and those of which it is a filter, through others. A graph that is circular is refused later.
+    pub(super) fn filtered(&self, node: usize) -> impl Iterator<Item = usize> {
+        let below = |at: &usize| {
+            let edge = self.nodes[*at].edges.iter().find(|edge| edge.role == Role::Filtered)?;
+            self.nodes.iter().position(|node| node.name == edge.child)
+        };
+        std::iter::successors(Some(node), below).take(self.nodes.len())
     }
 
     /// The edges to a node.

@@ -50,6 +50,7 @@ mod structure;
 #[cfg(test)]
 mod tests;
 mod touched;
+mod unused;
 mod work;
 
 pub(crate) use action::Rider;

@@ -52,7 +52,7 @@ fn own(named: &[(String, Naming)], node: &str, after: &Graph) -> Option<Option<B
 }
 
 fn with_format(graph: &Graph, name: BackingName, node: usize) -> BackingName {
-    let own = || match graph.nodes[unfiltered(graph, node)].driver.driver() {
+    let own = || match graph.unfiltered(&graph.nodes[node]).driver.driver() {
         "qcow2" => "qcow2".to_owned(),
         _ => "raw".to_owned(),
     };
@@ -61,24 +61,15 @@ fn with_format(graph: &Graph, name: BackingName, node: usize) -> BackingName {
 
 /// How an image names a node, if that is in a file of this host.
 fn by_file(graph: &Graph, node: usize) -> Option<BackingName> {
-    let node = &graph.nodes[unfiltered(graph, node)];
+    let node = graph.unfiltered(&graph.nodes[node]);
     let (format, path) = match node.driver.driver() {
         "file" => ("raw", node.driver.file_path()?),
         "qcow2" => {
             let file = node.edges.iter().find(|edge| &*edge.name == "file")?;
-            ("qcow2", graph.nodes[unfiltered(graph, file.child)].driver.file_path()?)
+            ("qcow2", graph.unfiltered(&graph.nodes[file.child]).driver.file_path()?)
         }
         _ => return None,
     };
     let name = path.to_str()?.to_owned();
     Some(BackingName { name, format: Some(format.to_owned()) })
-}
-
-/// The node of which `node` is a filter, through others.
-fn unfiltered(graph: &Graph, node: usize) -> usize {
-    let below = |at: &usize| {
-        let edges = &graph.nodes[*at].edges;
-        Some(edges.iter().find(|edge| edge.role == Role::Filtered)?.child)
-    };
-    std::iter::successors(Some(node), below).last().unwrap_or(node)
 }

@@ -8,7 +8,7 @@ use super::drain::{Drained, Side};
 use crate::bitmap::{Bitmap, BitmapIdentity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::snapshot::Cx;
-use crate::io::{turn_now, until};
+use crate::io::{Time, turn_now, until};
 use crate::node::{BitmapContent, BitmapStore, StoreChange, create_stored};
 
 /// An entry that a node makes for a bitmap.
@@ -40,31 +40,34 @@ impl NewEntries {
     /// Makes all of them.
     ///
     /// # Errors
-    /// The first that is not made, as [`create_stored`]; `ENOENT`, `ENOTSUP`, `ETIMEDOUT`.
+    /// The first that is not made, as [`create_stored`]; `ENOENT`, `ENOTSUP`, `ETIMEDOUT` if that takes longer for all
+    /// of them.
     pub(super) async fn make(&mut self, section: &Drained<'_>, within: Duration) -> Result<()> {
+        let deadline = turn_now() + within;
         for (entry, state) in &mut self.0 {
             *state = State::Tried;
             let content = entry.content.clone();
             let create = async move |store: &dyn BitmapStore, cx: Cx<'_>| {
                 create_stored(store, cx, content).await
             };
-            if with_store(section, &entry.node, within, create).await? {
+            if with_store(section, &entry.node, deadline, create).await? {
                 *state = State::Made;
             }
         }
         Ok(())
     }
 
-    /// The transaction has failed: what was made goes. Where that cannot be, and where the image had a former entry
-    /// in its place, the entry does not outrank the valid one any more.
+    /// The transaction has failed: what was made goes, as far as there is time for all of it. Where that cannot be, and
+    /// where the image had a former entry in its place, the entry does not outrank the valid one any more.
     pub(super) async fn take_back(&mut self, section: &Drained<'_>, within: Duration) {
+        let deadline = turn_now() + within;
         for (entry, state) in self.0.iter_mut().rev() {
             if *state == State::Made {
                 let name = entry.content.name.clone();
                 let remove = async move |store: &dyn BitmapStore, cx: Cx<'_>| {
                     store.change(cx, vec![StoreChange::Remove(name)]).await
                 };
-                match with_store(section, &entry.node, within, remove).await {
+                match with_store(section, &entry.node, deadline, remove).await {
                     Ok(()) => *state = State::Absent,
                     Err(error) => tracing::warn!(
                         "bitmap `{}` stays in the image of node `{}`, which it has not come to: {error}",
@@ -93,7 +96,7 @@ impl NewEntries {
 async fn with_store<T>(
     section: &Drained<'_>,
     name: &str,
-    within: Duration,
+    deadline: Time,
     call: impl AsyncFnOnce(&dyn BitmapStore, Cx<'_>) -> Result<T>,
 ) -> Result<T> {
     let request = section.request(Side::After);
@@ -110,5 +113,8 @@ async fn with_store<T>(
         let message = "it did not see to its bitmaps in time: try again when less is written to it";
         Err(Error::new(ErrorKind::TimedOut, message).at_node(name))
     };
-    until(turn_now() + within, call(store, cx)).await.unwrap_or_else(late)
+    if turn_now() >= deadline {
+        return late();
+    }
+    until(deadline, call(store, cx)).await.unwrap_or_else(late)
 }

@@ -29,6 +29,7 @@ impl Draft {
             self.actions[number] = self.describe_action(&action);
             self.act(action).map_err(|error| at_action(&self.actions, number, &error))?;
         }
+        self.remove_unused();
         Ok(())
     }
 
@@ -40,6 +41,10 @@ impl Draft {
         match action {
             Action::AddNode(decl) => self.add_node(decl),
             Action::RemoveNode { node } => self.remove_node(&node),
+            Action::RemoveUnused { nodes } => {
+                self.unused.extend(nodes);
+                Ok(())
+            }
             Action::AddDrive(decl) => self.add_drive(decl),
             Action::RemoveDrive { drive } => self.remove_drive(&drive),
             Action::InsertAbove { node, filter, users } => self.insert_above(&node, filter, &users),
@@ -103,7 +108,7 @@ impl Draft {
     }
 
     /// Bitmaps of it that were taken out before are of nothing any more, whatever has its name later.
-    fn view_goes(&mut self, scope: &BitmapScope) {
+    pub(super) fn view_goes(&mut self, scope: &BitmapScope) {
         for entry in self.removed.iter_mut().filter(|entry| entry.scope == *scope) {
             entry.view_is_gone = true;
         }
@@ -429,16 +434,10 @@ impl Draft {
             let job = node.driver.job()?;
             let (from, to) = job.tracks?;
             let (from, to) = (node.edges.get(from)?, node.edges.get(to)?);
-            let mut shown = self.nodes.iter().position(|it| it.name == from.child);
-            // Through filters to what has a size of its own. A graph that is circular is refused later.
-            for _ in 0..self.nodes.len() {
-                if to.role != Role::Target || shown.is_none_or(|shown| shown == at) {
-                    break;
-                }
-                let below = self.nodes[shown?].edges.iter().find(|it| it.role == Role::Filtered);
-                shown = below.and_then(|it| self.nodes.iter().position(|of| of.name == it.child));
-            }
-            (to.role == Role::Target && shown == Some(at)).then(|| job.id.clone())
+            let from = self.nodes.iter().position(|it| it.name == from.child)?;
+            // A filter has the size of what it shows.
+            let is_copied = to.role == Role::Target && self.filtered(from).any(|it| it == at);
+            is_copied.then(|| job.id.clone())
         });
         let Some(job) = copied else { return Ok(()) };
         let message =
@@ -448,19 +447,12 @@ impl Draft {
 
     /// A data file goes with the node that shows it: its driver sees to that by itself.
     fn resize_data(&mut self, at: usize, size_bytes: u64) {
-        let child = |node: &DraftNode, role: Role| {
-            let edge = node.edges.iter().find(|edge| edge.role == role)?;
-            self.nodes.iter().position(|node| *node.name == *edge.child)
-        };
-        let mut below = child(&self.nodes[at], Role::Data);
-        // Through filters to what has a size of its own. A graph that is circular is refused later.
-        for _ in 0..self.nodes.len() {
-            let Some(data) = below else { return };
-            below = child(&self.nodes[data], Role::Filtered);
-            if below.is_none() && self.nodes[data].is_growable {
-                self.nodes[data].resized = Some(size_bytes);
-                return;
-            }
+        let data = self.nodes[at].edges.iter().find(|edge| edge.role == Role::Data);
+        let data = data.and_then(|edge| self.nodes.iter().position(|it| it.name == edge.child));
+        // A filter has the size of what it shows.
+        let sized = data.and_then(|data| self.filtered(data).last());
+        if let Some(sized) = sized.filter(|at| self.nodes[*at].is_growable) {
+            self.nodes[sized].resized = Some(size_bytes);
         }
     }
 

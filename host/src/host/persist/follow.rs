@@ -115,6 +115,7 @@ impl Persistence {
             transaction.actions().any(|action| match action {
                 Action::Reopen { node, to } => *home.name == **node && !to.mode().write,
                 Action::RemoveNode { node } => *home.name == **node,
+                Action::RemoveUnused { nodes } => nodes.iter().any(|node| *home.name == **node),
                 _ => false,
             })
         };

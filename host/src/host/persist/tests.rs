@@ -33,6 +33,10 @@ struct Disk {
     fails: Option<ErrorKind>,
     /// Changes for which there is room still, if that has an end.
     room: Option<usize>,
+    /// Changes that are answered still, if that has an end.
+    answers: Option<usize>,
+    /// Those that were not.
+    unanswered: Vec<String>,
     /// What it says of what is below.
     below: Option<Below>,
 }
@@ -209,6 +213,18 @@ impl BitmapStore for ImageNode {
         let node = cx.node_name();
         if let Some(kind) = disk.fails {
             return Box::pin(async move { Err(Error::new(kind, "the image is full")) });
+        }
+        match &mut disk.answers {
+            None => {}
+            Some(0) => {
+                disk.unanswered.extend(changes.into_iter().map(|change| match change {
+                    StoreChange::Store(content) => format!("store {}", content.name),
+                    StoreChange::Remove(name) => format!("remove {name}"),
+                    StoreChange::Rename { from, .. } => format!("rename {from}"),
+                }));
+                return Box::pin(std::future::pending());
+            }
+            Some(left) => *left -= 1,
         }
         match &mut disk.room {
             None => {}

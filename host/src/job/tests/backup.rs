@@ -379,6 +379,72 @@ fn one_that_is_paused_says_that_it_is_broken() {
     }
 }
 
+/// The same while it waits for its next piece: it ends at once.
+#[test]
+fn one_that_is_slowed_down_ends_when_it_is_broken() {
+    for sync in [S::None, S::Full] {
+        let world = world();
+        let on_cbw_error = OnCbwError::BreakSnapshot;
+        let job = world.start(BackupSpec { sync, on_cbw_error, ..BackupSpec::of("vda", "onto") });
+        // Its first piece is done, and the next one is far away.
+        assert!(sync == S::None || wait_for(|| job.info().progress.done_bytes > 0));
+        world.target.bad.store(590 * BLOCK, Ordering::SeqCst);
+        write(&world.host, "vda", 590, 7);
+        let (tell, told) = std::sync::mpsc::channel();
+        let waits = job.clone();
+        std::thread::spawn(move || tell.send(block_on(waits.wait())));
+        let end = told.recv_timeout(Duration::from_secs(30)).expect("it does not go on to wait");
+        let JobEnd::Failed(error) = end else { panic!("{sync:?}: {end:?}") };
+        assert!(error.to_string().contains("a copy before a write failed"), "{error}");
+        world.end();
+    }
+}
+
+/// Whether something comes to be so, within a long time.
+fn wait_for(is_so: impl Fn() -> bool) -> bool {
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(30) {
+        if is_so() {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
+/// What does not begin changes nothing: not the size of what it was to copy to either.
+#[test]
+fn what_is_refused_leaves_its_target_as_long_as_it_is() {
+    let short = || MemoryNode::new(SIZE / 2, 512).expect("a size");
+    let host = Host::builder()
+        .node("base", short(), vec![])
+        .node("top", overlay(), vec![ChildDecl::backing("base")])
+        .node("other", overlay(), vec![ChildDecl::backing("base")])
+        .node("onto", short(), vec![])
+        .drive("vda", "top", true)
+        .drive("vdb", "onto", true)
+        .start()
+        .expect("a host");
+    let refused = [
+        (JobKind::Backup(BackupSpec::of("vda", "onto")), "drive `vdb`"),
+        (JobKind::Mirror(MirrorSpec::of("vda", "onto")), "drive `vdb`"),
+        (JobKind::Commit(CommitSpec::of("vda", "base")), "node `other`"),
+    ];
+    for (what, who) in refused {
+        let error = block_on(host.start_job(JobSpec::new("j", what.clone()))).err();
+        let error = error.expect("somebody is in the way");
+        assert_eq!(error.kind(), ErrorKind::InUse, "{what:?}: {error}");
+        assert!(error.to_string().contains(who), "{what:?}: {error}");
+        assert!(host.jobs().is_empty());
+        let graph = host.graph();
+        for node in ["base", "onto"] {
+            let at = graph.find_node(node).expect("a node");
+            assert_eq!(graph.nodes()[at].info().size_bytes, SIZE / 2, "{what:?}: {node}");
+        }
+    }
+    host.shutdown().expect("an end in order");
+}
+
 /// What is behind a filter gets as long as what is copied to it.
 #[test]
 fn a_shorter_target_grows_below_a_filter() {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use blockloom_plugin_backup::BackupConfig;
 
-use super::scene::{BLOCK, chain, dirty, disk, fill_chain, of_node, shown, shown_by, write};
+use super::scene::{
+    BLOCK, chain, dirty, disk, fill_chain, insert_filter, of_node, shown, shown_by, write,
+};
 use crate::error::ErrorKind;
 use crate::filter::{BackupNode, ViewNode};
 use crate::graph::{Action, DriveDecl, NodeDecl, OpKind, Transaction, Unproven};
@@ -57,7 +59,9 @@ fn a_source_is_empty_when_it_has_been_copied() {
     // As long as somebody may write it, what is there may be newer than the copy.
     let error = block_on(host.start_job(backup("old"))).err().expect("it is written");
     assert_eq!(error.kind(), ErrorKind::ReadOnly);
-    assert!(error.to_string().contains("drive `vdb` (edge `root`) changes it"), "{error}");
+    let expected = "node `old`: job `b` discards there what it has copied, and drive `vdb` (edge `root`) changes it: \
+                    make that one read-only too, or start the job without that";
+    assert!(error.to_string().ends_with(expected), "{error}");
     apply(&host, Action::RemoveDrive { drive: "vdb".into() }).expect("no drive");
     let expect = shown_by(&host, "old");
     let job = JobSpec { auto_finalize: false, ..backup("old") };
@@ -110,6 +114,39 @@ fn a_point_in_time_is_given_up_as_it_is_backed_up() {
     let error = block_on(given_up.write(0, &[1; 512])).expect_err("that is all");
     assert_eq!(error.kind(), ErrorKind::NotSupported);
     assert_eq!(dirty(&host, &of_node("top")), [3, 300, 500, 900]);
+    host.shutdown().expect("an end in order");
+}
+
+/// Who may write the view of a point in time can only give it up: so may others while it is backed up.
+#[test]
+fn a_point_in_time_may_be_given_up_by_others_as_well() {
+    let host = host();
+    let config = BackupConfig::from_json("{\"sync\": \"none\"}").expect("a configuration");
+    let filter = Arc::new(BackupNode::new(config, None).expect("a backup"));
+    let view = Arc::new(ViewNode::of_backup(&filter));
+    let children = BackupNode::children("top", "kept");
+    let filter = NodeDecl { name: "cbw".into(), driver: filter, children };
+    let (node, users) = ("top".into(), crate::graph::Which::All);
+    apply(&host, Action::InsertAbove { node, filter, users }).expect("a filter");
+    let children = ViewNode::children("top", "kept", "cbw");
+    apply(&host, Action::AddNode(NodeDecl { name: "then".into(), driver: view, children }))
+        .expect("a view");
+    block_on(host.transact(insert_filter("then", "pass"))).expect("a filter");
+    let expect = shown_by(&host, "then");
+    apply(&host, drive("pass", true)).expect("somebody who may give it up");
+
+    let job = block_on(host.start_job(JobSpec { speed: 1, ..backup("pass") })).expect("a job");
+    let given_up = host.drive("vdb").expect("a drive");
+    block_on(given_up.discard(0, expect.len() as u64)).expect("it is copied first");
+    let error = block_on(given_up.write(0, &[1; 512])).expect_err("it is not written");
+    assert_eq!(error.kind(), ErrorKind::NotSupported);
+    let expected = "node `then`: a point in time can be given up, by discards, and not written: write to the disk";
+    assert!(error.to_string().contains(expected), "{error}");
+    job.set_speed(0).ok();
+    ends_well(&job);
+    assert!(shown_by(&host, "copy") == expect);
+    let error = block_on(given_up.read(0, 512)).expect_err("it is gone");
+    assert_eq!(error.kind(), ErrorKind::Io);
     host.shutdown().expect("an end in order");
 }
 

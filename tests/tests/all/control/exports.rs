@@ -54,6 +54,29 @@ fn exports_come_and_go() {
     host.finish();
 }
 
+/// The drive that an export of a node has for itself is told by the export's id.
+#[test]
+fn exports_of_nodes_are_told_by_their_ids() {
+    let host = Controlled::start(&memory_disk(MIB), &[]);
+    let mut client = host.client();
+    let socket = host.scratch.path("e.sock").display().to_string();
+    client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": socket}}}));
+    client.run("block-export-add", json!({"type": "nbd", "id": "e", "node-name": "disk"}));
+    let drives = client.run("query-drives", json!({}));
+    let of = |key: &str, value: &str| {
+        let mut drives = drives.as_array().expect("a list").iter();
+        drives.find(|drive| drive[key] == value).expect("a drive")
+    };
+    assert_eq!(of("export", "e")["node-name"], "disk");
+    assert_eq!(of("id", "vda").get("export"), None);
+    let mut other = host.client();
+    client.run("block-dirty-bitmap-add", json!({"node": "disk", "name": "b"}));
+    let paused = other.event("BLOCK_DRIVES_PAUSED");
+    let who = (&paused["data"]["drives"], &paused["data"]["exports"]);
+    assert_eq!(who, (&json!(["vda"]), &json!(["e"])));
+    host.finish();
+}
+
 /// By the commands that were for NBD alone, answered as by qemu-storage-daemon 10.0.2.
 #[test]
 fn exports_by_the_former_commands() {

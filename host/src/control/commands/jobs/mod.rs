@@ -19,7 +19,7 @@ use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{QapiEnum, clip, qapi_enum};
 use crate::control::registry::Registry;
-use crate::graph::{BitmapRef, EXPORT_DRIVE, Graph, GraphNode, Role};
+use crate::graph::{BitmapRef, EXPORT_DRIVE, Graph, GraphNode};
 use crate::job::{BitmapMode, JobKind, JobSpec, OnError};
 use crate::node::BackingName;
 
@@ -222,11 +222,7 @@ fn find_by_file<'g>(graph: &'g Graph, top: &'g GraphNode, file: &str) -> Option<
 
 /// How an image is to name a node as its backing.
 fn named(graph: &Graph, node: &GraphNode, file: String) -> BackingName {
-    let filtered = |at: &&GraphNode| {
-        let below = at.edges().iter().find(|edge| edge.role() == Role::Filtered)?;
-        Some(&graph.nodes()[below.child()])
-    };
-    let image = std::iter::successors(Some(node), filtered).last().unwrap_or(node);
+    let image = graph.unfiltered(node);
     let format = if image.driver().driver() == "qcow2" { "qcow2" } else { "raw" };
     BackingName { name: file, format: Some(format.to_owned()) }
 }

@@ -140,8 +140,8 @@ impl Actor {
             Likeness::Same => vec![part.range.clone()],
             _ if !reads => Vec::new(),
             _ => {
-                let source = self.read_at(calls.0, &part.range).await?;
-                let target = self.read_at(calls.1, &part.range).await?;
+                let source = self.read_at(calls.0, &part.range, COPY_MAX_BYTES).await?;
+                let target = self.read_at(calls.1, &part.range, COPY_MAX_BYTES).await?;
                 equal_granules(tracker.granule(), &part.range, &source, &target)
             }
         };
@@ -198,7 +198,7 @@ impl Actor {
         let (offset, len) = (range.start, range.end - range.start);
         let bytes = match likeness {
             Likeness::Zero => None,
-            _ => Some(self.read_at(source, range).await?),
+            _ => Some(self.read_at(source, range, COPY_MAX_BYTES).await?),
         };
         let copied = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
         self.check_range(target.edge, OpKind::Write, range).map_err(Error::of_write)?;

@@ -54,12 +54,16 @@ impl World {
         let specs: Vec<_> = plans.iter().map(|plan| (0, plan.spec.clone())).collect();
         let changes: Arc<dyn Changes> = Arc::clone(&self.changer) as _;
         let started = async {
-            for growth in Jobs::needs(&self.cell.load(), &specs)?.growths {
-                self.grow(growth).await?;
-            }
             let (graph, transaction) = (self.cell.load(), Transaction::new());
+            let growths = Jobs::needs(&graph, &specs)?.growths;
             let (starting, transaction) =
                 self.jobs.prepare(&graph, &specs, is_grouped, &changes, transaction)?;
+            if !growths.is_empty() {
+                self.cell.check(transaction.changes()).await?;
+            }
+            for growth in growths {
+                self.grow(growth).await?;
+            }
             self.transact(transaction).await?;
             Ok::<_, Error>(starting)
         };

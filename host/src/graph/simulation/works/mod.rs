@@ -7,7 +7,7 @@
 //! | `past.rs`, `left.rs` | what outlives a host; what the next one finds |
 //! | `world.rs`, `changer.rs`, `shape.rs` | a host that runs; its graphs; who shows whom |
 //! | `guest.rs`, `ledger.rs` | who writes; what drives may show by that |
-//! | `round.rs`, `plan.rs`, `attend.rs` | a round of jobs; which ones; what is asked of each |
+//! | `round.rs`, `plan.rs`, `targets.rs`, `attend.rs` | a round of jobs; which ones; what they copy to; what is asked of each |
 //! | `copied.rs`, `populated.rs`, `settle.rs` | what is owed when they have ended; how the next round begins |
 //! | `meddle.rs` | changes of the graph beside jobs |
 //! | `bitmaps.rs` | what is owed to bitmaps |
@@ -41,6 +41,7 @@ mod populated;
 mod round;
 mod settle;
 mod shape;
+mod targets;
 mod world;
 
 use std::rc::Rc;

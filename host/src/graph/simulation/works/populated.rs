@@ -1,6 +1,7 @@
 //! What is owed to a bitmap that a job populates.
 
-use super::plan::{When, junk, lag_or_itself};
+use super::plan::{When, lag_or_itself};
+use super::targets::junk;
 use super::world::{World, of_drive};
 use crate::graph::BitmapRef;
 use crate::io::sim::{Random, SECTOR};

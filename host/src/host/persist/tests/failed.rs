@@ -77,6 +77,29 @@ fn an_entry_that_cannot_be_taken_back_does_not_count() {
     assert_eq!((top.listed(), base.listed()), (vec!["own:r".into(), "other:r".into()], vec![]));
 }
 
+/// However many entries are to go again, they have one time for that.
+#[test]
+fn entries_are_taken_back_within_one_time() {
+    let (base, top) = images();
+    let base = base.with("more", true, false, &[4]);
+    let host = stacked(&base, &top);
+    top.lock().answers = Some(2);
+    let mut moves = Transaction::new().within(std::time::Duration::from_millis(50));
+    for bitmap in ["own", "other", "more"] {
+        let bitmap = host.bitmap(&of_node("disk"), bitmap).expect("loaded");
+        moves = moves.with(BitmapAction::MoveTo(of_node("top")).of(&bitmap));
+    }
+    let error = block_on(host.transact(moves)).expect_err("it does not answer");
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert_eq!(top.lock().unanswered, ["store more", "remove other"]);
+    assert_eq!(top.listed(), ["own:ru", "other:ru"]);
+    top.lock().answers = None;
+    host.shutdown().expect("an end in order");
+    for name in ["own", "other"] {
+        assert!(generation(&base, name) > generation(&top, name), "{name}");
+    }
+}
+
 /// One that gets another name on its way has an entry by that before the graph changes, like any other.
 #[test]
 fn a_bitmap_that_is_moved_and_renamed_needs_room_first() {

@@ -4,12 +4,12 @@
 use serde_json::{Value, json};
 
 use super::super::Controlled;
-use super::super::jobs::scene::{can_start, host, make_images, shown_at_first};
+use super::super::jobs::scene::{can_start, host, shown_at_first};
 use super::{
-    EXPORT, add_bitmaps, bitmap_event, check_image, dirty, dirty_ranges, has_node, own_bytes,
-    read_all, root, run_job, succeed, write,
+    EXPORT, add_bitmaps, bitmap_event, check_image, dirty, dirty_ranges, has_node, host_of_headers,
+    own_bytes, read_all, root, run_job, succeed, write,
 };
-use crate::{KIB, MIB, scratch};
+use crate::{KIB, MIB};
 
 /// E2a. qemu-storage-daemon: `base` 1048576, which was really written, `mid` and `top` 0; all bitmaps stay. Right;
 /// and the drive's is clean, for it shows what it has shown.
@@ -222,17 +222,10 @@ fn a_bitmap_of_a_backing_that_an_export_shows() {
     if !can_start() {
         return;
     }
-    let images = scratch();
-    make_images(&images);
-    let path = |name: &str| images.image(name).display().to_string();
-    succeed("qemu-img", ["bitmap", "--add", "-g", "64k", &path("mid.qcow2"), "bp"]);
-    let text = format!(
-        "[node.top]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{}\" }}\n\
-         [drive.vda]\nroot = \"top\"\n[export.e]\ntype = \"nbd\"\ndrive = \"vda\"\n\
-         listen = \"unix:nbd.sock\"\nwritable = true\nbitmaps = [\"bp\"]\n",
-        path("top.qcow2")
+    let host = host_of_headers(
+        "[export.e]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\nwritable = true\n\
+         bitmaps = [\"bp\"]\n",
     );
-    let host = Controlled::start_in(images, &text, &[]);
     let (mut client, uri) = (host.client(), host.daemon.uri("e").to_owned());
     run_job(&mut client, "block-stream", json!({"device": "vda"}));
     let count = dirty(&mut client);

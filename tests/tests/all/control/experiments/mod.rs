@@ -18,12 +18,28 @@ use blockloom_tests::qmp::Qmp;
 use blockloom_tests::tools::{nbd_map, succeed};
 use serde_json::{Value, json};
 
-use super::jobs::scene::SIZE;
-use crate::{KIB, MIB};
+use super::Controlled;
+use super::jobs::scene::{SIZE, make_images};
+use crate::{KIB, MIB, scratch};
 
 /// The drive `vda`, for guests.
 const EXPORT: &str = "[export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\n\
     writable = true\n";
+
+/// A host where `vda` shows the image `top`, and what that stands on is found in the headers; the one next to it keeps
+/// a bitmap `bp`.
+fn host_of_headers(more: &str) -> Controlled {
+    let images = scratch();
+    make_images(&images);
+    let path = |name: &str| images.image(name).display().to_string();
+    succeed("qemu-img", ["bitmap", "--add", "-g", "64k", &path("mid.qcow2"), "bp"]);
+    let text = format!(
+        "[node.top]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{}\" }}\n\
+         [drive.vda]\nroot = \"top\"\n{more}",
+        path("top.qcow2")
+    );
+    Controlled::start_in(images, &text, &[])
+}
 
 /// Bytes that are dirty, by node or drive and bitmap: `top/b`.
 fn dirty(client: &mut Qmp) -> BTreeMap<String, u64> {

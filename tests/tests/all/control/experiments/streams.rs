@@ -3,12 +3,11 @@
 use blockloom_tests::nbd::Client;
 use serde_json::json;
 
-use super::super::Controlled;
-use super::super::jobs::scene::{can_start, host, host_from, host_of, make_images, shown_at_first};
+use super::super::jobs::scene::{can_start, host, host_from, host_of, shown_at_first};
 use super::{
-    EXPORT, add_bitmaps, check_image, depth, dirty, own_bytes, read_all, run_job, succeed,
+    EXPORT, add_bitmaps, check_image, depth, dirty, host_of_headers, own_bytes, read_all, run_job,
 };
-use crate::{KIB, MIB, scratch};
+use crate::{KIB, MIB};
 
 /// What copies up.
 enum By {
@@ -206,16 +205,7 @@ fn a_node_that_nobody_named_stays_with_its_bitmap() {
     if !can_start() {
         return;
     }
-    let images = scratch();
-    make_images(&images);
-    let path = |name: &str| images.image(name).display().to_string();
-    succeed("qemu-img", ["bitmap", "--add", "-g", "64k", &path("mid.qcow2"), "bp"]);
-    let text = format!(
-        "[node.top]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"{}\" }}\n\
-         [drive.vda]\nroot = \"top\"\n{EXPORT}",
-        path("top.qcow2")
-    );
-    let host = Controlled::start_in(images, &text, &[]);
+    let host = host_of_headers(EXPORT);
     let mut client = host.client();
     let before = dirty(&mut client);
     let of = before.keys().next().expect("the bitmap").clone();

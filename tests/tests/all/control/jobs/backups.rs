@@ -162,7 +162,9 @@ fn a_source_that_is_given_up() {
         "job-id": "j", "discard-source": true})
     };
     let (_, desc) = client.fail("blockdev-backup", discards("vda"));
-    assert!(desc.contains("it is read-only, and drive `vda` (edge `root`) changes it"), "{desc}");
+    let expect =
+        "job `j` discards there what it has copied, and drive `vda` (edge `root`) changes it";
+    assert!(desc.contains(expect), "{desc}");
     client.run(
         "checkpoint",
         json!({"id": "c", "views": [{"node": "vda", "node-name": "then",
