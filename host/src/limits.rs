@@ -27,6 +27,9 @@ pub const BLOCKING_QUEUE_MAX: usize = 64 * 1024;
 /// for.
 pub const COMPUTE_THREADS_MAX: usize = 64;
 
+/// Files that graph changes are opening, each on a thread of its own. Above this such a change fails with `EAGAIN`.
+pub const ASIDE_MAX: usize = 16;
+
 /// Calculations of one urgency that wait for a thread. Above this they are done by who asks.
 pub const COMPUTE_QUEUE_MAX: usize = 1024;
 

@@ -1,5 +1,5 @@
 //! `plugin-view`: what a node that copies before writes showed at its point in time. It can be read, and given up.
-//! Of the host's own backup it is given up only if that copies nothing by itself: else the target is to be whole.
+//! It is given up only if the backup copies nothing by itself (`sync = "none"`): else the target is to be whole.
 //!
 //! Bytes that are still to be copied are read where they are; if they have been copied by the time they are
 //! there, from the target. So nobody who writes waits for a reader. What the backup does not cover cannot be
@@ -62,7 +62,8 @@ impl ViewNode {
             let message = format!("this host makes the view `{}` alone", Self::SNAPSHOT);
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        Ok(Self { of: Of::Plugin(sets), can_be_given_up: true, found: OnceLock::new() })
+        let can_be_given_up = node.is_told_to_copy_nothing();
+        Ok(Self { of: Of::Plugin(sets), can_be_given_up, found: OnceLock::new() })
     }
 
     /// Its edges: to the backup's child and target, and to the backup itself, which is to stay as long as it.
@@ -234,5 +235,30 @@ impl Node for ViewNode {
         len: u64,
     ) -> NodeFuture<'a, Vec<Extent>> {
         Box::pin(self.extents(cx, offset, len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::MemoryNode;
+    use crate::plugin::{Grants, Instance, PluginRuntime};
+
+    /// What a plugin has copied of its own accord is the backup: no reader of its view gives up a part of it.
+    #[test]
+    fn a_view_of_a_plugins_backup_of_all_is_not_given_up() {
+        let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
+        let disk = MemoryNode::new(1 << 20, 512).expect("a size").info(&[]).expect("a disk");
+        let discard = |config: &str| {
+            let instance = Instance::bundled(&runtime, "backup", config).expect("a plugin");
+            let children =
+                [("file".to_owned(), Grants::READ), ("target".to_owned(), Grants::WRITE)];
+            let node = PluginNode::with_children(&instance, &children).expect("a node");
+            let view = ViewNode::of_plugin(&node, ViewNode::SNAPSHOT).expect("a view");
+            view.info(&[disk]).expect("a view of a disk").caps.discard
+        };
+        assert_eq!(discard("{}"), Support::None);
+        assert_eq!(discard("{\"sync\": \"full\"}"), Support::None);
+        assert_eq!(discard("{\"sync\": \"none\"}"), Support::Native);
     }
 }

@@ -9,10 +9,11 @@ use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use crate::limits::{COMPUTE_QUEUE_MAX, COMPUTE_THREADS_MAX};
+use crate::limits::{ASIDE_MAX, COMPUTE_QUEUE_MAX, COMPUTE_THREADS_MAX};
 
 /// Who waits for a calculation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +203,45 @@ fn compute_in<T: Send + 'static>(
     };
     pool.run(urgency, Box::new(job));
     Computed(shared)
+}
+
+/// Openings under way that nobody may be waiting for any more.
+static ASIDE: AtomicUsize = AtomicUsize::new(0);
+
+/// A thread aside, until it has ended.
+struct Aside;
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        ASIDE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Runs `f`, which may block for as long as a file system pleases, on a thread of its own; in a simulation at once. Dropped,
+/// it goes on for nobody. Control path.
+///
+/// # Errors
+/// `EAGAIN` when [`ASIDE_MAX`] have not ended; when no thread can be started.
+pub fn aside<T: Send + 'static>(
+    name: &str,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Computed<T>> {
+    #[cfg(test)]
+    if super::sim::is_simulated() {
+        return Ok(Computed(Arc::new(Shared(Mutex::new(State::Done(f()))))));
+    }
+    let next = |count: usize| (count < ASIDE_MAX).then_some(count + 1);
+    if ASIDE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_err() {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    let (shared, counted) = (Arc::new(Shared(Mutex::new(State::Waiting(None)))), Aside);
+    let calculation = Calculation(Arc::clone(&shared));
+    super::background(name, move || {
+        let _counted = counted;
+        let value = f();
+        calculation.0.set(State::Done(value));
+    })?;
+    Ok(Computed(shared))
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ use std::task::{Context, Poll};
 
 pub use blocking::{background, in_parallel};
 pub use buf::{BUFFER_ALIGN, Buf, BufMut, is_zero};
-pub use compute::{Computed, Urgency, compute};
+pub use compute::{Computed, Urgency, aside, compute};
 pub use engine::{EngineChoice, EngineKind};
 pub use file::{AllocateMode, File, FileStamp, OpenOptions, SeekTarget};
 pub use local_socket::{LocalListener, LocalStream};

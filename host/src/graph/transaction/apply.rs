@@ -116,17 +116,17 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(
+    async fn of(
         cell: &GraphCell,
         before: &Graph,
-        actions: Vec<(Action, Unproven)>,
-        ended_jobs: Vec<String>,
+        (actions, ended_jobs): (Vec<(Action, Unproven)>, Vec<String>),
+        within: Duration,
     ) -> Result<Self> {
         let (mut draft, mut prepared) = (Draft::of(before), Prepared::default());
         let is_undrained = actions.iter().any(|(action, _)| is_undrained(action));
         draft.ended_jobs = ended_jobs;
         draft.act_all(actions)?;
-        draft.open_as_used()?;
+        draft.open_as_used(within).await?;
         let mut after = draft.assemble(Some(before), &mut prepared)?;
         let (claims, has_silent) = claims(&draft, before, &after)
             .map_err(|(by, error)| at_action(&draft.actions, by.action, &error))?;
@@ -361,7 +361,7 @@ async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) 
         let message = "the graph has changed meanwhile: see anew what is to be done";
         return Err(Error::new(ErrorKind::Stale, message));
     }
-    let mut plan = Plan::of(cell, &before, actions, ended_jobs)?;
+    let mut plan = Plan::of(cell, &before, (actions, ended_jobs), within).await?;
     (plan.entries, plan.riders) = (entries, riders);
     plan.after.start_drivers(Some(&before))?;
     let after = Rc::clone(&plan.after);

@@ -47,22 +47,11 @@ pub(super) enum Proof {
     /// What an overlay of the graph that is shows of its backing is not the backing's own, nor anybody's down
     /// to `base`.
     Passed { overlay: usize, base: usize },
-    /// From the one place down to what somebody copies from, from what that is copied to down to what the next one
-    /// copies from, and so on; and from the other place down to what the last one copies to.
-    Tracked { links: Vec<Link>, after: Vec<Place> },
+    /// From both places down to what somebody copies from, and to what that is copied to.
+    Tracked { before: Vec<Place>, tracker: Arc<Tracker>, after: Vec<Place> },
     /// All that was to be copied has been.
     CaughtUp(Arc<Tracker>),
 }
-
-/// A way down, and who copies from its end.
-#[derive(Clone)]
-pub(super) struct Link {
-    way: Vec<Place>,
-    tracker: Arc<Tracker>,
-}
-
-/// How many copy one after the other, at most: of what one proof takes into account.
-const LINKS_MAX: usize = 4;
 
 /// Everything that two snapshots' difference claims and that somebody minds; and whether there is more that nobody
 /// does.
@@ -267,33 +256,18 @@ impl Comparison<'_> {
         [Proof::Meet { before, after }].into_iter().chain(tracked).collect()
     }
 
-    /// The proofs by those who copy what is shown to what is to be shown.
+    /// The proofs by somebody who copies what is shown to what is to be shown.
     fn tracked(&self, before: &[Place], after: &[Place]) -> Vec<Proof> {
-        let mut proofs = Vec::new();
-        if self.draft.resizes() {
-            return proofs;
-        }
         let trackers = self.before.nodes.iter().filter_map(|node| node.driver.tracker());
-        let pairs = trackers.filter_map(|tracker| Some((tracker.pair(self.before)?, tracker)));
-        let pairs: Vec<_> = pairs.collect();
-        let mut pending = vec![(Vec::<Link>::new(), before.to_vec())];
-        while let Some((links, way)) = pending.pop() {
-            for ((source, target), tracker) in &pairs {
-                let is_it = |link: &Link| Arc::ptr_eq(&link.tracker, tracker);
-                let generation = |node: &usize| self.before.nodes[*node].generation;
-                let Some(way) = way_to(self.before, &way, generation(source)) else { continue };
-                if links.len() == LINKS_MAX || links.iter().any(is_it) {
-                    continue;
-                }
-                let mut links = links.clone();
-                links.push(Link { way, tracker: Arc::clone(tracker) });
-                if let Some(after) = way_to(self.after, after, generation(target)) {
-                    proofs.push(Proof::Tracked { links: links.clone(), after });
-                }
-                pending.push((links, ways_down(self.before, Side::Before, *target)));
-            }
-        }
-        proofs
+        let proof = |tracker: Arc<Tracker>| {
+            let (source, target) = tracker.pair(self.before)?;
+            let (before, after) = (
+                way_to(self.before, before, self.before.nodes[source].generation)?,
+                way_to(self.after, after, self.before.nodes[target].generation)?,
+            );
+            Some(Proof::Tracked { before, tracker, after })
+        };
+        if self.draft.resizes() { Vec::new() } else { trackers.filter_map(proof).collect() }
     }
 }
 
@@ -367,13 +341,11 @@ impl Claim {
                     let now = now.iter().map(|place| &after.nodes[place.node]);
                     nodes.extend(was.chain(now).filter(|node| has_backing(node)));
                 }
-                Proof::Tracked { links, after: now } => {
-                    let was = links.iter().flat_map(|link| &link.way);
-                    let was = was.map(|place| &before.nodes[place.node]);
+                Proof::Tracked { before: was, tracker, after: now } => {
+                    let was = was.iter().map(|place| &before.nodes[place.node]);
                     let now = now.iter().map(|place| &after.nodes[place.node]);
                     nodes.extend(was.chain(now).filter(|node| has_backing(node)));
-                    nodes
-                        .extend(links.iter().flat_map(|link| tracked_nodes(before, &link.tracker)));
+                    nodes.extend(tracked_nodes(before, tracker));
                 }
                 Proof::CaughtUp(tracker) => nodes.extend(tracked_nodes(before, tracker)),
                 Proof::Passed { overlay, base } => {
@@ -415,7 +387,17 @@ impl Claim {
                         .zip(after)
                         .map(|(before, after)| before.into_iter().chain(after).collect())
                 }
-                Proof::Tracked { links, after } => copied(section, links, after).await?,
+                Proof::Tracked { before, tracker, after } => {
+                    let before = way(section, before).await?;
+                    let after = way(section, after).await?;
+                    let copied = match before.is_some() && after.is_some() {
+                        true => SameView::tracked(section, tracker).await?,
+                        false => None,
+                    };
+                    before.zip(after).zip(copied).map(|((before, after), copied)| {
+                        before.into_iter().chain(after).chain([copied]).collect()
+                    })
+                }
                 Proof::CaughtUp(tracker) => tracker.catch_up(section).await?.map(|_| Vec::new()),
                 Proof::Own { overlay, is_cut } => {
                     let overlay = Place { side: Side::Before, node: *overlay };
@@ -463,22 +445,6 @@ impl Claim {
         );
         Error::new(ErrorKind::NotPermitted, message)
     }
-}
-
-/// Evidence of links and of the way to the last one's end; of all of them, or none.
-async fn copied<'d>(
-    section: &'d Drained<'_>,
-    links: &[Link],
-    after: &[Place],
-) -> Result<Option<Vec<SameView<'d>>>> {
-    let Some(shown) = way(section, after).await? else { return Ok(None) };
-    let mut evidence: Vec<SameView<'_>> = shown.into_iter().collect();
-    for link in links {
-        let Some(shown) = way(section, &link.way).await? else { return Ok(None) };
-        let Some(same) = SameView::tracked(section, &link.tracker).await? else { return Ok(None) };
-        evidence.extend(shown.into_iter().chain([same]));
-    }
-    Ok(Some(evidence))
 }
 
 /// Evidence of what only the overlay has from now on: it must be there after a crash.

@@ -12,16 +12,16 @@ use super::drain::{Drained, Side};
 use super::touched::Known;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::snapshot::{Cx, Graph};
-use crate::io::{turn_now, until};
+use crate::io::{aside, turn_now, until};
 use crate::node::{Node, NodeFuture, OpenMode, Reopen, Reopening};
 
 impl Draft {
     /// Nodes that are open for writing only while somebody writes them are opened as they are used in the end. It
-    /// opens files, and may block for as long as that takes.
+    /// opens files, and waits for each as long as that takes, at most `within`.
     ///
     /// # Errors
-    /// Why one that is written cannot be opened so.
-    pub(super) fn open_as_used(&mut self) -> Result<()> {
+    /// Why one that is written cannot be opened so; `ETIMEDOUT`.
+    pub(super) async fn open_as_used(&mut self, within: Duration) -> Result<()> {
         let is_auto = |node: &DraftNode| mode_of(&*node.driver).auto;
         if !self.nodes.iter().any(is_auto) {
             return Ok(());
@@ -31,16 +31,18 @@ impl Draft {
             let Ok(graph) = self.assemble_edges() else { return Ok(()) };
             let closed = graph.unopened();
             if closed.is_empty() {
-                self.close_left(&graph);
+                self.close_left(&graph, within).await;
                 return Ok(());
             }
             // None of them is among the closed ones any more.
-            closed.iter().try_for_each(|name| self.open_as(name, true))?;
+            for name in closed {
+                self.open_as(&name, true, within).await?;
+            }
         }
     }
 
     /// What stays open is opened read-only with another change.
-    fn close_left(&mut self, graph: &Graph) {
+    async fn close_left(&mut self, graph: &Graph, within: Duration) {
         // What is worked on stays as it is: the next change closes what is left then.
         if !self.works.is_empty() {
             return;
@@ -51,23 +53,44 @@ impl Draft {
             if nodes.find(is_it).is_none() {
                 continue;
             }
-            if let Err(error) = self.open_as(&name, false) {
+            if let Err(error) = self.open_as(&name, false, within).await {
                 tracing::warn!("a node that nobody writes stays open for writing: {error}");
             }
         }
     }
 
-    fn open_as(&mut self, name: &str, write: bool) -> Result<()> {
+    async fn open_as(&mut self, name: &str, write: bool, within: Duration) -> Result<()> {
         let at = self.expect_node(name)?;
-        let node = &mut self.nodes[at];
-        let Some(reopening) = node.driver.reopening() else { return Ok(()) };
+        let driver = Arc::clone(&self.nodes[at].driver);
+        let Some(reopening) = driver.reopening() else { return Ok(()) };
         let for_job = write && reopening.mode().for_job;
         let how = Reopen { write: Some(write), for_job, ..Reopen::default() };
-        let opened = reopening.reopened(&how).map_err(|error| error.at_node(name))?;
-        node.driver = opened;
+        let opened = opened_aside(Arc::clone(&driver), how, within).await;
+        let node = &mut self.nodes[at];
+        node.driver = opened.map_err(|error| error.at_node(name))?;
         node.is_reopened |= !node.is_new;
         Ok(())
     }
+}
+
+/// Opens a driver in another way. The worker does not wait for the file system.
+///
+/// # Errors
+/// As [`Reopening::reopened`]; `ETIMEDOUT`, `EAGAIN`.
+async fn opened_aside(
+    driver: Arc<dyn Node>,
+    how: Reopen,
+    within: Duration,
+) -> Result<Arc<dyn Node>> {
+    let open = move || driver.reopening().map(|reopening| reopening.reopened(&how));
+    let failed = |error: std::io::Error| Error::os("it cannot be opened", &error);
+    let opened = until(turn_now() + within, aside("open", open).map_err(failed)?).await;
+    let opened = opened.ok_or_else(|| {
+        let message = format!("it was not opened in {within:?}: nothing was changed");
+        Error::new(ErrorKind::TimedOut, message)
+    })?;
+    let cannot = || Error::new(ErrorKind::NotSupported, "it cannot be opened in another way");
+    opened.map_err(failed)?.ok_or_else(cannot)?
 }
 
 fn mode_of(driver: &dyn Node) -> OpenMode {

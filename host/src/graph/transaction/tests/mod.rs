@@ -10,6 +10,7 @@ mod failures;
 mod half_way;
 mod late;
 mod load;
+mod opening;
 mod pause;
 mod random;
 mod resize;
