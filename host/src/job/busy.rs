@@ -36,10 +36,17 @@ fn running(graph: &Graph) -> impl Iterator<Item = Busy<'_>> {
 }
 
 /// Those that begin together in one transaction.
-#[derive(Default)]
-pub(super) struct Beginning<'g>(Vec<Busy<'g>>);
+pub(super) struct Beginning<'g> {
+    jobs: Vec<Busy<'g>>,
+    /// They end together, too.
+    are_grouped: bool,
+}
 
 impl<'g> Beginning<'g> {
+    pub(super) fn new(are_grouped: bool) -> Self {
+        Self { jobs: Vec::new(), are_grouped }
+    }
+
     /// Another one, with its children.
     ///
     /// # Errors
@@ -58,8 +65,11 @@ impl<'g> Beginning<'g> {
         let (from, to, role) = (graph.find_node(&from.node), graph.find_node(&to.node), to.role);
         let Some(tracks) = from.zip(to).filter(|_| role == Role::Target) else { return Ok(()) };
         let new = Busy::of(graph, id, tracks);
-        self.0.iter().try_for_each(|busy| check(graph, (&new.nodes, new.is_commit), busy))?;
-        self.0.push(new);
+        // Down a chain commits can go together: none of them ends first.
+        let goes_with = |busy: &&Busy<'_>| self.are_grouped && new.is_commit && busy.is_commit;
+        let mut others = self.jobs.iter().filter(|busy| !goes_with(busy));
+        others.try_for_each(|busy| check(graph, (&new.nodes, new.is_commit), busy))?;
+        self.jobs.push(new);
         Ok(())
     }
 }

@@ -139,7 +139,7 @@ impl Jobs {
         mut transaction: Transaction,
     ) -> Result<(Vec<Starting>, Transaction)> {
         let mut planned = Vec::with_capacity(specs.len());
-        let (mut more, mut beginning) = (0, Beginning::default());
+        let (mut more, mut beginning) = (0, Beginning::new(is_grouped));
         for (at, spec) in specs {
             let Planned { node, children, place, mut before, work, .. } = plan(graph, spec)?;
             let tracks = node.job().and_then(|job| job.tracks);

@@ -1,6 +1,7 @@
 //! Containers that grow under a format: what is written behind their end, and what bitmaps of them say.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::stage::*;
 use crate::bitmap::Granularity;
@@ -139,6 +140,7 @@ fn a_file_grows_in_whole_sectors() {
         let simulation = Simulation::new(seed);
         simulation.set_faults(Faults::HARMLESS);
         simulation.add_file("image", vec![0; 512]);
+        let inner = simulation.clone();
         let ran = simulation.run(async move {
             let options = FileOptions {
                 path: "image".into(),
@@ -161,8 +163,8 @@ fn a_file_grows_in_whole_sectors() {
             let (id, root) = ("vda".into(), Some("image".into()));
             let drives = vec![DriveDecl { id, root, writable: true, only_shows: false }];
             let graph = GraphDecl { nodes, drives, bitmaps: vec![] }.build().expect("a graph");
-            let graph = LocalGraph::of(&Arc::new(GraphCell::new(graph)));
-            let drive = LocalDrive::open(&graph, "vda").expect("a drive");
+            let cell = Arc::new(GraphCell::new(graph));
+            let drive = LocalDrive::open(&LocalGraph::of(&cell), "vda").expect("a drive");
             let mut shown = vec![0; SIZE as usize];
             for (offset, len) in [(5000, 10), (8191, 2), (0, 100), (4096, 4096), (60_001, 5000)] {
                 let bytes: Vec<u8> = (0..len).map(|at| (offset + at) as u8 | 1).collect();
@@ -172,6 +174,9 @@ fn a_file_grows_in_whole_sectors() {
                 let read = drive.read(0, BufMut::new(SIZE as usize)).await.expect("a read");
                 assert!(read[..] == shown[..], "after {len} bytes at {offset}");
             }
+            let ahead = inner.bytes("image").len() as u64;
+            assert!(ahead > 6 * CLUSTER, "it is longer ahead, until it is closed");
+            cell.close_nodes(Duration::from_secs(1)).await.expect("an end in order");
             file.len_bytes()
         });
         let len = ran.unwrap_or_else(|stop| panic!("seed {seed}: {stop}"));

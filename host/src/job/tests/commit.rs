@@ -77,117 +77,6 @@ fn two_at_once_have_not_one_base() {
     host.shutdown().expect("an end in order");
 }
 
-/// The one that ended first would take from the other what that copies to, or what it copies from.
-#[test]
-fn one_does_not_commit_what_another_commits_to() {
-    let upper = CommitSpec { completes: true, ..CommitSpec::of("vda", "mid") };
-    let (upper, lower) = (("upper", upper), ("lower", middle()));
-    for (first, second, does) in [(&upper, &lower, "commits to"), (&lower, &upper, "commits")] {
-        let host = chain().start().expect("a host");
-        fill_chain(&host);
-        let before = shown(&host, "vda");
-        let spec = |(id, spec): &(&str, CommitSpec), is_forced| {
-            let what = JobKind::Commit(CommitSpec { is_forced, ..spec.clone() });
-            // It is there until it is told to end.
-            JobSpec { auto_finalize: false, ..JobSpec::new(*id, what) }
-        };
-        let expect = format!(
-            "node `mid`: it is busy: job `{}` {does} it; wait for its end, or cancel it",
-            first.0
-        );
-        let is_refused = |error: crate::Error| {
-            assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
-            assert!(error.to_string().ends_with(&expect), "{error}");
-        };
-        // Together they are as one after the other.
-        for is_grouped in [false, true] {
-            let both = vec![spec(first, false), spec(second, false)];
-            let started = host.start_jobs(both, is_grouped, Transaction::new());
-            is_refused(block_on(started).err().expect("both have `mid`"));
-            assert!(host.jobs().is_empty());
-        }
-        let job = block_on(host.start_job(spec(first, false))).expect("a job");
-        for is_forced in [false, true] {
-            is_refused(block_on(host.start_job(spec(second, is_forced))).err().expect("busy"));
-        }
-        ends_well(&job);
-        assert!(shown(&host, "vda") == before);
-        host.shutdown().expect("an end in order");
-    }
-}
-
-/// Overlays that were never named, and what stands beside them.
-fn unnamed() -> Host {
-    let host = Host::builder()
-        .node("base", disk(), vec![])
-        .node("#mid", overlay(), vec![ChildDecl::backing("base")])
-        .node("#top", overlay(), vec![ChildDecl::backing("#mid")])
-        .node("other", disk(), vec![])
-        .node("copy", disk(), vec![])
-        .drive("vda", "#top", true);
-    let granularity = Granularity::from_bytes(BLOCK).expect("a granularity");
-    let name = BitmapName::new("b").expect("a name");
-    let host = host.bitmap(of_drive(), name, granularity).start().expect("a host");
-    [3, 500].iter().for_each(|block| write(&host, "vda", *block, 7));
-    host
-}
-
-/// What takes its place is not followed by a job that only reads it: for that it stays, and goes with it.
-#[test]
-fn what_was_never_named_goes_with_the_last_job_that_uses_it() {
-    let compare = JobKind::Populate(PopulateSpec {
-        bitmap: BitmapRef::of_drive("vda", "b"),
-        device: "vda".into(),
-        from: PopulateFrom::Difference { other: "other".into() },
-    });
-    let top_only = MirrorSpec { sync: MirrorSync::Top, ..MirrorSpec::of("vda", "copy") };
-    let active = CommitSpec { completes: true, ..CommitSpec::of("vda", "base") };
-    let middle = CommitSpec { top: Some("#mid".into()), ..CommitSpec::of("vda", "base") };
-    let mirror = JobKind::Mirror(MirrorSpec::of("vda", "copy"));
-    // What goes, while what reads, and what stays that long.
-    let cases = [
-        (JobKind::Commit(active), &compare, &["#top", "#mid"][..], &[][..]),
-        (mirror, &compare, &["#top", "#mid"], &[]),
-        (JobKind::Commit(middle), &JobKind::Mirror(top_only), &["#mid"], &["#top"]),
-    ];
-    for (pivot, reads, stay_with_it, stay) in cases {
-        for cancels in [false, true] {
-            let host = unnamed();
-            let before = shown(&host, "vda");
-            let is_there = |node: &&&str| host.graph().find_node(node).is_some();
-            let reader = JobSpec { auto_finalize: false, ..JobSpec::new("reader", reads.clone()) };
-            let reader = block_on(host.start_job(reader)).expect("a job");
-            let job = block_on(host.start_job(JobSpec::new("c", pivot.clone()))).expect("a job");
-            ends_well(&job);
-            assert_eq!(stay_with_it.iter().find(|node| !is_there(node)), None, "{pivot:?}");
-            if cancels {
-                reader.cancel(true).expect("a job that is there");
-                let end = block_on(reader.wait());
-                assert!(matches!(end, JobEnd::Cancelled), "{end:?}");
-            } else {
-                ends_well(&reader);
-            }
-            let is_mirror = matches!(reads, JobKind::Mirror(_));
-            let stay = if is_mirror && !cancels { &[][..] } else { stay };
-            assert_eq!(stay_with_it.iter().find(is_there), None, "{pivot:?}");
-            assert_eq!(stay.iter().find(|node| !is_there(node)), None, "{pivot:?}");
-            assert!(shown(&host, "vda") == before, "{pivot:?}");
-            host.shutdown().expect("an end in order");
-        }
-    }
-}
-
-/// A job completes, also one that waits for being told to.
-fn ends_well(job: &JobHandle) {
-    let is_done = |at: JobStatus| at == JobStatus::Pending || at.is_over();
-    block_on(job.comes_to(|at| at == JobStatus::Ready || is_done(at)));
-    let _ = job.complete();
-    block_on(job.comes_to(is_done));
-    let _ = job.finalize();
-    let end = block_on(job.wait());
-    assert!(matches!(end, JobEnd::Completed), "{end:?}");
-}
-
 /// E2b, E4: the drive's bitmap goes on, whatever the drive shows.
 #[test]
 fn an_active_overlay_goes_to_a_base_when_it_is_told_to() {
@@ -358,6 +247,115 @@ fn a_shorter_base_grows_first() {
     );
     assert_eq!(shown(&host, "vda"), before);
     host.shutdown().expect("an end in order");
+}
+
+/// The one that ended first would take from the other what that copies to, or what it copies from.
+#[test]
+fn one_does_not_commit_what_another_commits_to() {
+    let upper = CommitSpec { completes: true, ..CommitSpec::of("vda", "mid") };
+    let (upper, lower) = (("upper", upper), ("lower", middle()));
+    for (first, second, does) in [(&upper, &lower, "commits to"), (&lower, &upper, "commits")] {
+        let host = chain().start().expect("a host");
+        fill_chain(&host);
+        let before = shown(&host, "vda");
+        let spec = |(id, spec): &(&str, CommitSpec), is_forced| {
+            let what = JobKind::Commit(CommitSpec { is_forced, ..spec.clone() });
+            // It is there until it is told to end.
+            JobSpec { auto_finalize: false, ..JobSpec::new(*id, what) }
+        };
+        let expect = format!(
+            "node `mid`: it is busy: job `{}` {does} it; wait for its end, or cancel it",
+            first.0
+        );
+        let is_refused = |error: crate::Error| {
+            assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+            assert!(error.to_string().ends_with(&expect), "{error}");
+        };
+        // If they begin together, and do not end so, they are as one after the other.
+        let both = vec![spec(first, false), spec(second, false)];
+        let started = host.start_jobs(both, false, Transaction::new());
+        is_refused(block_on(started).err().expect("both have `mid`"));
+        assert!(host.jobs().is_empty());
+        let job = block_on(host.start_job(spec(first, false))).expect("a job");
+        for is_forced in [false, true] {
+            is_refused(block_on(host.start_job(spec(second, is_forced))).err().expect("busy"));
+        }
+        ends_well(&job);
+        assert!(shown(&host, "vda") == before);
+        host.shutdown().expect("an end in order");
+    }
+}
+
+/// Overlays that were never named, and what stands beside them.
+fn unnamed() -> Host {
+    let host = Host::builder()
+        .node("base", disk(), vec![])
+        .node("#mid", overlay(), vec![ChildDecl::backing("base")])
+        .node("#top", overlay(), vec![ChildDecl::backing("#mid")])
+        .node("other", disk(), vec![])
+        .node("copy", disk(), vec![])
+        .drive("vda", "#top", true);
+    let granularity = Granularity::from_bytes(BLOCK).expect("a granularity");
+    let name = BitmapName::new("b").expect("a name");
+    let host = host.bitmap(of_drive(), name, granularity).start().expect("a host");
+    [3, 500].iter().for_each(|block| write(&host, "vda", *block, 7));
+    host
+}
+
+/// What takes its place is not followed by a job that only reads it: for that it stays, and goes with it.
+#[test]
+fn what_was_never_named_goes_with_the_last_job_that_uses_it() {
+    let compare = JobKind::Populate(PopulateSpec {
+        bitmap: BitmapRef::of_drive("vda", "b"),
+        device: "vda".into(),
+        from: PopulateFrom::Difference { other: "other".into() },
+    });
+    let top_only = MirrorSpec { sync: MirrorSync::Top, ..MirrorSpec::of("vda", "copy") };
+    let active = CommitSpec { completes: true, ..CommitSpec::of("vda", "base") };
+    let middle = CommitSpec { top: Some("#mid".into()), ..CommitSpec::of("vda", "base") };
+    let mirror = JobKind::Mirror(MirrorSpec::of("vda", "copy"));
+    // What goes, while what reads, and what stays that long.
+    let cases = [
+        (JobKind::Commit(active), &compare, &["#top", "#mid"][..], &[][..]),
+        (mirror, &compare, &["#top", "#mid"], &[]),
+        (JobKind::Commit(middle), &JobKind::Mirror(top_only), &["#mid"], &["#top"]),
+    ];
+    for (pivot, reads, stay_with_it, stay) in cases {
+        for cancels in [false, true] {
+            let host = unnamed();
+            let before = shown(&host, "vda");
+            let is_there = |node: &&&str| host.graph().find_node(node).is_some();
+            let reader = JobSpec { auto_finalize: false, ..JobSpec::new("reader", reads.clone()) };
+            let reader = block_on(host.start_job(reader)).expect("a job");
+            let job = block_on(host.start_job(JobSpec::new("c", pivot.clone()))).expect("a job");
+            ends_well(&job);
+            assert_eq!(stay_with_it.iter().find(|node| !is_there(node)), None, "{pivot:?}");
+            if cancels {
+                reader.cancel(true).expect("a job that is there");
+                let end = block_on(reader.wait());
+                assert!(matches!(end, JobEnd::Cancelled), "{end:?}");
+            } else {
+                ends_well(&reader);
+            }
+            let is_mirror = matches!(reads, JobKind::Mirror(_));
+            let stay = if is_mirror && !cancels { &[][..] } else { stay };
+            assert_eq!(stay_with_it.iter().find(is_there), None, "{pivot:?}");
+            assert_eq!(stay.iter().find(|node| !is_there(node)), None, "{pivot:?}");
+            assert!(shown(&host, "vda") == before, "{pivot:?}");
+            host.shutdown().expect("an end in order");
+        }
+    }
+}
+
+/// A job completes, also one that waits for being told to.
+fn ends_well(job: &JobHandle) {
+    let is_done = |at: JobStatus| at == JobStatus::Pending || at.is_over();
+    block_on(job.comes_to(|at| at == JobStatus::Ready || is_done(at)));
+    let _ = job.complete();
+    block_on(job.comes_to(is_done));
+    let _ = job.finalize();
+    let end = block_on(job.wait());
+    assert!(matches!(end, JobEnd::Completed), "{end:?}");
 }
 
 #[test]

@@ -93,5 +93,10 @@ fn what_was_flushed_survives_the_server() {
         scene.serve(true, ENGINES[0]).finish();
         let checked = succeed("qemu-img", ["check", "-f", "qcow2", &disk]);
         assert!(checked.contains("No errors were found"), "{shape:?}: {checked}");
+        // What it was longer ahead is gone.
+        let end = checked.lines().find_map(|line| line.strip_prefix("Image end offset: "));
+        let end: u64 = end.and_then(|end| end.parse().ok()).expect("where it ends");
+        let len = std::fs::metadata(&disk).expect("the image").len();
+        assert!(len < end + 8 * MIB, "{shape:?}: {len} bytes, of which {end} are used");
     }
 }

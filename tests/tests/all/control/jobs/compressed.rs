@@ -121,7 +121,12 @@ fn check(options: &str, over_it: Option<&str>, is_full: bool, file: Value) {
 #[test]
 fn into_an_image_under_writes() {
     check("cluster_size=64k", None, false, json!({}));
-    check("compression_type=zstd,cluster_size=4k", None, false, json!({"cache": {"direct": true}}));
+    check(
+        "compression_type=zstd,cluster_size=16k",
+        None,
+        false,
+        json!({"cache": {"direct": true}}),
+    );
 }
 
 /// The clusters are larger than what a job copies at once else.
