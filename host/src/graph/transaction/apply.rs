@@ -54,7 +54,7 @@ impl GraphCell {
     /// Whatever is known by then to stand against an action.
     pub(crate) async fn check(&self, transaction: Transaction) -> Result<()> {
         let _writer = self.writer.lock().await;
-        let Transaction { actions, ended_jobs, within, .. } = transaction;
+        let Transaction { actions, within, ended_jobs, .. } = transaction;
         Plan::of(self, &self.load(), (actions, ended_jobs), within).await.map(drop)
     }
 }
