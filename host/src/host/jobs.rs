@@ -304,7 +304,8 @@ impl Changer {
                 let names = nodes.iter().map(|at| format!("`{}`", graph.nodes()[*at].name()));
                 let names = names.collect::<Vec<_>>().join(", ");
                 tracing::warn!(
-                    "what was opened for writing for a job, {names}, stays so until the next job ends, or                      `blockdev-reopen` opens it read-only: {error}"
+                    "what was opened for writing for a job, {names}, stays so until the next job ends, or \
+                     `blockdev-reopen` opens it read-only: {error}"
                 );
             }
         }
