@@ -98,7 +98,9 @@ impl Host {
         let changer = Changer::of(&self.inner);
         let has_jobs = !specs.is_empty();
         let _opening = changer.openings.lock().await;
-        let Needs { mut written, growths } = Jobs::needs(&self.graph(), &specs)?;
+        let graph = self.graph();
+        let Needs { mut written, named: named_at_end, growths } = Jobs::needs(&graph, &specs)?;
+        changer.closed(&graph, &named_at_end)?;
         written.extend(named(&transaction));
         written.extend(changer.resized(transaction.actions()));
         written.extend(changer.resized(&growths));
@@ -185,18 +187,37 @@ impl Changer {
     /// As [`Host::transact`]. Images that are to name another backing are opened for writing for that, and files that
     /// nobody writes for being resized.
     pub(super) async fn apply(&self, transaction: Transaction) -> Result<Applied> {
-        let mut named = named(&transaction);
-        named.extend(self.resized(transaction.actions()));
-        if named.is_empty() {
+        let mut written = named(&transaction);
+        written.extend(self.resized(transaction.actions()));
+        if written.is_empty() {
             return self.carry_out(transaction).await;
         }
         let _opening = self.openings.lock().await;
-        let is_opened = self.open_to_write(&named).await?;
+        let (transaction, kept) = self.leave_names(transaction).await;
+        written.retain(|node| !kept.contains(node));
+        let is_opened =
+            self.open_to_write(&written).await? || !transaction.may_keep_names().is_empty();
         let applied = self.carry_out(transaction).await;
         if is_opened {
             self.give_back_left().await;
         }
         applied
+    }
+
+    /// Opens the images that may go on naming the backings that they name; those that cannot be opened do so, and
+    /// are returned.
+    async fn leave_names(&self, mut transaction: Transaction) -> (Transaction, Vec<String>) {
+        let mut kept = Vec::new();
+        for node in transaction.may_keep_names().to_vec() {
+            if let Err(error) = self.open_to_write(std::slice::from_ref(&node)).await {
+                tracing::warn!(
+                    "the image of node `{node}` goes on naming the backing that it names: {error}"
+                );
+                transaction = transaction.without_name(&node);
+                kept.push(node);
+            }
+        }
+        (transaction, kept)
     }
 
     /// Whether what is to be longer is so by now.
@@ -262,6 +283,18 @@ impl Changer {
     /// `EROFS` for a file that is read-only by its description; as for reopening nodes.
     async fn open_to_write(&self, nodes: &[String]) -> Result<bool> {
         let graph = self.cell.load();
+        let closed = self.closed(&graph, nodes)?;
+        if closed.is_empty() {
+            return Ok(false);
+        }
+        self.open_all(&graph, &closed, (true, true)).await.map(|()| true)
+    }
+
+    /// Those of nodes, with what they keep their bytes in, that are open read-only, and are to be opened for writing.
+    ///
+    /// # Errors
+    /// `EROFS` for a file that is read-only by its description.
+    fn closed(&self, graph: &Graph, nodes: &[String]) -> Result<Vec<usize>> {
         let mut closed: Vec<usize> = Vec::new();
         for (name, node) in nodes.iter().filter_map(|name| Some((name, graph.find_node(name)?))) {
             for at in graph.open_at_or_below(node, false) {
@@ -275,10 +308,7 @@ impl Changer {
                 }
             }
         }
-        if closed.is_empty() {
-            return Ok(false);
-        }
-        self.open_all(&graph, &closed, (true, true)).await.map(|()| true)
+        Ok(closed)
     }
 
     async fn open_all(&self, graph: &Graph, nodes: &[usize], how: (bool, bool)) -> Result<()> {

@@ -139,6 +139,11 @@ impl Work for Commit {
         true
     }
 
+    // What they go on naming may be given up, once it has been committed.
+    fn named(&self, graph: &Graph) -> Vec<String> {
+        find_by(graph, self.top).map_or_else(|_| Vec::new(), |top| naming_overlays(graph, top))
+    }
+
     fn end(&self, graph: &Graph, how: Ending) -> Result<Actions> {
         if how != Ending::Done {
             return Ok(Actions::new());
@@ -147,12 +152,8 @@ impl Work for Commit {
         let (node, by) = (name_of(graph, top), name_of(graph, base));
         let mut actions = vec![Action::Replace { node, by }];
         let said = self.backing_name.clone().map(|name| (name_of(graph, base), name));
-        for overlay in overlays(graph, top) {
-            if graph.nodes()[overlay].driver().names_backing() {
-                let (node, said) = (name_of(graph, overlay), said.clone());
-                actions.push(Action::NameOwnBacking { node, said });
-            }
-        }
+        let naming = |node| Action::NameOwnBacking { node, said: said.clone() };
+        actions.extend(naming_overlays(graph, top).into_iter().map(naming));
         actions.extend(remove_unused(graph, &[top]));
         Ok(proven(actions))
     }
@@ -163,12 +164,14 @@ pub(super) fn find_by(graph: &Graph, generation: NodeGeneration) -> Result<usize
     found.ok_or_else(|| Error::new(ErrorKind::NotFound, "a node of the job has gone"))
 }
 
-/// The overlays that stand on a node, through filters.
-pub(super) fn overlays(graph: &Graph, node: usize) -> Vec<usize> {
+/// The overlays that stand on a node, through filters, and whose images name it.
+pub(super) fn naming_overlays(graph: &Graph, node: usize) -> Vec<String> {
     let is_over = |overlay: &usize| {
         let edges = graph.nodes()[*overlay].edges();
         let below = edges.iter().find(|edge| edge.role() == Role::Backing);
         below.is_some_and(|edge| graph.nodes()[edge.child()].class() == graph.nodes()[node].class())
     };
-    (0..graph.nodes().len()).filter(is_over).collect()
+    let overlays = (0..graph.nodes().len()).filter(is_over);
+    let naming = overlays.filter(|at| graph.nodes()[*at].driver().names_backing());
+    naming.map(|at| name_of(graph, at)).collect()
 }

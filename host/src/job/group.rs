@@ -257,6 +257,12 @@ impl Group {
             };
             transaction = transaction.ending_job(&member.record.id).with_unproven(remove, unproven);
             for (action, unproven) in actions {
+                transaction = match &action {
+                    Action::NameOwnBacking { node, .. } if member.work.leaves_names() => {
+                        transaction.may_keep_name(node)
+                    }
+                    _ => transaction,
+                };
                 transaction = transaction.with_unproven(action, unproven);
             }
         }

@@ -32,6 +32,8 @@ pub(crate) struct Needs {
     /// The nodes that they write in place, which may be open read-only: what they write they give a node that is read
     /// already.
     pub(crate) written: Vec<String>,
+    /// Those whose images have to name other backings at the end.
+    pub(crate) named: Vec<String>,
     /// What has to be longer.
     pub(crate) growths: Vec<Action>,
 }
@@ -110,9 +112,10 @@ impl Jobs {
     /// # Errors
     /// What stands against a job.
     pub(crate) fn needs(graph: &Graph, specs: &[(usize, JobSpec)]) -> Result<Needs> {
-        let mut needs = Needs { written: Vec::new(), growths: Vec::new() };
+        let mut needs = Needs { written: Vec::new(), named: Vec::new(), growths: Vec::new() };
         for (_, spec) in specs {
-            let Planned { children, growth, .. } = plan(graph, spec)?;
+            let Planned { children, growth, work, .. } = plan(graph, spec)?;
+            needs.named.extend(work.named(graph));
             // The target of a copy has to be writable by its description, as for every other writer. What is open for
             // writing only while somebody writes it is opened with the job's node, whose edge says that it does.
             let is_written = |child: &ChildDecl| {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::busy::check_mirror;
-use super::commit::{find_by, overlays};
+use super::commit::{find_by, naming_overlays};
 use super::context::{JobCx, JobFuture, Step};
 use super::copying::{Copying, SOURCE, TARGET};
 use super::flow::Bounds;
@@ -245,6 +245,11 @@ impl Work for Mirror {
         Ok(proven(vec![Action::Interpose { node, edge }]))
     }
 
+    // What it replaces stays as it is: so does what stands on that, to who opens it by its name.
+    fn leaves_names(&self) -> bool {
+        true
+    }
+
     fn end(&self, graph: &Graph, how: Ending) -> Result<Actions> {
         let mut actions = Actions::new();
         if let Chosen::Bitmap { bitmap, mode, found } = &self.sync {
@@ -268,10 +273,9 @@ impl Work for Mirror {
             _ => Unproven::MarkWhole,
         };
         actions.push((Action::Replace { node, by }, unproven));
-        let overlays = overlays(graph, replaced).into_iter();
-        let named = overlays.filter(|at| graph.nodes()[*at].driver().names_backing());
-        let naming = |at: usize| Action::NameOwnBacking { node: name_of(graph, at), said: None };
-        actions.extend(proven(named.map(naming).collect()));
+        let naming = |node| Action::NameOwnBacking { node, said: None };
+        let named = naming_overlays(graph, replaced).into_iter().map(naming);
+        actions.extend(proven(named.collect()));
         let left = remove_unused(graph, &[replaced, source]);
         actions.extend(proven(left.into_iter().collect()));
         Ok(actions)

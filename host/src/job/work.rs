@@ -68,6 +68,16 @@ pub(super) trait Work: Send + Sync {
         None
     }
 
+    /// The nodes whose images have to name another backing at its end.
+    fn named(&self, _graph: &Graph) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether images that cannot be opened for writing may go on naming what they name.
+    fn leaves_names(&self) -> bool {
+        false
+    }
+
     /// What changes when it ends, beside the removal of its node, which comes first.
     ///
     /// # Errors

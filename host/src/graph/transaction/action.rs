@@ -317,6 +317,8 @@ pub struct Transaction {
     pub(super) ended_jobs: Vec<String>,
     /// The graph of which it was made, if it is to change none that stands otherwise.
     pub(super) only_on: Option<Arc<Graph>>,
+    /// The nodes whose images need not name another backing.
+    may_keep_names: Vec<String>,
     /// What else changes at its instant.
     pub(super) riders: Vec<Box<dyn Rider>>,
 }
@@ -340,8 +342,15 @@ pub(crate) trait Rider: Send {
 
 impl Default for Transaction {
     fn default() -> Self {
-        let (actions, entries, ended_jobs) = (Vec::new(), Vec::new(), Vec::new());
-        Self { actions, within: DRAIN_TIME, entries, ended_jobs, only_on: None, riders: Vec::new() }
+        Self {
+            actions: Vec::new(),
+            within: DRAIN_TIME,
+            entries: Vec::new(),
+            ended_jobs: Vec::new(),
+            only_on: None,
+            may_keep_names: Vec::new(),
+            riders: Vec::new(),
+        }
     }
 }
 
@@ -438,6 +447,25 @@ impl Transaction {
     /// It was made of what stands on what in this graph: one in which that is otherwise it does not change, `ESTALE`.
     pub(crate) fn only_on(mut self, graph: &Arc<Graph>) -> Self {
         self.only_on = Some(Arc::clone(graph));
+        self
+    }
+
+    /// If the image of this node cannot be opened for writing, it goes on naming the backing that it names.
+    pub(crate) fn may_keep_name(mut self, node: &str) -> Self {
+        self.may_keep_names.push(node.to_owned());
+        self
+    }
+
+    /// The nodes of [`Self::may_keep_name`].
+    pub(crate) fn may_keep_names(&self) -> &[String] {
+        &self.may_keep_names
+    }
+
+    /// The same, but that the image of this node goes on naming the backing that it names.
+    pub(crate) fn without_name(mut self, of: &str) -> Self {
+        let names =
+            |action: &Action| matches!(action, Action::NameOwnBacking { node, .. } if node == of);
+        self.actions.retain(|(action, _)| !names(action));
         self
     }
 

@@ -354,7 +354,7 @@ fn clock() -> Time {
 
 /// Changes a copy of the graph, checks it, and puts it in the graph's place.
 async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) -> Result<Applied> {
-    let Transaction { actions, within, entries, ended_jobs, only_on, riders } = transaction;
+    let Transaction { actions, within, entries, ended_jobs, only_on, riders, .. } = transaction;
     let writer = Some(cell.writer.lock().await);
     let before = Rc::new(Snapshot::new(cell.load()));
     if only_on.is_some_and(|graph| !before.stands_as(&graph)) {

@@ -117,6 +117,65 @@ fn an_image_names_what_it_stands_on_when_a_group_has_ended() {
     }
 }
 
+/// `base` and `copy`, and on `base` the overlays `near`, and `over`, which is read-only by its description, and so
+/// is its file.
+fn overlays(scene: &Scene) -> Host {
+    scene.make(&["base", "copy", "near", "over"]);
+    let host = host();
+    for name in ["base", "copy"] {
+        add(&host, scene.image(name, json!({ "backing": null })));
+    }
+    add(&host, scene.image("near", json!({ "backing": "base" })));
+    let mut over = scene.image("over", json!({ "backing": "base", "read-only": true }));
+    over["file"]["read-only"] = json!(true);
+    add(&host, over);
+    host
+}
+
+fn backing_of(host: &Host, node: &str) -> String {
+    let graph = host.graph();
+    let edges = graph.nodes()[graph.find_node(node).expect("a node")].edges();
+    let below = edges.iter().find(|edge| edge.name() == "backing").expect("a backing");
+    graph.nodes()[below.child()].name().to_owned()
+}
+
+#[test]
+fn an_image_that_is_read_only_goes_on_naming_what_was_mirrored() {
+    let scene = Scene::new();
+    let host = overlays(&scene);
+    let job = JobSpec::new("j", JobKind::Mirror(MirrorSpec::of("base", "copy")));
+    let job = block_on(host.start_job(job)).expect("a job");
+    assert_eq!(block_on(job.reaches(JobStatus::Ready)), JobStatus::Ready, "{:?}", job.info());
+    job.complete().expect("a job that is ready");
+    let end = block_on(job.wait());
+    assert!(matches!(end, JobEnd::Completed), "{end:?}");
+    assert_eq!(["near", "over"].map(|node| backing_of(&host, node)), ["copy", "copy"]);
+    assert!(!is_writable(&host, "over"));
+    host.shutdown().expect("an end in order");
+    let name = scene.path("copy").to_str().expect("a name").to_owned();
+    let copy = BackingReference { name, format: Some("qcow2".into()) };
+    assert_eq!(["near", "over"].map(|image| named(&scene, image)), [Some(copy), None]);
+}
+
+#[test]
+fn nothing_is_committed_where_an_image_could_not_name_another_backing() {
+    let scene = Scene::new();
+    let host = overlays(&scene);
+    add(&host, scene.image("under", json!({ "backing": null, "create": { "size": SIZE } })));
+    let (node, edge, child) = ("base".into(), "backing".into(), Some("under".into()));
+    let stand = Action::SetChild { node, edge, child };
+    let stand = Transaction::new().with_unproven(stand, Unproven::MarkWhole);
+    block_on(host.transact(stand)).expect("a backing of zeros");
+    let spec = CommitSpec { top: Some("base".into()), ..CommitSpec::of("near", "under") };
+    let error = block_on(host.start_job(JobSpec::new("j", JobKind::Commit(spec.clone()))));
+    let error = error.map(drop).expect_err("refused").to_string();
+    assert!(error.contains("over-file") && error.contains("read-only by its"), "{error}");
+    block_on(host.remove_node("over")).expect("nobody uses it");
+    assert!(matches!(ends(&host, JobKind::Commit(spec)), JobEnd::Completed));
+    assert_eq!(backing_of(&host, "near"), "under");
+    host.shutdown().expect("an end in order");
+}
+
 #[test]
 fn a_backing_goes_and_another_one_comes() {
     let scene = Scene::new();

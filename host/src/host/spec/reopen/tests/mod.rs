@@ -19,7 +19,7 @@ use crate::error::ErrorKind;
 use crate::graph::{Action, BitmapDecl, BitmapScope, Event, Transaction, Unproven};
 use crate::host::{DirtyBitmap, Fragment, Host, Keep};
 use crate::io::{File, ImageLock, LockMode, OpenOptions, WorkerOptions};
-use crate::job::{CommitSpec, JobEnd, JobKind, JobSpec, JobStatus, StreamSpec};
+use crate::job::{CommitSpec, JobEnd, JobKind, JobSpec, JobStatus, MirrorSpec, StreamSpec};
 use crate::node::BackingName;
 
 const SIZE: u64 = 4 << 20;
