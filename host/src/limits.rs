@@ -179,8 +179,12 @@ pub const JOB_PIECES_MAX: usize = 64;
 /// How often in a row, without anything done meanwhile, a job tries again what may pass by itself.
 pub const JOB_RETRIES_MAX: usize = 16;
 
-/// How often a job tries to take its node out of the graph before it leaves it there.
+/// How often a job tries to let its end take effect; and to take its node out of the graph before it ends without.
 pub const JOB_END_TRIES: usize = 5;
+
+/// How often a job sees anew what its end changes, because the graph has come to stand otherwise meanwhile: more often
+/// than that all other jobs end, each with changes of its own.
+pub const JOB_END_OUTDATED_MAX: usize = 4 * JOBS_MAX;
 
 /// How long a job that has failed waits for what it has in flight, and for that to be durable.
 pub const JOB_SETTLE_TIME: Duration = Duration::from_secs(5);

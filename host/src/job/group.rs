@@ -20,7 +20,7 @@ use super::work::{Ending, Opening, Work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, Applied, Graph, LocalGraph, OwnAccord, Role, Transaction, Unproven};
 use crate::io::{sleep_until, turn_now};
-use crate::limits::{JOB_END_PAUSE, JOB_END_TRIES};
+use crate::limits::{JOB_END_OUTDATED_MAX, JOB_END_PAUSE, JOB_END_TRIES};
 
 /// Who applies transactions: the host, with all that has to be seen to beside the graph; the graph alone, in
 /// tests.
@@ -214,22 +214,24 @@ impl Group {
     }
 
     async fn change_all(&self, ends: &[Ending]) -> Result<()> {
-        let mut tries = JOB_END_TRIES;
+        let (mut tries, mut outdated) = (JOB_END_TRIES, JOB_END_OUTDATED_MAX);
         loop {
             let graph = self.jobs.cell().load();
-            tries -= 1;
-            let transaction = self.changes_of(&graph, ends)?;
             // An overlay that has come meanwhile would go on to name what it does not stand on any more.
-            let transaction = match tries {
-                0 => transaction,
-                _ => transaction.only_on(&graph),
-            };
+            let transaction = self.changes_of(&graph, ends)?.only_on(&graph);
             let changed = self.changes.transact(transaction).await;
             // If another change came first, it is to be seen anew what is to be done.
             let is_outdated = self.jobs.cell().load().generation() != graph.generation();
+            let kind = changed.as_ref().err().map(Error::kind);
+            let left = match kind {
+                // Nothing has been tried then.
+                Some(ErrorKind::Stale) if is_outdated => &mut outdated,
+                _ => &mut tries,
+            };
+            *left -= 1;
             // What came too late may still be on its way to where the next try writes.
-            let is_late = matches!(&changed, Err(error) if error.kind() == ErrorKind::TimedOut);
-            if changed.is_ok() || tries == 0 || !is_outdated || is_late {
+            let is_late = kind == Some(ErrorKind::TimedOut);
+            if changed.is_ok() || *left == 0 || !is_outdated || is_late {
                 return changed.map(drop);
             }
         }
