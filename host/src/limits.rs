@@ -186,6 +186,12 @@ pub const JOB_END_TRIES: usize = 5;
 /// than that all other jobs end, each with changes of its own.
 pub const JOB_END_OUTDATED_MAX: usize = 4 * JOBS_MAX;
 
+/// Time between two tries to take the node of a job that has ended out of the graph, at most: it doubles each time.
+pub const JOB_LEFT_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// How long such a try may hold up who uses the node.
+pub const JOB_LEFT_TIME: Duration = Duration::from_secs(2);
+
 /// How long a job that has failed waits for what it has in flight, and for that to be durable.
 pub const JOB_SETTLE_TIME: Duration = Duration::from_secs(5);
 

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::context::{Halt, JobCx, Step};
 use super::event::JobNews;
@@ -18,9 +19,14 @@ use super::status::JobStatus;
 use super::watched::{Watched, either};
 use super::work::{Ending, Opening, Work};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Action, Applied, Graph, LocalGraph, OwnAccord, Role, Transaction, Unproven};
-use crate::io::{sleep_until, turn_now};
-use crate::limits::{JOB_END_OUTDATED_MAX, JOB_END_PAUSE, JOB_END_TRIES};
+use crate::graph::{
+    Action, Applied, Graph, LocalGraph, NodeGeneration, OwnAccord, Role, Transaction, Unproven,
+};
+use crate::io::{sleep_until, spawn_boxed, turn_now};
+use crate::limits::{
+    DRAIN_TIME, JOB_END_OUTDATED_MAX, JOB_END_PAUSE, JOB_END_TRIES, JOB_LEFT_PAUSE_MAX,
+    JOB_LEFT_TIME,
+};
 
 /// Who applies transactions: the host, with all that has to be seen to beside the graph; the graph alone, in
 /// tests.
@@ -153,7 +159,7 @@ impl Group {
     }
 
     /// A member's whole life on its worker.
-    pub(super) async fn run(&self, member: usize, graph: Rc<LocalGraph>) {
+    pub(super) async fn run(self: &Arc<Self>, member: usize, graph: Rc<LocalGraph>) {
         let Member { record, work, .. } = &self.members[member];
         record.become_status(JobStatus::Running);
         let opened = OwnAccord::open(&graph, &record.node);
@@ -272,7 +278,7 @@ impl Group {
     }
 
     /// Ends a member, as the group has.
-    async fn conclude(&self, member: usize) {
+    async fn conclude(self: &Arc<Self>, member: usize) {
         let record = &self.members[member].record;
         let over = |phase: &Phase| match phase {
             Phase::Working(_) | Phase::Ending(_) => None,
@@ -317,25 +323,55 @@ impl Group {
         record.state.change(|state| state.end = Some(end));
     }
 
-    /// Takes the node of a member out of the graph. If that cannot be done, it stays there, without anything
-    /// that it does.
-    async fn take_out(&self, member: usize) {
-        let Member { record, work, .. } = &self.members[member];
+    /// Takes the node of a member out of the graph. If that cannot be done, it stays there for a while, without
+    /// anything that it does.
+    async fn take_out(self: &Arc<Self>, member: usize) {
+        let Some(node) = self.generation_of(member) else { return };
         for _ in 0..JOB_END_TRIES {
-            let graph = self.jobs.cell().load();
-            if graph.find_node(&record.node).is_none() || self.jobs.has_ended() {
+            if self.is_taken_out(member, node, DRAIN_TIME).await {
                 return;
             }
-            let ending = Transaction::new().ending_job(&record.id);
-            let mut transaction = ending.with(remove(&self.members[member], &graph));
-            for (action, unproven) in work.end(&graph, Ending::Broken).unwrap_or_default() {
-                transaction = transaction.with_unproven(action, unproven);
-            }
-            match self.changes.transact(transaction).await {
-                Ok(_) => return,
-                Err(error) => tracing::warn!("node of job `{}` is still there: {error}", record.id),
-            }
             sleep_until(turn_now() + JOB_END_PAUSE).await;
+        }
+        let group = Arc::clone(self);
+        spawn_boxed(Box::pin(async move {
+            let mut pause = JOB_END_PAUSE;
+            while !group.is_taken_out(member, node, JOB_LEFT_TIME).await {
+                sleep_until(turn_now() + pause).await;
+                pause = (pause * 2).min(JOB_LEFT_PAUSE_MAX);
+            }
+            if !group.jobs.has_ended() {
+                group.changes.give_back().await;
+            }
+        }));
+    }
+
+    fn generation_of(&self, member: usize) -> Option<NodeGeneration> {
+        let graph = self.jobs.cell().load();
+        let node = graph.find_node(&self.members[member].record.node)?;
+        Some(graph.nodes()[node].generation())
+    }
+
+    /// Tries to take the node of a member out of the graph; whether there is nothing left to do.
+    async fn is_taken_out(&self, member: usize, node: NodeGeneration, within: Duration) -> bool {
+        let Member { record, work, .. } = &self.members[member];
+        let graph = self.jobs.cell().load();
+        // By now there may be another job of its name.
+        let is_there = graph.nodes().iter().any(|it| it.generation() == node);
+        if !is_there || self.jobs.has_ended() {
+            return true;
+        }
+        let ending = Transaction::new().within(within).ending_job(&record.id);
+        let mut transaction = ending.with(remove(&self.members[member], &graph));
+        for (action, unproven) in work.end(&graph, Ending::Broken).unwrap_or_default() {
+            transaction = transaction.with_unproven(action, unproven);
+        }
+        match self.changes.transact(transaction).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!("node of job `{}` is still there: {error}", record.id);
+                false
+            }
         }
     }
 }

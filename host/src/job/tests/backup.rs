@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::commit::load;
 use super::scene::{
     BLOCK, Over, SIZE, Slow, Worn, chain, child, dirty, disk, fill_chain, insert_filter, news,
-    of_drive, of_node, overlay, put, shown, shown_by, write,
+    of_drive, of_node, overlay, put, shown, shown_by, wait_for, write,
 };
 use crate::error::ErrorKind;
 use crate::filter::PassNode;
@@ -398,18 +398,6 @@ fn one_that_is_slowed_down_ends_when_it_is_broken() {
         assert!(error.to_string().contains("a copy before a write failed"), "{error}");
         world.end();
     }
-}
-
-/// Whether something comes to be so, within a long time.
-fn wait_for(is_so: impl Fn() -> bool) -> bool {
-    let began = std::time::Instant::now();
-    while began.elapsed() < Duration::from_secs(30) {
-        if is_so() {
-            return true;
-        }
-        std::thread::yield_now();
-    }
-    false
 }
 
 /// What does not begin changes nothing: not the size of what it was to copy to either.

@@ -140,6 +140,18 @@ pub(super) fn insert_filter(node: &str, name: &str) -> Transaction {
     Transaction::new().with(Action::InsertAbove { node: node.into(), filter, users: Which::All })
 }
 
+/// Whether something comes to be so, within a long time.
+pub(super) fn wait_for(is_so: impl Fn() -> bool) -> bool {
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(30) {
+        if is_so() {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
 /// The edge of a node: where it leads, by name.
 pub(super) fn child(host: &Host, node: &str, edge: &str) -> Option<String> {
     let graph = host.graph();

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::scene::{
     BLOCK, SIZE, Slow, chain, child, dirty, disk, fill_chain, insert_filter, news, of_drive,
-    of_node, overlay, shown, write,
+    of_node, overlay, shown, wait_for, write,
 };
 use crate::error::ErrorKind;
+use crate::filter::PassNode;
 use crate::graph::{Action, BitmapRef, ChildDecl, NodeDecl, Transaction};
 use crate::job::{
     CommitSpec, JobEnd, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, OnError, PopulateFrom,
@@ -394,6 +395,26 @@ fn jobs_of_a_group_end_together() {
         }
         host.shutdown().expect("an end in order");
     }
+}
+
+/// A node that cannot go when its job ends goes later.
+#[test]
+fn the_node_of_a_job_that_has_ended_goes_once_it_can() {
+    let host = chain().start().expect("a host");
+    fill_chain(&host);
+    let spec = JobSpec { speed: 1, ..stream(StreamSpec::of("top")) };
+    let job = block_on(host.start_job(spec)).expect("a job");
+    let (driver, children) = (Arc::new(PassNode), vec![ChildDecl::filtered("#job-s")]);
+    let user = NodeDecl { name: "user".into(), driver, children };
+    block_on(host.transact(Transaction::new().with(Action::AddNode(user)))).expect("a user");
+    job.cancel(true).expect("a job that runs");
+    assert!(matches!(block_on(job.wait()), JobEnd::Cancelled));
+    assert!(host.graph().find_node("#job-s").is_some());
+    block_on(host.remove_node("user")).expect("nobody uses it");
+    assert!(wait_for(|| host.graph().find_node("#job-s").is_none()));
+    let again = block_on(host.start_job(stream(StreamSpec::of("top")))).expect("its id is free");
+    assert!(matches!(block_on(again.wait()), JobEnd::Completed));
+    host.shutdown().expect("an end in order");
 }
 
 #[test]
