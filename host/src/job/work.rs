@@ -190,9 +190,11 @@ pub(super) fn proven(actions: Vec<Action>) -> Actions {
     actions.into_iter().map(of).collect()
 }
 
-/// Removes those of these nodes that were never named, with what only they stand on, if nobody uses them any more.
+/// Removes those of these nodes that were never named, with what only they stand on, if nobody uses them any more:
+/// below the filters that stand for jobs.
 pub(super) fn remove_unused(graph: &Graph, nodes: &[usize]) -> Option<Action> {
-    let names = nodes.iter().map(|at| name_of(graph, *at));
+    let shown = |at: &usize| std::iter::successors(Some(*at), |at| below_job(graph, *at)).last();
+    let names = nodes.iter().filter_map(shown).map(|at| name_of(graph, at));
     let nodes: Vec<String> = names.filter(|name| name.starts_with('#')).collect();
     (!nodes.is_empty()).then_some(Action::RemoveUnused { nodes })
 }

@@ -14,6 +14,12 @@ impl Draft {
         // Each that goes adds its children once.
         while let Some(name) = pending.pop() {
             let Some(at) = self.nodes.iter().position(|node| *node.name == *name) else { continue };
+            if self.nodes[at].driver.job().is_some() {
+                // It goes with the job; what it shows may be there for nobody but that.
+                let view = self.nodes[at].edges.iter().find(|edge| edge.role.is_view());
+                pending.extend(view.map(|edge| edge.child.to_string()));
+                continue;
+            }
             let (may_go, users) = (self.may_go_unused(at), self.users(&name));
             if !may_go || !users.is_empty() {
                 self.nodes[at].is_left = may_go && users.iter().all(|link| self.is_of_job(*link));
@@ -30,7 +36,6 @@ impl Draft {
         let scope = BitmapScope::Node(Arc::clone(&node.name));
         node.name.starts_with('#')
             && !node.is_new
-            && node.driver.job().is_none()
             && !self.bitmaps.iter().any(|entry| entry.scope == scope)
             && !self.works.iter().any(|work| *work.node() == *node.name)
     }

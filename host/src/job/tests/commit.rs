@@ -11,8 +11,8 @@ use crate::bitmap::{BitmapName, Granularity};
 use crate::error::ErrorKind;
 use crate::graph::{Action, BitmapRef, ChildDecl, Transaction};
 use crate::job::{
-    CommitSpec, JobEnd, JobHandle, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, MirrorSync,
-    PopulateFrom, PopulateSpec,
+    BackupSpec, CommitSpec, JobEnd, JobHandle, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec,
+    MirrorSync, PopulateFrom, PopulateSpec, StreamSpec,
 };
 use crate::node::MemoryNode;
 use crate::{Drive, Host, block_on};
@@ -345,6 +345,27 @@ fn what_was_never_named_goes_with_the_last_job_that_uses_it() {
             host.shutdown().expect("an end in order");
         }
     }
+}
+
+/// It goes although another job has put itself between it and who used it.
+#[test]
+fn what_was_never_named_goes_from_below_a_job() {
+    let host = unnamed();
+    let before = shown(&host, "vda");
+    let copy = JobKind::Backup(BackupSpec::of("#mid", "copy"));
+    let copy = JobSpec { auto_finalize: false, ..JobSpec::new("b", copy) };
+    let copy = block_on(host.start_job(copy)).expect("a job");
+    assert_eq!(child(&host, "#top", "backing").as_deref(), Some("#job-b"));
+    let stream = JobKind::Stream(StreamSpec { base: Some("base".into()), ..StreamSpec::of("vda") });
+    let stream = block_on(host.start_job(JobSpec::new("s", stream))).expect("a job");
+    ends_well(&stream);
+    assert_eq!(child(&host, "#top", "backing").as_deref(), Some("base"));
+    assert!(host.graph().find_node("#mid").is_some());
+    copy.cancel(true).expect("a job that is there");
+    assert!(matches!(block_on(copy.wait()), JobEnd::Cancelled));
+    assert_eq!(["#mid", "#job-b"].map(|node| host.graph().find_node(node)), [None; 2]);
+    assert!(shown(&host, "vda") == before);
+    host.shutdown().expect("an end in order");
 }
 
 /// A job completes, also one that waits for being told to.
