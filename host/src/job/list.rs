@@ -245,8 +245,10 @@ impl Starting {
 impl Drop for Starting {
     fn drop(&mut self) {
         if !self.has_begun {
-            for member in &self.group.members {
-                self.jobs.dismiss(&member.record);
+            for Member { record, .. } in &self.group.members {
+                self.jobs.dismiss(record);
+                // Whoever has found it meanwhile does not wait in vain.
+                record.state.change(|state| state.end.get_or_insert(JobEnd::Cancelled).clone());
             }
         }
     }

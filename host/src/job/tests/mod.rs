@@ -8,4 +8,5 @@ mod mirror;
 mod populate;
 mod random;
 mod scene;
+mod starting;
 mod stream;
