@@ -48,7 +48,11 @@ impl<T: 'static> Drop for ToTheEnd<T> {
             && !mutated(Mutation::GuardsEndWithFutures)
             && is_on_worker()
         {
-            let rest: LocalFuture = Box::pin(async move { drop(rest.await) });
+            let rest: LocalFuture = Box::pin(async move {
+                if let Err(error) = rest.await {
+                    tracing::warn!("what nobody waited for any more failed: {error}");
+                }
+            });
             spawn_boxed(rest);
         }
     }

@@ -10,7 +10,7 @@
 use std::future::Future;
 use std::path::Path;
 
-use blockloom_qcow2::check::{CheckOptions, CheckReport, mend};
+use blockloom_qcow2::check::{CheckOptions, check, mend};
 use blockloom_qcow2::create::{Backing, CreateOptions, DataFile, Preallocation, create};
 use blockloom_qcow2::format::header::features;
 use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Version};
@@ -26,7 +26,7 @@ use crate::limits::EXTENTS_MAX;
 use crate::node::{Access, FileStorage, FreshFile, Place, may_be_ahead};
 
 /// What is left of a file is a multiple of this, bytes: it may be opened past the page cache.
-const BLOCK_BYTES: u64 = 4096;
+const KEPT_BYTES: u64 = 4096;
 
 /// The first image that could not be prepared, and why.
 pub(super) struct NotPrepared<'s> {
@@ -83,7 +83,13 @@ fn mend_file(path: &Path) -> Result<()> {
         let was_left_open = read_header(&storage).await?.autoclear & features::OPEN != 0;
         let report = mend(&storage, memory_bytes).await?;
         let cut_bytes = match &report {
-            Some(report) if was_left_open && report.is_clean() => cut(&storage, report).await?,
+            Some(report) if was_left_open && report.is_clean() => {
+                // The image is well, however long its file is.
+                cut(&storage).await.unwrap_or_else(|error| {
+                    tracing::warn!("what a file has too much is not cut off: {error}");
+                    0
+                })
+            }
             _ => 0,
         };
         Ok((report, cut_bytes, turn_now() - begun))
@@ -104,9 +110,14 @@ fn mend_file(path: &Path) -> Result<()> {
 }
 
 /// Cuts off a hole at the end of an image's file that its writer can have made ahead of what it wrote; says how many
-/// bytes that were. All that the image uses has been counted: nothing refers to what is there.
-async fn cut(storage: &FileStorage, report: &CheckReport) -> blockloom_qcow2::Result<u64> {
+/// bytes that were. All that the image uses is counted once more, as mending may have taken room itself: nothing refers
+/// to what is there.
+async fn cut(storage: &FileStorage) -> blockloom_qcow2::Result<u64> {
     let len = storage.len_bytes().await?;
+    let report = check(storage, &CheckOptions::default()).await?;
+    if !report.is_clean() {
+        return Ok(0);
+    }
     let (mut at, mut used_bytes) = (report.image_end_offset, report.image_end_offset);
     for _ in 0..EXTENTS_MAX {
         if at >= len {
@@ -118,7 +129,7 @@ async fn cut(storage: &FileStorage, report: &CheckReport) -> blockloom_qcow2::Re
             used_bytes = at;
         }
     }
-    let end = used_bytes.next_multiple_of(BLOCK_BYTES);
+    let end = used_bytes.next_multiple_of(KEPT_BYTES);
     if at < len || !may_be_ahead(end, len) {
         return Ok(0);
     }
@@ -222,7 +233,12 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(extra: u64, is_closed: bool, data_at: Option<u64>, expect: impl Fn(u64, u64) -> u64) {
+    fn check_cut(
+        extra: u64,
+        is_closed: bool,
+        data_at: Option<u64>,
+        expect: impl Fn(u64, u64) -> u64,
+    ) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("disk.qcow2");
         let (used_bytes, len) = killed(path.clone(), extra, is_closed);
@@ -241,15 +257,15 @@ mod tests {
 
     #[test]
     fn what_a_killed_writer_has_ahead_is_cut_off() {
-        check(0, false, None, |used_bytes, _| used_bytes);
+        check_cut(0, false, None, |used_bytes, _| used_bytes);
         // Whatever they are, bytes stay.
-        check(0, false, Some(UNIT), |used_bytes, _| used_bytes + UNIT + BLOCK_BYTES);
+        check_cut(0, false, Some(UNIT), |used_bytes, _| used_bytes + UNIT + KEPT_BYTES);
     }
 
     #[test]
     fn what_somebody_else_may_have_added_stays() {
-        check(0, true, None, |_, len| len);
-        check(512, false, None, |_, len| len);
-        check(2 * FILE_AHEAD_BYTES, false, None, |_, len| len);
+        check_cut(0, true, None, |_, len| len);
+        check_cut(512, false, None, |_, len| len);
+        check_cut(2 * FILE_AHEAD_BYTES, false, None, |_, len| len);
     }
 }

@@ -1,8 +1,8 @@
 //! Threads for calculations that would hold a worker up. One pool for the process; threads start when there
 //! is work for them.
 //!
-//! What a guest waits for goes before what only jobs wait for, and always has a thread: those of jobs take at most
-//! one a core, and there is one thread more.
+//! What a guest waits for goes before what only jobs wait for, and has a thread: those of jobs take at most one a core,
+//! and there is one thread more. They always have one of them, as a guest may wait for a job's piece.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -65,7 +65,8 @@ impl Pool {
     fn run(&'static self, urgency: Urgency, job: Job) {
         match self.enqueue(urgency, job) {
             Ok(()) => self.has_work.notify_one(),
-            Err(job) => job(),
+            // Whoever waits for one that has panicked is told.
+            Err(job) => drop(catch_unwind(AssertUnwindSafe(job))),
         }
     }
 
@@ -79,7 +80,11 @@ impl Pool {
         {
             queues.threads += 1;
         }
-        let is_served = queues.threads > 0;
+        let is_served = match urgency {
+            // Not behind those of jobs alone.
+            Urgency::Now => queues.threads > queues.patient,
+            Urgency::Later => queues.threads > 0,
+        };
         let queue = match urgency {
             Urgency::Now => &mut queues.now,
             Urgency::Later => &mut queues.later,
@@ -106,7 +111,8 @@ impl Pool {
     fn next(&self) -> (Urgency, Job) {
         let mut queues = self.queues();
         loop {
-            if let Some(job) = queues.now.pop_front() {
+            let is_jobs_turn = queues.patient == 0 && !queues.later.is_empty();
+            if !is_jobs_turn && let Some(job) = queues.now.pop_front() {
                 return (Urgency::Now, job);
             }
             if queues.patient < self.patient_max
@@ -284,36 +290,83 @@ mod tests {
         assert!(failed.expect("a worker"));
     }
 
-    /// Jobs have every thread but one, and more wait: what a guest waits for is done all the same, and before the
-    /// others when these go on.
+    /// Blocks a thread until it is let go.
+    fn blocks(
+        pool: &'static Pool,
+        urgency: Urgency,
+    ) -> (crossbeam::channel::Sender<()>, Computed<()>) {
+        let (begins, begun) = crossbeam::channel::bounded(1);
+        let (go_on, wait) = crossbeam::channel::bounded::<()>(1);
+        let computed = compute_in(pool, urgency, move || {
+            let _ = begins.send(());
+            let _ = wait.recv();
+        });
+        begun.recv().expect("it has begun");
+        (go_on, computed)
+    }
+
+    /// When a thread of jobs is free again, what a guest waits for has it first, as long as they keep one; what
+    /// comes to it alone does not wait for jobs.
     #[test]
-    fn what_a_guest_waits_for_goes_first() {
+    fn what_a_guest_waits_for_goes_first_and_jobs_go_on() {
         let pool: &'static Pool = Box::leak(Box::new(Pool::new(2)));
         let (order, taken) = std::sync::mpsc::channel();
-        let (go_on, wait) = crossbeam::channel::unbounded::<()>();
         let done = run_on_thread(EngineChoice::Auto, async move {
-            let patient = |number: u32| {
-                let (order, wait) = (order.clone(), wait.clone());
-                compute_in(pool, Urgency::Later, move || {
-                    let _ = wait.recv();
-                    let _ = order.send(number);
-                })
-            };
-            let jobs: Vec<_> = (0..6).map(patient).collect();
-            for number in 10..14 {
+            let say = |urgency, word: &'static str| {
                 let order = order.clone();
-                let guest = compute_in(pool, Urgency::Now, move || order.send(number).is_ok());
-                assert!(guest.await.expect("computed"), "while all others wait");
+                compute_in(pool, urgency, move || order.send(word).is_ok())
+            };
+            let (go_first, first) = blocks(pool, Urgency::Later);
+            let (go_second, second) = blocks(pool, Urgency::Later);
+            assert!(say(Urgency::Now, "a thread more").await.expect("computed"));
+            let (go_third, third) = blocks(pool, Urgency::Now);
+            // No thread is left.
+            let rest = [
+                say(Urgency::Later, "a job"),
+                say(Urgency::Now, "a guest"),
+                say(Urgency::Now, "another guest"),
+            ];
+            drop(go_first);
+            for computed in rest {
+                assert!(computed.await.expect("computed"));
             }
-            drop(go_on);
-            for job in jobs {
-                job.await.expect("computed");
+            // Guests have all threads but one; jobs get the next.
+            drop((go_second, go_third));
+            for computed in [first, second, third] {
+                computed.await.expect("computed");
             }
         });
         done.expect("a worker");
-        let order: Vec<u32> = taken.iter().collect();
-        assert_eq!(order[..4], [10, 11, 12, 13]);
-        assert_eq!(order.len(), 10);
-        assert!(pool.queues().threads <= 3);
+        let order: Vec<&str> = taken.iter().collect();
+        assert_eq!(order, ["a thread more", "a guest", "another guest", "a job"]);
+    }
+
+    /// However much guests want, jobs come to an end.
+    #[test]
+    fn jobs_keep_a_thread() {
+        let pool: &'static Pool = Box::leak(Box::new(Pool::new(1)));
+        let (order, taken) = std::sync::mpsc::channel();
+        let done = run_on_thread(EngineChoice::Auto, async move {
+            let (go_first, first) = blocks(pool, Urgency::Now);
+            let (go_second, second) = blocks(pool, Urgency::Now);
+            let mut rest = Vec::new();
+            for (urgency, word) in
+                [(Urgency::Now, "a guest"), (Urgency::Now, "another"), (Urgency::Later, "a job")]
+            {
+                let order = order.clone();
+                rest.push(compute_in(pool, urgency, move || order.send(word).is_ok()));
+            }
+            drop(go_first);
+            for computed in rest {
+                assert!(computed.await.expect("computed"));
+            }
+            drop(go_second);
+            for computed in [first, second] {
+                computed.await.expect("computed");
+            }
+        });
+        done.expect("a worker");
+        let order: Vec<&str> = taken.iter().collect();
+        assert_eq!(order, ["a job", "a guest", "another"]);
     }
 }

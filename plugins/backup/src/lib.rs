@@ -45,8 +45,6 @@ struct Backup {
     begun: BitmapIndex,
     /// Set whole when it is worth nothing any more.
     broken: BitmapIndex,
-    /// This instance knows that, and asks for no requests any more: spared a look at the bitmap for each.
-    is_given_up: Cell<bool>,
     changes: Option<BitmapIndex>,
     /// Nothing is forwarded before.
     ready: Signal,
@@ -120,7 +118,6 @@ impl Filter for BackupFilter {
             covered: bitmap_own(node.index, "covered", self.config.get().granularity)?,
             begun: bitmap_own(node.index, "begun", WHOLE)?,
             broken: bitmap_own(node.index, "broken", WHOLE)?,
-            is_given_up: Cell::new(false),
             changes: changes.map(|bitmap| bitmap.index),
             ready: Signal::default(),
             armed: Signal::default(),
@@ -146,7 +143,12 @@ impl Filter for BackupFilter {
     async fn write(&self, request: Request, cx: &Cx) -> Verdict {
         let Some(backup) = self.backup(request.node) else { return Verdict::Fail(Errno::EIO) };
         backup.ready.wait().await;
-        if backup.is_given_up.get() || request.flags.contains(RequestFlags::UNCHANGED) {
+        if request.flags.contains(RequestFlags::UNCHANGED) {
+            return Verdict::Forward;
+        }
+        if backup.is_broken() {
+            // The host says so itself where something passed.
+            backup.stop_asking(request.node);
             return Verdict::Forward;
         }
         let granules = self.config.get().granules_of(&request.range());
@@ -160,7 +162,6 @@ impl Filter for BackupFilter {
         };
         match (copied, self.config.get().on_error) {
             (Ok(()), _) => Verdict::Forward,
-            (Err(_), _) if backup.is_broken() => Verdict::Forward,
             (Err(errno), OnError::BreakGuestWrite) => Verdict::Fail(errno),
             (Err(errno), OnError::BreakSnapshot) => {
                 backup.break_off(request.node, &format!("a copy before a write failed ({errno})"));
@@ -194,7 +195,7 @@ impl Filter for BackupFilter {
         match self.copy_rest(&backup, cx).await {
             // Whoever comes next goes on from the bitmaps.
             _ if cx.stop_requested() => {}
-            Ok(()) if backup.is_broken() => {}
+            Ok(()) if backup.is_broken() => backup.stop_asking(node),
             Ok(()) => {
                 backup.stop_asking(node);
                 log(Level::Info, "the backup is complete");
@@ -274,7 +275,6 @@ impl Backup {
     }
 
     fn stop_asking(&self, node: NodeId) {
-        self.is_given_up.set(self.is_broken());
         if let Err(error) = set_rules(node, &[], 2) {
             log(Level::Warn, &error);
         }

@@ -205,7 +205,8 @@ impl Plan {
             None => until(deadline, verify(section, claims, steps, actions)).await,
         };
         let late = || {
-            let message = "what the nodes hold was not found out in time: nothing was changed";
+            let message = "what the nodes hold was not found out, or copied, in time: the graph is as it was; try \
+                           again when its files answer";
             Err(Error::new(ErrorKind::TimedOut, message))
         };
         let unproven = verified.unwrap_or_else(late)?;

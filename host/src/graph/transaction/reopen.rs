@@ -12,12 +12,15 @@ use super::drain::{Drained, Side};
 use super::touched::Known;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::snapshot::{Cx, Graph};
-use crate::io::{aside, turn_now, until};
+use crate::io::{Time, aside, turn_now, until};
 use crate::node::{Node, NodeFuture, OpenMode, Reopen, Reopening};
+
+/// How long a change waits for what it need not have: that nodes which nobody writes any more are open for reading alone.
+const CLOSE_LEFT_TIME: Duration = Duration::from_secs(1);
 
 impl Draft {
     /// Nodes that are open for writing only while somebody writes them are opened as they are used in the end. It
-    /// opens files, and waits for each as long as that takes, at most `within`.
+    /// opens files, and waits for that as long as it takes, at most `within` for all of them.
     ///
     /// # Errors
     /// Why one that is written cannot be opened so; `ETIMEDOUT`.
@@ -26,23 +29,24 @@ impl Draft {
         if !self.nodes.iter().any(is_auto) {
             return Ok(());
         }
+        let end = turn_now() + within;
         loop {
             // What else is wrong is told when all of it is assembled.
             let Ok(graph) = self.assemble_edges() else { return Ok(()) };
             let closed = graph.unopened();
             if closed.is_empty() {
-                self.close_left(&graph, within).await;
+                self.close_left(&graph, end.min(turn_now() + CLOSE_LEFT_TIME)).await;
                 return Ok(());
             }
             // None of them is among the closed ones any more.
             for name in closed {
-                self.open_as(&name, true, within).await?;
+                self.open_as(&name, true, end).await?;
             }
         }
     }
 
     /// What stays open is opened read-only with another change.
-    async fn close_left(&mut self, graph: &Graph, within: Duration) {
+    async fn close_left(&mut self, graph: &Graph, end: Time) {
         // What is worked on stays as it is: the next change closes what is left then.
         if !self.works.is_empty() {
             return;
@@ -53,19 +57,19 @@ impl Draft {
             if nodes.find(is_it).is_none() {
                 continue;
             }
-            if let Err(error) = self.open_as(&name, false, within).await {
+            if let Err(error) = self.open_as(&name, false, end).await {
                 tracing::warn!("a node that nobody writes stays open for writing: {error}");
             }
         }
     }
 
-    async fn open_as(&mut self, name: &str, write: bool, within: Duration) -> Result<()> {
+    async fn open_as(&mut self, name: &str, write: bool, end: Time) -> Result<()> {
         let at = self.expect_node(name)?;
         let driver = Arc::clone(&self.nodes[at].driver);
         let Some(reopening) = driver.reopening() else { return Ok(()) };
         let for_job = write && reopening.mode().for_job;
         let how = Reopen { write: Some(write), for_job, ..Reopen::default() };
-        let opened = opened_aside(Arc::clone(&driver), how, within).await;
+        let opened = opened_aside(Arc::clone(&driver), how, end).await;
         let node = &mut self.nodes[at];
         node.driver = opened.map_err(|error| error.at_node(name))?;
         node.is_reopened |= !node.is_new;
@@ -77,16 +81,13 @@ impl Draft {
 ///
 /// # Errors
 /// As [`Reopening::reopened`]; `ETIMEDOUT`, `EAGAIN`.
-async fn opened_aside(
-    driver: Arc<dyn Node>,
-    how: Reopen,
-    within: Duration,
-) -> Result<Arc<dyn Node>> {
+async fn opened_aside(driver: Arc<dyn Node>, how: Reopen, end: Time) -> Result<Arc<dyn Node>> {
     let open = move || driver.reopening().map(|reopening| reopening.reopened(&how));
     let failed = |error: std::io::Error| Error::os("it cannot be opened", &error);
-    let opened = until(turn_now() + within, aside("open", open).map_err(failed)?).await;
+    let opened = until(end, aside("open", open).map_err(failed)?).await;
     let opened = opened.ok_or_else(|| {
-        let message = format!("it was not opened in {within:?}: nothing was changed");
+        let message = "it was not opened in time, and nothing was changed: see that its file system \
+                       answers, and try again";
         Error::new(ErrorKind::TimedOut, message)
     })?;
     let cannot = || Error::new(ErrorKind::NotSupported, "it cannot be opened in another way");

@@ -131,7 +131,8 @@ fn what_is_not_opened_in_time_stands_in_nobodys_way() {
         let (scene, opens) = scene();
         let error = scene.cell.transact(add_writer().within(Duration::from_millis(20))).await;
         let error = error.expect_err("it is not opened");
-        let expect = "node `door`: it was not opened in 20ms: nothing was changed";
+        let expect = "node `door`: it was not opened in time, and nothing was changed: see that its file \
+                      system answers, and try again";
         assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::TimedOut, expect));
         scene.all(Transaction::new().with(Action::AddDrive(drive("e", "disk2")))).await;
         // One for who came too late.
