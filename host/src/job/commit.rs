@@ -151,7 +151,8 @@ impl Work for Commit {
         let (top, base) = (find_by(graph, self.top)?, find_by(graph, self.base)?);
         let (node, by) = (name_of(graph, top), name_of(graph, base));
         let mut actions = vec![Action::Replace { node, by }];
-        let said = self.backing_name.clone().map(|name| (name_of(graph, base), name));
+        let image = graph.unfiltered(&graph.nodes()[base]).name();
+        let said = self.backing_name.clone().map(|name| (image.to_owned(), name));
         let naming = |node| Action::NameOwnBacking { node, said: said.clone() };
         actions.extend(naming_overlays(graph, top).into_iter().map(naming));
         actions.extend(remove_unused(graph, &[top]));

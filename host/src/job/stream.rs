@@ -96,7 +96,9 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &StreamSpec) -> Result<Planned
         top: generation(top),
         size_bytes,
         base_bytes,
-        backing_name: base.map(generation).zip(spec.backing_name.clone()),
+        backing_name: base
+            .map(|base| graph.unfiltered(&graph.nodes()[base]).generation())
+            .zip(spec.backing_name.clone()),
     });
     let stake = JobStake {
         id: id.to_owned(),
@@ -162,12 +164,11 @@ impl Work for Stream {
         let mut actions = vec![Action::SetChild { node: node.clone(), edge, child }];
         // Another job of its group may give it yet another backing.
         if graph.nodes()[top].driver().names_backing() {
-            let is_still = |base: &usize| {
-                let named = self.backing_name.as_ref();
-                named.is_some_and(|(named, _)| *named == graph.nodes()[*base].generation())
-            };
-            let said = self.backing_name.as_ref().map(|(_, said)| said.clone());
-            let said = base.filter(is_still).map(name).zip(said);
+            // What is said is of the image itself: a filter over it may come to stand on another one.
+            let image = base.map(|base| graph.unfiltered(&graph.nodes()[base]));
+            let said = image.zip(self.backing_name.as_ref());
+            let said = said.filter(|(image, (named, _))| image.generation() == *named);
+            let said = said.map(|(image, (_, said))| (image.name().to_owned(), said.clone()));
             actions.push(Action::NameOwnBacking { node, said });
         }
         actions.extend(remove_unused(graph, &[below]));
