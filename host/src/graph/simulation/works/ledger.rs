@@ -69,10 +69,12 @@ impl Ledger {
         self.is_open = true;
     }
 
-    /// It shows this, durably, and nothing is in flight.
-    pub(super) fn settle(&mut self, shown: Vec<u64>, now: u64) {
+    /// It shows this, durably, and nothing is in flight. If something `fails`, those whose ends nobody has seen may
+    /// have, too.
+    pub(super) fn settle(&mut self, shown: Vec<u64>, now: u64, fails: bool) {
         let mut ghosts = std::mem::take(&mut self.ghosts);
-        ghosts.extend(self.writes.drain(..).filter(|write| write.has_failed));
+        let is_ghost = |it: &Written| it.has_failed || (fails && it.end.is_none());
+        ghosts.extend(self.writes.drain(..).filter(is_ghost));
         *self = Self { flushed: now, ghosts, ..Self::new(shown) };
     }
 

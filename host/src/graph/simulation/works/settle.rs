@@ -34,7 +34,10 @@ impl World {
         for (disk, (_, words)) in self.disks.iter().zip(&shown) {
             let drive = LocalDrive::open(&self.workers[0], &disk.id).map_err(told)?;
             match drive.flush().await {
-                Ok(()) => disk.ledger.borrow_mut().settle(words.clone(), self.past.tick()),
+                Ok(()) => {
+                    let now = self.past.tick();
+                    disk.ledger.borrow_mut().settle(words.clone(), now, may_be_damaged);
+                }
                 Err(error) => self.expect("a flush", &error, &[]),
             }
         }
