@@ -15,6 +15,7 @@ mod mutations;
 mod plugins;
 mod python;
 mod queries;
+mod readme;
 mod sequences;
 
 use std::path::PathBuf;
