@@ -1,9 +1,7 @@
 //! Jobs on graphs in memory, through the host.
 
 mod backup;
-mod backups;
 mod commit;
-mod discards;
 mod mirror;
 mod populate;
 mod random;
