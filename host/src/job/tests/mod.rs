@@ -4,6 +4,7 @@ mod backup;
 mod backups;
 mod commit;
 mod discards;
+mod ends;
 mod mirror;
 mod populate;
 mod random;
