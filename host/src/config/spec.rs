@@ -436,6 +436,8 @@ pub struct ViewSpec {
     pub of: Spanned<String>,
     /// That node's name for it.
     pub view: Spanned<String>,
+    /// Whether discards give it up, if that is said.
+    pub discard: Option<Spanned<bool>>,
 }
 
 /// A drive: what a guest or client uses.
