@@ -6,11 +6,16 @@
 //! short, and before the node opens it. Leaks harm nobody: if they cannot be looked for, the image is used with
 //! them. What a writer that was cut short has made the file longer ahead of what it wrote is cut off, as far as that
 //! is a hole behind all that the image uses.
+//!
+//! An image of version 2 says nothing of its writer: it has no feature bits, and what else could be written into it
+//! other programs keep, whatever they do to the image. So whether a hole at its end is what a killed host has left, or
+//! room that somebody else keeps there, is not known, and to find out what is in use would take a walk through its
+//! tables at every start. The hole stays. It takes no space, and new clusters come there before the file grows.
 
 use std::future::Future;
 use std::path::Path;
 
-use blockloom_qcow2::check::{CheckOptions, check, mend};
+use blockloom_qcow2::check::{CheckOptions, CheckReport, mend};
 use blockloom_qcow2::create::{Backing, CreateOptions, DataFile, Preallocation, create};
 use blockloom_qcow2::format::header::features;
 use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Version};
@@ -85,7 +90,7 @@ fn mend_file(path: &Path) -> Result<()> {
         let cut_bytes = match &report {
             Some(report) if was_left_open && report.is_clean() => {
                 // The image is well, however long its file is.
-                cut(&storage).await.unwrap_or_else(|error| {
+                cut(&storage, report).await.unwrap_or_else(|error| {
                     tracing::warn!("what a file has too much is not cut off: {error}");
                     0
                 })
@@ -110,14 +115,9 @@ fn mend_file(path: &Path) -> Result<()> {
 }
 
 /// Cuts off a hole at the end of an image's file that its writer can have made ahead of what it wrote; says how many
-/// bytes that were. All that the image uses is counted once more, as mending may have taken room itself: nothing refers
-/// to what is there.
-async fn cut(storage: &FileStorage) -> blockloom_qcow2::Result<u64> {
+/// bytes that were. `report` is of the image as it is now: nothing refers to what lies behind its end.
+async fn cut(storage: &FileStorage, report: &CheckReport) -> blockloom_qcow2::Result<u64> {
     let len = storage.len_bytes().await?;
-    let report = check(storage, &CheckOptions::default()).await?;
-    if !report.is_clean() {
-        return Ok(0);
-    }
     let (mut at, mut used_bytes) = (report.image_end_offset, report.image_end_offset);
     for _ in 0..EXTENTS_MAX {
         if at >= len {
