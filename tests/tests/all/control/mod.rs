@@ -5,6 +5,7 @@ mod basics;
 mod blockdev;
 mod checkpoint;
 mod clients;
+mod corrupt;
 mod ctl;
 mod differential;
 mod experiments;
@@ -15,6 +16,7 @@ mod mutations;
 mod plugins;
 mod python;
 mod queries;
+mod readme;
 mod sequences;
 
 use std::path::PathBuf;
