@@ -26,6 +26,7 @@ mod acting;
 mod admit;
 mod affected;
 mod align;
+mod awaited;
 mod below;
 mod build;
 mod busy;
