@@ -357,7 +357,8 @@ fn a_write_that_outlives_its_section_is_waited_for() {
             (error.to_string(), world.frail.1.load(Ordering::SeqCst) == HOLDS)
         };
         // However busy the machine is: until its time is long enough for its write to come.
-        let begin = || World::root("frail", Unproven::Refuse).with(clear("u"));
+        let pivot = || World::root("frail", Unproven::Refuse);
+        let begin = || pivot().with(clear("u"));
         let mut millis = 20;
         while !too_late(begin(), millis).await.1 {
             assert!(millis < 20_000, "its write never comes");
@@ -366,11 +367,10 @@ fn a_write_that_outlives_its_section_is_waited_for() {
         // Neither is the other put in its place, nor does whoever copies go, and let others write there.
         let expect = "what job `j` copies from node `source` (drive `vda`, drive `s`) to node `frail` has not \
                       ended in 20ms: nothing was changed";
-        let gone =
-            Transaction::new().with(Action::RemoveNode { node: "job".into() }).ending_job("j");
-        for other in
-            [World::root("frail", Unproven::Refuse), Transaction::new().with(clear("t")), gone]
-        {
+        let gone = |transaction: Transaction| {
+            transaction.with(Action::RemoveNode { node: "job".into() }).ending_job("j")
+        };
+        for other in [pivot(), Transaction::new().with(clear("t")), gone(Transaction::new())] {
             assert_eq!(too_late(other, 20).await, (expect.to_owned(), true));
         }
         // Whoever has nothing to do with it goes on.

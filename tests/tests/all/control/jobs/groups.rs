@@ -12,8 +12,11 @@ use super::super::Controlled;
 use super::scene::{SIZE, life, status};
 use crate::{KIB, MIB, scratch};
 
-/// From below: images, what they stand on, and what they hold.
-const IMAGES: [(&str, Option<&str>, &[(u8, u64, u64)]); 4] = [
+/// Its name, what it stands on, and what it holds: values, offsets and lengths.
+type ImageOf<'a> = (&'a str, Option<&'a str>, &'a [(u8, u64, u64)]);
+
+/// From below.
+const IMAGES: [ImageOf<'_>; 4] = [
     ("base", None, &[(1, 0, 4 * MIB), (1, 8 * MIB, MIB)]),
     ("mid", Some("base"), &[(2, 2 * MIB, MIB), (2, 10 * MIB, MIB)]),
     ("upper", Some("mid"), &[(3, 2 * MIB + 512 * KIB, MIB), (3, 6 * MIB, MIB)]),
@@ -50,7 +53,7 @@ fn make(scratch: &Scratch) -> Vec<u8> {
 fn text(scratch: &Scratch) -> String {
     let node = |(name, below, _): (&str, Option<&str>, _)| {
         let below = below.map(|below| if below == "mid" { "over" } else { below });
-        let backing = below.map_or("false".to_owned(), |below| format!("\"{below}\""));
+        let backing = below.map_or_else(|| "false".to_owned(), |below| format!("\"{below}\""));
         format!(
             "[node.{name}]\ndriver = \"qcow2\"\nbacking = {backing}\n\
              file = {{ driver = \"file\", path = \"{}\" }}\n",
