@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::diagnostic::{Span, Spanned};
+use super::permissions::role_of;
 use super::spec::{BitmapSpec, ChildSpec, DriveSpec, DriverSpec, NodeSpec, Scope};
 use super::{EdgeParent, GraphSpec, ListenAddr, PluginSource, grants_of};
-use crate::graph::PermissionSet;
+use crate::graph::{PermissionSet, Role};
 
 /// See the module. What is read beside it may name it.
 #[derive(Clone, Debug, Default)]
@@ -138,7 +139,19 @@ impl GraphSpec {
         let scopes = self.exports.iter().map(|export| &export.scope);
         let is_exported =
             scopes.into_iter().any(|scope| matches!(scope, Scope::Node(it) if it.value == *name));
-        !is_child && !is_root && !is_exported && !matches!(node.driver, DriverSpec::View(_))
+        let is_used = is_child || is_root || is_exported;
+        !is_used && !matches!(node.driver, DriverSpec::View(_)) && !self.shows_read_only(node)
+    }
+
+    /// Whether a node shows one of the specification that is read-only, and so is.
+    fn shows_read_only(&self, node: &NodeSpec) -> bool {
+        let shown = |node: &NodeSpec| {
+            let mut children = node.children.iter();
+            let shown = children.find(|it| role_of(node, &it.name.value) == Role::Filtered)?;
+            self.node(&shown.node.value)
+        };
+        let below = std::iter::successors(shown(node), |node| shown(node));
+        below.take(self.nodes.len()).any(|node| node.read_only.value)
     }
 
     /// Whether the node has to be open for writing: somebody changes it, or may do so.
