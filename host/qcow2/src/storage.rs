@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The container of an image: a file, a node of a graph, memory.
 ///
@@ -36,6 +36,10 @@ pub trait Storage {
 
     /// The length now, bytes.
     fn len_bytes(&self) -> impl Future<Output = Result<u64>>;
+
+    /// Metadata were found that contradict themselves, for the first time since the image was opened, or the first
+    /// time that it cannot be changed any more for it (`is_fatal`).
+    fn found_corrupt(&self, _what: &Error, _is_fatal: bool) {}
 
     /// Makes the container this long, bytes: cuts it, or adds zeros. A container that cannot be cut
     /// (a block device) succeeds without effect.

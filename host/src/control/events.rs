@@ -119,6 +119,21 @@ qapi_event! {
 }
 
 qapi_event! {
+    /// An image's metadata contradict themselves.
+    pub(crate) event "BLOCK_IMAGE_CORRUPTED" ImageCorrupted {
+        /// The drive whose root the image is, if there is one.
+        device: String,
+        node_name: Option<String>,
+        msg: String,
+        /// Where, if that is known.
+        offset: Option<i64>,
+        size: Option<i64>,
+        /// It can only be read until it has been repaired.
+        fatal: bool,
+    }
+}
+
+qapi_event! {
     /// A plugin failed. What comes of it follows.
     pub(crate) event "PLUGIN_FAULT" PluginFault {
         plugin: String,
@@ -228,6 +243,7 @@ qapi_event! {
 pub(super) fn register(to: &mut Registry) {
     job_events::register(to);
     to.event::<BitmapChanged>();
+    to.event::<ImageCorrupted>();
     to.event::<NodeLate>();
     to.event::<NodeAnswered>();
     to.event::<NodeNotClosed>();
@@ -303,6 +319,15 @@ pub(super) fn tell(clients: &Clients, notice: Notice) {
         }
         Event::NodeNotClosed { node, why } => {
             clients.emit(NodeNotClosed { node_name: node.to_string(), reason: why });
+        }
+        Event::ImageCorrupt { node, drive, why, is_fatal } => {
+            let named = drive.filter(|drive| !drive.starts_with(EXPORT_DRIVE));
+            let device = named.map_or_else(String::new, |drive| drive.to_string());
+            let node_name = Some(node.to_string());
+            let (offset, size) = (None, None);
+            let event =
+                ImageCorrupted { device, node_name, msg: why, offset, size, fatal: is_fatal };
+            clients.emit(event);
         }
         Event::ExportAdded { id, drive } => {
             let drive = (!drive.starts_with(EXPORT_DRIVE)).then(|| drive.to_string());

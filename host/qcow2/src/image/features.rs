@@ -32,6 +32,8 @@ pub(super) struct Modifying {
     may_leak: AtomicBool,
     lazy_refcounts: bool,
     state: AtomicU8,
+    /// It was told that metadata contradict themselves, which cannot be marked.
+    has_told: AtomicBool,
     /// Somebody keeps bitmaps up to date.
     follows_bitmaps: AtomicBool,
 }
@@ -55,6 +57,7 @@ impl Modifying {
             may_leak: AtomicBool::new(was_left_open),
             lazy_refcounts,
             state: AtomicU8::new(state),
+            has_told: AtomicBool::new(false),
             follows_bitmaps: AtomicBool::new(false),
         })
     }
@@ -187,23 +190,38 @@ impl Image {
     }
 
     /// Marks the image as corrupt, in the container too if that can be, when metadata contradict
-    /// themselves; the error is the one given.
+    /// themselves, and tells who holds the container; the error is the one given.
     pub(super) async fn mark_if_corrupt<S: Storage, T>(
         &self,
         s: &S,
         result: Result<T>,
     ) -> Result<T> {
-        let is_corrupt = matches!(&result, Err(error) if error.kind() == ErrorKind::Corrupt);
-        if !is_corrupt || !self.modifying.is_writable() {
-            return result;
+        if let Err(error) = &result
+            && error.kind() == ErrorKind::Corrupt
+        {
+            self.found_corrupt(s, error).await;
         }
-        let before = self.modifying.state.swap(CORRUPT, Ordering::AcqRel);
-        if before != CORRUPT && self.header().version >= Version::V3 {
+        result
+    }
+
+    #[cold]
+    async fn found_corrupt<S: Storage>(&self, s: &S, error: &Error) {
+        let is_fatal = self.modifying.is_writable();
+        if !is_fatal {
+            if !self.modifying.has_told.swap(true, Ordering::AcqRel) {
+                s.found_corrupt(error, is_fatal);
+            }
+            return;
+        }
+        if self.modifying.state.swap(CORRUPT, Ordering::AcqRel) == CORRUPT {
+            return;
+        }
+        s.found_corrupt(error, is_fatal);
+        if self.header().version >= Version::V3 {
             // What matters is that nothing is written any more; to tell others is tried once.
             let set = |header: &mut Header| header.incompatible |= features::CORRUPT;
             let _ = self.update_features(s, set).await;
         }
-        result
     }
 
     /// Names another backing file, or none, in the header; durable afterwards, and at a crash the old or the

@@ -140,6 +140,18 @@ pub enum Event {
         /// The error.
         why: String,
     },
+    /// An image's metadata contradict themselves. Told once for an image that may be changed, and once while it
+    /// may not.
+    ImageCorrupt {
+        /// Its node.
+        node: Arc<str>,
+        /// The drive whose root that is.
+        drive: Option<Arc<str>>,
+        /// What does not fit.
+        why: String,
+        /// It was marked as corrupt: nothing can be written to it until it has been repaired.
+        is_fatal: bool,
+    },
     /// An export is served.
     ExportAdded {
         /// Its id.
@@ -244,6 +256,7 @@ impl Event {
                 | Self::BitmapNotKept { .. }
                 | Self::DriverLate { .. }
                 | Self::NodeNotClosed { .. }
+                | Self::ImageCorrupt { .. }
                 | Self::PluginFault { .. }
                 | Self::PluginClaimsRefused { not_proven: 1.., .. }
                 | Self::PluginBypassed { .. }
@@ -317,6 +330,10 @@ impl fmt::Display for Event {
             }
             Self::NodeNotClosed { node, why } => {
                 write!(f, "node `{node}` was removed, and did not close: {why}")
+            }
+            Self::ImageCorrupt { node, why, is_fatal, .. } => {
+                let what = if *is_fatal { "is now marked as corrupt" } else { "is corrupt" };
+                write!(f, "node `{node}`: its image {what}: {why}")
             }
             Self::ExportAdded { id, drive } => match drive.starts_with(EXPORT_DRIVE) {
                 true => write!(f, "export `{id}` is served"),

@@ -6,6 +6,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `open` | opening an image over a node that stands already |
+//! | `alarm` | an image that is found to be corrupt |
 //! | `storage`, `under_way` | the image's container: child `file`, by the edges of a request; what is to land there |
 //! | `bitmaps` | the bitmaps that the image keeps |
 //! | `below` | what lies below the image, as it is recorded with them |
@@ -21,6 +22,7 @@
 //! **Invariant**: what is in a new cluster beside the bytes written is what showed there before; the
 //! image maps it after it has been written, and keeps that mapping back until it is durable.
 
+mod alarm;
 mod below;
 mod bitmaps;
 mod compress;
@@ -39,6 +41,7 @@ pub(crate) use fresh::{FreshFile, Place};
 pub use open::Qcow2Options;
 pub(crate) use plain_file::{Access, FileStorage};
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use blockloom_qcow2::image::{Image, ImageInfo};
@@ -48,8 +51,9 @@ use super::{
     Reopening, Support, Upkeep, WriteFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Cx, EdgeRef};
+use crate::graph::{Cx, EdgeRef, LocalGraph};
 use crate::io::{Buf, BufMut};
+use alarm::Alarm;
 use bitmaps::Bitmaps;
 use storage::{Container, from_engine};
 use under_way::UnderWay;
@@ -70,6 +74,7 @@ pub struct Qcow2Node {
     backing: usize,
     bitmaps: Arc<Bitmaps>,
     under_way: Arc<UnderWay>,
+    alarm: Arc<Alarm>,
 }
 
 fn to_usize(value: u64) -> usize {
@@ -83,7 +88,7 @@ impl Qcow2Node {
     }
 
     fn container<'g>(&'g self, cx: Cx<'g>) -> Result<Container<'g>> {
-        Container::new(cx, self.data, &self.under_way)
+        Container::new(cx, self.data, &self.under_way, &self.alarm)
     }
 
     /// What a change touches at least, bytes: a whole unit, and as many as lie in one block of who holds them,
@@ -192,6 +197,10 @@ impl Node for Qcow2Node {
                 false => Ok(()),
             }
         })
+    }
+
+    fn run(&self, graph: &Rc<LocalGraph>, name: &str) {
+        self.alarm.goes_to(graph.cell(), name);
     }
 
     fn identity(&self) -> NodeFuture<'_, Identity> {

@@ -73,7 +73,8 @@ impl Qcow2Node {
         let backing = backing.unwrap_or_else(|| 1 + usize::from(data.is_some()));
         let mode = OpenMode { write, auto: false, for_job: false };
         let (image, bitmaps) = (Arc::new(image), Arc::<Bitmaps>::default());
-        Ok(Self { image, info, mode, data, backing, bitmaps, under_way: Arc::default() })
+        let (under_way, alarm) = Default::default();
+        Ok(Self { image, info, mode, data, backing, bitmaps, under_way, alarm })
     }
 }
 

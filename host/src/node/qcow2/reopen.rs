@@ -33,6 +33,7 @@ impl Reopening for Qcow2Node {
             backing: self.backing,
             bitmaps: Arc::clone(&self.bitmaps),
             under_way: Arc::clone(&self.under_way),
+            alarm: Arc::clone(&self.alarm),
         }))
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use blockloom_qcow2 as qcow2;
 use blockloom_qcow2::Storage;
 
+use super::alarm::Alarm;
 use super::under_way::UnderWay;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef};
@@ -16,6 +17,7 @@ use crate::node::WriteFlags;
 pub(super) struct Container<'g> {
     cx: Cx<'g>,
     under_way: &'g Arc<UnderWay>,
+    alarm: &'g Alarm,
     file: EdgeRef<'g>,
     /// An external data file.
     data: Option<EdgeRef<'g>>,
@@ -26,9 +28,10 @@ impl<'g> Container<'g> {
         cx: Cx<'g>,
         data: Option<usize>,
         under_way: &'g Arc<UnderWay>,
+        alarm: &'g Alarm,
     ) -> Result<Self> {
         let data = data.map(|position| cx.child(position)).transpose()?;
-        Ok(Self { cx, under_way, file: cx.child(super::FILE)?, data })
+        Ok(Self { cx, under_way, alarm, file: cx.child(super::FILE)?, data })
     }
 
     /// A change of a range of the file, which runs to its end.
@@ -90,6 +93,10 @@ impl Storage for Container<'_> {
             data.flush().await.map_err(|error| to_engine(&error))?;
         }
         self.file.flush().await.map_err(|error| to_engine(&error))
+    }
+
+    fn found_corrupt(&self, what: &qcow2::Error, is_fatal: bool) {
+        self.alarm.sound(&what.to_string(), is_fatal);
     }
 
     async fn len_bytes(&self) -> qcow2::Result<u64> {

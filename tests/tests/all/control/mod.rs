@@ -5,6 +5,7 @@ mod basics;
 mod blockdev;
 mod checkpoint;
 mod clients;
+mod corrupt;
 mod ctl;
 mod differential;
 mod experiments;
