@@ -55,6 +55,8 @@ use std::task::{Context, Poll};
 
 pub use blocking::{background, in_parallel};
 pub use buf::{BUFFER_ALIGN, Buf, BufMut, is_zero};
+#[cfg(test)]
+pub(crate) use compute::testing as compute_testing;
 pub use compute::{Computed, Urgency, aside, compute};
 pub use engine::{EngineChoice, EngineKind};
 pub use file::{AllocateMode, File, FileStamp, OpenOptions, SeekTarget};

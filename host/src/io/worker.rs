@@ -130,9 +130,9 @@ pub fn current() -> Option<Rc<Local>> {
     CURRENT.with(|current| current.borrow().clone())
 }
 
-/// Whether the current thread is a worker.
+/// Whether the current thread is a worker. One that is ending is none.
 pub(crate) fn is_on_worker() -> bool {
-    CURRENT.with(|current| current.borrow().is_some())
+    CURRENT.try_with(|current| current.borrow().is_some()).unwrap_or(false)
 }
 
 pub(super) fn expect_current() -> Rc<Local> {

@@ -68,9 +68,8 @@ impl Geometry {
         };
         let extended = cluster_bits >= 14 && random.one_in(2);
         let refcount_bits = 1 << random.below(7);
-        // A block is to be no more than a cluster: a write that fails spoils whole ones. A raw data file is as long as
-        // the disk, which need not be a multiple of them.
-        let direct = cluster_bits >= 12 && data != Data::Raw && random.one_in(3);
+        // A block is to be no more than a cluster: a write that fails spoils whole ones, which `blocks` looks at.
+        let direct = cluster_bits >= 12 && random.one_in(3);
         Self { version: Version::V3, cluster_bits, refcount_bits, extended, data, direct }
     }
 

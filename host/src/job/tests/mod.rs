@@ -2,6 +2,7 @@
 
 mod backup;
 mod commit;
+mod ends;
 mod mirror;
 mod populate;
 mod random;

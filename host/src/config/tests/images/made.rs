@@ -25,6 +25,7 @@ file = { driver = "file", path = "empty.qcow2" }
 create = { size = "1MiB" }
 [node.empty]
 driver = "qcow2"
+read-only = true
 file = { driver = "file", path = "empty.qcow2" }
 [node.missing]
 driver = "qcow2"
@@ -34,12 +35,15 @@ driver = "qcow2"
 file = { driver = "file", path = "raw.img" }
 [node.broken]
 driver = "qcow2"
+read-only = true
 file = { driver = "file", path = "broken.qcow2" }
 [node.through]
 driver = "qcow2"
+read-only = true
 file = { driver = "pass", child.file = { driver = "file", path = "broken.qcow2" } }
 [node.through-is-fine]
 driver = "qcow2"
+read-only = true
 file = { driver = "pass", child.file = { driver = "file", path = "broken.qcow2" } }
 backing = false
 "#;

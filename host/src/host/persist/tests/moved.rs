@@ -134,7 +134,28 @@ fn a_bitmap_gains_nothing_as_its_image_is_closed() {
     let error = transact(&host, vec![merge(), eject(), remove()]).expect_err("not stored");
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("do so in two transactions"), "{error}");
-    transact(&host, vec![merge()]).expect("merged");
+    // What goes by itself goes no less; and what is not to go as long as it is used, stays.
+    let unused = || Action::RemoveUnused { nodes: vec!["disk".into()] };
+    transact(&host, vec![merge(), unused()]).expect("it is used");
+    assert_eq!(host.graph().nodes().len(), 1);
     transact(&host, vec![eject(), remove()]).expect("removed");
     assert_eq!(image.entry("own").expect("stored").words[0], 0x21);
+}
+
+/// A bitmap that its drive takes along gains what it is to gain, whatever becomes of the image that it leaves.
+#[test]
+fn a_bitmap_gains_where_it_goes_on() {
+    let (base, top) = (Image::default().with("own", true, false, &[1]), Image::default());
+    let host = host_with_daily(&base).expect("a host");
+    transact(&host, vec![snapshot("top", top.overlay(), "disk")]).expect("a snapshot");
+    let (own, daily) = (host.bitmap(&of_node("disk"), "own"), host.bitmap(&of_drive(), "daily"));
+    let (own, daily) = (own.expect("loaded"), daily.expect("a bitmap"));
+    assert_eq!(daily.kept_in().as_deref(), Some("top"));
+    let merge = BitmapAction::Merge(vec![(&own).into()]).of(&daily);
+    let back = Action::SetRoot { drive: "vda".into(), node: "disk".into() };
+    let gone = Action::RemoveNode { node: "top".into() };
+    transact(&host, vec![merge, back, gone]).expect("moved to the base");
+    assert_eq!(daily.kept_in().as_deref(), Some("disk"));
+    host.shutdown().expect("an end in order");
+    assert_eq!(base.entry("daily").expect("stored").words[0], 0x1);
 }
