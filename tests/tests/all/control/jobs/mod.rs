@@ -5,5 +5,6 @@ mod backups;
 mod compressed;
 mod errors;
 mod lives;
+mod names;
 pub(super) mod scene;
 mod transactions;
