@@ -77,13 +77,15 @@ impl Default for CheckOptions {
 /// needed than there is; the container's errors. Everything else is in the report.
 pub async fn check<S: Storage>(storage: &S, options: &CheckOptions) -> Result<CheckReport> {
     let was_left_open = read_header(storage).await?.autoclear & features::OPEN != 0;
-    let report = check_unmarked(storage, options).await?;
+    let mut report = check_unmarked(storage, options).await?;
     if options.repair == Repair::None || report.is_damaged() {
         return Ok(report);
     }
     if was_left_open {
         mark_repaired(storage, false).await?;
-        finish_shrink(storage).await?;
+        if finish_shrink(storage).await? {
+            report = look_again(storage, options, report).await?;
+        }
     }
     mark_repaired(storage, report.leaks == 0).await?;
     Ok(report)
@@ -99,18 +101,31 @@ async fn check_unmarked<S: Storage>(storage: &S, options: &CheckOptions) -> Resu
         return Ok(scan.report);
     }
     prepare_to_write(storage, &header).await?;
+    if scan.is_in_order().await? {
+        return Ok(scan.report);
+    }
     scan.repair(options.repair).await?;
-    // Its memory is given back before a second look, which tells what is left.
-    let (fixed, mut notes) = scan.into_findings();
+    // Its memory is given back before a second look.
+    look_again(storage, options, scan.into_report()).await
+}
+
+/// What is left of an image after a repair, with what that has found and done.
+async fn look_again<S: Storage>(
+    storage: &S,
+    options: &CheckOptions,
+    repaired: CheckReport,
+) -> Result<CheckReport> {
     let header = read_header(storage).await?;
     let mut scan = Scan::new(storage, &header, options).await?;
     scan.analyse().await?;
     scan.check_copied(false).await?;
     let mut report = scan.report;
-    (report.leaks_fixed, report.corruptions_fixed) = (fixed.leaks, fixed.corruptions);
-    notes.append(&mut report.findings);
-    notes.truncate(FINDINGS_MAX);
-    report.findings = notes;
+    (report.leaks_fixed, report.corruptions_fixed) =
+        (repaired.leaks_fixed, repaired.corruptions_fixed);
+    let mut findings = repaired.findings;
+    findings.append(&mut report.findings);
+    findings.truncate(FINDINGS_MAX);
+    report.findings = findings;
     Ok(report)
 }
 
@@ -131,13 +146,15 @@ pub async fn mend<S: Storage>(storage: &S, memory_bytes: u64) -> Result<Option<C
     check(storage, &CheckOptions { repair, memory_bytes }).await.map(Some)
 }
 
-async fn finish_shrink<S: Storage>(storage: &S) -> Result<()> {
+/// Whether there was anything.
+async fn finish_shrink<S: Storage>(storage: &S) -> Result<bool> {
     let options = OpenOptions { writable: true, ..OpenOptions::default() };
     let image = Image::open(storage, &options).await?;
     // What is behind the end is nothing that bitmaps know of.
     image.follow_bitmaps();
-    image.finish_shrink(storage).await?;
-    image.close(storage).await
+    let has_changed = image.finish_shrink(storage).await?;
+    image.close(storage).await?;
+    Ok(has_changed)
 }
 
 /// Numbers of what was repaired.
@@ -204,8 +221,10 @@ impl<'a, S: Storage> Scan<'a, S> {
         })
     }
 
-    fn into_findings(self) -> (Fixed, Vec<String>) {
-        (self.fixed, self.report.findings)
+    /// What it has found and put right; the rest of it is as before that.
+    fn into_report(self) -> CheckReport {
+        let Fixed { leaks, corruptions } = self.fixed;
+        CheckReport { leaks_fixed: leaks, corruptions_fixed: corruptions, ..self.report }
     }
 
     async fn analyse(&mut self) -> Result<()> {
@@ -214,6 +233,15 @@ impl<'a, S: Storage> Scan<'a, S> {
         self.compare();
         self.find_overlaps();
         Ok(())
+    }
+
+    /// Whether there is nothing to repair, so that what was found is what is left.
+    async fn is_in_order(&mut self) -> Result<bool> {
+        if !self.complete || !self.report.is_clean() || self.needs_rebuild() {
+            return Ok(false);
+        }
+        self.check_copied(false).await?;
+        Ok(self.report.is_clean())
     }
 
     async fn repair(&mut self, repair: Repair) -> Result<()> {

@@ -169,6 +169,8 @@ fn different(known: &NodeSpec, new: &NodeSpec) -> Option<(&'static str, Span)> {
         (DriverSpec::View(one), DriverSpec::View(other)) => {
             check("of", one.of == other.of, other.of.span);
             check("view", one.view == other.view, other.view.span);
+            let is_same = other.discard.is_none() || one.discard == other.discard;
+            check("discard", is_same, said(&other.discard));
         }
         (one, other) => check("driver", one.name() == other.name(), Span::default()),
     }

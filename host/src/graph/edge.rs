@@ -193,8 +193,8 @@ impl<'g> EdgeRef<'g> {
         len.saturating_sub(node.driver.offset_in_child().unwrap_or(0))
     }
 
-    /// Makes the child this long, rounded up to the alignment of its driver: cuts it off, or adds zeros. For
-    /// who keeps its bytes there, and filters that pass that on.
+    /// Makes the child this long: cuts it off, or adds zeros. A container's length is rounded up to the alignment of its
+    /// requests; what is of a view is as long as that. For who keeps its bytes there, and filters that pass that on.
     ///
     /// # Errors
     /// `ENOTSUP` for a child that does not grow, or whose driver cannot; `EROFS`, `EPERM`; the driver's.
@@ -204,6 +204,11 @@ impl<'g> EdgeRef<'g> {
             let message = "only a container that can grow has a length to set";
             return Err(Error::new(ErrorKind::NotSupported, message).at_node(&node.name));
         }
+        let len = match node.is_container {
+            true => len.checked_next_multiple_of(node.info.limits.request_alignment.into()),
+            false => Some(len),
+        };
+        let len = len.unwrap_or(u64::MAX);
         // All behind the new end shows zeros from now on.
         let end = self.len_bytes().max(node.info.size_bytes).max(len);
         let op = Op { kind: OpKind::Zero, offset: len, len: end - len };

@@ -6,11 +6,16 @@
 //! short, and before the node opens it. Leaks harm nobody: if they cannot be looked for, the image is used with
 //! them. What a writer that was cut short has made the file longer ahead of what it wrote is cut off, as far as that
 //! is a hole behind all that the image uses.
+//!
+//! An image of version 2 says nothing of its writer: it has no feature bits, and what else could be written into it
+//! other programs keep, whatever they do to the image. So whether a hole at its end is what a killed host has left, or
+//! room that somebody else keeps there, is not known, and to find out what is in use would take a walk through its
+//! tables at every start. The hole stays. It takes no space, and new clusters come there before the file grows.
 
 use std::future::Future;
 use std::path::Path;
 
-use blockloom_qcow2::check::{CheckOptions, check, mend};
+use blockloom_qcow2::check::{CheckOptions, CheckReport, mend};
 use blockloom_qcow2::create::{Backing, CreateOptions, DataFile, Preallocation, create};
 use blockloom_qcow2::format::header::features;
 use blockloom_qcow2::format::{ClusterSize, CompressionType, RefcountWidth, Version};
@@ -85,7 +90,7 @@ fn mend_file(path: &Path) -> Result<()> {
         let cut_bytes = match &report {
             Some(report) if was_left_open && report.is_clean() => {
                 // The image is well, however long its file is.
-                cut(&storage).await.unwrap_or_else(|error| {
+                cut(&storage, report).await.unwrap_or_else(|error| {
                     tracing::warn!("what a file has too much is not cut off: {error}");
                     0
                 })
@@ -110,31 +115,35 @@ fn mend_file(path: &Path) -> Result<()> {
 }
 
 /// Cuts off a hole at the end of an image's file that its writer can have made ahead of what it wrote; says how many
-/// bytes that were. All that the image uses is counted once more, as mending may have taken room itself: nothing refers
-/// to what is there.
-async fn cut(storage: &FileStorage) -> blockloom_qcow2::Result<u64> {
+/// bytes that were. `report` is of the image as it is now: nothing refers to what lies behind its end.
+async fn cut(storage: &FileStorage, report: &CheckReport) -> blockloom_qcow2::Result<u64> {
     let len = storage.len_bytes().await?;
-    let report = check(storage, &CheckOptions::default()).await?;
-    if !report.is_clean() {
-        return Ok(0);
-    }
-    let (mut at, mut used_bytes) = (report.image_end_offset, report.image_end_offset);
+    let extent = async |at| storage.extent(at, len - at).await.ok();
+    let Some(end) = end_of_use(report.image_end_offset, len, extent).await else { return Ok(0) };
+    storage.set_len(end).await?;
+    Ok(len - end)
+}
+
+/// Where a file is to end of which an image uses nothing from `image_end` on, if what follows can be a hole that was made
+/// ahead. `extent` tells how far what is at an offset goes on, and whether it is a hole, as far as that is known.
+async fn end_of_use(
+    image_end: u64,
+    len: u64,
+    extent: impl AsyncFn(u64) -> Option<(u64, bool)>,
+) -> Option<u64> {
+    let (mut at, mut used_bytes) = (image_end, image_end);
     for _ in 0..EXTENTS_MAX {
         if at >= len {
             break;
         }
-        let Ok((run, is_hole)) = storage.extent(at, len - at).await else { return Ok(0) };
+        let (run, is_hole) = extent(at).await?;
         at = at.saturating_add(run);
         if !is_hole {
             used_bytes = at;
         }
     }
     let end = used_bytes.next_multiple_of(KEPT_BYTES);
-    if at < len || !may_be_ahead(end, len) {
-        return Ok(0);
-    }
-    storage.set_len(end).await?;
-    Ok(len - end)
+    (at >= len && may_be_ahead(end, len)).then_some(end)
 }
 
 fn make(spec: &GraphSpec, base: &Path, node: &NodeSpec, wanted: &Qcow2CreateSpec) -> Result<()> {
@@ -250,9 +259,54 @@ mod tests {
             }
         })
         .expect("a write");
+        // Where a file system knows of no holes, all counts as data, and stays.
+        let storage = FileStorage::open(&path, Access::Read).expect("the file");
+        let is_hole = run(async move {
+            let len = storage.len_bytes().await?;
+            Ok(matches!(storage.extent(len - KEPT_BYTES, KEPT_BYTES).await, Ok((_, true))))
+        });
+        let expect = |used_bytes, len| match is_hole.expect("an extent") {
+            true => expect(used_bytes, len),
+            false => len,
+        };
         mend_file(&path).expect("mends");
         let left = path_facts(&path).expect("a file").size_bytes;
         assert_eq!(left, expect(used_bytes, len));
+    }
+
+    /// Of a file of `len` bytes whose extents end at these offsets, every second one a hole.
+    #[track_caller]
+    fn check_end(image_end: u64, len: u64, ends: &[u64], expect: Option<u64>) {
+        let ends = ends.to_vec();
+        let found = run(async move {
+            let extent = async |at: u64| {
+                let index = ends.iter().position(|end| *end > at)?;
+                Some((ends[index] - at, index % 2 == 1))
+            };
+            Ok(end_of_use(image_end, len, extent).await)
+        });
+        assert_eq!(found.expect("no error"), expect);
+    }
+
+    #[test]
+    fn a_hole_behind_all_that_is_used_may_be_cut_off() {
+        let (used, len) = (3 * UNIT, 3 * UNIT + 2 * FILE_AHEAD_BYTES);
+        check_end(used, len, &[used, len], Some(used));
+        check_end(used - 100, len, &[used, len], Some(used));
+        check_end(used + 100, len, &[used, len], Some(used + KEPT_BYTES));
+        let data = used + 2 * UNIT + 512;
+        check_end(
+            used,
+            len,
+            &[used, used + UNIT, data, len],
+            Some(data.next_multiple_of(KEPT_BYTES)),
+        );
+        check_end(used, len, &[used, used + UNIT, len], None);
+        check_end(used, used, &[used], None);
+        check_end(used, len + 512, &[used, len + 512], None);
+        check_end(used, len, &[used], None);
+        let many: Vec<u64> = (1..2 * EXTENTS_MAX as u64 + 2).chain([len]).collect();
+        check_end(0, len, &many, None);
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Memory {
         self.place.get()
     }
 
-    /// It keeps the first place that it gets, for as long as it lives.
+    /// It keeps the first place that it gets, until it is freed, or kept for re-use and somebody needs the place more.
     pub(super) fn set_place(&self, place: Place) {
         let _ = self.place.set(place);
     }
@@ -147,8 +147,10 @@ fn take(len: usize) -> Arc<Memory> {
 /// Gives back memory that has no other owner; shared memory is left to its last owner.
 fn give_back(memory: &mut Option<Arc<Memory>>) {
     let Some(mut memory) = memory.take() else { return };
-    if Arc::get_mut(&mut memory).is_none() {
-        return;
+    let Some(alone) = Arc::get_mut(&mut memory) else { return };
+    if alone.place().is_some_and(|place| !place.is_of_own_ring()) {
+        // Nobody uses it by that ring again.
+        alone.place.take();
     }
     let capacity = memory.capacity();
     let Some(class) = class_of(capacity).filter(|class| BUFFER_ALIGN << class == capacity) else {
@@ -162,6 +164,17 @@ fn give_back(memory: &mut Option<Arc<Memory>>) {
             pool.classes[class].push(memory);
         }
     });
+}
+
+/// Has memory that the current thread keeps for re-use give up its place, if any has one.
+pub(super) fn forget_idle_place() -> bool {
+    let forget = |pool: &RefCell<Pool>| {
+        let mut pool = pool.borrow_mut();
+        // What was used longest ago comes first.
+        let mut idle = pool.classes.iter_mut().flatten().filter_map(Arc::get_mut);
+        idle.find_map(|memory| memory.place.take()).is_some()
+    };
+    POOL.try_with(forget).unwrap_or(false)
 }
 
 /// Frees the memory that the current thread keeps for re-use.

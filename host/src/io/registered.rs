@@ -2,7 +2,8 @@
 //! them for every operation past the page cache.
 //!
 //! Memory is registered when the ring first uses most of it, and has its number until it is freed. Its pages are held
-//! until the ring's next turn.
+//! until the ring's next turn. There are only so many numbers, so memory that nobody uses gives its own up: when it comes
+//! to be kept by another thread, whose ring does not know it; and when none is left for memory that is used.
 #![allow(unsafe_code, reason = "the kernel holds the pages of registered memory")]
 
 use std::cell::{Cell, RefCell};
@@ -14,14 +15,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::queue::SegQueue;
 use io_uring::IoUring;
 
-use super::buf::Memory;
+use super::buf::{Memory, forget_idle_place};
 use crate::limits::RING_BUFFERS_MAX;
+
+thread_local! {
+    /// The ring of the current thread.
+    static OWN_RING: Cell<Option<u64>> = const { Cell::new(None) };
+}
 
 /// Where a ring knows some memory; it gives its number back when dropped.
 pub(super) struct Place {
     ring: u64,
     number: u16,
     freed: Arc<SegQueue<u16>>,
+}
+
+impl Place {
+    /// Whether it is that of the current thread.
+    pub(super) fn is_of_own_ring(&self) -> bool {
+        OWN_RING.get() == Some(self.ring)
+    }
 }
 
 impl Drop for Place {
@@ -41,6 +54,9 @@ pub(super) struct Registered {
     is_on: bool,
     /// It had no more memory that stays in place when it was last asked.
     is_full: Cell<bool>,
+    /// Memory that nobody uses has given a number up in this turn: to hold others' pages takes longer than to find them
+    /// once.
+    has_taken: Cell<bool>,
 }
 
 impl Registered {
@@ -48,12 +64,15 @@ impl Registered {
     pub(super) fn new(ring: &IoUring) -> Self {
         static RINGS: AtomicU64 = AtomicU64::new(0);
         let is_on = ring.submitter().register_buffers_sparse(RING_BUFFERS_MAX.into()).is_ok();
+        let number = RINGS.fetch_add(1, Ordering::Relaxed);
+        OWN_RING.set(Some(number));
         Self {
-            ring: RINGS.fetch_add(1, Ordering::Relaxed),
+            ring: number,
             unused: RefCell::new((0..RING_BUFFERS_MAX).rev().collect()),
             freed: Arc::default(),
             is_on,
             is_full: Cell::new(false),
+            has_taken: Cell::new(false),
         }
     }
 
@@ -72,21 +91,41 @@ impl Registered {
         if !self.is_on || self.is_full.get() {
             return None;
         }
-        let number = self.unused.borrow_mut().pop()?;
-        match set(ring, number, Some(memory)) {
-            Ok(()) => Some(Place { ring: self.ring, number, freed: Arc::clone(&self.freed) }),
-            // All goes on as without.
-            Err(error) => {
-                tracing::debug!("a buffer has no number in its ring: {error}");
-                self.unused.borrow_mut().push(number);
-                self.is_full.set(true);
-                None
+        loop {
+            let number = self.unused.borrow_mut().pop();
+            let failed = match number.map(|number| (number, set(ring, number, Some(memory)))) {
+                None => None,
+                Some((number, Ok(()))) => {
+                    let freed = Arc::clone(&self.freed);
+                    return Some(Place { ring: self.ring, number, freed });
+                }
+                Some((number, Err(error))) => {
+                    self.unused.borrow_mut().push(number);
+                    Some(error)
+                }
+            };
+            if !self.has_taken.replace(true) && forget_idle_place() {
+                self.tidy(ring);
+                continue;
             }
+            // All goes on as without.
+            if let Some(error) = failed {
+                tracing::debug!("a buffer has no number in its ring: {error}");
+                self.is_full.set(true);
+            }
+            return None;
         }
     }
 
-    /// Lets go of the pages of memory that was freed.
-    pub(super) fn tidy(&self, ring: &IoUring) {
+    /// A turn begins: lets go of the pages of memory that was freed.
+    pub(super) fn begin_turn(&self, ring: &RefCell<IoUring>) {
+        self.has_taken.set(false);
+        if !self.freed.is_empty() {
+            self.tidy(&ring.borrow());
+        }
+    }
+
+    fn tidy(&self, ring: &IoUring) {
         while let Some(number) = self.freed.pop() {
             match set(ring, number, None) {
                 Ok(()) => self.unused.borrow_mut().push(number),
@@ -96,10 +135,13 @@ impl Registered {
             self.is_full.set(false);
         }
     }
+}
 
-    /// Whether there is such memory.
-    pub(super) fn is_untidy(&self) -> bool {
-        !self.freed.is_empty()
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if OWN_RING.get() == Some(self.ring) {
+            OWN_RING.set(None);
+        }
     }
 }
 
@@ -125,8 +167,10 @@ mod tests {
     const LEN: usize = 128 << 10;
     const RING: EngineChoice = EngineChoice::Exactly(EngineKind::IoUring);
 
+    /// The number that the ring of this thread has for it.
     fn number(buf: &Buf) -> Option<u16> {
-        buf.memory().and_then(Memory::place).map(|place| place.number)
+        let place = buf.memory().and_then(Memory::place);
+        place.filter(|place| place.is_of_own_ring()).map(|place| place.number)
     }
 
     async fn write(file: &Arc<File>, at: usize, byte: u8) -> Buf {
@@ -179,6 +223,68 @@ mod tests {
                 let head = [77, 1].get(at).copied().unwrap_or(expect);
                 assert!(bytes[..4096].iter().all(|it| *it == head), "start of {at}");
                 assert!(bytes[4096..].iter().all(|it| *it == expect), "rest of {at}");
+            }
+        });
+        done.expect("a ring");
+    }
+    fn file() -> (tempfile::TempDir, Arc<File>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = OpenOptions { direct: true, create_new: true, ..OpenOptions::default() };
+        let file = File::open(&dir.path().join("file"), &options).expect("a file");
+        (dir, Arc::new(file))
+    }
+
+    /// As many buffers as there are numbers; and whether they have some: not on a kernel that has none, nor where memory
+    /// may not be held.
+    async fn all(file: &Arc<File>) -> (Vec<Buf>, bool) {
+        let mut kept = Vec::new();
+        for at in 0..usize::from(RING_BUFFERS_MAX) {
+            kept.push(write(file, at, 1).await);
+        }
+        let has_numbers = kept.iter().any(|buf| number(buf).is_some());
+        (kept, has_numbers)
+    }
+
+    /// Memory that is kept for re-use has no number that somebody else needs.
+    #[test]
+    fn what_is_not_used_gives_its_number_up() {
+        let (_dir, file) = file();
+        let done = run_on_thread(RING, async move {
+            let (kept, has_numbers) = all(&file).await;
+            drop(kept);
+            let mut larger = Vec::new();
+            for at in 0..8 {
+                let buf = Buf::copy_of(&vec![at as u8 + 1; 2 * LEN]);
+                file.write_at((at * 2 * LEN) as u64, buf.clone()).await.expect("write");
+                assert_eq!(number(&buf).is_some(), has_numbers, "{at}");
+                larger.push(buf);
+            }
+            for at in 0..16 {
+                let expect = at as u8 / 2 + 1;
+                assert!(read(&file, at).await.iter().all(|byte| *byte == expect), "{at}");
+            }
+        });
+        done.expect("a ring");
+    }
+
+    /// What a ring knows, and another thread comes to keep, has a number there.
+    #[test]
+    fn what_goes_to_another_thread_leaves_its_ring() {
+        let (_dir, file) = file();
+        let other = Arc::clone(&file);
+        let of_first = run_on_thread(RING, async move { all(&other).await });
+        let (kept, has_numbers) = of_first.expect("a ring");
+        let done = run_on_thread(RING, async move {
+            let addresses: Vec<_> = kept.iter().map(|buf| buf.as_ptr()).collect();
+            assert!(kept.iter().all(|buf| number(buf).is_none()));
+            drop(kept);
+            for at in 0..4 {
+                let buf = write(&file, at, at as u8 + 2).await;
+                assert!(addresses.contains(&buf.as_ptr()), "it is used again");
+                assert_eq!(number(&buf).is_some(), has_numbers, "{at}");
+            }
+            for at in 0..4 {
+                assert!(read(&file, at).await.iter().all(|byte| *byte == at as u8 + 2), "{at}");
             }
         });
         done.expect("a ring");

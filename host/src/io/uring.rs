@@ -217,9 +217,7 @@ impl Io for RingEngine {
     }
 
     fn turn(&self, wait: Wait) -> io::Result<usize> {
-        if self.registered.is_untidy() {
-            self.registered.tidy(&self.ring.borrow());
-        }
+        self.registered.begin_turn(&self.ring);
         self.submit()?;
         let done = self.reap() + self.completions.drain(&self.table);
         let wait = match wait {

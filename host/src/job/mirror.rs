@@ -26,8 +26,7 @@ use crate::graph::{
     Role, Tracker, Unproven,
 };
 use crate::io::{turn_now, until};
-use crate::limits::{EXTENTS_MAX, JOB_SETTLE_TIME};
-use crate::node::ExtentKind;
+use crate::limits::JOB_SETTLE_TIME;
 
 /// Number of the edge below which nothing is copied, if there is one.
 const BELOW: usize = 2;
@@ -170,33 +169,13 @@ impl Mirror {
             }
             Chosen::Top { has_below } => {
                 let above = has_below.then_some(BELOW);
-                let mut at = 0;
-                while at < self.size_bytes {
-                    cx.point().await?;
-                    let rest = at..self.size_bytes;
-                    let found = cx
-                        .ask(async |ground| {
-                            ground
-                                .block_status_shown(SOURCE, above, rest.clone(), EXTENTS_MAX)
-                                .await
-                        })
-                        .await?;
-                    let Some(last) = found.last() else { break };
-                    at = last.offset.saturating_add(last.len);
-                    let is_own = |kind| !matches!(kind, ExtentKind::Unallocated);
-                    for extent in found.iter().filter(|extent| is_own(extent.kind)) {
-                        tracker.want(&(extent.offset..extent.offset.saturating_add(extent.len)));
-                    }
-                }
-                Ok(())
+                cx.look_for_own(self.size_bytes, above, |own| tracker.want(&own)).await
             }
         }
     }
-}
 
-impl Mirror {
-    /// The job ends, and may not have copied all. What it has copied is the same there now, and what is written from
-    /// now on the bitmap's successor has recorded: that says the more, whoever changed it.
+    /// The job ends, and may not have copied all. What it has copied is the same in both since then, but for what has
+    /// been written since the job began: that the bitmap's successor has recorded.
     async fn give_up(&self, cx: &JobCx, tracker: &Arc<Tracker>) {
         let Chosen::Bitmap { mode: BitmapMode::Always, found, left, .. } = &self.sync else {
             return;

@@ -292,6 +292,11 @@ pub trait Node: Any + Send + Sync {
     /// When the children do not fit (too small, missing).
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo>;
 
+    /// The limits of a node without children when it is that long, if they depend on that: it may be about to be resized.
+    fn limits_at(&self, _size_bytes: u64) -> Option<Limits> {
+        None
+    }
+
     /// Called once when the graph stands, before any request.
     ///
     /// # Errors
@@ -460,8 +465,8 @@ pub trait Node: Any + Send + Sync {
         None
     }
 
-    /// Makes a growable node this long, on behalf of whoever keeps its bytes in it; rounded up to the
-    /// alignment of requests. A filter passes it on.
+    /// Makes a growable node this long, on behalf of whoever keeps its bytes in it; of a container, a multiple of the
+    /// alignment of its requests. A filter passes it on.
     fn set_len<'a>(&'a self, _cx: Cx<'a>, _len: u64) -> NodeFuture<'a, ()> {
         let driver = self.driver();
         Box::pin(async move {

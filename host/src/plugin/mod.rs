@@ -30,6 +30,7 @@
 mod at_once;
 mod bindings;
 mod bitmaps;
+mod breach;
 mod buffers;
 mod bytes;
 mod call;

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{CheckOptions, CheckReport, Repair, check};
-use crate::format::header::fields;
-use crate::format::{Header, HostOffset};
+use super::{CheckOptions, CheckReport, Repair, check, mend};
+use crate::create::{CreateOptions, Preallocation, create};
+use crate::format::header::{features, fields};
+use crate::format::{ClusterSize, Header, HostOffset};
 use crate::read_header;
 use crate::storage::Storage;
 use crate::testing::{FileStorage, MemoryStorage, block_on, tools};
@@ -331,7 +332,7 @@ fn a_dirty_image() {
 #[test]
 fn unknown_autoclear_features_do_not_survive_a_repair() {
     let storage = MemoryStorage::default();
-    block_on(crate::create::create(&storage, &crate::create::CreateOptions::new(1 << 20))).unwrap();
+    block_on(create(&storage, &CreateOptions::new(1 << 20))).unwrap();
     let mut header = block_on(read_header(&storage)).unwrap();
     header.autoclear = 1 << 40;
     block_on(storage.write(fields::FEATURES, &header.features_field())).unwrap();
@@ -345,7 +346,56 @@ fn unknown_autoclear_features_do_not_survive_a_repair() {
 #[test]
 fn memory_is_bounded() {
     let storage = MemoryStorage::default();
-    block_on(crate::create::create(&storage, &crate::create::CreateOptions::new(1 << 20))).unwrap();
+    block_on(create(&storage, &CreateOptions::new(1 << 20))).unwrap();
     let options = CheckOptions { memory_bytes: 8192, ..CheckOptions::default() };
     assert_eq!(block_on(check(&storage, &options)).unwrap_err().errno(), 28);
+}
+
+/// An image with a mapping for each of its clusters, and a header that says what `tell` has it say.
+fn full(tell: impl Fn(&mut Header)) -> MemoryStorage {
+    let storage = MemoryStorage::default();
+    let options = CreateOptions {
+        cluster_size: ClusterSize::from_bits(9).unwrap(),
+        preallocation: Preallocation::Metadata,
+        ..CreateOptions::new(4 << 20)
+    };
+    block_on(create(&storage, &options)).unwrap();
+    let mut header = block_on(read_header(&storage)).unwrap();
+    tell(&mut header);
+    block_on(storage.write(fields::FEATURES, &header.features_field())).unwrap();
+    block_on(storage.write(fields::SIZE, &header.size_bytes.to_be_bytes())).unwrap();
+    storage
+}
+
+/// The first start after a kill reads each table of an image once, if that is well.
+#[test]
+fn what_is_in_order_is_looked_at_once() {
+    for mark in [features::OPEN, 0] {
+        let storage = full(|header| {
+            header.autoclear |= mark;
+            header.incompatible |= if mark == 0 { features::DIRTY } else { 0 };
+        });
+        let before = storage.accesses();
+        assert!(block_on(check(&storage, &CheckOptions::default())).unwrap().is_clean());
+        let once = storage.accesses() - before;
+        let report = block_on(mend(&storage, 1 << 24)).unwrap().expect("it was not closed");
+        assert!(report.is_clean());
+        let mended = storage.accesses() - before - once;
+        assert!(once > 250 && mended < once + once / 4, "{mended} accesses, a check has {once}");
+        assert_eq!(block_on(mend(&storage, 1 << 24)).unwrap(), None, "the mark is taken back");
+    }
+}
+
+/// What is told of a repaired image is so after all of the repair, the end of a shrink that was cut short included.
+#[test]
+fn a_report_is_of_the_image_as_it_is() {
+    let storage = full(|header| {
+        header.autoclear |= features::OPEN;
+        header.size_bytes /= 2;
+    });
+    let before = block_on(check(&storage, &CheckOptions::default())).unwrap();
+    let report = block_on(mend(&storage, 1 << 24)).unwrap().expect("it was not closed");
+    let after = block_on(check(&storage, &CheckOptions::default())).unwrap();
+    assert!(report.is_clean() && after.image_end_offset < before.image_end_offset);
+    assert_eq!(numbers(&report), numbers(&after));
 }

@@ -67,6 +67,26 @@ impl Image {
         self.mark_if_corrupt(s, result.map(drop)).await
     }
 
+    /// The units that lie in a range, as one: what [`Self::zero`] takes of it. Empty, and at the range's end, if there is
+    /// none. The last unit of the disk counts as whole where the disk ends within it.
+    pub fn whole_units(&self, offset: u64, len: u64) -> Range<u64> {
+        self.whole(self.format.unit_bytes(), offset, len)
+    }
+
+    /// The clusters that lie in a range, as one: what [`Self::deallocate`] takes of it; as [`Self::whole_units`].
+    pub fn whole_clusters(&self, offset: u64, len: u64) -> Range<u64> {
+        self.whole(self.format.cluster_size.bytes(), offset, len)
+    }
+
+    fn whole(&self, unit: u64, offset: u64, len: u64) -> Range<u64> {
+        let end = offset.saturating_add(len);
+        let last = if end == self.size_bytes() { end } else { end / unit * unit };
+        match offset.checked_next_multiple_of(unit) {
+            Some(first) if first < last => first..last,
+            _ => end..end,
+        }
+    }
+
     fn check_units(&self, offset: u64, len: u64, unit: u64) -> Result<()> {
         self.check_range(offset, len)?;
         let end = offset + len;

@@ -90,8 +90,8 @@ pub struct Allocation<'t> {
     pub(super) fills: Vec<Fill>,
     pub(super) reads_zero: bool,
     pub(super) change: Change,
-    /// The new host clusters, to be given back.
-    pub(super) reserved: Option<Run>,
+    /// The new host clusters, once for each reference, to be given back.
+    pub(super) reserved: Vec<Run>,
     /// The guest clusters.
     pub(super) ticket: Option<Ticket>,
 }
@@ -111,9 +111,14 @@ impl Allocation<'_> {
         self.offset
     }
 
-    /// Bytes of the request that it covers.
+    /// Bytes of the request that it covers; of compressed clusters, those that they are compressed to.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Guest clusters whose mapping it changes.
+    pub fn clusters(&self) -> usize {
+        self.change.clusters.len()
     }
 
     /// Whether it covers nothing: never.
@@ -152,7 +157,7 @@ impl Allocation<'_> {
 
     fn give_back(&mut self, settled: bool) {
         let image = self.turn.image;
-        if let Some(run) = self.reserved.take() {
+        for run in self.reserved.drain(..) {
             // A medium that fails may spoil more than what was written.
             image.allocator().seal(run.first);
             image.frees.retire(&image.turns, run);

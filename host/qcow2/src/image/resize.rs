@@ -59,20 +59,18 @@ impl Image {
         Ok(())
     }
 
-    /// Takes away what a shrink that was cut short has left mapped behind the disk's end; nothing changes where
-    /// there is nothing. No request may be in flight.
+    /// Takes away what a shrink that was cut short has left mapped behind the disk's end; `false`: there was nothing,
+    /// and nothing has changed. No request may be in flight.
     ///
     /// # Errors
     /// As for [`Self::resize`].
-    pub async fn finish_shrink<S: Storage>(&self, s: &S) -> Result<()> {
+    pub async fn finish_shrink<S: Storage>(&self, s: &S) -> Result<bool> {
         let end = self.cluster_end(self.size_bytes());
-        match self.is_mapped_behind(s, end).await? {
-            true => {
-                let freed = self.deallocate_behind(s, end).await;
-                self.mark_if_corrupt(s, freed).await
-            }
-            false => Ok(()),
+        if !self.is_mapped_behind(s, end).await? {
+            return Ok(false);
         }
+        let freed = self.deallocate_behind(s, end).await;
+        self.mark_if_corrupt(s, freed).await.map(|()| true)
     }
 
     async fn is_mapped_behind<S: Storage>(&self, s: &S, offset: u64) -> Result<bool> {

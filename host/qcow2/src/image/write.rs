@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::allocator::Run;
 use super::frees::Parked;
+use super::refcounts::Reserved;
 use super::tables::Slot;
 use super::{Allocation, Image, Step, Turn};
 use crate::error::Result;
@@ -121,7 +122,7 @@ impl Image {
             fills: plan.fills,
             reads_zero: reserved.as_ref().is_some_and(|found| found.reads_zero),
             change: plan.change,
-            reserved: reserved.map(|found| found.keep()),
+            reserved: reserved.map(Reserved::keep).into_iter().collect(),
             ticket: guard.into_ticket(),
         }))
     }
@@ -139,7 +140,7 @@ impl Image {
         let clusters = allocation.change.clusters.iter();
         let entries = clusters.map(|new| self.format.encode(new)).collect::<Result<Vec<_>>>()?;
         self.store_entries(s, allocation.change.first, &entries).await?;
-        allocation.reserved = None;
+        allocation.reserved.clear();
         self.frees.push(allocation.change.freed.drain(..));
         if let Some(ticket) = allocation.ticket.take() {
             self.clusters.release(ticket);

@@ -180,8 +180,8 @@ impl Disk {
         let (kind, cluster_bytes) = (self.image.info().compression, self.image.cluster_bytes());
         let packed = compressed::compress_padded(kind, bytes, cluster_bytes as usize)?;
         let Some(packed) = packed else { return self.write(offset, bytes).await };
-        let (turn, len) = (self.image.enter(), packed.len() as u64);
-        let room = self.image.prepare_compressed_write(&turn, &self.container, offset, len, 1);
+        let (turn, lens) = (self.image.enter(), [packed.len() as u64]);
+        let room = self.image.prepare_compressed_write(&turn, &self.container, offset, &lens, 1);
         let Some(room) = room.await? else { return self.write(offset, bytes).await };
         if let Err(error) = self.container.file.write(room.host().0, &packed).await {
             room.release();

@@ -148,6 +148,11 @@ impl MemoryStorage {
         self.state().len_max = len_max;
     }
 
+    /// Operations so far, reads included.
+    pub fn accesses(&self) -> u64 {
+        self.state().accesses
+    }
+
     /// It may be accessed so many times more: one time more panics, as by code that does not end.
     pub fn set_accesses_max(&self, accesses: u64) {
         let mut state = self.state();

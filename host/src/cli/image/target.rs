@@ -15,6 +15,12 @@ use crate::io::{Buf, BufMut};
 use crate::limits::ZERO_CHUNK_BYTES;
 use crate::node::FileStorage;
 
+/// Compressed clusters have no blocks for themselves here: they are packed byte by byte, as QEMU does it, and fill a file
+/// as well as they can. Nobody relies on one of them before all of the image is there: whoever fails to make it removes
+/// it, or has to make it again. Those that an image had before share no block with them, as what is found first in an
+/// image that has been opened is a new host cluster.
+const BLOCK_BYTES: u64 = 1;
+
 /// An image that is written, by one user.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -101,10 +107,10 @@ impl Target {
             return Err(self.failed(Error::invalid("a raw image is not compressed")));
         };
         let written = async {
-            // Who fails leaves no image behind, or one that is to be made again: nobody relies on what is beside it.
-            let (turn, len) = (image.enter(), packed.len() as u64);
-            let room = image.prepare_compressed_write(&turn, &self.storage, offset, len, 1).await?;
-            let Some(room) = room else { return Ok(false) };
+            let (turn, lens) = (image.enter(), [packed.len() as u64]);
+            let room =
+                image.prepare_compressed_write(&turn, &self.storage, offset, &lens, BLOCK_BYTES);
+            let Some(room) = room.await? else { return Ok(false) };
             self.storage.write(room.host().0, packed).await?;
             image.commit(&self.storage, room).await?;
             Ok(true)
@@ -141,10 +147,7 @@ impl Target {
             image.begin_modifying(&self.storage).await?;
             self.storage.data().zero(offset, len).await?;
         }
-        let (unit, end) = (info.unit_bytes, offset + len);
-        let last = if end == image.size_bytes() { end } else { end / unit * unit };
-        let first = offset.next_multiple_of(unit);
-        let whole = if first < last { first..last } else { end..end };
+        let (whole, end) = (image.whole_units(offset, len), offset + len);
         let left = match whole.is_empty() {
             true => Vec::new(),
             false => image.zero(&self.storage, whole.start, whole.end - whole.start, false).await?,

@@ -221,10 +221,76 @@ fn a_cluster_is_filled_whole() {
     });
 }
 
-/// Zeros behind the end of a file make it longer, whatever the file system can do, and cut nothing off.
+/// How a file is opened, and what zeros leave behind.
+type How = (bool, bool, WriteFlags);
+
+/// Each way to zero a file that is opened in each way.
+fn each_way(check: impl Fn(How)) {
+    let kept = WriteFlags { no_unmap: true, ..WriteFlags::NONE };
+    for (discard, direct) in [(false, false), (true, false), (false, true), (true, true)] {
+        check((discard, direct, WriteFlags::NONE));
+        check((discard, direct, kept));
+    }
+}
+
+/// Writes zeros behind the end of a file of one cluster.
+async fn zero_behind_the_end(file: FileNode, flags: WriteFlags) {
+    let scene = Scene::default().node("file", file, vec![]).pass("filter", "file");
+    let image = LogFormat::new(SIZE, None);
+    let stage = scene.node("image", image, vec![ChildDecl::storage("filter")]).stage();
+    let work = async move |cx: Cx<'_>| {
+        let file = cx.child(0)?;
+        let old = Buf::copy_of(&[9; CLUSTER as usize]);
+        file.write(0, old, WriteFlags::NONE).await?;
+        file.zero(CLUSTER - 100, 200, flags).await?;
+        assert!((CLUSTER + 100..=2 * CLUSTER).contains(&file.len_bytes()));
+        file.write(4 * CLUSTER, Buf::copy_of(&[8; 512]), WriteFlags::NONE).await?;
+        file.zero(3 * CLUSTER, 2 * CLUSTER + 1, flags).await?;
+        file.zero(10 * CLUSTER, CLUSTER, flags).await?;
+        assert_eq!(file.len_bytes(), 11 * CLUSTER);
+        let extents = file.block_status(0, 20 * CLUSTER).await?;
+        assert_eq!(extents.iter().map(|extent| extent.len).sum::<u64>(), 20 * CLUSTER);
+        file.set_len(12 * CLUSTER).await?;
+        let past = file.read(11 * CLUSTER + 5, BufMut::new(2 * CLUSTER as usize)).await?;
+        assert!(crate::io::is_zero(&past));
+        file.set_len(11 * CLUSTER).await
+    };
+    LocalGraph::of(&stage.cell).call_node("image", work).await.expect("some work");
+}
+
+fn check_zeroed(shown: &[u8], how: How) {
+    let mut expect = vec![0; 11 * CLUSTER as usize];
+    expect[..CLUSTER as usize - 100].fill(9);
+    assert!(*shown == *expect, "discard {}, direct {}, {:?}", how.0, how.1, how.2);
+}
+
+/// Zeros behind the end of a file make it longer, and cut nothing off.
 #[test]
 fn zeros_make_a_file_longer() {
-    let check = |discard, direct, flags: WriteFlags| {
+    each_way(|how @ (discard, direct, flags)| {
+        let simulation = Simulation::new(1);
+        simulation.set_faults(Faults::HARMLESS);
+        simulation.add_file("image", vec![0; CLUSTER as usize]);
+        let options = FileOptions {
+            path: "image".into(),
+            direct,
+            write: true,
+            discard,
+            locking: ImageLocking::Off,
+            ..FileOptions::default()
+        };
+        let ran = simulation.run(async move {
+            zero_behind_the_end(FileNode::open(&options).expect("a file"), flags).await;
+        });
+        ran.unwrap_or_else(|stop| panic!("{stop}"));
+        check_zeroed(&simulation.bytes("image"), how);
+    });
+}
+
+/// The same by what the file system of the machine can do; past the page cache where it can that.
+#[test]
+fn zeros_make_a_file_longer_here() {
+    each_way(|how @ (discard, direct, flags)| {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("image");
         let options = FileOptions {
@@ -240,36 +306,8 @@ fn zeros_make_a_file_longer() {
             Err(error) if direct => return eprintln!("skipped: {error}"),
             Err(error) => panic!("{error}"),
         };
-        let scene = Scene::default().node("file", file, vec![]).pass("filter", "file");
-        let image = LogFormat::new(SIZE, None);
-        scene.node("image", image, vec![ChildDecl::storage("filter")]).run(async move |stage| {
-            let work = async move |cx: Cx<'_>| {
-                let file = cx.child(0)?;
-                let old = Buf::copy_of(&[9; CLUSTER as usize]);
-                file.write(0, old, WriteFlags::NONE).await?;
-                file.zero(CLUSTER - 100, 200, flags).await?;
-                assert!((CLUSTER + 100..=2 * CLUSTER).contains(&file.len_bytes()));
-                file.write(4 * CLUSTER, Buf::copy_of(&[8; 512]), WriteFlags::NONE).await?;
-                file.zero(3 * CLUSTER, 2 * CLUSTER + 1, flags).await?;
-                file.zero(10 * CLUSTER, CLUSTER, flags).await?;
-                assert_eq!(file.len_bytes(), 11 * CLUSTER);
-                let extents = file.block_status(0, 20 * CLUSTER).await?;
-                assert_eq!(extents.iter().map(|extent| extent.len).sum::<u64>(), 20 * CLUSTER);
-                file.set_len(12 * CLUSTER).await?;
-                let past = file.read(11 * CLUSTER + 5, BufMut::new(2 * CLUSTER as usize)).await?;
-                assert!(crate::io::is_zero(&past));
-                file.set_len(11 * CLUSTER).await
-            };
-            LocalGraph::of(&stage.cell).call_node("image", work).await.expect("some work");
-        });
-        let mut expect = vec![0; 11 * CLUSTER as usize];
-        expect[..CLUSTER as usize - 100].fill(9);
+        on_a_worker(zero_behind_the_end(file, flags));
         let shown = crate::io::read_file(&path, 1 << 20).expect("a file");
-        assert!(shown == expect, "discard {discard}, direct {direct}, {flags:?}");
-    };
-    let kept = WriteFlags { no_unmap: true, ..WriteFlags::NONE };
-    for (discard, direct) in [(false, false), (true, false), (false, true), (true, true)] {
-        check(discard, direct, WriteFlags::NONE);
-        check(discard, direct, kept);
-    }
+        check_zeroed(&shown, how);
+    });
 }

@@ -85,6 +85,8 @@ impl Want {
 pub(super) struct Queue {
     next_ticket: u64,
     waiting: Vec<Waiting>,
+    /// To be woken when something comes to wait for these operations.
+    patient: Vec<(OpId, Waker)>,
 }
 
 pub(super) struct Waiting {
@@ -95,6 +97,7 @@ pub(super) struct Waiting {
     waker: Option<Waker>,
 }
 
+#[derive(Clone)]
 pub(super) enum Wanted {
     Entry { sources: SourceSet, range: Range<u64> },
     Operation { op: OpId, want: Want },
@@ -128,6 +131,33 @@ impl Queue {
         kept.replace(waker.clone())
     }
 
+    /// Whether anything waits for what an operation holds.
+    pub(super) fn is_awaited(&self, want: &Want) -> bool {
+        self.waiting.iter().any(|waiting| waiting.what.is_held_up_by(want))
+    }
+
+    /// Wakes a task when something comes to wait for an operation; gives back the waker that it had, to be dropped without
+    /// the lock.
+    pub(super) fn watch(&mut self, op: OpId, waker: &Waker) -> Option<Waker> {
+        match self.patient.iter_mut().find(|(other, _)| *other == op) {
+            Some((_, kept)) if kept.will_wake(waker) => None,
+            Some((_, kept)) => Some(std::mem::replace(kept, waker.clone())),
+            None => {
+                self.patient.push((op, waker.clone()));
+                None
+            }
+        }
+    }
+
+    pub(super) fn has_watched(&self) -> bool {
+        !self.patient.is_empty()
+    }
+
+    /// Takes the wakers of operations for which that is so.
+    pub(super) fn take_watched(&mut self, is_it: impl Fn(OpId) -> bool) -> Vec<Waker> {
+        self.patient.extract_if(.., |(op, _)| is_it(*op)).map(|(_, waker)| waker).collect()
+    }
+
     /// Whether an operation must let something with a smaller ticket go first.
     pub(super) fn is_behind_another(&self, want: &Want, ticket: u64) -> bool {
         self.waiting
@@ -159,6 +189,11 @@ impl Wanted {
             Self::Entry { sources, range } => want.is_guarded_from(sources, range),
             Self::Operation { want: own, .. } => own.conflicts(want),
         }
+    }
+
+    /// Whether an operation that holds what it wanted may keep it waiting.
+    pub(super) fn is_held_up_by(&self, want: &Want) -> bool {
+        self.conflicts(want) || self.waits_for(&want.exempt, &want.range)
     }
 
     /// Whether a change that ends may have kept it waiting.

@@ -51,6 +51,12 @@ impl AllShards<'_> {
         }
     }
 
+    /// What an operation holds that has been granted.
+    fn want_of(&self, op: OpId) -> Option<&Want> {
+        let mut operations = self.iter().flat_map(|shard| &shard.operations);
+        operations.find(|operation| operation.op == op).map(|operation| &operation.want)
+    }
+
     /// Whether anybody waits in the queue, or is about to.
     fn is_anybody_waiting(&self) -> bool {
         self.iter().any(|shard| shard.waiting > 0)
@@ -131,7 +137,38 @@ impl Guards {
     pub(crate) fn park(&self, worker: usize, sources: SourceSet, range: Range<u64>) -> Ticket {
         let mut queue = self.queue();
         self.shard(worker).waiting += 1;
-        Ticket(queue.push(worker, Wanted::Entry { sources, range }))
+        let ticket = queue.push(worker, Wanted::Entry { sources, range });
+        if queue.has_watched() {
+            let wakers = take_watched(&mut queue, &self.all_shards(), ticket);
+            drop(queue);
+            wakers.into_iter().for_each(Waker::wake);
+        }
+        Ticket(ticket)
+    }
+
+    /// Whether anything waits for what these operations hold; else `waker` is woken when something comes to, until
+    /// [`Self::ignore_awaited`].
+    pub(crate) fn poll_awaited(&self, ops: &[OpId], waker: &Waker) -> bool {
+        if ops.is_empty() {
+            return false;
+        }
+        let mut queue = self.queue();
+        let shards = self.all_shards();
+        let is_awaited = |op: &OpId| shards.want_of(*op).is_some_and(|it| queue.is_awaited(it));
+        let is_awaited = ops.iter().any(is_awaited);
+        let replaced: Vec<_> = match is_awaited {
+            true => Vec::new(),
+            false => ops.iter().filter_map(|op| queue.watch(*op, waker)).collect(),
+        };
+        drop((shards, queue));
+        drop(replaced);
+        is_awaited
+    }
+
+    /// Nobody is to be woken when something comes to wait for these operations.
+    pub(crate) fn ignore_awaited(&self, ops: &[OpId]) {
+        let wakers = self.queue().take_watched(|op| ops.contains(&op));
+        drop(wakers);
     }
 
     /// Lets a parked change in; else `waker` is woken when it is worth asking again.
@@ -186,6 +223,11 @@ impl Guards {
                 let place = place.clone();
                 shard.guards.push(Guard { op, place, ticket, granted: false, spoiled: false });
             }
+        }
+        if queue.has_watched() {
+            let wakers = take_watched(&mut queue, &shards, ticket);
+            drop((shards, queue));
+            wakers.into_iter().for_each(Waker::wake);
         }
         Ok(Acquire::Queued(Ticket(ticket)))
     }
@@ -337,7 +379,7 @@ impl Guards {
         let released = shard.and_then(|shard| shard.remove_operation(op, is_anybody_waiting));
         drop(shards);
         if let Some(Operation { want, .. }) = released {
-            self.wake(|what| what.conflicts(&want) || what.waits_for(&want.exempt, &want.range));
+            self.wake(|what| what.is_held_up_by(&want));
         }
     }
 
@@ -473,6 +515,14 @@ fn must_wait(
     let is_behind =
         || !by.is_nested() && queue.is_some_and(|queue| queue.is_behind_another(want, LAST));
     Ok(is_held(shards, want, by) || is_behind())
+}
+
+/// The tasks to wake because something has come to wait.
+fn take_watched(queue: &mut Queue, shards: &AllShards<'_>, ticket: u64) -> Vec<Waker> {
+    let Some(waiting) = queue.get(ticket) else { return Vec::new() };
+    let what = waiting.what.clone();
+    let holds_up = |op| shards.want_of(op).is_some_and(|want| what.is_held_up_by(want));
+    queue.take_watched(holds_up)
 }
 
 fn grant(

@@ -9,6 +9,7 @@
 //! | `world.rs` | one seed: its phases, and the checks between them |
 //! | `crash.rs` | one seed that ends in a crash |
 //! | `image.rs`, `images.rs`, `judge.rs` | disks that are qcow2 images: how they are made, what they owe when a run ends, a look at them without graph and host |
+//! | `blocks.rs`, `compressed.rs` | images that do not fit the blocks of their files; what a write that fails spoils |
 //! | `image_zeros.rs` | what a guest zeroed stays zero when the backing gets longer |
 //! | `dropped.rs` | flushes of an image that nobody waits for to their end |
 //! | `plugins.rs`, `twins.rs`, `backups.rs` | filters that are plugins: compared with their native twins, failing in any call, losing power while they copy |
@@ -106,6 +107,7 @@
 
 mod backups;
 mod bitmaps;
+mod blocks;
 mod changes;
 mod compressed;
 mod crash;

@@ -228,6 +228,7 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         }
     };
     info.size_bytes = node.resized.or(node.kept).unwrap_or(info.size_bytes);
+    info.limits = node.driver.limits_at(info.size_bytes).unwrap_or(info.limits);
     let alignment = info.limits.request_alignment;
     let sound = alignment.is_power_of_two()
         && alignment <= 4096

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::action::{Unproven, User};
 use super::bitmap_steps::{BitmapStep, position};
 use super::naming::Naming;
+use super::reopen::Opened;
 use super::work::Work;
 use crate::bitmap::{Bitmap, BitmapName};
 use crate::error::{Error, ErrorKind, Result};
@@ -44,6 +45,8 @@ pub(in crate::graph) struct Draft {
     pub(super) catching_up: Vec<(Arc<Tracker>, By)>,
     /// Which backings images are to name.
     pub(super) backing_names: Vec<(String, Naming)>,
+    /// Drivers that have been opened in another way.
+    pub(super) opened: Opened,
     pub(super) altered: Vec<Altered>,
     /// Of the last action that has altered an edge or a size, among the changes of bitmaps.
     pub(super) last_shape: usize,

@@ -164,15 +164,19 @@ impl Builder<'_> {
 
     fn view(&self, spec: &ViewSpec) -> Result<ViewNode, StartError> {
         let of = &spec.of.value;
+        let said = |view: ViewNode| match spec.discard {
+            Some(discard) => view.with_discards(discard.value),
+            None => view,
+        };
         let known = self.made.backups.get(of).cloned();
         if let Some(backup) = known.or_else(|| self.living.backup(of)) {
-            return Ok(ViewNode::of_backup(&backup));
+            return Ok(said(ViewNode::of_backup(&backup)));
         }
         let missing = || Error::new(ErrorKind::NotFound, format!("node `{of}` has no views"));
         let known = self.made.plugins.get(of).cloned();
         let plugin = known.or_else(|| self.living.plugin(of)).ok_or_else(missing);
         let view = plugin.and_then(|plugin| ViewNode::of_plugin(&plugin, &spec.view.value));
-        view.map_err(|error| self.at(spec.view.span, &error))
+        view.map(said).map_err(|error| self.at(spec.view.span, &error))
     }
 
     fn backup(&mut self, node: &NodeSpec, spec: &FilterSpec) -> Result<Arc<dyn Node>, StartError> {

@@ -26,6 +26,7 @@ pub use open::{FileOptions, ImageLocking};
 
 use self::ahead::Ahead;
 use self::data::DataRun;
+use self::open::DIRECT_ALIGNMENT;
 use super::{
     Caps, Extent, ExtentKind, Identity, Limits, Node, NodeFuture, NodeInfo, OpenMode, Reopening,
     Support, WriteFlags,
@@ -45,7 +46,6 @@ const ENXIO: i32 = 6;
 pub struct FileNode {
     file: Arc<File>,
     known: Arc<Known>,
-    limits: Limits,
     mode: OpenMode,
     discard: bool,
     lock: Mutex<Option<ImageLock>>,
@@ -72,6 +72,10 @@ impl FileNode {
         self.known.len_bytes.load(Ordering::Relaxed)
     }
 
+    fn limits(&self, size_bytes: u64) -> Limits {
+        open::limits(self.file.is_direct(), size_bytes)
+    }
+
     fn is_growable(&self) -> bool {
         self.mode.write && !self.file.is_block_device()
     }
@@ -89,7 +93,7 @@ impl FileNode {
             return;
         }
         let Some(to) = self.known.ahead.claim(end) else { return };
-        let len = u64::from(self.limits.memory_alignment);
+        let len = u64::from(DIRECT_ALIGNMENT);
         let op = FileOp::Allocate { mode: AllocateMode::Extend, offset: to - len, len };
         if let Err(error) = self.file.run_op(op).await {
             tracing::debug!("`{}` grows write by write: {error}", self.file.path().display());
@@ -160,7 +164,7 @@ impl FileNode {
                 .await?;
         }
         // Another change may make the file longer meanwhile: to set its length could cut that off.
-        let last = u64::from(self.limits.request_alignment).min(len);
+        let last = u64::from(self.limits(end).request_alignment).min(len);
         let zeros = Buf::zeros(usize::try_from(last).unwrap_or_default());
         let written = self.file.write_at(end - last, zeros).await;
         written.map_err(|error| self.failed("zero", offset, &error))
@@ -305,12 +309,16 @@ impl Node for FileNode {
         };
         Ok(NodeInfo {
             size_bytes: self.len(),
-            limits: self.limits,
+            limits: self.limits(self.len()),
             caps,
             read_only: !self.mode.write && !self.mode.auto,
             // An image may end within its last cluster, also one that cannot be written now.
             growable: !self.file.is_block_device(),
         })
+    }
+
+    fn limits_at(&self, size_bytes: u64) -> Option<Limits> {
+        Some(self.limits(size_bytes))
     }
 
     fn read<'a>(&'a self, _cx: Cx<'a>, offset: u64, buf: BufMut) -> NodeFuture<'a, BufMut> {
@@ -379,8 +387,6 @@ impl Node for FileNode {
     }
 
     fn set_len<'a>(&'a self, _: Cx<'a>, len: u64) -> NodeFuture<'a, ()> {
-        let alignment = u64::from(self.limits.request_alignment);
-        let len = len.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
         Box::pin(self.truncate(len))
     }
 

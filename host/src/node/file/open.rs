@@ -12,7 +12,7 @@ use crate::io::{File, ImageLock, LockMode, OpenOptions};
 use crate::node::{Limits, OpenMode};
 
 /// Alignment of direct I/O, bytes: what every disk and file system takes.
-const DIRECT_ALIGNMENT: u32 = 4096;
+pub(super) const DIRECT_ALIGNMENT: u32 = 4096;
 /// Alignment of direct I/O where the file's length is no multiple of 4096.
 const SECTOR_BYTES: u32 = 512;
 
@@ -77,8 +77,8 @@ impl FileNode {
             data: DataRun::default(),
             ahead: Ahead::at(shown_bytes),
         };
+        check_length(&file, shown_bytes)?;
         Ok(Self {
-            limits: limits_of(&file, shown_bytes)?,
             file,
             known: Arc::new(known),
             mode: OpenMode { write: options.write, auto: options.auto_read_only, for_job: false },
@@ -88,18 +88,17 @@ impl FileNode {
     }
 }
 
-/// What requests a file of this length takes.
-///
 /// # Errors
-/// `EINVAL` for a length with which it cannot be direct.
-pub(super) fn limits_of(file: &File, size_bytes: u64) -> Result<Limits> {
-    limits(file.is_direct(), size_bytes).ok_or_else(|| {
-        let message = format!(
-            "`{}` has {size_bytes} bytes, no multiple of 512: direct = true needs that",
-            file.path().display()
-        );
-        Error::new(ErrorKind::Invalid, message)
-    })
+/// `EINVAL` for a length with which a file cannot be direct.
+pub(super) fn check_length(file: &File, size_bytes: u64) -> Result<()> {
+    if size_bytes.is_multiple_of(limits(file.is_direct(), size_bytes).request_alignment.into()) {
+        return Ok(());
+    }
+    let message = format!(
+        "`{}` has {size_bytes} bytes, no multiple of 512: direct = true needs that",
+        file.path().display()
+    );
+    Err(Error::new(ErrorKind::Invalid, message))
 }
 
 pub(super) fn mode_of(write: bool) -> LockMode {
@@ -117,14 +116,16 @@ pub(super) fn not_locked(file: &File, error: &std::io::Error) -> Error {
     }
 }
 
-fn limits(direct: bool, size_bytes: u64) -> Option<Limits> {
+/// What requests a file of this length takes: direct ones of sectors, if it does not end with a block.
+pub(super) fn limits(direct: bool, size_bytes: u64) -> Limits {
     if !direct {
-        return Some(Limits::NONE);
+        return Limits::NONE;
     }
-    let alignment = [DIRECT_ALIGNMENT, SECTOR_BYTES];
-    let fits =
-        alignment.into_iter().find(|alignment| size_bytes.is_multiple_of(u64::from(*alignment)))?;
-    Some(Limits { request_alignment: fits, memory_alignment: DIRECT_ALIGNMENT, ..Limits::NONE })
+    let request_alignment = match size_bytes.is_multiple_of(DIRECT_ALIGNMENT.into()) {
+        true => DIRECT_ALIGNMENT,
+        false => SECTOR_BYTES,
+    };
+    Limits { request_alignment, memory_alignment: DIRECT_ALIGNMENT, ..Limits::NONE }
 }
 
 fn lock(file: &Arc<File>, options: &FileOptions) -> Result<Option<ImageLock>> {

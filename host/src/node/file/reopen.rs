@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::FileNode;
-use super::open::{limits_of, mode_of, not_locked};
+use super::open::{check_length, mode_of, not_locked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
 use crate::io::{File, OpenOptions};
@@ -32,14 +32,13 @@ impl Reopening for FileNode {
             let message = format!("`{}` is another file than the one that is open", path.display());
             return Err(Error::new(ErrorKind::Io, message));
         }
-        let limits = limits_of(&file, self.known.len_bytes.load(Ordering::Relaxed))?;
+        check_length(&file, self.known.len_bytes.load(Ordering::Relaxed))?;
         let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let lock = held.as_ref().map(|held| held.also(&file, mode_of(write))).transpose();
         let lock = lock.map_err(|error| not_locked(&file, &error))?;
         Ok(Arc::new(Self {
             file,
             known: Arc::clone(&self.known),
-            limits,
             mode: OpenMode { write, auto, for_job: how.for_job },
             discard: how.discard.unwrap_or(self.discard),
             lock: Mutex::new(lock),

@@ -15,6 +15,7 @@
 //! | `fresh` | a file that becomes an image, or goes |
 //! | `read`, `write`, `zero`, `status` | the node's operations |
 //! | `compress` | writes that are stored compressed |
+//! | `apart` | calculations on threads of their own |
 //!
 //! **Invariant**: a request holds an image's `Turn` from before it looks where its bytes lie until they
 //! have been moved, so no cluster is given to somebody else under it.
@@ -23,6 +24,7 @@
 //! image maps it after it has been written, and keeps that mapping back until it is durable.
 
 mod alarm;
+mod apart;
 mod below;
 mod bitmaps;
 mod compress;
@@ -33,6 +35,8 @@ mod read;
 mod reopen;
 mod status;
 mod storage;
+#[cfg(test)]
+mod test_disk;
 mod under_way;
 mod write;
 mod zero;

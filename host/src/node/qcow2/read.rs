@@ -4,12 +4,12 @@ use blockloom_qcow2::Storage;
 use blockloom_qcow2::format::{CompressedData, HostOffset, compressed};
 use blockloom_qcow2::image::{Mapping, MappingKind, Turn};
 
-use super::compress::{not_computed, urgency};
+use super::apart::calculate;
 use super::storage::{Container, from_engine};
 use super::{Qcow2Node, to_usize};
 use crate::error::Result;
 use crate::graph::Cx;
-use crate::io::{BufMut, compute};
+use crate::io::BufMut;
 use crate::node::NodeFuture;
 
 /// Clusters shorter than this are decompressed by the worker itself, bytes. One of 64 KiB takes it 55 (zstd) to 70 µs
@@ -79,7 +79,7 @@ impl Qcow2Node {
             }
             MappingKind::Unallocated => self.read_below(cx, offset, buf).await,
             MappingKind::Compressed(data) => {
-                self.read_compressed(cx, container, offset, data, &mut buf).await?;
+                self.read_compressed((cx, false), container, offset, data, &mut buf).await?;
                 Ok(buf)
             }
         }
@@ -108,10 +108,11 @@ impl Qcow2Node {
         }
     }
 
-    /// Fills `buf` with a part of a compressed cluster, from guest `offset`, which lies in it.
+    /// Fills `buf` with a part of a compressed cluster, from guest `offset`, which lies in it. Others may wait for who holds
+    /// guest clusters meanwhile.
     pub(super) async fn read_compressed(
         &self,
-        cx: Cx<'_>,
+        (cx, holds_others): (Cx<'_>, bool),
         container: &Container<'_>,
         offset: u64,
         data: CompressedData,
@@ -125,7 +126,7 @@ impl Qcow2Node {
             compressed::decompress(kind, &packed, &mut cluster).map(|()| cluster)
         };
         let cluster = match cluster_bytes >= UNPACKED_APART_MIN_BYTES {
-            true => compute(urgency(cx), unpack).await.map_err(not_computed)?,
+            true => calculate(cx, holds_others, unpack).await?,
             false => unpack(),
         };
         let cluster = cluster.map_err(from_engine)?;
@@ -139,49 +140,14 @@ impl Qcow2Node {
 mod tests {
     use std::future::poll_fn;
     use std::pin::pin;
-    use std::sync::Arc;
     use std::task::Poll;
 
-    use blockloom_qcow2::create::{CreateOptions, create};
-    use blockloom_qcow2::format::ClusterSize;
-
-    use crate::graph::{
-        ChildDecl, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl,
-    };
-    use crate::io::{Buf, BufMut, EngineChoice, Urgency, compute, run_on_thread};
-    use crate::node::{
-        Access, FileNode, FileOptions, FileStorage, Node, Qcow2Node, Qcow2Options, WriteFlags,
-    };
+    use super::super::test_disk::disk;
+    use crate::io::compute_testing::{take_thread, use_own_pool};
+    use crate::io::{Buf, BufMut, EngineChoice, Urgency, run_on_thread};
+    use crate::node::WriteFlags;
 
     const CLUSTER: u64 = 1 << 21;
-
-    /// Drive `vda` on a new image.
-    async fn drive(folder: &std::path::Path) -> LocalDrive {
-        let path = folder.join("disk.qcow2");
-        let storage = FileStorage::open(&path, Access::Create).expect("a file");
-        let cluster_size = ClusterSize::from_bytes(CLUSTER).expect("2 MiB");
-        let options = CreateOptions { cluster_size, ..CreateOptions::new(4 * CLUSTER) };
-        create(&storage, &options).await.expect("an image");
-        let options = Qcow2Options { write: true, ..Qcow2Options::default() };
-        let image = Qcow2Node::open(&storage, &options).await.expect("an image");
-        drop(storage);
-        let file = FileNode::open(&FileOptions { path, write: true, ..FileOptions::default() });
-        let (file, image): (Arc<dyn Node>, Arc<dyn Node>) =
-            (Arc::new(file.expect("a file")), Arc::new(image));
-        let nodes = vec![
-            NodeDecl { name: "file".into(), driver: file, children: vec![] },
-            NodeDecl {
-                name: "disk".into(),
-                driver: image,
-                children: vec![ChildDecl::storage("file")],
-            },
-        ];
-        let (id, root) = ("vda".to_owned(), Some("disk".into()));
-        let drives = vec![DriveDecl { id, root, writable: true, only_shows: false }];
-        let graph = GraphDecl { nodes, drives, bitmaps: vec![] }.build().expect("a graph");
-        let cell = Arc::new(GraphCell::new(graph));
-        LocalDrive::open(&LocalGraph::of(&cell), "vda").expect("a drive")
-    }
 
     /// While all threads for calculations are taken, a large cluster is not decompressed, and others are read.
     #[test]
@@ -189,17 +155,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().to_owned();
         let done = run_on_thread(EngineChoice::Auto, async move {
-            let drive = drive(&path).await;
+            use_own_pool(1);
+            let drive = disk(&path, CLUSTER).await.drive;
             let bytes = || Buf::copy_of(&vec![7; 1 << 21]);
             drive.write(0, bytes(), WriteFlags::COMPRESSED).await.expect("a write");
             drive.write(CLUSTER, bytes(), WriteFlags::NONE).await.expect("a write");
-            let (go_on, wait) = crossbeam::channel::unbounded::<()>();
-            let threads = 1 + std::thread::available_parallelism().map_or(1, usize::from);
-            let busy = |_| {
-                let wait = wait.clone();
-                compute(Urgency::Now, move || wait.recv().is_err())
-            };
-            let all_busy: Vec<_> = (0..threads).map(busy).collect();
+            let all = [Urgency::Later, Urgency::Now].map(take_thread);
             let mut packed = pin!(drive.read(4096, BufMut::new(4096)));
             for _ in 0..100 {
                 let is_pending = poll_fn(|cx| Poll::Ready(packed.as_mut().poll(cx).is_pending()));
@@ -207,11 +168,12 @@ mod tests {
                 let plain = drive.read(CLUSTER, BufMut::new(4096)).await.expect("a read");
                 assert!(plain.iter().all(|byte| *byte == 7));
             }
+            let (go_on, busy): (Vec<_>, Vec<_>) = all.into_iter().unzip();
             drop(go_on);
             let packed = packed.await.expect("a read");
             assert!(packed.len() == 4096 && packed.iter().all(|byte| *byte == 7));
-            for thread in all_busy {
-                assert!(thread.await.expect("computed"));
+            for thread in busy {
+                thread.await.expect("computed");
             }
         });
         done.expect("a worker");

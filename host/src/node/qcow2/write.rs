@@ -155,7 +155,7 @@ impl Qcow2Node {
                 to.copy_from_slice(&old);
             }
             FillSource::Compressed(data) => {
-                self.read_compressed(cx, container, fill.offset, data, to).await?;
+                self.read_compressed((cx, true), container, fill.offset, data, to).await?;
             }
         }
         Ok(())

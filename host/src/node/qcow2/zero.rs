@@ -26,7 +26,7 @@ impl Qcow2Node {
         let container = self.container(cx)?;
         let turn = self.image.enter();
         self.zero_raw_data(cx, &container, offset, len, flags).await?;
-        let whole = self.whole_units(offset, len);
+        let whole = self.image.whole_units(offset, len);
         let left = match whole.is_empty() {
             true => Vec::new(),
             false => {
@@ -56,22 +56,6 @@ impl Qcow2Node {
         }
         self.image.begin_modifying(container).await.map_err(from_engine)?;
         self.data(cx)?.zero(offset, len, WriteFlags { fua: false, ..flags }).await
-    }
-
-    /// The units that lie in a range, as one: see [`Self::whole`].
-    fn whole_units(&self, offset: u64, len: u64) -> Range<u64> {
-        self.whole(self.info.unit_bytes, offset, len)
-    }
-
-    /// What of a range consists of whole units, as one; empty and at the range's end if there is none. The last
-    /// one of the view counts as whole where the view ends within it.
-    fn whole(&self, unit: u64, offset: u64, len: u64) -> Range<u64> {
-        let end = offset + len;
-        let last = if end == self.image.size_bytes() { end } else { end / unit * unit };
-        match offset.checked_next_multiple_of(unit) {
-            Some(first) if first < last => first..last,
-            _ => end..end,
-        }
     }
 
     /// Writes zeros where the range shows anything else.
@@ -108,7 +92,7 @@ impl Qcow2Node {
     }
 
     pub(super) async fn discard_range(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<()> {
-        let whole = self.whole_units(offset, len);
+        let whole = self.image.whole_units(offset, len);
         if whole.is_empty() {
             return Ok(());
         }
@@ -121,7 +105,7 @@ impl Qcow2Node {
 
     /// Gives up the clusters that lie wholly in a range.
     pub(super) async fn give_up(&self, cx: Cx<'_>, offset: u64, len: u64) -> Result<()> {
-        let whole = self.whole(self.info.cluster_bytes, offset, len);
+        let whole = self.image.whole_clusters(offset, len);
         if whole.is_empty() {
             return Ok(());
         }

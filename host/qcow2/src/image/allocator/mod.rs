@@ -92,7 +92,7 @@ pub(super) struct Allocator {
     end_is_exact: bool,
     /// Where the container ended, in clusters, and what was handed out past it since.
     virgin: u64,
-    /// Where the bytes end that were last found by [`Self::allocate_bytes`], if their cluster goes on.
+    /// Where the blocks end that were last found by [`Self::allocate_bytes`], if their cluster goes on.
     bytes_end: Option<u64>,
     /// Clusters with metadata: never handed out, never guest data.
     metadata: HashSet<u64>,
@@ -250,34 +250,46 @@ impl Allocator {
         }
     }
 
-    /// Finds bytes within one cluster and counts a reference for them: after the last bytes found so, from the next
-    /// block on, if they fit there and the reference can be counted. A block is a power of two, and no more than a
-    /// cluster.
+    /// How many parts of these lengths, from the first on, lie in one free cluster.
+    pub(super) fn fitting(&self, lens: &[u64]) -> usize {
+        fitting(lens, self.cluster_size.bytes(), self.width.max()).0
+    }
+
+    /// Finds bytes within one cluster for parts of these lengths, which lie there one after the other, and counts a
+    /// reference for each: for as many, from the first on, as there is room for behind the last bytes found so; if that is
+    /// none, in a new cluster. Returns where they begin, and how many they are. They have whole blocks for themselves. A
+    /// block is a power of two and, as each part, no more than a cluster.
     ///
     /// # Errors
     /// As for [`Self::allocate`].
-    pub(super) fn allocate_bytes(&mut self, len: u64, block_bytes: u64) -> Result<Outcome<u64>> {
+    pub(super) fn allocate_bytes(
+        &mut self,
+        lens: &[u64],
+        block_bytes: u64,
+    ) -> Result<Outcome<(u64, usize)>> {
         let next = self.bytes_end.map(|end| end.next_multiple_of(block_bytes));
-        if let Some(at) = next.filter(|at| !self.cluster_size.is_aligned(*at))
-            && self.cluster_size.offset_in(at) + len <= self.cluster_size.bytes()
-        {
+        if let Some(at) = next.filter(|at| !self.cluster_size.is_aligned(*at)) {
             let cluster = self.cluster_size.index_of(at);
-            match self.refcount(cluster) {
-                Outcome::NeedsBlock(needed) => return Ok(Outcome::NeedsBlock(needed)),
-                Outcome::Done(count) if count > 0 && count < self.width.max() => {
-                    self.set_count(cluster, count + 1)?;
-                    self.leave_rest(at + len);
-                    return Ok(Outcome::Done(at));
-                }
-                Outcome::Done(_) => (),
+            let Outcome::Done(count) = self.refcount(cluster) else {
+                return Ok(Outcome::NeedsBlock(self.place(cluster).0));
+            };
+            let room = self.cluster_size.bytes() - self.cluster_size.offset_in(at);
+            let references = if count == 0 { 0 } else { self.width.max() - count };
+            let (parts, len) = fitting(lens, room, references);
+            if parts > 0 {
+                self.set_count(cluster, count + parts as u64)?;
+                self.leave_rest((at + len).next_multiple_of(block_bytes));
+                return Ok(Outcome::Done((at, parts)));
             }
         }
         match self.allocate(1)? {
             Outcome::NeedsBlock(needed) => Ok(Outcome::NeedsBlock(needed)),
             Outcome::Done(found) => {
+                let (parts, len) = fitting(lens, self.cluster_size.bytes(), self.width.max());
+                self.set_count(found.run.first, parts as u64)?;
                 let at = found.run.first << self.cluster_size.bits();
-                self.leave_rest(at + len);
-                Ok(Outcome::Done(at))
+                self.leave_rest((at + len).next_multiple_of(block_bytes));
+                Ok(Outcome::Done((at, parts)))
             }
         }
     }
@@ -413,6 +425,18 @@ impl Allocator {
         self.virgin = self.virgin.max(self.end);
         Ok(())
     }
+}
+
+/// How many parts of these lengths, from the first on, fit, with a reference for each; and how long they are together.
+fn fitting(lens: &[u64], room_bytes: u64, references: u64) -> (usize, u64) {
+    let (mut parts, mut sum) = (0, 0);
+    for len in lens {
+        if parts as u64 == references || *len > room_bytes - sum {
+            break;
+        }
+        (parts, sum) = (parts + 1, sum + len);
+    }
+    (parts, sum)
 }
 
 fn no_reference(cluster_size: ClusterSize, cluster: u64) -> Error {

@@ -64,17 +64,79 @@ fn they_are_packed() {
     }
 }
 
-/// Room for a compressed cluster of so many bytes, in blocks.
+/// Room for clusters from one on, compressed to so many bytes each, in blocks.
 fn prepare<'t>(
     disk: &'t Disk,
     turn: &'t Turn<'_>,
     index: u64,
-    len: u64,
+    lens: &[u64],
     block_bytes: u64,
 ) -> Option<Allocation<'t>> {
     let offset = index * disk.image.cluster_bytes();
-    let room = disk.image.prepare_compressed_write(turn, &disk.container, offset, len, block_bytes);
+    let room =
+        disk.image.prepare_compressed_write(turn, &disk.container, offset, lens, block_bytes);
     block_on(room).expect("an answer")
+}
+
+/// Clusters of one write are beside each other, as many as a host cluster and its count of references hold; each write
+/// begins a block, and what comes after it, too, whatever its own blocks are.
+#[test]
+fn those_of_one_write_share_blocks() {
+    let disk = new_disk(&Geometry { cluster_bits: 16, refcount_bits: 2, ..geometry() });
+    let turn = disk.image.enter();
+    let mut found = Vec::new();
+    let mut write = |index, lens: &[u64], block_bytes| {
+        let room = prepare(&disk, &turn, index, lens, block_bytes).expect("room");
+        let span = room.span();
+        assert!(span.start.is_multiple_of(block_bytes) && span.end.is_multiple_of(block_bytes));
+        let clusters = room.clusters();
+        assert_eq!(room.len(), lens[..clusters].iter().sum::<u64>());
+        disk.container.file.write_now(span.start, &vec![1; (span.end - span.start) as usize]);
+        block_on(disk.image.commit(&disk.container, room)).expect("commits");
+        found.push((clusters, span));
+    };
+    write(0, &[5000, 3000, 100, 100], 4096);
+    write(3, &[700], 512);
+    write(4, &[700], 4096);
+    write(5, &[700], 1);
+    write(6, &[60_000, 6000, 600], 512);
+    let places: Vec<_> = (0..7).filter_map(|index| packed_at(&disk, index << 16)).collect();
+    let (clusters, spans): (Vec<usize>, Vec<_>) = found.into_iter().unzip();
+    assert_eq!(
+        clusters,
+        [3, 1, 1, 1, 1],
+        "three references a cluster, and no more bytes than it has"
+    );
+    assert_eq!(places[..3], [0, 5000, 8000].map(|at| spans[0].start + at));
+    assert_eq!(spans[0].end - spans[0].start, 8192);
+    let first = spans[1].start;
+    assert!(first.is_multiple_of(1 << 16), "{spans:?}");
+    let within = spans[1..].iter().map(|span| span.start.wrapping_sub(first)).collect::<Vec<_>>();
+    assert_eq!(within[..3], [0, 4096, 8192]);
+    drop(turn);
+    block_on(disk.image.close(&disk.container)).expect("closes");
+    assert!(check(&disk.container.file).is_clean());
+}
+
+/// What is given up gives back all its references, whatever becomes of others in the cluster.
+#[test]
+fn all_of_a_write_is_given_back() {
+    for is_settled in [true, false] {
+        let disk = new_disk(&geometry());
+        block_on(disk.write_compressed(0, &[1; CLUSTER as usize])).expect("writes");
+        let turn = disk.image.enter();
+        let room = prepare(&disk, &turn, 1, &[100, 100, 100], 512).expect("room");
+        assert_eq!(room.clusters(), 3);
+        match is_settled {
+            true => room.release(),
+            false => drop(room),
+        }
+        drop(turn);
+        check_clusters(&disk, |index| vec![u8::from(index == 0); CLUSTER as usize]);
+        block_on(disk.image.close(&disk.container)).expect("closes");
+        let report = check(&disk.container.file);
+        assert!(report.is_clean() && report.compressed_clusters == 1, "{report:?}");
+    }
 }
 
 /// A write that fails may leave anything in the blocks that it touches. Nobody else is in them, and nobody comes into
@@ -89,7 +151,7 @@ fn a_write_that_fails_spoils_no_other_cluster() {
         let mut failed = None;
         for index in 0..12 {
             let turn = disk.image.enter();
-            let room = prepare(&disk, &turn, index, len, block_bytes).expect("room");
+            let room = prepare(&disk, &turn, index, &[len], block_bytes).expect("room");
             let span = room.span();
             assert!(span.start.is_multiple_of(block_bytes) && span.end.is_multiple_of(block_bytes));
             assert_ne!(failed, Some(span.start >> 16), "cluster {index} beside one that failed");
@@ -118,11 +180,15 @@ fn a_write_that_fails_spoils_no_other_cluster() {
 fn what_saves_no_block_is_not_compressed() {
     let disk = new_disk(&geometry());
     let turn = disk.image.enter();
-    assert!(prepare(&disk, &turn, 0, 1, 4096).is_none());
-    assert!(prepare(&disk, &turn, 0, 1, 1 << 20).is_none());
-    assert!(prepare(&disk, &turn, 0, CLUSTER - 511, 512).is_none());
-    let room = prepare(&disk, &turn, 0, CLUSTER - 512, 512).expect("it saves one");
+    assert!(prepare(&disk, &turn, 0, &[1], 4096).is_none());
+    assert!(prepare(&disk, &turn, 0, &[1], 1 << 20).is_none());
+    assert!(prepare(&disk, &turn, 0, &[CLUSTER - 511], 512).is_none());
+    assert!(prepare(&disk, &turn, 0, &[CLUSTER - 511, 512], 512).is_none());
+    let room = prepare(&disk, &turn, 0, &[CLUSTER - 512], 512).expect("it saves one");
     assert_eq!((room.len(), room.span().end - room.host().0), (CLUSTER - 512, CLUSTER - 512));
+    room.release();
+    let room = prepare(&disk, &turn, 0, &[CLUSTER - 511, 511], 4096).expect("two in one");
+    assert_eq!((room.clusters(), room.len(), room.spare), (2, CLUSTER, 0));
     room.release();
 }
 

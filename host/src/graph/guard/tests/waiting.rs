@@ -193,3 +193,35 @@ fn a_guard_of_a_worker_is_seen_by_all() {
         drop(guard.poll().unwrap().unwrap());
     }
 }
+
+/// Who holds something is woken when somebody comes to wait for it: a change, or another operation; for that alone, and
+/// until it does not care any more.
+#[test]
+fn who_is_waited_for_may_know() {
+    let guards = Guards::new(2);
+    let woken = Arc::<Woken>::default();
+    let waker = Waker::from(Arc::clone(&woken));
+    let op = guards.granted(0, want(1, 0..10, &[]), TOP);
+    let other = guards.granted(1, want(1, 20..30, &[]), TOP);
+    assert!(!guards.poll_awaited(&[op], &waker));
+    let far = guards.park(1, set(&[1]), 25..26);
+    assert!(!woken.take() && !guards.poll_awaited(&[op], &waker));
+    let change = guards.park(1, set(&[1]), 5..6);
+    assert!(woken.take() && guards.poll_awaited(&[op], &waker));
+    assert!(guards.poll_awaited(&[OpId::of(1, 77), op], &waker), "one of them is");
+    guards.forget(change);
+    assert!(!guards.poll_awaited(&[op], &waker));
+    let operation = guards.queued(1, want(1, 8..12, &[]), TOP);
+    assert!(woken.take() && guards.poll_awaited(&[op], &waker));
+    guards.forget(operation);
+    assert!(!guards.poll_awaited(&[op], &waker) && !guards.poll_awaited(&[], &waker));
+    guards.ignore_awaited(&[op]);
+    let change = guards.park(0, set(&[1]), 5..6);
+    assert!(!woken.take(), "it has been told to leave that");
+    [far, change].into_iter().for_each(|ticket| guards.forget(ticket));
+    [op, other].into_iter().for_each(|op| guards.release(op));
+    assert!(!guards.poll_awaited(&[op], &waker), "nothing is held any more");
+    guards.ignore_awaited(&[op]);
+    drop(waker);
+    assert_eq!(Arc::strong_count(&woken), 1, "nobody is remembered");
+}

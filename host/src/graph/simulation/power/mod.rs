@@ -234,12 +234,12 @@ fn compress(disk: &Disk, places: impl Iterator<Item = u64>) {
     let packed = packed.expect("it gets shorter");
     block_on(async {
         for place in places {
-            let (turn, len) = (disk.image.enter(), packed.len() as u64);
+            let (turn, lens) = (disk.image.enter(), [packed.len() as u64]);
             let room = disk.image.prepare_compressed_write(
                 &turn,
                 &disk.container,
                 place * cluster_bytes,
-                len,
+                &lens,
                 1,
             );
             let room = room.await.expect("an answer").expect("room");

@@ -4,7 +4,9 @@
 //! `BLOCKLOOM_CONTROL_SEQUENCES` says how many sequences there are; 1,000 take a minute or two.
 //! `BLOCKLOOM_CONTROL_SEED` begins with another one than the first.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod model;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -15,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::Controlled;
 use crate::MIB;
+use model::{Effect, Model};
 
 const SEQUENCES_DEFAULT: u64 = 40;
 const STEPS: u64 = 30;
@@ -25,110 +28,6 @@ const BLOCKS: u64 = MIB / BLOCK;
 const GRAPH: &str = "[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n\
     [drive.vda]\nroot = \"disk\"\nwritable = true\n\
     [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\nwritable = true\n";
-
-/// What a command that succeeds does to the model.
-#[derive(Clone, Debug)]
-enum Effect {
-    None,
-    AddBitmap(String, bool),
-    RemoveBitmap(String),
-    Clear(String),
-    Record(String, bool),
-    Merge(String, String),
-    Freeze(Vec<String>),
-    Thaw(Vec<String>, bool),
-    Checkpoint(String, Vec<String>),
-    EndCheckpoint(String, bool),
-}
-
-/// A bitmap of the drive, in blocks.
-#[derive(Clone, Debug, Default)]
-struct Bitmap {
-    records: bool,
-    dirty: BTreeSet<u64>,
-    frozen: Option<BTreeSet<u64>>,
-}
-
-#[derive(Clone)]
-struct Checkpoint {
-    bitmaps: Vec<String>,
-    /// What the drive showed.
-    then: Vec<u64>,
-}
-
-#[derive(Clone, Default)]
-struct Model {
-    /// By block, the number that was written there.
-    blocks: Vec<u64>,
-    bitmaps: BTreeMap<String, Bitmap>,
-    checkpoints: BTreeMap<String, Checkpoint>,
-}
-
-impl Model {
-    fn write(&mut self, block: u64, number: u64) {
-        self.blocks[block as usize] = number;
-        for bitmap in self.bitmaps.values_mut().filter(|bitmap| bitmap.records) {
-            bitmap.dirty.insert(block);
-        }
-    }
-
-    fn apply(&mut self, effect: Effect) {
-        let bitmaps = &mut self.bitmaps;
-        let mut with = |name: &str, act: &dyn Fn(&mut Bitmap)| {
-            act(bitmaps.get_mut(name).expect("what the host has, the model has"));
-        };
-        let thaw = |completed: bool| {
-            move |bitmap: &mut Bitmap| {
-                let frozen = bitmap.frozen.take().expect("it was frozen");
-                if !completed {
-                    bitmap.dirty.extend(frozen);
-                }
-            }
-        };
-        let freeze = |bitmap: &mut Bitmap| bitmap.frozen = Some(std::mem::take(&mut bitmap.dirty));
-        match effect {
-            Effect::None => {}
-            Effect::AddBitmap(name, records) => {
-                bitmaps.insert(name, Bitmap { records, ..Bitmap::default() });
-            }
-            Effect::RemoveBitmap(name) => {
-                bitmaps.remove(&name);
-                let all = self.checkpoints.values_mut();
-                all.for_each(|checkpoint| checkpoint.bitmaps.retain(|other| *other != name));
-            }
-            Effect::Clear(name) => with(&name, &|bitmap| bitmap.dirty.clear()),
-            Effect::Record(name, records) => with(&name, &|bitmap| bitmap.records = records),
-            Effect::Merge(from, to) => {
-                let from = &bitmaps[&from];
-                let shown: BTreeSet<u64> = from.shown();
-                bitmaps.get_mut(&to).expect("a bitmap").dirty.extend(shown);
-            }
-            Effect::Freeze(names) => names.iter().for_each(|name| with(name, &freeze)),
-            Effect::Thaw(names, completed) => {
-                names.iter().for_each(|name| with(name, &thaw(completed)));
-            }
-            Effect::Checkpoint(id, names) => {
-                names.iter().for_each(|name| with(name, &freeze));
-                let then = self.blocks.clone();
-                self.checkpoints.insert(id, Checkpoint { bitmaps: names, then });
-            }
-            Effect::EndCheckpoint(id, completed) => {
-                let ended = self.checkpoints.remove(&id).expect("a checkpoint");
-                let frozen = |name: &&String| {
-                    bitmaps.get(*name).is_some_and(|bitmap| bitmap.frozen.is_some())
-                };
-                let names: Vec<String> = ended.bitmaps.iter().filter(frozen).cloned().collect();
-                self.apply(Effect::Thaw(names, completed));
-            }
-        }
-    }
-}
-
-impl Bitmap {
-    fn shown(&self) -> BTreeSet<u64> {
-        self.dirty.iter().chain(self.frozen.iter().flatten()).copied().collect()
-    }
-}
 
 /// A command, and what it does if it succeeds.
 type Step = (&'static str, Value, Effect);
