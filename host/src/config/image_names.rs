@@ -3,11 +3,12 @@
 //! Only plain files are understood. Everything else that such a name can mean is refused by name: it would
 //! be an image that decides what the host connects to.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::render::clip;
+use crate::node::protocol;
 
 /// What is in a file that an image names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +64,9 @@ pub(super) fn parse(name: &str, format: Option<&str>) -> Result<Named, String> {
     Ok(Named { path: checked_path(path)?, format, has_no_backing: false })
 }
 
-/// What stands before the first `:` of a name, if that makes it no path, as in QEMU.
-pub(super) fn protocol(name: &str) -> Option<&str> {
-    let (before, _) = name.split_once(':')?;
-    (!before.contains('/')).then_some(before)
+/// The path that the name of a file in a header means, if it is one; relative: to the directory of the image.
+pub(crate) fn path_named(name: &str) -> Option<PathBuf> {
+    parse(name, None).ok().map(|named| named.path.into())
 }
 
 fn checked_path(path: &str) -> Result<String, String> {

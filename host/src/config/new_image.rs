@@ -2,10 +2,10 @@
 
 use std::path::{Path, absolute};
 
-use super::image_names::protocol;
 use super::qcow2_checks::file_of;
 use super::qcow2_options::{BackingFormat, BackingReference};
 use super::spec::{DriverSpec, FileSpec, GraphSpec, NodeSpec};
+use crate::node::name_of;
 
 impl GraphSpec {
     /// What the image that is made for `node`, a `qcow2` node, is to name as its backing: what `create` says,
@@ -61,9 +61,7 @@ impl GraphSpec {
         let path = file.path_in(base_dir);
         let image = file_of(self, node, "file").map(|image| image.path_in(base_dir));
         if image.is_some_and(|image| image.parent() == path.parent()) {
-            let name = path.file_name()?.to_str()?;
-            let sign = if protocol(name).is_some() { "./" } else { "" };
-            return Some(format!("{sign}{name}"));
+            return name_of(Path::new(path.file_name()?));
         }
         absolute(&path).ok()?.to_str().map(str::to_owned)
     }

@@ -199,7 +199,7 @@ impl Host {
     }
 
     /// Begins to listen for clients of exports that are added without a place, at most so many at once; returns
-    /// where (a TCP port 0 is replaced). A client beyond them is told so.
+    /// where (a TCP port 0 is replaced). A client beyond them waits until one of them goes.
     ///
     /// # Errors
     /// `EEXIST` if it listens already; when the address is taken.

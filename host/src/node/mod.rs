@@ -6,6 +6,7 @@
 //!
 //! **Invariant**: a driver may assume a valid request and cannot go round the bitmaps.
 
+mod backing_name;
 mod bitmap_store;
 mod file;
 mod identity;
@@ -22,6 +23,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+pub use backing_name::BackingName;
+pub(crate) use backing_name::{chained, name_of, path_of, protocol};
 pub(crate) use bitmap_store::create as create_stored;
 pub use bitmap_store::{
     Below, BitmapContent, BitmapStore, Keeping, LoadedBitmap, StoreChange, StoredBitmap, Trust,
@@ -190,15 +193,6 @@ pub enum ExtentKind {
     Unallocated,
     /// Not there: reading it fails. What is kept of a point in time may be a part of it.
     Unreadable,
-}
-
-/// A backing, as an image names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BackingName {
-    /// The file's name.
-    pub name: String,
-    /// What it is (`qcow2`, `raw`).
-    pub format: Option<String>,
 }
 
 /// A range of one kind.
@@ -419,8 +413,14 @@ pub trait Node: Any + Send + Sync {
         false
     }
 
-    /// The file that holds all that the node shows, by its name, if that is a file of this host.
+    /// The file that holds all that the node shows, by the name under which it was opened, if that is a file of this
+    /// host.
     fn file_path(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// How its image names its backing, whatever it stands on.
+    fn backing_name(&self) -> Option<String> {
         None
     }
 

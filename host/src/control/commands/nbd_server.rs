@@ -71,7 +71,7 @@ qapi_struct! {
         tls_creds: Option<String>,
         /// Not supported.
         tls_authz: Option<String>,
-        /// Clients at once; 0 for as many as the host takes.
+        /// Clients at once, beyond which others wait; 0 for as many as the host takes.
         max_connections: Option<u32>,
     }
 }

@@ -1,5 +1,6 @@
 //! What there is: nodes, drives with what they show, counters, the graph.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::drives::find_drive;
@@ -211,13 +212,22 @@ fn dirty_info(host: &Host, scope: &BitmapScope, bitmap: &Arc<Bitmap>) -> BlockDi
     }
 }
 
-/// The node below that is nearest to files: the file's name is the image's.
-pub(super) fn file_name(graph: &Graph, node: &GraphNode) -> String {
-    let first = |node: &&GraphNode| Some(&graph.nodes()[node.edges().first()?.child()]);
+/// The node below that is nearest to files: the file is the image's.
+fn file_node<'g>(graph: &'g Graph, node: &'g GraphNode) -> Option<&'g GraphNode> {
+    let first = |node: &&'g GraphNode| Some(&graph.nodes()[node.edges().first()?.child()]);
     // Children come before their parents: this ends.
-    let mut path = std::iter::successors(Some(node), |node| first(node));
-    let file = path.find(|node| node.driver().driver() == "file");
-    file.and_then(|node| node.driver().label()).unwrap_or_default()
+    let mut path = std::iter::successors(Some(node), first);
+    path.find(|node| node.driver().driver() == "file")
+}
+
+/// The name of an image's file.
+pub(super) fn file_name(graph: &Graph, node: &GraphNode) -> String {
+    file_node(graph, node).and_then(|node| node.driver().label()).unwrap_or_default()
+}
+
+/// Where that is.
+pub(super) fn file_path(graph: &Graph, node: &GraphNode) -> Option<PathBuf> {
+    file_node(graph, node)?.driver().file_path()
 }
 
 /// What stands below a node where it has no bytes of its own, through filters.

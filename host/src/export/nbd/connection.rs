@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::contexts::Context;
-use super::directory::{Closed, Directory};
+use super::directory::Directory;
 use super::proto::{ExportDirectory, Handshake, Session, Step, Verdict, check, decode_header};
 use super::receive::Receiver;
 use super::request::{held_bytes, run};
@@ -17,7 +17,7 @@ use super::served::{Client, Served};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{LocalDrive, LocalGraph};
 use crate::io::{Stream, plug, spawn, spawn_boxed, turn_now, until};
-use crate::limits::{NBD_BYTES_MAX, NBD_HANDSHAKE_TIME, NBD_REQUESTS_MAX};
+use crate::limits::{NBD_BYTES_MAX, NBD_REQUESTS_MAX};
 
 /// Length of a request's header, bytes.
 const HEADER_BYTES: usize = 28;
@@ -53,16 +53,6 @@ pub(super) async fn serve(
         Some(Err(error)) => tracing::debug!("NBD handshake: {error}"),
         Some(Ok(None)) => {}
         Some(Ok(Some(transmission))) => transmit(stream, receiver, Rc::new(transmission)).await,
-    }
-}
-
-/// Tells a client that it may open nothing.
-pub(super) async fn refuse(stream: &Stream, directory: &Closed) {
-    let mut receiver = Receiver::new();
-    let nothing = |_| Err(Error::new(ErrorKind::NotFound, "there is nothing to open"));
-    let handshake = handshake(stream, &mut receiver, directory, nothing);
-    if let Some(Err(error)) = until(turn_now() + NBD_HANDSHAKE_TIME, handshake).await {
-        tracing::debug!("NBD handshake: {error}");
     }
 }
 

@@ -93,26 +93,6 @@ fn find<'a>(all: &'a [Arc<Served>], name: &str) -> Option<&'a Arc<Served>> {
     by_name.or_else(|| seen.next().filter(|_| name.is_empty() && seen.next().is_none()))
 }
 
-/// What a client sees where it may open nothing.
-pub(super) struct Closed {
-    /// Why, for the client's user.
-    pub(super) why: String,
-}
-
-impl ExportDirectory for Closed {
-    fn names(&self) -> Vec<ExportSummary> {
-        Vec::new()
-    }
-
-    fn lookup(&self, _name: &str) -> Option<ExportInfo> {
-        None
-    }
-
-    fn refusal(&self) -> Option<String> {
-        Some(self.why.clone())
-    }
-}
-
 impl ExportDirectory for Directory {
     fn names(&self) -> Vec<ExportSummary> {
         let summary = |served: &Served| ExportSummary {

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::connection;
-use super::directory::{Closed, Directory};
+use super::directory::Directory;
 use super::server::ListenAddress;
 use super::shared::{Connected, Shared};
 use super::waiters::Waiters;
@@ -25,7 +25,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Listening {
     pub(super) address: ListenAddress,
     pub(super) directory: Directory,
-    /// Clients that it takes at once; without one, as many as the host.
+    /// Clients that it takes at once; others wait until one of them goes. Without it, as many as the host.
     pub(super) max_connections: Option<usize>,
     /// Time that clients have for the handshake.
     handshake_time: Duration,
@@ -75,11 +75,10 @@ impl Listening {
         self.changed.until(is_over).await;
     }
 
-    /// Whether there is room for one client more; if so, it is counted.
-    fn admit(&self) -> bool {
-        let most = self.max_connections.unwrap_or(NBD_CONNECTIONS_MAX);
-        let admit = |connections: usize| (connections < most).then_some(connections + 1);
-        self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_ok()
+    /// Whether there is room for one client more. Nobody but who asks that takes one.
+    fn has_room(&self) -> bool {
+        let connections = self.connections.load(Ordering::Acquire);
+        self.max_connections.is_none_or(|most| connections < most)
     }
 }
 
@@ -133,7 +132,8 @@ async fn accept_until_stop(listener: &AttachedListener, open: &Open) {
     }
 }
 
-/// The next connection; `None` once the listener is to stop.
+/// The next connection, once there is room for it: until then it waits to be accepted. `None` once the listener is
+/// to stop.
 async fn accept_or_stop(
     listener: &AttachedListener,
     open: &Open,
@@ -143,6 +143,9 @@ async fn accept_or_stop(
         open.listening.changed.register(cx);
         if open.listening.is_stopping() || open.shared.is_stopping() {
             return Poll::Ready(None);
+        }
+        if !open.listening.has_room() {
+            return Poll::Pending;
         }
         accept.as_mut().poll(cx).map(Some)
     })
@@ -167,37 +170,28 @@ async fn serve(fd: OwnedFd, counted: Counted) {
             return;
         }
     };
-    let Counted { shared, listening, is_admitted } = &counted;
+    let Counted { shared, listening } = &counted;
     let connected = Connected::new(shared, listening, &stream);
     if shared.is_stopping() || listening.is_stopping() {
         stream.shutdown();
     }
-    if *is_admitted {
-        let opened = |served: &_| connected.opens(served);
-        let graph = LocalGraph::of(&shared.cell);
-        let of = (&listening.directory, listening.handshake_time);
-        connection::serve(stream, of, &graph, opened).await;
-    } else {
-        let most = listening.max_connections.unwrap_or(NBD_CONNECTIONS_MAX);
-        tracing::warn!("refused a client of {}: {most} are connected", listening.address);
-        let why = format!("{most} clients are connected, and this server takes no more at once");
-        connection::refuse(&stream, &Closed { why }).await;
-    }
+    let opened = |served: &_| connected.opens(served);
+    let graph = LocalGraph::of(&shared.cell);
+    let of = (&listening.directory, listening.handshake_time);
+    connection::serve(stream, of, &graph, opened).await;
 }
 
 /// Counts a connection from accept to its end.
 struct Counted {
     shared: Arc<Shared>,
     listening: Arc<Listening>,
-    /// It is one of those that the listener takes at once.
-    is_admitted: bool,
 }
 
 impl Counted {
     fn new(shared: &Arc<Shared>, listening: &Arc<Listening>) -> Self {
         shared.connections.fetch_add(1, Ordering::Relaxed);
-        let is_admitted = listening.admit();
-        Self { shared: Arc::clone(shared), listening: Arc::clone(listening), is_admitted }
+        listening.connections.fetch_add(1, Ordering::AcqRel);
+        Self { shared: Arc::clone(shared), listening: Arc::clone(listening) }
     }
 }
 
@@ -205,9 +199,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
         self.shared.idle.wake_all();
-        if self.is_admitted {
-            self.listening.connections.fetch_sub(1, Ordering::AcqRel);
-            self.listening.changed.wake_all();
-        }
+        self.listening.connections.fetch_sub(1, Ordering::AcqRel);
+        self.listening.changed.wake_all();
     }
 }

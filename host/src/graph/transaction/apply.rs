@@ -150,7 +150,7 @@ impl Plan {
         let mut events: Vec<Event> = moved.collect();
         events.extend(bitmaps::resized(&draft, &after));
         let (added, of_gone_views) = (bitmaps::added(&draft), bitmaps::of_gone_views(&draft));
-        let backing_names = naming::resolve(&draft.backing_names, &after);
+        let backing_names = naming::resolve(&draft.backing_names, (before, &after));
         // Claims count them.
         let gone = after.bitmaps.split_off(draft.bitmaps.len());
         Ok(Self {

@@ -34,8 +34,7 @@ use super::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
 use crate::io::{
-    AllocateMode, Buf, BufMut, File, FileOp, ImageLock, SeekTarget, real_path, sleep_until,
-    turn_now,
+    AllocateMode, Buf, BufMut, File, FileOp, ImageLock, SeekTarget, sleep_until, turn_now,
 };
 use crate::limits::{EXTENTS_MAX, FILE_TIME_TICK};
 
@@ -372,7 +371,7 @@ impl Node for FileNode {
     }
 
     fn file_path(&self) -> Option<PathBuf> {
-        real_path(self.file.path()).ok()
+        Some(self.file.path().to_owned())
     }
 
     fn reopening(&self) -> Option<&dyn Reopening> {

@@ -236,6 +236,10 @@ impl Node for Qcow2Node {
         Box::pin(self.extents(cx, offset, len))
     }
 
+    fn backing_name(&self) -> Option<String> {
+        String::from_utf8(self.image.info().backing_name?).ok()
+    }
+
     fn names_backing(&self) -> bool {
         !self.info.raw_external_data
     }

@@ -1,11 +1,18 @@
 //! The NBD server and exports by command.
 
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
 use blockloom_tests::nbd::{Client, Terms};
 use blockloom_tests::tools;
 use serde_json::{Value, json};
 
 use super::Controlled;
 use crate::{KIB, MIB, memory_disk};
+
+/// More than anything here takes.
+const LONG: Duration = Duration::from_secs(30);
 
 #[test]
 fn exports_come_and_go() {
@@ -51,6 +58,38 @@ fn exports_come_and_go() {
     let (_, desc) = client.fail("blockdev-del", json!({"node-name": "disk"}));
     assert!(desc.contains("in use by"), "{desc}");
     client.run("nbd-server-stop", json!({}));
+    host.finish();
+}
+
+/// As with qemu-storage-daemon, it is not even accepted until there is room for it.
+#[test]
+fn a_client_too_many_waits_for_its_turn() {
+    let host = Controlled::start(&memory_disk(MIB), &[]);
+    let mut client = host.client();
+    let socket = host.scratch.path("few.sock");
+    let addr = json!({"type": "unix", "data": {"path": socket}});
+    client.run("nbd-server-start", json!({"addr": addr, "max-connections": 1}));
+    let add = json!({"type": "nbd", "id": "e", "node-name": "disk", "name": "e"});
+    client.run("block-export-add", add);
+    let first = Client::open(&format!("nbd+unix:///e?socket={}", socket.display()));
+    let connect = || UnixStream::connect(&socket).expect("a place among those who wait");
+    let greeting = |stream: &mut UnixStream, time: Duration| {
+        stream.set_read_timeout(Some(time)).expect("a time");
+        let mut greeting = [0; 8];
+        stream.read_exact(&mut greeting).map(|()| greeting).map_err(|error| error.kind())
+    };
+    let mut second = connect();
+    let nothing = greeting(&mut second, Duration::from_millis(200));
+    assert_eq!(nothing, Err(ErrorKind::WouldBlock));
+    drop(first);
+    assert_eq!(greeting(&mut second, LONG), Ok(*b"NBDMAGIC"));
+    let (mut third, mut fourth) = (connect(), connect());
+    drop(second);
+    assert_eq!(greeting(&mut third, LONG), Ok(*b"NBDMAGIC"));
+    // Nobody is left to wait for.
+    client.run("nbd-server-stop", json!({}));
+    let end = greeting(&mut fourth, LONG).expect_err("the server has gone");
+    assert!(matches!(end, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset), "{end:?}");
     host.finish();
 }
 

@@ -1,7 +1,8 @@
 //! `block-commit`.
 
 use super::super::nodes::find_node;
-use super::{BlockdevOnError, Common, chain, find_by_file, is_in_chain, named, on_error};
+use super::by_file::{find_by_file, is_in_file};
+use super::{BlockdevOnError, Common, chain, is_in_chain, named, on_error};
 use crate::control::error::{ErrorClass, QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{clip, qapi_struct};
@@ -108,7 +109,7 @@ fn top_of<'g>(
         return check_in_chain(graph, device, top);
     }
     let Some(file) = &commit.top else { return Ok(device) };
-    if super::super::nodes::file_name(graph, device) == *file {
+    if is_in_file(graph, device, file) {
         return Ok(device);
     }
     let missing = || QmpError::generic(format!("Top image file {} not found", clip(file)));

@@ -4,6 +4,7 @@
 
 mod backing;
 mod backup;
+mod by_file;
 mod commit;
 mod mirror;
 mod populate;
@@ -212,12 +213,6 @@ fn chain<'g>(graph: &'g Graph, node: &'g GraphNode) -> impl Iterator<Item = &'g 
 
 fn is_in_chain(graph: &Graph, top: &GraphNode, node: &GraphNode) -> bool {
     chain(graph, top).any(|at| at.name() == node.name())
-}
-
-/// The first node below `top` whose image is in this file.
-fn find_by_file<'g>(graph: &'g Graph, top: &'g GraphNode, file: &str) -> Option<&'g GraphNode> {
-    let mut below = chain(graph, top).skip_while(|at| at.class() == top.class());
-    below.find(|node| super::nodes::file_name(graph, node) == file)
 }
 
 /// How an image is to name a node as its backing.

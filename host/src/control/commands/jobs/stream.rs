@@ -1,7 +1,8 @@
 //! `block-stream`.
 
 use super::super::nodes::find_node;
-use super::{BlockdevOnError, Common, find_by_file, is_in_chain, named, on_error};
+use super::by_file::find_by_file;
+use super::{BlockdevOnError, Common, is_in_chain, named, on_error};
 use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{clip, qapi_struct};

@@ -12,11 +12,6 @@ pub trait ExportDirectory {
     /// The export that a client means by `name`; what the empty name means is decided here. An
     /// export that could not be opened now should not be found.
     fn lookup(&self, name: &str) -> Option<ExportInfo>;
-
-    /// Why this connection may open nothing at all, if so: a text for the client's user.
-    fn refusal(&self) -> Option<String> {
-        None
-    }
 }
 
 /// One line of a listing.

@@ -320,9 +320,6 @@ impl Handshake {
 }
 
 fn look_up(directory: &dyn ExportDirectory, name: &str) -> Result<ExportInfo, OptionError> {
-    if let Some(why) = directory.refusal() {
-        return Err(OptionError::Policy(why));
-    }
     directory.lookup(name).ok_or_else(|| OptionError::unknown_export(name))
 }
 

@@ -13,8 +13,6 @@ pub(super) enum OptionError {
     Invalid(&'static str),
     TooBig(&'static str),
     Unknown(String),
-    /// The server refuses the client, whatever it asks for.
-    Policy(String),
 }
 
 impl OptionError {
@@ -30,7 +28,6 @@ impl OptionError {
             Self::Invalid(_) => wire::REP_ERR_INVALID,
             Self::TooBig(_) => wire::REP_ERR_TOO_BIG,
             Self::Unknown(_) => wire::REP_ERR_UNKNOWN,
-            Self::Policy(_) => wire::REP_ERR_POLICY,
         }
     }
 
@@ -38,7 +35,7 @@ impl OptionError {
         match self {
             Self::Unsupported => "option is not supported by this server",
             Self::Invalid(message) | Self::TooBig(message) => message,
-            Self::Unknown(message) | Self::Policy(message) => message,
+            Self::Unknown(message) => message,
         }
     }
 }

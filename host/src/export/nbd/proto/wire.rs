@@ -90,8 +90,6 @@ pub const REP_META_CONTEXT: u32 = 4;
 pub const REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 /// Option error: malformed, or not allowed at this point.
 pub const REP_ERR_INVALID: u32 = (1 << 31) + 3;
-/// Refused by the server's policy.
-pub const REP_ERR_POLICY: u32 = (1 << 31) + 2;
 /// Option error: no such export.
 pub const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 /// Option error: the request or its reply is too large.

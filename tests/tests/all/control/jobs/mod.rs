@@ -6,5 +6,6 @@ mod compressed;
 mod errors;
 mod groups;
 mod lives;
+mod names;
 pub(super) mod scene;
 mod transactions;

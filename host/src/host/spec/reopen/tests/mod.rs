@@ -5,6 +5,7 @@ mod auto;
 mod backing;
 mod bitmaps;
 mod jobs;
+mod names;
 mod read_only;
 
 use std::path::PathBuf;
