@@ -1,5 +1,7 @@
 //! Blockloom: virtual disks served from a graph of native nodes and sandboxed WebAssembly filters.
 #![deny(unsafe_code)]
+// They panic when nobody reads.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 #![cfg_attr(
     test,
     allow(

@@ -142,15 +142,15 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(StartError::Failed(error)) => {
-            eprintln!("error: {error}");
+            complain(format_args!("error: {error}"));
             ExitCode::from(1)
         }
         Err(StartError::File(error)) => {
-            eprintln!("error: {error}");
+            complain(format_args!("error: {error}"));
             ExitCode::from(2)
         }
         Err(StartError::Config(diagnostics)) => {
-            eprintln!("{diagnostics}");
+            complain(format_args!("{diagnostics}"));
             ExitCode::from(2)
         }
     }
@@ -161,6 +161,12 @@ fn println(line: std::fmt::Arguments<'_>) {
     use std::io::Write;
     let mut output = std::io::stdout().lock();
     let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+}
+
+/// Says what went wrong; if nobody can be told, the exit code says it.
+fn complain(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 fn draw_file(graph: &Path, format: DrawFormat) -> Result<(), StartError> {
@@ -176,7 +182,7 @@ fn draw_host(control: &Path, format: DrawFormat) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            eprintln!("error: {failure}");
+            complain(format_args!("error: {failure}"));
             ExitCode::from(1)
         }
     }
@@ -200,7 +206,11 @@ fn start_log(level: LogLevel, format: LogFormat) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    // Who reads the log may go, and its disk may be full: that is no matter of who serves.
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_target(false).without_time().with_ansi(false).init(),
         LogFormat::Json => builder.json().with_target(false).without_time().init(),

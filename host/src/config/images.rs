@@ -470,6 +470,7 @@ impl Below<'_> {
             is_unnamed: true,
             is_implicit: true,
             read_only: Spanned::new(true, self.span),
+            is_said_writable: false,
             auto_read_only: Spanned::new(false, self.span),
             driver,
             children,

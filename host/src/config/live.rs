@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::diagnostic::{Span, Spanned};
+use super::permissions::role_of;
 use super::spec::{BitmapSpec, ChildSpec, DriveSpec, DriverSpec, NodeSpec, Scope};
-use super::{EdgeParent, GraphSpec, ListenAddr, PluginSource, grants_of};
-use crate::graph::PermissionSet;
+use super::{EdgeParent, EdgeSpec, GraphSpec, ListenAddr, PluginSource, grants_of};
+use crate::graph::{PermissionSet, Role};
 
 /// See the module. What is read beside it may name it.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +56,7 @@ impl NodeSpec {
             is_unnamed: name.starts_with('#'),
             is_implicit: false,
             read_only: nowhere(false),
+            is_said_writable: false,
             auto_read_only: nowhere(false),
             driver: DriverSpec::Running(driver),
             children: Vec::new(),
@@ -125,9 +127,17 @@ impl GraphSpec {
         self.live.as_ref().is_some_and(|live| live.has_node(name))
     }
 
-    /// Whether who comes later may use the node as it likes, and so change it: it is added for that.
+    /// Whether who comes later may use the node as it likes, and so change it: it is there for that, or it was said
+    /// that it can be written.
     pub(super) fn is_left_to_users(&self, node: &NodeSpec) -> bool {
-        if !self.is_addition() || node.read_only.value || node.is_implicit {
+        let is_view = matches!(node.driver, DriverSpec::View(_));
+        if node.read_only.value || is_view || self.shows_read_only(node) {
+            return false;
+        }
+        if node.is_said_writable {
+            return true;
+        }
+        if node.is_implicit {
             return false;
         }
         let name = &node.name.value;
@@ -138,33 +148,74 @@ impl GraphSpec {
         let scopes = self.exports.iter().map(|export| &export.scope);
         let is_exported =
             scopes.into_iter().any(|scope| matches!(scope, Scope::Node(it) if it.value == *name));
-        !is_child && !is_root && !is_exported && !matches!(node.driver, DriverSpec::View(_))
+        !is_child && !is_root && !is_exported
+    }
+
+    /// Whether a node shows one of the specification that is read-only, and so is.
+    fn shows_read_only(&self, node: &NodeSpec) -> bool {
+        let shown = |node: &NodeSpec| {
+            let mut children = node.children.iter();
+            let shown = children.find(|it| role_of(node, &it.name.value) == Role::Filtered)?;
+            self.node(&shown.node.value)
+        };
+        let below = std::iter::successors(shown(node), |node| shown(node));
+        below.take(self.nodes.len()).any(|node| node.read_only.value)
     }
 
     /// Whether the node has to be open for writing: somebody changes it, or may do so.
     pub fn is_written(&self, node: &NodeSpec) -> bool {
         if node.auto_read_only.value && matches!(node.driver, DriverSpec::File(_)) {
-            return self.is_written_now(node, self.nodes.len());
+            return self.is_written_now(node);
         }
         let mut users = self.edges_to(&node.name.value);
-        users.any(|edge| changes(edge.uses)) || self.is_left_to_users(node)
+        users.any(|edge| changes(edge.uses)) || self.left_open_by(node).is_some()
     }
 
-    /// Whether somebody of the specification changes the node, not only those who come later; above it are at most
-    /// so many others.
-    fn is_written_now(&self, node: &NodeSpec, above: usize) -> bool {
-        let Some(above) = above.checked_sub(1) else { return false };
-        let mut users = self.edges_to(&node.name.value);
-        users.any(|edge| {
-            let EdgeParent::Node(parent) = &edge.parent else { return changes(edge.uses) };
-            let Some(parent) = self.node(parent).filter(|_| changes(edge.uses)) else {
-                return false;
-            };
-            // An image that can be changed is marked so, by itself.
-            matches!(parent.driver, DriverSpec::Qcow2(_))
-                || changes(grants_of(parent, &edge.name))
-                || self.is_written_now(parent, above)
+    /// The node that is left to users who then may change `node`: itself, or one above.
+    pub(super) fn left_open_by<'a>(&'a self, node: &'a NodeSpec) -> Option<&'a NodeSpec> {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![node]);
+        while let Some(at) = open.pop() {
+            if at.read_only.value || !seen.insert(&at.name.value) {
+                continue;
+            }
+            if self.is_left_to_users(at) {
+                return Some(at);
+            }
+            open.extend(self.written_with(at));
+        }
+        None
+    }
+
+    /// The nodes that are written by writing `node`.
+    fn written_with<'a>(&'a self, node: &'a NodeSpec) -> impl Iterator<Item = &'a NodeSpec> {
+        let passes =
+            |edge: &&EdgeSpec| matches!(edge.role, Role::Filtered | Role::Storage | Role::Data);
+        self.edges_to(&node.name.value).filter(passes).filter_map(|edge| match &edge.parent {
+            EdgeParent::Node(parent) => self.node(parent),
+            EdgeParent::Drive(_) | EdgeParent::Export(_) => None,
         })
+    }
+
+    /// Whether somebody of the specification changes the node, not only those who come later.
+    fn is_written_now(&self, node: &NodeSpec) -> bool {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![node]);
+        while let Some(at) = open.pop() {
+            if !seen.insert(&at.name.value) {
+                continue;
+            }
+            for edge in self.edges_to(&at.name.value).filter(|edge| changes(edge.uses)) {
+                let EdgeParent::Node(parent) = &edge.parent else { return true };
+                let Some(parent) = self.node(parent) else { continue };
+                // An image that can be changed is marked so, by itself.
+                if matches!(parent.driver, DriverSpec::Qcow2(_))
+                    || changes(grants_of(parent, &edge.name))
+                {
+                    return true;
+                }
+                open.push(parent);
+            }
+        }
+        false
     }
 
     /// The bitmap that is lent as `id`: one of this specification, or one that is there: by its name, if that is

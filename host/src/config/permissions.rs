@@ -81,7 +81,8 @@ pub(super) fn role_of(node: &NodeSpec, child: &str) -> Role {
 /// out.
 pub(super) fn edges(spec: &GraphSpec) -> Vec<EdgeSpec> {
     let indices = spec.indices();
-    let later = |node: &NodeSpec| match spec.is_left_to_users(node) {
+    // Who adds a node to a host that runs is about to use it.
+    let later = |node: &NodeSpec| match spec.is_addition() && spec.is_left_to_users(node) {
         true => Users { uses: PermissionSet::READ_WRITE, ..Users::NONE },
         false => Users::NONE,
     };
@@ -289,26 +290,11 @@ pub(super) fn writer_of(spec: &GraphSpec, node: &NodeSpec) -> Option<(Span, Stri
         Some((origin.span(), origin.label(), origin.fix()))
     });
     known.or_else(|| {
-        let top = left_above(spec, node)?;
+        let top = spec.left_open_by(node)?;
         let name = &top.name;
         let label = format!("node `{name}` may be written by who uses it");
         Some((name.span, label, format!("add `read-only` to node `{name}`")))
     })
-}
-
-/// The node that is left to users who then may change `node`: itself, or one above.
-fn left_above<'a>(spec: &'a GraphSpec, node: &'a NodeSpec) -> Option<&'a NodeSpec> {
-    if !spec.is_addition() {
-        return None;
-    }
-    let mut at = node;
-    while !spec.is_left_to_users(at) {
-        let changes = |edge: &&EdgeSpec| !edge.uses.intersection(PermissionSet::CHANGES).is_empty();
-        let edge = spec.edges_to(&at.name.value).find(changes)?;
-        let EdgeParent::Node(parent) = &edge.parent else { return None };
-        at = spec.node(parent)?;
-    }
-    Some(at)
 }
 
 fn read_only_conflict(spec: &GraphSpec, node: &NodeSpec, edge: &EdgeSpec) -> Diagnostic {

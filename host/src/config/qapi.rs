@@ -378,7 +378,7 @@ impl Translated {
             Value::String(word) if word == "ignore" => Some(false),
             _ => None,
         };
-        if to.driver != "file" {
+        if !["file", "plugin-view"].contains(&to.driver.as_str()) {
             return match frees {
                 Some(true) => {}
                 _ => self.expect(value, path, "discard", &["\"unmap\""]),

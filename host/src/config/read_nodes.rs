@@ -64,7 +64,9 @@ pub(super) fn read_node(
         "copy-on-read" => read_filters::read_filter(FilterKind::CopyOnRead, &mut table, &mut node),
         _ => read_filters::read_filter(FilterKind::Throttle, &mut table, &mut node),
     };
-    let read_only = table.take("read-only").unwrap_or_else(|| table.default(false));
+    let read_only: Option<Spanned<bool>> = table.take("read-only");
+    let is_said_writable = read_only.is_some_and(|it| !it.value);
+    let read_only = read_only.unwrap_or_else(|| table.default(false));
     let said = table.take(AUTO_READ_ONLY).or(inherited);
     let auto_read_only = said.unwrap_or_else(|| table.default(false));
     table.finish(&format!("driver `{driver_name}`"));
@@ -75,6 +77,7 @@ pub(super) fn read_node(
         is_unnamed,
         is_implicit,
         read_only,
+        is_said_writable,
         auto_read_only,
         driver,
         children,

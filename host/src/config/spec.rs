@@ -196,6 +196,8 @@ pub struct NodeSpec {
     pub is_implicit: bool,
     /// Whether it refuses every change; false by default.
     pub read_only: Spanned<bool>,
+    /// Whether it was said that it does not: then it is open for writing while nobody writes it, too.
+    pub is_said_writable: bool,
     /// Whether a file is open for writing only while somebody writes it; false by default. The file below an image
     /// or a filter that is given inline has it from that.
     pub auto_read_only: Spanned<bool>,
@@ -434,6 +436,8 @@ pub struct ViewSpec {
     pub of: Spanned<String>,
     /// That node's name for it.
     pub view: Spanned<String>,
+    /// Whether discards give it up, if that is said.
+    pub discard: Option<Spanned<bool>>,
 }
 
 /// A drive: what a guest or client uses.

@@ -19,6 +19,7 @@ pub(super) fn read_view(table: &mut Table<'_>) -> DriverSpec {
     DriverSpec::View(ViewSpec {
         of: of.unwrap_or_else(|| table.default(String::new())),
         view: view.unwrap_or_else(|| table.default(SNAPSHOT.to_owned())),
+        discard: table.take("discard"),
     })
 }
 
@@ -43,7 +44,7 @@ fn children(
     node: &NodeSpec,
     view: &ViewSpec,
 ) -> Result<Vec<ChildSpec>, Diagnostic> {
-    let ViewSpec { of, view } = view;
+    let ViewSpec { of, view, .. } = view;
     let user = format!("`of` of node `{}`", clip(&node.name.value));
     if let Some(problem) = unknown("node", of, &user, &declared.nodes) {
         return Err(problem);

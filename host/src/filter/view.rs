@@ -1,5 +1,6 @@
 //! `plugin-view`: what a node that copies before writes showed at its point in time. It can be read, and given up.
-//! It is given up only if the backup copies nothing by itself (`sync = "none"`): else the target is to be whole.
+//! It is given up only if the backup copies nothing by itself: else the target is to be whole. Of the host's own backup
+//! that is known (`sync = "none"`); of a plugin's, whoever asks for the view has to say so.
 //!
 //! Bytes that are still to be copied are read where they are; if they have been copied by the time they are
 //! there, from the target. So nobody who writes waits for a reader. What the backup does not cover cannot be
@@ -52,7 +53,8 @@ impl ViewNode {
         Self { of, can_be_given_up, found: OnceLock::new() }
     }
 
-    /// Of a plugin's node.
+    /// Of a plugin's node. What the plugin has copied is taken for the backup, of which no reader gives up anything, unless
+    /// [`Self::with_discards`] says that it is there for the view alone.
     ///
     /// # Errors
     /// `ENOENT` for a view that the plugin does not offer, or this host does not know.
@@ -62,8 +64,18 @@ impl ViewNode {
             let message = format!("this host makes the view `{}` alone", Self::SNAPSHOT);
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        let can_be_given_up = node.is_told_to_copy_nothing();
-        Ok(Self { of: Of::Plugin(sets), can_be_given_up, found: OnceLock::new() })
+        Ok(Self { of: Of::Plugin(sets), can_be_given_up: false, found: OnceLock::new() })
+    }
+
+    /// Whether discards give it up. Of the host's own backup that copies by itself nothing is given up, whatever this
+    /// says.
+    #[must_use]
+    pub fn with_discards(self, are_allowed: bool) -> Self {
+        let can_be_given_up = match self.of {
+            Of::Plugin(_) => are_allowed,
+            Of::Native(_) => are_allowed && self.can_be_given_up,
+        };
+        Self { can_be_given_up, ..self }
     }
 
     /// Its edges: to the backup's child and target, and to the backup itself, which is to stay as long as it.
@@ -240,25 +252,49 @@ impl Node for ViewNode {
 
 #[cfg(test)]
 mod tests {
+    use blockloom_plugin_backup::BackupConfig;
+
     use super::*;
     use crate::node::MemoryNode;
     use crate::plugin::{Grants, Instance, PluginRuntime};
 
-    /// What a plugin has copied of its own accord is the backup: no reader of its view gives up a part of it.
+    /// Whatever is in its plugin's configuration, which is the plugin's alone.
     #[test]
-    fn a_view_of_a_plugins_backup_of_all_is_not_given_up() {
+    fn a_view_of_a_plugin_is_given_up_if_its_user_says_so() {
         let runtime = Arc::new(PluginRuntime::new().expect("a runtime"));
         let disk = MemoryNode::new(1 << 20, 512).expect("a size").info(&[]).expect("a disk");
-        let discard = |config: &str| {
+        let discard = |config: &str, said: Option<bool>| {
             let instance = Instance::bundled(&runtime, "backup", config).expect("a plugin");
             let children =
                 [("file".to_owned(), Grants::READ), ("target".to_owned(), Grants::WRITE)];
             let node = PluginNode::with_children(&instance, &children).expect("a node");
             let view = ViewNode::of_plugin(&node, ViewNode::SNAPSHOT).expect("a view");
+            let view = match said {
+                Some(are_allowed) => view.with_discards(are_allowed),
+                None => view,
+            };
             view.info(&[disk]).expect("a view of a disk").caps.discard
         };
-        assert_eq!(discard("{}"), Support::None);
-        assert_eq!(discard("{\"sync\": \"full\"}"), Support::None);
-        assert_eq!(discard("{\"sync\": \"none\"}"), Support::Native);
+        for config in ["{}", "{\"sync\": \"full\"}", "{\"sync\": \"none\"}"] {
+            assert_eq!(discard(config, None), Support::None, "{config}");
+            assert_eq!(discard(config, Some(false)), Support::None, "{config}");
+            assert_eq!(discard(config, Some(true)), Support::Native, "{config}");
+        }
+    }
+
+    /// Of the host's own one that is known, and what is to be whole is not given up at anybody's word.
+    #[test]
+    fn a_view_of_the_hosts_own_backup_is_given_up_if_that_is_for_it_alone() {
+        let disk = MemoryNode::new(1 << 20, 512).expect("a size").info(&[]).expect("a disk");
+        for (config, by_itself) in [("{\"sync\": \"none\"}", true), ("{}", false)] {
+            let config = BackupConfig::from_json(config).expect("a configuration");
+            let backup = BackupNode::new(config, None).expect("a backup");
+            let discard = |view: ViewNode| view.info(&[disk]).expect("a view").caps.discard;
+            let expect = if by_itself { Support::Native } else { Support::None };
+            assert_eq!(discard(ViewNode::of_backup(&backup)), expect);
+            assert_eq!(discard(ViewNode::of_backup(&backup).with_discards(true)), expect);
+            let kept = ViewNode::of_backup(&backup).with_discards(false);
+            assert_eq!(discard(kept), Support::None);
+        }
     }
 }

@@ -18,7 +18,9 @@ use super::showing::Showings;
 use super::snapshot::{Cx, Graph};
 #[cfg(test)]
 use super::transaction::BitmapAction;
-use super::transaction::{Action, Event, EventBus, Events, LateWork, Transaction, close};
+use super::transaction::{
+    Action, Event, EventBus, Events, LateWork, TimeLimit, Transaction, close,
+};
 use crate::bitmap::Bitmap;
 #[cfg(test)]
 use crate::bitmap::Change;
@@ -121,7 +123,7 @@ impl GraphCell {
     pub async fn settle(&self) -> bool {
         let graph = self.load();
         let origins: Vec<&Origin> = graph.origins.iter().map(|origin| &**origin).collect();
-        close(&origins, DRAIN_TIME).await.is_ok()
+        close(&origins, TimeLimit::of(DRAIN_TIME)).await.is_ok()
     }
 }
 

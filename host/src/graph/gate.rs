@@ -8,6 +8,7 @@
 //! releases what the request did (its marks among it) to whoever then reads a count of zero; opening
 //! releases the writer's work to whoever then enters.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -51,8 +52,11 @@ impl Waiters {
     }
 }
 
-/// Holds a gate closed; opens it when dropped.
-pub(super) struct Closed<'a>(&'a Gate);
+/// Holds a gate closed; opens it when dropped, if it has not been before.
+pub(super) struct Closed<'a> {
+    gate: &'a Gate,
+    is_open: Cell<bool>,
+}
 
 impl Gate {
     pub(super) fn new() -> Self {
@@ -116,7 +120,7 @@ impl Gate {
     pub(super) fn close(&self) -> Closed<'_> {
         self.closed.fetch_add(1, Ordering::SeqCst);
         self.holders.wake();
-        Closed(self)
+        Closed { gate: self, is_open: Cell::new(false) }
     }
 
     /// Whether the gate is closed; if not, the task is woken when it closes.
@@ -162,9 +166,23 @@ impl Gate {
     }
 }
 
+impl Closed<'_> {
+    /// Opens it, as far as this holds it closed.
+    pub(super) fn open(&self) {
+        if !self.is_open.replace(true) {
+            self.gate.closed.fetch_sub(1, Ordering::SeqCst);
+            self.gate.entrants.wake();
+        }
+    }
+
+    /// Whether it has been opened.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open.get()
+    }
+}
+
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
-        self.0.closed.fetch_sub(1, Ordering::SeqCst);
-        self.0.entrants.wake();
+        self.open();
     }
 }

@@ -29,6 +29,7 @@ mod align;
 mod awaited;
 mod below;
 mod build;
+mod busy;
 #[cfg(test)]
 mod cases;
 mod cell;
@@ -93,9 +94,9 @@ pub use permission::{PermissionSet, Role, Users};
 pub(crate) use showing::Showing;
 pub use snapshot::{BitmapScope, Cx, Edge, Graph, GraphDrive, GraphNode};
 pub use stake::JobStake;
-pub(crate) use transaction::Rider;
 pub use transaction::{
     Action, Applied, BitmapAction, BitmapChange, BitmapRef, Event, Events, Notice, Transaction,
     Unproven, User, Which,
 };
+pub(crate) use transaction::{Opened, Rider};
 pub(crate) use user::{DriveTitle, EXPORT_DRIVE};

@@ -11,7 +11,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Context;
+use std::time::Duration;
 
+use super::busy::{Busy, Unended};
 use super::cell::Snapshot;
 use super::class::Class;
 use super::evidence::OutcomeCounters;
@@ -30,33 +32,35 @@ pub(super) struct Origin {
     pub(super) watches: AtomicUsize,
     /// Changes that their users gave up before a driver had answered: they stay behind the gate.
     pub(super) abandoned: AtomicUsize,
+    /// What drained sections have begun where it comes to: that is behind the gate, too.
+    pub(super) unended: Unended,
 }
 
 impl Origin {
     pub(super) fn new(name: Arc<str>) -> Self {
         let outcomes = OutcomeCounters::default();
         let (watches, abandoned) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { name, gate: Gate::new(), outcomes, watches, abandoned }
+        let (gate, unended) = (Gate::new(), Unended::default());
+        Self { name, gate, outcomes, watches, abandoned, unended }
     }
-}
 
-/// Origins that do not stand still: each counts one more behind its gate until this is dropped.
-pub(super) struct Busy {
-    origins: Vec<Arc<Origin>>,
-    worker: usize,
-}
-
-impl Busy {
-    /// `worker`: the one on which it is dropped.
-    pub(super) fn of(origins: Vec<Arc<Origin>>, worker: usize) -> Self {
-        origins.iter().for_each(|origin| origin.gate.join(worker));
-        Self { origins, worker }
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.origins.iter().for_each(|origin| origin.gate.leave(self.worker));
+    /// What is behind the gate, and has not ended in that time.
+    pub(super) fn unended(&self, within: Duration) -> String {
+        let (count, works) = self.unended.told();
+        let requests = self.gate.in_flight().saturating_sub(count);
+        let mut told = Vec::new();
+        if requests > 0 || works.is_empty() {
+            let abandoned = match self.abandoned.load(Ordering::Relaxed) {
+                0 => String::new(),
+                count => format!(" ({count} of them a driver gave up before they had ended)"),
+            };
+            let name = &self.name;
+            told.push(format!(
+                "{requests} requests of `{name}` have not ended in {within:?}{abandoned}"
+            ));
+        }
+        told.extend(works.iter().map(|work| format!("{work} has not ended in {within:?}")));
+        told.join("; ")
     }
 }
 
@@ -150,7 +154,7 @@ enum Ground {
     /// The drained section in which it is made. Nothing is above it.
     Section {
         marks: Rc<SectionMarks>,
-        _busy: Option<Busy>,
+        busy: Option<Busy>,
     },
 }
 
@@ -200,8 +204,7 @@ impl Request {
     }
 
     /// On behalf of a graph change, in one of the two snapshots of its drained section: passes the gates
-    /// that the section holds closed. Those who are `busy` do not stand still again before it has ended, with all that
-    /// it causes.
+    /// that the section holds closed. It is `busy` for as long as it goes on, with all that it causes.
     pub(super) fn inside(
         section: &Drained<'_>,
         graph: Rc<Snapshot>,
@@ -209,7 +212,7 @@ impl Request {
         busy: Option<Busy>,
     ) -> Self {
         let mut request = Self::new(graph, usize::MAX, worker, Presence::None);
-        let ground = Ground::Section { marks: Rc::clone(section.marks()), _busy: busy };
+        let ground = Ground::Section { marks: Rc::clone(section.marks()), busy };
         request.lineage = Some(Rc::new(Lineage { ground, up: None }));
         request
     }
@@ -291,16 +294,22 @@ impl Request {
         self.operation()?.shield.get()
     }
 
-    /// Where its changes are marked, if it is made in a drained section.
+    /// The drained section in which it is made: where its changes are marked, and for whom it is under way.
     #[inline]
-    pub(super) fn section(&self) -> Option<&SectionMarks> {
+    fn ground(&self) -> Option<(&SectionMarks, Option<&Busy>)> {
         let lineage = self.lineage.as_ref()?;
         std::iter::successors(Some(lineage), |lineage| lineage.up.as_ref()).find_map(|lineage| {
             match &lineage.ground {
-                Ground::Section { marks, .. } => Some(&**marks),
+                Ground::Section { marks, busy } => Some((&**marks, busy.as_ref())),
                 Ground::Operation(_) => None,
             }
         })
+    }
+
+    /// Where its changes are marked, if it is made in a drained section.
+    #[inline]
+    pub(super) fn section(&self) -> Option<&SectionMarks> {
+        self.ground().map(|(marks, _)| marks)
     }
 
     /// The view that it is proven not to alter.
@@ -322,12 +331,14 @@ impl Request {
     }
 
     /// A change that it has caused was given up before its driver had answered. Nobody will learn of its
-    /// end, so it stays behind the gate.
+    /// end, so it stays behind the gate, or behind those of whom its section's work concerns.
     #[cold]
     pub(super) fn abandon(&self) {
         if self.presence != Presence::None {
             self.gate().join(self.worker());
             self.graph.origins[self.origin as usize].abandoned.fetch_add(1, Ordering::Relaxed);
+        } else if let Some((_, Some(busy))) = self.ground() {
+            busy.abandon();
         }
     }
 

@@ -42,9 +42,15 @@ impl Graph {
 
     /// The node of which one is a filter, through others; itself, if it is none.
     pub(crate) fn unfiltered<'g>(&'g self, node: &'g GraphNode) -> &'g GraphNode {
-        let below = |at: &&'g GraphNode| {
-            let edge = at.edges.iter().find(|edge| edge.role == Role::Filtered)?;
-            Some(&self.nodes[edge.child])
+        let below = node.edges.iter().find(|edge| edge.role == Role::Filtered);
+        below.map_or(node, |edge| &self.nodes[self.unfiltered_at(edge.child)])
+    }
+
+    /// The same, by index.
+    pub(super) fn unfiltered_at(&self, node: usize) -> usize {
+        let below = |at: &usize| {
+            let edges = &self.nodes[*at].edges;
+            Some(edges.iter().find(|edge| edge.role == Role::Filtered)?.child)
         };
         std::iter::successors(Some(node), below).last().unwrap_or(node)
     }

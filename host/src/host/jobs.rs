@@ -11,7 +11,9 @@ use super::persist::Persistence;
 use super::spec::{Registry, said_read_only};
 use super::work::Begun;
 use super::{Host, Inner, Result, check_running};
-use crate::graph::{Action, Applied, Graph, GraphCell, LocalGraph, Transaction, WriterLock};
+use crate::graph::{
+    Action, Applied, Graph, GraphCell, LocalGraph, Opened, Transaction, WriterLock,
+};
 use crate::io::{WorkerHandle, spawn_boxed};
 use crate::job::{Changes, JobHandle, JobSpec, Jobs, Needs};
 use crate::node::{Reopen, Reopened};
@@ -124,11 +126,12 @@ impl Host {
         let inner = &self.inner;
         inner.check_unexported(&transaction)?;
         let changes: Arc<dyn Changes> = Arc::new(Changer::of(inner));
-        let (starting, transaction) =
+        let (starting, mut transaction) =
             inner.jobs.prepare(&inner.cell.load(), &specs, is_grouped, &changes, transaction)?;
         // A size is changed before anybody else relies on it, and stays: not for jobs that are refused.
         if growths.iter().any(|growth| !changer.is_grown(growth)) {
-            changer.check(&transaction).await?;
+            let opened = changer.check(&transaction).await?;
+            transaction = transaction.with_opened(opened);
         }
         for growth in growths {
             // Somebody may have made it longer since.
@@ -232,7 +235,7 @@ impl Changer {
     /// them.
     fn resized<'a>(&self, actions: impl IntoIterator<Item = &'a Action>) -> Vec<String> {
         let graph = self.cell.load();
-        let is_auto = |at: &usize| graph.open_mode(*at).is_some_and(|mode| mode.auto);
+        let is_auto = |at: &usize| graph.open_mode(*at).auto;
         let is_left = |node: &&String| {
             let closed = graph.find_node(node).map(|at| graph.open_at_or_below(at, false));
             closed.is_some_and(|closed| !closed.is_empty() && closed.iter().all(is_auto))
@@ -244,11 +247,11 @@ impl Changer {
         nodes.filter(is_left).cloned().collect()
     }
 
-    /// Whether nothing that is known before anybody pauses stands against a transaction.
+    /// Whether nothing that is known before anybody pauses stands against a transaction; with what was opened for it.
     ///
     /// # Errors
     /// What does.
-    async fn check(&self, transaction: &Transaction) -> Result<()> {
+    async fn check(&self, transaction: &Transaction) -> Result<Opened> {
         let (cell, persistence) = (Arc::clone(&self.cell), Arc::clone(&self.persistence));
         let changes = transaction.changes();
         let checked = on_worker(&self.workers[0], move || async move {

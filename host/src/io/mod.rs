@@ -31,12 +31,14 @@ mod lock;
 mod net;
 mod ops;
 mod paths;
+mod poller;
 mod random;
 mod reactor;
 mod registered;
 mod signal;
 #[cfg(test)]
 pub(crate) mod sim;
+mod sleep;
 mod task;
 mod threads;
 mod ticker;
@@ -44,6 +46,7 @@ mod time;
 mod timer;
 mod uring;
 mod worker;
+mod workers;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -67,15 +70,18 @@ pub use paths::{
 };
 pub(crate) use random::random_bytes;
 pub use signal::{Signal, Signals, ask_to_end};
+pub(crate) use sleep::next_turn;
+pub use sleep::{sleep_until, until};
 pub use task::LocalFuture;
 pub use ticker::Ticker;
 pub use time::Time;
 pub(crate) use time::{thread_time, wall_clock};
 pub use worker::{
-    Local, Plug, TurnHook, WorkerHandle, WorkerOptions, Workers, current, plug, run_on_thread,
-    sleep_until, spawn, spawn_boxed, turn_now, until,
+    Local, Plug, TurnHook, WorkerHandle, WorkerOptions, current, plug, run_on_thread, spawn,
+    spawn_boxed, turn_now,
 };
-pub(crate) use worker::{clock_now, is_more_to_come, is_on_worker, next_turn};
+pub(crate) use worker::{clock_now, is_more_to_come, is_on_worker};
+pub use workers::Workers;
 
 pub(crate) use buf::trim_pool;
 

@@ -1,15 +1,12 @@
 //! Workers: threads that each run an executor, timers and an engine, and the way in from other threads.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
-use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, Waker as TaskWaker};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
@@ -17,10 +14,11 @@ use crossbeam::queue::ArrayQueue;
 use super::engine::{self, EngineChoice, EngineKind};
 use super::file::File;
 use super::ops::{FileOp, OpFuture};
+use super::poller::Poller;
 use super::reactor::{self, Reactor};
 use super::task::{self, LocalFuture, Tasks};
 use super::time::Time;
-use super::timer::{TimerKey, Timers};
+use super::timer::Timers;
 use super::{Io, Wait};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{POLL_DEFAULT, TASKS_PER_TURN_MAX, WORKER_INBOX_MAX, WORKERS_MAX};
@@ -58,17 +56,17 @@ impl Default for WorkerOptions {
     }
 }
 
-struct Inbox {
+pub(super) struct Inbox {
     messages: ArrayQueue<Message>,
-    waker: Arc<reactor::Waker>,
-    stop: AtomicBool,
+    pub(super) waker: Arc<reactor::Waker>,
+    pub(super) stop: AtomicBool,
 }
 
 /// The way to one worker from any thread.
 #[derive(Clone)]
 pub struct WorkerHandle {
     index: usize,
-    inbox: Arc<Inbox>,
+    pub(super) inbox: Arc<Inbox>,
 }
 
 impl WorkerHandle {
@@ -112,12 +110,12 @@ pub struct Local {
     index: usize,
     io: Rc<dyn Io>,
     tasks: Tasks,
-    timers: Timers,
+    pub(super) timers: Timers,
     inbox: Arc<Inbox>,
     hooks: RefCell<Vec<Rc<dyn TurnHook>>>,
     /// A hook had a batch when the turn's last round ended.
     unfinished: Cell<bool>,
-    now: Cell<Time>,
+    pub(super) now: Cell<Time>,
 }
 
 thread_local! {
@@ -137,7 +135,7 @@ pub(crate) fn is_on_worker() -> bool {
     CURRENT.try_with(|current| current.borrow().is_some()).unwrap_or(false)
 }
 
-fn expect_current() -> Rc<Local> {
+pub(super) fn expect_current() -> Rc<Local> {
     let Some(local) = current() else {
         panic!("this must run on a worker: use WorkerHandle::post")
     };
@@ -213,64 +211,8 @@ pub(crate) fn clock_now() -> Time {
     })
 }
 
-/// Waits until the worker's clock reaches `at`.
-pub async fn sleep_until(at: Time) {
-    let mut sleep = Sleep { local: expect_current(), at, key: None };
-    poll_fn(|cx| sleep.poll(cx.waker())).await;
-}
-
-/// What `future` gave before the worker's clock reached `at`; else `None`, and the future is dropped.
-pub async fn until<T>(at: Time, future: impl Future<Output = T>) -> Option<T> {
-    let (mut future, mut timer) = (pin!(future), pin!(sleep_until(at)));
-    poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(value) => Poll::Ready(Some(value)),
-        Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
-    })
-    .await
-}
-
-/// Lets others have their turn.
-pub(crate) async fn next_turn() {
-    let mut is_over = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut is_over, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
-
-struct Sleep {
-    local: Rc<Local>,
-    at: Time,
-    key: Option<TimerKey>,
-}
-
-impl Sleep {
-    fn poll(&mut self, waker: &TaskWaker) -> Poll<()> {
-        if self.local.now.get() >= self.at {
-            return Poll::Ready(());
-        }
-        match self.key {
-            Some(key) => self.local.timers.update(key, waker),
-            None => self.key = Some(self.local.timers.insert(self.at, waker.clone())),
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for Sleep {
-    fn drop(&mut self) {
-        if let Some(key) = self.key {
-            self.local.timers.remove(key);
-        }
-    }
-}
-
 impl Local {
-    fn new(index: usize, kind: EngineKind) -> io::Result<Rc<Self>> {
+    pub(super) fn new(index: usize, kind: EngineKind) -> io::Result<Rc<Self>> {
         let reactor = Rc::new(Reactor::new()?);
         let waker = Arc::clone(reactor.waker());
         let io = engine::create(kind, reactor)?;
@@ -401,126 +343,6 @@ impl Local {
     }
 }
 
-/// Whether to poll before a sleep: while it pays. A wait that polling could have spared is worth a try;
-/// tries that fail make the next ones rarer, and a long pause ends them.
-struct Poller {
-    max: Duration,
-    /// Traffic flows: the last wait was short.
-    flowing: bool,
-    /// Tries that failed since one succeeded, as a power of two of waits to let pass.
-    failures: u32,
-    skip: u32,
-}
-
-impl Poller {
-    /// A wait this many times as long as the window may be short without the cost of the sleep.
-    const FLOWING_WAITS: u32 = 8;
-    const FAILURES_MAX: u32 = 6;
-
-    fn new(max: Duration) -> Self {
-        Self { max, flowing: false, failures: 0, skip: 0 }
-    }
-
-    /// How long to poll now.
-    fn window(&mut self) -> Duration {
-        if !self.flowing || self.max.is_zero() {
-            return Duration::ZERO;
-        }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return Duration::ZERO;
-        }
-        self.max
-    }
-
-    /// Learns from a wait that polling for `window` did or did not end.
-    fn learn(&mut self, ended: bool, window: Duration, waited: Duration) {
-        self.flowing = waited <= self.max * Self::FLOWING_WAITS;
-        if window.is_zero() {
-            return;
-        }
-        if ended {
-            self.failures = 0;
-        } else {
-            self.failures = (self.failures + 1).min(Self::FAILURES_MAX);
-            self.skip = (1 << self.failures) - 1;
-        }
-    }
-}
-
-/// The workers of one host.
-pub struct Workers {
-    handles: Vec<WorkerHandle>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    kind: EngineKind,
-}
-
-impl Workers {
-    /// Starts the threads.
-    ///
-    /// # Errors
-    /// When the engine asked for does not work here, or a thread cannot be started.
-    pub fn start(options: &WorkerOptions) -> io::Result<Self> {
-        let kind = options.engine.resolve()?;
-        let mut workers = Self { handles: Vec::new(), threads: Mutex::default(), kind };
-        for index in 0..options.workers.clamp(1, WORKERS_MAX) {
-            let (ready, started) = crossbeam::channel::bounded(1);
-            let poll = options.poll;
-            let thread =
-                std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                    match Local::new(index, kind) {
-                        Ok(local) => {
-                            let _ = ready.send(Ok(local.handle()));
-                            run(&local, poll);
-                        }
-                        Err(error) => drop(ready.send(Err(error))),
-                    }
-                })?;
-            workers.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(thread);
-            let handle =
-                started.recv().map_err(|_| io::Error::other("a worker died at start"))??;
-            workers.handles.push(handle);
-        }
-        Ok(workers)
-    }
-
-    /// The ways to the workers, by number.
-    pub fn handles(&self) -> &[WorkerHandle] {
-        &self.handles
-    }
-
-    /// The engine that was chosen.
-    pub fn engine(&self) -> EngineKind {
-        self.kind
-    }
-}
-
-impl Workers {
-    /// Ends the workers; tasks that still wait are dropped, and posts fail from now on.
-    pub fn stop(&self) {
-        for handle in &self.handles {
-            handle.inbox.stop.store(true, Ordering::SeqCst);
-            handle.inbox.waker.wake();
-        }
-        let this = std::thread::current().id();
-        let threads =
-            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
-            // A worker that stops all of them ends by itself, after this.
-            if thread.thread().id() != this {
-                // A worker that panicked has said so already.
-                let _ = thread.join();
-            }
-        }
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
 /// Closes the inbox when the worker ends, also by a panic of a driver: calls then fail instead of
 /// waiting for an answer that never comes.
 struct CloseInbox(Arc<Inbox>);
@@ -539,7 +361,7 @@ fn belong(local: Option<&Rc<Local>>) {
     drop(former);
 }
 
-fn run(local: &Rc<Local>, poll: Duration) {
+pub(super) fn run(local: &Rc<Local>, poll: Duration) {
     let _close = CloseInbox(Arc::clone(&local.inbox));
     belong(Some(local));
     if let Err(error) = local.run(poll) {

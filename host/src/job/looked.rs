@@ -92,3 +92,47 @@ impl Needs {
         Ok((run.start..end.min(run.end).max(run.start + 1), needs_data))
     }
 }
+
+impl JobCx {
+    /// Goes once over `size_bytes`: `ask` says what there is in a range, as [`OnBehalf::block_status`] does.
+    ///
+    /// # Errors
+    /// As [`JobCx::point`].
+    pub(super) async fn look_through(
+        &self,
+        size_bytes: u64,
+        ask: impl AsyncFn(OnBehalf, Range<u64>) -> Result<Vec<Extent>>,
+        mut see: impl FnMut(&Extent),
+    ) -> Step<()> {
+        let mut at = 0;
+        while at < size_bytes {
+            self.point().await?;
+            let found = self.ask(async |ground| ask(ground, at..size_bytes).await).await?;
+            let Some(last) = found.last() else { break };
+            at = last.offset.saturating_add(last.len);
+            found.iter().for_each(&mut see);
+        }
+        Ok(())
+    }
+
+    /// Where its source shows what does not only lie below the child `above`: `own` is told of each such range.
+    ///
+    /// # Errors
+    /// As [`JobCx::point`].
+    pub(super) async fn look_for_own(
+        &self,
+        size_bytes: u64,
+        above: Option<usize>,
+        mut own: impl FnMut(Range<u64>),
+    ) -> Step<()> {
+        let ask = async |ground: OnBehalf, range: Range<u64>| {
+            ground.block_status_shown(SOURCE, above, range, EXTENTS_MAX).await
+        };
+        let see = |extent: &Extent| {
+            if extent.kind != ExtentKind::Unallocated {
+                own(extent.offset..extent.offset.saturating_add(extent.len));
+            }
+        };
+        self.look_through(size_bytes, ask, see).await
+    }
+}

@@ -25,8 +25,6 @@ use crate::graph::{
     Action, BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, NodeGeneration, PermissionSet,
     Role, Tracker, Unproven,
 };
-use crate::limits::EXTENTS_MAX;
-use crate::node::ExtentKind;
 
 /// Number of the edge below which nothing is copied, if there is one.
 const BELOW: usize = 2;
@@ -167,25 +165,7 @@ impl Mirror {
             }
             Chosen::Top { has_below } => {
                 let above = has_below.then_some(BELOW);
-                let mut at = 0;
-                while at < self.size_bytes {
-                    cx.point().await?;
-                    let rest = at..self.size_bytes;
-                    let found = cx
-                        .ask(async |ground| {
-                            ground
-                                .block_status_shown(SOURCE, above, rest.clone(), EXTENTS_MAX)
-                                .await
-                        })
-                        .await?;
-                    let Some(last) = found.last() else { break };
-                    at = last.offset.saturating_add(last.len);
-                    let is_own = |kind| !matches!(kind, ExtentKind::Unallocated);
-                    for extent in found.iter().filter(|extent| is_own(extent.kind)) {
-                        tracker.want(&(extent.offset..extent.offset.saturating_add(extent.len)));
-                    }
-                }
-                Ok(())
+                cx.look_for_own(self.size_bytes, above, |own| tracker.want(&own)).await
             }
         }
     }

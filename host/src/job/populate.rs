@@ -3,6 +3,7 @@
 //! It adds to what is dirty, at one instant, when it has looked at all: until then, and if it ends otherwise, the
 //! bitmap is what it would be without. What is written meanwhile a bitmap that records has by itself.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -16,10 +17,10 @@ use super::work::{Actions, Ending, Opening, Place, Planned, Work, backing, down,
 use crate::bitmap::{BitmapUse, Granularity, Granules, Use};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    BitmapAction, ChildDecl, Graph, JobStake, OwnAccord, PermissionSet, Role, Tracker,
+    BitmapAction, ChildDecl, Graph, JobStake, OnBehalf, OwnAccord, PermissionSet, Role, Tracker,
 };
 use crate::limits::{COPY_MAX_BYTES, EXTENTS_MAX, ZERO_PROVEN_MAX_BYTES};
-use crate::node::ExtentKind;
+use crate::node::{Extent, ExtentKind};
 
 /// Number of the edge below which nothing counts as own, if there is one.
 const BELOW: usize = 1;
@@ -107,31 +108,17 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &PopulateSpec) -> Result<Plann
 
 impl Populate {
     async fn find_own(&self, cx: &JobCx, has_below: bool, found: &Granules) -> Step<()> {
-        let mut at = 0;
-        while at < self.size_bytes {
-            cx.point().await?;
-            let rest = at..self.size_bytes;
-            let extents = cx
-                .ask(async |ground| match has_below {
-                    true => {
-                        ground
-                            .block_status_shown(SOURCE, Some(BELOW), rest.clone(), EXTENTS_MAX)
-                            .await
-                    }
-                    false => ground.block_status(SOURCE, None, rest.clone(), EXTENTS_MAX).await,
-                })
-                .await?;
-            for extent in &extents {
-                if !matches!(extent.kind, ExtentKind::Unallocated | ExtentKind::Hole) {
-                    found.mark(extent.offset, extent.len);
-                }
+        let ask = async |ground: OnBehalf, range: Range<u64>| match has_below {
+            true => ground.block_status_shown(SOURCE, Some(BELOW), range, EXTENTS_MAX).await,
+            false => ground.block_status(SOURCE, None, range, EXTENTS_MAX).await,
+        };
+        let see = |extent: &Extent| {
+            if !matches!(extent.kind, ExtentKind::Unallocated | ExtentKind::Hole) {
+                found.mark(extent.offset, extent.len);
             }
-            let end = extents.last().map(|last| last.offset.saturating_add(last.len));
-            let end = end.unwrap_or(self.size_bytes).min(self.size_bytes);
-            cx.record.add_done(end.saturating_sub(at));
-            at = end;
-        }
-        Ok(())
+            cx.record.add_done(extent.len.min(self.size_bytes.saturating_sub(extent.offset)));
+        };
+        cx.look_through(self.size_bytes, ask, see).await
     }
 
     async fn compare(&self, cx: &JobCx) -> Step<()> {

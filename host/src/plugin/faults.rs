@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blockloom_abi::Violation;
 
-use super::table::Breach;
+use super::breach::Breach;
 use crate::io::Time;
 
 /// Wait before the first new store, and the longest one.

@@ -369,11 +369,6 @@ impl Instance {
         any
     }
 
-    /// How its plugin is configured, as JSON text.
-    pub(super) fn config(&self) -> String {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// An instance of a bundled plugin with default limits.
     ///
     /// # Errors

@@ -4,13 +4,14 @@ use blockloom_abi::{
     Action, ActionTag, Done, Entry, Errno, Forward, Kind, MAX_ACTIONS, Parent, Subject, Token,
 };
 
+use super::breach::Breach;
 use super::counters::Refused;
 use super::faults::Fault;
 use super::inside::{Buffer, Inside};
 use super::instance::Instance;
 use super::local::{LocalPlugin, Ticket, Verdict};
 use super::operation::subject;
-use super::table::{Answer, Breach};
+use super::table::Answer;
 use crate::io::{Time, turn_now};
 
 /// Operations that one instance may have in flight for each request that it may have, and for none.

@@ -24,6 +24,7 @@
 mod children;
 mod disk;
 mod host;
+mod scene;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,12 +35,12 @@ use blockloom_abi::{
     Subject, Token,
 };
 
-use children::Scene;
 pub use disk::Disk;
 pub(crate) use host::{
     bitmap_count, bitmap_merge, bitmap_next, bitmap_own, bitmap_set, bytes_get, bytes_put, log,
     set_rules,
 };
+use scene::Scene;
 
 use crate::exec::Instance;
 use crate::{ByteAccess, Child, ConfigError, Filter, Grants, Level, Node, Rule, Time};

@@ -1,15 +1,18 @@
 //! Start, end, and what is left behind.
 
-use std::os::unix::net::UnixListener;
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockloom_tests::nbd::{Client, Request, command};
+use blockloom_tests::qmp::Qmp;
 use blockloom_tests::{Daemon, eventually, pattern};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stack::STACKS;
-use crate::{ENGINES, MIB, file_disk, memory_disk, scratch, serve, try_serve};
+use crate::{ENGINES, MIB, file_disk, memory_disk, program, scratch, serve, try_serve};
 
 /// Blocks of 4 KiB that one writer writes over and over.
 const BLOCKS: u64 = 1024;
@@ -297,4 +300,56 @@ fn what_is_missing_is_named() {
     assert!(refused.stderr.contains("missing.img"), "{}", refused.stderr);
     assert!(!scratch.image("missing.img").exists());
     assert!(!scratch.path("nbd.sock").exists());
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended long ago.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whoever has read the log is gone: what would be logged is lost, and nothing else.
+#[test]
+fn a_log_that_nobody_reads_ends_nothing() {
+    let scratch = scratch();
+    let socket = scratch.path("control.sock");
+    let text = memory_disk(MIB)
+        + "[node.image]\ndriver = \"qcow2\"\ncreate = { size = \"1MiB\" }\n\
+           file = { driver = \"file\", path = \"disk.qcow2\" }\n\
+           [bitmap.kept]\nnode = \"image\"\npersist = { node = \"image\" }\n";
+    let graph = scratch.graph("graph.toml", &text);
+    let mut command = Command::new(program());
+    command.args(["serve", "--workers", "1", "--control"]).arg(&socket).arg(&graph);
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut killed = Killed(command.spawn().expect("the program"));
+    let child = &mut killed.0;
+    let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+    assert!(stdout.lines().map_while(Result::ok).any(|line| line == "ready"));
+    drop(child.stderr.take());
+    // One more than may be there is logged.
+    let clients: Vec<_> = (0..16).map(|_| Qmp::open(&socket)).collect();
+    let is_greeted = || {
+        let client = UnixStream::connect(&socket).expect("it listens");
+        let first = BufReader::new(client).lines().next().and_then(Result::ok);
+        first.is_some_and(|line| line.contains("\"QMP\""))
+    };
+    assert!(!is_greeted());
+    drop(clients);
+    eventually("there is room again", || is_greeted().then_some(()));
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process");
+    kill_process(pid, Signal::TERM).expect("send a signal");
+    let status = eventually("it ends", || child.try_wait().expect("wait"));
+    assert_eq!(status.code(), Some(0));
+    let listed = Command::new(program())
+        .args(["image", "bitmap", "--list", "--output", "json"])
+        .arg(scratch.path("disk.qcow2"))
+        .output()
+        .expect("the program");
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    assert!(listed.contains("kept") && !listed.contains("in-use"), "{listed}");
 }

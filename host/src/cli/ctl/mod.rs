@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::println;
+use super::{complain, println};
 use crate::config::suggest::nearest;
 use crate::control::qapi::{Place, QapiType};
 use crate::draw::GraphDescription;
@@ -47,7 +47,7 @@ pub(super) fn run(options: &CtlOptions) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            complain(format_args!("error: {failure}"));
             ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
         }
     }

@@ -14,7 +14,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use super::println;
+use super::{complain, println};
 use place::Place;
 
 /// Runs it.
@@ -26,7 +26,7 @@ pub(super) fn run() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(format_args!("error: {error}"));
             ExitCode::from(1)
         }
     }

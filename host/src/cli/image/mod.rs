@@ -41,6 +41,7 @@ use bitmap_options::{Actions, Extras};
 use check::RepairChoice;
 use convert::ConvertOptions;
 
+use super::complain;
 use crate::node::Access;
 use failure::{Failure, Result};
 use layer::Format;
@@ -198,7 +199,7 @@ pub(super) fn run(command: ImageCommand) -> ExitCode {
     match dispatch(command) {
         Ok(code) => ExitCode::from(code),
         Err(Failure { code, message }) => {
-            eprintln!("error: {message}");
+            complain(format_args!("error: {message}"));
             ExitCode::from(code)
         }
     }

@@ -120,6 +120,33 @@ fn filters() {
 }
 
 #[test]
+fn views() {
+    let described = json!({
+        "driver": "copy-before-write",
+        "node-name": "cbw",
+        "file": { "driver": "memory", "size": "1MiB" },
+        "target": { "driver": "memory", "size": "1MiB" },
+    });
+    let nodes = read(&described).unwrap_or_else(|found| panic!("{found}")).nodes;
+    for (discard, expect) in
+        [(json!({}), None), (json!("unmap"), Some(true)), (json!("ignore"), Some(false))]
+    {
+        let mut options =
+            json!({ "driver": "snapshot-access", "node-name": "then", "file": "cbw" });
+        if discard.is_string() {
+            options["discard"] = discard;
+        }
+        let live = Live { nodes: nodes.clone(), ..Live::default() };
+        let (spec, found, _) = parse_blockdev("blockdev-add", &options, "#block000", live);
+        assert!(found.is_empty(), "{}", found.brief());
+        let node = spec.node("then").expect("a node");
+        let DriverSpec::View(view) = &node.driver else { panic!("{node:?}") };
+        assert_eq!(view.discard.map(|discard| discard.value), expect);
+        assert_eq!((view.of.value.as_str(), view.view.value.as_str()), ("cbw", "snapshot"));
+    }
+}
+
+#[test]
 fn what_is_wrong_is_shown_by_its_path() {
     wrong(
         json!({ "driver": "memory", "size": 512, "cache": { "writeback": true } }),

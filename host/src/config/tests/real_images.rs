@@ -136,9 +136,9 @@ fn data_files() {
     "#]]);
     place.qemu_img("create -q -f qcow2 -o data_file=a.raw,data_file_raw=on a.qcow2 1M");
     place.check(
-        "",
+        "read-only = true",
         &expect![[r#"
-            a (qcow2 1MiB), not used
+            a (qcow2 1MiB, read-only), not used
             ├── file: #a.file (file a.qcow2) [storage, uses -, shares cr+wu]
             └── data-file: #a.data-file (file DIR/a.raw, read-only) [data, uses -, shares cr+wu]
         "#]],

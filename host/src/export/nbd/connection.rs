@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::directory::{Closed, Context, Directory};
+use super::contexts::Context;
+use super::directory::{Closed, Directory};
 use super::proto::{ExportDirectory, Handshake, Session, Step, Verdict, check, decode_header};
 use super::receive::Receiver;
 use super::request::{held_bytes, run};

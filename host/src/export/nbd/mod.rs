@@ -9,6 +9,7 @@
 //! graph is not touched before an export has been chosen.
 
 mod connection;
+mod contexts;
 mod directory;
 mod listening;
 pub mod proto;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::connection::Transmission;
-use super::directory::{Context, frozen};
+use super::contexts::{Context, frozen};
 use super::proto::{NbdErrno, Request, StatusExtent, StatusQuery, push_block_status, reply};
 use super::send::ReplyWriter;
 use crate::error::{Error, ErrorKind, Result};

@@ -1,9 +1,6 @@
 //! A compressed write that fails may spoil all sectors that it touches: those of other clusters are not among them.
 
-use std::sync::Arc;
-
 use super::image::{self, Geometry};
-use crate::graph::{DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph};
 use crate::io::sim::{Faults, Simulation};
 use crate::io::{Buf, BufMut};
 use crate::node::WriteFlags;
@@ -30,11 +27,7 @@ fn writes_that_fail_spoil_no_other_cluster() {
         let inner = simulation.clone();
         let ran = simulation.run(async move {
             let nodes = image::nodes(&inner, "disk", &geometry, None).expect("an image");
-            let (id, root) = ("vda".to_owned(), Some("disk".into()));
-            let drives = vec![DriveDecl { id, root, writable: true, only_shows: false }];
-            let graph = GraphDecl { nodes, drives, bitmaps: vec![] }.build().expect("a graph");
-            let cell = Arc::new(GraphCell::new(graph));
-            let drive = LocalDrive::open(&LocalGraph::of(&cell), "vda").expect("a drive");
+            let (_graph, drive) = image::drive(nodes, "disk");
             for index in 0..CLUSTERS {
                 // What fails is to be this write alone.
                 drive.flush().await.expect("a flush");

@@ -1,13 +1,12 @@
 //! Flushes of an image that nobody waits for to their end.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use blockloom_qcow2::testing::{Container, MemoryStorage, block_on};
 
 use super::image::{self, Geometry, file_name};
 use super::seeds;
-use crate::graph::{DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph};
+use crate::graph::LocalDrive;
 use crate::io::sim::{Random, Simulation};
 use crate::io::{Buf, turn_now, until};
 use crate::node::WriteFlags;
@@ -44,11 +43,7 @@ fn a_dropped_flush_overtakes_nothing() {
         let (inner, random) = (simulation.clone(), simulation.random());
         let ran = simulation.run(async move {
             let nodes = image::nodes(&inner, "disk", &geometry, None).expect("an image");
-            let (id, root) = ("vda".to_owned(), Some("disk".into()));
-            let drives = vec![DriveDecl { id, root, writable: true, only_shows: false }];
-            let graph = GraphDecl { nodes, drives, bitmaps: vec![] }.build().expect("a graph");
-            let cell = Arc::new(GraphCell::new(graph));
-            let drive = LocalDrive::open(&LocalGraph::of(&cell), "vda").expect("a drive");
+            let (cell, drive) = image::drive(nodes, "disk");
             let written = write_and_drop(&drive, random).await;
             let closed = cell.close_nodes(CLOSE_TIME).await;
             closed.map(|()| written)

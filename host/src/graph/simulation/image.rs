@@ -12,7 +12,9 @@ use blockloom_qcow2::image::OpenOptions;
 use blockloom_qcow2::testing::{Container, Disk, MemoryStorage, block_on};
 
 use crate::error::Result as HostResult;
-use crate::graph::{ChildDecl, NodeDecl, Role};
+use crate::graph::{
+    ChildDecl, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl, Role,
+};
 use crate::io::sim::{Random, Simulation};
 use crate::node::{FileNode, FileOptions, ImageLocking, Node, Qcow2Node, Qcow2Options};
 
@@ -190,4 +192,14 @@ pub(super) fn nodes(
     let driver: Arc<dyn Node> = Arc::new(block_on(Qcow2Node::open(&storage, &options))?);
     nodes.push(NodeDecl { name: name.to_owned(), driver, children });
     Ok(nodes)
+}
+
+/// A graph of these nodes, and a drive that writes `root`.
+pub(super) fn drive(nodes: Vec<NodeDecl>, root: &str) -> (Arc<GraphCell>, LocalDrive) {
+    let (id, root) = ("vda".to_owned(), Some(root.to_owned()));
+    let drives = vec![DriveDecl { id, root, writable: true, only_shows: false }];
+    let graph = GraphDecl { nodes, drives, bitmaps: vec![] }.build().expect("a graph");
+    let cell = Arc::new(GraphCell::new(graph));
+    let drive = LocalDrive::open(&LocalGraph::of(&cell), "vda").expect("a drive");
+    (cell, drive)
 }

@@ -1,12 +1,10 @@
 //! What a guest zeroed in an image stays zero, whatever becomes of what is below.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use blockloom_qcow2::testing::{Container, MemoryStorage, block_on};
 
 use super::image::{self, Geometry, file_name};
-use crate::graph::{DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph};
 use crate::io::sim::Simulation;
 use crate::node::WriteFlags;
 
@@ -26,11 +24,7 @@ fn zeros_past_the_end_of_a_backing_stay() {
     let ran = simulation.run(async move {
         let mut nodes = image::nodes(&inner, "base", &geometry, None).expect("an image");
         nodes.extend(image::nodes(&inner, "top", &geometry, Some("base")).expect("an image"));
-        let (id, root) = ("vda".to_owned(), Some("top".into()));
-        let drives = vec![DriveDecl { id, root, writable: true, only_shows: false }];
-        let graph = GraphDecl { nodes, drives, bitmaps: vec![] }.build().expect("a graph");
-        let cell = Arc::new(GraphCell::new(graph));
-        let drive = LocalDrive::open(&LocalGraph::of(&cell), "vda").expect("a drive");
+        let (cell, drive) = image::drive(nodes, "top");
         for range in ranges {
             let zeroed = drive.zero(range.start, range.end - range.start, WriteFlags::NONE);
             zeroed.await.expect("zeros");

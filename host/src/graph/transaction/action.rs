@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::bitmap_action::{BitmapAction, BitmapRef, list};
 use super::event::Event;
+use super::reopen::Opened;
 use super::stored::NewEntry;
 use crate::bitmap::{Bitmap, BitmapUse};
 use crate::error::Result;
@@ -183,11 +184,12 @@ pub enum Action {
         /// said is the node's: `qcow2`, or `raw` whatever keeps its bytes.
         said: Option<(String, BackingName)>,
     },
-    /// Opens a node in another way: what was made for that takes its driver's place. What it shows is the same.
+    /// Opens a node in another way: what was made for that takes its driver's place, or its driver holds nothing open
+    /// and stays. What it shows is the same.
     Reopen {
-        /// The node, which was there before the transaction, which resizes and deallocates nothing.
+        /// The node; one whose driver goes was there before the transaction, which resizes and deallocates nothing.
         node: String,
-        /// Made of the driver that it has.
+        /// Made of the driver that it has, unless that stays.
         to: Reopened,
     },
     /// Adds a bitmap, clean.
@@ -319,6 +321,8 @@ pub struct Transaction {
     pub(super) only_on: Option<Arc<Graph>>,
     /// The nodes whose images need not name another backing.
     may_keep_names: Vec<String>,
+    /// What need not be opened again.
+    pub(super) opened: Opened,
     /// What else changes at its instant.
     pub(super) riders: Vec<Box<dyn Rider>>,
 }
@@ -349,13 +353,14 @@ impl Default for Transaction {
             ended_jobs: Vec::new(),
             only_on: None,
             may_keep_names: Vec::new(),
+            opened: Opened::default(),
             riders: Vec::new(),
         }
     }
 }
 
 impl Transaction {
-    /// Without actions; requests in flight have [`DRAIN_TIME`] to end, and drivers to do their work.
+    /// Without actions, within [`DRAIN_TIME`].
     pub fn new() -> Self {
         Self::default()
     }
@@ -420,7 +425,9 @@ impl Transaction {
         Self { actions, ended_jobs, ..Self::default() }
     }
 
-    /// Time for the requests that it must wait for, and then for drivers to resize or deallocate.
+    /// Time for all that it waits for and can call off: files that are opened, requests in flight, what drivers are asked.
+    /// Drivers that resize or deallocate, which cannot be called off, have as much for that alone; and so has what is
+    /// taken back.
     pub fn within(mut self, time: Duration) -> Self {
         self.within = time;
         self
@@ -435,6 +442,12 @@ impl Transaction {
         content: BitmapContent,
     ) -> Self {
         self.entries.push(NewEntry { node, bitmap: Arc::clone(bitmap), content });
+        self
+    }
+
+    /// It uses what was opened when it was checked, as far as that is as it was then.
+    pub(crate) fn with_opened(mut self, opened: Opened) -> Self {
+        self.opened = opened;
         self
     }
 

@@ -7,7 +7,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use super::action::{Action, Applied, Rider, Transaction, Unproven};
 use super::bitmap_action::BitmapAction;
@@ -21,8 +20,9 @@ use super::durable;
 use super::event::Event;
 use super::late::{Answer, Parting, Waiting};
 use super::naming;
-use super::reopen;
+use super::reopen::{self, Opened};
 use super::stored::{NewEntries, NewEntry};
+use super::time_limit::TimeLimit;
 use super::touched::{Touched, end_watches};
 use super::work::{self, Step, StepKind};
 use crate::bitmap::{Bitmap, Prepared};
@@ -32,7 +32,7 @@ use crate::graph::detach::ToTheEnd;
 use crate::graph::evidence::SameView;
 use crate::graph::mutation::{Mutation, mutated};
 use crate::graph::snapshot::{Graph, ScopedBitmap};
-use crate::io::{LocalFuture, Time, current, spawn_boxed, turn_now, until};
+use crate::io::{LocalFuture, Time, current, spawn_boxed, turn_now};
 use crate::node::BackingName;
 
 impl GraphCell {
@@ -48,14 +48,15 @@ impl GraphCell {
     }
 
     /// Whether a transaction would come as far as to its drain, on a worker: for who has to do first what cannot be
-    /// taken back.
+    /// taken back. What it has to open for that, it need not open again: [`Transaction::with_opened`].
     ///
     /// # Errors
     /// Whatever is known by then to stand against an action.
-    pub(crate) async fn check(&self, transaction: Transaction) -> Result<()> {
+    pub(crate) async fn check(&self, transaction: Transaction) -> Result<Opened> {
         let _writer = self.writer.lock().await;
-        let Transaction { actions, within, ended_jobs, .. } = transaction;
-        Plan::of(self, &self.load(), (actions, ended_jobs), within).await.map(drop)
+        let limit = TimeLimit::of(transaction.within);
+        let plan = Plan::of(self, &self.load(), transaction, limit).await?;
+        Ok(plan.opened)
     }
 }
 
@@ -113,20 +114,23 @@ struct Plan {
     riders: Vec<Box<dyn Rider>>,
     /// What has happened by the end.
     events: Vec<Event>,
+    /// Files that it has opened.
+    opened: Opened,
 }
 
 impl Plan {
     async fn of(
         cell: &GraphCell,
         before: &Graph,
-        (actions, ended_jobs): (Vec<(Action, Unproven)>, Vec<String>),
-        within: Duration,
+        transaction: Transaction,
+        limit: TimeLimit,
     ) -> Result<Self> {
+        let Transaction { actions, entries, ended_jobs, riders, opened, .. } = transaction;
         let (mut draft, mut prepared) = (Draft::of(before), Prepared::default());
         let is_undrained = actions.iter().any(|(action, _)| is_undrained(action));
-        draft.ended_jobs = ended_jobs;
+        (draft.ended_jobs, draft.opened) = (ended_jobs, opened);
         draft.act_all(actions)?;
-        draft.open_as_used(within).await?;
+        draft.open_as_used(limit).await?;
         let mut after = draft.assemble(Some(before), &mut prepared)?;
         let (claims, has_silent) = claims(&draft, before, &after)
             .map_err(|(by, error)| at_action(&draft.actions, by.action, &error))?;
@@ -164,10 +168,11 @@ impl Plan {
             last_shape: draft.last_shape,
             early: None,
             actions: draft.actions,
-            entries: Vec::new(),
+            entries,
             backing_names,
-            riders: Vec::new(),
+            riders,
             events,
+            opened: draft.opened,
         })
     }
 
@@ -180,13 +185,13 @@ impl Plan {
     async fn make(
         &mut self,
         section: &Drained<'_>,
-        times: (Duration, Time),
+        limit: TimeLimit,
         parting: &mut Parting<'_, '_>,
     ) -> Result<bool> {
         let mut entries = NewEntries::new(std::mem::take(&mut self.entries));
-        let made = self.make_with(section, times, &mut entries, parting).await;
+        let made = self.make_with(section, limit, &mut entries, parting).await;
         if made.is_err() {
-            entries.take_back(section, times.0).await;
+            entries.take_back(section, limit.again()).await;
         }
         made
     }
@@ -194,7 +199,7 @@ impl Plan {
     async fn make_with(
         &mut self,
         section: &Drained<'_>,
-        (within, deadline): (Duration, Time),
+        limit: TimeLimit,
         entries: &mut NewEntries,
         parting: &mut Parting<'_, '_>,
     ) -> Result<bool> {
@@ -202,7 +207,7 @@ impl Plan {
         let (before, after) = (section.graph(Side::Before), section.graph(Side::After));
         let verified = match self.early.take() {
             Some(early) => Some(Ok(early)),
-            None => until(deadline, verify(section, claims, steps, actions)).await,
+            None => limit.keep(verify(section, claims, steps, actions)).await,
         };
         let late = || {
             let message = "what the nodes hold was not found out, or copied, in time: the graph is as it was; try \
@@ -212,23 +217,23 @@ impl Plan {
         let unproven = verified.unwrap_or_else(late)?;
         changes.extend(unproven.changes);
         let are_same = changes.is_empty() && unproven.claims.is_empty() && !self.has_silent;
-        let flushed = until(deadline, durable::flush_left(section)).await;
+        let flushed = limit.keep(durable::flush_left(section)).await;
         flushed.unwrap_or_else(|| {
             let message = "what was written was not made durable in time: nothing was changed";
             Err(Error::new(ErrorKind::TimedOut, message))
         })?;
         self.riders.iter_mut().try_for_each(|rider| rider.prepare(after))?;
-        entries.make(section, within).await?;
+        entries.make(section, limit).await?;
         for (node, name) in self.backing_names.drain(..) {
-            section.name_backing(&node, name, within).await?;
+            section.name_backing(&node, name, limit).await?;
         }
-        reopen::exchange(section, within).await?;
+        reopen::exchange(section, limit).await?;
         if !steps.is_empty() {
             // The graph that is keeps its bitmaps if the work fails.
             let marked = changes.iter().flat_map(|change| bitmaps::mark_before(before, change));
             let marked: Vec<Event> = marked.collect();
             let kept = (marked, &mut *prepared, &mut *entries);
-            work_within(section, (steps, shapes), kept, within, parting).await?;
+            work_within(section, (steps, shapes), kept, limit, parting).await?;
         }
         // From here on nothing can fail.
         events.extend(close::removed(section).await);
@@ -256,13 +261,18 @@ async fn work_within(
     section: &Drained<'_>,
     (steps, shapes): (&[Step], &[bool]),
     (marked, prepared, entries): (Vec<Event>, &mut Prepared, &mut NewEntries),
-    within: Duration,
+    limit: TimeLimit,
     parting: &mut Parting<'_, '_>,
 ) -> Result<()> {
+    if limit.is_over() {
+        let message =
+            "there was no time left for drivers to resize or deallocate: nothing was changed";
+        return Err(Error::new(ErrorKind::TimedOut, message));
+    }
     let (before, cell) = (section.graph(Side::Before), parting.cell);
     let at = Cell::new(0);
     let mut working = pin!(work::run(section, steps, &at));
-    let done = until(turn_now() + within, working.as_mut()).await;
+    let done = limit.again().keep(working.as_mut()).await;
     let tell = |marked: Vec<Event>, driver_has: &str| {
         // Not all that was read may still be shown.
         end_watches(before, shapes.to_vec(), false);
@@ -277,14 +287,17 @@ async fn work_within(
         }
         None => tell(marked, "not answered in time"),
     }
-    let node = &before.nodes[steps[at.get()].old];
+    parting.still.keep_only(&who_comes(before, steps));
+    let old = steps[at.get()].old;
+    let node = &before.nodes[old];
     let (name, drives) = (Arc::clone(&node.name), parting.still.ids(before));
-    let waiting = Waiting::of(cell, before, node.generation, parting.still);
+    let waiting = Waiting::of(cell, before, old, parting.still);
     let late = Event::DriverLate { node: Arc::clone(&name), drives: drives.clone() };
     cell.events.publish(before.generation, &[late]);
     let message = format!(
-        "its driver has not answered in {within:?} and may still do what it was asked: that is marked, \
-         and until it has answered no request comes to the node"
+        "its driver has not answered in {:?} and may still do what it was asked: that is marked, \
+         and until it has answered no request comes to the node",
+        limit.within
     );
     let error = Error::new(ErrorKind::TimedOut, message).at_node(&name);
     drop(std::mem::take(prepared));
@@ -299,6 +312,16 @@ async fn work_within(
     drop(waiting);
     cell.events.publish(cell.load().generation, &[Event::DriverAnswered { node: name, drives }]);
     Err(error)
+}
+
+/// The origins that come to where work is done, or taken back.
+fn who_comes(before: &Graph, steps: &[Step]) -> Vec<usize> {
+    let mut places = vec![false; before.nodes.len()];
+    for step in steps {
+        let written = before.written_by(before.nodes[step.old].generation);
+        places.iter_mut().zip(written).for_each(|(place, is_written)| *place |= is_written);
+    }
+    before.origins_reaching(places)
 }
 
 /// Whether a broken rule has an action done while requests are in flight.
@@ -355,31 +378,29 @@ fn clock() -> Time {
 
 /// Changes a copy of the graph, checks it, and puts it in the graph's place.
 async fn carry_out(cell: &GraphCell, transaction: Transaction, answer: &Answer) -> Result<Applied> {
-    let Transaction { actions, within, entries, ended_jobs, only_on, riders, .. } = transaction;
     let writer = Some(cell.writer.lock().await);
     let before = Rc::new(Snapshot::new(cell.load()));
-    if only_on.is_some_and(|graph| !before.stands_as(&graph)) {
+    if transaction.only_on.as_ref().is_some_and(|graph| !before.stands_as(graph)) {
         let message = "the graph has changed meanwhile: see anew what is to be done";
         return Err(Error::new(ErrorKind::Stale, message));
     }
-    let mut plan = Plan::of(cell, &before, (actions, ended_jobs), within).await?;
-    (plan.entries, plan.riders) = (entries, riders);
+    let limit = TimeLimit::of(transaction.within);
+    let mut plan = Plan::of(cell, &before, transaction, limit).await?;
     plan.after.start_drivers(Some(&before))?;
     let after = Rc::clone(&plan.after);
     let moving = before.reached_by_others(&plan.origins);
 
     let began = clock();
-    let deadline = turn_now() + within;
     if mutated(Mutation::ChecksBeforeTheDrain) {
-        let nobody = Still::of(&before, Vec::new(), HashSet::new(), within).await?;
+        let nobody = Still::of(&before, Vec::new(), HashSet::new(), limit).await?;
         let section = Drained::new(&before, &after, &nobody);
         plan.early = Some(verify(&section, &plan.claims, &plan.steps, &plan.actions).await?);
     }
-    let still = Still::of(&before, std::mem::take(&mut plan.origins), moving, within).await?;
+    let still = Still::of(&before, std::mem::take(&mut plan.origins), moving, limit).await?;
     let drained = clock();
     let mut parting = Parting { cell, answer, writer, still: &still };
     let section = Drained::new(&before, &after, &still);
-    let are_same = plan.make(&section, (within, deadline), &mut parting).await?;
+    let are_same = plan.make(&section, limit, &mut parting).await?;
     drop(section);
     // Nobody else writes before this one is published.
     let Parting { writer: _writer, .. } = parting;

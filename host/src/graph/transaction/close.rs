@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::close_order::order;
 use super::drain::{Drained, Side, Still};
 use super::event::Event;
+use super::time_limit::TimeLimit;
 use super::touched::Known;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::cell::{GraphCell, Snapshot};
@@ -55,7 +56,7 @@ impl GraphCell {
         let _writer = self.writer.lock().await;
         let graph = self.load();
         let origins = graph.origins_reaching(graph.nodes.iter().map(is_one).collect());
-        let still = Still::of(&graph, origins, HashSet::new(), within).await?;
+        let still = Still::of(&graph, origins, HashSet::new(), TimeLimit::of(within)).await?;
         let done = act().await;
         drop(still);
         Ok(done)
@@ -73,7 +74,7 @@ impl GraphCell {
             Error::new(ErrorKind::TimedOut, message)
         })?;
         let graph = Rc::new(Snapshot::new(self.load()));
-        let (still, busy) = Still::of_those_who_end(&graph, within).await;
+        let (still, busy) = Still::of_those_who_end(&graph, TimeLimit::of(within)).await;
         let section = Drained::new(&graph, &graph, &still);
         let mut result = Ok(());
         for at in order(&graph) {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::action::{Unproven, User};
 use super::bitmap_steps::{BitmapStep, position};
 use super::naming::Naming;
+use super::reopen::Opened;
 use super::work::Work;
 use crate::bitmap::{Bitmap, BitmapName};
 use crate::error::{Error, ErrorKind, Result};
@@ -22,7 +23,7 @@ use crate::graph::origin::Origin;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{BitmapScope, Edge, Graph};
 use crate::graph::user::DriveTitle;
-use crate::node::Node;
+use crate::node::{Node, OpenMode};
 
 /// See the module.
 #[derive(Default)]
@@ -44,6 +45,8 @@ pub(in crate::graph) struct Draft {
     pub(super) catching_up: Vec<(Arc<Tracker>, By)>,
     /// Which backings images are to name.
     pub(super) backing_names: Vec<(String, Naming)>,
+    /// Drivers that have been opened in another way.
+    pub(super) opened: Opened,
     pub(super) altered: Vec<Altered>,
     /// Of the last action that has altered an edge or a size, among the changes of bitmaps.
     pub(super) last_shape: usize,
@@ -87,6 +90,8 @@ pub(super) struct DraftNode {
     pub(super) is_growable: bool,
     /// Its driver takes the place of the one that it has in the graph that is.
     pub(super) is_reopened: bool,
+    /// Whether it may be changed, of a driver that holds nothing open.
+    pub(super) mode: OpenMode,
     /// It goes as soon as nobody uses it.
     pub(super) is_left: bool,
 }
@@ -215,6 +220,7 @@ impl Draft {
                 .then_some(node.info.size_bytes),
             is_growable: node.info.growable,
             is_reopened: false,
+            mode: node.mode,
             is_left: node.is_left,
         });
         let drives = graph.drives.iter().zip(&graph.origins).map(|(drive, origin)| DraftDrive {
@@ -262,6 +268,7 @@ impl Draft {
             kept: None,
             is_growable: false,
             is_reopened: false,
+            mode: OpenMode::WRITABLE,
             is_left: false,
         });
         Ok(())

@@ -3,18 +3,19 @@
 //! A resize or deallocation cannot be called off: the driver may still do it, and while it does no request
 //! may come to the node, nor may a bitmap be cleared that has been marked for it. So the transaction fails
 //! for whoever asked, and lets others begin; but it goes on by itself, with the gates of the origins that
-//! come to the node closed, until the driver answers. Whoever wants to change something there meanwhile is
+//! come to the node closed, or to one whose size is to be put back, until the driver answers. Whoever wants to change something there meanwhile is
 //! refused. When the driver has answered, sizes are put back, what it did stays marked, and the gates open.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::drain::Still;
 use crate::error::{Error, ErrorKind, Result};
+use crate::graph::busy::{Busy, Concern};
 use crate::graph::cell::{GraphCell, Writing};
 use crate::graph::generation::NodeGeneration;
-use crate::graph::origin::{Busy, Origin};
-use crate::graph::permission::Role;
+use crate::graph::origin::Origin;
 use crate::graph::snapshot::{Graph, ScopedBitmap};
 use crate::graph::transaction::Applied;
 use crate::io::current;
@@ -41,16 +42,14 @@ pub(super) struct Waiting<'c> {
 
 impl<'c> Waiting<'c> {
     /// For a node of `before`, with those who stand still for it.
-    pub(super) fn of(
-        cell: &'c GraphCell,
-        before: &Graph,
-        node: NodeGeneration,
-        still: &Still<'_>,
-    ) -> Self {
+    pub(super) fn of(cell: &'c GraphCell, before: &Graph, node: usize, still: &Still<'_>) -> Self {
         let worker = current().map_or(0, |worker| worker.index());
-        let late = Arc::new(Late { node, origins: still.origins(before) });
+        let (origins, name) = (still.origins(before), &before.nodes[node].name);
+        let work = format!("what a change asked node `{name}`").into();
+        let concern = Rc::new(Concern { origins: origins.clone(), work });
+        let late = Arc::new(Late { node: before.nodes[node].generation, origins });
         cell.late.lock().push(Arc::clone(&late));
-        Self { cell, _busy: Busy::of(late.origins.clone(), worker), late }
+        Self { cell, _busy: Busy::of(&concern, worker), late }
     }
 }
 
@@ -98,16 +97,16 @@ impl Late {
     /// Whether a change comes to what the driver may be at, the node and what it keeps its bytes in, or to
     /// what shows that.
     fn is_met(&self, before: &Graph, after: &Graph, touched: &[bool], origins: &[usize]) -> bool {
-        let zone = before.reaching(self.places(before));
+        let zone = before.reaching(before.written_by(self.node));
         let is_held =
             |origin: &Arc<Origin>| self.origins.iter().any(|held| Arc::ptr_eq(held, origin));
         let comers = |graph: &Graph| -> Vec<Arc<Origin>> {
-            let comers = graph.origins_reaching(self.places(graph));
+            let comers = graph.origins_reaching(graph.written_by(self.node));
             comers.into_iter().map(|at| Arc::clone(&graph.origins[at])).collect()
         };
         let known = comers(before);
         let is_known = |origin: &Arc<Origin>| known.iter().any(|other| Arc::ptr_eq(other, origin));
-        let sees = after.reaching(self.places(after));
+        let sees = after.reaching(after.written_by(self.node));
         let is_altered = |entry: &ScopedBitmap| {
             entry.node.is_some_and(|node| sees[node]) && !is_same_bitmap(before, entry)
         };
@@ -115,21 +114,6 @@ impl Late {
             || origins.iter().any(|at| is_held(&before.origins[*at]))
             || comers(after).iter().any(|origin| !is_held(origin) && !is_known(origin))
             || after.bitmaps.iter().any(is_altered)
-    }
-
-    /// By node: whether the driver may write there for what it was asked.
-    fn places(&self, graph: &Graph) -> Vec<bool> {
-        let mut places = vec![false; graph.nodes.len()];
-        // Parents come after their children.
-        for (at, node) in graph.nodes.iter().enumerate().rev() {
-            places[at] |= node.generation == self.node;
-            let written = |role| matches!(role, Role::Filtered | Role::Data | Role::Storage);
-            if places[at] {
-                let children = node.edges.iter().filter(|edge| written(edge.role));
-                children.for_each(|edge| places[edge.child] = true);
-            }
-        }
-        places
     }
 }
 

@@ -49,6 +49,7 @@ mod stored;
 mod structure;
 #[cfg(test)]
 mod tests;
+mod time_limit;
 mod touched;
 mod unused;
 mod work;
@@ -62,4 +63,6 @@ pub(in crate::graph) use draft::Draft;
 pub(in crate::graph) use drain::{Drained, Place, Side, close};
 pub use event::{BitmapChange, Event};
 pub(in crate::graph) use late::LateWork;
+pub(crate) use reopen::Opened;
 pub(in crate::graph) use section_marks::SectionMarks;
+pub(in crate::graph) use time_limit::TimeLimit;

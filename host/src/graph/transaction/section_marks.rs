@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::bitmap::{Bitmap, Prepared};
 use crate::graph::cell::Snapshot;
-use crate::graph::class::{Cut, Reached};
+use crate::graph::class::{Class, Cut, Reached};
 use crate::graph::generation::NodeGeneration;
 use crate::graph::op::Op;
 use crate::graph::snapshot::{Edge, Graph};
@@ -69,16 +69,15 @@ impl SectionMarks {
     }
 
     /// Marks a change of `child`, a node of the graph that is, of which is proven that it alters nothing at and above
-    /// `view`. Called before the change is issued.
+    /// `class`. Called before the change is issued.
     pub(in crate::graph) fn mark_proven(
         &self,
         range: Range<u64>,
         child: usize,
-        view: Option<usize>,
+        class: Option<Class>,
     ) {
         self.written.set(self.written.get() + 1);
         let graph = &self.graphs[0];
-        let class = view.map(|view| graph.nodes[view].class);
         let reached = graph.views.reached(graph.nodes[child].class, Cut { class, edge: None });
         self.mark_reached(graph, &reached, &range);
     }

@@ -2,13 +2,12 @@
 //! takes effect, and taken back if it does not.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::drain::{Drained, Side};
+use super::time_limit::TimeLimit;
 use crate::bitmap::{Bitmap, BitmapIdentity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::snapshot::Cx;
-use crate::io::{Time, turn_now, until};
 use crate::node::{BitmapContent, BitmapStore, StoreChange, create_stored};
 
 /// An entry that a node makes for a bitmap.
@@ -40,17 +39,15 @@ impl NewEntries {
     /// Makes all of them.
     ///
     /// # Errors
-    /// The first that is not made, as [`create_stored`]; `ENOENT`, `ENOTSUP`, `ETIMEDOUT` if that takes longer for all
-    /// of them.
-    pub(super) async fn make(&mut self, section: &Drained<'_>, within: Duration) -> Result<()> {
-        let deadline = turn_now() + within;
+    /// The first that is not made, as [`create_stored`]; `ENOENT`, `ENOTSUP`, `ETIMEDOUT`.
+    pub(super) async fn make(&mut self, section: &Drained<'_>, limit: TimeLimit) -> Result<()> {
         for (entry, state) in &mut self.0 {
             *state = State::Tried;
             let content = entry.content.clone();
             let create = async move |store: &dyn BitmapStore, cx: Cx<'_>| {
                 create_stored(store, cx, content).await
             };
-            if with_store(section, &entry.node, deadline, create).await? {
+            if with_store(section, &entry.node, limit, create).await? {
                 *state = State::Made;
             }
         }
@@ -59,15 +56,14 @@ impl NewEntries {
 
     /// The transaction has failed: what was made goes, as far as there is time for all of it. Where that cannot be, and
     /// where the image had a former entry in its place, the entry does not outrank the valid one any more.
-    pub(super) async fn take_back(&mut self, section: &Drained<'_>, within: Duration) {
-        let deadline = turn_now() + within;
+    pub(super) async fn take_back(&mut self, section: &Drained<'_>, limit: TimeLimit) {
         for (entry, state) in self.0.iter_mut().rev() {
             if *state == State::Made {
                 let name = entry.content.name.clone();
                 let remove = async move |store: &dyn BitmapStore, cx: Cx<'_>| {
                     store.change(cx, vec![StoreChange::Remove(name)]).await
                 };
-                match with_store(section, &entry.node, deadline, remove).await {
+                match with_store(section, &entry.node, limit, remove).await {
                     Ok(()) => *state = State::Absent,
                     Err(error) => tracing::warn!(
                         "bitmap `{}` stays in the image of node `{}`, which it has not come to: {error}",
@@ -96,14 +92,12 @@ impl NewEntries {
 async fn with_store<T>(
     section: &Drained<'_>,
     name: &str,
-    deadline: Time,
+    limit: TimeLimit,
     call: impl AsyncFnOnce(&dyn BitmapStore, Cx<'_>) -> Result<T>,
 ) -> Result<T> {
-    let request = section.request(Side::After);
-    let graph = request.graph();
-    let node = graph
-        .find_node(name)
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no node `{name}`")))?;
+    let place = section.find(Side::After, name)?;
+    let request = section.request(place);
+    let (graph, node) = (request.graph(), place.node);
     let store = graph.nodes[node].driver.bitmap_store().ok_or_else(|| {
         let message = "it keeps no bitmaps: `qcow2` images of version 3 do";
         Error::new(ErrorKind::NotSupported, message).at_node(name)
@@ -113,8 +107,5 @@ async fn with_store<T>(
         let message = "it did not see to its bitmaps in time: try again when less is written to it";
         Err(Error::new(ErrorKind::TimedOut, message).at_node(name))
     };
-    if turn_now() >= deadline {
-        return late();
-    }
-    until(deadline, call(store, cx)).await.unwrap_or_else(late)
+    limit.keep(call(store, cx)).await.unwrap_or_else(late)
 }

@@ -29,7 +29,6 @@ impl Persistence {
         graph: &Graph,
         mut transaction: Transaction,
     ) -> Result<(Transaction, Entered)> {
-        self.check_gains(graph, &transaction)?;
         let mut entered = Entered::new();
         for action in transaction.actions() {
             match action {
@@ -78,7 +77,7 @@ impl Persistence {
                 }
             }
         }
-        transaction = self.wake(graph, transaction);
+        transaction = self.mind_gains(graph, self.wake(graph, transaction));
         for (bitmap, node, identity, name) in &entered {
             let (identity, name) = (*identity, name.clone());
             let content = BitmapContent { identity, name, ..entry_of(bitmap) };
@@ -106,34 +105,6 @@ impl Persistence {
         drop(entries);
         let name = bitmap.name();
         Some((bitmap, target.name.to_string(), identity, name))
-    }
-
-    /// An image stores its bitmaps for the last time before a change takes effect: what they gain by that would not be
-    /// in it.
-    fn check_gains(&self, graph: &Graph, transaction: &Transaction) -> Result<()> {
-        let closes = |home: &Home| {
-            transaction.actions().any(|action| match action {
-                Action::Reopen { node, to } => *home.name == **node && !to.mode().write,
-                Action::RemoveNode { node } => *home.name == **node,
-                Action::RemoveUnused { nodes } => nodes.iter().any(|node| *home.name == **node),
-                _ => false,
-            })
-        };
-        for action in transaction.actions() {
-            let Action::Bitmap { bitmap, action } = action else { continue };
-            if !matches!(action, BitmapAction::Merge(_) | BitmapAction::Add(_)) {
-                continue;
-            }
-            let home = bitmap.find(graph).and_then(|bitmap| self.home_of(&bitmap));
-            if let Some(home) = home.filter(closes) {
-                let message = format!(
-                    "its image stores {bitmap} for the last time in this transaction, without what that gains \
-                     in it: do so in two transactions"
-                );
-                return Err(Error::new(ErrorKind::Invalid, message).at_node(&home.name));
-            }
-        }
-        Ok(())
     }
 
     fn check_writes(&self, graph: &Graph, bitmap: &Arc<Bitmap>) -> Result<()> {

@@ -34,6 +34,7 @@ mod crash;
 mod doubt;
 mod entry;
 mod follow;
+mod gains;
 mod load;
 #[cfg(test)]
 mod meta;

@@ -18,7 +18,7 @@ use crate::node::{
     FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, Qcow2Options, RawNode,
 };
 use crate::plugin::{
-    ByteAccess, Grants, Instance, InstanceError, OnFault, PluginLimits, PluginNode, RestartBudget,
+    ByteAccess, Grants, Instance, InstanceError, OnFault, PluginNode, RestartBudget,
 };
 
 impl Builder<'_> {
@@ -101,14 +101,6 @@ impl Builder<'_> {
             return self.plugin_node(&instance, node, spec);
         }
         let module = self.machine.module(&spec.plugin.value.in_dir(self.base))?;
-        let limits = PluginLimits {
-            memory_bytes: spec.limits.memory_bytes,
-            call: spec.limits.call,
-            in_flight: spec.limits.in_flight,
-            hold: spec.limits.hold,
-            cpu: spec.limits.cpu,
-            messages: spec.limits.messages,
-        };
         let policy = match spec.on_fault.value {
             config::OnFault::Fail => OnFault::Fail,
             config::OnFault::Bypass => OnFault::Bypass,
@@ -117,7 +109,7 @@ impl Builder<'_> {
             }
         };
         let json = spec.config.json.to_string();
-        let made = Instance::with_policy(&module, &json, limits, policy);
+        let made = Instance::with_policy(&module, &json, spec.limits, policy);
         let instance = made.map_err(|error| match error {
             InstanceError::Plugin(error) => self.at(spec.plugin.span, &error),
             InstanceError::Config(error) => {
@@ -164,15 +156,19 @@ impl Builder<'_> {
 
     fn view(&self, spec: &ViewSpec) -> Result<ViewNode, StartError> {
         let of = &spec.of.value;
+        let said = |view: ViewNode| match spec.discard {
+            Some(discard) => view.with_discards(discard.value),
+            None => view,
+        };
         let known = self.made.backups.get(of).cloned();
         if let Some(backup) = known.or_else(|| self.living.backup(of)) {
-            return Ok(ViewNode::of_backup(&backup));
+            return Ok(said(ViewNode::of_backup(&backup)));
         }
         let missing = || Error::new(ErrorKind::NotFound, format!("node `{of}` has no views"));
         let known = self.made.plugins.get(of).cloned();
         let plugin = known.or_else(|| self.living.plugin(of)).ok_or_else(missing);
         let view = plugin.and_then(|plugin| ViewNode::of_plugin(&plugin, &spec.view.value));
-        view.map_err(|error| self.at(spec.view.span, &error))
+        view.map(said).map_err(|error| self.at(spec.view.span, &error))
     }
 
     fn backup(&mut self, node: &NodeSpec, spec: &FilterSpec) -> Result<Arc<dyn Node>, StartError> {

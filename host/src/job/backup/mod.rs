@@ -22,8 +22,7 @@ use crate::bitmap::{BitmapState, BitmapUse, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{BitmapAction, BitmapRef, Graph, Mutation, OwnAccord, mutated};
 use crate::io::{turn_now, until};
-use crate::limits::{COPY_MAX_BYTES, EXTENTS_MAX, JOB_SETTLE_TIME, ZERO_PROVEN_MAX_BYTES};
-use crate::node::ExtentKind;
+use crate::limits::{COPY_MAX_BYTES, JOB_SETTLE_TIME, ZERO_PROVEN_MAX_BYTES};
 
 pub(crate) use plan::mode_of;
 pub(super) use plan::plan;
@@ -80,20 +79,8 @@ impl Backup {
     /// Leaves out what only lies below the topmost overlay.
     async fn leave_out_below(&self, cx: &JobCx) -> Step<()> {
         let above = self.has_below.then_some(BELOW);
-        let mut at = 0;
-        while at < self.size_bytes {
-            cx.point().await?;
-            let rest = at..self.size_bytes;
-            let found = cx
-                .ask(async |ground| {
-                    ground.block_status_shown(SOURCE, above, rest.clone(), EXTENTS_MAX).await
-                })
-                .await?;
-            let Some(last) = found.last() else { break };
-            at = last.offset.saturating_add(last.len);
-            let own = found.iter().filter(|extent| extent.kind != ExtentKind::Unallocated);
-            own.for_each(|extent| self.kept.covered().mark(extent.offset, extent.len));
-        }
+        let own = |own: Range<u64>| self.kept.covered().mark(own.start, own.end - own.start);
+        cx.look_for_own(self.size_bytes, above, own).await?;
         self.kept.leave_out_all_but_covered();
         Ok(())
     }

@@ -1,21 +1,21 @@
 //! `commit`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use super::scene::{
-    BLOCK, Over, SIZE, chain, child, dirty, disk, fill_chain, insert_filter, news, of_drive,
-    of_node, overlay, shown, write,
+    BLOCK, Over, SIZE, chain, child, dirty, disk, ends_well, fill_chain, insert_filter, load, news,
+    of_drive, of_node, overlay, shown, write,
 };
 use crate::bitmap::{BitmapName, Granularity};
 use crate::error::ErrorKind;
 use crate::graph::{Action, BitmapRef, ChildDecl, Transaction};
 use crate::job::{
-    BackupSpec, CommitSpec, JobEnd, JobHandle, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec,
-    MirrorSync, PopulateFrom, PopulateSpec, StreamSpec,
+    BackupSpec, CommitSpec, JobEnd, JobKind, JobNews, JobSpec, JobStatus, MirrorSpec, MirrorSync,
+    PopulateFrom, PopulateSpec, StreamSpec,
 };
 use crate::node::MemoryNode;
-use crate::{Drive, Host, block_on};
+use crate::{Host, block_on};
 
 fn commit(spec: CommitSpec) -> JobSpec {
     JobSpec::new("c", JobKind::Commit(spec))
@@ -163,27 +163,6 @@ fn an_active_overlay_goes_to_a_base_under_load() {
     assert!(shown(&host, "vda") == expect, "a guest sees something else than it wrote");
     assert_eq!(dirty(&host, &of_drive()), blocks);
     host.shutdown().expect("an end in order");
-}
-
-/// Writes blocks in turn, and reads each back; what was written.
-pub(super) fn load(host: &Host, over: &AtomicBool) -> Vec<(u64, u8)> {
-    load_drive(&host.drive("vda").expect("a drive"), over)
-}
-
-pub(super) fn load_drive(drive: &Drive, over: &AtomicBool) -> Vec<(u64, u8)> {
-    let (mut written, mut number) = (Vec::new(), 0_u64);
-    while !over.load(Ordering::SeqCst) {
-        number += 1;
-        let (block, value) = (number * 7919 % (SIZE / BLOCK), (number % 251) as u8 + 1);
-        // Some of the nodes fail a few times.
-        let write = || block_on(drive.write(block * BLOCK, &[value; BLOCK as usize])).ok();
-        (0..4).find_map(|_| write()).expect("a write");
-        let read = || block_on(drive.read(block * BLOCK, BLOCK as usize)).ok();
-        let read = (0..4).find_map(|_| read()).expect("a read");
-        assert!(read.iter().all(|byte| *byte == value), "block {block} after write {number}");
-        written.push((block, value));
-    }
-    written
 }
 
 #[test]
@@ -366,17 +345,6 @@ fn what_was_never_named_goes_from_below_a_job() {
     assert_eq!(["#mid", "#job-b"].map(|node| host.graph().find_node(node)), [None; 2]);
     assert!(shown(&host, "vda") == before);
     host.shutdown().expect("an end in order");
-}
-
-/// A job completes, also one that waits for being told to.
-fn ends_well(job: &JobHandle) {
-    let is_done = |at: JobStatus| at == JobStatus::Pending || at.is_over();
-    block_on(job.comes_to(|at| at == JobStatus::Ready || is_done(at)));
-    let _ = job.complete();
-    block_on(job.comes_to(is_done));
-    let _ = job.finalize();
-    let end = block_on(job.wait());
-    assert!(matches!(end, JobEnd::Completed), "{end:?}");
 }
 
 #[test]

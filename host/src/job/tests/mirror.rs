@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::commit::load;
 use super::scene::{
-    BLOCK, Over, SIZE, chain, child, dirty, disk, fill_chain, insert_filter, news, of_drive,
+    BLOCK, Over, SIZE, chain, child, dirty, disk, fill_chain, insert_filter, load, news, of_drive,
     of_node, overlay, put, shown, shown_by, write,
 };
 use crate::error::ErrorKind;

@@ -1,9 +1,8 @@
 //! Jobs on graphs in memory, through the host.
 
 mod backup;
-mod backups;
 mod commit;
-mod discards;
+mod ends;
 mod mirror;
 mod populate;
 mod random;

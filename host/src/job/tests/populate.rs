@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::commit::load;
 use super::scene::{
-    BLOCK, Over, Worn, chain, dirty, disk, fill_chain, insert_filter, of_drive, of_node, write,
+    BLOCK, Over, Worn, chain, dirty, disk, fill_chain, insert_filter, load, of_drive, of_node,
+    write,
 };
 use crate::bitmap::BitmapState;
 use crate::error::ErrorKind;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::commit::load_drive;
 use super::scene::{
-    BLOCK, Over, Slow, chain, dirty, disk, fill_chain, insert_filter, of_drive, overlay, shown,
+    BLOCK, Over, Slow, chain, dirty, disk, fill_chain, insert_filter, load_drive, of_drive,
+    overlay, shown,
 };
 use crate::graph::{Action, BitmapAction, BitmapRef, ChildDecl, NodeDecl, Transaction};
 use crate::io::sim::Random;

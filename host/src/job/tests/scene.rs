@@ -12,9 +12,9 @@ use crate::graph::{
     Action, BitmapScope, ChildDecl, Cx, DriveDecl, Event, Events, NodeDecl, Transaction, Which,
 };
 use crate::io::{Buf, BufMut, sleep_until, turn_now};
-use crate::job::{JobEvent, JobNews, JobStatus};
+use crate::job::{JobEnd, JobEvent, JobHandle, JobNews, JobStatus};
 use crate::node::{MemoryNode, WriteFlags};
-use crate::{Host, HostBuilder, block_on};
+use crate::{Drive, Host, HostBuilder, block_on};
 
 /// Says that it is over, at the latest when it is dropped: also by a failed assertion.
 pub(super) struct Over<'a>(pub(super) &'a AtomicBool);
@@ -150,6 +150,43 @@ pub(super) fn wait_for(is_so: impl Fn() -> bool) -> bool {
         std::thread::yield_now();
     }
     false
+}
+
+/// Writes blocks in turn, and reads each back; what was written.
+pub(super) fn load(host: &Host, over: &AtomicBool) -> Vec<(u64, u8)> {
+    load_drive(&host.drive("vda").expect("a drive"), over)
+}
+
+pub(super) fn load_drive(drive: &Drive, over: &AtomicBool) -> Vec<(u64, u8)> {
+    let (mut written, mut number) = (Vec::new(), 0_u64);
+    while !over.load(Ordering::SeqCst) {
+        number += 1;
+        let (block, value) = (number * 7919 % (SIZE / BLOCK), (number % 251) as u8 + 1);
+        // Some of the nodes fail a few times.
+        let write = || block_on(drive.write(block * BLOCK, &[value; BLOCK as usize])).ok();
+        (0..4).find_map(|_| write()).expect("a write");
+        let read = || block_on(drive.read(block * BLOCK, BLOCK as usize)).ok();
+        let read = (0..4).find_map(|_| read()).expect("a read");
+        assert!(read.iter().all(|byte| *byte == value), "block {block} after write {number}");
+        written.push((block, value));
+    }
+    written
+}
+
+/// The end of a job, also of one that waits for being told to.
+pub(super) fn end_of(job: &JobHandle) -> JobEnd {
+    let is_done = |at: JobStatus| at == JobStatus::Pending || at.is_over();
+    block_on(job.comes_to(|at| at == JobStatus::Ready || is_done(at)));
+    let _ = job.complete();
+    block_on(job.comes_to(is_done));
+    let _ = job.finalize();
+    block_on(job.wait())
+}
+
+#[track_caller]
+pub(super) fn ends_well(job: &JobHandle) {
+    let end = end_of(job);
+    assert!(matches!(end, JobEnd::Completed), "{end:?}");
 }
 
 /// The edge of a node: where it leads, by name.

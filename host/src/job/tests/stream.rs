@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use super::scene::{
-    BLOCK, SIZE, Slow, chain, child, dirty, disk, fill_chain, insert_filter, news, of_drive,
-    of_node, overlay, shown, wait_for, write,
+    BLOCK, SIZE, Slow, chain, child, dirty, disk, end_of, fill_chain, insert_filter, news,
+    of_drive, of_node, overlay, shown, wait_for, write,
 };
 use crate::error::ErrorKind;
 use crate::filter::PassNode;
@@ -232,12 +232,7 @@ fn what_others_work_on_below_it_is_refused_at_once() {
             for job in jobs {
                 // Where it is already, none of these is wanted.
                 let _ = job.set_speed(0);
-                let is_done = |at: JobStatus| at == JobStatus::Pending || at.is_over();
-                block_on(job.comes_to(|at| at == JobStatus::Ready || is_done(at)));
-                let _ = job.complete();
-                block_on(job.comes_to(is_done));
-                let _ = job.finalize();
-                let end = block_on(job.wait());
+                let end = end_of(&job);
                 assert!(matches!(end, JobEnd::Completed), "{what}: {end:?}");
             }
             assert!(shown(&host, "vda") == before, "{what}");

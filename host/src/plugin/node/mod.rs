@@ -198,13 +198,6 @@ impl PluginNode {
         Ok(OwnSets { instance: Arc::clone(&self.instance), index: self.index, _shown: shown })
     }
 
-    /// Whether its plugin was told to copy nothing of its own accord, as plugins that copy before writes are:
-    /// `sync = "none"`. Of others what they have copied is the backup.
-    pub(crate) fn is_told_to_copy_nothing(&self) -> bool {
-        let config: Option<serde_json::Value> = serde_json::from_str(&self.instance.config()).ok();
-        config.is_some_and(|config| config["sync"] == "none")
-    }
-
     /// Whether a node of a graph is one of an instance.
     pub(super) fn is_of(node: &GraphNode, instance: &Arc<Instance>) -> bool {
         Self::behind(node).is_some_and(|node| Arc::ptr_eq(&node.instance, instance))

@@ -305,3 +305,46 @@ fn nesting_is_bounded() {
     }
     host.finish();
 }
+
+/// QSD: a node of the command line can be written unless it says `read-only`.
+#[test]
+fn a_node_of_the_file_that_nobody_uses_yet_can_be_written() {
+    let scratch = crate::scratch();
+    let image = |name: &str, more: &str| {
+        format!(
+            "[node.{name}]\ndriver = \"qcow2\"\ncreate = {{ size = \"1MiB\" }}\nbacking = false\n{more}\
+             file = {{ driver = \"file\", path = \"{name}.qcow2\" }}\n"
+        )
+    };
+    let text = crate::memory_disk(crate::MIB)
+        + &["mirrored", "kept", "served", "overlay"].map(|name| image(name, "")).concat()
+        + "[node.plain]\ndriver = \"file\"\npath = \"plain.raw\"\ncreate = \"1MiB\"\n\
+           [node.through]\ndriver = \"pass\"\nchild.file = \"plain\"\n\
+           [drive.empty]\nwritable = true\n"
+        // Said to be writable, it is open for that beside who only reads.
+        + &image("shown", "read-only = false\n")
+        + "[export.reader]\ntype = \"nbd\"\nnode = \"shown\"\nlisten = \"unix:nbd.sock\"\n";
+    let host = Controlled::start_in(scratch, &text, &[]);
+    let mut client = host.client();
+    let path = host.scratch.path("added.sock").display().to_string();
+    client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": path}}}));
+    let job =
+        |target: &str| json!({"job-id": target, "device": "vda", "target": target, "sync": "full"});
+    client.run("blockdev-mirror", job("mirrored"));
+    client.event("BLOCK_JOB_READY");
+    client.run("job-cancel", json!({"id": "mirrored"}));
+    client.run("blockdev-backup", job("kept"));
+    client.event("BLOCK_JOB_COMPLETED");
+    for node in ["served", "shown", "through"] {
+        let export = json!({"type": "nbd", "id": node, "node-name": node, "writable": true});
+        client.run("block-export-add", export);
+        let mut guest = Client::open(&format!("nbd+unix:///{node}?socket={path}"));
+        assert_eq!(guest.write(0, 0, &[7; 4096]), 0, "{node}");
+        client.run("block_resize", json!({"node-name": node, "size": 2 * crate::MIB}));
+    }
+    let bitmap = json!({"node": "kept", "name": "daily", "persistent": true});
+    client.run("block-dirty-bitmap-add", bitmap);
+    client.run("drive-insert-medium", json!({"id": "empty", "node-name": "kept"}));
+    client.run("blockdev-snapshot", json!({"node": "empty", "overlay": "overlay"}));
+    host.finish();
+}

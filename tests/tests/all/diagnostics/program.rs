@@ -130,3 +130,23 @@ writable = true
     let image = std::fs::read(place.0.path("full.img")).expect("the image");
     assert!(image.iter().all(|byte| *byte == 7));
 }
+
+#[test]
+fn errors_that_nobody_can_be_told_change_no_exit_code() {
+    let place = Place::new();
+    let graph = place.0.graph("graph.toml", THREE_ERRORS);
+    let graph = graph.to_str().expect("UTF-8");
+    let missing = place.0.path("missing").display().to_string();
+    for (arguments, code) in [
+        (vec!["check", graph], 2),
+        (vec!["serve", graph], 2),
+        (vec!["ctl", "--control", &missing, "query-version"], 1),
+        (vec!["graph", "--control", &missing], 1),
+        (vec!["image", "info", &missing], 1),
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full disk");
+        let mut command = Command::new(program());
+        let output = command.args(&arguments).stderr(full).output().expect("the program");
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+    }
+}

@@ -9,6 +9,7 @@ use super::super::proof::{Evidence, ViewProof};
 use super::{Quiet, Tracker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::acting::{Effect, Own};
+use crate::graph::class::Class;
 use crate::graph::edge::EdgeRef;
 use crate::graph::guard::{Held, SourceId, SourceRange, SourceSet, Want};
 use crate::graph::mutation::{Mutation, mutated};
@@ -216,12 +217,18 @@ impl Actor {
                 let by = (own, effect);
                 let proof =
                     ViewProof::check(guarded, by, ranges, &Evidence::UnderGuard, self.outcomes()?)?;
+                mark_in_section(target, range, effect.unchanged);
                 target.request.set_shield(shield);
-                let (done, _) = proof.settle_and(target.settle(write(target).await), intact);
+                let (done, is_intact) =
+                    proof.settle_and(target.settle(write(target).await), intact);
+                if !is_intact {
+                    mark_in_section(target, &around, None);
+                }
                 done
             }
             None => {
                 self.issue_changed(held, own, (range, &around))?;
+                mark_in_section(target, range, None);
                 let done = target.settle(write(target).await);
                 if done.is_err() {
                     own.changed.marks.mark(around.start, around.end - around.start);
@@ -235,6 +242,13 @@ impl Actor {
             tracker.mark(&around);
         }
         done.map(|()| copied).map_err(Error::of_write)
+    }
+}
+
+/// A write in a drained section is marked in what records when that has ended, too: before it is issued.
+fn mark_in_section(target: EdgeRef<'_>, range: &Range<u64>, unchanged: Option<Class>) {
+    if let Some(section) = target.request.section() {
+        section.mark_proven(range.clone(), target.edge.child, unchanged);
     }
 }
 

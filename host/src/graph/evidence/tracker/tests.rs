@@ -165,7 +165,7 @@ impl World {
             let (scope, name) = (BitmapScope::Drive(drive.into()), BitmapName::new("b"));
             BitmapDecl { scope, name: name.expect("a name"), granularity, enabled: true }
         };
-        let bitmaps = vec![bitmap("vda"), bitmap("u")];
+        let bitmaps = vec![bitmap("vda"), bitmap("u"), bitmap("t")];
         let cell = Arc::new(GraphCell::new(
             GraphDecl { nodes, drives, bitmaps }.build().expect("a graph"),
         ));
@@ -349,24 +349,32 @@ fn a_write_that_outlives_its_section_is_waited_for() {
         world.copy(0..SIZE).await;
         world.own("guest").write_changed(0, 0, bytes(1)).await.expect("a write");
         world.frail.1.store(IS_HELD, Ordering::SeqCst);
+        let clear = |drive: &str| BitmapAction::Clear.of(BitmapRef::of_drive(drive, "b"));
         let too_late = async |transaction: Transaction, millis| {
             let transaction = transaction.within(Duration::from_millis(millis));
             let error = world.cell.transact(transaction).await.expect_err("the target is late");
             assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
-            world.frail.1.load(Ordering::SeqCst)
+            (error.to_string(), world.frail.1.load(Ordering::SeqCst) == HOLDS)
         };
         // However busy the machine is: until its time is long enough for its write to come.
+        let pivot = || World::root("frail", Unproven::Refuse);
+        let begin = || pivot().with(clear("u"));
         let mut millis = 20;
-        while too_late(World::root("frail", Unproven::Refuse), millis).await != HOLDS {
+        while !too_late(begin(), millis).await.1 {
             assert!(millis < 20_000, "its write never comes");
             millis *= 2;
         }
         // Neither is the other put in its place, nor does whoever copies go, and let others write there.
-        assert_eq!(too_late(World::root("frail", Unproven::Refuse), 20).await, HOLDS);
+        let expect = "what job `j` copies from node `source` (drive `vda`, drive `s`) to node `frail` has not \
+                      ended in 20ms: nothing was changed";
         let gone = |transaction: Transaction| {
             transaction.with(Action::RemoveNode { node: "job".into() }).ending_job("j")
         };
-        assert_eq!(too_late(gone(Transaction::new()), 20).await, HOLDS);
+        for other in [pivot(), Transaction::new().with(clear("t")), gone(Transaction::new())] {
+            assert_eq!(too_late(other, 20).await, (expect.to_owned(), true));
+        }
+        // Whoever has nothing to do with it goes on.
+        world.cell.transact(Transaction::new().with(clear("u"))).await.expect("cleared");
 
         let left = Rc::new(Cell::new(1));
         let (other, ends) = (Rc::clone(&world), Rc::clone(&left));
@@ -422,6 +430,23 @@ fn what_is_copied_in_a_section_voids_what_was_found_in_it_before() {
         set(None);
         assert!(noticed.is_err(), "{unproven:?}");
     }
+}
+
+/// What is left to be copied turns out to be the same by block status: nothing is written for it, nor marked.
+#[test]
+fn what_shows_the_same_is_not_marked_in_a_section() {
+    let ended = run_on_thread(EngineChoice::Exactly(EngineKind::Threads), async {
+        let world = World::new();
+        world.own("guest").write_changed(0, 3 * BLOCK, world.fresh()).await.expect("a write");
+        assert_eq!(world.tracker.left_bytes(), SIZE);
+        let pivot = World::root("frail", Unproven::Refuse);
+        world.cell.transact(pivot).await.expect("all else is zero in both");
+        let graph = world.graph.current();
+        let dirty = graph.find_bitmap(&BitmapScope::Drive("t".into()), "b").expect("a bitmap");
+        let dirty: Vec<Range<u64>> = dirty.read().ranges(0..u64::MAX).collect();
+        assert_eq!(dirty, [3 * BLOCK..4 * BLOCK; 1]);
+    });
+    ended.expect("a worker");
 }
 
 /// What another node tracks, or what was tracked before an edge led elsewhere, proves nothing.

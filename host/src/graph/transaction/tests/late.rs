@@ -200,6 +200,30 @@ fn a_late_growth_is_put_back() {
     check(resize(2 * BLOCKS), 0..0);
 }
 
+/// Of those who paused for the same change, who does not come to the late node goes on.
+#[test]
+fn who_has_nothing_to_do_with_a_late_node_goes_on() {
+    run(async {
+        let answers = Arc::new(AtomicBool::new(false));
+        let scene = scene(&answers);
+        let other = BitmapAction::Clear.of(BitmapRef::of_drive("e", "b"));
+        let mut events = scene.cell.events();
+        let error =
+            scene.cell.transact(at_once(give_up()).with(other)).await.expect_err("no answer");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        scene.write("e", 3, 1).await;
+        scene.all(clear(BitmapRef::of_drive("e", "b"))).await;
+        assert_eq!(scene.dirty("e"), [0; 0]);
+        is_refused(&scene, BitmapAction::Clear.of(BitmapRef::of_drive("d", "b"))).await;
+        let told = std::iter::from_fn(|| events.try_next()).map(|notice| notice.event.to_string());
+        let late = "node `n`: its driver is late; until it answers these wait: `d`";
+        assert!(told.into_iter().any(|event| event == late));
+        answers.store(true, Ordering::Relaxed);
+        turns(64).await;
+        scene.all(clear(BitmapRef::of_drive("d", "b"))).await;
+    });
+}
+
 /// A node that nobody uses has no gate to close: nobody comes to it, and its bitmaps stay marked.
 #[test]
 fn a_node_that_nobody_uses_is_guarded_all_the_same() {

@@ -7,6 +7,7 @@ mod bitmaps;
 mod chains;
 mod checkpoint;
 mod failures;
+mod given_up;
 mod half_way;
 mod late;
 mod load;

@@ -4,6 +4,7 @@ mod answers;
 mod backups;
 mod compressed;
 mod errors;
+mod groups;
 mod lives;
 pub(super) mod scene;
 mod transactions;

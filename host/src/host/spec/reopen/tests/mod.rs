@@ -5,6 +5,7 @@ mod auto;
 mod backing;
 mod bitmaps;
 mod jobs;
+mod read_only;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use blockloom_plugin_backup::BackupConfig;
 
-use super::scene::{
-    BLOCK, chain, dirty, disk, fill_chain, insert_filter, of_node, shown, shown_by, write,
+use super::super::scene::{
+    BLOCK, chain, dirty, disk, ends_well, fill_chain, insert_filter, of_node, shown, shown_by,
+    wait_for, write,
 };
 use crate::error::ErrorKind;
 use crate::filter::{BackupNode, ViewNode};
-use crate::graph::{Action, DriveDecl, NodeDecl, OpKind, Transaction, Unproven};
-use crate::job::{BackupSpec, JobEnd, JobHandle, JobKind, JobSpec};
+use crate::graph::{Action, DriveDecl, NodeDecl, OpKind, Transaction, Unproven, Which};
+use crate::job::{BackupSpec, JobKind, JobSpec, JobStatus};
 use crate::{Host, block_on};
 
 fn backup(device: &str) -> JobSpec {
@@ -25,11 +26,6 @@ fn host() -> Host {
     host
 }
 
-fn ends_well(job: &JobHandle) {
-    let end = block_on(job.wait());
-    assert!(matches!(end, JobEnd::Completed), "{end:?}");
-}
-
 fn apply(host: &Host, action: Action) -> crate::Result<()> {
     let change = Transaction::new().with_unproven(action, Unproven::MarkWhole);
     block_on(host.transact(change)).map(drop)
@@ -38,6 +34,21 @@ fn apply(host: &Host, action: Action) -> crate::Result<()> {
 fn drive(root: &str, writable: bool) -> Action {
     let (id, root) = ("vdb".into(), Some(root.into()));
     Action::AddDrive(DriveDecl { id, root, writable, only_shows: false })
+}
+
+/// Puts a filter `cbw` above the disk, which keeps in `kept` what is there now, and a view of that: `then`.
+fn keep_an_instant(host: &Host, sync: &str) {
+    let config = format!("{{\"sync\": \"{sync}\"}}");
+    let config = BackupConfig::from_json(&config).expect("a configuration");
+    let filter = Arc::new(BackupNode::new(config, None).expect("a backup"));
+    let view = Arc::new(ViewNode::of_backup(&filter));
+    let children = BackupNode::children("top", "kept");
+    let filter = NodeDecl { name: "cbw".into(), driver: filter, children };
+    let (node, users) = ("top".into(), Which::All);
+    apply(host, Action::InsertAbove { node, filter, users }).expect("a filter");
+    let children = ViewNode::children("top", "kept", "cbw");
+    let view = NodeDecl { name: "then".into(), driver: view, children };
+    apply(host, Action::AddNode(view)).expect("a view");
 }
 
 /// Requests of a kind by an edge.
@@ -66,7 +77,7 @@ fn a_source_is_empty_when_it_has_been_copied() {
     let expect = shown_by(&host, "old");
     let job = JobSpec { auto_finalize: false, ..backup("old") };
     let job = block_on(host.start_job(job)).expect("a job");
-    block_on(job.reaches(crate::job::JobStatus::Pending));
+    block_on(job.reaches(JobStatus::Pending));
     let error = apply(&host, drive("#job-b", true)).expect_err("nobody writes it meanwhile");
     assert_eq!(error.kind(), ErrorKind::ReadOnly);
     job.finalize().expect("a job that waits");
@@ -81,16 +92,7 @@ fn a_source_is_empty_when_it_has_been_copied() {
 #[test]
 fn a_point_in_time_is_given_up_as_it_is_backed_up() {
     let host = host();
-    let config = BackupConfig::from_json("{\"sync\": \"none\"}").expect("a configuration");
-    let filter = Arc::new(BackupNode::new(config, None).expect("a backup"));
-    let view = Arc::new(ViewNode::of_backup(&filter));
-    let children = BackupNode::children("top", "kept");
-    let filter = NodeDecl { name: "cbw".into(), driver: filter, children };
-    let (node, users) = ("top".into(), crate::graph::Which::All);
-    apply(&host, Action::InsertAbove { node, filter, users }).expect("a filter");
-    let children = ViewNode::children("top", "kept", "cbw");
-    apply(&host, Action::AddNode(NodeDecl { name: "then".into(), driver: view, children }))
-        .expect("a view");
+    keep_an_instant(&host, "none");
     let expect = shown_by(&host, "then");
     for block in [3, 300, 900] {
         write(&host, "vda", block, 9);
@@ -103,7 +105,7 @@ fn a_point_in_time_is_given_up_as_it_is_backed_up() {
     assert!(shown_by(&host, "copy") == expect, "it is of the point in time");
     // It is freed aside.
     let is_freed = || shown_by(&host, "kept").iter().all(|byte| *byte == 0);
-    assert!((0..10_000).any(|_| is_freed()), "nothing is freed");
+    assert!(wait_for(is_freed), "nothing is freed");
     let kept = requests(&host, "cbw", "target", OpKind::Write);
     write(&host, "vda", 500, 9);
     assert_eq!(requests(&host, "cbw", "target", OpKind::Write), kept, "nobody needs the old bytes");
@@ -121,16 +123,7 @@ fn a_point_in_time_is_given_up_as_it_is_backed_up() {
 #[test]
 fn a_point_in_time_may_be_given_up_by_others_as_well() {
     let host = host();
-    let config = BackupConfig::from_json("{\"sync\": \"none\"}").expect("a configuration");
-    let filter = Arc::new(BackupNode::new(config, None).expect("a backup"));
-    let view = Arc::new(ViewNode::of_backup(&filter));
-    let children = BackupNode::children("top", "kept");
-    let filter = NodeDecl { name: "cbw".into(), driver: filter, children };
-    let (node, users) = ("top".into(), crate::graph::Which::All);
-    apply(&host, Action::InsertAbove { node, filter, users }).expect("a filter");
-    let children = ViewNode::children("top", "kept", "cbw");
-    apply(&host, Action::AddNode(NodeDecl { name: "then".into(), driver: view, children }))
-        .expect("a view");
+    keep_an_instant(&host, "none");
     block_on(host.transact(insert_filter("then", "pass"))).expect("a filter");
     let expect = shown_by(&host, "then");
     apply(&host, drive("pass", true)).expect("somebody who may give it up");
@@ -155,23 +148,14 @@ fn a_point_in_time_may_be_given_up_by_others_as_well() {
 fn a_backup_of_all_is_given_up_by_nobody() {
     let host = host();
     let expect = shown_by(&host, "top");
-    let config = BackupConfig::from_json("{\"sync\": \"full\"}").expect("a configuration");
-    let filter = Arc::new(BackupNode::new(config, None).expect("a backup"));
-    let view = Arc::new(ViewNode::of_backup(&filter));
-    let children = BackupNode::children("top", "kept");
-    let filter = NodeDecl { name: "full".into(), driver: filter, children };
-    let (node, users) = ("top".into(), crate::graph::Which::All);
-    apply(&host, Action::InsertAbove { node, filter, users }).expect("a filter");
-    let children = ViewNode::children("top", "kept", "full");
-    apply(&host, Action::AddNode(NodeDecl { name: "then".into(), driver: view, children }))
-        .expect("a view");
+    keep_an_instant(&host, "full");
     apply(&host, drive("then", true)).expect("a drive");
     let then = host.drive("vdb").expect("a drive");
     block_on(then.discard(0, expect.len() as u64)).expect("advice");
     assert!(shown(&host, "vdb") == expect);
     apply(&host, Action::RemoveDrive { drive: "vdb".into() }).expect("no drive");
     // The rest follows of its own accord.
-    assert!((0..100_000).any(|_| shown_by(&host, "kept") == expect), "it is not whole");
+    assert!(wait_for(|| shown_by(&host, "kept") == expect), "it is not whole");
     let error = block_on(host.start_job(backup("then"))).err().expect("nothing is discarded there");
     assert_eq!(error.kind(), ErrorKind::NotSupported);
     host.shutdown().expect("an end in order");

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::commit::load_drive;
-use super::random::World;
-use super::scene::{BLOCK, Over, Slow, dirty, disk, of_drive, shown, shown_by};
+use super::super::random::World;
+use super::super::scene::{BLOCK, Over, Slow, dirty, disk, load_drive, of_drive, shown, shown_by};
 use crate::bitmap::Granularity;
 use crate::block_on;
 use crate::graph::{Action, BitmapRef, ChildDecl, NodeDecl};
