@@ -124,6 +124,7 @@ mod tests {
             assert!(read[..512] == [9; 512] && read[512..] == [3; 512]);
             // Nor does who needs the job to stand still.
             let remove = Transaction::new().with(Action::RemoveNode { node: "job".into() });
+            let remove = remove.ending_job("j");
             soon("a change", disk.cell.transact(remove)).await.expect("a change");
             soon("a copy", async {
                 while left.get() > 0 {
