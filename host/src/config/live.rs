@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::diagnostic::{Span, Spanned};
+use super::permissions::role_of;
 use super::spec::{BitmapSpec, ChildSpec, DriveSpec, DriverSpec, NodeSpec, Scope};
 use super::{EdgeParent, EdgeSpec, GraphSpec, ListenAddr, PluginSource, grants_of};
 use crate::graph::{PermissionSet, Role};
@@ -129,7 +130,8 @@ impl GraphSpec {
     /// Whether who comes later may use the node as it likes, and so change it: it is there for that, or it was said
     /// that it can be written.
     pub(super) fn is_left_to_users(&self, node: &NodeSpec) -> bool {
-        if node.read_only.value || matches!(node.driver, DriverSpec::View(_)) {
+        let is_view = matches!(node.driver, DriverSpec::View(_));
+        if node.read_only.value || is_view || self.shows_read_only(node) {
             return false;
         }
         if node.is_said_writable {
@@ -147,6 +149,17 @@ impl GraphSpec {
         let is_exported =
             scopes.into_iter().any(|scope| matches!(scope, Scope::Node(it) if it.value == *name));
         !is_child && !is_root && !is_exported
+    }
+
+    /// Whether a node shows one of the specification that is read-only, and so is.
+    fn shows_read_only(&self, node: &NodeSpec) -> bool {
+        let shown = |node: &NodeSpec| {
+            let mut children = node.children.iter();
+            let shown = children.find(|it| role_of(node, &it.name.value) == Role::Filtered)?;
+            self.node(&shown.node.value)
+        };
+        let below = std::iter::successors(shown(node), |node| shown(node));
+        below.take(self.nodes.len()).any(|node| node.read_only.value)
     }
 
     /// Whether the node has to be open for writing: somebody changes it, or may do so.

@@ -62,6 +62,7 @@ mod units;
 mod views;
 
 pub use crate::graph::{PermissionSet, Role};
+pub use crate::plugin::PluginLimits;
 pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity, Span, Spanned};
 pub(crate) use image_names::path_named;
 pub use images::read as read_images;
@@ -70,9 +71,7 @@ pub use live::{Live, nowhere};
 pub(crate) use names::is_name;
 pub(crate) use permissions::grants_of;
 pub use permissions::{EdgeParent, EdgeSpec};
-pub use plugin_options::{
-    BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource,
-};
+pub use plugin_options::{BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginSource};
 pub use qcow2_options::{
     BackingFormat, BackingReference, BackingSpec, Compression, DataFileSpec, ImageFacts, ImageSpec,
     Preallocation, Qcow2Compat, Qcow2CreateSpec, Qcow2Spec,
@@ -107,23 +106,17 @@ pub fn parse(file_name: &str, text: &str) -> Result<GraphSpec, Diagnostics> {
 /// As [`parse`], but gives what could be read beside what is wrong, so that further checks can add to
 /// it. Where a value is wrong or missing, its default stands; of a file that is not TOML, nothing.
 pub fn parse_tolerant(file_name: &str, text: &str) -> (GraphSpec, Diagnostics) {
-    let mut spec = GraphSpec::empty(file_name, text);
-    let problems = Problems::default();
-    match syntax::parse(text) {
-        Ok(root) => {
-            let declared = read_root::read(&root, &mut spec, &problems);
-            check(&mut spec, &declared, &problems);
-        }
-        Err(problem) => problems.push(problem),
-    }
-    let found = problems.into_diagnostics(&spec);
-    (spec, found)
+    parse_into(GraphSpec::empty(file_name, text), Problems::default(), text)
 }
 
 /// As [`parse_tolerant`], of what is added to a host that runs: it may name what is there.
 pub fn parse_addition(name: &str, text: &str, live: Live) -> (GraphSpec, Diagnostics) {
     let mut spec = GraphSpec::empty(name, text);
     let problems = beside(&mut spec, live);
+    parse_into(spec, problems, text)
+}
+
+fn parse_into(mut spec: GraphSpec, problems: Problems, text: &str) -> (GraphSpec, Diagnostics) {
     match syntax::parse(text) {
         Ok(root) => {
             let declared = read_root::read(&root, &mut spec, &problems);

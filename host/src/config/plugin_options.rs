@@ -130,37 +130,6 @@ pub enum OnFault {
     },
 }
 
-/// What a plugin may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PluginLimits {
-    /// Memory of an instance in bytes: 64 KiB to 1 GiB; 16 MiB by default.
-    pub memory_bytes: u64,
-    /// Time that one call into it may take: 100 µs to 10 s; 5 ms by default.
-    pub call: Duration,
-    /// Requests of a node that it has not completed: 1 to 65535; 256 by default.
-    pub in_flight: u32,
-    /// Time that it may hold a request before it forwards or completes it: 1 ms to 1 h; 30 s by
-    /// default.
-    pub hold: Duration,
-    /// Processor time that its calls may take of each second: 1 ms to 1 s, which is no limit; 500 ms by default.
-    pub cpu: Duration,
-    /// Messages that it may log in each second: 0 to 10000; 100 by default.
-    pub messages: u32,
-}
-
-impl Default for PluginLimits {
-    fn default() -> Self {
-        Self {
-            memory_bytes: 16 << 20,
-            call: Duration::from_millis(5),
-            in_flight: 256,
-            hold: Duration::from_secs(30),
-            cpu: Duration::from_millis(500),
-            messages: 100,
-        }
-    }
-}
-
 /// What a plugin is told, and where in the file each part stands.
 #[derive(Clone, Debug)]
 pub struct ConfigSpec {

@@ -9,15 +9,13 @@ use toml::de::DeValue;
 use super::convert::{Choice, Size, integer};
 use super::diagnostic::{Diagnostic, Span, Spanned};
 use super::plugin_options::pointer_part;
-use super::plugin_options::{
-    BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginLimits, PluginSource,
-};
+use super::plugin_options::{BytesGrant, ConfigSpec, Grant, GrantSpec, OnFault, PluginSource};
 use super::read_nodes::Partial;
 use super::render::clip;
 use super::spec::{DriverSpec, FilterKind, FilterSpec, LentBitmap, PluginSpec};
 use super::table::{Entry, Table, entries};
 use super::units::{format_duration, format_size};
-use super::{names, suggest};
+use super::{PluginLimits, names, suggest};
 
 /// What `grant` says of the data of requests, beside the names of children.
 const BYTES: &str = "bytes";

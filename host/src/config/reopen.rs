@@ -46,10 +46,7 @@ pub fn changes(spec: &GraphSpec, known: &NodeSpec) -> Result<NodeChange, Box<Dia
     }
     if let Some((key, span)) = different(known, new) {
         let message = format!("`{key}` of node `{}` cannot change while it runs", known.name);
-        let help = match key {
-            "read-only" => "this driver is open as the nodes below it are: reopen those",
-            _ => "add another node as it is to be, and let it take this one's place",
-        };
+        let help = "add another node as it is to be, and let it take this one's place";
         return refuse(span, message, help);
     }
     let child = |node: &'_ NodeSpec, edge: &str| {
@@ -83,23 +80,19 @@ fn reopen(known: &NodeSpec, new: &NodeSpec) -> (Reopen, NodeSpec) {
             known.value = new.value;
         }
     };
-    match (&mut node.driver, &new.driver) {
-        (DriverSpec::File(known), DriverSpec::File(new)) => {
-            set(&mut how.direct, &mut known.direct, new.direct);
-            set(&mut how.discard, &mut known.discard, new.discard);
-        }
-        (DriverSpec::Qcow2(_), DriverSpec::Qcow2(_)) => {}
-        _ => return (how, node),
+    if let (DriverSpec::File(known), DriverSpec::File(new)) = (&mut node.driver, &new.driver) {
+        set(&mut how.direct, &mut known.direct, new.direct);
+        set(&mut how.discard, &mut known.discard, new.discard);
     }
-    // How it is open follows from who uses it as long as nobody has said so.
+    // How a file or an image is open follows from who uses it as long as nobody has said so.
     if new.read_only.span != absent {
         node.read_only.value = new.read_only.value;
         how.write = Some(!new.read_only.value);
     }
+    if new.auto_read_only.span != absent {
+        node.auto_read_only.value = new.auto_read_only.value;
+    }
     if matches!(node.driver, DriverSpec::File(_)) {
-        if new.auto_read_only.span != absent {
-            node.auto_read_only.value = new.auto_read_only.value;
-        }
         let is_auto = node.auto_read_only.value && !node.read_only.value;
         if known.auto_read_only.value && !is_auto {
             // Closed or not, it was there to be written.
@@ -124,10 +117,6 @@ fn different(known: &NodeSpec, new: &NodeSpec) -> Option<(&'static str, Span)> {
     fn said<T>(value: &Option<Spanned<T>>) -> Span {
         value.as_ref().map_or_else(Span::default, |value| value.span)
     }
-    let is_reopened =
-        matches!((&known.driver, &new.driver), (DriverSpec::File(_), DriverSpec::File(_)))
-            || matches!((&known.driver, &new.driver), (DriverSpec::Qcow2(_), DriverSpec::Qcow2(_)));
-    check("read-only", is_reopened || known.read_only == new.read_only, new.read_only.span);
     match (&known.driver, &new.driver) {
         (DriverSpec::File(one), DriverSpec::File(other)) => {
             check("path", one.path == other.path, other.path.span);

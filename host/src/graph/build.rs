@@ -8,7 +8,7 @@ use super::snapshot::{BitmapScope, Graph, GraphNode};
 use super::transaction::Draft;
 use crate::bitmap::{BitmapName, Granularity, Prepared};
 use crate::error::Result;
-use crate::node::{Node, NodeInfo};
+use crate::node::{Node, NodeInfo, OpenMode};
 
 /// A child of a declared node.
 #[derive(Clone, Debug)]
@@ -133,10 +133,19 @@ impl GraphDecl {
     /// Names used twice or unknown, cycles, nodes whose children do not fit, permission conflicts, copies
     /// that could wait for each other for ever.
     pub fn build(self) -> Result<Graph> {
+        self.build_with(&[])
+    }
+
+    /// The same, with nodes that refuse changes though their drivers hold nothing open.
+    ///
+    /// # Errors
+    /// As [`Self::build`]; `ENOENT`.
+    pub(crate) fn build_with(self, read_only: &[String]) -> Result<Graph> {
         let mut draft = Draft::default();
         self.nodes.into_iter().try_for_each(|node| draft.add_node(node))?;
         self.drives.into_iter().try_for_each(|drive| draft.add_drive(drive))?;
         self.bitmaps.into_iter().try_for_each(|bitmap| draft.add_bitmap(bitmap))?;
+        read_only.iter().try_for_each(|node| draft.set_mode(node, OpenMode::READ_ONLY))?;
         let mut prepared = Prepared::default();
         let graph = draft.assemble(None, &mut prepared)?;
         prepared.commit();
@@ -164,8 +173,8 @@ impl Graph {
         node.edges.iter().map(|edge| self.nodes[edge.child].info).collect()
     }
 
-    /// Tells drivers of nodes that have other sizes than in `before`, or whose children have, or that have got or
-    /// lost a backing.
+    /// Tells drivers of nodes that have other sizes than in `before`, or whose children have, or that are read-only
+    /// now or no more, or that have got or lost a backing.
     pub(crate) fn tell_drivers(&self, before: &Self) {
         let has_backing =
             |node: &GraphNode| node.edges.iter().any(|edge| edge.role == Role::Backing);
@@ -179,7 +188,8 @@ impl Graph {
                 let below = graph.infos_below(node);
                 below.iter().chain([&node.info]).map(|info| info.size_bytes).collect()
             };
-            if sizes(self, node) != sizes(before, known) {
+            let is_other = node.info.read_only != known.info.read_only;
+            if is_other || sizes(self, node) != sizes(before, known) {
                 node.driver.resized(&node.info, &self.infos_below(node));
             }
         }

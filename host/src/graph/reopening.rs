@@ -12,18 +12,19 @@ fn changes(edge: &Edge) -> bool {
 }
 
 impl Graph {
-    /// How a node is open, if that can change while it runs.
-    pub(crate) fn open_mode(&self, node: usize) -> Option<OpenMode> {
-        self.nodes[node].driver.reopening().map(|reopening| reopening.mode())
+    /// How a node is open.
+    pub(crate) fn open_mode(&self, node: usize) -> OpenMode {
+        self.nodes[node].mode()
     }
 
     /// Whether some nodes are open for writing only while somebody writes them.
     pub(crate) fn has_auto(&self) -> bool {
-        (0..self.nodes.len()).any(|at| self.open_mode(at).is_some_and(|mode| mode.auto))
+        (0..self.nodes.len()).any(|at| self.open_mode(at).auto)
     }
 
-    /// Those of a node, and of what it keeps its bytes in, that are open for writing, or not, and could be
-    /// otherwise; parents first.
+    /// Those of a node, and of what it keeps its bytes in, that are open for writing and could be otherwise, or are
+    /// not open for it; parents first. A driver that holds nothing open is read-only only where that was asked for:
+    /// it is not among the former.
     pub(crate) fn open_at_or_below(&self, node: usize, write: bool) -> Vec<usize> {
         let mut written = vec![false; self.nodes.len()];
         written[node] = true;
@@ -36,7 +37,8 @@ impl Graph {
             for edge in &self.nodes[at].edges {
                 written[edge.child] |= edge.role.forwards_changes() || edge.role == Role::Storage;
             }
-            if self.open_mode(at).is_some_and(|mode| mode.write == write) {
+            let is_held = !write || self.nodes[at].driver.reopening().is_some();
+            if is_held && self.open_mode(at).write == write {
                 found.push(at);
             }
         }
@@ -66,15 +68,20 @@ impl Graph {
         let roots = self.drives.iter().filter_map(|drive| drive.root());
         let edges = roots.chain(self.nodes.iter().flat_map(|node| &node.edges));
         edges.filter(|edge| changes(edge)).for_each(|edge| written[edge.child] = true);
-        let is_closed = |at: &usize| self.open_mode(*at).is_some_and(|it| it.auto && !it.write);
+        let is_closed = |at: &usize| {
+            let mode = self.open_mode(*at);
+            mode.auto && !mode.write
+        };
         let closed = (0..self.nodes.len()).filter(|at| written[*at]).filter(is_closed);
         closed.map(|at| Arc::clone(&self.nodes[at].name)).collect()
     }
 
     /// By name, those that are open for writing only while somebody writes them, and that nobody writes.
     pub(super) fn left_by_writers(&self) -> Vec<Arc<str>> {
-        let is_open =
-            |at: &usize| self.open_mode(*at).is_some_and(|it| it.auto && it.write && !it.for_job);
+        let is_open = |at: &usize| {
+            let mode = self.open_mode(*at);
+            mode.auto && mode.write && !mode.for_job
+        };
         let open: Vec<usize> = (0..self.nodes.len()).filter(is_open).collect();
         let left = if open.is_empty() { open } else { self.unwritten(&open) };
         left.into_iter().map(|at| Arc::clone(&self.nodes[at].name)).collect()
@@ -82,7 +89,7 @@ impl Graph {
 
     /// The nodes that were opened for jobs which nobody writes any more; parents first.
     pub(crate) fn left_open(&self) -> Vec<usize> {
-        let is_left = |at: &usize| self.open_mode(*at).is_some_and(|mode| mode.for_job);
+        let is_left = |at: &usize| self.open_mode(*at).for_job;
         let opened: Vec<usize> = (0..self.nodes.len()).rev().filter(is_left).collect();
         if opened.is_empty() { opened } else { self.unwritten(&opened) }
     }
@@ -92,8 +99,8 @@ impl Graph {
     pub(crate) fn kept_open(&self) -> Vec<usize> {
         let left = self.left_open();
         let is_kept = |at: &usize| {
-            let is_auto = self.open_mode(*at).is_some_and(|mode| mode.auto && mode.for_job);
-            is_auto && !left.contains(at)
+            let mode = self.open_mode(*at);
+            mode.auto && mode.for_job && !left.contains(at)
         };
         (0..self.nodes.len()).rev().filter(is_kept).collect()
     }

@@ -19,7 +19,7 @@ use super::user::DriveTitle;
 use crate::bitmap::{Bitmap, Granularity, Granules, MAX_GRANULES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::GROWN_MAX_BYTES;
-use crate::node::{Node, NodeInfo};
+use crate::node::{Node, NodeInfo, OpenMode, Reopening};
 
 /// A parent's (or drive's) use of a node.
 pub struct Edge {
@@ -110,6 +110,8 @@ pub struct GraphNode {
     /// Size of its view as its driver had it when the snapshot was built: it may have grown since it
     /// became a container.
     pub(super) grown_bytes: u64,
+    /// Whether it may be changed, of a driver that holds nothing open.
+    pub(super) mode: OpenMode,
     /// It goes as soon as the jobs have ended that use it still.
     pub(super) is_left: bool,
 }
@@ -145,6 +147,11 @@ impl GraphNode {
     /// What it is.
     pub fn info(&self) -> &NodeInfo {
         &self.info
+    }
+
+    /// How it is open itself: it can be changed if what it stands on can be, too.
+    pub fn mode(&self) -> OpenMode {
+        self.driver.reopening().map_or(self.mode, Reopening::mode)
     }
 
     /// Its children.

@@ -235,7 +235,7 @@ impl Changer {
     /// them.
     fn resized<'a>(&self, actions: impl IntoIterator<Item = &'a Action>) -> Vec<String> {
         let graph = self.cell.load();
-        let is_auto = |at: &usize| graph.open_mode(*at).is_some_and(|mode| mode.auto);
+        let is_auto = |at: &usize| graph.open_mode(*at).auto;
         let is_left = |node: &&String| {
             let closed = graph.find_node(node).map(|at| graph.open_at_or_below(at, false));
             closed.is_some_and(|closed| !closed.is_empty() && closed.iter().all(is_auto))

@@ -78,7 +78,7 @@ impl HostBuilder {
     #[must_use]
     pub fn node(mut self, name: &str, driver: impl Node, children: Vec<ChildDecl>) -> Self {
         let driver = Driver::Ready(Arc::new(driver));
-        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children, is_closed: false });
         self
     }
 
@@ -91,7 +91,7 @@ impl HostBuilder {
         children: Vec<ChildDecl>,
     ) -> Self {
         let driver = Driver::Open(Box::new(driver));
-        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children });
+        self.plan.nodes.push(PlannedNode { name: name.into(), driver, children, is_closed: false });
         self
     }
 

@@ -18,7 +18,7 @@ use crate::graph::{
 };
 use crate::io::{WorkerOptions, Workers};
 use crate::job::Jobs;
-use crate::node::Node;
+use crate::node::{Node, Reopened};
 
 /// A driver, or what opens it.
 pub(super) enum Driver {
@@ -31,6 +31,8 @@ pub(super) struct PlannedNode {
     pub(super) name: String,
     pub(super) driver: Driver,
     pub(super) children: Vec<ChildDecl>,
+    /// It refuses changes though its driver holds nothing open.
+    pub(super) is_closed: bool,
 }
 
 /// Everything that makes a host's graph.
@@ -44,6 +46,14 @@ pub(super) struct Plan {
     pub(super) bitmaps: Vec<BitmapDecl>,
     /// Those of them that images keep.
     pub(super) kept: Vec<Wanted>,
+}
+
+/// What the first graph is made of.
+#[derive(Default)]
+struct First {
+    decl: GraphDecl,
+    /// The nodes that are closed.
+    closed: Vec<String>,
 }
 
 /// Why a host did not start.
@@ -68,6 +78,12 @@ impl From<NotKept> for Failed {
 }
 
 impl PlannedNode {
+    /// What is done to it as soon as it is there.
+    pub(super) fn closing(&self) -> Option<Action> {
+        let to = Reopened::READ_ONLY;
+        self.is_closed.then(|| Action::Reopen { node: self.name.clone(), to })
+    }
+
     fn stands_on(&self, known: &BTreeSet<String>) -> bool {
         self.children.iter().all(|child| known.contains(&child.node))
     }
@@ -75,23 +91,24 @@ impl PlannedNode {
 
 impl Plan {
     /// The first graph, and the nodes that are to be added to it. All of it, if there is nothing to open.
-    fn split(self) -> (GraphDecl, Vec<PlannedNode>, Transaction) {
+    fn split(self) -> (First, Vec<PlannedNode>, Transaction) {
         let Self { nodes, drives, bitmaps, kept: _ } = self;
         let later = later(&nodes);
         let last = Transaction::new();
-        let mut first = GraphDecl::default();
+        let mut first = First::default();
         let mut rest = Vec::new();
         for node in nodes {
             match node.driver {
                 Driver::Ready(driver) if !later.contains(&node.name) => {
-                    let PlannedNode { name, children, .. } = node;
-                    first.nodes.push(NodeDecl { name, driver, children });
+                    let PlannedNode { name, children, is_closed, .. } = node;
+                    first.closed.extend(is_closed.then(|| name.clone()));
+                    first.decl.nodes.push(NodeDecl { name, driver, children });
                 }
                 _ => rest.push(node),
             }
         }
         if rest.is_empty() {
-            (first.drives, first.bitmaps) = (drives, bitmaps);
+            (first.decl.drives, first.decl.bitmaps) = (drives, bitmaps);
             return (first, rest, last);
         }
         let drives = drives.into_iter().map(Action::AddDrive);
@@ -125,7 +142,7 @@ impl Host {
     pub(super) fn start(options: &WorkerOptions, mut plan: Plan) -> Result<Self, Failed> {
         let kept = std::mem::take(&mut plan.kept);
         let (first, rest, last) = plan.split();
-        let graph = first.build()?;
+        let graph = first.decl.build_with(&first.closed)?;
         graph.start_drivers(None)?;
         let workers = Workers::start(options)
             .map_err(|error| Error::new(ErrorKind::NotSupported, format!("workers: {error}")))?;
@@ -184,11 +201,15 @@ impl Host {
             graph.nodes().iter().map(|node| node.name().to_owned()).collect();
         drop(graph);
         while let Some(at) = nodes.iter().position(|node| node.stands_on(&known)) {
-            let PlannedNode { name, driver, children } = nodes.remove(at);
+            let node = nodes.remove(at);
+            let closing = node.closing();
+            let PlannedNode { name, driver, children, .. } = node;
             let added = match driver {
                 Driver::Ready(driver) => {
                     let node = NodeDecl { name: name.clone(), driver, children };
-                    block_on(self.add_node(node))
+                    let add = Transaction::new().with(Action::AddNode(node));
+                    block_on(self.transact(closing.into_iter().fold(add, Transaction::with)))
+                        .map(drop)
                 }
                 Driver::Open(driver) => {
                     block_on(self.open_node(OpenDecl { name: name.clone(), driver, children }))
@@ -337,7 +358,12 @@ mod tests {
             let file: Arc<dyn Node> = Arc::new(memory());
             let driver = Driver::Ready(Arc::clone(&file));
             let mut host = Host::builder();
-            host.plan.nodes.push(PlannedNode { name: "file".into(), driver, children: vec![] });
+            host.plan.nodes.push(PlannedNode {
+                name: "file".into(),
+                driver,
+                children: vec![],
+                is_closed: false,
+            });
             let host = host
                 .open_node("good", open, vec![ChildDecl::storage("file")])
                 .open_node("bad", fails, vec![ChildDecl::storage(child)])

@@ -39,7 +39,7 @@ pub(crate) fn name_of(path: &Path) -> Option<String> {
 pub(crate) fn chained(names: &[String]) -> Option<[PathBuf; 2]> {
     let mut path = PathBuf::new();
     for name in names {
-        let directory = path.parent().unwrap_or(Path::new(""));
+        let directory = path.parent().unwrap_or_else(|| Path::new(""));
         path = directory.strip_prefix(".").unwrap_or(directory).join(path_of(name)?);
     }
     Some([shortened(&path), path])

@@ -309,8 +309,8 @@ pub trait Node: Any + Send + Sync {
     /// begins here.
     fn run(&self, _graph: &Rc<LocalGraph>, _name: &str) {}
 
-    /// Called when a graph was published in which the node, or a child of it, has another size than before, with
-    /// no request in flight.
+    /// Called when a graph was published in which the node, or a child of it, has another size than before, or the
+    /// node is read-only and was not or the other way round, with no request in flight.
     fn resized(&self, _info: &NodeInfo, _children: &[NodeInfo]) {}
 
     /// Called when a graph was published in which the node has a `backing` edge that it did not have before, or none

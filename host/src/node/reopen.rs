@@ -3,6 +3,8 @@
 //! A driver is what it is for as long as it lives; so another one is made beside it, and takes its place by a
 //! transaction, with nothing in flight: the former one *hands over* what the next one relies on, which then *takes
 //! over*. If anything fails, both ways back are the same two calls.
+//!
+//! A driver that holds nothing open has no such ways: the graph itself refuses changes of its node, or not.
 
 use std::sync::Arc;
 
@@ -37,6 +39,13 @@ pub struct OpenMode {
     pub for_job: bool,
 }
 
+impl OpenMode {
+    /// Whoever may use it may change it.
+    pub const WRITABLE: Self = Self { write: true, auto: false, for_job: false };
+    /// Nobody may.
+    pub const READ_ONLY: Self = Self { write: false, auto: false, for_job: false };
+}
+
 /// A driver that can be opened in another way: see the module. It has no [`Node::start`].
 pub trait Reopening: Send + Sync {
     /// How it is open.
@@ -60,37 +69,62 @@ pub trait Reopening: Send + Sync {
     fn leave(&self) {}
 }
 
-/// A driver that is to take the place of a node's own.
+/// How a node is to be open from now on.
 #[derive(Clone)]
-pub struct Reopened {
-    from: Arc<dyn Node>,
-    to: Arc<dyn Node>,
+pub struct Reopened(Way);
+
+#[derive(Clone)]
+enum Way {
+    /// Another driver takes the place of its own.
+    Driver { from: Arc<dyn Node>, to: Arc<dyn Node> },
+    /// Its driver holds nothing open, and stays.
+    Mode(OpenMode),
 }
 
 impl Reopened {
-    /// Opens a node in another way, beside the way in which it is open. Control path: may block.
+    /// A node whose driver holds nothing open ([`Node::reopening`] has none) refuses changes.
+    pub const READ_ONLY: Self = Self(Way::Mode(OpenMode::READ_ONLY));
+    /// Such a node can be changed by whoever may use it.
+    pub const WRITABLE: Self = Self(Way::Mode(OpenMode::WRITABLE));
+
+    /// Opens a node in another way, beside the way in which it is open. Of one whose driver holds nothing open,
+    /// only [`Reopen::write`] changes anything. Control path: may block.
     ///
     /// # Errors
-    /// `ENOTSUP` for a driver that cannot; as [`Reopening::reopened`].
+    /// `ENOTSUP` for what the driver cannot be; as [`Reopening::reopened`].
     pub fn of(node: &GraphNode, how: &Reopen) -> Result<Self> {
         let from = node.driver();
-        let reopening = from.reopening().ok_or_else(|| {
-            let message =
-                format!("driver `{}` cannot be opened in another way while it runs", from.driver());
-            Error::new(ErrorKind::NotSupported, message).at_node(node.name())
-        })?;
+        let Some(reopening) = from.reopening() else {
+            if how.direct.is_some() || how.discard.is_some() {
+                let message = format!("driver `{}` holds no file open", from.driver());
+                return Err(Error::new(ErrorKind::NotSupported, message).at_node(node.name()));
+            }
+            let write = how.write.unwrap_or_else(|| node.mode().write);
+            return Ok(Self(Way::Mode(OpenMode { write, auto: false, for_job: how.for_job })));
+        };
         let to = reopening.reopened(how).map_err(|error| error.at_node(node.name()))?;
-        Ok(Self { from: Arc::clone(from), to })
+        Ok(Self(Way::Driver { from: Arc::clone(from), to }))
     }
 
     /// How it is to be open.
     pub(crate) fn mode(&self) -> OpenMode {
-        self.to.reopening().map(Reopening::mode).unwrap_or_default()
+        match &self.0 {
+            Way::Driver { to, .. } => to.reopening().map(Reopening::mode).unwrap_or_default(),
+            Way::Mode(mode) => *mode,
+        }
+    }
+
+    /// Whether the driver is to stay.
+    pub(crate) fn keeps_driver(&self) -> bool {
+        matches!(self.0, Way::Mode(_))
     }
 
     /// What is to take the place of `driver`, if it was made for that.
     pub(crate) fn in_place_of(&self, driver: &Arc<dyn Node>) -> Option<&Arc<dyn Node>> {
-        Arc::ptr_eq(&self.from, driver).then_some(&self.to)
+        match &self.0 {
+            Way::Driver { from, to } => Arc::ptr_eq(from, driver).then_some(to),
+            Way::Mode(_) => None,
+        }
     }
 }
 

@@ -73,21 +73,21 @@ pub(crate) use node::OwnSets;
 pub use node::PluginNode;
 pub use runtime::PluginRuntime;
 
-/// What a plugin instance may use.
+/// What a plugin instance may use. A configuration may say so much and no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PluginLimits {
-    /// Linear memory, bytes.
+    /// Linear memory, bytes: 64 KiB to 1 GiB; 16 MiB by default.
     pub memory_bytes: u64,
-    /// Time of one call.
+    /// Time of one call: 100 µs to 10 s; 5 ms by default.
     pub call: Duration,
-    /// Requests that it has not answered, or that are held for it.
+    /// Requests of a node that it has not answered, or that are held for it: 1 to 65535; 256 by default.
     pub in_flight: u32,
-    /// Time that it may keep one request without an answer.
+    /// Time that it may keep one request without an answer: 1 ms to 1 h; 30 s by default.
     pub hold: Duration,
-    /// Processor time that its calls may take of each second; a whole second is no limit. One that always wants
-    /// more, for as long as `hold`, has failed.
+    /// Processor time that its calls may take of each second: 1 ms to 1 s, which is no limit; 500 ms by default. One
+    /// that always wants more, for as long as `hold`, has failed.
     pub cpu: Duration,
-    /// Messages that it may log in each second; more are counted, and dropped.
+    /// Messages that it may log in each second: 0 to 10000, 100 by default; more are counted, and dropped.
     pub messages: u32,
 }
 

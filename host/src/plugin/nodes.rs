@@ -126,7 +126,7 @@ impl Instance {
     /// The node has another size, or its children have.
     pub(super) fn resize_node(&self, index: NodeIndex, info: &NodeInfo, infos: &[NodeInfo]) {
         let child_bytes: Vec<u64> = infos.iter().map(|info| info.size_bytes).collect();
-        if !self.served.resize(index, info.size_bytes, &child_bytes) {
+        if !self.served.tell_again(index, info, &child_bytes) {
             return;
         }
         self.lasting.resize(index, info.size_bytes);

@@ -18,6 +18,7 @@ use super::bytes::ByteAccess;
 use super::grants::{FILE, Grants, PluginChild, check_bitmaps, check_bytes, check_view, resolve};
 use super::module::PluginModule;
 use crate::error::{Error, ErrorKind, Result};
+use crate::node::NodeInfo;
 
 /// Nodes that one instance may serve.
 const NODES_MAX: usize = 1024;
@@ -190,12 +191,15 @@ impl Served {
         })?
     }
 
-    /// The sizes of a node and its children are these; returns whether they were others.
-    pub(super) fn resize(&self, node: NodeIndex, size_bytes: u64, child_bytes: &[u64]) -> bool {
+    /// A node is this, and its children have these sizes; returns whether one of the sizes was another.
+    pub(super) fn tell_again(&self, node: NodeIndex, info: &NodeInfo, child_bytes: &[u64]) -> bool {
         let changed = self.with(node, |record| {
             let told = record.told.as_mut()?;
+            let size_bytes = info.size_bytes;
             let is_new = told.size_bytes != size_bytes || told.child_bytes != child_bytes;
             (told.size_bytes, told.child_bytes) = (size_bytes, child_bytes.to_vec());
+            // A guest learns of that when its next store is told of the node.
+            told.read_only = info.read_only;
             Some(is_new)
         });
         let has_changed = changed.flatten() == Some(true);

@@ -160,8 +160,8 @@ fn a_group_is_fair_whatever_the_depth() {
         return;
     }
     for twin in TWINS {
-        // One at a time can do as much as half of it.
+        // One at a time can do as much as half of it, on a busy machine, too.
         let jobs = [(0, "randread", "4k", 1), (1, "randread", "4k", 32)];
-        check_shares(twin, "iops = 1500", 2, &jobs, (total_iops, 1500.0), 0.425..=0.575);
+        check_shares(twin, "iops = 300", 2, &jobs, (total_iops, 300.0), 0.425..=0.575);
     }
 }

@@ -114,16 +114,7 @@ impl ExportDirectory for Directory {
             description: export.description.clone(),
             size_bytes: info.size_bytes,
             read_only: !export.writable,
-            features: Features {
-                multi_conn: true,
-                flush: true,
-                fua: true,
-                trim: true,
-                write_zeroes: true,
-                fast_zero: true,
-                cache: true,
-                dont_fragment: true,
-            },
+            features: Features::ALL,
             block_sizes: BlockSizes::new(1, 4096, TRANSFER_MAX_BYTES).unwrap_or_default(),
             contexts: self.contexts(&served).into_iter().map(|(name, _)| name).collect(),
         })

@@ -6,6 +6,7 @@
 //! | `order_by_chance.rs` | the same of graphs by chance: against a naive relation, and against what really ends |
 //! | `views.rs` | streams and copy-on-read dirty nothing, through any filters (E1, E17, E18) |
 //! | `pivots.rs` | a drive's bitmap goes on after commit, snapshot and mirror (E2 to E5) |
+//! | `read_only.rs` | nodes that refuse changes by the graph's word |
 //! | `refusals.rs` | what is refused, word for word |
 //! | `growing.rs` | containers that grow under a format, bitmaps of them; clusters that are filled |
 //! | `closing.rs` | drivers that close, and what they do beside requests |
@@ -28,6 +29,7 @@ mod growing;
 mod order;
 mod order_by_chance;
 mod pivots;
+mod read_only;
 mod refusals;
 mod schedule;
 mod section;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::bitmap::{Bitmap, BitmapName, Change, Granularity};
 use crate::error::{Error, Result};
 use crate::filter::{CopyOnReadNode, PassNode};
-use crate::graph::testing::JobNode;
+use crate::graph::testing::{JobNode, dirty_blocks};
 use crate::graph::{
     Action, Applied, BitmapDecl, BitmapScope, ChildDecl, CopyHow, DriveDecl, Graph, GraphCell,
     GraphDecl, GraphNode, LocalDrive, LocalGraph, NodeDecl, OwnAccord, PermissionSet, Role,
@@ -247,19 +247,7 @@ impl Stage {
 
     /// Dirty blocks of every bitmap that has some, by the name of its node or drive.
     pub(super) fn dirty(&self) -> BTreeMap<String, Vec<u64>> {
-        let graph = self.cell.load();
-        let mut dirty = BTreeMap::new();
-        for (scope, bitmap) in graph.bitmaps() {
-            let (BitmapScope::Node(name) | BitmapScope::Drive(name)) = scope;
-            let blocks: Vec<u64> = bitmap
-                .ranges(0..SIZE)
-                .flat_map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK))
-                .collect();
-            if !blocks.is_empty() {
-                dirty.insert(name.to_string(), blocks);
-            }
-        }
-        dirty
+        dirty_blocks(&self.cell.load(), BLOCK)
     }
 
     pub(super) async fn clear(&self) {

@@ -184,11 +184,12 @@ pub enum Action {
         /// said is the node's: `qcow2`, or `raw` whatever keeps its bytes.
         said: Option<(String, BackingName)>,
     },
-    /// Opens a node in another way: what was made for that takes its driver's place. What it shows is the same.
+    /// Opens a node in another way: what was made for that takes its driver's place, or its driver holds nothing open
+    /// and stays. What it shows is the same.
     Reopen {
-        /// The node, which was there before the transaction, which resizes and deallocates nothing.
+        /// The node; one whose driver goes was there before the transaction, which resizes and deallocates nothing.
         node: String,
-        /// Made of the driver that it has.
+        /// Made of the driver that it has, unless that stays.
         to: Reopened,
     },
     /// Adds a bitmap, clean.

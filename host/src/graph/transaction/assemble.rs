@@ -229,6 +229,7 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
     };
     info.size_bytes = node.resized.or(node.kept).unwrap_or(info.size_bytes);
     info.limits = node.driver.limits_at(info.size_bytes).unwrap_or(info.limits);
+    info.read_only |= !node.mode.write;
     let alignment = info.limits.request_alignment;
     let sound = alignment.is_power_of_two()
         && alignment <= 4096
@@ -263,6 +264,7 @@ fn assemble_node(node: &DraftNode, index: &Index<'_>, below: &[GraphNode]) -> Re
         origin: None,
         is_container: false,
         grown_bytes,
+        mode: node.mode,
         is_left: node.is_left,
     })
 }

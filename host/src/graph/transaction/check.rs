@@ -78,11 +78,20 @@ fn users(graph: &Graph) -> Vec<Vec<(String, &Edge)>> {
 /// # Errors
 /// `EBUSY`, with both edges; `EROFS`.
 pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
-    for (node, users) in graph.nodes.iter().zip(users(graph)) {
+    let users = users(graph);
+    // Parents come after their children: who begins is named, not who passes it on.
+    for (node, users) in
+        graph.nodes.iter().zip(&users).rev().filter(|(node, _)| node.info.read_only)
+    {
+        let changes = |(_, edge): &&(String, &Edge)| {
+            !edge.uses.intersection(PermissionSet::CHANGES).is_empty()
+        };
+        if let Some((name, edge)) = users.iter().find(changes) {
+            return Err(read_only(graph, node, name, edge));
+        }
+    }
+    for (node, users) in graph.nodes.iter().zip(&users) {
         for (at, (name, edge)) in users.iter().enumerate() {
-            if !edge.uses.intersection(PermissionSet::CHANGES).is_empty() && node.info.read_only {
-                return Err(read_only(graph, node, name, edge));
-            }
             let others = users.iter().enumerate().filter(|(other, _)| *other != at);
             for (_, (other_name, other)) in others {
                 let missing = edge.uses_of_all().without(other.shares);
@@ -104,18 +113,43 @@ pub(super) fn check_permissions(graph: &Graph) -> Result<()> {
 fn read_only(graph: &Graph, node: &GraphNode, user: &str, edge: &Edge) -> Error {
     let filtered = node.edges.iter().find(|edge| edge.role == Role::Filtered);
     let of_job = node.driver.job().zip(filtered.map(|edge| &graph.nodes[edge.child]));
-    let (why, at, or_else) = match of_job.filter(|(_, shown)| !shown.info.read_only) {
-        Some((job, shown)) => {
-            let why = format!("job `{}` discards there what it has copied", job.id);
-            (why, shown, "start the job without that")
-        }
-        None => ("it is read-only".to_owned(), node, "let it use a node that can be written"),
+    if let Some((job, shown)) = of_job.filter(|(_, shown)| !shown.info.read_only) {
+        let message = format!(
+            "job `{}` discards there what it has copied, and {user} (edge `{}`) changes it: make that one \
+             read-only too, or start the job without that",
+            job.id, edge.name
+        );
+        return Error::new(ErrorKind::ReadOnly, message).at_node(&shown.name);
+    }
+    let refuser = refuser(graph, node);
+    let what = match refuser.generation == node.generation {
+        true => "it".to_owned(),
+        false => format!("node `{}`, which stands on it", node.name),
+    };
+    let reopen = match refuser.mode().write {
+        true => "",
+        false => ", or reopen it with `read-only` false",
     };
     let message = format!(
-        "{why}, and {user} (edge `{}`) changes it: make that one read-only too, or {or_else}",
+        "it is read-only, and {user} (edge `{}`) changes {what}: make that one read-only too, or let it use a \
+         node that can be written{reopen}",
         edge.name
     );
-    Error::new(ErrorKind::ReadOnly, message).at_node(&at.name)
+    Error::new(ErrorKind::ReadOnly, message).at_node(&refuser.name)
+}
+
+/// The node because of which one is read-only: itself, or one that it shows.
+fn refuser<'g>(graph: &'g Graph, node: &'g GraphNode) -> &'g GraphNode {
+    let mut at = node;
+    while at.mode().write {
+        let mut below = at
+            .edges
+            .iter()
+            .filter(|edge| edge.role.forwards_changes() || edge.role == Role::Storage);
+        let Some(edge) = below.find(|edge| graph.nodes[edge.child].info.read_only) else { break };
+        at = &graph.nodes[edge.child];
+    }
+    at
 }
 
 /// Writes that are proven for a view conflict with the drives of the views that they alter, and with nodes that

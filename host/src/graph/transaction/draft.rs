@@ -23,7 +23,7 @@ use crate::graph::origin::Origin;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::{BitmapScope, Edge, Graph};
 use crate::graph::user::DriveTitle;
-use crate::node::Node;
+use crate::node::{Node, OpenMode};
 
 /// See the module.
 #[derive(Default)]
@@ -90,6 +90,8 @@ pub(super) struct DraftNode {
     pub(super) is_growable: bool,
     /// Its driver takes the place of the one that it has in the graph that is.
     pub(super) is_reopened: bool,
+    /// Whether it may be changed, of a driver that holds nothing open.
+    pub(super) mode: OpenMode,
     /// It goes as soon as nobody uses it.
     pub(super) is_left: bool,
 }
@@ -218,6 +220,7 @@ impl Draft {
                 .then_some(node.info.size_bytes),
             is_growable: node.info.growable,
             is_reopened: false,
+            mode: node.mode,
             is_left: node.is_left,
         });
         let drives = graph.drives.iter().zip(&graph.origins).map(|(drive, origin)| DraftDrive {
@@ -265,6 +268,7 @@ impl Draft {
             kept: None,
             is_growable: false,
             is_reopened: false,
+            mode: OpenMode::WRITABLE,
             is_left: false,
         });
         Ok(())

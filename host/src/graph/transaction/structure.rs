@@ -15,7 +15,7 @@ use crate::graph::build::NodeDecl;
 use crate::graph::permission::{PermissionSet, Role};
 use crate::graph::snapshot::BitmapScope;
 use crate::graph::user::DriveTitle;
-use crate::node::Reopened;
+use crate::node::{OpenMode, Reopened};
 
 impl Draft {
     /// Applies actions in turn.
@@ -477,6 +477,9 @@ impl Draft {
     }
 
     fn reopen(&mut self, name: &str, to: &Reopened) -> Result<()> {
+        if to.keeps_driver() {
+            return self.set_mode(name, to.mode());
+        }
         let at = self.expect_old(name)?;
         let node = &mut self.nodes[at];
         let Some(driver) = to.in_place_of(&node.driver) else {
@@ -485,6 +488,21 @@ impl Draft {
         };
         node.driver = Arc::clone(driver);
         node.is_reopened = true;
+        Ok(())
+    }
+
+    /// A node whose driver holds nothing open can be changed from now on, or not.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EINVAL` for a driver that does.
+    pub(in crate::graph) fn set_mode(&mut self, name: &str, mode: OpenMode) -> Result<()> {
+        let at = self.expect_node(name)?;
+        let node = &mut self.nodes[at];
+        if node.driver.reopening().is_some() {
+            let message = "it holds a file open: it is to be opened in another way";
+            return Err(invalid(message.into()).at_node(name));
+        }
+        node.mode = mode;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use super::super::{Host, check_running, images};
 use super::builder::Builder;
 use super::exports::{StartedExport, serve};
 use super::fragment::Fragment;
-use super::stages::{children_first, in_stages, ready};
+use super::stages::{adding, children_first, in_stages};
 use super::undo::Done;
 use super::{StartError, check_on, not_started};
 use crate::config::{GraphSpec, Live};
@@ -200,8 +200,8 @@ impl Host {
         }
         let nodes = children_first(nodes);
         let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
-        let decls = nodes.into_iter().filter_map(ready);
-        let transaction = decls.map(Action::AddNode).fold(Transaction::new(), Transaction::with);
+        let actions = adding(nodes, Action::AddNode);
+        let transaction = actions.fold(Transaction::new(), Transaction::with);
         block_on(self.transact_unfollowed(transaction))?;
         done.nodes.extend(names);
         Ok(())
@@ -219,11 +219,14 @@ impl Host {
             let next = nodes.iter().position(|node| node.children.iter().all(is_there));
             drop(graph);
             let Some(next) = next else { break };
-            let PlannedNode { name, driver, children } = nodes.remove(next);
+            let node = nodes.remove(next);
+            let closing = node.closing();
+            let PlannedNode { name, driver, children, .. } = node;
             let added = match driver {
                 Driver::Ready(driver) => {
                     let decl = NodeDecl { name: name.clone(), driver, children };
                     let add = Transaction::new().with(Action::AddNode(decl));
+                    let add = closing.into_iter().fold(add, Transaction::with);
                     block_on(self.transact_unfollowed(add))
                 }
                 Driver::Open(driver) => {
@@ -256,8 +259,7 @@ impl Host {
     ) -> Result<(), Failed> {
         let nodes = children_first(nodes);
         let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
-        let nodes = nodes.into_iter().filter_map(ready);
-        let actions = nodes.map(|decl| match placed {
+        let actions = adding(nodes, |decl| match placed {
             Some((place, root)) if decl.name == root => insert(place, decl),
             _ => Action::AddNode(decl),
         });

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::super::persist::Wanted;
-use super::super::start::{Plan, PlannedNode};
+use super::super::start::{Driver, Plan, PlannedNode};
 use super::super::surroundings::Machine;
 use super::StartError;
 use super::exports::drive_of;
@@ -53,7 +53,12 @@ impl Builder<'_> {
             let driver = self.driver(spec)?;
             let name = spec.name.value.clone();
             let children = self.children(&name);
-            plan.nodes.push(PlannedNode { name, driver, children });
+            // What an image names is as whoever uses it wants it.
+            let is_said = spec.read_only.value && !spec.is_implicit;
+            let holds_nothing =
+                matches!(&driver, Driver::Ready(driver) if driver.reopening().is_none());
+            let is_closed = is_said && holds_nothing;
+            plan.nodes.push(PlannedNode { name, driver, children, is_closed });
         }
         for drive in &self.spec.drives {
             plan.drives.push(DriveDecl {

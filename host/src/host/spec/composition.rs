@@ -20,7 +20,7 @@ use super::builder::Builder;
 use super::exports::anonymous_drive;
 use super::fragment::Fragment;
 use super::registry::{Living, Made};
-use super::stages::{children_first, in_stages, ready};
+use super::stages::{adding, children_first, in_stages};
 use super::undo::Done;
 use super::{StartError, not_started};
 use crate::config::{GraphSpec, Live};
@@ -207,8 +207,7 @@ impl<'h> Composition<'h> {
         }
         self.host.add_nodes(before, done).map_err(failed)?;
         self.host.open_in_turn(openings, done).map_err(failed)?;
-        let nodes = children_first(last).into_iter().filter_map(ready);
-        let actions = nodes.map(|decl| match placed {
+        let actions = adding(children_first(last), |decl| match placed {
             Some((place, filter)) if decl.name == filter => insert(place, decl),
             _ => Action::AddNode(decl),
         });

@@ -18,7 +18,7 @@ use crate::node::{
     FileNode, FileOptions, ImageLocking, MemoryNode, Node, NullNode, Qcow2Options, RawNode,
 };
 use crate::plugin::{
-    ByteAccess, Grants, Instance, InstanceError, OnFault, PluginLimits, PluginNode, RestartBudget,
+    ByteAccess, Grants, Instance, InstanceError, OnFault, PluginNode, RestartBudget,
 };
 
 impl Builder<'_> {
@@ -101,14 +101,6 @@ impl Builder<'_> {
             return self.plugin_node(&instance, node, spec);
         }
         let module = self.machine.module(&spec.plugin.value.in_dir(self.base))?;
-        let limits = PluginLimits {
-            memory_bytes: spec.limits.memory_bytes,
-            call: spec.limits.call,
-            in_flight: spec.limits.in_flight,
-            hold: spec.limits.hold,
-            cpu: spec.limits.cpu,
-            messages: spec.limits.messages,
-        };
         let policy = match spec.on_fault.value {
             config::OnFault::Fail => OnFault::Fail,
             config::OnFault::Bypass => OnFault::Bypass,
@@ -117,7 +109,7 @@ impl Builder<'_> {
             }
         };
         let json = spec.config.json.to_string();
-        let made = Instance::with_policy(&module, &json, limits, policy);
+        let made = Instance::with_policy(&module, &json, spec.limits, policy);
         let instance = made.map_err(|error| match error {
             InstanceError::Plugin(error) => self.at(spec.plugin.span, &error),
             InstanceError::Config(error) => {

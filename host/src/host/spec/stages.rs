@@ -3,15 +3,23 @@
 use std::collections::BTreeSet;
 
 use super::super::start::{Driver, PlannedNode};
-use crate::graph::NodeDecl;
+use crate::graph::{Action, NodeDecl};
 
-pub(super) fn ready(node: PlannedNode) -> Option<NodeDecl> {
-    let PlannedNode { name, driver, children } = node;
-    match driver {
-        Driver::Ready(driver) => Some(NodeDecl { name, driver, children }),
-        // They come by another way.
-        Driver::Open(_) => None,
-    }
+/// The actions that add nodes, each by what `add` makes of it.
+pub(super) fn adding<'a>(
+    nodes: Vec<PlannedNode>,
+    add: impl Fn(NodeDecl) -> Action + 'a,
+) -> impl Iterator<Item = Action> + 'a {
+    nodes.into_iter().flat_map(move |node| {
+        let closing = node.closing();
+        let PlannedNode { name, driver, children, .. } = node;
+        let added = match driver {
+            Driver::Ready(driver) => Some(add(NodeDecl { name, driver, children })),
+            // They come by another way.
+            Driver::Open(_) => None,
+        };
+        added.into_iter().chain(closing)
+    })
 }
 
 /// What openers stand on and needs no opening; openers and what they stand on of them; the rest.

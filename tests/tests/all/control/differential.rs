@@ -34,7 +34,7 @@ impl Drop for Peer {
 }
 
 /// Both, with a null node `n0` of 1 MiB.
-fn both() -> Option<(Controlled, Peer)> {
+pub(super) fn both() -> Option<(Controlled, Peer)> {
     if !tools::have(&["qemu-storage-daemon"]) {
         return None;
     }

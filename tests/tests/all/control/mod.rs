@@ -16,6 +16,7 @@ mod mutations;
 mod plugins;
 mod python;
 mod queries;
+mod read_only;
 mod readme;
 mod sequences;
 

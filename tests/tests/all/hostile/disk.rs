@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
+use blockloom::filter::Filter;
 use blockloom::graph::Cx;
 use blockloom::io::{Buf, BufMut, sleep_until, turn_now};
 use blockloom::node::{Caps, Extent, ExtentKind, Limits, Node, NodeFuture, NodeInfo, WriteFlags};
 use blockloom::{Error, ErrorKind, Result};
+use rustix::time::{ClockId, clock_gettime};
 
 pub(super) const BLOCK: usize = 4096;
 pub(super) const BLOCKS: usize = 64;
@@ -151,6 +153,40 @@ impl Node for DiskNode {
     fn block_status<'a>(&'a self, _: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, Vec<Extent>> {
         let extent = Extent { offset, len, kind: ExtentKind::Data, host_offset: None };
         Box::pin(async move { Ok(vec![extent]) })
+    }
+}
+
+/// A filter that notes how much processor time its worker has spent between two reads.
+#[derive(Clone, Default)]
+pub(super) struct Meter(Arc<Mutex<Metered>>);
+
+#[derive(Default)]
+struct Metered {
+    last: Option<Duration>,
+    most: Duration,
+}
+
+impl Meter {
+    /// The most since the last call.
+    pub(super) fn take_most(&self) -> Duration {
+        std::mem::take(&mut *self.0.lock().expect("a meter")).most
+    }
+}
+
+impl Filter for Meter {
+    fn driver(&self) -> &'static str {
+        "meter"
+    }
+
+    async fn read(&self, cx: Cx<'_>, offset: u64, buf: BufMut) -> Result<BufMut> {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        let now = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
+        {
+            let mut metered = self.0.lock().expect("a meter");
+            let spent = metered.last.replace(now).map_or(Duration::ZERO, |last| now - last);
+            metered.most = metered.most.max(spent);
+        }
+        cx.child(0)?.read(offset, buf).await
     }
 }
 

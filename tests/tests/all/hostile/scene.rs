@@ -20,7 +20,7 @@ use blockloom::plugin::{
 use blockloom::{Drive, ErrorKind, Host, Result};
 use blockloom_tests::{DEADLINE, eventually};
 
-use super::disk::{BLOCK, BLOCKS, Books, Disk, DiskNode, End, Fan};
+use super::disk::{BLOCK, BLOCKS, Books, Disk, DiskNode, End, Fan, Meter};
 use super::guest::Guest;
 
 /// What a neighbour may be late besides the time of one call: other work on this machine.
@@ -116,6 +116,7 @@ impl<'a> Setup<'a> {
 
     pub(super) fn start_with(&self, instance: &Arc<Instance>) -> Result<Scene> {
         let (disk, target, fan) = (Disk::new(), Disk::new(), Fan::default());
+        let meter = Meter::default();
         let runtime = Arc::new(PluginRuntime::new()?);
         let pass = Instance::bundled(&runtime, "pass", "{}")?;
         let role = match self.bytes {
@@ -140,14 +141,15 @@ impl<'a> Setup<'a> {
             .node("fan", fan.clone(), vec![ChildDecl::filtered("evil")])
             .drive("victim", "fan", true)
             .node("memory", MemoryNode::new(1 << 20, 1)?, vec![])
-            .node("pass", PluginNode::new(&pass)?, vec![ChildDecl::filtered("memory")])
+            .node("meter", meter.clone(), vec![ChildDecl::filtered("memory")])
+            .node("pass", PluginNode::new(&pass)?, vec![ChildDecl::filtered("meter")])
             .drive("calm", "pass", true)
             .start()?;
         let neighbour = Neighbour::start(host.drive("calm")?);
         let instance = Arc::clone(instance);
         let events = host.events();
         let call = self.limits.call;
-        Ok(Scene { host, instance, events, disk, target, fan, neighbour, call })
+        Ok(Scene { host, instance, events, disk, target, meter, fan, neighbour, call })
     }
 }
 
@@ -159,6 +161,8 @@ pub(super) struct Scene {
     pub(super) disk: Arc<Disk>,
     /// The plugin's second child, if it has one.
     pub(super) target: Arc<Disk>,
+    /// Below the neighbour's drive.
+    pub(super) meter: Meter,
     fan: Fan,
     neighbour: Neighbour,
     call: Duration,

@@ -363,7 +363,10 @@ fn nodes_are_reopened() {
     };
     let mut wrong = options("a");
     wrong["read-only"] = json!(true);
-    check(&[wrong], "node `raw` (edge `file`) changes it");
+    check(
+        &[wrong],
+        "node `top`: it is read-only, and drive `vda` (edge `root`) changes node `raw`",
+    );
     check(&[options("none")], "refers to node `none`");
     // The second one does not go: neither does the first.
     let raw = json!({ "driver": "raw", "node-name": "raw", "file": "top", "offset": 512 });

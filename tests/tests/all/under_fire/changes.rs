@@ -39,6 +39,18 @@ pub(super) const CHANGES: [Change; 7] = [
     Change::Reopen,
 ];
 
+/// An order in which each can be made.
+pub(super) const ORDER: [Change; 8] = [
+    Change::Filter,
+    Change::Snapshot,
+    Change::Reopen,
+    Change::Stream,
+    Change::Reload,
+    Change::Snapshot,
+    Change::Commit,
+    Change::Mirror,
+];
+
 pub(super) struct Graph<'h> {
     host: &'h Controlled,
     qmp: Qmp,

@@ -5,6 +5,7 @@
 //! of writes of each guest: at least those that had been answered before the checkpoint was asked for, and at most
 //! those that had been issued when it had been made.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Scope;
@@ -17,14 +18,18 @@ use super::{BLOCK, GUESTS_SIZE};
 const BLOCKS: u64 = GUESTS_SIZE / BLOCK;
 /// They write at once; block n is of guest n modulo this.
 pub(super) const GUESTS: u64 = 2;
+/// Parts of the disk.
+const PARTS: u64 = 16;
+/// After so many writes a guest goes on to the next part.
+const PART_WRITES: u64 = 1000;
 
 /// Which block write `number` of a guest is of.
 fn place(guest: u64, number: u64) -> u64 {
     let mixed = (number * GUESTS + guest).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-    // A part of the disk is written more often than the rest.
-    let own = BLOCKS / GUESTS;
-    let at = if number.is_multiple_of(3) { mixed % own } else { mixed % (own / 8) };
-    at * GUESTS + guest
+    // A part of the disk is written more often than the rest, of which one part after the other is.
+    let part = BLOCKS / GUESTS / PARTS;
+    let turn = if number.is_multiple_of(3) { number / PART_WRITES % PARTS } else { 0 };
+    (turn * part + mixed % part) * GUESTS + guest
 }
 
 /// What it is then.
@@ -89,6 +94,13 @@ impl Drop for Stopping<'_> {
     fn drop(&mut self) {
         self.0.over.store(true, Ordering::Relaxed);
     }
+}
+
+/// Granules of so many bytes in which guests have written between `from` and `to`.
+pub(super) fn touched((from, to): (Counts, Counts), granule: u64) -> BTreeSet<u64> {
+    let writes = |guest: u64| from[guest as usize] + 1..=to[guest as usize];
+    let places = (0..GUESTS).flat_map(|guest| writes(guest).map(move |it| place(guest, it)));
+    places.map(|block| block * BLOCK / granule).collect()
 }
 
 /// What the guests' blocks of an image hold.

@@ -1,7 +1,8 @@
 //! Incremental backup under fire. Guests and fio write all the time; round after round what has changed is pushed by
 //! a job, or pulled by a client from a view, while the graph changes below the drive: images come and go, jobs pivot,
 //! filters and plugins are exchanged, images are opened in another way. Some jobs are cancelled, and some clients die.
-//! Everything is done by commands. What a round restores is what the disk held at its checkpoint.
+//! Everything is done by commands. What a round restores is what the disk held at its checkpoint, and what it copies
+//! is what was written: none of the changes of the graph makes anything else dirty.
 
 mod changes;
 mod fio;
@@ -14,17 +15,20 @@ use serde_json::{Value, json};
 
 use crate::control::Controlled;
 use crate::{MIB, scratch};
-use changes::{CHANGES, Change, Graph};
+use changes::{CHANGES, Change, Graph, ORDER};
 use fio::Fio;
-use guests::{Guests, Stopping, check};
+use guests::{Counts, Guests, Stopping, check, touched};
 
 /// What guests write.
 const GUESTS_SIZE: u64 = 16 * MIB;
 /// The disk: the rest is fio's.
 const SIZE: u64 = 20 * MIB;
 const BLOCK: u64 = 4096;
-/// Rounds, if `BLOCKLOOM_FIRE_ROUNDS` says nothing else. `BLOCKLOOM_FIRE_SEED` chooses others.
-const ROUNDS: u64 = 8;
+/// Bytes of a granule of the bitmaps.
+const GRANULE: u64 = 16 << 10;
+/// Rounds, if `BLOCKLOOM_FIRE_ROUNDS` says nothing else: in these each change is made beside two kinds of backups.
+/// `BLOCKLOOM_FIRE_SEED` chooses others.
+const ROUNDS: u64 = 2 * ORDER.len() as u64;
 /// Bytes that a client reads at once.
 const PIECE: u64 = 256 << 10;
 
@@ -54,6 +58,9 @@ struct Fire<'h> {
     random: Random,
     /// What clients have pulled.
     pulled: Vec<u8>,
+    /// Of which writes on the bitmaps tell: those after the last backup that came to its end.
+    since_push: Counts,
+    since_pull: Counts,
     tally: Tally,
 }
 
@@ -61,7 +68,7 @@ fn begin() -> Controlled {
     let scratch = scratch();
     let image = scratch.image("n0.qcow2").display().to_string();
     let bitmap = |name| {
-        format!("[bitmap.{name}]\ndrive = \"vda\"\ngranularity = \"16KiB\"\npersist = \"none\"\n")
+        format!("[bitmap.{name}]\ndrive = \"vda\"\ngranularity = {GRANULE}\npersist = \"none\"\n")
     };
     let export = |name: &str, of: &str| {
         format!("[export.{name}]\ntype = \"nbd\"\n{of}\nlisten = \"unix:nbd.sock\"\n")
@@ -97,13 +104,27 @@ fn each_round_restores_what_was_there() {
             guests: &guests,
             random: Random::new(seed),
             pulled: vec![0; SIZE as usize],
+            since_push: Counts::default(),
+            since_pull: Counts::default(),
             tally: Tally::default(),
         };
         for round in 0..rounds {
             let what = format!("BLOCKLOOM_FIRE_SEED={seed}, round {round}");
-            match fire.random.below(2) {
-                0 => fire.push(round, &what),
-                _ => fire.pull(&what),
+            let (change, backup) = match round < ROUNDS {
+                true => {
+                    let again = round / ORDER.len() as u64;
+                    (ORDER[round as usize % ORDER.len()], (round + again) % 4)
+                }
+                false => {
+                    let change = CHANGES[fire.random.below(CHANGES.len() as u64) as usize];
+                    (change, [0, 0, 0, 1, 1, 1, 2, 3][fire.random.below(8) as usize])
+                }
+            };
+            match backup {
+                0 => fire.push(round, change, false, &what),
+                1 => fire.pull(change, false, &what),
+                2 => fire.push(round, change, true, &what),
+                _ => fire.pull(change, true, &what),
             }
         }
         drop(stopping);
@@ -114,7 +135,11 @@ fn each_round_restores_what_was_there() {
     let end = guests.answered();
     check(&read_all(&uri), (end, end), "the disk in the end");
     let judged = tally.pushed + tally.pulled;
-    assert!(judged * 2 >= rounds, "most backups come to their end: {tally:?}");
+    if rounds >= ROUNDS {
+        let each = [judged * 2 / rounds, tally.cancelled, tally.killed, tally.during];
+        let all = each.iter().chain(&tally.by_kind);
+        assert!(all.copied().all(|count| count > 0), "too little has happened: {tally:?}");
+    }
     host.finish();
 }
 
@@ -123,6 +148,12 @@ fn read_all(uri: &str) -> Vec<u8> {
     let bytes = client.read(0, SIZE as u32).expect("a read");
     client.disconnect();
     bytes
+}
+
+/// Granules of the guests' part of the disk in which ranges lie.
+fn granules(ranges: &[(u64, u64)]) -> impl Iterator<Item = u64> {
+    let granules = |(start, len): (u64, u64)| start / GRANULE..(start + len).div_ceil(GRANULE);
+    ranges.iter().copied().flat_map(granules).filter(|granule| granule * GRANULE < GUESTS_SIZE)
 }
 
 /// A job's end, by its event.
@@ -138,9 +169,8 @@ fn end_of(qmp: &mut Qmp, job: &str) -> Value {
 
 impl Fire<'_> {
     /// Makes a change while a backup is under way, or says which one has to wait for its end.
-    fn change(&mut self) -> Option<(Change, String)> {
+    fn change(&mut self, change: Change) -> Option<(Change, String)> {
         self.guests.go_on(20);
-        let change = CHANGES[self.random.below(CHANGES.len() as u64) as usize];
         match self.graph.make(change, &mut self.random) {
             Ok(made) => {
                 self.tally.during += 1;
@@ -173,12 +203,15 @@ impl Fire<'_> {
     }
 
     /// A job writes what has changed to the node `pushed`; a view of the same instant says what there was.
-    fn push(&mut self, round: u64, what: &str) {
+    fn push(&mut self, round: u64, change: Change, cancels: bool, what: &str) {
         let id = format!("push{round}");
         let mut backup = json!({"job-id": id, "device": "vda", "target": "pushed",
             "sync": "incremental", "bitmap": "push"});
-        if self.random.below(2) == 0 {
-            backup["speed"] = json!(16 * MIB);
+        match self.random.below(2) {
+            // It is not at its end by itself.
+            _ if cancels => backup["speed"] = json!(1),
+            0 => backup["speed"] = json!(16 * MIB),
+            _ => {}
         }
         let actions = json!([
             {"type": "blockdev-backup", "data": backup},
@@ -187,18 +220,25 @@ impl Fire<'_> {
         let from = self.guests.answered();
         self.qmp.run("transaction", json!({"actions": actions}));
         let instant = (from, self.guests.issued());
-        let waiting = self.change();
-        if self.random.below(4) == 0 {
-            // It may have ended by itself.
-            self.qmp.ask("block-job-cancel", json!({"device": id, "force": true}));
+        let waiting = self.change(change);
+        if cancels {
+            self.qmp.run("block-job-cancel", json!({"device": id, "force": true}));
         }
         let end = end_of(&mut self.qmp, &id);
         assert_eq!(end["data"]["error"], Value::Null, "{what}");
         let then = read_all(&self.then());
-        if end["event"] == "BLOCK_JOB_CANCELLED" {
+        assert_eq!(end["event"] == "BLOCK_JOB_CANCELLED", cancels, "{what}");
+        if cancels {
             self.tally.cancelled += 1;
         } else {
             self.tally.pushed += 1;
+            let written = touched((self.since_push, instant.1), GRANULE).len() as u64 * GRANULE;
+            let copied = end["data"]["len"].as_u64().expect("a length");
+            assert!(
+                copied <= written + SIZE - GUESTS_SIZE,
+                "{what}: {copied} bytes are copied, and {written} were written, beside those of fio"
+            );
+            self.since_push = from;
             let pushed = read_all(self.host.daemon.uri("pushed"));
             check(&pushed, instant, what);
             assert!(pushed == then, "{what}: what was pushed is not what the view shows");
@@ -208,17 +248,20 @@ impl Fire<'_> {
     }
 
     /// A client reads what has changed from a view, and may die while it does.
-    fn pull(&mut self, what: &str) {
+    fn pull(&mut self, change: Change, dies: bool, what: &str) {
         let checkpoint = self.checkpoint(&json!([{"node": "vda", "name": "pull"}]));
         let from = self.guests.answered();
         self.qmp.run("checkpoint", checkpoint);
         let instant = (from, self.guests.issued());
-        let waiting = self.change();
+        let waiting = self.change(change);
         let dirty = "qemu:dirty-bitmap:pull";
         let terms = Terms { contexts: &[dirty], ..Terms::default() };
         let mut client = Client::with(&self.then(), &terms).expect("the view's bitmap");
         let ranges = client.flagged(dirty);
-        let dies = self.random.below(4) == 0;
+        let written = touched((self.since_pull, instant.1), GRANULE);
+        for granule in granules(&ranges) {
+            assert!(written.contains(&granule), "{what}: nobody wrote in granule {granule}");
+        }
         let count = if dies { ranges.len() / 2 } else { ranges.len() };
         for (start, len) in ranges.into_iter().take(count) {
             for at in (start..start + len).step_by(PIECE as usize) {
@@ -233,6 +276,7 @@ impl Fire<'_> {
             self.tally.killed += 1;
         } else {
             self.tally.pulled += 1;
+            self.since_pull = from;
             check(&self.pulled, instant, what);
             let then = read_all(&self.then());
             assert!(self.pulled == then, "{what}: what was pulled is not what the view shows");

@@ -1,7 +1,7 @@
 //! `blockdev-backup`.
 
 use super::super::nodes::find_node;
-use super::{BitmapSyncMode, BlockdevOnError, Common, MirrorSyncMode, bitmap_of};
+use super::{BitmapSyncMode, BlockdevOnError, Common, MirrorSyncMode, bitmap_of, on_error};
 use crate::bitmap::Granularity;
 use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
@@ -133,10 +133,9 @@ fn backup(plan: &mut Plan<'_>, backup: BlockdevBackup) -> QmpResult<()> {
         auto_dismiss: backup.auto_dismiss,
     };
     let job = common.job(plan, &backup.device, JobKind::Backup(what))?;
-    let of = |on: Option<BlockdevOnError>| on.map(BlockdevOnError::on_error).unwrap_or_default();
     plan.start(JobSpec {
-        on_error: of(backup.on_source_error),
-        on_target_error: Some(of(backup.on_target_error)),
+        on_error: on_error(backup.on_source_error),
+        on_target_error: Some(on_error(backup.on_target_error)),
         ..job
     })
 }

@@ -50,6 +50,6 @@ fn is_named_by(graph: &Graph, above: &GraphNode, node: &GraphNode, file: &str) -
 fn leads_to(graph: &Graph, (from, path): (&GraphNode, &Path), node: &GraphNode) -> bool {
     let real = file_path(graph, node).and_then(|path| real_path(&path).ok());
     let from = file_path(graph, from);
-    let folder = from.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    let folder = from.as_deref().and_then(Path::parent).unwrap_or_else(|| Path::new(""));
     real.is_some() && real_path(&folder.join(path)).ok() == real
 }

@@ -2,7 +2,7 @@
 
 use super::super::nodes::find_node;
 use super::by_file::{find_by_file, is_in_file};
-use super::{BlockdevOnError, Common, chain, is_in_chain, named};
+use super::{BlockdevOnError, Common, chain, is_in_chain, named, on_error};
 use crate::control::error::{ErrorClass, QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{clip, qapi_struct};
@@ -85,7 +85,7 @@ fn commit(plan: &mut Plan<'_>, commit: BlockCommit) -> QmpResult<()> {
         auto_dismiss: commit.auto_dismiss,
     };
     let job = common.job(plan, &commit.device, JobKind::Commit(what))?;
-    let on_error = commit.on_error.map(BlockdevOnError::on_error).unwrap_or_default();
+    let on_error = on_error(commit.on_error);
     plan.start(JobSpec { on_error, ..job })
 }
 

@@ -2,7 +2,9 @@
 
 use super::super::nodes::find_node;
 use super::verbs::MirrorCopyMode;
-use super::{BitmapSyncMode, BlockdevOnError, Common, MirrorSyncMode, bitmap_of, input_mode};
+use super::{
+    BitmapSyncMode, BlockdevOnError, Common, MirrorSyncMode, bitmap_of, input_mode, on_error,
+};
 use crate::bitmap::Granularity;
 use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
@@ -79,10 +81,9 @@ fn mirror(plan: &mut Plan<'_>, mirror: BlockdevMirror) -> QmpResult<()> {
         auto_dismiss: mirror.auto_dismiss,
     };
     let job = common.job(plan, &mirror.device, JobKind::Mirror(what))?;
-    let of = |on: Option<BlockdevOnError>| on.map(BlockdevOnError::on_error).unwrap_or_default();
     plan.start(JobSpec {
-        on_error: of(mirror.on_source_error),
-        on_target_error: Some(of(mirror.on_target_error)),
+        on_error: on_error(mirror.on_source_error),
+        on_target_error: Some(on_error(mirror.on_target_error)),
         ..job
     })
 }

@@ -79,14 +79,14 @@ pub(super) fn register(to: &mut Registry) {
     queries::register(to);
 }
 
-impl BlockdevOnError {
-    fn on_error(self) -> OnError {
-        match self {
-            Self::Report => OnError::Report,
-            Self::Ignore => OnError::Ignore,
-            Self::Stop => OnError::Stop,
-            Self::Enospc | Self::Auto => OnError::StopForSpace,
-        }
+/// What a job does on errors; its default, unless said.
+fn on_error(said: Option<BlockdevOnError>) -> OnError {
+    match said {
+        None => OnError::default(),
+        Some(BlockdevOnError::Report) => OnError::Report,
+        Some(BlockdevOnError::Ignore) => OnError::Ignore,
+        Some(BlockdevOnError::Stop) => OnError::Stop,
+        Some(BlockdevOnError::Enospc | BlockdevOnError::Auto) => OnError::StopForSpace,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `block-dirty-bitmap-populate`, as QEMU's developers proposed it, and by comparison.
 
-use super::{BlockdevOnError, Common, bitmap_of};
+use super::{BlockdevOnError, Common, bitmap_of, on_error};
 use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{qapi_enum, qapi_struct};
@@ -65,6 +65,6 @@ fn populate(plan: &mut Plan<'_>, populate: BlockDirtyBitmapPopulate) -> QmpResul
         auto_dismiss: populate.auto_dismiss,
     };
     let job = common.job(plan, &populate.node, JobKind::Populate(what))?;
-    let on_error = populate.on_error.map(BlockdevOnError::on_error).unwrap_or_default();
+    let on_error = on_error(populate.on_error);
     plan.start(JobSpec { on_error, ..job })
 }

@@ -2,7 +2,7 @@
 
 use super::super::nodes::find_node;
 use super::by_file::find_by_file;
-use super::{BlockdevOnError, Common, is_in_chain, named};
+use super::{BlockdevOnError, Common, is_in_chain, named, on_error};
 use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{clip, qapi_struct};
@@ -73,7 +73,7 @@ fn stream(plan: &mut Plan<'_>, stream: BlockStream) -> QmpResult<()> {
         auto_dismiss: stream.auto_dismiss,
     };
     let job = common.job(plan, &stream.device, JobKind::Stream(what))?;
-    let on_error = stream.on_error.map(BlockdevOnError::on_error).unwrap_or_default();
+    let on_error = on_error(stream.on_error);
     plan.start(JobSpec { on_error, ..job })
 }
 

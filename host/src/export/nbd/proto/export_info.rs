@@ -64,6 +64,20 @@ pub struct Features {
     pub dont_fragment: bool,
 }
 
+impl Features {
+    /// Everything.
+    pub const ALL: Self = Self {
+        multi_conn: true,
+        flush: true,
+        fua: true,
+        trim: true,
+        write_zeroes: true,
+        fast_zero: true,
+        cache: true,
+        dont_fragment: true,
+    };
+}
+
 impl ExportInfo {
     /// The transmission flags of a session with or without structured replies. A read-only export
     /// never offers trim and zeroes.
@@ -207,16 +221,7 @@ mod tests {
 
     #[test]
     fn flags_offer_only_what_can_be_used() {
-        let all = Features {
-            multi_conn: true,
-            flush: true,
-            fua: true,
-            trim: true,
-            write_zeroes: true,
-            fast_zero: true,
-            cache: true,
-            dont_fragment: true,
-        };
+        let all = Features::ALL;
         let check = |read_only, features, structured, expected: u16| {
             let info = ExportInfo {
                 name: String::new(),

@@ -9,16 +9,7 @@ pub(super) fn export(name: &str) -> ExportInfo {
         description: "a test disk".to_owned(),
         size_bytes: 1 << 20,
         read_only: false,
-        features: Features {
-            multi_conn: true,
-            flush: true,
-            fua: true,
-            trim: true,
-            write_zeroes: true,
-            fast_zero: true,
-            cache: true,
-            dont_fragment: true,
-        },
+        features: Features::ALL,
         block_sizes: BlockSizes::default(),
         contexts: vec!["base:allocation".to_owned(), "qemu:dirty-bitmap:daily".to_owned()],
     }

@@ -14,6 +14,7 @@ use crate::config::{self, ChildChange, Live, NodeChange, NodeSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, Graph, Transaction, Unproven};
 use crate::host::call::block_on;
+use crate::host::running::with_own;
 use crate::host::{Host, check_running};
 use crate::node::{Reopen, Reopened};
 
@@ -30,8 +31,9 @@ impl Host {
     /// of a fragment is, by its `node-name`. What is left out stays as it is. These can change:
     ///
     /// - children that are named can be other nodes, and a `backing` can come and end;
-    /// - `read-only` of an image, whose file follows if it is not described, too, and nobody else writes it;
-    /// - `read-only`, `auto-read-only`, `direct` and `discard` of a file.
+    /// - `read-only` of every node. The file of an image follows if it is not described, too, and nobody else writes
+    ///   it; so do files that came with another node, and those below it that are to be written again;
+    /// - `auto-read-only`, `direct` and `discard` of a file.
     ///
     /// Whatever else would be different is refused. An image that becomes writable marks the bitmaps that it keeps
     /// as in use, and they go on as when it is opened so; one that becomes read-only stores them.
@@ -103,7 +105,7 @@ impl Host {
         }
     }
 
-    /// Has the files of images follow them, where nothing is said of the files.
+    /// Has files follow the images that are kept in them, and other nodes, where nothing is said of the files.
     fn with_containers(
         &self,
         graph: &Graph,
@@ -116,6 +118,9 @@ impl Host {
         for (at, write) in asked {
             let mut others = graph.open_at_or_below(at, !write);
             others.retain(|other| *other != at && !is_described(*other));
+            if graph.nodes()[at].driver().reopening().is_none() {
+                self.retain_followers(graph, (at, write), &mut others);
+            }
             if !write {
                 let all: Vec<usize> = others.iter().copied().chain([at]).collect();
                 let unwritten = graph.unwritten(&all);
@@ -131,20 +136,38 @@ impl Host {
         }
         Ok(())
     }
+
+    /// Of the nodes below one that holds nothing open, those that follow it: they are closed if they came with it,
+    /// and opened unless it stays read-only by the description of one of them.
+    fn retain_followers(&self, graph: &Graph, (at, write): (usize, bool), others: &mut Vec<usize>) {
+        let node = |at: usize| &graph.nodes()[at];
+        if write {
+            let is_said = |other: &usize| self.inner.registry.is_said_read_only(node(*other));
+            let stays = others.iter().any(is_said);
+            others.retain(|other| !stays && !graph.open_mode(*other).auto);
+        } else {
+            let own = with_own(graph, node(at).name(), None);
+            others.retain(|other| own.iter().any(|own| own == node(*other).name()));
+        }
+    }
 }
 
 /// Somebody has said of a node that it is read-only, and another one cannot be written without it.
 pub(in crate::host) fn said_read_only(node: &str, of: &str) -> Error {
-    let message = format!(
-        "it is read-only by its description, and node `{of}` is to be written: reopen both, this one with \
-         `read-only` false"
-    );
+    let message = match node == of {
+        true => "it is read-only by its description, and is to be written: reopen it with `read-only` false"
+            .to_owned(),
+        false => format!(
+            "it is read-only by its description, and node `{of}` is to be written: reopen both, this one with \
+             `read-only` false"
+        ),
+    };
     Error::new(ErrorKind::ReadOnly, message).at_node(node)
 }
 
 /// Whether a node is not open so.
 fn is_other(graph: &Graph, at: usize, how: &Reopen) -> bool {
-    let mode = graph.open_mode(at).unwrap_or_default();
+    let mode = graph.open_mode(at);
     let is_asked = how.write.is_some_and(|write| write != mode.write || mode.for_job);
     let is_auto = how.auto.is_some_and(|auto| auto != mode.auto);
     is_asked || is_auto || how.direct.is_some() || how.discard.is_some()

@@ -6,6 +6,7 @@ mod backing;
 mod bitmaps;
 mod jobs;
 mod names;
+mod read_only;
 
 use std::path::PathBuf;
 use std::sync::Arc;
