@@ -2,6 +2,8 @@
 
 use std::io::{IsTerminal, Write};
 
+use super::stdout;
+
 /// Columns of a bar.
 const BAR_COLUMNS: u64 = 24;
 /// Characters of a name that are shown.
@@ -88,7 +90,7 @@ impl Bars {
     pub(super) fn print(&mut self, line: &str) {
         match self.is_terminal {
             true => self.draw(&self.shown, Some(line)),
-            false => super::println(format_args!("{line}")),
+            false => stdout::println(format_args!("{line}")),
         }
     }
 
@@ -103,8 +105,7 @@ impl Bars {
             text.push('\n');
         }
         let mut output = std::io::stdout().lock();
-        // A reader that has gone is no failure of ours.
-        let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+        stdout::note(output.write_all(text.as_bytes()).and_then(|()| output.flush()));
     }
 }
 
