@@ -63,6 +63,7 @@ mod views;
 
 pub use crate::graph::{PermissionSet, Role};
 pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity, Span, Spanned};
+pub(crate) use image_names::has_protocol;
 pub use images::read as read_images;
 pub use listen::{ListenAddr, ListenAddrError};
 pub use live::{Live, nowhere};
