@@ -9,6 +9,7 @@ mod image;
 mod plugin;
 mod progress;
 mod serve;
+mod stdout;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ use crate::control::ControlOptions;
 use crate::draw::{self, GraphDescription};
 use crate::host::{StartError, check};
 use crate::io::EngineChoice;
+use stdout::println;
 
 /// Serves virtual disks from a block graph of native nodes and sandboxed WebAssembly filters.
 #[derive(Parser)]
@@ -118,7 +120,18 @@ enum Command {
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    stdout::conclude(match Arguments::try_parse() {
+        Ok(arguments) => run(arguments),
+        Err(error) if error.use_stderr() => error.exit(),
+        // What was asked for is the text.
+        Err(text) => {
+            stdout::note(text.print());
+            ExitCode::SUCCESS
+        }
+    })
+}
+
+fn run(arguments: Arguments) -> ExitCode {
     let is_quiet = matches!(arguments.command, Command::Demo);
     let level = if is_quiet { LogLevel::Off } else { LogLevel::Info };
     start_log(arguments.log.unwrap_or(level), arguments.log_format);
@@ -154,13 +167,6 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-/// Prints a line; a reader that has gone is no failure of ours.
-fn println(line: std::fmt::Arguments<'_>) {
-    use std::io::Write;
-    let mut output = std::io::stdout().lock();
-    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
 }
 
 /// Says what went wrong; if nobody can be told, the exit code says it.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
+use super::stdout;
+
 /// Columns of a bar.
 const BAR_COLUMNS: u64 = 24;
 /// Characters of a name that are shown.
@@ -120,7 +122,7 @@ impl Bars {
     pub(super) fn print(&mut self, line: &str) {
         match self.is_terminal {
             true => self.draw(&self.shown, Some(line)),
-            false => super::println(format_args!("{line}")),
+            false => stdout::println(format_args!("{line}")),
         }
     }
 
@@ -135,8 +137,7 @@ impl Bars {
             text.push('\n');
         }
         let mut output = std::io::stdout().lock();
-        // A reader that has gone is no failure of ours.
-        let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+        stdout::note(output.write_all(text.as_bytes()).and_then(|()| output.flush()));
     }
 }
 

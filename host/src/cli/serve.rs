@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process;
 use std::sync::Arc;
 
-use super::println;
+use super::stdout::{self, println};
 use crate::control::{Control, ControlOptions};
 use crate::error::{Error, ErrorKind};
 use crate::host::{ChangedPlugin, Host, Overrides, StartError, block_on, start};
@@ -31,7 +31,9 @@ pub(super) fn serve(
         println(format_args!("export {} {}", export.id, export.uri));
     }
     println(format_args!("ready"));
-    loop {
+    // Whoever waits to be told would wait for ever.
+    let told = stdout::check();
+    while told.is_ok() {
         match signals.wait() {
             Signal::Report => log_report(&host.report()),
             Signal::Reload => reload_plugins(&host),
@@ -51,7 +53,7 @@ pub(super) fn serve(
     let ended = host.end();
     control.into_iter().for_each(Control::finish);
     log_report(&crate::host::report_of(&graph));
-    Ok(ended?)
+    Ok(told.and(ended)?)
 }
 
 /// Replaces plugins whose files have changed.

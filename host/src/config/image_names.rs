@@ -69,6 +69,11 @@ pub(crate) fn path_named(name: &str) -> Option<PathBuf> {
     parse(name, None).ok().map(|named| named.path.into())
 }
 
+/// Whether a name is no path, as something stands before its first `:` that says what it is.
+pub(crate) fn has_protocol(name: &str) -> bool {
+    protocol(name).is_some()
+}
+
 fn checked_path(path: &str) -> Result<String, String> {
     match path.is_empty() || path.contains('\0') {
         true => Err("is no path: it is empty or has a zero byte".to_owned()),

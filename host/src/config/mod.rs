@@ -64,7 +64,7 @@ mod views;
 pub use crate::graph::{PermissionSet, Role};
 pub use crate::plugin::PluginLimits;
 pub use diagnostic::{Diagnostic, Diagnostics, Note, Severity, Span, Spanned};
-pub(crate) use image_names::path_named;
+pub(crate) use image_names::{has_protocol, path_named};
 pub use images::read as read_images;
 pub use listen::{ListenAddr, ListenAddrError};
 pub use live::{Live, nowhere};

@@ -200,34 +200,49 @@ fn read_persist(table: &mut Table<'_>) -> Spanned<Persist> {
 }
 
 fn read_export(id: Spanned<String>, mut table: Table<'_>) -> Option<ExportSpec> {
+    let mut is_later = false;
     if let Some(kind) = table.need::<String>("type", "\"nbd\"")
         && kind.value != "nbd"
     {
         let text = clip(&kind.value);
-        let message = match LATER_EXPORTS.contains(&kind.value.as_str()) {
+        is_later = LATER_EXPORTS.contains(&kind.value.as_str());
+        let message = match is_later {
             true => format!("export type `{text}` is not in this release"),
             false => format!("unknown export type `{text}`"),
         };
         let help = suggest::help(&kind.value, "this release has", &["nbd"]);
         table.problem(Diagnostic::error(kind.span, message).help(help));
-        if LATER_EXPORTS.contains(&kind.value.as_str()) {
-            return None;
-        }
     }
     let name = table.take::<String>("name");
     let name = name.filter(|name| names::check_nbd_string("the name of an export", name, &table));
     let scope = read_scope(&mut table);
-    let listen = read_listen(&mut table);
+    // Where another kind is served, and by what other keys, is not known here.
+    let has_listen = table.entry("listen").is_some();
+    let listen = (has_listen || !is_later).then(|| read_listen(&mut table)).flatten();
     let writable = table.take("writable").unwrap_or_else(|| table.default(false));
+    let writethrough = table.take("writethrough").unwrap_or_else(|| table.default(false));
+    let allocation_depth = table.take("allocation-depth").unwrap_or_else(|| table.default(false));
     let bitmaps = read_bitmap_list(&mut table);
     let description = table.take::<String>("description");
     if let Some(text) = &description {
         names::check_nbd_string("the description of an export", text, &table);
     }
     let listen = listen.unwrap_or_else(|| table.default(NO_ADDRESS));
-    table.finish("exports");
+    if !is_later {
+        table.finish("exports");
+    }
     let name = name.unwrap_or_else(|| id.clone());
-    Some(ExportSpec { id, name, scope: scope?, listen, writable, bitmaps, description })
+    Some(ExportSpec {
+        id,
+        name,
+        scope: scope?,
+        listen,
+        writable,
+        writethrough,
+        allocation_depth,
+        bitmaps,
+        description,
+    })
 }
 
 /// Stands for an address that is missing or wrong; no right address is equal to it.

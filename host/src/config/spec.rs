@@ -533,6 +533,10 @@ pub struct ExportSpec {
     pub listen: Spanned<ListenAddr>,
     /// Whether clients may change it; false by default.
     pub writable: Spanned<bool>,
+    /// Whether each write is durable when it is answered; false by default.
+    pub writethrough: Spanned<bool>,
+    /// Whether clients may ask in which layer of images bytes lie; false by default.
+    pub allocation_depth: Spanned<bool>,
     /// The bitmaps that clients can read: ids, or names of bitmaps that an image below holds.
     pub bitmaps: Vec<Spanned<String>>,
     /// A text for people, sent to clients that ask.

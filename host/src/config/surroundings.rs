@@ -56,6 +56,10 @@ pub trait Surroundings {
     /// Why it cannot be known: for example a directory on the way is not accessible.
     fn file(&self, path: &Path) -> Result<FileFacts, String>;
 
+    /// Who has the file or block device at `path`, so that it could not be opened, to be written or only read, beside
+    /// them: continues "file `path`: …". `None` if nobody stands against it, or that cannot be known.
+    fn lock_conflict(&self, path: &Path, is_written: bool) -> Option<String>;
+
     /// `path` without symbolic links, absolute.
     ///
     /// # Errors
@@ -210,6 +214,7 @@ impl Check<'_> {
             let message = format!("`{shown}` is a directory, not a file");
             return self.found.push(Diagnostic::error(file.path.span, message));
         }
+        self.locked(node, file, &path);
         self.sizes.insert(path, facts.size_bytes);
         let is_later = node.auto_read_only.value && !self.spec.is_written(node);
         if facts.writable || node.read_only.value || is_later {
@@ -221,6 +226,18 @@ impl Check<'_> {
             let help = format!("change its owner or mode, or {fix}");
             self.found
                 .push(Diagnostic::error(file.path.span, message).note(span, label).help(help));
+        }
+    }
+
+    /// Another process may have the image. What is added to a running host is locked at once, and may be of its own.
+    fn locked(&mut self, node: &NodeSpec, file: &FileSpec, path: &Path) {
+        if file.locking.value == Locking::Off || self.spec.live().is_some() {
+            return;
+        }
+        let is_written = self.spec.is_written(node);
+        if let Some(why) = self.surroundings.lock_conflict(path, is_written) {
+            let message = format!("file `{}`: {why}", clip(&file.path.value));
+            self.found.push(Diagnostic::error(file.path.span, message));
         }
     }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::admit::{NotAdmitted, admit, mark};
 use super::align;
 use super::cell::LocalGraph;
+use super::depth::{Layered, layers};
 use super::detach::ToTheEnd;
 use super::edge::EdgeRef;
 use super::generation::DriveGeneration;
@@ -218,6 +219,18 @@ impl LocalDrive {
             )
         })
         .await
+    }
+
+    /// In which layer of images the bytes of a range lie. May end before `offset + len`.
+    ///
+    /// # Errors
+    /// As [`LocalDrive::block_status`].
+    pub async fn layers(&self, offset: u64, len: u64) -> Result<Vec<Layered>> {
+        let op = Op { kind: OpKind::Status, offset, len };
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        self.run(op, |edge| layers(edge, offset, len)).await
     }
 }
 

@@ -216,6 +216,11 @@ impl DirtyBitmap {
         self.inner.persistence.kept_in(&self.bitmap)
     }
 
+    /// Whether it stands still only because its image is read-only: it goes on when that is opened for writing.
+    pub fn waits(&self) -> bool {
+        self.inner.persistence.waits(&self.bitmap)
+    }
+
     /// Takes it out of the graph, and out of the image that keeps it.
     ///
     /// # Errors

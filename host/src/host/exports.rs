@@ -46,6 +46,10 @@ pub struct NewExport {
     pub description: String,
     /// Whether clients may change it.
     pub writable: bool,
+    /// Whether each write is durable when it is answered.
+    pub writethrough: bool,
+    /// Whether clients may ask in which layer of images bytes lie.
+    pub allocation_depth: bool,
     /// Shown as metadata contexts.
     pub bitmaps: Vec<ShownBitmap>,
 }
@@ -69,6 +73,8 @@ impl NewExport {
             name: id.to_owned(),
             description: String::new(),
             writable: false,
+            writethrough: false,
+            allocation_depth: false,
             bitmaps: Vec::new(),
         }
     }
@@ -276,7 +282,9 @@ impl Host {
 /// # Errors
 /// `ENOENT` for a bitmap that is not there; `EEXIST` for two of one name.
 pub(super) fn export_of(graph: &Graph, drive: &str, export: NewExport) -> Result<Export> {
-    let NewExport { id, name, description, writable, bitmaps, .. } = export;
+    let NewExport {
+        id, name, description, writable, writethrough, allocation_depth, bitmaps, ..
+    } = export;
     let find = |shown: ShownBitmap| match shown {
         ShownBitmap::Exactly(bitmap) => Ok(bitmap),
         ShownBitmap::Named(name) => {
@@ -294,7 +302,8 @@ pub(super) fn export_of(graph: &Graph, drive: &str, export: NewExport) -> Result
             return Err(Error::new(ErrorKind::Exists, message));
         }
     }
-    Ok(Export { name, description, drive: drive.to_owned(), writable, bitmaps })
+    let drive = drive.to_owned();
+    Ok(Export { name, description, drive, writable, writethrough, allocation_depth, bitmaps })
 }
 
 /// # Errors

@@ -169,7 +169,11 @@ fn options(
     node: &NodeSpec,
     wanted: &Qcow2CreateSpec,
 ) -> Result<CreateOptions> {
-    let file_bytes = |file: &FileSpec| Some(path_facts(&file.path_in(base)).ok()?.size_bytes);
+    // One that is not there yet is made when its node is opened.
+    let file_bytes = |file: &FileSpec| match path_facts(&file.path_in(base)).ok()? {
+        facts if facts.exists => Some(facts.size_bytes),
+        _ => file.create_bytes.as_ref().map(|bytes| bytes.value),
+    };
     let size = wanted.size_bytes.as_ref().map(|size| size.value);
     let size = size.or_else(|| spec.size_of(node, &file_bytes)).ok_or_else(|| {
         let message =

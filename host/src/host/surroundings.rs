@@ -16,7 +16,9 @@ use crate::config::{
     PluginSource, Surroundings,
 };
 use crate::error::{Error, Result};
-use crate::io::{Listener, in_parallel, path_facts, real_path, socket_in_use};
+use crate::io::{
+    Listener, LockMode, in_parallel, lock_conflict, path_facts, real_path, socket_in_use,
+};
 use crate::plugin::{PluginLimits, PluginModule, PluginRuntime, bundled_names};
 
 type Loaded = Result<Arc<PluginModule>>;
@@ -102,6 +104,11 @@ impl Surroundings for Machine {
         })
     }
 
+    fn lock_conflict(&self, path: &Path, is_written: bool) -> Option<String> {
+        let mode = if is_written { LockMode::Write } else { LockMode::Read };
+        lock_conflict(path, mode)
+    }
+
     fn real_path(&self, path: &Path) -> Result<PathBuf, String> {
         real_path(path).map_err(|error| error.to_string())
     }
@@ -159,24 +166,23 @@ impl Surroundings for Machine {
     }
 
     fn filter_config(&self, filter: FilterKind, config: &Value) -> Vec<ConfigError> {
-        match filter {
+        let json = config.to_string();
+        let wrong = match filter {
             FilterKind::Pass | FilterKind::CopyOnRead => {
-                let key = config.as_object().and_then(|keys| keys.keys().next());
                 let message = format!("`{}` has no configuration: remove the key", filter.name());
-                key.map(|key| ConfigError { path: key.clone(), message }).into_iter().collect()
+                let keys = config.as_object().into_iter().flat_map(|keys| keys.keys());
+                return keys
+                    .map(|key| ConfigError { path: key.clone(), message: message.clone() })
+                    .collect();
             }
-            FilterKind::Backup => {
-                let error = BackupConfig::from_json(&config.to_string()).err();
-                let error =
-                    error.map(|error| ConfigError { path: error.path, message: error.message });
-                error.into_iter().collect()
-            }
+            FilterKind::Backup => BackupConfig::check(&json),
             FilterKind::Throttle => {
-                let error = ThrottleConfig::from_json(&config.to_string()).err();
-                let error =
-                    error.map(|error| ConfigError { path: error.path, message: error.message });
-                error.into_iter().collect()
+                let mut wrong = Vec::new();
+                ThrottleConfig::read(&json, &mut wrong);
+                wrong
             }
-        }
+        };
+        let wrong = wrong.into_iter();
+        wrong.map(|error| ConfigError { path: error.path, message: error.message }).collect()
     }
 }

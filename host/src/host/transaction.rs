@@ -250,6 +250,8 @@ mod tests {
             description: String::new(),
             drive: "vda".into(),
             writable: true,
+            writethrough: false,
+            allocation_depth: false,
             bitmaps: vec![],
         };
         let directory = tempfile::tempdir().expect("a directory");

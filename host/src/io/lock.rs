@@ -9,11 +9,13 @@
 #![allow(unsafe_code, reason = "open-file-description byte-range locks have no safe binding")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::file::File;
+use super::paths::open_to_look;
 use super::time::Time;
 
 /// A server that was killed holds its locks until the kernel has ended its ring: some milliseconds.
@@ -66,6 +68,14 @@ impl LockMode {
     }
 }
 
+/// Who stands against a lock of the file at `path`; `None`: nobody, or that cannot be known. It takes no lock and
+/// alters nothing. Control path: may block.
+pub fn lock_conflict(path: &Path, mode: LockMode) -> Option<String> {
+    let file = open_to_look(path).ok()?;
+    let (uses, denies) = mode.permissions();
+    conflict(file.as_fd(), uses, denies).err().filter(is_conflict).map(|it| it.to_string())
+}
+
 /// A held lock; released when dropped with the file's last descriptor.
 #[derive(Debug)]
 pub struct ImageLock {
@@ -82,17 +92,7 @@ impl ImageLock {
     pub fn acquire(file: &Arc<File>, mode: LockMode) -> io::Result<Self> {
         let (uses, denies) = mode.permissions();
         take(file, uses, denies)?;
-        let deadline = Time::monotonic() + DYING;
-        for (byte, name) in contradicting(uses, denies) {
-            let mut held = is_held_elsewhere(file.fd(), byte)?;
-            while held && Time::monotonic() < deadline {
-                std::thread::sleep(DYING / 50);
-                held = is_held_elsewhere(file.fd(), byte)?;
-            }
-            if held {
-                return Err(contradiction(&io::Error::from_raw_os_error(libc::EAGAIN), name));
-            }
-        }
+        conflict(file.fd(), uses, denies)?;
         Ok(Self { file: Arc::clone(file), mode })
     }
 
@@ -136,12 +136,36 @@ fn give(file: &File, uses: Permissions, denies: Permissions) {
     }
 }
 
+/// Waits, for a while, until nobody else holds what contradicts.
+///
+/// # Errors
+/// As [`ImageLock::acquire`].
+fn conflict(fd: BorrowedFd<'_>, uses: Permissions, denies: Permissions) -> io::Result<()> {
+    let deadline = Time::monotonic() + DYING;
+    for (byte, name) in contradicting(uses, denies) {
+        let mut held = is_held_elsewhere(fd, byte)?;
+        while held && Time::monotonic() < deadline {
+            std::thread::sleep(DYING / 50);
+            held = is_held_elsewhere(fd, byte)?;
+        }
+        if held {
+            return Err(contradiction(&io::Error::from_raw_os_error(libc::EAGAIN), name));
+        }
+    }
+    Ok(())
+}
+
 /// The bytes that nobody else may hold.
 fn contradicting(
     uses: Permissions,
     denies: Permissions,
 ) -> impl Iterator<Item = (i64, &'static str)> {
     uses.bytes(DENIES_BASE).chain(denies.bytes(USES_BASE))
+}
+
+/// Whether it is that somebody else holds what contradicts.
+fn is_conflict(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
 }
 
 fn contradiction(error: &io::Error, permission: &str) -> io::Error {
@@ -207,6 +231,30 @@ mod tests {
         drop(writer);
         ImageLock::acquire(&open(false), LockMode::Read).expect("after the writer");
     }
+
+    #[test]
+    fn who_looks_takes_nothing() {
+        let path = tempfile::NamedTempFile::new().expect("a temporary file");
+        let lock = |write, mode| {
+            let options = OpenOptions { write, ..OpenOptions::default() };
+            ImageLock::acquire(&Arc::new(File::open(path.path(), &options).expect("open")), mode)
+        };
+        let looks = || {
+            [LockMode::Read, LockMode::Write].map(|mode| lock_conflict(path.path(), mode).is_some())
+        };
+        assert_eq!(looks(), [false, false]);
+        let reader = lock(false, LockMode::Read).expect("a reader");
+        assert_eq!(looks(), [false, true]);
+        drop(reader);
+        let writer = lock(true, LockMode::Write).expect("nothing is left of who has looked");
+        assert_eq!(looks(), [true, true]);
+        let why = lock_conflict(path.path(), LockMode::Read).expect("a writer is there");
+        assert!(why.contains("another process has the image open"), "{why}");
+        drop(writer);
+        assert_eq!(looks(), [false, false]);
+        assert_eq!(lock_conflict(Path::new("/nonexistent/x"), LockMode::Read), None);
+    }
+
     #[test]
     fn a_lock_changes_its_mode_with_its_descriptor() {
         let path = tempfile::NamedTempFile::new().expect("a temporary file");

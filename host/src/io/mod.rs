@@ -61,7 +61,7 @@ pub use compute::{Computed, Urgency, aside, compute};
 pub use engine::{EngineChoice, EngineKind};
 pub use file::{AllocateMode, File, FileStamp, OpenOptions, SeekTarget};
 pub use local_socket::{LocalListener, LocalStream};
-pub use lock::{ImageLock, LockMode};
+pub use lock::{ImageLock, LockMode, lock_conflict};
 pub use net::{AttachedListener, Listener, Stream, socket_in_use};
 pub use ops::{FileOp, OpFuture, OpOutput};
 pub use paths::{

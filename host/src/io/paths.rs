@@ -70,6 +70,16 @@ pub fn real_path(path: &Path) -> io::Result<PathBuf> {
 /// The operating system's; `InvalidInput` for what is neither a file nor a block device.
 pub fn read_head(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     use std::io::Read;
+    let mut bytes = Vec::new();
+    open_to_look(path)?.take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Opens a file or block device for reading, and waits for no pipe.
+///
+/// # Errors
+/// As [`read_head`].
+pub(super) fn open_to_look(path: &Path) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::File::options();
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
@@ -79,9 +89,7 @@ pub fn read_head(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
         let message = "it is neither a file nor a block device";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let mut bytes = Vec::new();
-    file.take(max_bytes).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Ok(file)
 }
 
 /// Whether the directory in which `path` would be created is missing.

@@ -10,6 +10,7 @@ mod backing_name;
 mod bitmap_store;
 mod file;
 mod identity;
+mod image;
 mod memory;
 mod null;
 mod qcow2;
@@ -32,6 +33,7 @@ pub use bitmap_store::{
 pub(crate) use file::may_be_ahead;
 pub use file::{FileNode, FileOptions, ImageLocking};
 pub use identity::Identity;
+pub use image::{DataFileReport, DiscardCounts, ImageKind, ImageReport, KeptBitmap, Qcow2Report};
 pub use memory::MemoryNode;
 pub use null::NullNode;
 pub(crate) use qcow2::{Access, FileStorage, FreshFile, Place};
@@ -383,6 +385,22 @@ pub trait Node: Any + Send + Sync {
 
     /// What it has counted beside what its edges count, for reports: one line.
     fn report(&self) -> Option<String> {
+        None
+    }
+
+    /// What the image, or the file, that it is says of itself. It waits for nobody.
+    fn image(&self) -> Option<ImageReport> {
+        None
+    }
+
+    /// Bytes that it takes where it is stored, without its children; `None` if all of it is in those, or that is not
+    /// known. Control path: may block.
+    fn allocated_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// The discards that it was asked for, if it counts them.
+    fn discards(&self) -> Option<DiscardCounts> {
         None
     }
 

@@ -43,6 +43,10 @@ impl Node for NullNode {
         "null"
     }
 
+    fn allocated_bytes(&self) -> Option<u64> {
+        Some(0)
+    }
+
     fn info(&self, _children: &[NodeInfo]) -> Result<NodeInfo> {
         let caps = Caps { discard: Support::None, ..Caps::FILTER };
         Ok(NodeInfo {

@@ -53,35 +53,65 @@ impl BackupConfig {
     ///
     /// The first thing that is wrong with it.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let mut table = Table::parse(json)?;
-        let sync = match table.string("sync")?.as_deref() {
+        let mut wrong = Vec::new();
+        let config = Self::read(Table::parse(json)?, &mut wrong);
+        match wrong.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(config),
+        }
+    }
+
+    /// All that is wrong with a configuration.
+    #[must_use]
+    pub fn check(json: &str) -> Vec<ConfigError> {
+        let mut wrong = Vec::new();
+        let read = Table::parse(json).map(|table| Self::read(table, &mut wrong));
+        wrong.extend(read.err());
+        wrong
+    }
+
+    /// Reads it as far as it is right: all that is wrong goes to `wrong`.
+    fn read(mut table: Table<'_>, wrong: &mut Vec<ConfigError>) -> Self {
+        let sync = match ConfigError::note(table.string("sync"), wrong).as_deref() {
             None | Some("full") => Sync::Full,
             Some("incremental") => Sync::Incremental,
             Some("none") => Sync::None,
-            Some(_) => return Err(table.error("sync", "is `full`, `incremental` or `none`")),
+            Some(_) => {
+                wrong.push(table.error("sync", "is `full`, `incremental` or `none`"));
+                Sync::Full
+            }
         };
-        let granularity = table.size("min-cluster-size")?.unwrap_or(64 << 10);
+        let granularity = ConfigError::note(table.size("min-cluster-size"), wrong);
+        let granularity = granularity.unwrap_or(64 << 10);
         if !granularity.is_power_of_two() || !(GRANULARITY.0..=GRANULARITY.1).contains(&granularity)
         {
             let message = "is a power of two from 512 to 1MiB";
-            return Err(table.error("min-cluster-size", message));
+            wrong.push(table.error("min-cluster-size", message));
         }
-        let on_error = match table.string("on-cbw-error")?.as_deref() {
+        let on_error = match ConfigError::note(table.string("on-cbw-error"), wrong).as_deref() {
             None | Some("break-guest-write") => OnError::BreakGuestWrite,
             Some("break-snapshot") => OnError::BreakSnapshot,
             Some(_) => {
                 let message = "is `break-guest-write` or `break-snapshot`";
-                return Err(table.error("on-cbw-error", message));
+                wrong.push(table.error("on-cbw-error", message));
+                OnError::BreakGuestWrite
             }
         };
-        let timeout = table.duration("cbw-timeout")?.filter(|timeout| !timeout.is_zero());
-        let speed = table.rate("speed")?.filter(|speed| *speed > 0);
-        let workers = table.integer("max-workers")?.unwrap_or(8);
+        let timeout = ConfigError::note(table.duration("cbw-timeout"), wrong);
+        let speed = ConfigError::note(table.rate("speed"), wrong);
+        let workers = ConfigError::note(table.integer("max-workers"), wrong).unwrap_or(8);
         if !(1..=MAX_WORKERS).contains(&workers) {
-            return Err(table.error("max-workers", "is 1 to 64"));
+            wrong.push(table.error("max-workers", "is 1 to 64"));
         }
-        table.finish()?;
-        Ok(Self { sync, granularity, on_error, timeout, speed, workers: workers as usize })
+        table.finish_noting(wrong);
+        Self {
+            sync,
+            granularity,
+            on_error,
+            timeout: timeout.filter(|timeout| !timeout.is_zero()),
+            speed: speed.filter(|speed| *speed > 0),
+            workers: workers as usize,
+        }
     }
 
     /// The granules that hold a range.
@@ -112,5 +142,10 @@ mod tests {
             let error = BackupConfig::from_json(json).expect_err(json);
             assert_eq!(error.path, key, "{error}");
         }
+        let json = r#"{ "sped": 1, "sync": 5, "speed": "x", "max-workers": 65, "zz": {} }"#;
+        let wrong = BackupConfig::check(json);
+        let paths: Vec<&str> = wrong.iter().map(|error| error.path.as_str()).collect();
+        assert_eq!(paths, ["sync", "speed", "max-workers", "sped", "zz"]);
+        assert_eq!(BackupConfig::check("[]").len(), 1);
     }
 }

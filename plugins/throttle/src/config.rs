@@ -64,31 +64,51 @@ impl ThrottleConfig {
     /// ```
     #[cold]
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let mut table = Table::parse(json)?;
+        let mut wrong = Vec::new();
+        let config = Self::read(json, &mut wrong);
+        match wrong.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(config),
+        }
+    }
+
+    /// The same, as far as it is right: all that is wrong goes to `wrong`.
+    #[cold]
+    pub fn read(json: &str, wrong: &mut Vec<ConfigError>) -> Self {
         let mut config = Self::default();
-        for ((limits, keys), read) in
-            config.limits.iter_mut().zip(&KEYS).zip([Table::integer, Table::rate])
-        {
+        let mut table = match Table::parse(json) {
+            Ok(table) => table,
+            Err(error) => {
+                wrong.push(error);
+                return config;
+            }
+        };
+        let mut are_requests_right = true;
+        for (unit, read) in [Table::integer, Table::rate].into_iter().enumerate() {
+            let (limits, keys, known) = (&mut config.limits[unit], &KEYS[unit], wrong.len());
             for (limit, keys) in limits.iter_mut().zip(keys) {
-                *limit = Limit::read(&mut table, keys, read)?;
+                *limit = Limit::read_noting(&mut table, keys, read, wrong);
             }
             let [total, reads, writes] = *limits;
             if total.rate > 0 && reads.rate + writes.rate > 0 {
                 let message = "limits reads and writes together; give either it or ";
                 let message = String::from(message) + keys[1].rate + " and " + keys[2].rate;
-                return Err(table.error(keys[0].rate, message));
+                wrong.push(table.error(keys[0].rate, message));
             }
+            are_requests_right &= unit > 0 || wrong.len() == known;
         }
-        config.iops_size = table.size("iops-size")?.unwrap_or(0);
-        if config.iops_size > 0 && config.limits[0].iter().all(|limit| limit.rate == 0) {
-            return Err(table.error("iops-size", "has a meaning only with a limit of requests"));
+        config.iops_size = ConfigError::note(table.size("iops-size"), wrong).unwrap_or(0);
+        let is_limited = config.limits[0].iter().any(|limit| limit.rate > 0);
+        if config.iops_size > 0 && are_requests_right && !is_limited {
+            wrong.push(table.error("iops-size", "has a meaning only with a limit of requests"));
         }
-        config.burst = table.duration("burst")?.unwrap_or(DEFAULT_BURST);
+        let burst = ConfigError::note(table.duration("burst"), wrong);
+        config.burst = burst.unwrap_or(DEFAULT_BURST);
         if config.burst > MAX_BURST {
-            return Err(table.error("burst", "must be at most 1h"));
+            wrong.push(table.error("burst", "must be at most 1h"));
         }
-        table.finish()?;
-        Ok(config)
+        table.finish_noting(wrong);
+        config
     }
 
     /// What keeps the limits, named by their places.
@@ -126,6 +146,21 @@ mod tests {
         assert_eq!(config.limits[0], [none, limit(1, 0, 0), limit(2, 4, 1)]);
         assert_eq!(config.limits[1], [none, none, limit(1024, 2048, 10)]);
         assert_eq!((config.burst, config.iops_size), (Duration::from_secs(2), 512));
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told() {
+        let check = |json: &str, expect: &[&str]| {
+            let mut wrong = Vec::new();
+            ThrottleConfig::read(json, &mut wrong);
+            let paths: Vec<&str> = wrong.iter().map(|error| error.path.as_str()).collect();
+            assert_eq!(paths, expect, "{json}");
+        };
+        check(r#"{"iopz":1,"bps":"x","iops":-3,"zz":0}"#, &["iops", "bps", "iopz", "zz"]);
+        // What follows from a wrong key is no fault of another.
+        check(r#"{"iops":"x","iops-max":5,"iops-size":512}"#, &["iops"]);
+        check(r#"{"iops-size":512,"burst":"2h","bps-max":1}"#, &["bps-max", "iops-size", "burst"]);
+        check("{", &[""]);
     }
 
     #[test]

@@ -34,6 +34,28 @@ impl ConfigError {
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into() }
     }
+
+    /// What was read, or else what stands for it: then the error goes to `wrong`. For whoever tells all that is
+    /// wrong with a configuration.
+    ///
+    /// ```
+    /// use blockloom_sdk::{ConfigError, Table};
+    ///
+    /// let mut wrong = Vec::new();
+    /// let mut table = Table::parse(r#"{ "iops": "fast", "burst": 1, "iosp": 1 }"#)?;
+    /// ConfigError::note(table.integer("iops"), &mut wrong);
+    /// ConfigError::note(table.duration("burst"), &mut wrong);
+    /// table.finish_noting(&mut wrong);
+    /// let paths: Vec<&str> = wrong.iter().map(|error| error.path.as_str()).collect();
+    /// assert_eq!(paths, ["iops", "burst", "iosp"]);
+    /// # Ok::<(), ConfigError>(())
+    /// ```
+    pub fn note<T: Default>(result: Result<T, Self>, wrong: &mut Vec<Self>) -> T {
+        result.unwrap_or_else(|error| {
+            wrong.push(error);
+            T::default()
+        })
+    }
 }
 
 impl fmt::Display for ConfigError {
@@ -263,10 +285,21 @@ impl<'a> Table<'a> {
     ///
     /// The first key that is there but was not asked for, with those that were.
     pub fn finish(self) -> Result<(), ConfigError> {
-        for (key, _) in json::entries(self.object) {
-            if self.known.iter().any(|known| *known == inner(key)) {
-                continue;
-            }
+        match self.unknown().next() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// The same, of each key that was not asked for.
+    pub fn finish_noting(self, wrong: &mut Vec<ConfigError>) {
+        wrong.extend(self.unknown());
+    }
+
+    fn unknown(&self) -> impl Iterator<Item = ConfigError> {
+        let keys = json::entries(self.object).map(|(key, _)| inner(key));
+        let unknown = keys.filter(move |key| !self.known.contains(key));
+        unknown.map(move |key| {
             let mut message = "unknown key; known are".to_owned();
             let mut before = ": ";
             for known in &self.known {
@@ -276,9 +309,8 @@ impl<'a> Table<'a> {
             }
             let none = self.known.is_empty();
             let message = if none { "unknown key; none is known here".to_owned() } else { message };
-            return Err(self.error(inner(key), message));
-        }
-        Ok(())
+            self.error(key, message)
+        })
     }
 
     /// The text of a key's value, and that the key is known.

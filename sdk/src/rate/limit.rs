@@ -68,14 +68,46 @@ impl Limit {
         keys: &Keys,
         read: fn(&mut Table<'a>, &'static str) -> Result<Option<u64>, ConfigError>,
     ) -> Result<Self, ConfigError> {
-        let mut number = |key| match read(table, key)? {
-            Some(rate) if rate > MAX_RATE => {
-                Err(table.error(key, "is too high; leave it out for no limit"))
-            }
-            rate => Ok(rate.unwrap_or(0)),
+        let mut wrong = Vec::new();
+        let limit = Self::read_noting(table, keys, read, &mut wrong);
+        match wrong.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(limit),
+        }
+    }
+
+    /// The same, of which all that is wrong goes to `wrong`: it is no limit then.
+    #[cold]
+    pub fn read_noting<'a>(
+        table: &mut Table<'a>,
+        keys: &Keys,
+        read: fn(&mut Table<'a>, &'static str) -> Result<Option<u64>, ConfigError>,
+        wrong: &mut Vec<ConfigError>,
+    ) -> Self {
+        let known = wrong.len();
+        let mut number = |key| {
+            let rate = match read(table, key) {
+                Ok(Some(rate)) if rate > MAX_RATE => {
+                    Err(table.error(key, "is too high; leave it out for no limit"))
+                }
+                rate => rate,
+            };
+            ConfigError::note(rate, wrong).unwrap_or(0)
         };
-        let (rate, max) = (number(keys.rate)?, number(keys.max)?);
-        let length = table.duration(keys.length)?;
+        let (rate, max) = (number(keys.rate), number(keys.max));
+        let length = ConfigError::note(table.duration(keys.length), wrong);
+        if wrong.len() > known {
+            return Self::default();
+        }
+        ConfigError::note(Self::fitting(table, keys, (rate, max), length), wrong)
+    }
+
+    fn fitting(
+        table: &Table<'_>,
+        keys: &Keys,
+        (rate, max): (u64, u64),
+        length: Option<Duration>,
+    ) -> Result<Self, ConfigError> {
         let wrong = |key, message: &[&str]| Err(table.error(key, text(message)));
         if max > 0 && max < rate {
             return wrong(keys.max, &["must not be lower than ", keys.rate]);

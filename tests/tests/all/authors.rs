@@ -65,8 +65,26 @@ fn a_new_plugin_builds_passes_its_tests_and_keeps_the_rules() {
 #[test]
 fn what_is_no_name_is_refused() {
     let output = run(Command::new(program()).args(["plugin", "new", "../Evil"]));
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(text(&output).contains("`../Evil` is no name for a plugin"), "{}", text(&output));
+}
+
+/// What the command line says and makes no sense is no failure at run time.
+#[test]
+fn a_wrong_command_line_is_told_from_a_failure() {
+    let check = |arguments: &[&str], expect: &str| {
+        let output = blockloom_plugin(arguments);
+        let shown = text(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {shown}");
+        assert!(shown.contains(expect), "{arguments:?}: {shown}");
+    };
+    check(&["new", "Bad_Name"], "`Bad_Name` is no name for a plugin");
+    check(&["inspect", "nosuch"], "there is no bundled plugin `nosuch`");
+    check(&["inspect", "/nonexistent/x.wasm"], "/nonexistent/x.wasm");
+    for command in ["test", "bench"] {
+        check(&[command, "throttle", "--config", "{"], "--config is not JSON");
+        check(&[command, "throttle", "--config", r#"{"iosp":1}"#], "`iosp`: unknown key");
+    }
 }
 
 #[test]

@@ -42,6 +42,36 @@ fn two_servers_share_an_image_only_to_read() {
     }
 }
 
+/// `check` says who has an image, where the file names it, and takes no lock: the writer is not disturbed.
+#[test]
+fn a_check_tells_of_locks() {
+    let scratch = scratch();
+    let path = scratch.sparse_image("disk.img", MIB);
+    let check = |text: &str| {
+        let graph = scratch.graph("checked.toml", text);
+        let output = Command::new(crate::program()).arg("check").arg(graph).output();
+        let output = output.expect("the program");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let [reads, writes] = [false, true].map(|writable| second(&scratch, writable));
+    let ok = (Some(0), String::new());
+    assert_eq!((check(&reads), check(&writes)), (ok.clone(), ok.clone()));
+    let reader = serve(&scratch, &file_disk(&path, false), &[]);
+    assert_eq!(check(&reads), ok);
+    let (code, said) = check(&writes);
+    assert_eq!(code, Some(2), "{said}");
+    let lines: Vec<&str> = said.lines().take(2).collect();
+    assert!(lines[0].contains("disk.img`: another process has the image open"), "{said}");
+    assert!(lines[1].ends_with("checked.toml:3:8"), "{said}");
+    reader.finish();
+    let writer = serve(&scratch, &file_disk(&path, true), &[]);
+    assert_eq!((check(&reads).0, check(&writes).0), (Some(2), Some(2)));
+    let unlocked = reads.replace("path = ", "locking = \"off\"\npath = ");
+    assert_eq!(check(&unlocked), ok);
+    assert_eq!(Client::open(writer.uri("vda")).write(0, 0, &[1; 512]), 0);
+    writer.finish();
+}
+
 /// QEMU's tools heed the lock of a server that writes, and need none beside one that reads.
 #[test]
 fn qemu_tools_heed_the_lock() {

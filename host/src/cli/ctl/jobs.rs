@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::client::{Client, Failure, Next};
 use super::schema::Schema;
 use crate::cli::progress::{Bars, Progress, Steady};
+use crate::cli::stdout::is_over;
 
 /// How often a host is asked how far its jobs are.
 const LOOK_PAUSE: Duration = Duration::from_millis(150);
@@ -172,6 +173,9 @@ pub(super) fn watch(client: &mut Client) -> Result<(), Failure> {
             Next::Nothing => {}
             Next::Event(event) => {
                 bars.print(&event.to_string());
+                if is_over() {
+                    return Ok(());
+                }
                 shows |= bars.is_terminal() && event["event"] == "JOB_STATUS_CHANGE";
             }
         }

@@ -7,7 +7,7 @@ mod jobs;
 mod schema;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use serde_json::{Value, json};
 
@@ -15,6 +15,7 @@ use super::{complain, println};
 use crate::config::suggest::nearest;
 use crate::control::qapi::{Place, QapiType};
 use crate::draw::GraphDescription;
+use crate::io::{Signal, Signals, background};
 use client::Client;
 pub(super) use client::Failure;
 use schema::Schema;
@@ -83,8 +84,17 @@ fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string())
 }
 
+/// Until the host ends, or the reader, or somebody has had enough.
 fn watch(control: &Path) -> Result<(), Failure> {
-    jobs::watch(&mut Client::open(control)?)
+    let mut client = Client::open(control)?;
+    let failed = |error: std::io::Error| Failure::Connection(format!("no signals: {error}"));
+    let mut signals = Signals::new().map_err(failed)?;
+    let ends = move || {
+        while signals.wait() == Signal::Report {}
+        process::exit(0);
+    };
+    background("signals", ends).map_err(failed)?;
+    jobs::watch(&mut client)
 }
 
 fn complete(control: &Path, words: &[String]) -> Result<(), Failure> {

@@ -5,6 +5,8 @@ use std::io::{BufWriter, StdoutLock, Write, stdout};
 use clap::ValueEnum;
 use serde_json::Value;
 
+use crate::cli::stdout::note;
+
 /// How a command prints its results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum OutputFormat {
@@ -25,14 +27,20 @@ impl Lines {
         Self { output: BufWriter::new(stdout().lock()) }
     }
 
-    /// Prints; a reader that has gone is no failure of ours.
+    /// Prints.
     pub(super) fn put(&mut self, text: &str) {
-        let _ = self.output.write_all(text.as_bytes());
+        note(self.output.write_all(text.as_bytes()));
     }
 
     /// Prints a document.
     pub(super) fn json(&mut self, value: &Value) {
         self.put(&format!("{value:#}\n"));
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        note(self.output.flush());
     }
 }
 

@@ -15,8 +15,9 @@ use blockloom_abi::{Kind, Kinds};
 use clap::Subcommand;
 
 use super::println;
+use crate::error::{Error, ErrorKind};
 use crate::host::StartError;
-use crate::plugin::{PluginModule, PluginRuntime};
+use crate::plugin::{PluginLimits, PluginModule, PluginRuntime};
 
 #[derive(Subcommand)]
 pub(super) enum PluginCommand {
@@ -74,22 +75,42 @@ pub(super) fn run(command: PluginCommand) -> Result<(), StartError> {
         PluginCommand::Inspect { plugin } => inspect(&plugin),
         PluginCommand::New { name, path, sdk } => scaffold::new(&name, path, sdk),
         PluginCommand::Bench { plugin, config, rounds, requests, json } => {
+            check_config(&load(&plugin)?, &config)?;
             bench::bench(bench::Options { plugin, config, rounds, requests, json })
         }
         PluginCommand::Test { plugin, config, seed, cases } => {
-            suite::test(&Arc::new(load(&plugin)?), &config, seed, cases)
+            let module = Arc::new(load(&plugin)?);
+            check_config(&module, &config)?;
+            suite::test(&module, &config, seed, cases)
         }
     }
+}
+
+/// What is wrong with the command line.
+fn usage(message: impl Into<String>) -> StartError {
+    StartError::File(Error::new(ErrorKind::Invalid, message))
+}
+
+/// A configuration must be one that the plugin takes.
+fn check_config(module: &PluginModule, config: &str) -> Result<(), StartError> {
+    if let Err(error) = serde_json::from_str::<serde_json::Value>(config) {
+        return Err(usage(format!("--config is not JSON: {error}")));
+    }
+    let checked = module.check_config(config, &PluginLimits::default());
+    checked.map_err(|error| usage(format!("--config: {error}")))
 }
 
 /// A file that ends in `.wasm`, or else a bundled plugin of the name.
 fn load(plugin: &str) -> Result<PluginModule, StartError> {
     let runtime = Arc::new(PluginRuntime::new()?);
     let is_file = Path::new(plugin).extension().is_some_and(|it| it == "wasm");
-    Ok(if is_file {
-        PluginModule::load_file(&runtime, Path::new(plugin))?
-    } else {
-        PluginModule::load_bundled(&runtime, plugin)?
+    let loaded = match is_file {
+        true => PluginModule::load_file(&runtime, Path::new(plugin)),
+        false => PluginModule::load_bundled(&runtime, plugin),
+    };
+    loaded.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => StartError::File(error),
+        _ => StartError::Failed(error),
     })
 }
 

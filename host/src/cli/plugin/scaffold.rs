@@ -25,7 +25,7 @@ pub(super) fn new(
     path: Option<PathBuf>,
     sdk: Option<PathBuf>,
 ) -> std::result::Result<(), StartError> {
-    check_name(name)?;
+    check_name(name).map_err(StartError::File)?;
     let path = path.unwrap_or_else(|| PathBuf::from(name));
     let made = |place: &Path, error: &io::Error| {
         Error::os(format!("cannot make `{}`", place.display()), error)

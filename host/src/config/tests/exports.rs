@@ -157,6 +157,9 @@ size = 0
 [export.a]
 [export.b]
 type = "fuse"
+drive = "nodrive"
+listen = "tcp:foo"
+mountpoint = "/mnt"
 [export.c]
 type = "nfs"
 node = "m"
@@ -204,60 +207,73 @@ bitmaps = [1, "none", "none"]
                |        ^^^^^^
                = help: this release has: nbd
 
-            error: unknown export type `nfs`
-              --> graph.toml:9:8
+            error: export `b` refers to drive `nodrive`, which does not exist
+              --> graph.toml:8:9
                |
-             9 | type = "nfs"
-               |        ^^^^^
-               = help: this release has: nbd
+             8 | drive = "nodrive"
+               |         ^^^^^^^^^
+               = help: drives of this file: (none)
+
+            error: `listen` of export `b` has no port: write "tcp:HOST:PORT", for example "tcp:127.0.0.1:10809"
+              --> graph.toml:9:10
+               |
+             9 | listen = "tcp:foo"
+               |          ^^^^^^^^^
+
+            error: unknown export type `nfs`
+               --> graph.toml:12:8
+                |
+             12 | type = "nfs"
+                |        ^^^^^
+                = help: this release has: nbd
 
             error: `a\u{a}b` cannot be the name of an export
-               --> graph.toml:16:8
+               --> graph.toml:19:8
                 |
-             16 | name = "a\nb"
+             19 | name = "a\nb"
                 |        ^^^^^^
                 = help: it has a control character
 
             error: `tab\u{9}` cannot be the description of an export
-               --> graph.toml:17:15
+               --> graph.toml:20:15
                 |
-             17 | description = "tab\t"
+             20 | description = "tab\t"
                 |               ^^^^^^^
                 = help: it has a control character
 
             error: `writable` of export `d` must be true or false, not an integer
-               --> graph.toml:18:12
+               --> graph.toml:21:12
                 |
-             18 | writable = 1
+             21 | writable = 1
                 |            ^
 
             error: `bitmaps` of export `d` must be an array, not a string
-               --> graph.toml:19:11
+               --> graph.toml:22:11
                 |
-             19 | bitmaps = "daily"
+             22 | bitmaps = "daily"
                 |           ^^^^^^^
 
             error: an item of `bitmaps` of export `e` must be a string, not an integer
-               --> graph.toml:24:12
+               --> graph.toml:27:12
                 |
-             24 | bitmaps = [1, "none", "none"]
+             27 | bitmaps = [1, "none", "none"]
                 |            ^
 
             error: export `e` refers to bitmap `none`, which does not exist
-               --> graph.toml:24:15
+               --> graph.toml:27:15
                 |
-             24 | bitmaps = [1, "none", "none"]
+             27 | bitmaps = [1, "none", "none"]
                 |               ^^^^^^
                 = help: bitmaps of this file: (none)
 
             error: export `e` lists bitmap `none` twice
-               --> graph.toml:24:23
+               --> graph.toml:27:23
                 |
-             24 | bitmaps = [1, "none", "none"]
+             27 | bitmaps = [1, "none", "none"]
                 |               ------ first here
                 |                       ^^^^^^
 
-            12 errors in graph.toml"#]],
+            14 errors in graph.toml"#]],
     );
 }
 

@@ -18,6 +18,7 @@ impl Surroundings for World {
             "/base" | "/run/blockloom" => FileFacts { is_dir: true, ..facts },
             "/base/full.img" => FileFacts { size_bytes: 1 << 20, ..facts },
             "/base/empty.img" => facts,
+            "/base/locked.img" => FileFacts { size_bytes: 1 << 20, ..facts },
             "/base/overlay.qcow2" | "/base/meta.qcow2" => {
                 FileFacts { size_bytes: 196_608, ..facts }
             }
@@ -26,6 +27,11 @@ impl Surroundings for World {
             "/secret/x" => return Err("permission denied".to_owned()),
             _ => FileFacts::default(),
         })
+    }
+
+    fn lock_conflict(&self, path: &Path, is_written: bool) -> Option<String> {
+        let is_held = is_written && path.ends_with("locked.img");
+        is_held.then(|| "another process has it".to_owned())
     }
 
     fn real_path(&self, path: &Path) -> Result<PathBuf, String> {
@@ -110,6 +116,43 @@ fn check(text: &str, expected: &Expect) {
 #[test]
 fn nothing_wrong() {
     check(EXAMPLE, &expect![["no errors in graph.toml"]]);
+}
+
+#[test]
+fn files_that_somebody_has() {
+    check(
+        r#"
+[node.read]
+driver = "file"
+path = "locked.img"
+"#,
+        &expect![["no errors in graph.toml"]],
+    );
+    check(
+        r#"
+[node.written]
+driver = "file"
+path = "locked.img"
+[drive.d]
+root = "written"
+writable = true
+[node.unlocked]
+driver = "file"
+path = "locked.img"
+locking = "off"
+[drive.e]
+root = "unlocked"
+writable = true
+"#,
+        &expect![[r#"
+            error: file `locked.img`: another process has it
+              --> graph.toml:4:8
+               |
+             4 | path = "locked.img"
+               |        ^^^^^^^^^^^^
+
+            1 error in graph.toml"#]],
+    );
 }
 
 #[test]

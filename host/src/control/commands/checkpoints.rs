@@ -264,6 +264,8 @@ fn begin_export(
         description: description.unwrap_or_default(),
         listen,
         writable: false,
+        writethrough: false,
+        allocation_depth: false,
         bitmaps: bitmaps.into_iter().map(BlockDirtyBitmapOrStr::External).collect(),
         is_frozen: true,
     };

@@ -26,7 +26,7 @@ qapi_struct! {
         /// A drive, or a node; a drive comes first.
         pub(super) node_name: String,
         pub(super) writable: Option<bool>,
-        /// Not supported: a client's flush and FUA do.
+        /// Each write is durable when it is answered.
         pub(super) writethrough: Option<bool>,
         pub(super) allow_inactive: Option<bool>,
     }
@@ -39,7 +39,7 @@ qapi_struct! {
         pub(super) description: Option<String>,
         /// Shown as `qemu:dirty-bitmap:NAME`.
         pub(super) bitmaps: Option<Vec<BlockDirtyBitmapOrStr>>,
-        /// Not supported.
+        /// Clients may ask in which layer of images bytes lie, as `qemu:allocation-depth`.
         pub(super) allocation_depth: Option<bool>,
         /// Of `bitmaps` only what a checkpoint has frozen is shown.
         pub(super) frozen: Option<bool>,
@@ -130,17 +130,13 @@ pub(super) fn add(plan: &mut Plan<'_>, options: BlockExportOptions) -> QmpResult
     if let Some(id) = base.iothread {
         return refuse(format!("iothread \"{}\" not found", clip(&id)));
     }
-    if base.writethrough == Some(true) {
-        return refuse("'writethrough' is not supported: a client's flush and FUA are durable");
-    }
-    if nbd.allocation_depth == Some(true) {
-        return refuse("'allocation-depth' is not supported");
-    }
     let words = ExportWords {
         name: nbd.name.unwrap_or_else(|| base.node_name.clone()),
         description: nbd.description.unwrap_or_default(),
         listen: nbd.listen,
         writable: base.writable.unwrap_or(false),
+        writethrough: base.writethrough.unwrap_or(false),
+        allocation_depth: nbd.allocation_depth.unwrap_or(false),
         bitmaps: nbd.bitmaps.unwrap_or_default(),
         is_frozen: nbd.frozen == Some(true),
     };
@@ -155,6 +151,8 @@ pub(super) struct ExportWords {
     pub(super) description: String,
     pub(super) listen: Option<String>,
     pub(super) writable: bool,
+    pub(super) writethrough: bool,
+    pub(super) allocation_depth: bool,
     pub(super) bitmaps: Vec<BlockDirtyBitmapOrStr>,
     pub(super) is_frozen: bool,
 }
@@ -167,7 +165,8 @@ pub(super) fn new_export(
     words: ExportWords,
 ) -> QmpResult<NewExport> {
     let host = plan.context.host;
-    let ExportWords { name, description, listen, writable, bitmaps, is_frozen } = words;
+    let ExportWords { name, description, listen, bitmaps, is_frozen, .. } = words;
+    let ExportWords { writable, writethrough, allocation_depth, .. } = words;
     if !is_name(id) {
         return refuse("Invalid block export id");
     }
@@ -200,7 +199,17 @@ pub(super) fn new_export(
     };
     let shown = |bitmap| shown(plan, scope, bitmap, is_frozen);
     let bitmaps = bitmaps.into_iter().map(shown).collect::<QmpResult<Vec<_>>>()?;
-    Ok(NewExport { id: id.to_owned(), of, listen, name, description, writable, bitmaps })
+    Ok(NewExport {
+        id: id.to_owned(),
+        of,
+        listen,
+        name,
+        description,
+        writable,
+        writethrough,
+        allocation_depth,
+        bitmaps,
+    })
 }
 
 fn shown(

@@ -6,6 +6,7 @@ mod blockdev_options;
 mod checkpoints;
 mod drives;
 mod exports;
+mod images;
 mod jobs;
 mod nbd_server;
 mod nodes;

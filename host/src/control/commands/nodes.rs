@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::drives::find_drive;
+use super::images::{ImageInfo, backing_of, image_info, is_direct};
 use crate::bitmap::{Bitmap, BitmapState};
 use crate::control::context::Context;
 use crate::control::error::{QmpError, QmpResult};
@@ -11,7 +12,7 @@ use crate::control::events::ScopeKind;
 use crate::control::qapi::{qapi_enum, qapi_struct};
 use crate::control::registry::{Empty, Registry};
 use crate::draw::{self, GraphDescription};
-use crate::graph::{BitmapScope, EXPORT_DRIVE, Graph, GraphDrive, GraphNode, Role};
+use crate::graph::{BitmapScope, EXPORT_DRIVE, Graph, GraphDrive, GraphNode};
 use crate::host::Host;
 
 qapi_struct! {
@@ -21,6 +22,7 @@ qapi_struct! {
         /// Dirty bytes.
         count: u64,
         granularity: u64,
+        /// It records, or will as soon as its image is opened for writing.
         recording: bool,
         /// Somebody uses it, or a checkpoint has frozen it.
         busy: bool,
@@ -48,19 +50,6 @@ qapi_struct! {
         writeback: bool,
         direct: bool,
         no_flush: bool,
-    }
-}
-
-qapi_struct! {
-    /// What a node shows.
-    pub(crate) struct ImageInfo {
-        filename: String,
-        format: String,
-        virtual_size: u64,
-        cluster_size: Option<u64>,
-        backing_filename: Option<String>,
-        full_backing_filename: Option<String>,
-        backing_image: Option<Box<ImageInfo>>,
     }
 }
 
@@ -192,13 +181,15 @@ fn bitmaps_of(host: &Host, graph: &Graph, scope: &BitmapScope) -> Vec<BlockDirty
 
 fn dirty_info(host: &Host, scope: &BitmapScope, bitmap: &Arc<Bitmap>) -> BlockDirtyInfo {
     let reader = bitmap.read();
-    let kept_in = host.bitmap(scope, reader.name()).ok().and_then(|bitmap| bitmap.kept_in());
+    let known = host.bitmap(scope, reader.name()).ok();
+    let kept_in = known.as_ref().and_then(|bitmap| bitmap.kept_in());
+    let waits = known.is_some_and(|bitmap| bitmap.waits());
     let users = bitmap.users();
     BlockDirtyInfo {
         name: Some(reader.name().to_owned()),
         count: reader.dirty_bytes(),
         granularity: reader.granularity().bytes(),
-        recording: reader.is_recording(),
+        recording: reader.is_recording() || waits,
         busy: reader.state() == BitmapState::Frozen || !users.is_empty(),
         persistent: kept_in.is_some(),
         inconsistent: (reader.state() == BitmapState::Inconsistent).then_some(true),
@@ -230,47 +221,16 @@ pub(super) fn file_path(graph: &Graph, node: &GraphNode) -> Option<PathBuf> {
     file_node(graph, node)?.driver().file_path()
 }
 
-/// What stands below a node where it has no bytes of its own, through filters.
-fn backing_of<'g>(graph: &'g Graph, node: &'g GraphNode) -> Option<&'g GraphNode> {
-    let mut at = node;
-    loop {
-        let backing = at.edges().iter().find(|edge| edge.role() == Role::Backing);
-        if let Some(edge) = backing {
-            return Some(&graph.nodes()[edge.child()]);
-        }
-        let filtered = at.edges().iter().find(|edge| edge.role() == Role::Filtered)?;
-        at = &graph.nodes()[filtered.child()];
-    }
-}
-
-fn image_info(graph: &Graph, node: &GraphNode, is_flat: bool) -> ImageInfo {
-    let backing = backing_of(graph, node);
-    let backing_name = backing.map(|backing| file_name(graph, backing));
-    let cluster_bytes = node.info().limits.fill_bytes;
-    ImageInfo {
-        filename: file_name(graph, node),
-        format: node.driver().driver().to_owned(),
-        virtual_size: node.info().size_bytes,
-        cluster_size: (cluster_bytes > 1).then(|| cluster_bytes.into()),
-        backing_filename: backing_name.clone(),
-        full_backing_filename: backing_name,
-        backing_image: backing
-            .filter(|_| !is_flat)
-            .map(|backing| Box::new(image_info(graph, backing, false))),
-    }
-}
-
 fn device_info(host: &Host, graph: &Graph, node: &GraphNode, is_flat: bool) -> BlockDeviceInfo {
     let image = image_info(graph, node, is_flat);
-    let chain = std::iter::successors(backing_of(graph, node), |node| backing_of(graph, node));
     let bitmaps = bitmaps_of(host, graph, &BitmapScope::Node(node.name().into()));
     BlockDeviceInfo {
         file: image.filename.clone(),
         node_name: Some(node.name().to_owned()),
         ro: node.info().read_only,
         drv: image.format.clone(),
-        backing_file: image.backing_filename.clone(),
-        backing_file_depth: chain.count() as u64,
+        backing_file: backing_of(graph, node).map(|backing| file_name(graph, backing)),
+        backing_file_depth: image.depth(),
         active: true,
         encrypted: false,
         detect_zeroes: DetectZeroes::Off,
@@ -281,7 +241,7 @@ fn device_info(host: &Host, graph: &Graph, node: &GraphNode, is_flat: bool) -> B
         iops_rd: 0,
         iops_wr: 0,
         image,
-        cache: CacheInfo { writeback: true, direct: false, no_flush: false },
+        cache: CacheInfo { writeback: true, direct: is_direct(graph, node), no_flush: false },
         write_threshold: 0,
         dirty_bitmaps: Some(bitmaps).filter(|bitmaps| !bitmaps.is_empty()),
     }

@@ -1,10 +1,11 @@
 //! `query-blockstats`, from the counters of edges.
 
-use super::super::qapi::qapi_struct;
+use super::super::qapi::{qapi_struct, qapi_union};
 use crate::control::context::Context;
 use crate::control::error::QmpResult;
-use crate::control::registry::Registry;
+use crate::control::registry::{Empty, Registry};
 use crate::graph::{CountersSnapshot, EXPORT_DRIVE, Edge, Graph, GraphNode, OpKind, Role};
+use crate::node::DiscardCounts;
 
 qapi_struct! {
     pub(crate) struct QueryBlockStats {
@@ -76,11 +77,32 @@ qapi_struct! {
 }
 
 qapi_struct! {
+    /// Discards that a file was asked for.
+    pub(crate) struct BlockStatsSpecificFile {
+        discard_nb_ok: u64,
+        discard_nb_failed: u64,
+        discard_bytes_ok: u64,
+    }
+}
+
+qapi_union! {
+    /// What one driver alone counts.
+    pub(crate) union BlockStatsSpecific by "driver": BlockStatsSpecificKind {
+        base: Empty,
+        /// By driver.
+        branches: BlockStatsSpecificBranch {
+            File(BlockStatsSpecificFile) = "file",
+        }
+    }
+}
+
+qapi_struct! {
     /// The counters of a drive, or of a node.
     pub(crate) struct BlockStats {
         device: Option<String>,
         node_name: Option<String>,
         stats: BlockDeviceStats,
+        driver_specific: Option<BlockStatsSpecific>,
         /// What it keeps its bytes in.
         parent: Option<Box<BlockStats>>,
         backing: Option<Box<BlockStats>>,
@@ -97,14 +119,8 @@ fn query_blockstats(
 ) -> QmpResult<Vec<BlockStats>> {
     let graph = context.host.graph();
     if arguments.query_nodes == Some(true) {
-        let node = |node: &GraphNode| BlockStats {
-            device: None,
-            node_name: Some(node.name().to_owned()),
-            stats: stats(sum(edges_to(&graph, node))),
-            parent: None,
-            backing: None,
-        };
-        return Ok(graph.nodes().iter().rev().map(node).collect());
+        let nodes = graph.nodes().iter().rev();
+        return Ok(nodes.map(|node| of_node(&graph, node)).collect());
     }
     let drives = graph.drives().iter().filter(|drive| !drive.id().starts_with(EXPORT_DRIVE));
     let drives = drives.map(|drive| {
@@ -113,6 +129,7 @@ fn query_blockstats(
             device: None,
             node_name: None,
             stats: stats(CountersSnapshot::default()),
+            driver_specific: None,
             parent: None,
             backing: None,
         };
@@ -124,17 +141,44 @@ fn query_blockstats(
 /// The counters of an edge, and of those below it. As deep as a graph is.
 fn below(graph: &Graph, edge: &Edge) -> BlockStats {
     let node = &graph.nodes()[edge.child()];
-    let find = |wanted: fn(Role) -> bool| {
-        let edge = node.edges().iter().find(|edge| wanted(edge.role()))?;
-        Some(Box::new(below(graph, edge)))
-    };
+    let backing = node.edges().iter().find(|edge| edge.role() == Role::Backing);
     BlockStats {
         device: None,
         node_name: Some(node.name().to_owned()),
         stats: stats(edge.counters().snapshot()),
-        parent: find(|role| matches!(role, Role::Storage | Role::Filtered)),
-        backing: find(|role| role == Role::Backing),
+        driver_specific: specific(node),
+        parent: holder(node).map(|edge| Box::new(below(graph, edge))),
+        backing: backing.map(|edge| Box::new(below(graph, edge))),
     }
+}
+
+/// The counters of all edges to a node, and to those that hold its bytes.
+fn of_node(graph: &Graph, node: &GraphNode) -> BlockStats {
+    let below = holder(node).map(|edge| &graph.nodes()[edge.child()]);
+    BlockStats {
+        device: None,
+        node_name: Some(node.name().to_owned()),
+        stats: stats(sum(edges_to(graph, node))),
+        driver_specific: specific(node),
+        parent: below.map(|node| Box::new(of_node(graph, node))),
+        backing: None,
+    }
+}
+
+/// The edge to what holds a node's bytes: of an image with a data file, that.
+fn holder(node: &GraphNode) -> Option<&Edge> {
+    let holds = |edge: &&Edge| matches!(edge.role(), Role::Storage | Role::Filtered | Role::Data);
+    node.edges().iter().rfind(holds)
+}
+
+fn specific(node: &GraphNode) -> Option<BlockStatsSpecific> {
+    let DiscardCounts { done, failed, bytes } = node.driver().discards()?;
+    let file = BlockStatsSpecificFile {
+        discard_nb_ok: done,
+        discard_nb_failed: failed,
+        discard_bytes_ok: bytes,
+    };
+    Some(BlockStatsSpecific { base: Empty {}, branch: BlockStatsSpecificBranch::File(file) })
 }
 
 fn edges_to<'g>(graph: &'g Graph, node: &GraphNode) -> impl Iterator<Item = &'g Edge> {

@@ -29,6 +29,8 @@ pub(super) struct Transmission {
     /// Selected contexts with their ids.
     pub(super) contexts: Vec<(u32, Context)>,
     pub(super) replies: Replies,
+    /// Writes are durable when they are answered, whatever the client asks for.
+    pub(super) writethrough: bool,
     /// The last to go: with it the export counts the client as gone.
     client: Client,
 }
@@ -118,7 +120,8 @@ fn open(
         contexts.push((selected.id, available.swap_remove(at).1));
     }
     let replies = Replies::default();
-    Ok(Transmission { session, drive, contexts, replies, client })
+    let writethrough = client.served().export.writethrough;
+    Ok(Transmission { session, drive, contexts, replies, writethrough, client })
 }
 
 async fn transmit(stream: Rc<Stream>, mut receiver: Receiver, transmission: Rc<Transmission>) {

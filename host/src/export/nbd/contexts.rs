@@ -11,6 +11,8 @@ use crate::graph::LocalDrive;
 /// A metadata context of an export.
 pub(super) enum Context {
     Allocation,
+    /// In which layer of images bytes lie.
+    Depth,
     /// As long as a client may ask for it, nobody may take or clear it.
     Dirty(Shown),
     /// What was frozen of a bitmap when the export began: it never changes. Without it all is dirty.
@@ -54,6 +56,8 @@ impl Shown {
 
 /// Name of the context for allocation.
 const ALLOCATION: &str = "base:allocation";
+/// Name of the context for layers.
+const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
 
 /// Prefix of the contexts for bitmaps.
 const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
@@ -65,6 +69,9 @@ impl Directory {
         let graph = self.cell.load();
         let drive = graph.find_drive(served.drive()).map(|at| &graph.drives()[at]);
         let mut contexts = vec![(ALLOCATION.to_owned(), Context::Allocation)];
+        if served.export.allocation_depth {
+            contexts.push((ALLOCATION_DEPTH.to_owned(), Context::Depth));
+        }
         for (name, shown) in served.shown() {
             let bitmap = match shown {
                 ShownSet::Live(bitmap) => bitmap,

@@ -9,7 +9,7 @@ use super::proto::{NbdErrno, Request, StatusExtent, StatusQuery, push_block_stat
 use super::send::ReplyWriter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buf, BufMut, is_zero};
-use crate::node::{ExtentKind, WriteFlags};
+use crate::node::{Extent, ExtentKind, WriteFlags};
 
 /// Flags of `base:allocation` (NBD protocol, "Metadata querying").
 const STATE_HOLE: u32 = 1;
@@ -81,7 +81,7 @@ fn end_now(this: &Transmission) -> u64 {
 
 /// Requests whose reply is only success or failure.
 async fn run_plain(this: &Transmission, request: &Request, payload: Option<Buf>) -> Result<()> {
-    let flags = |fua| WriteFlags { fua, ..WriteFlags::NONE };
+    let flags = |fua| WriteFlags { fua: fua || this.writethrough, ..WriteFlags::NONE };
     match *request {
         Request::Write { offset, fua, .. } => {
             let Some(payload) = payload else {
@@ -90,7 +90,7 @@ async fn run_plain(this: &Transmission, request: &Request, payload: Option<Buf>)
             this.drive.write_in_task(offset, payload, flags(fua)).await
         }
         Request::WriteZeroes { offset, len_bytes, fua, no_hole, fast_zero } => {
-            let flags = WriteFlags { fua, no_unmap: no_hole, fast: fast_zero, ..WriteFlags::NONE };
+            let flags = WriteFlags { no_unmap: no_hole, fast: fast_zero, ..flags(fua) };
             this.drive.zero(offset, len_bytes.into(), flags).await
         }
         Request::Trim { offset, len_bytes, fua } => {
@@ -179,6 +179,7 @@ async fn block_status(
     for (id, context) in &this.contexts {
         let extents = match context {
             Context::Allocation => allocation(this, offset, len, req_one).await?,
+            Context::Depth => depth(this, offset, len, req_one).await?,
             Context::Dirty(shown) => {
                 let end = offset + u64::from(len);
                 dirty(shown.dirty(&this.drive, offset..end), offset..end, req_one)
@@ -199,6 +200,37 @@ async fn allocation(
     len: u32,
     req_one: bool,
 ) -> Result<Vec<StatusExtent>> {
+    let behind = allocation_flags(ExtentKind::Unreadable);
+    along(this, (offset, len, req_one), behind, async |at, len| {
+        let extents = this.drive.block_status_shown(at, len).await?.into_iter();
+        let flags = |extent: Extent| allocation_flags(extent.kind);
+        Ok(extents.map(|it| StatusExtent { len_bytes: it.len, flags: flags(it) }).collect())
+    })
+    .await
+}
+
+/// What `qemu:allocation-depth` says (QEMU, `docs/interop/nbd.rst`): the number of the layer, from the top, 1 on;
+/// 0 where no layer has the bytes.
+async fn depth(
+    this: &Transmission,
+    offset: u64,
+    len: u32,
+    req_one: bool,
+) -> Result<Vec<StatusExtent>> {
+    along(this, (offset, len, req_one), 0, async |at, len| {
+        let layers = this.drive.layers(at, len).await?.into_iter();
+        Ok(layers.map(|it| StatusExtent { len_bytes: it.len, flags: it.depth }).collect())
+    })
+    .await
+}
+
+/// What `ask` says of a range, piece by piece; of what has been cut off since the client came, `behind`.
+async fn along(
+    this: &Transmission,
+    (offset, len, req_one): (u64, u32, bool),
+    behind: u32,
+    ask: impl AsyncFn(u64, u64) -> Result<Vec<StatusExtent>>,
+) -> Result<Vec<StatusExtent>> {
     let mut answer = Vec::new();
     let end = offset + u64::from(len);
     let mut at = offset;
@@ -207,24 +239,20 @@ async fn allocation(
         if at == there || answer.len() >= STATUS_EXTENTS_MAX {
             break;
         }
-        let extents = match this.drive.block_status_shown(at, there - at).await {
+        let extents = match ask(at, there - at).await {
             Ok(extents) => extents,
             // It has become smaller meanwhile.
             Err(_) if end_now(this) < there => continue,
             Err(error) => return Err(error),
         };
-        for extent in extents {
-            let flags = allocation_flags(extent.kind);
-            answer.push(StatusExtent { len_bytes: extent.len, flags });
-            at += extent.len;
-        }
+        at += extents.iter().map(|extent| extent.len_bytes).sum::<u64>();
+        answer.extend(extents);
         if req_one {
             return Ok(answer);
         }
     }
     if answer.len() < STATUS_EXTENTS_MAX && at < end {
-        let flags = allocation_flags(ExtentKind::Unreadable);
-        answer.push(StatusExtent { len_bytes: end - at, flags });
+        answer.push(StatusExtent { len_bytes: end - at, flags: behind });
     }
     Ok(answer)
 }

@@ -31,6 +31,10 @@ pub struct Export {
     pub drive: String,
     /// Whether clients may change it.
     pub writable: bool,
+    /// Whether each write is durable when it is answered, whether or not the client asks for that.
+    pub writethrough: bool,
+    /// Whether clients may ask in which layer of images bytes lie: context `qemu:allocation-depth`.
+    pub allocation_depth: bool,
     /// Shown as metadata contexts.
     pub bitmaps: Vec<ExportBitmap>,
 }

@@ -49,7 +49,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) use load::{NotKept, Wanted};
 pub(super) use place::first_stored;
 
-use crate::bitmap::Bitmap;
+use crate::bitmap::{Bitmap, BitmapState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
     BitmapScope, Cx, Event, Graph, GraphCell, GraphNode, LocalGraph, NodeGeneration, WriterLock,
@@ -164,6 +164,14 @@ impl Persistence {
     /// The node whose image keeps a bitmap.
     pub(crate) fn kept_in(&self, bitmap: &Arc<Bitmap>) -> Option<Arc<str>> {
         self.home_of(bitmap).map(|home| home.name)
+    }
+
+    /// Whether a bitmap is to go on when its image is opened for writing.
+    pub(super) fn waits(&self, bitmap: &Arc<Bitmap>) -> bool {
+        let is_it = |entry: &&Entry| Arc::ptr_eq(&entry.bitmap, bitmap);
+        let entries = self.entries();
+        let waits = entries.iter().find(is_it).is_some_and(|entry| entry.waits);
+        waits && bitmap.state() == BitmapState::Disabled
     }
 
     /// Stores everything that is kept, as it stands. It stays marked as in use, and so counts only once it is

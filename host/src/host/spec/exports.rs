@@ -138,6 +138,8 @@ fn nbd_export(host: &Host, spec: &GraphSpec, export: &ExportSpec) -> Result<Expo
         description: export.description.as_ref().map(|it| it.value.clone()).unwrap_or_default(),
         drive,
         writable: export.writable.value,
+        writethrough: export.writethrough.value,
+        allocation_depth: export.allocation_depth.value,
         bitmaps,
     })
 }

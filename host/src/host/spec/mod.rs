@@ -62,7 +62,7 @@ pub struct Overrides {
 pub enum StartError {
     /// The file is wrong.
     Config(Box<Diagnostics>),
-    /// The file cannot be read.
+    /// The file, or what else it was to go by, cannot be read, or makes no sense.
     File(Error),
     /// Everything else.
     Failed(Error),

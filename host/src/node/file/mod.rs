@@ -8,11 +8,13 @@
 //! |---|---|
 //! | `ahead.rs` | its end, ahead of what is written |
 //! | `data.rs` | where data was last found |
+//! | `discards.rs` | how many discards there were |
 //! | `open.rs` | opening and locking it |
 //! | `reopen.rs` | opening it in another way while it runs |
 
 mod ahead;
 mod data;
+mod discards;
 mod open;
 mod reopen;
 
@@ -26,10 +28,11 @@ pub use open::{FileOptions, ImageLocking};
 
 use self::ahead::Ahead;
 use self::data::DataRun;
+use self::discards::Discards;
 use self::open::DIRECT_ALIGNMENT;
 use super::{
-    Caps, Extent, ExtentKind, Identity, Limits, Node, NodeFuture, NodeInfo, OpenMode, Reopening,
-    Support, WriteFlags,
+    Caps, DiscardCounts, Extent, ExtentKind, Identity, ImageKind, ImageReport, Limits, Node,
+    NodeFuture, NodeInfo, OpenMode, Reopening, Support, WriteFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::Cx;
@@ -64,6 +67,7 @@ struct Known {
     sync_failed: AtomicBool,
     data: DataRun,
     ahead: Ahead,
+    discards: Discards,
 }
 
 impl FileNode {
@@ -357,7 +361,9 @@ impl Node for FileNode {
 
     fn discard<'a>(&'a self, _cx: Cx<'a>, offset: u64, len: u64) -> NodeFuture<'a, ()> {
         Box::pin(async move {
-            match self.allocate(AllocateMode::PunchHole, offset, len).await {
+            let done = self.allocate(AllocateMode::PunchHole, offset, len).await;
+            self.known.discards.count(len, done.is_ok());
+            match done {
                 Err(error) if !is_unsupported(&error) => {
                     Err(self.failed("discard", offset, &error))
                 }
@@ -368,6 +374,24 @@ impl Node for FileNode {
 
     fn flush<'a>(&'a self, _cx: Cx<'a>) -> NodeFuture<'a, ()> {
         Box::pin(self.sync())
+    }
+
+    fn image(&self) -> Option<ImageReport> {
+        Some(ImageReport {
+            cluster_bytes: None,
+            is_dirty: false,
+            is_direct: self.file.is_direct(),
+            backing: None,
+            kind: ImageKind::File,
+        })
+    }
+
+    fn allocated_bytes(&self) -> Option<u64> {
+        self.file.allocated_bytes().ok()
+    }
+
+    fn discards(&self) -> Option<DiscardCounts> {
+        Some(self.known.discards.counts())
     }
 
     fn file_path(&self) -> Option<PathBuf> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::ahead::Ahead;
 use super::data::DataRun;
+use super::discards::Discards;
 use super::{FileNode, Known};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{File, ImageLock, LockMode, OpenOptions};
@@ -76,6 +77,7 @@ impl FileNode {
             sync_failed: AtomicBool::new(false),
             data: DataRun::default(),
             ahead: Ahead::at(shown_bytes),
+            discards: Discards::default(),
         };
         check_length(&file, shown_bytes)?;
         Ok(Self {

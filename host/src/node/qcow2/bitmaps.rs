@@ -9,6 +9,7 @@ use blockloom_qcow2::bitmaps::{self as engine, BitmapChange, BitmapImage, Direct
 use blockloom_qcow2::format::bitmap::BitmapEntry;
 use blockloom_qcow2::format::header::features;
 use blockloom_qcow2::format::record::{self, Record};
+use blockloom_qcow2::info::BitmapInfo;
 
 use super::Qcow2Node;
 use super::storage::{Container, from_engine};
@@ -16,7 +17,8 @@ use crate::bitmap::{BitmapIdentity, BitmapName, Granularity, Uuid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, WriterLock};
 use crate::node::{
-    Below, BitmapStore, Keeping, LoadedBitmap, NodeFuture, StoreChange, StoredBitmap, Trust,
+    Below, BitmapStore, Keeping, KeptBitmap, LoadedBitmap, NodeFuture, StoreChange, StoredBitmap,
+    Trust,
 };
 
 /// What a node knows of its image's bitmaps.
@@ -26,7 +28,20 @@ pub(super) struct Bitmaps {
     turn: WriterLock,
     /// Taken out while it is used: one whose use was given up is read anew.
     state: Mutex<Option<State>>,
+    /// The directory after the last use of `state`: for whoever waits for nobody.
+    listed: Mutex<Vec<KeptBitmap>>,
     pub(super) keeping: Keeping,
+}
+
+impl Bitmaps {
+    /// What the image's directory has, as it was used last.
+    pub(super) fn listed(&self) -> Vec<KeptBitmap> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn list(&self, state: &State) {
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = state.listed();
+    }
 }
 
 struct State {
@@ -55,6 +70,20 @@ impl State {
                     false => Trust::Inconsistent,
                 }
             }
+        }
+    }
+
+    /// All of a directory that counts.
+    fn listed(&self) -> Vec<KeptBitmap> {
+        let kept = |entry: &BitmapEntry| {
+            let BitmapInfo { name, granularity_bytes, in_use, auto } =
+                BitmapInfo::new(entry.clone());
+            let name = String::from_utf8_lossy(&name).into_owned();
+            KeptBitmap { name, granularity_bytes, in_use, auto }
+        };
+        match self.directory.is_consistent() {
+            true => self.directory.entries().iter().map(kept).collect(),
+            false => Vec::new(),
         }
     }
 
@@ -93,6 +122,7 @@ impl Qcow2Node {
             None => State::load(&self.image.file(&container)).await?,
         };
         let done = f(&mut state, &container).await;
+        self.bitmaps.list(&state);
         *slot() = Some(state);
         done
     }

@@ -9,6 +9,7 @@
 //! | `alarm` | an image that is found to be corrupt |
 //! | `storage`, `under_way` | the image's container: child `file`, by the edges of a request; what is to land there |
 //! | `bitmaps` | the bitmaps that the image keeps |
+//! | `report` | what the image says of itself |
 //! | `below` | what lies below the image, as it is recorded with them |
 //! | `plain_file` | a container without a graph |
 //! | `reopen` | an image that is opened in another way while it runs |
@@ -33,6 +34,7 @@ mod open;
 mod plain_file;
 mod read;
 mod reopen;
+mod report;
 mod status;
 mod storage;
 #[cfg(test)]
@@ -51,8 +53,8 @@ use std::sync::Arc;
 use blockloom_qcow2::image::{Image, ImageInfo};
 
 use super::{
-    BackingName, BitmapStore, Caps, Extent, Identity, Limits, Node, NodeFuture, NodeInfo, OpenMode,
-    Reopening, Support, Upkeep, WriteFlags,
+    BackingName, BitmapStore, Caps, Extent, Identity, ImageReport, Limits, Node, NodeFuture,
+    NodeInfo, OpenMode, Reopening, Support, Upkeep, WriteFlags,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Cx, EdgeRef, LocalGraph};
@@ -217,6 +219,10 @@ impl Node for Qcow2Node {
 
     fn backing_changed(&self, has_backing: bool) {
         self.image.set_has_backing(has_backing);
+    }
+
+    fn image(&self) -> Option<ImageReport> {
+        Some(self.report_image())
     }
 
     fn bitmap_store(&self) -> Option<&dyn BitmapStore> {

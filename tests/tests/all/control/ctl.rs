@@ -1,12 +1,13 @@
 //! `blockloom ctl`, and `blockloom graph --control`.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
-use blockloom_tests::tools;
+use blockloom_tests::{eventually, tools};
 use serde_json::{Value, json};
 
 use super::Controlled;
+use crate::{MIB, memory_disk};
 
 fn ctl(host: &Controlled, arguments: &[&str]) -> Output {
     let mut command = Command::new(crate::program());
@@ -146,6 +147,82 @@ fn a_terminal_shows_bars() {
     assert!(shown.contains("stream   vda              ["), "{shown:?}");
     assert!(shown.contains("%  running"), "{shown:?}");
     assert!(shown.ends_with("\u{1b}[Jstream job `vda` has ended: 16 MiB\r\n"), "{shown:?}");
+    host.finish();
+}
+
+/// Who watches has had enough: that is its end. So it is when nobody reads any more.
+#[test]
+fn a_watch_ends() {
+    let host = Controlled::memory();
+    let (mut client, mut bitmaps) = (host.client(), 0);
+    let mut make_event = || {
+        bitmaps += 1;
+        let bitmap = json!({"node": "disk", "name": format!("b{bitmaps}")});
+        client.run("block-dirty-bitmap-add", bitmap);
+    };
+    let watch = || {
+        let mut command = Command::new(crate::program());
+        command.arg("ctl").arg("--control").arg(&host.socket).arg("watch");
+        command.stdout(Stdio::piped()).spawn().expect("run ctl")
+    };
+    // What it prints, once it has printed something.
+    let watched = |child: &mut Child, make_event: &mut dyn FnMut()| {
+        let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        let reader = std::thread::spawn(move || (lines.next(), lines));
+        eventually("an event is printed", || {
+            make_event();
+            reader.is_finished().then_some(())
+        });
+        reader.join().expect("the reader").1
+    };
+    for signal in ["-INT", "-TERM"] {
+        let mut child = watch();
+        let _lines = watched(&mut child, &mut make_event);
+        tools::succeed("kill", [signal, &child.id().to_string()]);
+        assert_eq!(child.wait().expect("its end").code(), Some(0), "{signal}");
+    }
+    let mut child = watch();
+    drop(watched(&mut child, &mut make_event));
+    let status = eventually("it ends", || {
+        make_event();
+        child.try_wait().expect("wait")
+    });
+    assert_eq!(status.code(), Some(0));
+    host.finish();
+}
+
+/// What cannot be said has not been done: stdout is on a full disk.
+#[test]
+fn a_stdout_that_takes_nothing_is_a_failure() {
+    let host = Controlled::memory();
+    let path = host.scratch.sparse_image("disk.img", MIB).display().to_string();
+    let graph = host.scratch.graph("other.toml", &memory_disk(MIB).replace("nbd.sock", "o.sock"));
+    let (socket, graph) = (host.socket.display().to_string(), graph.display().to_string());
+    let check = |arguments: &[&str]| {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+        let mut command = Command::new(crate::program());
+        let output = command.args(arguments).stdout(full).output().expect("run it");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+        assert!(
+            stderr.contains("cannot write to stdout: No space left"),
+            "{arguments:?}: {stderr}"
+        );
+    };
+    check(&["check", &graph]);
+    check(&["graph", &graph]);
+    check(&["--help"]);
+    check(&["serve", &graph]);
+    check(&["image", "info", "--format", "raw", "--output", "json", &path]);
+    check(&["image", "map", "--format", "raw", &path]);
+    check(&["plugin", "inspect", "pass"]);
+    check(&["ctl", "--control", &socket, "query-block"]);
+    check(&["graph", "--control", &socket]);
+    // A reader that has gone is none.
+    let line =
+        format!("{} ctl --control {socket} query-qmp-schema | head -1", crate::program().display());
+    let output = Command::new("sh").args(["-c", &line]).output().expect("a shell");
+    assert_eq!((text(&output.stdout).as_str(), text(&output.stderr).as_str()), ("[\n", ""));
     host.finish();
 }
 

@@ -4,12 +4,14 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use blockloom_tests::nbd::command::WRITE_ZEROES;
 use blockloom_tests::nbd::{Client, Terms};
-use blockloom_tests::tools;
+use blockloom_tests::qmp::Qmp;
+use blockloom_tests::{eventually, tools};
 use serde_json::{Value, json};
 
 use super::Controlled;
-use crate::{KIB, MIB, memory_disk};
+use crate::{KIB, MIB, memory_disk, scratch};
 
 /// More than anything here takes.
 const LONG: Duration = Duration::from_secs(30);
@@ -183,8 +185,6 @@ fn what_is_not_supported_is_said() {
         let (_, desc) = client.fail("block-export-add", export);
         assert!(desc.contains(expect), "{desc}");
     };
-    check("writethrough", json!(true), "'writethrough' is not supported");
-    check("allocation-depth", json!(true), "'allocation-depth' is not supported");
     check("name", json!("x".repeat(5000)), "too long");
     check("description", json!("x".repeat(5000)), "too long");
     check("listen", json!("pigeon:post"), "Parameter 'listen'");
@@ -195,6 +195,115 @@ fn what_is_not_supported_is_said() {
     client.run("checkpoint", json!({"bitmaps": [{"node": "vda", "name": "b"}]}));
     client.run("block-export-add", frozen);
     client.run("block-export-del", json!({"id": "e"}));
+    host.finish();
+}
+
+/// Each write is durable when it is answered, though the client asks for nothing: what is below is flushed.
+#[test]
+fn writes_through() {
+    let graph = "[node.disk]\ndriver = \"qcow2\"\n\
+        file = { driver = \"file\", path = \"disk.qcow2\" }\ncreate = { size = \"4MiB\" }\n\
+        [export.toml]\ntype = \"nbd\"\nnode = \"disk\"\nlisten = \"unix:t.sock\"\nwritable = true\n\
+        writethrough = true\n";
+    let host = Controlled::start(graph, &[]);
+    let mut client = host.client();
+    let flushes = |client: &mut Qmp| {
+        let all = client.run("query-blockstats", json!({"query-nodes": true}));
+        let file =
+            all.as_array().expect("a list").iter().find(|it| it["node-name"] == "#disk.file");
+        file.expect("the file")["stats"]["flush_operations"].as_u64().expect("a number")
+    };
+    let mut check = |uri: &str, expect: bool| {
+        let mut nbd = Client::open(uri);
+        let before = flushes(&mut client);
+        assert_eq!(nbd.write(0, 0, &[1; 4096]), 0);
+        assert_eq!(flushes(&mut client) > before, expect, "{uri}");
+        let before = flushes(&mut client);
+        assert_eq!(nbd.plain(WRITE_ZEROES, 0, MIB, 4096), 0);
+        assert_eq!(flushes(&mut client) > before, expect, "zeros, {uri}");
+    };
+    check(host.daemon.uri("toml"), true);
+    let mut other = host.client();
+    other.run("block-export-del", json!({"id": "toml", "mode": "hard"}));
+    for writethrough in [true, false] {
+        other.run(
+            "block-export-add",
+            json!({"type": "nbd", "id": "e", "node-name": "disk", "name": "e", "writable": true,
+                "listen": "unix:e.sock", "writethrough": writethrough}),
+        );
+        let socket = host.scratch.path("e.sock");
+        check(&format!("nbd+unix:///e?socket={}", socket.display()), writethrough);
+        other.run("block-export-del", json!({"id": "e", "mode": "hard"}));
+    }
+    host.finish();
+}
+
+/// In which image of a chain bytes lie, as qemu-nbd says it: filters do not count, and what no image has is 0.
+#[test]
+fn allocation_depth_is_qemus() {
+    const CONTEXT: &str = "qemu:allocation-depth";
+    if !tools::have(&["qemu-img", "qemu-io", "qemu-nbd", "nbdinfo"]) {
+        return;
+    }
+    let scratch = scratch();
+    let path = |name: &str| scratch.path(name).display().to_string();
+    // Each is longer than the one below, and shows zeros there.
+    for (name, size, written, below) in [
+        ("base.qcow2", "4M", "write 0 1M", None),
+        ("mid.qcow2", "6M", "write 512k 1M", Some("base.qcow2")),
+        ("top.qcow2", "8M", "write 2M 192k", Some("mid.qcow2")),
+    ] {
+        let path = path(name);
+        let backing = below.map_or(Vec::new(), |below| vec!["-b", below, "-F", "qcow2"]);
+        let create = [&["create", "-q", "-f", "qcow2"][..], &backing, &[path.as_str(), size]];
+        tools::succeed("qemu-img", create.concat());
+        tools::succeed("qemu-io", ["-f", "qcow2", "-c", written, "-c", "write -z 3M 64k", &path]);
+    }
+    let export = "type = \"nbd\"\nallocation-depth = true\n";
+    let graph = format!(
+        "[node.top]\ndriver = \"qcow2\"\nread-only = true\n\
+         file = {{ driver = \"file\", path = \"top.qcow2\" }}\n\
+         [node.filter]\ndriver = \"pass\"\nchild.file = \"top\"\n\
+         [node.raw]\ndriver = \"file\"\npath = \"hole.raw\"\n\
+         [export.top]\n{export}node = \"top\"\nlisten = \"unix:t.sock\"\n\
+         [export.filter]\n{export}node = \"filter\"\nlisten = \"unix:t.sock\"\n\
+         [export.raw]\n{export}node = \"raw\"\nlisten = \"unix:r.sock\"\n"
+    );
+    std::fs::File::create(path("hole.raw")).and_then(|file| file.set_len(MIB)).expect("a file");
+    let (top, raw) = (path("top.qcow2"), path("hole.raw"));
+    let host = Controlled::start_in(scratch, &graph, &[]);
+    let theirs = |format: &str, image: &str| {
+        let socket = host.scratch.path("peer.sock");
+        let mut command = std::process::Command::new("qemu-nbd");
+        let mut peer = command
+            .args(["-A", "-r", "-f", format, "-k"])
+            .arg(&socket)
+            .arg(image)
+            .spawn()
+            .expect("start qemu-nbd");
+        eventually("qemu-nbd listens", || socket.exists().then_some(()));
+        let map = tools::nbd_map(&format!("nbd+unix:///?socket={}", socket.display()), CONTEXT);
+        // It serves one client.
+        let _ = peer.kill();
+        peer.wait().expect("its end");
+        let _ = std::fs::remove_file(socket);
+        map
+    };
+    let map = theirs("qcow2", &top);
+    assert_eq!(map.iter().map(|range| range.2).max(), Some(3), "{map:?}");
+    assert!(map.iter().any(|range| range.2 == 0), "{map:?}");
+    for export in ["top", "filter"] {
+        assert_eq!(tools::nbd_map(host.daemon.uri(export), CONTEXT), map, "{export}");
+    }
+    assert_eq!(tools::nbd_map(host.daemon.uri("raw"), CONTEXT), theirs("raw", &raw));
+    let described = tools::succeed("nbdinfo", ["--json", host.daemon.uri("top")]);
+    assert!(described.contains(CONTEXT), "{described}");
+    let mut client = host.client();
+    let export = json!({"type": "nbd", "id": "e", "node-name": "filter", "name": "e",
+        "listen": "unix:e.sock", "allocation-depth": true});
+    client.run("block-export-add", export);
+    let uri = format!("nbd+unix:///e?socket={}", host.scratch.path("e.sock").display());
+    assert_eq!(tools::nbd_map(&uri, CONTEXT), map);
     host.finish();
 }
 

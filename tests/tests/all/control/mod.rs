@@ -10,6 +10,7 @@ mod ctl;
 mod differential;
 mod experiments;
 mod exports;
+mod images;
 mod jobs;
 mod moves;
 mod mutations;

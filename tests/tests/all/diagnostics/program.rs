@@ -73,6 +73,49 @@ fn all_errors_come_at_once() {
     );
 }
 
+/// All that is wrong in one `config` of a filter of the host's own, and in an export of a kind that is not there.
+#[test]
+fn all_errors_of_one_table_come_at_once() {
+    let text = r#"
+[node.m]
+driver = "memory"
+size = 65536
+[node.t]
+driver = "throttle"
+child.file = "m"
+config = { iopz = 1, bps = "x", iops = -3 }
+[node.c]
+driver = "copy-on-read"
+child.file = "t"
+config = { a = 1, b = 2 }
+[export.e]
+type = "fuse"
+drive = "nodrive"
+listen = "tcp:foo"
+"#;
+    let expect = [
+        ("`iopz` in `config` of node `t`: unknown key", "8:12"),
+        ("`bps` in `config` of node `t`: expected bytes a second", "8:22"),
+        ("`iops` in `config` of node `t`: expected a whole number", "8:33"),
+        ("`a` in `config` of node `c`: `copy-on-read` has no configuration", "12:12"),
+        ("`b` in `config` of node `c`: `copy-on-read` has no configuration", "12:19"),
+        ("export type `fuse` is not in this release", "14:8"),
+        ("export `e` refers to drive `nodrive`", "15:9"),
+        ("`listen` of export `e` has no port", "16:10"),
+    ];
+    let found = Place::new().check_error(text);
+    let lines: Vec<&str> = found.lines().collect();
+    let errors = lines.windows(2).filter_map(|pair| {
+        let at = pair[1].trim_start().strip_prefix("--> DIR/graph.toml:")?;
+        Some((pair[0].strip_prefix("error: ")?, at))
+    });
+    let told: Vec<(&str, &str)> = errors.collect();
+    assert_eq!(told.len(), expect.len(), "{found}");
+    for ((said, at), (head, place)) in told.into_iter().zip(expect) {
+        assert!(said.starts_with(head) && at == place, "{head} at {place}: {found}");
+    }
+}
+
 #[test]
 fn a_graph_file_that_is_not_there() {
     let place = Place::new();

@@ -1,5 +1,6 @@
 //! Images that the graph file makes.
 
+use blockloom_tests::nbd::Client;
 use blockloom_tests::tools::{compare, have, qemu_io, run, succeed};
 use serde_json::Value;
 
@@ -73,6 +74,32 @@ fn an_overlay_is_made_over_its_backing() {
     let raw = path("top.raw");
     succeed("qemu-img", ["convert", "-f", "qcow2", "-O", "raw", &top, &raw]);
     compare(&expect, &raw);
+}
+
+/// The size of a backing that the same file makes is known before it is there; one that cannot be known is said, and
+/// nothing is made.
+#[test]
+fn an_overlay_is_as_long_as_a_backing_that_is_made_with_it() {
+    let header_size = |path: &std::path::Path| {
+        let image = std::fs::read(path).expect("the image");
+        u64::from_be_bytes(image[24..32].try_into().expect("eight bytes"))
+    };
+    let raw = "[node.base]\ndriver = \"file\"\npath = \"base.img\"\ncreate = \"2MiB\"\n";
+    let section = "[node.base]\ndriver = \"raw\"\nfile = { driver = \"file\", path = \"base.img\", \
+                   create = \"3MiB\" }\noffset = \"1MiB\"\n";
+    let image = "[node.base]\ndriver = \"qcow2\"\nfile = { driver = \"file\", path = \"base.img\" }\n\
+                 create = { size = \"2MiB\" }\n";
+    for base in [raw, section, image] {
+        let scratch = scratch();
+        let graph = format!(
+            "{base}[node.disk]\ndriver = \"qcow2\"\nfile = {{ driver = \"file\", path = \"top.qcow2\" }}\n\
+             backing = \"base\"\ncreate = {{ }}\n{EXPORT}"
+        );
+        let daemon = serve(&scratch, &graph, &[]);
+        assert_eq!(Client::open(daemon.uri("vda")).size_bytes(), 2 * MIB, "{base}");
+        daemon.finish();
+        assert_eq!(header_size(&scratch.path("top.qcow2")), 2 * MIB, "{base}");
+    }
 }
 
 /// What is no image is said with the key that names it; nothing is made of it.

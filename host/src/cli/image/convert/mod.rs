@@ -27,6 +27,7 @@ use super::failure::{Failure, Result};
 use super::layer::{Format, Layer, beside, open_behind, open_chain};
 use super::options::Wanted;
 use super::target::Target;
+use crate::cli::stdout::note;
 use crate::io::real_path;
 use crate::node::{Access, FreshFile, Place};
 use bitmaps::{check_bitmaps, check_keeps_bitmaps, copy_bitmaps};
@@ -186,17 +187,16 @@ impl Progress {
         let part = part.min(10_000) as u64;
         if self.shown && self.last != Some(part) {
             self.last = Some(part);
-            // A reader that has gone is no failure of ours.
             let mut output = std::io::stdout().lock();
-            let _ = write!(output, "    ({}.{:02}/100%)\r", part / 100, part % 100);
-            let _ = output.flush();
+            let written = write!(output, "    ({}.{:02}/100%)\r", part / 100, part % 100);
+            note(written.and_then(|()| output.flush()));
         }
     }
 
     fn end(mut self) {
         self.tell(self.all_bytes);
         if self.shown {
-            let _ = writeln!(std::io::stdout().lock());
+            note(writeln!(std::io::stdout().lock()));
         }
     }
 }

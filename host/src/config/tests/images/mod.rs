@@ -64,6 +64,10 @@ impl Surroundings for Place {
         })
     }
 
+    fn lock_conflict(&self, _: &Path, _: bool) -> Option<String> {
+        None
+    }
+
     fn real_path(&self, path: &Path) -> Result<PathBuf, String> {
         match self.find(path) {
             (real, Some(_)) => Ok(real),

@@ -65,6 +65,8 @@ impl Stage {
             description: String::new(),
             drive: id,
             writable: true,
+            writethrough: false,
+            allocation_depth: false,
             bitmaps: vec![shown(scope, "node"), shown(own, "drive")],
         };
         let graph = LocalGraph::of(&cell);
