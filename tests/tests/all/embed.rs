@@ -126,6 +126,8 @@ fn exports_are_added_to_a_running_host() {
         description: String::new(),
         drive: "vda".into(),
         writable,
+        writethrough: false,
+        allocation_depth: false,
         bitmaps: vec![],
     };
     let uri = |address: &ListenAddress, name: &str| match address {

@@ -87,6 +87,8 @@ impl Chain {
             description: String::new(),
             drive: "vda".into(),
             writable: true,
+            writethrough: false,
+            allocation_depth: false,
             bitmaps: vec![ExportBitmap { name: "daily".into(), scope, is_frozen: false }],
         };
         let socket = self.scratch.path("jobs.sock");

@@ -87,7 +87,7 @@ pub(super) fn run(command: PluginCommand) -> Result<(), StartError> {
 }
 
 /// What is wrong with the command line.
-fn usage(message: impl Into<String>) -> StartError {
+fn usage(message: String) -> StartError {
     StartError::File(Error::new(ErrorKind::Invalid, message))
 }
 
