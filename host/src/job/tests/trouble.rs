@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::commit::load;
 use super::scene::{
-    BLOCK, Over, Slow, Worn, chain, dirty, disk, fill_chain, load, of_drive, shown, shown_by,
-    wait_for, write,
+    BLOCK, Over, Slow, Worn, chain, dirty, disk, fill_chain, of_drive, shown, shown_by, wait_for,
+    write,
 };
 use crate::bitmap::Granularity;
 use crate::graph::{BitmapRef, ChildDecl, Event, Events};
