@@ -57,7 +57,6 @@ impl Copying {
         let edges = (SOURCE, TARGET);
         let tracker = Tracker::begin(opening.own, edges, self.granularity, self.copies_all)?;
         self.node.set_tracker(&tracker);
-        opening.record.hold_back(self.granularity.bytes().min(COPY_MAX_BYTES as u64));
         let copied = Arc::clone(&tracker);
         let doing: Doing = Rc::new(move |own: OwnAccord, piece: Piece| {
             let tracker = Arc::clone(&copied);
@@ -80,16 +79,12 @@ impl Copying {
             passes = passes.saturating_add(1);
             let left = tracker.left_bytes();
             cx.record.set_left(left);
-            // What has failed would do so at the end, too: it is tried for as long as it takes.
-            let is_done = !cx.take_left_out()
-                && (left == 0 || (passes >= PASSES && left <= JOB_LEFT_MAX_BYTES));
+            let is_done = left == 0 || (passes >= PASSES && left <= JOB_LEFT_MAX_BYTES);
             if is_done && self.is_silent {
                 return Ok(Ending::Done);
             }
             if is_done && cx.record.state.see(|state| state.status) == JobStatus::Running {
                 self.settle_doubts(cx, tracker).await?;
-                // What is left counts as what has come since.
-                cx.record.set_all_done();
                 cx.record.become_status(JobStatus::Ready);
                 let (progress, speed) =
                     (cx.record.progress(), cx.record.state.see(|state| state.speed));

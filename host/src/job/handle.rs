@@ -23,7 +23,7 @@ impl JobHandle {
 
     /// The job as it is.
     pub fn info(&self) -> JobInfo {
-        self.group.info(&self.record)
+        JobInfo { is_in_step: self.group.is_in_step(&self.record), ..self.record.info() }
     }
 
     /// Its state.

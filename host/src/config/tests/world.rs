@@ -125,6 +125,7 @@ fn files_that_somebody_has() {
 [node.read]
 driver = "file"
 path = "locked.img"
+read-only = true
 "#,
         &expect![["no errors in graph.toml"]],
     );

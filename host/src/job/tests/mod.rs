@@ -7,7 +7,5 @@ mod mirror;
 mod populate;
 mod random;
 mod scene;
-mod speed;
 mod starting;
 mod stream;
-mod trouble;

@@ -167,7 +167,8 @@ fn a_folder_of_images_can_be_moved() {
                 .expect("moved");
         }
         let host = self::host();
-        add(&host, chain.node("top", "elsewhere/all/a/top", json!({})));
+        let others = json!({ "backing-dirs": [moved.join("deep/b"), moved.join("deep/c")] });
+        add(&host, chain.node("top", "elsewhere/all/a/top", others));
         drive(&host, "vda", "top", true);
         assert_eq!(read(&host, "vda", 1), 7);
         host.shutdown().expect("an end in order");
