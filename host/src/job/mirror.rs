@@ -169,6 +169,7 @@ impl Mirror {
             }
         }
     }
+}
 
 impl Work for Mirror {
     fn open(&self, opening: Opening<'_>) -> Result<JobCx> {

@@ -56,50 +56,63 @@ backing = false
         &place,
         text,
         &expect![[r#"
-        error: the section of node `beyond` ends at 2MiB of node `new`, which has 1MiB
-          --> graph.toml:9:8
-           |
-         8 | file = "new"
-           |        ----- the child
-         9 | size = "2MiB"
-           |        ^^^^^^
-           = help: make the section smaller, or the child larger
+            error: the section of node `beyond` ends at 2MiB of node `new`, which has 1MiB
+              --> graph.toml:9:8
+               |
+             8 | file = "new"
+               |        ----- the child
+             9 | size = "2MiB"
+               |        ^^^^^^
+               = help: make the section smaller, or the child larger
 
-        error: file `empty.qcow2` is empty: there is no image in it
-           --> graph.toml:16:34
-            |
-         16 | file = { driver = "file", path = "empty.qcow2" }
-            |                                  ^^^^^^^^^^^^^
-            = help: to have one made, add `create = { size = "10GiB" }` to node `empty`
+            error: file `empty.qcow2` is empty: there is no image in it
+               --> graph.toml:17:34
+                |
+             17 | file = { driver = "file", path = "empty.qcow2" }
+                |                                  ^^^^^^^^^^^^^
+                = help: to have one made, add `create = { size = "10GiB" }` to node `empty`
 
-        error: file `missing.qcow2` does not exist
-           --> graph.toml:19:34
-            |
-         19 | file = { driver = "file", path = "missing.qcow2" }
-            |                                  ^^^^^^^^^^^^^^^
-            = help: to have an image made, add `create = { size = "10GiB" }` to node `missing`
+            error: nodes `#filled.file` and `#empty.file` are the same file, and `#filled.file` writes it
+               --> graph.toml:17:34
+                |
+             10 | [node.filled]
+                |       ------ node `filled` may be written by who uses it
+               ...
+             12 | file = { driver = "file", path = "empty.qcow2" }
+                |                                  ------------- the same file
+               ...
+             17 | file = { driver = "file", path = "empty.qcow2" }
+                |                                  ^^^^^^^^^^^^^
+                = help: use one node for both
 
-        error: `raw.img` is no qcow2 image
-           --> graph.toml:22:34
-            |
-         22 | file = { driver = "file", path = "raw.img" }
-            |                                  ^^^^^^^^^
-            = help: for a raw image write `driver = "raw"`
+            error: file `missing.qcow2` does not exist
+               --> graph.toml:20:34
+                |
+             20 | file = { driver = "file", path = "missing.qcow2" }
+                |                                  ^^^^^^^^^^^^^^^
+                = help: to have an image made, add `create = { size = "10GiB" }` to node `missing`
 
-        error: image `broken.qcow2` cannot be used: it is encrypted
-           --> graph.toml:25:34
-            |
-         25 | file = { driver = "file", path = "broken.qcow2" }
-            |                                  ^^^^^^^^^^^^^^
+            error: `raw.img` is no qcow2 image
+               --> graph.toml:23:34
+                |
+             23 | file = { driver = "file", path = "raw.img" }
+                |                                  ^^^^^^^^^
+                = help: for a raw image write `driver = "raw"`
 
-        error: node `through` has no `backing`, and its image cannot be looked into: its file is node `#through.file`, whose driver is `pass`
-           --> graph.toml:28:1
-            |
-         28 | file = { driver = "pass", child.file = { driver = "file", path = "broken.qcow2" } }
-            | ^^^^
-            = help: write `backing = "NODE"`, or `backing = false` if there is none
+            error: image `broken.qcow2` cannot be used: it is encrypted
+               --> graph.toml:27:34
+                |
+             27 | file = { driver = "file", path = "broken.qcow2" }
+                |                                  ^^^^^^^^^^^^^^
 
-        6 errors in graph.toml"#]],
+            error: node `through` has no `backing`, and its image cannot be looked into: its file is node `#through.file`, whose driver is `pass`
+               --> graph.toml:31:1
+                |
+             31 | file = { driver = "pass", child.file = { driver = "file", path = "broken.qcow2" } }
+                | ^^^^
+                = help: write `backing = "NODE"`, or `backing = false` if there is none
+
+            7 errors in graph.toml"#]],
     );
 }
 
