@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::diagnostic::{Diagnostic, Diagnostics, Span, Spanned};
+use super::read_root::NO_ADDRESS;
 use super::render::clip;
 use super::spec::{
     DriverSpec, FileSpec, FilterKind, GraphSpec, Locking, NodeSpec, PluginSpec, ViewSpec,
@@ -401,7 +402,8 @@ fn check_listeners(
 ) {
     let mut seen: Vec<&ListenAddr> = Vec::new();
     for export in &spec.exports {
-        if seen.contains(&&export.listen.value) {
+        // One without an address has been reported, or goes to a server that is there.
+        if seen.contains(&&export.listen.value) || export.listen.value == NO_ADDRESS {
             continue;
         }
         seen.push(&export.listen.value);

@@ -148,7 +148,7 @@ fn inspecting_a_file() {
 fn inspecting_what_is_no_plugin() {
     let scratch = crate::scratch();
     let (code, stdout, stderr) = inspect("passs");
-    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    assert_eq!((code, stdout.as_str()), (Some(2), ""));
     expect![[r#"
         error: there is no bundled plugin `passs` (there is: backup, copy-on-read, delay, error, log, pass, protect, stats, throttle, xor); give a path that ends in .wasm
     "#]].assert_eq(&stderr);

@@ -167,6 +167,8 @@ pub(super) fn image_info(graph: &Graph, node: &GraphNode, is_flat: bool) -> Imag
     let backing = own.and_then(|image| image.backing.as_ref());
     let size_bytes = node.info().size_bytes;
     let shown = child(graph, node, |role| matches!(role, Role::Backing | Role::Filtered));
+    // A raw image is in its file, and does not stand on it.
+    let shown = shown.filter(|_| !is_flat && node.driver().driver() != "raw");
     ImageInfo {
         format: node.driver().driver().to_owned(),
         dirty_flag: stored.as_ref().map(|(_, image)| image.is_dirty),
@@ -176,9 +178,7 @@ pub(super) fn image_info(graph: &Graph, node: &GraphNode, is_flat: bool) -> Imag
         backing_filename: backing.map(|backing| backing.name.clone()),
         full_backing_filename: backing.map(|backing| beside(&filename, &backing.name)),
         backing_filename_format: backing.and_then(|backing| backing.format.clone()),
-        backing_image: shown
-            .filter(|_| !is_flat)
-            .map(|shown| Box::new(image_info(graph, shown, false))),
+        backing_image: shown.map(|shown| Box::new(image_info(graph, shown, false))),
         format_specific: own.map(|image| specific(&image.kind)),
         filename,
     }

@@ -255,7 +255,7 @@ fn an_image_that_is_locked() {
     let graph = place.0.graph("first.toml", text);
     let (first, _) = start(&graph, Overrides::default()).expect("the first");
     expect![[r#"
-        error: `DIR/full.img`: another process has the image open and stands against `write` (another server or a QEMU tool): stop it, or serve a copy
+        error: file `full.img`: another process has the image open and stands against `write` (another server or a QEMU tool): stop it, or serve a copy
           --> DIR/graph.toml:3:8
            |
          3 | path = "full.img"
@@ -264,7 +264,7 @@ fn an_image_that_is_locked() {
         1 error in DIR/graph.toml"#]].assert_eq(&place.start_error(text));
     let readers = text.replace("writable = true", "writable = false");
     expect![[r#"
-        error: `DIR/full.img`: another process has the image open and stands against `write` (another server or a QEMU tool): stop it, or serve a copy
+        error: file `full.img`: another process has the image open and stands against `write` (another server or a QEMU tool): stop it, or serve a copy
           --> DIR/graph.toml:3:8
            |
          3 | path = "full.img"

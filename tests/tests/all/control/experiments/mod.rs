@@ -127,7 +127,7 @@ fn has_node(client: &mut Qmp, name: &str) -> bool {
 
 /// How many images stand below a node.
 fn depth(client: &mut Qmp, node: &str) -> u64 {
-    let nodes = client.run("query-named-block-nodes", json!({"flat": true}));
+    let nodes = client.run("query-named-block-nodes", json!({}));
     let mut nodes = nodes.as_array().expect("a list").iter();
     let node = nodes.find(|it| it["node-name"] == node).expect("a node");
     node["backing_file_depth"].as_u64().expect("a number")

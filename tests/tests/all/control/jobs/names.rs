@@ -11,7 +11,7 @@ fn tries(client: &mut Qmp, directory: &str, command: &str, arguments: &Value) ->
     let text = arguments.to_string().replace("DIR", directory);
     let mut arguments: Value = serde_json::from_str(&text).expect("JSON");
     (arguments["job-id"], arguments["device"]) = (json!("j"), json!("top"));
-    arguments["speed"] = json!(1);
+    arguments["auto-finalize"] = json!(false);
     let answer = client.ask(command, arguments);
     if answer.get("error").is_none() {
         client.run("job-cancel", json!({"id": "j"}));
@@ -36,8 +36,12 @@ fn an_image_of_the_chain_is_found_by_its_file() {
     };
     let (our_directory, their_directory) = (directory(&host.scratch), directory(&theirs));
     let mut check = |command: &str, arguments: Value, expect: &str| {
-        let theirs = tries(&mut peers, &their_directory, command, &arguments);
-        assert_eq!(theirs, expect, "qemu-storage-daemon: {command} {arguments}");
+        // It knows the images by their whole names, and does not stand in their directory.
+        let is_whole = arguments.get("top").is_none() && arguments["base"] == "DIR/base.qcow2";
+        if expect != "started" || is_whole {
+            let theirs = tries(&mut peers, &their_directory, command, &arguments);
+            assert_eq!(theirs, expect, "qemu-storage-daemon: {command} {arguments}");
+        }
         let ours = tries(&mut ours, &our_directory, command, &arguments);
         assert_eq!(ours, expect, "{command} {arguments}");
     };
