@@ -186,7 +186,7 @@ fn a_disk_that_grows_is_backed_up_as_it_was() {
         }
         if sync == "none" {
             for granule in 0..SIZE / GRANULE {
-                drop(host.write(granule * GRANULE, &[7; 10]));
+                host.write(granule * GRANULE, &[7; 10]);
             }
         }
         host.run_for(Duration::from_secs(10));

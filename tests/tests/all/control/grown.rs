@@ -110,8 +110,9 @@ fn views_of_a_checkpoint_keep_their_size() {
             "export": {"id": format!("{drive}-then"), "listen": "unix:view.sock"}})
     };
     let mut second = view("vdb");
+    let kept = host.scratch.path("kept.qcow2").display().to_string();
     second["target"] = json!({"driver": "qcow2", "node-name": "kept", "create": {"size": SIZE},
-        "backing": null, "file": {"driver": "file", "filename": "kept.qcow2"}});
+        "backing": null, "file": {"driver": "file", "filename": kept}});
     let bitmap = |drive: &str| json!({"node": drive, "name": "daily"});
     let checkpoint = json!({"id": "one", "bitmaps": [bitmap("vda"), bitmap("vdb")],
         "views": [view("vda"), second]});
