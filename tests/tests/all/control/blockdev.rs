@@ -125,6 +125,48 @@ fn snapshots() {
     host.finish();
 }
 
+/// Limits change while somebody waits for them: he goes on.
+#[test]
+fn throttles_change_while_they_are_used() {
+    let host = Controlled::start(DISK, &[]);
+    let mut client = host.client();
+    let uri = serve_disk(&host, &mut client);
+    let throttle = |group: &str, config: Option<serde_json::Value>| {
+        let mut node = json!({"driver": "throttle", "node-name": "slow", "throttle-group": group});
+        node["file"] = "disk".into();
+        node.as_object_mut().expect("an object").extend(config.map(|it| ("config".into(), it)));
+        node
+    };
+    let reopen = |node: serde_json::Value| json!({"options": [node]});
+    let insert = |node: &serde_json::Value| {
+        let mut filter = node.clone();
+        filter.as_object_mut().expect("an object").remove("file");
+        json!({"above": "disk", "filter": filter})
+    };
+    // One byte a second: what waits would wait for hours.
+    let slow = json!({"bps": 1});
+    client.run("blockdev-insert-filter", insert(&throttle("g", Some(slow.clone()))));
+    let changes = [throttle("g", Some(json!({"bps": "1GiB"}))), throttle("other", Some(json!({})))];
+    for change in changes {
+        let mut nbd = Client::open(&uri);
+        assert_eq!(nbd.read(0, 4096), Ok(vec![0; 4096]));
+        let waits = std::thread::spawn(move || {
+            let read = nbd.read(0, 4096);
+            nbd.disconnect();
+            read
+        });
+        let act = json!({"type": "blockdev-reopen", "data": reopen(change.clone())});
+        let abort = json!({"type": "abort", "data": {}});
+        client.fail("transaction", json!({"actions": [act, abort]}));
+        client.run("blockdev-reopen", reopen(change));
+        assert_eq!(waits.join().expect("a reader"), Ok(vec![0; 4096]));
+        client.run("blockdev-reopen", reopen(throttle("g", Some(slow.clone()))));
+    }
+    let (_, desc) = client.fail("blockdev-reopen", reopen(throttle("g", Some(json!({"bpz": 1})))));
+    assert!(desc.contains("bpz: unknown key"), "{desc}");
+    host.finish();
+}
+
 /// A filter, an export, a bitmap and a node at once, while a client writes; aborted, nothing is there.
 #[test]
 fn transactions_of_nodes_and_exports() {
