@@ -76,7 +76,6 @@ pub use qcow2_options::{
     BackingFormat, BackingReference, BackingSpec, Compression, DataFileSpec, ImageFacts, ImageSpec,
     Preallocation, Qcow2Compat, Qcow2CreateSpec, Qcow2Spec,
 };
-pub(crate) use render::printable;
 pub use reopen::{ChildChange, NodeChange, ThrottleChange, changes};
 pub use spec::{
     BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,

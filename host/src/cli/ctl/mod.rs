@@ -48,7 +48,7 @@ pub(super) fn run(options: &CtlOptions) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            complain(format_args!("error: {failure}"));
+            complain(&failure);
             ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
         }
     }
