@@ -179,6 +179,12 @@ pub const JOB_PIECES_MAX: usize = 64;
 /// How often in a row, without anything done meanwhile, a job tries again what may pass by itself.
 pub const JOB_RETRIES_MAX: usize = 16;
 
+/// How long a job waits then; and at first when it is to go on after an error: the time doubles with each one in a row,
+pub const JOB_RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// up to this.
+pub const JOB_RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+
 /// How often a job tries to let its end take effect; and to take its node out of the graph before it ends without.
 pub const JOB_END_TRIES: usize = 5;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{DEADLINE, eventually};
+use crate::{DEADLINE, Killed, eventually};
 
 /// A running `blockloom serve`; killed when dropped.
 pub struct Daemon {
@@ -39,7 +39,7 @@ pub struct Refused {
 }
 
 struct Process {
-    child: Child,
+    child: Killed,
     stderr: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
 }
@@ -47,15 +47,15 @@ struct Process {
 impl Process {
     /// Also gives the lines of its stdout, which end with the process.
     fn spawn(program: &Path, graph: &Path, arguments: &[&str]) -> (Self, Receiver<String>) {
-        let mut child = Command::new(program)
+        let child = Command::new(program)
             .arg("serve")
             .arg(graph)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .spawn()
-            .expect("start the program under test");
+            .spawn();
+        let mut child = Killed::from(child.expect("start the program under test"));
         let stderr = Arc::new(Mutex::new(String::new()));
         let (send, stdout) = channel();
         let output = child.stdout.take().expect("stdout is piped");
@@ -84,14 +84,6 @@ impl Process {
 
     fn log(&self) -> String {
         self.stderr.lock().expect("log").clone()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended long ago.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -1,5 +1,6 @@
 //! How far things are: bars that are drawn over each other on a terminal.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
 use super::stdout;
@@ -48,6 +49,37 @@ impl Progress {
         let (done, total) = (size(self.done_bytes), size(self.total_bytes));
         format!("{kind} job `{name}` is {state}: {done} of {total}")
     }
+}
+
+/// Bars that never run backwards, though more comes to be done faster than it is done.
+#[derive(Default)]
+pub(super) struct Steady {
+    /// By name: what it was, and how much of that was shown as done.
+    before: BTreeMap<String, (Progress, u64)>,
+}
+
+impl Steady {
+    /// The bars of all that there is now.
+    pub(super) fn bars<'p>(&mut self, now: impl Iterator<Item = &'p Progress>) -> Vec<String> {
+        let before = std::mem::take(&mut self.before);
+        let bar = |progress: &Progress| {
+            let least = before.get(&progress.name).map_or(0, |it| least_done(it, progress));
+            let done_bytes = progress.done_bytes.max(least);
+            self.before.insert(progress.name.clone(), (progress.clone(), done_bytes));
+            Progress { done_bytes, ..progress.clone() }.bar()
+        };
+        now.map(bar).collect()
+    }
+}
+
+/// How much counts as done at least, where so much has been shown before.
+fn least_done((before, shown_bytes): &(Progress, u64), now: &Progress) -> u64 {
+    let is_another = now.done_bytes < before.done_bytes || now.total_bytes < before.total_bytes;
+    if is_another || before.total_bytes == 0 {
+        return 0;
+    }
+    let least = u128::from(*shown_bytes) * u128::from(now.total_bytes);
+    u64::try_from(least.div_ceil(u128::from(before.total_bytes))).unwrap_or(u64::MAX)
 }
 
 /// Bytes, to be read by people.
@@ -127,5 +159,26 @@ mod tests {
         check(1 << 20, 3 << 20, "[########................]  33%", "1 MiB of 3 MiB");
         check(u64::MAX, u64::MAX, "[########################] 100%", "GiB");
         check(1536, 1000, "] 100%", "1.5 KiB of 1000 B");
+    }
+
+    #[test]
+    fn bars_never_run_backwards() {
+        let mut steady = Steady::default();
+        let check = |steady: &mut Steady, done_bytes, total_bytes, expect: &str| {
+            let name = "j".to_owned();
+            let progress = Progress { name, done_bytes, total_bytes, ..Progress::default() };
+            let bars = steady.bars([progress].iter());
+            assert!(bars[0].contains(expect), "{done_bytes} of {total_bytes}: {bars:?}");
+        };
+        check(&mut steady, 0, 0, "  0%");
+        check(&mut steady, 50, 100, " 50%");
+        check(&mut steady, 60, 200, " 50%");
+        check(&mut steady, 99, 200, " 50%");
+        check(&mut steady, 101, 201, " 50%");
+        check(&mut steady, 150, 201, " 74%");
+        // Another one of that name.
+        check(&mut steady, 10, 100, " 10%");
+        assert!(steady.bars([].iter()).is_empty());
+        check(&mut steady, 10, 200, "  5%");
     }
 }

@@ -139,6 +139,10 @@ impl Work for Commit {
         true
     }
 
+    fn left_bytes(&self) -> Option<u64> {
+        self.tracker.get().map(|tracker| tracker.left_bytes())
+    }
+
     // What they go on naming may be given up, once it has been committed.
     fn named(&self, graph: &Graph) -> Vec<String> {
         find_by(graph, self.top).map_or_else(|_| Vec::new(), |top| naming_overlays(graph, top))

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use super::event::{ErrorAction, JobNews};
 use super::flow::{Bounds, Flow, Piece};
+use super::pace::Pace;
 use super::record::{IoStatus, Record, State, Wish};
 use super::status::JobStatus;
 use super::watched::{Watched, either};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{OnBehalf, OwnAccord};
-use crate::io::{Time, sleep_until, spawn, turn_now, until};
-use crate::limits::JOB_RETRIES_MAX;
+use crate::io::{sleep_until, spawn, turn_now, until};
+use crate::limits::{JOB_RETRIES_MAX, JOB_RETRY_PAUSE, JOB_RETRY_PAUSE_MAX};
 
 /// Why a job does not go on.
 #[derive(Debug)]
@@ -65,17 +66,23 @@ pub(super) struct JobCx {
     again: RefCell<VecDeque<Piece>>,
     /// The first error that was ignored.
     ignored: RefCell<Option<Error>>,
+    /// Something has been left out since that was asked last.
+    has_left_out: Cell<bool>,
     /// In a row, without a piece that was done.
     retries: Rc<Cell<usize>>,
-    /// The earliest time of the next piece.
-    paced: Cell<Time>,
+    pace: Pace,
     breaks: Option<Breaks>,
     /// That it cannot end well has been told.
     is_broken: Cell<bool>,
 }
 
-/// How long what may pass by itself is waited for.
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// How long a job waits that has met so many errors in a row and goes on.
+fn retry_pause(errors: usize) -> Duration {
+    let times = u32::try_from(errors).ok().and_then(|errors| 1_u32.checked_shl(errors));
+    times.map_or(JOB_RETRY_PAUSE_MAX, |times| {
+        JOB_RETRY_PAUSE.saturating_mul(times).min(JOB_RETRY_PAUSE_MAX)
+    })
+}
 
 impl JobCx {
     pub(super) fn new(record: &Arc<Record>, own: &OwnAccord, doing: Doing, failed: Failed) -> Self {
@@ -88,8 +95,9 @@ impl JobCx {
             failed,
             again: RefCell::default(),
             ignored: RefCell::default(),
+            has_left_out: Cell::default(),
             retries: Rc::default(),
-            paced: Cell::default(),
+            pace: Pace::default(),
             breaks: None,
             is_broken: Cell::new(false),
         }
@@ -166,7 +174,7 @@ impl JobCx {
         Ok(())
     }
 
-    /// Waits until all pieces are done, those that have failed among them.
+    /// Waits until all pieces are done, those that have failed among them, and paid for.
     ///
     /// # Errors
     /// As [`Self::point`].
@@ -177,7 +185,7 @@ impl JobCx {
             let again = self.again.borrow_mut().pop_front();
             match again {
                 Some(piece) => self.launch_now(piece).await?,
-                None => return Ok(()),
+                None => return self.pay_off().await,
             }
         }
     }
@@ -192,16 +200,26 @@ impl JobCx {
         self.ignored.borrow().clone()
     }
 
+    /// Whether a piece has failed, and been left out for now, since this was asked last.
+    pub(super) fn take_left_out(&self) -> bool {
+        self.has_left_out.take()
+    }
+
     async fn launch_now(&self, piece: Piece) -> Step<()> {
         loop {
-            self.pace(&piece).await;
-            self.point().await?;
+            match piece.is_zero {
+                true => self.point().await?,
+                false => self.pay_off().await?,
+            }
             if self.flow.has_room(&piece) {
                 break;
             }
             either(self.flow.room(&piece), self.interrupted()).await;
         }
-        self.pay(&piece);
+        if !piece.is_zero {
+            let speed = self.record.state.see(|state| state.speed);
+            self.pace.owe(piece.range.end - piece.range.start, speed, turn_now());
+        }
         self.flow.begin(&piece);
         let (flow, record) = (Rc::clone(&self.flow), Arc::clone(&self.record));
         let (doing, retries) =
@@ -237,31 +255,25 @@ impl JobCx {
         self.breaks.as_ref().and_then(|breaks| breaks.see(Clone::clone))
     }
 
-    /// Waits as long as the speed demands, or until something else is asked for or known.
-    async fn pace(&self, piece: &Piece) {
-        let (speed, paced) = (self.record.state.see(|state| state.speed), self.paced.get());
-        if speed == 0 || piece.is_zero || paced <= turn_now() {
-            return;
+    /// Waits until what it has begun is paid for. Who asks one that is ready to end does not wait for that.
+    ///
+    /// # Errors
+    /// As [`Self::point`].
+    async fn pay_off(&self) -> Step<()> {
+        loop {
+            self.point().await?;
+            let (speed, is_asked) =
+                self.record.state.see(|state| (state.speed, state.wish.is_some()));
+            if is_asked {
+                self.pace.forgive();
+            }
+            let Some(due) = self.pace.due(speed, turn_now()) else { return Ok(()) };
+            let is_other = |state: &State| {
+                state.speed != speed || state.wish.is_some() || state.stands_still()
+            };
+            let asked = self.record.state.when(|state| is_other(state).then_some(()));
+            until(due, either(asked, either(self.broken(), self.flow.failing()))).await;
         }
-        let is_asked =
-            |state: &State| state.speed != speed || state.wish.is_some() || state.stands_still();
-        let asked = self.record.state.when(|state| is_asked(state).then_some(()));
-        if until(paced, either(asked, self.broken())).await.is_some() {
-            self.paced.set(turn_now());
-        }
-    }
-
-    /// The time of a piece counts from now on.
-    fn pay(&self, piece: &Piece) {
-        let speed = self.record.state.see(|state| state.speed);
-        if speed == 0 || piece.is_zero {
-            return;
-        }
-        let bytes = piece.range.end - piece.range.start;
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(speed);
-        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-        let from = self.paced.get().max(turn_now());
-        self.paced.set(Time::from_nanos(from.as_nanos().saturating_add(nanos)));
     }
 
     /// Where the job can stand still: between two pieces. What has failed is settled; nothing is in flight
@@ -276,16 +288,9 @@ impl JobCx {
                 self.met(Some(piece), error).await?;
                 continue;
             }
-            let is_ready = |status| matches!(status, JobStatus::Ready | JobStatus::Standby);
-            let (halts, stands_still) = self.record.state.see(|state| {
-                let halts = match state.wish {
-                    Some(Wish::Abort) => true,
-                    Some(Wish::Cancel) => !is_ready(state.status),
-                    Some(Wish::Complete) | None => false,
-                };
-                (halts, state.stands_still())
-            });
-            if halts {
+            let (is_cancelled, stands_still) =
+                self.record.state.see(|state| (state.is_cancelled(), state.stands_still()));
+            if is_cancelled {
                 return Err(Halt::Cancelled);
             }
             if !stands_still {
@@ -339,24 +344,26 @@ impl JobCx {
         if passes && retries < JOB_RETRIES_MAX {
             self.retries.set(retries + 1);
             self.again.borrow_mut().extend(piece.filter(|_| self.failed == Failed::Again));
-            sleep_until(turn_now() + RETRY_PAUSE).await;
+            sleep_until(turn_now() + JOB_RETRY_PAUSE).await;
             return Ok(());
         }
         let is_no_space = error.kind() == ErrorKind::NoSpace;
         let mut action = self.record.on_error(&error).action(is_no_space);
-        if action == ErrorAction::Ignore && (piece.is_none() || retries >= JOB_RETRIES_MAX) {
-            // What is asked again for ever would go on for ever.
+        let has_been_tried = self.failed == Failed::Again && retries >= JOB_RETRIES_MAX;
+        if action == ErrorAction::Ignore && (piece.is_none() || has_been_tried) {
+            // There is no answer without which it could go on, or what it would leave out.
             action = ErrorAction::Report;
         }
         self.tell_error(&error, action);
         match action {
             ErrorAction::Report => return Err(Halt::Failed(error)),
             ErrorAction::Ignore => {
-                if self.failed == Failed::Known {
-                    self.retries.set(retries + 1);
-                    sleep_until(turn_now() + RETRY_PAUSE).await;
-                }
                 self.ignored.borrow_mut().get_or_insert(error);
+                if self.failed == Failed::Known {
+                    self.retries.set(retries.saturating_add(1));
+                    self.has_left_out.set(true);
+                    self.back_off(retry_pause(retries)).await;
+                }
             }
             ErrorAction::Stop => {
                 self.again.borrow_mut().extend(piece.filter(|_| self.failed == Failed::Again));
@@ -364,5 +371,25 @@ impl JobCx {
             }
         }
         Ok(())
+    }
+
+    /// Waits a while, or until it is to stand still or to end.
+    async fn back_off(&self, pause: Duration) {
+        let is_other = |state: &State| state.is_cancelled() || state.stands_still();
+        let asked = self.record.state.when(|state| is_other(state).then_some(()));
+        until(turn_now() + pause, either(asked, self.broken())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What fails for ever costs little, and is tried for ever.
+    #[test]
+    fn the_more_errors_the_longer_the_pause() {
+        let pauses =
+            [0, 1, 2, 6, 7, 31, 32, usize::MAX].map(|errors| retry_pause(errors).as_millis());
+        assert_eq!(pauses, [10, 20, 40, 640, 1000, 1000, 1000, 1000]);
     }
 }

@@ -57,6 +57,7 @@ impl Copying {
         let edges = (SOURCE, TARGET);
         let tracker = Tracker::begin(opening.own, edges, self.granularity, self.copies_all)?;
         self.node.set_tracker(&tracker);
+        opening.record.hold_back(self.granularity.bytes().min(COPY_MAX_BYTES as u64));
         let copied = Arc::clone(&tracker);
         let doing: Doing = Rc::new(move |own: OwnAccord, piece: Piece| {
             let tracker = Arc::clone(&copied);
@@ -79,12 +80,16 @@ impl Copying {
             passes = passes.saturating_add(1);
             let left = tracker.left_bytes();
             cx.record.set_left(left);
-            let is_done = left == 0 || (passes >= PASSES && left <= JOB_LEFT_MAX_BYTES);
+            // What has failed would do so at the end, too: it is tried for as long as it takes.
+            let is_done = !cx.take_left_out()
+                && (left == 0 || (passes >= PASSES && left <= JOB_LEFT_MAX_BYTES));
             if is_done && self.is_silent {
                 return Ok(Ending::Done);
             }
             if is_done && cx.record.state.see(|state| state.status) == JobStatus::Running {
                 self.settle_doubts(cx, tracker).await?;
+                // What is left counts as what has come since.
+                cx.record.set_all_done();
                 cx.record.become_status(JobStatus::Ready);
                 let (progress, speed) =
                     (cx.record.progress(), cx.record.state.see(|state| state.speed));
@@ -104,6 +109,8 @@ impl Copying {
                 }
             }
             if left == 0 {
+                // What guests' writes have copied themselves was never done by a piece.
+                cx.record.set_all_done();
                 rest(cx).await;
             }
             cx.point().await?;
@@ -115,7 +122,11 @@ impl Copying {
         loop {
             self.pass(cx, tracker).await?;
             cx.finish().await?;
-            cx.record.set_left(tracker.left_bytes());
+            let left = tracker.left_bytes();
+            cx.record.set_left(left);
+            if left == 0 {
+                cx.record.set_all_done();
+            }
             rest(cx).await;
         }
     }

@@ -131,6 +131,11 @@ impl Flow {
         .await;
     }
 
+    /// Waits until a piece has failed.
+    pub(super) async fn failing(&self) {
+        self.when(|state| !state.failed.is_empty()).await;
+    }
+
     /// Whether there is room for a piece.
     pub(super) fn has_room(&self, piece: &Piece) -> bool {
         let state = self.0.borrow();

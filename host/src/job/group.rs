@@ -13,9 +13,9 @@ use std::time::Duration;
 use super::context::{Halt, JobCx, Step};
 use super::event::JobNews;
 use super::list::Jobs;
-use super::record::{JobEnd, Record, State, Wish};
+use super::record::{JobEnd, JobInfo, Record, State, Wish};
 use super::spec::CopyMode;
-use super::status::JobStatus;
+use super::status::{JobStatus, Verb};
 use super::watched::{Watched, either};
 use super::work::{Ending, Opening, Work};
 use crate::error::{Error, ErrorKind, Result};
@@ -79,9 +79,14 @@ impl Group {
         self.members.iter().find(|member| Arc::ptr_eq(&member.record, record))
     }
 
-    /// See [`Work::is_in_step`].
-    pub(super) fn is_in_step(&self, record: &Arc<Record>) -> Option<bool> {
-        self.member(record).and_then(|member| member.work.is_in_step())
+    /// A member as it is.
+    pub(super) fn info(&self, record: &Arc<Record>) -> JobInfo {
+        let work = self.member(record).map(|member| &member.work);
+        let goes_on = record.state.see(|state| state.status.allows(Verb::Cancel));
+        if let Some(work) = work.filter(|_| goes_on) {
+            record.look_left(|| work.left_bytes().unwrap_or(0));
+        }
+        JobInfo { is_in_step: work.and_then(|work| work.is_in_step()), ..record.info() }
     }
 
     /// Has a job copy in another way from now on.

@@ -23,7 +23,7 @@ impl JobHandle {
 
     /// The job as it is.
     pub fn info(&self) -> JobInfo {
-        JobInfo { is_in_step: self.group.is_in_step(&self.record), ..self.record.info() }
+        self.group.info(&self.record)
     }
 
     /// Its state.

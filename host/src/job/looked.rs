@@ -82,12 +82,14 @@ impl Needs {
         let found = self.looked.first(cx, &run, is_data, ask).await?;
         let Some((needs_data, end)) = found else { return Ok((run, true)) };
         let granule = self.granule;
-        // A part of a granule is copied with it.
-        let end = match needs_data {
-            true => end.div_ceil(granule).saturating_mul(granule),
-            false if end == run.end => end,
-            false if end / granule * granule > run.start => end / granule * granule,
-            false => run.start.saturating_add(granule),
+        let up = |end: u64| end.div_ceil(granule).saturating_mul(granule);
+        let whole = end / granule * granule;
+        // A part of a granule is copied with it: its data, too, if it has some.
+        let (end, needs_data) = match needs_data {
+            true => (up(end), true),
+            false if end == run.end => (end, false),
+            false if whole > run.start => (whole, false),
+            false => (up(run.start.saturating_add(1)), true),
         };
         Ok((run.start..end.min(run.end).max(run.start + 1), needs_data))
     }

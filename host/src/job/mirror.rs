@@ -19,12 +19,14 @@ use super::work::{
     Actions, Ending, Opening, Place, Planned, Work, backing, down, find, grow, name_of, proven,
     remove_unused,
 };
-use crate::bitmap::{Bitmap, Granularity};
+use crate::bitmap::{Bitmap, Granularity, Granules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
     Action, BitmapAction, BitmapRef, ChildDecl, Graph, JobStake, NodeGeneration, PermissionSet,
     Role, Tracker, Unproven,
 };
+use crate::io::{turn_now, until};
+use crate::limits::JOB_SETTLE_TIME;
 
 /// Number of the edge below which nothing is copied, if there is one.
 const BELOW: usize = 2;
@@ -54,6 +56,8 @@ enum Chosen {
         bitmap: BitmapRef,
         mode: BitmapMode,
         found: OnceLock<Arc<Bitmap>>,
+        /// What has not been copied, if that is known, and the rest is durable.
+        left: OnceLock<Arc<Granules>>,
     },
 }
 
@@ -91,8 +95,8 @@ pub(super) fn plan(graph: &Graph, id: &str, spec: &MirrorSpec) -> Result<Planned
         MirrorSync::None => Chosen::None,
         MirrorSync::Bitmap(bitmap, mode) => {
             before.extend(proven(vec![BitmapAction::Freeze.of(bitmap)]));
-            let (bitmap, found) = (bitmap.clone(), OnceLock::new());
-            Chosen::Bitmap { bitmap, mode: *mode, found }
+            let (bitmap, found, left) = (bitmap.clone(), OnceLock::new(), OnceLock::new());
+            Chosen::Bitmap { bitmap, mode: *mode, found, left }
         }
     };
     let copies_writes = spec.copy_mode == CopyMode::WriteBlocking;
@@ -169,6 +173,28 @@ impl Mirror {
             }
         }
     }
+
+    /// The job ends, and may not have copied all. What it has copied is the same in both since then, but for what has
+    /// been written since the job began: that the bitmap's successor has recorded.
+    async fn give_up(&self, cx: &JobCx, tracker: &Arc<Tracker>) {
+        let Chosen::Bitmap { mode: BitmapMode::Always, found, left, .. } = &self.sync else {
+            return;
+        };
+        // As long as nobody has said what is to be copied, nothing else is to be left out.
+        if found.get().is_none_or(|bitmap| bitmap.read().still().is_none()) {
+            return;
+        }
+        let settled = until(turn_now() + JOB_SETTLE_TIME, async {
+            cx.idle().await;
+            let left = tracker.left()?;
+            cx.on_behalf().await?.flush(TARGET).await?;
+            Ok::<_, Error>(left)
+        });
+        // What is not durable is not there.
+        if let Some(Ok(settled)) = settled.await {
+            left.get_or_init(|| Arc::new(settled));
+        }
+    }
 }
 
 impl Work for Mirror {
@@ -189,7 +215,11 @@ impl Work for Mirror {
         Box::pin(async move {
             let Some(tracker) = self.tracker.get() else { return Ok(Ending::Stopped) };
             self.choose(cx, tracker).await?;
-            self.copying.run(cx, tracker).await
+            let worked = self.copying.run(cx, tracker).await;
+            if worked.is_err() {
+                self.give_up(cx, tracker).await;
+            }
+            worked
         })
     }
 
@@ -202,6 +232,10 @@ impl Work for Mirror {
 
     fn tracks(&self) -> bool {
         true
+    }
+
+    fn left_bytes(&self) -> Option<u64> {
+        self.tracker.get().map(|tracker| tracker.left_bytes())
     }
 
     fn ended(&self) {
@@ -232,13 +266,16 @@ impl Work for Mirror {
 
     fn end(&self, graph: &Graph, how: Ending) -> Result<Actions> {
         let mut actions = Actions::new();
-        if let Chosen::Bitmap { bitmap, mode, found } = &self.sync {
-            let is_taken = match mode {
-                BitmapMode::Never => false,
-                // What was not copied stays dirty: more than need be, never less.
-                BitmapMode::OnSuccess | BitmapMode::Always => how != Ending::Broken,
+        if let Chosen::Bitmap { bitmap, mode, found, left } = &self.sync {
+            let end = match (mode, how) {
+                (BitmapMode::Never, _) => BitmapAction::MergeBack,
+                (_, Ending::Done | Ending::Stopped) => BitmapAction::Abdicate,
+                (BitmapMode::Always, Ending::Broken) => match left.get() {
+                    Some(left) => BitmapAction::Leave(Arc::clone(left)),
+                    None => BitmapAction::MergeBack,
+                },
+                (BitmapMode::OnSuccess, Ending::Broken) => BitmapAction::MergeBack,
             };
-            let end = if is_taken { BitmapAction::Abdicate } else { BitmapAction::MergeBack };
             let bitmap = found.get().map_or_else(|| bitmap.clone(), BitmapRef::from);
             actions.extend(proven(vec![end.of(bitmap)]));
         }

@@ -13,7 +13,7 @@
 //! | `record.rs`, `watched.rs` | what is known of a job everywhere, and can be waited for |
 //! | `event.rs` | what subscribers of the host's events learn |
 //! | `group.rs` | the life of a job; ending together |
-//! | `context.rs`, `flow.rs` | what a job works with: pieces in flight, speed, pauses, errors |
+//! | `context.rs`, `flow.rs`, `pace.rs` | what a job works with: pieces in flight, speed, pauses, errors |
 //! | `work.rs` | `Work`: what a kind of job is |
 //! | `node.rs` | the node |
 //! | `stream.rs`, `commit.rs`, `mirror.rs`, `backup/`, `populate.rs` | the kinds |
@@ -63,6 +63,7 @@ mod list;
 mod looked;
 mod mirror;
 mod node;
+mod pace;
 mod populate;
 mod record;
 mod spec;

@@ -73,6 +73,8 @@ pub(super) struct Record {
     cell: Arc<GraphCell>,
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
+    /// So much less is told to be done than is there to do, until it has done all.
+    held_back_bytes: AtomicU64,
     pub(super) state: Watched<State>,
 }
 
@@ -119,6 +121,16 @@ impl State {
         }
     }
 
+    /// Whether it is to end without having done its work.
+    pub(super) fn is_cancelled(&self) -> bool {
+        let is_ready = matches!(self.status, JobStatus::Ready | JobStatus::Standby);
+        match self.wish {
+            Some(Wish::Abort) => true,
+            Some(Wish::Cancel) => !is_ready,
+            Some(Wish::Complete) | None => false,
+        }
+    }
+
     /// Whether it is to stand still.
     pub(super) fn stands_still(&self) -> bool {
         self.is_paused || self.io_status != IoStatus::Ok
@@ -132,8 +144,9 @@ impl Record {
         cell: Arc<GraphCell>,
         state: State,
     ) -> Self {
-        let (done_bytes, total_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { id, kind, node, on_error, cell, done_bytes, total_bytes, state: Watched::new(state) }
+        let [done_bytes, total_bytes, held_back_bytes] = std::array::from_fn(|_| AtomicU64::new(0));
+        let state = Watched::new(state);
+        Self { id, kind, node, on_error, cell, done_bytes, total_bytes, held_back_bytes, state }
     }
 
     /// The graph as it is.
@@ -168,6 +181,9 @@ impl Record {
             if may {
                 state.status = next;
             }
+            if matches!(next, JobStatus::Ready | JobStatus::Waiting) {
+                self.held_back_bytes.store(0, Ordering::Relaxed);
+            }
             may
         });
         if changed {
@@ -180,11 +196,19 @@ impl Record {
         self.cell.tell(&self.graph(), Event::Job(JobEvent { job, kind, what }));
     }
 
+    /// How far it is. Neither number ever falls.
     pub(super) fn progress(&self) -> Progress {
         let done_bytes = self.done_bytes.load(Ordering::Relaxed);
         // Read in the other order than they are written.
         let total_bytes = self.total_bytes.load(Ordering::Relaxed).max(done_bytes);
+        let held_back_bytes = self.held_back_bytes.load(Ordering::Relaxed);
+        let done_bytes = done_bytes.min(total_bytes.saturating_sub(held_back_bytes));
         Progress { done_bytes, total_bytes }
+    }
+
+    /// Others may give it more to do until it has done all: so long the last so many bytes do not count as done.
+    pub(super) fn hold_back(&self, bytes: u64) {
+        self.held_back_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// So much more is done.
@@ -194,8 +218,13 @@ impl Record {
 
     /// There is this much left to do.
     pub(super) fn set_left(&self, bytes: u64) {
-        let total = self.done_bytes.load(Ordering::Relaxed).saturating_add(bytes);
-        self.total_bytes.fetch_max(total, Ordering::Relaxed);
+        self.look_left(|| bytes);
+    }
+
+    /// The same, where it is done at this very moment: what is done meanwhile counts once.
+    pub(super) fn look_left(&self, left_bytes: impl FnOnce() -> u64) {
+        let done = self.done_bytes.load(Ordering::Relaxed);
+        self.total_bytes.fetch_max(done.saturating_add(left_bytes()), Ordering::Relaxed);
     }
 
     /// Nothing is left to do.

@@ -13,7 +13,8 @@ pub enum OnError {
     /// It fails.
     #[default]
     Report,
-    /// It goes on with the rest.
+    /// It goes on with the rest. A copy, a commit or a backup comes to what has failed again and again, ever more
+    /// seldom, and does not end before it is done; a stream leaves it where it is, and fails at its end.
     Ignore,
     /// It stands still until it is resumed, and tries again.
     Stop,
@@ -165,8 +166,8 @@ pub enum BitmapMode {
     OnSuccess,
     /// It stays what it was.
     Never,
-    /// What was copied is clean. If a backup has failed, what it has not copied is dirty; if a mirror has, all
-    /// counts as not copied.
+    /// What was copied is clean, however the job ends: if it has failed, what it has not copied is dirty. So is all, if
+    /// it is not known to be durable where it was copied to.
     Always,
 }
 

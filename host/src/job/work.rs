@@ -63,6 +63,11 @@ pub(super) trait Work: Send + Sync {
     /// It has ended: lets go of what it holds.
     fn ended(&self) {}
 
+    /// What is left to do at this very moment, bytes, where others give it more to do.
+    fn left_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether nothing is acknowledged that has not been copied, if that is what it is about.
     fn is_in_step(&self) -> Option<bool> {
         None

@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use blockloom_tests::{Daemon, Scratch, eventually};
+use blockloom_tests::{Daemon, Killed, Scratch, eventually};
 use tempfile::TempDir;
 
 use crate::options::Options;
@@ -36,7 +36,7 @@ enum Process {
 
 /// A foreign server; killed when dropped.
 struct Peer {
-    child: Child,
+    child: Killed,
     /// A file on tmpfs, if it has one; removed after the process.
     _disk: Option<TempDir>,
 }
@@ -47,14 +47,6 @@ pub(crate) struct ImageServer<'a> {
     pub(crate) name: &'static str,
     /// The file: a qcow2 image for [`QCOW2`] and [`QSD_QCOW2`], raw for [`RAW_FILE`].
     pub(crate) image: &'a Path,
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may have ended long ago.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Server {
@@ -248,7 +240,7 @@ pub(crate) fn peer(
             }
             Err(error) => panic!("{name}: {error}"),
         };
-    let mut peer = Peer { child, _disk: disk };
+    let mut peer = Peer { child: child.into(), _disk: disk };
     let is_up = eventually(&format!("{name} listens"), || {
         if UnixStream::connect(socket).is_ok() {
             return Some(true);

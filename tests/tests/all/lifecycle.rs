@@ -2,13 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockloom_tests::nbd::{Client, Request, command};
 use blockloom_tests::qmp::Qmp;
-use blockloom_tests::{Daemon, eventually, pattern};
+use blockloom_tests::{Daemon, Killed, eventually, pattern};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stack::STACKS;
@@ -302,17 +302,6 @@ fn what_is_missing_is_named() {
     assert!(!scratch.path("nbd.sock").exists());
 }
 
-/// A process that does not outlive its test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // It may have ended long ago.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Whoever has read the log is gone: what would be logged is lost, and nothing else.
 #[test]
 fn a_log_that_nobody_reads_ends_nothing() {
@@ -326,8 +315,7 @@ fn a_log_that_nobody_reads_ends_nothing() {
     let mut command = Command::new(program());
     command.args(["serve", "--workers", "1", "--control"]).arg(&socket).arg(&graph);
     let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut killed = Killed(command.spawn().expect("the program"));
-    let child = &mut killed.0;
+    let mut child = Killed::from(command.spawn().expect("the program"));
     let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
     assert!(stdout.lines().map_while(Result::ok).any(|line| line == "ready"));
     drop(child.stderr.take());

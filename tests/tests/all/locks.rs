@@ -1,10 +1,10 @@
 //! Image locks: whoever writes an image is alone with it, readers share.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use blockloom_tests::nbd::Client;
 use blockloom_tests::tools::{fail, have, qemu_io, succeed};
-use blockloom_tests::{Scratch, eventually};
+use blockloom_tests::{Killed, Scratch, eventually};
 
 use crate::{ENGINES, MIB, file_disk, scratch, serve, try_serve};
 
@@ -107,7 +107,7 @@ fn qemu_tools_heed_the_lock() {
 }
 
 /// A qemu-storage-daemon; killed when dropped.
-struct StorageDaemon(Child);
+struct StorageDaemon(Killed);
 
 impl StorageDaemon {
     fn start(scratch: &Scratch, read_only: bool) -> Self {
@@ -124,21 +124,13 @@ impl StorageDaemon {
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        let mut daemon = Self(child.expect("start qemu-storage-daemon"));
+        let mut daemon = Self(child.expect("start qemu-storage-daemon").into());
         let uri = format!("nbd+unix:///e?socket={}", socket.display());
         eventually("qemu-storage-daemon serves", || {
             assert!(daemon.0.try_wait().expect("wait").is_none(), "qemu-storage-daemon ended");
             blockloom_tests::nbd::connect(&uri).ok()
         });
         daemon
-    }
-}
-
-impl Drop for StorageDaemon {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::client::{Client, Failure, Next};
 use super::schema::Schema;
-use crate::cli::progress::{Bars, Progress};
+use crate::cli::progress::{Bars, Progress, Steady};
 use crate::cli::stdout::is_over;
 
 /// How often a host is asked how far its jobs are.
@@ -49,7 +49,7 @@ type Ends = BTreeMap<String, Result<String, String>>;
 /// # Errors
 /// What the first one that has not succeeded says.
 pub(super) fn follow(client: &mut Client, ids: &[String], waits: bool) -> Result<(), Failure> {
-    let (mut bars, mut ends) = (Bars::new(), Ends::new());
+    let (mut bars, mut steady, mut ends) = (Bars::new(), Steady::default(), Ends::new());
     if ids.is_empty() {
         return Ok(());
     }
@@ -62,7 +62,7 @@ pub(super) fn follow(client: &mut Client, ids: &[String], waits: bool) -> Result
     loop {
         let mut jobs = query(client)?;
         jobs.retain(|job| ids.contains(&job.progress.name));
-        bars.show(jobs.iter().map(|job| job.progress.bar()).collect());
+        bars.show(steady.bars(jobs.iter().map(|job| &job.progress)));
         if jobs.iter().all(|job| job.is_at_rest) {
             let waiting: Vec<Progress> = jobs.into_iter().map(|job| job.progress).collect();
             return conclude(client, &mut bars, ids, (&waiting, ends));
@@ -159,10 +159,10 @@ fn query(client: &mut Client) -> Result<Vec<Job>, Failure> {
 
 /// Prints events as they come, and on a terminal, below them, how far jobs are.
 pub(super) fn watch(client: &mut Client) -> Result<(), Failure> {
-    let mut bars = Bars::new();
-    let has_jobs = |client: &mut Client, bars: &mut Bars| -> Result<bool, Failure> {
+    let (mut bars, mut steady) = (Bars::new(), Steady::default());
+    let mut has_jobs = |client: &mut Client, bars: &mut Bars| -> Result<bool, Failure> {
         let jobs = query(client)?;
-        bars.show(jobs.iter().map(|job| job.progress.bar()).collect());
+        bars.show(steady.bars(jobs.iter().map(|job| &job.progress)));
         Ok(!jobs.is_empty())
     };
     let mut shows = bars.is_terminal() && has_jobs(client, &mut bars)?;

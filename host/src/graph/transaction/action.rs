@@ -180,8 +180,9 @@ pub enum Action {
     NameOwnBacking {
         /// The node.
         node: String,
-        /// A node, and how it is called where that is the backing; by its file, by default. A format that is not
-        /// said is the node's: `qcow2`, or `raw` whatever keeps its bytes.
+        /// A node, and how it is called where that is the backing; by its file, by default: relatively, if images
+        /// have named each other so down to it. A format that is not said is the node's: `qcow2`, or `raw` whatever
+        /// keeps its bytes.
         said: Option<(String, BackingName)>,
     },
     /// Opens a node in another way: what was made for that takes its driver's place, or its driver holds nothing open

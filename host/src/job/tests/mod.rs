@@ -7,5 +7,7 @@ mod mirror;
 mod populate;
 mod random;
 mod scene;
+mod speed;
 mod starting;
 mod stream;
+mod trouble;

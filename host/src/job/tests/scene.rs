@@ -141,7 +141,7 @@ pub(super) fn insert_filter(node: &str, name: &str) -> Transaction {
 }
 
 /// Whether something comes to be so, within a long time.
-pub(super) fn wait_for(is_so: impl Fn() -> bool) -> bool {
+pub(super) fn wait_for(mut is_so: impl FnMut() -> bool) -> bool {
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_secs(30) {
         if is_so() {

@@ -15,6 +15,9 @@ use crate::io::Buf;
 use crate::limits::ZERO_CHUNK_BYTES;
 use crate::node::WriteFlags;
 
+/// What a disk's size is a multiple of.
+const SECTOR_BYTES: u64 = 512;
+
 impl Qcow2Node {
     pub(super) async fn zero_range(
         &self,
@@ -115,6 +118,11 @@ impl Qcow2Node {
 
     /// Another size. What is added shows zeros, whatever a backing has there, or the last cluster had.
     pub(super) async fn set_size(&self, cx: Cx<'_>, size_bytes: u64) -> Result<()> {
+        // Others count such disks in sectors, and do not show what is less than one.
+        if !size_bytes.is_multiple_of(SECTOR_BYTES) {
+            let message = format!("its new size must be a multiple of {SECTOR_BYTES}");
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         let container = self.container(cx)?;
         let before = self.image.size_bytes();
         if self.info.raw_external_data && size_bytes > before {

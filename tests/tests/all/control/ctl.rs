@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
-use blockloom_tests::{eventually, tools};
+use blockloom_tests::{Killed, eventually, tools};
 use serde_json::{Value, json};
 
 use super::Controlled;
@@ -36,7 +36,7 @@ fn commands_by_words() {
     let host = Controlled::memory();
     let mut watch = Command::new(crate::program());
     watch.arg("ctl").arg("--control").arg(&host.socket).arg("watch");
-    let mut watch = watch.stdout(Stdio::piped()).spawn().expect("run ctl");
+    let mut watch = Killed::from(watch.stdout(Stdio::piped()).spawn().expect("run ctl"));
     let mut events = BufReader::new(watch.stdout.take().expect("stdout is piped")).lines();
 
     // The watcher may come late: events go on until it has seen one.
@@ -163,7 +163,7 @@ fn a_watch_ends() {
     let watch = || {
         let mut command = Command::new(crate::program());
         command.arg("ctl").arg("--control").arg(&host.socket).arg("watch");
-        command.stdout(Stdio::piped()).spawn().expect("run ctl")
+        Killed::from(command.stdout(Stdio::piped()).spawn().expect("run ctl"))
     };
     // What it prints, once it has printed something.
     let watched = |child: &mut Child, make_event: &mut dyn FnMut()| {

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use blockloom_tests::qmp::Qmp;
-use blockloom_tests::tools;
+use blockloom_tests::{Killed, tools};
 use serde_json::{Value, json};
 
 use super::Controlled;
 
 /// qemu-storage-daemon; killed when dropped.
 pub(super) struct Peer {
-    child: Child,
+    child: Killed,
     pub(super) socket: PathBuf,
 }
 
@@ -22,14 +22,7 @@ impl Peer {
         let chardev = format!("socket,path={},server=on,wait=off,id=c", socket.display());
         command.args(["--chardev", &chardev, "--monitor", "chardev=c"]);
         let child = command.stdin(Stdio::null()).spawn().expect("start qemu-storage-daemon");
-        Self { child, socket }
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Self { child: child.into(), socket }
     }
 }
 

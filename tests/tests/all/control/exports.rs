@@ -7,7 +7,7 @@ use std::time::Duration;
 use blockloom_tests::nbd::command::WRITE_ZEROES;
 use blockloom_tests::nbd::{Client, Terms};
 use blockloom_tests::qmp::Qmp;
-use blockloom_tests::{eventually, tools};
+use blockloom_tests::{Killed, eventually, tools};
 use serde_json::{Value, json};
 
 use super::Controlled;
@@ -275,17 +275,11 @@ fn allocation_depth_is_qemus() {
     let theirs = |format: &str, image: &str| {
         let socket = host.scratch.path("peer.sock");
         let mut command = std::process::Command::new("qemu-nbd");
-        let mut peer = command
-            .args(["-A", "-r", "-f", format, "-k"])
-            .arg(&socket)
-            .arg(image)
-            .spawn()
-            .expect("start qemu-nbd");
+        let peer = command.args(["-A", "-r", "-f", format, "-k"]).arg(&socket).arg(image);
+        let peer = Killed::from(peer.spawn().expect("start qemu-nbd"));
         eventually("qemu-nbd listens", || socket.exists().then_some(()));
         let map = tools::nbd_map(&format!("nbd+unix:///?socket={}", socket.display()), CONTEXT);
-        // It serves one client.
-        let _ = peer.kill();
-        peer.wait().expect("its end");
+        drop(peer);
         let _ = std::fs::remove_file(socket);
         map
     };

@@ -2,8 +2,9 @@
 
 use std::io::Read;
 use std::ops::Range;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
+use blockloom_tests::Killed;
 use blockloom_tests::tools::have;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -12,7 +13,7 @@ use serde_json::Value;
 const RATE: u32 = 1000;
 
 /// A running fio; killed when dropped.
-pub(super) struct Fio(Child);
+pub(super) struct Fio(Killed);
 
 impl Fio {
     /// Writes somewhere in a range of a disk, until it is told to end; `None` if there is no fio.
@@ -41,7 +42,7 @@ impl Fio {
         let options = options.iter().map(|option| format!("--{option}"));
         let mut command = Command::new("fio");
         command.args(options).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        Some(Self(command.spawn().expect("start fio")))
+        Some(Self(command.spawn().expect("start fio").into()))
     }
 
     /// Ends it; gives how many writes it has done, all of which it has found again as far as it has looked.
@@ -60,13 +61,5 @@ impl Fio {
         let count = |what: &str| job[what]["total_ios"].as_u64().expect("a number");
         assert!(count("read") > 0, "it has looked at none of {} writes", count("write"));
         count("write")
-    }
-}
-
-impl Drop for Fio {
-    fn drop(&mut self) {
-        // It may have ended long ago.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

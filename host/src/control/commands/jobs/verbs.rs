@@ -6,7 +6,7 @@ use crate::control::qapi::{clip, qapi_enum, qapi_struct, qapi_union};
 use crate::control::registry::{Empty, Registry};
 use crate::error::{ErrorKind, Result};
 use crate::host::block_on;
-use crate::job::{CopyMode, JobHandle, JobStatus, Verb};
+use crate::job::{CopyMode, IoStatus, JobHandle, JobStatus, Verb};
 
 qapi_struct! {
     /// A job by its id.
@@ -176,7 +176,8 @@ fn dismiss(job: &JobHandle) -> QmpResult<Empty> {
 fn block_job_cancel(context: &Context<'_>, cancelled: BlockJobCancel) -> QmpResult<Empty> {
     let BlockJobCancel { device, force } = cancelled;
     let (job, is_forced) = (block_job(context, &device)?, force.unwrap_or(false));
-    if !is_forced && matches!(job.status(), JobStatus::Paused | JobStatus::Standby) {
+    let info = job.info();
+    if !is_forced && (info.is_paused || info.io_status != IoStatus::Ok) {
         let desc = format!("The block job for device '{device}' is currently paused");
         return Err(QmpError::generic(desc));
     }

@@ -156,6 +156,14 @@ impl Tracker {
         self.todo().dirty_bytes()
     }
 
+    /// What is to be copied, now.
+    ///
+    /// # Errors
+    /// As [`Granules::copy`].
+    pub fn left(&self) -> Result<Granules> {
+        Ok(self.todo().copy()?)
+    }
+
     /// Whether both show the same, but for what is in flight.
     pub(in crate::graph) fn is_all_same(&self) -> bool {
         self.differs.next_dirty(0).is_none()

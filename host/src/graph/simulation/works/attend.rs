@@ -11,7 +11,7 @@ use super::world::{World, lag_name};
 use crate::error::{Error, Result as HostResult};
 use crate::graph::{Action, Transaction};
 use crate::io::sim::{Random, note};
-use crate::io::{sleep_until, spawn_boxed, turn_now};
+use crate::io::{sleep_until, spawn_boxed, turn_now, until};
 use crate::job::{Changes, CopyMode, IoStatus, JobEnd, JobHandle, JobStatus, Jobs};
 
 /// A job that has begun, at some moment of `began`.
@@ -36,6 +36,8 @@ pub(super) struct Ended {
 
 /// How often a job that stands still is told to go on, before it is cancelled.
 const RESUMES_MAX: u64 = 40;
+/// How long a job may go on by itself when nobody limits its speed.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn pause(random: &mut Random, micros: u64) {
     sleep_until(turn_now() + Duration::from_micros(random.below(micros))).await;
@@ -156,14 +158,16 @@ impl World {
             let rests = |at: S| {
                 matches!(at, S::Paused | S::Standby | S::Ready | S::Pending) || at.is_over()
             };
-            match job.comes_to(rests).await {
-                at if at.is_over() => return job.wait().await,
-                S::Ready if random.one_in(6) => drop(job.cancel(false)),
-                S::Ready => drop(job.complete()),
-                S::Pending if random.one_in(6) => drop(job.cancel(random.one_in(2))),
-                S::Pending => drop(job.finalize()),
-                _ if resumes > RESUMES_MAX => drop(job.cancel(true)),
-                _ => drop(job.resume()),
+            match until(turn_now() + PATIENCE, job.comes_to(rests)).await {
+                // It goes on trying what cannot be done.
+                None => drop(job.cancel(true)),
+                Some(at) if at.is_over() => return job.wait().await,
+                Some(S::Ready) if random.one_in(6) => drop(job.cancel(false)),
+                Some(S::Ready) => drop(job.complete()),
+                Some(S::Pending) if random.one_in(6) => drop(job.cancel(random.one_in(2))),
+                Some(S::Pending) => drop(job.finalize()),
+                Some(_) if resumes > RESUMES_MAX => drop(job.cancel(true)),
+                Some(_) => drop(job.resume()),
             }
             resumes += 1;
             // It learns of that when its turn comes.

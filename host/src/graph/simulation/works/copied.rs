@@ -43,7 +43,7 @@ impl World {
             self.past.keep_backup(&copy.store, &words);
         }
         match copy.mode {
-            Some(BitmapMode::Always) if !is_done && copy.kind != CopyKind::Mirror => {
+            Some(BitmapMode::Always) if !is_done => {
                 // What was copied is clean, where it was copied.
                 let mut either = vec![words];
                 if may_be_damaged || copy.kind == CopyKind::BackupOfTop {

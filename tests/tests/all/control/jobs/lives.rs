@@ -104,6 +104,27 @@ fn a_stream_that_is_cancelled_when_it_stands_still() {
     );
 }
 
+/// Whether it has gone on already does not matter: it is cancelled as one that nobody has paused.
+#[test]
+fn a_stream_that_is_cancelled_as_soon_as_it_is_to_go_on() {
+    if !can_start() {
+        return;
+    }
+    let host = host("");
+    let mut client = host.client();
+    for _ in 0..10 {
+        client.run("block-stream", json!({"device": "top", "job-id": "j", "speed": 1}));
+        client.run("block-job-pause", json!({"device": "j"}));
+        let (_, desc) = client.fail("block-job-cancel", json!({"device": "j"}));
+        assert_eq!(desc, "The block job for device 'j' is currently paused");
+        life(&mut client, "j", &status("paused"));
+        client.run("block-job-resume", json!({"device": "j"}));
+        client.run("block-job-cancel", json!({"device": "j"}));
+        life(&mut client, "j", &status("null"));
+    }
+    host.finish();
+}
+
 fn mirror() -> Value {
     json!({"device": "top", "target": "tgt", "sync": "full", "job-id": "j"})
 }
