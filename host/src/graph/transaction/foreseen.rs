@@ -37,6 +37,8 @@ fn after(before: &Graph, transaction: Transaction) -> Result<Graph> {
     let mut draft = Draft::of(before);
     draft.ended_jobs = transaction.ended_jobs;
     draft.act_all(transaction.actions)?;
+    // Nobody has asked for them: what stands against them is told without their number.
+    draft.actions.clear();
     let mut after = draft.assemble(Some(before), &mut Prepared::default())?;
     // Behind them are those that it takes out.
     after.bitmaps.truncate(draft.bitmaps.len());
