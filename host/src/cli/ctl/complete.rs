@@ -175,7 +175,6 @@ mod tests {
         check(&["paint", "colour=r"], &["colour=red"]);
         check(&["paint", "wet=t"], &["wet=true"]);
         check(&["paint", "node="], &["node=vda"]);
-        check(&["paint", "node=vda", "name="], &["name=daily"]);
         check(&["paint", "name="], &[]);
         check(&["nosuch", "a"], &[]);
     }
