@@ -31,6 +31,7 @@ pub mod job;
 pub mod limits;
 pub mod node;
 pub mod plugin;
+mod text;
 
 pub use error::{Error, ErrorKind, Result};
 pub use host::{

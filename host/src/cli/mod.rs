@@ -11,6 +11,8 @@ mod progress;
 mod serve;
 mod stdout;
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -23,6 +25,7 @@ use crate::control::ControlOptions;
 use crate::draw::{self, GraphDescription};
 use crate::host::{StartError, check};
 use crate::io::EngineChoice;
+use crate::text::printable;
 use stdout::println;
 
 /// Serves virtual disks from a block graph of native nodes and sandboxed WebAssembly filters.
@@ -155,24 +158,24 @@ fn run(arguments: Arguments) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(StartError::Failed(error)) => {
-            complain(format_args!("error: {error}"));
+            complain(&error);
             ExitCode::from(1)
         }
         Err(StartError::File(error)) => {
-            complain(format_args!("error: {error}"));
+            complain(&error);
             ExitCode::from(2)
         }
         Err(StartError::Config(diagnostics)) => {
-            complain(format_args!("{diagnostics}"));
+            // Several lines, of which each is escaped.
+            let _ = writeln!(std::io::stderr().lock(), "{diagnostics}");
             ExitCode::from(2)
         }
     }
 }
 
-/// Says what went wrong; if nobody can be told, the exit code says it.
-fn complain(line: std::fmt::Arguments<'_>) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+/// Says what went wrong, in one line; if nobody can be told, the exit code says it.
+fn complain(error: &dyn Display) {
+    let _ = writeln!(std::io::stderr().lock(), "error: {}", printable(&error.to_string()));
 }
 
 fn draw_file(graph: &Path, format: DrawFormat) -> Result<(), StartError> {
@@ -188,7 +191,7 @@ fn draw_host(control: &Path, format: DrawFormat) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            complain(format_args!("error: {failure}"));
+            complain(&failure);
             ExitCode::from(1)
         }
     }
@@ -213,12 +216,70 @@ fn start_log(level: LogLevel, format: LogFormat) {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     // Who reads the log may go, and its disk may be full: that is no matter of who serves.
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false);
+    let builder = tracing_subscriber::fmt().with_max_level(level).log_internal_errors(false);
+    let builder = builder.with_target(false).without_time();
     match format {
-        LogFormat::Text => builder.with_target(false).without_time().with_ansi(false).init(),
-        LogFormat::Json => builder.json().with_target(false).without_time().init(),
+        LogFormat::Text => builder.with_ansi(false).with_writer(|| LogLine(io::stderr())).init(),
+        // Its strings have escapes of their own.
+        LogFormat::Json => builder.json().with_writer(io::stderr).init(),
+    }
+}
+
+/// Takes a log line with each write: what it says has been escaped, and only its end breaks the line.
+struct LogLine<W>(W);
+
+impl<W: Write> Write for LogLine<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let shown = printable(text.strip_suffix('\n').unwrap_or(&text)) + "\n";
+        self.0.write_all(shown.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics in here").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What others say fakes no line, in a message or in a field of one.
+    #[test]
+    fn an_event_is_one_line_of_the_log() {
+        let written = Shared::default();
+        let to = written.clone();
+        let log = tracing_subscriber::fmt()
+            .with_target(false)
+            .without_time()
+            .with_ansi(false)
+            .with_writer(move || LogLine(to.clone()))
+            .finish();
+        tracing::subscriber::with_default(log, || {
+            tracing::info!("export `a\nERROR the disk is full`");
+            tracing::warn!(name = "x\x1b[2J", "\u{9b}31m and ü");
+        });
+        let written = written.0.lock().expect("nobody panics in here").clone();
+        let text = String::from_utf8(written).expect("text");
+        let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+        assert_eq!(lines[0], "INFO export `a\\nERROR the disk is full`");
+        assert!(lines[1].starts_with("WARN \\u{9b}31m and ü name="), "{text}");
+        assert_eq!((lines.len(), text.contains('\x1b')), (2, false), "{text}");
     }
 }

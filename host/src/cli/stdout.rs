@@ -55,7 +55,7 @@ pub(super) fn check() -> Result<()> {
 pub(super) fn conclude(code: ExitCode) -> ExitCode {
     match check() {
         Err(error) if code == ExitCode::SUCCESS => {
-            super::complain(format_args!("error: {error}"));
+            super::complain(&error);
             ExitCode::from(1)
         }
         _ => code,

@@ -203,7 +203,7 @@ impl Diagnostics {
             };
             let help = it.help.as_ref().map_or(String::new(), |help| format!(" ({help})"));
             let place = if place.is_empty() { place } else { format!("{place}: ") };
-            super::render::printable(&format!("{place}{}{help}", it.message))
+            crate::text::printable(&format!("{place}{}{help}", it.message))
         };
         errors.map(brief).collect::<Vec<_>>().join("; ")
     }

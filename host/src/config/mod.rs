@@ -76,8 +76,7 @@ pub use qcow2_options::{
     BackingFormat, BackingReference, BackingSpec, Compression, DataFileSpec, ImageFacts, ImageSpec,
     Preallocation, Qcow2Compat, Qcow2CreateSpec, Qcow2Spec,
 };
-pub(crate) use render::printable;
-pub use reopen::{ChildChange, NodeChange, changes};
+pub use reopen::{ChildChange, NodeChange, ThrottleChange, changes};
 pub use spec::{
     BitmapSpec, ChildSpec, DriveSpec, DriverSpec, Engine, ExportSpec, FileSpec, FilterKind,
     FilterSpec, GraphSpec, HostSettings, LentBitmap, Locking, MemorySpec, NodeSpec, NullSpec,

@@ -7,6 +7,7 @@
 use std::fmt::{self, Write as _};
 
 use super::diagnostic::{Diagnostic, Diagnostics, Severity, Source, Span};
+use crate::text::{printable, push_printable};
 
 /// Diagnostics shown; the rest is counted.
 const MOST_SHOWN: usize = 100;
@@ -45,38 +46,12 @@ fn counted(count: usize, what: &str) -> Option<String> {
     }
 }
 
-/// `text` with everything escaped that a terminal would act on or hide.
-pub(crate) fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    text.chars().for_each(|c| push_printable(c, &mut shown));
-    shown
-}
-
 /// The beginning of a name or value from the file, for a message.
 pub(super) fn clip(text: &str) -> String {
     match text.char_indices().nth(LONGEST_QUOTE_CHARS) {
         Some((cut, _)) => format!("{}…", &text[..cut]),
         None => text.to_owned(),
     }
-}
-
-fn push_printable(c: char, to: &mut String) {
-    if c.is_control() || is_invisible(c) {
-        to.extend(c.escape_unicode());
-    } else {
-        to.push(c);
-    }
-}
-
-/// Characters that hide or reorder their neighbours: zero-width ones, direction marks, line
-/// separators, tags.
-fn is_invisible(c: char) -> bool {
-    matches!(
-        c,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-            | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
-    )
 }
 
 /// Cells of a terminal that a character takes, near enough to place a mark below it.

@@ -1,8 +1,9 @@
-//! What of a node can change while it runs: where its children are, and how files and images are open.
+//! What of a node can change while it runs: where its children are, how files and images are open, and the limits of
+//! throttles.
 
 use super::diagnostic::{Diagnostic, Diagnostics, Span, Spanned};
 use super::qcow2_options::BackingSpec;
-use super::spec::{DriverSpec, GraphSpec, NodeSpec};
+use super::spec::{DriverSpec, FilterKind, GraphSpec, NodeSpec};
 use crate::node::Reopen;
 
 /// Where a child is to be.
@@ -21,8 +22,19 @@ pub struct NodeChange {
     pub children: Vec<ChildChange>,
     /// How it is to be open, as far as it is not so.
     pub reopen: Reopen,
+    /// Of the host's own throttle: what is said of its limits. What they are is in its description.
+    pub throttle: Option<ThrottleChange>,
     /// As it is described from now on.
     pub node: NodeSpec,
+}
+
+/// What changes of a throttle's limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThrottleChange {
+    /// It goes to another group, whose limits are its own then.
+    pub joins: bool,
+    /// The limits of its group are others, for all that are in it.
+    pub limits: bool,
 }
 
 /// What has to change of `known`, a node that runs, for it to be as `spec` describes it again. What is left out
@@ -66,8 +78,34 @@ pub fn changes(spec: &GraphSpec, known: &NodeSpec) -> Result<NodeChange, Box<Dia
     {
         children.push(ChildChange { edge: "backing".to_owned(), child: None });
     }
-    let (reopen, node) = reopen(known, new);
-    Ok(NodeChange { children, reopen, node })
+    let (reopen, mut node) = reopen(known, new);
+    let throttle = throttle(spec, new, &mut node);
+    Ok(NodeChange { children, reopen, throttle, node })
+}
+
+/// Which limits a throttle has that is described anew. In a group that is new, and of whose limits nothing is said, it
+/// keeps those that it has.
+fn throttle(spec: &GraphSpec, new: &NodeSpec, node: &mut NodeSpec) -> Option<ThrottleChange> {
+    let absent = new.name.span;
+    let (DriverSpec::Filter(new), DriverSpec::Filter(known)) = (&new.driver, &mut node.driver)
+    else {
+        return None;
+    };
+    if new.kind != FilterKind::Throttle {
+        return None;
+    }
+    let joins = new.instance.is_some() && new.instance != known.instance;
+    let is_said = new.config.span != absent;
+    let mut live = spec.live().into_iter().flat_map(|live| &live.nodes);
+    let is_there = live.any(|other| other.driver.instance() == new.instance.as_ref());
+    let limits = is_said && new.config.json != known.config.json;
+    if is_said || (joins && is_there) {
+        known.config.json = new.config.json.clone();
+    }
+    if joins {
+        known.instance.clone_from(&new.instance);
+    }
+    (joins || limits).then_some(ThrottleChange { joins, limits: limits || (joins && is_said) })
 }
 
 /// How a node is to be open that is open otherwise, and its description then.
@@ -151,6 +189,12 @@ fn different(known: &NodeSpec, new: &NodeSpec) -> Option<(&'static str, Span)> {
             check("plugin", one.plugin == other.plugin, other.plugin.span);
             check("on-fault", one.on_fault == other.on_fault, other.on_fault.span);
             check("config", one.config.json == other.config.json, other.config.span);
+        }
+        // Its limits can change, and whose they are.
+        (DriverSpec::Filter(one), DriverSpec::Filter(other))
+            if one.kind == other.kind && one.kind == FilterKind::Throttle =>
+        {
+            return found;
         }
         (DriverSpec::Filter(one), DriverSpec::Filter(other)) if one.kind == other.kind => {
             check("config", one.config.json == other.config.json, other.config.span);

@@ -65,7 +65,7 @@ qapi_enum! {
 qapi_event! {
     /// A bitmap is not what it was.
     pub(crate) event "BLOCK_DIRTY_BITMAP_CHANGED" BitmapChanged {
-        /// The node or drive that it records; absent once it is gone.
+        /// The node or drive that it records, or did, if it is gone; absent if that is not known.
         node: Option<String>,
         /// Which of both that is.
         scope: Option<ScopeKind>,

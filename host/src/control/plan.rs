@@ -296,6 +296,7 @@ fn reshapes(action: &Action) -> bool {
             | Action::AddBitmap(_)
             | Action::Checkpoint { .. }
             | Action::AddDrive(_)
+            | Action::SetWritable { .. }
     )
 }
 

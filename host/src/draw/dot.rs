@@ -1,7 +1,7 @@
 //! The graph in the DOT language, for Graphviz.
 
 use super::{GraphDescription, Kind, bitmap_text, export_text, node_text, short};
-use crate::config::printable;
+use crate::text::printable;
 
 /// Draws a graph in the DOT language: exports and drives as ellipses, nodes as boxes, bitmaps as
 /// notes; edges bear their name, role, and the permissions that they use and share.

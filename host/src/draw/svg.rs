@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::{GraphDescription, Kind, bitmap_text, export_text, node_text, short};
-use crate::config::printable;
+use crate::text::printable;
 
 const CHAR_WIDTH: usize = 8;
 const LINE_HEIGHT: usize = 18;

@@ -7,7 +7,7 @@ use super::{
     DescribedEdge, DescribedNode, GraphDescription, Kind, bitmap_text, export_text, node_text,
     short,
 };
-use crate::config::printable;
+use crate::text::printable;
 
 /// Draws a graph as a tree, one line for each drive, export, bitmap and edge.
 ///

@@ -1,13 +1,15 @@
 //! `throttle`: limits requests and bytes a second by delaying requests; fails none.
 //!
 //! What starts when is the plugin's own decision (`blockloom-plugin-throttle`): what differs is who asks it.
-//! Of the requests that wait in a group one keeps the time for all, on its worker.
+//! Of the requests that wait in a group one keeps the time for all, on its worker. Limits can change, and a node can go
+//! to another group, while requests wait.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use arc_swap::{ArcSwap, Guard};
 use blockloom_abi::Kind;
 use blockloom_plugin_throttle::{Next, Throttle, ThrottleConfig};
 
@@ -25,6 +27,8 @@ pub struct ThrottleGroup {
 struct Shared {
     throttle: Throttle<u64>,
     members: u16,
+    /// Numbers of members that have gone.
+    free: Vec<u16>,
     waiters: BTreeMap<u64, Waiter>,
     next_key: u64,
     /// Who keeps the time, and until when.
@@ -32,6 +36,7 @@ struct Shared {
 }
 
 struct Waiter {
+    member: u16,
     waker: Waker,
     is_started: bool,
 }
@@ -42,6 +47,7 @@ impl ThrottleGroup {
         let shared = Shared {
             throttle: Throttle::new(config),
             members: 0,
+            free: Vec::new(),
             waiters: BTreeMap::new(),
             next_key: 0,
             keeper: None,
@@ -53,9 +59,30 @@ impl ThrottleGroup {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has other limits from now on. They begin anew: what was admitted under low ones does not make higher ones wait.
+    pub fn set_limits(&self, config: &ThrottleConfig) {
+        let mut shared = self.lock();
+        shared.throttle.reconfigure(&ThrottleConfig::default());
+        shared.throttle.reconfigure(config);
+        // Whoever keeps the time does so by the former limits.
+        shared.waiters.values().for_each(|waiter| waiter.waker.wake_by_ref());
+    }
+
+    /// Starts all requests of a member that wait.
+    fn let_go(&self, member: u16) {
+        let mut shared = self.lock();
+        let Shared { throttle, waiters, .. } = &mut *shared;
+        let of_member = waiters.iter_mut().filter(|(_, waiter)| waiter.member == member);
+        for (key, waiter) in of_member.filter(|(_, waiter)| !waiter.is_started) {
+            throttle.queue.forget(member, *key);
+            waiter.is_started = true;
+            waiter.waker.wake_by_ref();
+        }
+    }
+
     /// `None` if it may start at once.
     #[inline]
-    fn offer(&self, member: u16, kind: Kind, len: u64, now: Time) -> Option<Held<'_>> {
+    fn offer(&self, member: u16, kind: Kind, len: u64, now: Time) -> Option<Held> {
         let mut shared = self.lock();
         let key = shared.next_key;
         if shared.throttle.offer(member, kind, len, key, now.as_nanos()) {
@@ -63,8 +90,9 @@ impl ThrottleGroup {
         }
         shared.next_key += 1;
         let waker = Waker::noop().clone();
-        shared.waiters.insert(key, Waiter { waker, is_started: false });
-        Some(Held { group: self, member, key })
+        shared.waiters.insert(key, Waiter { member, waker, is_started: false });
+        drop(shared);
+        Some(Held { group: self.clone(), member, key })
     }
 }
 
@@ -91,13 +119,13 @@ impl Shared {
 }
 
 /// A request that waits.
-struct Held<'a> {
-    group: &'a ThrottleGroup,
+struct Held {
+    group: ThrottleGroup,
     member: u16,
     key: u64,
 }
 
-impl Held<'_> {
+impl Held {
     /// Until it starts; with a time, this one has to look again then, for all.
     fn poll(&self, task: &Context<'_>, now: Time) -> Poll<Option<Time>> {
         let mut shared = self.group.lock();
@@ -138,7 +166,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
         let mut shared = self.group.lock();
         if shared.waiters.remove(&self.key).is_some_and(|waiter| !waiter.is_started) {
@@ -153,26 +181,58 @@ impl Drop for Held<'_> {
     }
 }
 
-/// The native `throttle` filter; its child is the first edge.
-pub struct ThrottleNode {
+/// A node's place among the members of a group.
+struct Seat {
     group: ThrottleGroup,
     member: u16,
+}
+
+impl Seat {
+    fn in_group(group: ThrottleGroup) -> Self {
+        let mut shared = group.lock();
+        let member = shared.free.pop().unwrap_or_else(|| {
+            let member = shared.members;
+            shared.members = member.saturating_add(1);
+            member
+        });
+        drop(shared);
+        Self { group, member }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.group.lock().free.push(self.member);
+    }
+}
+
+/// The native `throttle` filter; its child is the first edge.
+pub struct ThrottleNode {
+    seat: ArcSwap<Seat>,
 }
 
 impl ThrottleNode {
     /// A node of `group`.
     pub fn new(group: ThrottleGroup) -> Self {
-        let mut shared = group.lock();
-        let member = shared.members;
-        shared.members = member.saturating_add(1);
-        drop(shared);
-        Self { group, member }
+        Self { seat: ArcSwap::from_pointee(Seat::in_group(group)) }
+    }
+
+    /// It is of another group from now on. Its requests that wait in the one that it leaves, start.
+    pub fn join(&self, group: ThrottleGroup) {
+        let left = self.seat.swap(Arc::new(Seat::in_group(group)));
+        left.group.let_go(left.member);
     }
 
     async fn wait(&self, cx: Cx<'_>, kind: Kind, len: u64) {
-        if let Some(held) = self.group.offer(self.member, kind, len, turn_now()) {
+        let seat = self.seat.load();
+        let Some(held) = seat.group.offer(seat.member, kind, len, turn_now()) else { return };
+        // Its number in the group is its own as long as it waits.
+        let seat = Guard::into_inner(seat);
+        // Whoever has the node leave that group finds it there, or it sees that here.
+        if Arc::ptr_eq(&seat, &self.seat.load()) {
             Box::pin(held.started(cx)).await;
         }
+        drop(seat);
     }
 }
 
@@ -235,7 +295,7 @@ mod tests {
             let woken = Arc::new(Woken::default());
             let mut now = Time::from_nanos(1_000_000_000);
             // What waits, and until when it sleeps.
-            let mut held: Vec<Option<(Held<'_>, Option<Time>)>> = Vec::new();
+            let mut held: Vec<Option<(Held, Option<Time>)>> = Vec::new();
             for choice in choices {
                 let which = usize::from(choice >> 3);
                 let live: Vec<usize> = (0..held.len()).filter(|&it| held[it].is_some()).collect();
@@ -248,6 +308,11 @@ mod tests {
                         }
                     }
                     3 if !live.is_empty() => held[live[which % live.len()]] = None,
+                    5 if which % 4 == 0 => {
+                        let json = format!(r#"{{"iops": {}, "burst": "0s"}}"#, 1 + which);
+                        group.set_limits(&ThrottleConfig::from_json(&json).expect("valid"));
+                    }
+                    5 if which % 4 == 1 => group.let_go(choice >> 15),
                     4 => now = now + std::time::Duration::from_micros(u64::from(choice)),
                     _ => {
                         let due = |it: &usize| held[*it].as_ref().is_some_and(|(_, at)| at.is_some_and(|at| at <= now));
@@ -265,7 +330,7 @@ mod tests {
                     }
                 }
                 let woken = woken.0.lock().expect("woken");
-                let waits = |(index, it): (usize, &Option<(Held<'_>, Option<Time>)>)| {
+                let waits = |(index, it): (usize, &Option<(Held, Option<Time>)>)| {
                     it.as_ref().map(|(_, sleeps)| sleeps.is_some() || woken.contains(&index))
                 };
                 let attended: Vec<bool> = held.iter().enumerate().filter_map(waits).collect();

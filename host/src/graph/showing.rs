@@ -18,6 +18,8 @@ pub(crate) struct Showing {
     drive: Arc<str>,
     export: Arc<str>,
     has_left: AtomicBool,
+    /// What it recorded when it was last there.
+    scope: Mutex<Option<BitmapScope>>,
 }
 
 /// All of a host: as many as its exports show.
@@ -32,6 +34,7 @@ impl GraphCell {
             drive: drive.into(),
             export: export.into(),
             has_left: AtomicBool::new(false),
+            scope: Mutex::default(),
         });
         let mut all = self.showings.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A graph that is published later looks for it here.
@@ -83,6 +86,10 @@ impl Showing {
         // The end of an export takes its drive away before it lets go of this.
         let drive = &graph.drives[graph.find_drive(&self.drive)?];
         let entry = graph.entry_of(&self.bitmap);
+        let mut scope = self.scope.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entry {
+            *scope = Some(entry.scope.clone());
+        }
         let is_of =
             |scope: &BitmapScope| matches!(scope, BitmapScope::Drive(id) if **id == *drive.id);
         // A drive's own says what it shows even while that is nothing.
@@ -93,7 +100,7 @@ impl Showing {
             return None;
         }
         let was_told = self.has_left.swap(true, Ordering::Relaxed);
-        let scope = entry.map(|entry| entry.scope.clone());
+        let scope = scope.clone();
         let (name, drive) = (self.bitmap.name().to_string(), Arc::clone(&self.drive));
         let export = Arc::clone(&self.export);
         (!was_told).then_some(Event::BitmapLeft { scope, name, drive, export })

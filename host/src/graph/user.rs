@@ -20,6 +20,19 @@ impl fmt::Display for DriveTitle<'_> {
 }
 
 impl Graph {
+    /// Who uses a node, each with the edge by which it does: "drive `vda`", "export `e`", "node `top`", "job `j`".
+    pub(crate) fn users_of(&self, node: usize) -> impl Iterator<Item = (String, &Edge)> {
+        let roots = self
+            .drives
+            .iter()
+            .filter_map(|drive| Some((DriveTitle(&drive.id).to_string(), drive.root.as_ref()?)));
+        let parents = self.nodes.iter().enumerate();
+        let edges = parents.flat_map(move |(at, parent)| {
+            parent.edges.iter().map(move |edge| (self.title(at), edge))
+        });
+        roots.chain(edges).filter(move |(_, edge)| edge.child == node)
+    }
+
     /// "drive `vda` (edge `root`)", "node `top` (edge `backing`)": whose edge of this graph it is.
     #[cold]
     pub(super) fn user_of(&self, edge: &Edge) -> String {

@@ -128,6 +128,8 @@ impl Host {
         let changes: Arc<dyn Changes> = Arc::new(Changer::of(inner));
         let (starting, mut transaction) =
             inner.jobs.prepare(&inner.cell.load(), &specs, is_grouped, &changes, transaction)?;
+        // They would do their work for nothing.
+        starting.iter().try_for_each(|group| group.check_end(&transaction))?;
         // A size is changed before anybody else relies on it, and stays: not for jobs that are refused.
         if growths.iter().any(|growth| !changer.is_grown(growth)) {
             let opened = changer.check(&transaction).await?;

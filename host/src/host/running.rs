@@ -98,13 +98,6 @@ impl Host {
     /// # Errors
     /// `EBUSY` while it has a writable export; as [`Host::transact`].
     pub async fn set_writable(&self, drive: &str, writable: bool) -> Result<()> {
-        let exports = self.exports();
-        let export = exports.iter().find(|it| it.drive == drive && it.writable);
-        if let Some(export) = export.filter(|_| !writable) {
-            let message =
-                format!("export `{}` of drive `{drive}` is writable: remove it first", export.id);
-            return Err(Error::new(ErrorKind::InUse, message));
-        }
         let set = Action::SetWritable { drive: drive.to_owned(), writable };
         self.transact(Transaction::new().with(set)).await.map(drop)
     }

@@ -3,6 +3,7 @@
 use super::jobs::Changer;
 use super::{Host, Inner, Result};
 use crate::error::{Error, ErrorKind};
+use crate::export::nbd::ExportStatus;
 use crate::graph::{Action, Applied, Transaction};
 
 impl Host {
@@ -87,18 +88,38 @@ impl Inner {
         Changer::of(self).apply(transaction).await
     }
 
-    /// Refuses to remove a drive that is exported.
+    /// Refuses to remove a drive that is exported, and to take from an export what its clients may do.
     pub(super) fn check_unexported(&self, transaction: &Transaction) -> Result<()> {
         for action in transaction.actions() {
-            let Action::RemoveDrive { drive } = action else { continue };
+            let (drive, is_removed) = match action {
+                Action::RemoveDrive { drive } => (drive, true),
+                Action::SetWritable { drive, writable: false } => (drive, false),
+                _ => continue,
+            };
             let mut exports = self.server.exports();
             exports.retain(|it| it.drive == *drive && !transaction.ends_export(&it.id));
-            if !exports.is_empty() {
-                let names: Vec<String> =
-                    exports.iter().map(|it| format!("`{}`", it.name)).collect();
-                let message = format!("drive `{drive}` is in use by exports {}", names.join(", "));
-                return Err(Error::new(ErrorKind::InUse, message));
+            exports.retain(|it| is_removed || it.writable);
+            if exports.is_empty() {
+                continue;
             }
+            let names = |of: fn(&ExportStatus) -> &str| {
+                let names: Vec<String> = exports.iter().map(|it| format!("`{}`", of(it))).collect();
+                names.join(", ")
+            };
+            let message = match (is_removed, exports.len()) {
+                (true, _) => {
+                    format!("drive `{drive}` is in use by exports {}", names(|it| &it.name))
+                }
+                (false, 1) => {
+                    let export = names(|it| &it.id);
+                    format!("export {export} of drive `{drive}` is writable: remove it first")
+                }
+                (false, _) => {
+                    let exports = names(|it| &it.id);
+                    format!("exports {exports} of drive `{drive}` are writable: remove them first")
+                }
+            };
+            return Err(Error::new(ErrorKind::InUse, message));
         }
         Ok(())
     }

@@ -282,6 +282,24 @@ impl Group {
         Ok(transaction)
     }
 
+    /// Whether their end could take effect, if nothing else changed before it: once a transaction has been applied with
+    /// which they begin.
+    ///
+    /// # Errors
+    /// What stands against it.
+    pub(super) fn check_end(&self, begins: Transaction) -> Result<()> {
+        let ends = vec![Ending::Done; self.members.len()];
+        let foreseen = self.jobs.cell().foresee(begins, |graph| self.changes_of(graph, &ends));
+        foreseen.map_err(|error| {
+            let ids: Vec<String> =
+                self.members.iter().map(|member| format!("`{}`", member.record.id)).collect();
+            let jobs = if ids.len() == 1 { "job" } else { "jobs" };
+            let message =
+                format!("{jobs} {}: the end could not take effect: {error}", ids.join(", "));
+            Error::new(error.kind(), message)
+        })
+    }
+
     /// Ends a member, as the group has.
     async fn conclude(self: &Arc<Self>, member: usize) {
         let record = &self.members[member].record;

@@ -218,6 +218,14 @@ fn plan(graph: &Graph, spec: &JobSpec) -> Result<Planned> {
 }
 
 impl Starting {
+    /// Whether their end could take effect, as far as is known before they begin with a transaction.
+    ///
+    /// # Errors
+    /// What stands against it.
+    pub(crate) fn check_end(&self, begins: &Transaction) -> Result<()> {
+        self.group.check_end(begins.changes())
+    }
+
     /// Their nodes are in the graph.
     pub(crate) fn are_created(&self) {
         for member in &self.group.members {

@@ -320,21 +320,11 @@ impl SecondHalf {
     }
 }
 
-/// One line that a terminal can be trusted with.
+/// One line that a terminal can be trusted with, of a message that is as long as it likes.
 pub(super) fn printable(message: &str) -> String {
-    let mut end = message.len().min(MESSAGE_MAX_BYTES);
-    while !message.is_char_boundary(end) {
-        end -= 1;
-    }
+    let end = message.floor_char_boundary(MESSAGE_MAX_BYTES);
     let cut = if end < message.len() { "…" } else { "" };
-    let escaped = message[..end].chars().flat_map(|c| {
-        let plain = !c.is_control();
-        plain
-            .then_some(c)
-            .into_iter()
-            .chain((!plain).then(|| c.escape_default()).into_iter().flatten())
-    });
-    escaped.chain(cut.chars()).collect()
+    crate::text::printable(&message[..end]) + cut
 }
 
 impl host::Host for HostState {

@@ -48,7 +48,7 @@ pub(super) fn run(options: &CtlOptions) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            complain(format_args!("error: {failure}"));
+            complain(&failure);
             ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
         }
     }
@@ -97,12 +97,21 @@ fn watch(control: &Path) -> Result<(), Failure> {
     jobs::watch(&mut client)
 }
 
+/// The members `id` of a list.
+fn ids(list: &Value) -> Vec<String> {
+    let all = list.as_array().into_iter().flatten();
+    all.filter_map(|it| it["id"].as_str().map(str::to_owned)).collect()
+}
+
 fn complete(control: &Path, words: &[String]) -> Result<(), Failure> {
     let mut client = Client::open(control)?;
     let schema = Schema::of(&mut client)?;
     let description = client.run("query-graph", json!({}))?;
     let graph = GraphDescription::parse(description, &Place::ROOT).ok();
-    for candidate in complete::candidates(words, &schema, graph.as_ref()) {
+    let jobs = ids(&client.run("query-jobs", json!({}))?);
+    let checkpoints = ids(&client.run("query-checkpoints", json!({}))?);
+    let known = complete::Known { graph, jobs, checkpoints };
+    for candidate in complete::candidates(words, &schema, &known) {
         println(format_args!("{candidate}"));
     }
     Ok(())

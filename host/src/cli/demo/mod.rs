@@ -26,7 +26,7 @@ pub(super) fn run() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            complain(format_args!("error: {error}"));
+            complain(&error);
             ExitCode::from(1)
         }
     }

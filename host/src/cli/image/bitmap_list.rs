@@ -11,6 +11,7 @@ use super::failure::Result;
 use super::layer::Format;
 use super::output::{Lines, OutputFormat, rounded_size};
 use crate::node::Access;
+use crate::text::printable;
 
 /// Lists the bitmaps of an image, or one of them, with what they hold.
 pub(super) async fn list(
@@ -44,6 +45,7 @@ pub(super) async fn list(
             OutputFormat::Human => {
                 let flags = if flags.is_empty() { "disabled".into() } else { flags.join(", ") };
                 let size = rounded_size(granularity_bytes);
+                let name = printable(&name);
                 lines.put(&format!("{name}: granularity {size}, {flags}"));
                 human_content(&mut lines, trust, content.as_ref());
             }

@@ -12,6 +12,7 @@ use super::layer::{Format, Layer, open_chain, sectors};
 use super::output::{Lines, OutputFormat, rounded_size};
 use super::snapshot::human_table;
 use crate::node::{Access, FileStorage};
+use crate::text::printable;
 
 /// Prints what an image, or each of a chain, says of itself.
 pub(super) async fn info(
@@ -160,7 +161,7 @@ impl<'a> Facts<'a> {
         );
         let mut line = |name: &str, value: &str| {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{name}: {value}");
+            let _ = writeln!(text, "{name}: {}", printable(value));
         };
         if let Some(info) = &self.info {
             if info.dirty {
@@ -233,7 +234,7 @@ fn write_value(text: &mut String, name: &str, value: &Value, depth: usize) {
                 write_value(text, name, field, depth + 1);
             }
         }
-        Value::String(value) => *text += &format!("{indent}{name}: {value}\n"),
+        Value::String(value) => *text += &format!("{indent}{name}: {}\n", printable(value)),
         value => *text += &format!("{indent}{name}: {value}\n"),
     }
 }

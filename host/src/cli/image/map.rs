@@ -9,6 +9,7 @@ use super::layer::{Format, open_chain};
 use super::mapper::RunKind;
 use super::output::{Lines, OutputFormat};
 use crate::node::Access;
+use crate::text::printable;
 
 /// A part of the disk and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +112,7 @@ fn print_human(extent: &Extent, disk: &Disk, lines: &mut Lines) {
     let hex = |number: u64| if number == 0 { "0".to_owned() } else { format!("{number:#x}") };
     let mapped = extent.offset.map_or_else(|| "compressed".to_owned(), hex);
     let file = disk.layer(extent.depth).data_path();
-    let file = file.display().to_string();
+    let file = printable(&file.display().to_string());
     lines.put(&human_line(&hex(extent.start), &hex(extent.length), &mapped, &file));
     lines.put("\n");
 }

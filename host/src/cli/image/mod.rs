@@ -199,7 +199,7 @@ pub(super) fn run(command: ImageCommand) -> ExitCode {
     match dispatch(command) {
         Ok(code) => ExitCode::from(code),
         Err(Failure { code, message }) => {
-            complain(format_args!("error: {message}"));
+            complain(&message);
             ExitCode::from(code)
         }
     }

@@ -12,6 +12,7 @@ use super::layer::Layer;
 use super::output::{Lines, date, rounded_size};
 use crate::io::wall_clock;
 use crate::node::Access;
+use crate::text::printable;
 
 /// The table that `qemu-img snapshot -l` prints; dates are UTC.
 pub(super) fn human_table(snapshots: &[Snapshot]) -> String {
@@ -27,8 +28,8 @@ pub(super) fn human_table(snapshots: &[Snapshot]) -> String {
         let clock =
             format!("{hours:04}:{minutes:02}:{:02}.{:03}", seconds % 60, milliseconds % 1000);
         text += &row(
-            &String::from_utf8_lossy(&snapshot.id),
-            &snapshot.name_lossy(),
+            &printable(&String::from_utf8_lossy(&snapshot.id)),
+            &printable(&snapshot.name_lossy()),
             &rounded_size(snapshot.vm_state_bytes),
             &date(snapshot.date_seconds),
             &clock,

@@ -227,14 +227,14 @@ bitmaps = [1, "none", "none"]
                 |        ^^^^^
                 = help: this release has: nbd
 
-            error: `a\u{a}b` cannot be the name of an export
+            error: `a\nb` cannot be the name of an export
                --> graph.toml:19:8
                 |
              19 | name = "a\nb"
                 |        ^^^^^^
                 = help: it has a control character
 
-            error: `tab\u{9}` cannot be the description of an export
+            error: `tab\t` cannot be the description of an export
                --> graph.toml:20:15
                 |
              20 | description = "tab\t"

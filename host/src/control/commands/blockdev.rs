@@ -13,7 +13,8 @@ use crate::control::plan::Plan;
 use crate::control::qapi::{QapiType, clip, qapi_alternate, qapi_enum, qapi_struct};
 use crate::control::registry::{Empty, Registry};
 use crate::graph::{
-    Action, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Graph, Role, Unproven, User, Which,
+    Action, BitmapAction, BitmapDecl, BitmapRef, BitmapScope, Edge, Graph, PermissionSet, Role,
+    Unproven, User, Which,
 };
 use crate::host::{FilterPlace, Fragment};
 use crate::io::path_facts;
@@ -86,8 +87,10 @@ qapi_struct! {
     pub(crate) struct BlockdevSnapshot {
         /// A node, or a drive, whose node is meant.
         node: String,
-        /// An image without a backing, or with that node as its backing, which nobody uses.
+        /// An image without a backing, or with that node as its backing, which nobody reads.
         overlay: String,
+        /// What becomes of it if views may alter.
+        on_unproven: Option<OnUnproven>,
     }
 }
 
@@ -426,7 +429,8 @@ pub(super) fn root_of(graph: &Graph, drive: &str) -> QmpResult<Option<String>> {
 }
 
 fn snapshot(plan: &mut Plan<'_>, snapshot: BlockdevSnapshot) -> QmpResult<()> {
-    let BlockdevSnapshot { node, overlay } = snapshot;
+    let BlockdevSnapshot { node, overlay, on_unproven } = snapshot;
+    let unproven = unproven(on_unproven);
     let graph = plan.context.host.graph();
     let node = match root_of(&graph, &node)? {
         Some(root) => root,
@@ -436,7 +440,9 @@ fn snapshot(plan: &mut Plan<'_>, snapshot: BlockdevSnapshot) -> QmpResult<()> {
     if !plan.has_node(&overlay) {
         return Err(no_device(&overlay));
     }
-    let found = graph.find_node(&overlay).map(|at| &graph.nodes()[at]);
+    let found = graph.find_node(&overlay);
+    found.map_or(Ok(()), |at| check_unused(&graph, at))?;
+    let found = found.map(|at| &graph.nodes()[at]);
     let backing = found.and_then(|found| {
         let edge = found.edges().iter().find(|edge| edge.role() == Role::Backing)?;
         Some(graph.nodes()[edge.child()].name())
@@ -449,12 +455,26 @@ fn snapshot(plan: &mut Plan<'_>, snapshot: BlockdevSnapshot) -> QmpResult<()> {
         }
         (None, Some("qcow2") | None) => {
             let (edge, child) = ("backing".to_owned(), Some(node.clone()));
-            plan.push(Action::SetChild { node: overlay.clone(), edge, child });
+            plan.push_unproven(Action::SetChild { node: overlay.clone(), edge, child }, unproven);
         }
         (None, Some(_)) => {
             return Err(QmpError::generic("The overlay does not support backing images"));
         }
     }
-    plan.push(Action::Replace { node, by: overlay });
+    plan.push_unproven(Action::Replace { node, by: overlay }, unproven);
     Ok(())
+}
+
+/// Refuses an overlay that somebody sees as it is. Who only writes it, as a job does to its target, sees nothing of it.
+fn check_unused(graph: &Graph, overlay: usize) -> QmpResult<()> {
+    let sees = |edge: &Edge| {
+        edge.role() != Role::Target || edge.uses().contains(PermissionSet::CONSISTENT_READ)
+    };
+    let users = graph.users_of(overlay).filter(|(_, edge)| sees(edge));
+    let users: Vec<String> = users.map(|(user, _)| user).collect();
+    if users.is_empty() {
+        return Ok(());
+    }
+    let users = users.join(", ");
+    Err(QmpError::generic(format!("The overlay is already in use by {users}")))
 }

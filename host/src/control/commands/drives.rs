@@ -35,6 +35,14 @@ qapi_struct! {
 }
 
 qapi_struct! {
+    pub(crate) struct DriveWritable {
+        id: String,
+        /// Whether it may change what it shows.
+        writable: bool,
+    }
+}
+
+qapi_struct! {
     pub(crate) struct RemoveFilter {
         node_name: String,
     }
@@ -75,6 +83,7 @@ pub(super) fn register(to: &mut Registry) {
     to.action("drive-del", remove);
     to.action("drive-insert-medium", insert);
     to.action("drive-eject-medium", eject);
+    to.action("drive-set-writable", set_writable);
     to.action("blockdev-remove-filter", remove_filter);
     to.action("blockdev-replace", replace);
     to.action("block_resize", resize);
@@ -143,6 +152,15 @@ fn insert(plan: &mut Plan<'_>, medium: DriveMedium) -> QmpResult<()> {
 fn eject(plan: &mut Plan<'_>, DriveId { id }: DriveId) -> QmpResult<()> {
     check_drive(plan, &id)?;
     plan.push(Action::EjectMedium { drive: id });
+    Ok(())
+}
+
+fn set_writable(plan: &mut Plan<'_>, drive: DriveWritable) -> QmpResult<()> {
+    let DriveWritable { id, writable } = drive;
+    check_drive(plan, &id)?;
+    // An export that comes meanwhile could rely on what it was.
+    plan.take_turn()?;
+    plan.push(Action::SetWritable { drive: id, writable });
     Ok(())
 }
 

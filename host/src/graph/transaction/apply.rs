@@ -149,6 +149,7 @@ impl Plan {
         });
         let mut events: Vec<Event> = moved.collect();
         events.extend(bitmaps::resized(&draft, &after));
+        events.extend(bitmaps::gone_with_nodes(&draft));
         let (added, of_gone_views) = (bitmaps::added(&draft), bitmaps::of_gone_views(&draft));
         let backing_names = naming::resolve(&draft.backing_names, (before, &after));
         // Claims count them.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::draft::{Draft, DraftBitmap};
-use super::event::Event;
+use super::event::{BitmapChange, Event};
 use super::touched::Known;
 use crate::bitmap::{Bitmap, Prepared};
 use crate::graph::class::{Class, Cut};
@@ -44,6 +44,14 @@ pub(super) fn resized(draft: &Draft, after: &Graph) -> Vec<Event> {
     };
     // The draft has the graph's bitmaps, in the same order.
     after.bitmaps.iter().zip(&draft.bitmaps).filter_map(event).collect()
+}
+
+/// The bitmaps that go with the nodes that store them.
+pub(super) fn gone_with_nodes(draft: &Draft) -> impl Iterator<Item = Event> {
+    draft.gone_with_nodes.iter().map(|(scope, name)| {
+        let (scope, name) = (Some(scope.clone()), name.to_string());
+        Event::BitmapChanged { scope, name, change: BitmapChange::Removed }
+    })
 }
 
 /// The bitmaps that the draft adds, in the order of their actions.

@@ -33,6 +33,8 @@ pub(in crate::graph) struct Draft {
     pub(super) bitmaps: Vec<DraftBitmap>,
     /// Bitmaps that actions have taken out.
     pub(super) removed: Vec<DraftBitmap>,
+    /// Those of them that went with their nodes, without an action of their own.
+    pub(super) gone_with_nodes: Vec<(BitmapScope, BitmapName)>,
     /// What is done to the contents of all of these, in the order of the actions.
     pub(super) bitmap_steps: Vec<BitmapStep>,
     /// What drivers are to do with nothing in flight, in the order of the actions.

@@ -48,9 +48,9 @@ pub enum BitmapChange {
 #[non_exhaustive]
 pub enum Event {
     /// Something was decided about a bitmap. Told by [`Host::transact`](crate::Host::transact), and whatever
-    /// goes by it.
+    /// goes by it; or it went with the node that stores it.
     BitmapChanged {
-        /// What it records; `None` once it is gone.
+        /// What it records; or did, if it is gone. `None` if it was not there before what was decided.
         scope: Option<BitmapScope>,
         /// Its name.
         name: String,
@@ -100,7 +100,7 @@ pub enum Event {
     /// Clients that an export has see all of a bitmap dirty from now on: the bitmap no longer records what the
     /// export's drive shows. Told once, by the change that makes it so.
     BitmapLeft {
-        /// What it records; `None` once it is gone.
+        /// What it records; or did, if it is gone. `None` if that is not known any more.
         scope: Option<BitmapScope>,
         /// Its name.
         name: String,
@@ -112,7 +112,7 @@ pub enum Event {
     /// A bitmap that is to be kept is not, or not as it is to be: when the host ends it may be lost, or
     /// inconsistent.
     BitmapNotKept {
-        /// What it records; `None` once it is gone.
+        /// What it records; or did, if it is gone. `None` if that is not known any more.
         scope: Option<BitmapScope>,
         /// Its name.
         name: String,

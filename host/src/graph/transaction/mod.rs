@@ -41,6 +41,7 @@ mod draft;
 mod drain;
 mod durable;
 mod event;
+mod foreseen;
 mod late;
 mod naming;
 mod reopen;

@@ -10,6 +10,7 @@ use super::bitmap_action::{BitmapAction, BitmapRef};
 use super::draft::{By, Draft, DraftBitmap, DraftEdge, DraftNode, Link, in_use, invalid};
 use super::naming::Naming;
 use super::work::Work;
+use crate::bitmap::BitmapName;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::build::NodeDecl;
 use crate::graph::permission::{PermissionSet, Role};
@@ -103,8 +104,13 @@ impl Draft {
         let scope = BitmapScope::Node(Arc::clone(&node.name));
         let here = self.bitmaps.iter().filter(|entry| entry.scope == scope);
         let stored = here.filter(|entry| store.keeping().name_of(&entry.bitmap).is_some());
-        let stored: Vec<BitmapRef> = stored.map(|entry| (&entry.bitmap).into()).collect();
-        stored.iter().try_for_each(|bitmap| self.act_on_bitmap(bitmap, BitmapAction::Remove))
+        let stored: Vec<(BitmapRef, BitmapName)> =
+            stored.map(|entry| ((&entry.bitmap).into(), entry.name.clone())).collect();
+        for (bitmap, name) in stored {
+            self.act_on_bitmap(&bitmap, BitmapAction::Remove)?;
+            self.gone_with_nodes.push((scope.clone(), name));
+        }
+        Ok(())
     }
 
     /// Bitmaps of it that were taken out before are of nothing any more, whatever has its name later.

@@ -142,7 +142,7 @@ impl Persistence {
                 Some(scope) => self.follow_change(cell, &graph, &entry, &scope, &entered).await,
             };
             if let Err(error) = followed {
-                tell_not_kept(cell, &graph, &entry.bitmap, &error);
+                tell_not_kept((cell, &graph), &entry.bitmap, Some(&entry.scope), &error);
             }
         }
         self.settle_entered(cell, &entered).await;
@@ -160,7 +160,7 @@ impl Persistence {
                 false => leave(cell, bitmap, &home).await,
             };
             if let Err(error) = settled {
-                tell_not_kept(cell, &graph, bitmap, &error);
+                tell_not_kept((cell, &graph), bitmap, None, &error);
             }
         }
     }

@@ -185,7 +185,8 @@ impl Persistence {
         if let Err(NotKept { error, .. }) = self.load_new(cell, &[]).await {
             tracing::error!("bitmaps of an image are not loaded: {error}");
             for entry in self.entries().iter().filter(|entry| entry.home.is_none()) {
-                tell_not_kept(cell, &cell.load(), &entry.bitmap, &error);
+                let graph = cell.load();
+                tell_not_kept((cell, &graph), &entry.bitmap, Some(&entry.scope), &error);
             }
         }
     }

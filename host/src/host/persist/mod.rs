@@ -205,7 +205,14 @@ fn scope_of(graph: &Graph, bitmap: &Arc<Bitmap>) -> Option<BitmapScope> {
     found.map(|(scope, _)| scope.clone())
 }
 
-fn tell_not_kept(cell: &GraphCell, graph: &Graph, bitmap: &Arc<Bitmap>, error: &Error) {
-    let (scope, name) = (scope_of(graph, bitmap), bitmap.name().to_string());
+/// `was` is what it recorded when it was last seen to, if that is known.
+fn tell_not_kept(
+    (cell, graph): (&GraphCell, &Graph),
+    bitmap: &Arc<Bitmap>,
+    was: Option<&BitmapScope>,
+    error: &Error,
+) {
+    let scope = scope_of(graph, bitmap).or_else(|| was.cloned());
+    let name = bitmap.name().to_string();
     cell.tell(graph, Event::BitmapNotKept { scope, name, why: error.to_string() });
 }

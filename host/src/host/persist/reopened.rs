@@ -58,7 +58,7 @@ impl Persistence {
         for home in opened {
             if let Err(error) = self.load_again(cell, &graph, &home).await {
                 for entry in self.entries().iter().filter(|entry| entry.is_in(&home)) {
-                    tell_not_kept(cell, &graph, &entry.bitmap, &error);
+                    tell_not_kept((cell, &graph), &entry.bitmap, Some(&entry.scope), &error);
                 }
             }
         }

@@ -13,7 +13,7 @@ use crate::bitmap::{BitmapName, BitmapState, Granularity};
 use crate::error::{ErrorKind, Result};
 use crate::filter::PassNode;
 use crate::graph::{
-    Action, BitmapAction, BitmapScope, ChildDecl, Event, NodeDecl, Transaction, Which,
+    Action, BitmapAction, BitmapChange, BitmapScope, ChildDecl, Event, NodeDecl, Transaction, Which,
 };
 use crate::host::{DirtyBitmap, Host, HostBuilder, block_on};
 use crate::node::{MemoryNode, Node};
@@ -261,6 +261,12 @@ fn bitmaps_go_with_their_node_and_come_with_it() {
     assert!(told.any(|notice| is_it(&notice.event)), "no image has room for it");
     assert_eq!(daily.kept_in(), None);
     transact(&host, vec![Action::RemoveNode { node: "disk".into() }]).expect("removed");
+    let gone = Event::BitmapChanged {
+        scope: Some(of_node("disk")),
+        name: "own".into(),
+        change: BitmapChange::Removed,
+    };
+    assert!(std::iter::from_fn(|| events.try_next()).any(|notice| notice.event == gone));
     // What the drive went on without is not trusted.
     assert_eq!(image.listed(), ["daily:ru", "own:r"]);
     assert_eq!(image.entry("own").expect("stored").words[0], 0x21);

@@ -218,7 +218,9 @@ impl Builder<'_> {
             }
         };
         self.made.groups.insert(key, group.clone());
-        Ok(Arc::new(ThrottleNode::new(group)))
+        let throttle = Arc::new(ThrottleNode::new(group));
+        self.made.throttles.insert(node.name.value.clone(), Arc::clone(&throttle));
+        Ok(throttle)
     }
 }
 

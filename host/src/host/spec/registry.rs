@@ -5,14 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use blockloom_plugin_throttle::ThrottleConfig;
+
 use super::super::surroundings::Machine;
 use super::drivers::instance_key;
 use crate::config::{
-    DriveSpec, GraphSpec, ListenAddr, Live, NodeSpec, PluginSource, Scope, nowhere,
+    DriveSpec, DriverSpec, GraphSpec, ListenAddr, Live, NodeSpec, PluginSource, Scope,
+    ThrottleChange, nowhere,
 };
 use crate::error::Result;
 use crate::export::nbd::{ListenAddress, NbdServer};
-use crate::filter::{BackupNode, ThrottleGroup};
+use crate::filter::{BackupNode, ThrottleGroup, ThrottleNode};
 use crate::graph::{BitmapScope, Graph, GraphNode, NodeGeneration, PermissionSet, WriterLock};
 use crate::plugin::{Instance, PluginModule, PluginNode};
 
@@ -42,6 +45,7 @@ pub(in crate::host) struct Made {
     /// By their names, for views of them.
     pub(super) plugins: BTreeMap<String, Arc<PluginNode>>,
     pub(super) backups: BTreeMap<String, Arc<BackupNode>>,
+    pub(super) throttles: BTreeMap<String, Arc<ThrottleNode>>,
 }
 
 /// The same of all that are there.
@@ -51,6 +55,7 @@ pub(super) struct Living {
     pub(super) groups: BTreeMap<String, ThrottleGroup>,
     plugins: BTreeMap<String, Weak<PluginNode>>,
     backups: BTreeMap<String, Weak<BackupNode>>,
+    throttles: BTreeMap<String, Weak<ThrottleNode>>,
 }
 
 impl Living {
@@ -67,7 +72,7 @@ impl Living {
     }
 
     pub(super) fn add(&mut self, made: Made) {
-        let Made { instances, groups, plugins, backups } = made;
+        let Made { instances, groups, plugins, backups, throttles } = made;
         let weak = |(name, it): (String, Arc<Instance>)| (name, Arc::downgrade(&it));
         self.instances.extend(instances.into_iter().map(weak));
         self.groups.extend(groups);
@@ -75,6 +80,8 @@ impl Living {
         self.plugins.extend(plugins.into_iter().map(weak));
         let weak = |(name, it): (String, Arc<BackupNode>)| (name, Arc::downgrade(&it));
         self.backups.extend(backups.into_iter().map(weak));
+        let weak = |(name, it): (String, Arc<ThrottleNode>)| (name, Arc::downgrade(&it));
+        self.throttles.extend(throttles.into_iter().map(weak));
     }
 }
 
@@ -83,16 +90,14 @@ impl State {
     fn tidy(&mut self, graph: &Graph) {
         let nodes = graph.nodes();
         self.described.retain(|(known, _)| nodes.iter().any(|node| node.generation() == *known));
-        let keys = self.described.iter().map(|(_, node)| {
-            let shared = node.driver.instance();
-            instance_key(node, shared.map(|it| it.value.as_str()))
-        });
+        let keys = self.described.iter().map(|(_, node)| group_key(node));
         let keys: BTreeSet<String> = keys.collect();
         let living = &mut self.living;
         living.instances.retain(|key, _| keys.contains(key));
         living.groups.retain(|key, _| keys.contains(key));
         living.plugins.retain(|name, _| graph.find_node(name).is_some());
         living.backups.retain(|name, _| graph.find_node(name).is_some());
+        living.throttles.retain(|name, _| graph.find_node(name).is_some());
     }
 
     fn described(&self, node: &GraphNode) -> Option<&NodeSpec> {
@@ -175,6 +180,30 @@ impl Registry {
         state.described.push((node.generation(), spec));
     }
 
+    /// The limits of a throttle, which is described so by now, change.
+    pub(super) fn throttle(&self, spec: &NodeSpec, to: ThrottleChange, config: &ThrottleConfig) {
+        let mut state = self.state();
+        let key = group_key(spec);
+        let groups = &mut state.living.groups;
+        let group = groups.entry(key.clone()).or_insert_with(|| ThrottleGroup::new(config)).clone();
+        if to.limits {
+            group.set_limits(config);
+            // They are of all that share them.
+            let of_group = state.described.iter_mut().map(|(_, other)| other);
+            for other in of_group.filter(|other| group_key(other) == key) {
+                if let (DriverSpec::Filter(other), Some(said)) =
+                    (&mut other.driver, spec.driver.config())
+                {
+                    other.config.json = said.json.clone();
+                }
+            }
+        }
+        let node = state.living.throttles.get(&spec.name.value).and_then(Weak::upgrade);
+        if let Some(node) = node.filter(|_| to.joins) {
+            node.join(group);
+        }
+    }
+
     /// Whether somebody has said that a node is read-only; not, that an image names it.
     pub(in crate::host) fn is_said_read_only(&self, node: &GraphNode) -> bool {
         let state = self.state();
@@ -230,6 +259,10 @@ impl Registry {
             listeners: server.listeners().into_iter().map(address).collect(),
         }
     }
+}
+
+fn group_key(node: &NodeSpec) -> String {
+    instance_key(node, node.driver.instance().map(|it| it.value.as_str()))
 }
 
 fn address(address: ListenAddress) -> ListenAddr {

@@ -206,6 +206,34 @@ fn a_base_that_others_stand_on_is_left_alone_unless_forced() {
     host.shutdown().expect("an end in order");
 }
 
+/// Who goes over to the base in the end, writes it, and somebody else does not share that: this is known before
+/// anything is copied.
+#[test]
+fn an_end_that_could_not_be_is_refused_at_the_start() {
+    let host =
+        chain().node("other", overlay(), vec![ChildDecl::backing("base")]).start().expect("a host");
+    fill_chain(&host);
+    block_on(host.add_drive("vdb", Some("other"), false)).expect("a drive");
+    let forced = CommitSpec { is_forced: true, completes: true, ..CommitSpec::of("vda", "base") };
+    let nodes = host.graph().nodes().len();
+    let refused = block_on(host.start_job(commit(forced.clone()))).err().expect("refused");
+    assert_eq!(refused.kind(), ErrorKind::InUse, "{refused}");
+    let expect = "job `c`: the end could not take effect: node `base`: drive `vda` (edge `root`) uses w, which node \
+                  `other` (edge `backing`) does not share: give one of them a node of its own, or make it read-only";
+    assert_eq!(refused.to_string(), expect);
+    assert_eq!((host.graph().nodes().len(), host.jobs().len()), (nodes, 0));
+    assert_eq!(dirty(&host, &of_node("base")), [0_u64; 0]);
+    // In the middle of the chain nobody comes to write the base.
+    let middle = CommitSpec { is_forced: true, ..middle() };
+    let job = JobSpec { auto_finalize: false, ..commit(middle) };
+    let job = block_on(host.start_job(job)).expect("a job");
+    job.cancel(true).expect("a job that is there");
+    assert!(matches!(block_on(job.wait()), JobEnd::Cancelled));
+    block_on(host.remove_drive("vdb")).expect("no drive");
+    ends_well(&block_on(host.start_job(commit(forced))).expect("a job"));
+    host.shutdown().expect("an end in order");
+}
+
 #[test]
 fn a_shorter_base_grows_first() {
     let host = Host::builder()

@@ -120,8 +120,110 @@ fn snapshots() {
     let exports = client.run("query-block-exports", json!({}));
     assert_eq!(exports[0]["node-name"], "top");
     let (_, desc) = client.fail("blockdev-snapshot", json!({"node": "top", "overlay": "disk"}));
-    assert_eq!(desc, "The overlay does not support backing images");
+    assert_eq!(desc, "The overlay is already in use by node `top`");
     nbd.disconnect();
+    host.finish();
+}
+
+/// What is to become the top of somebody's disk is seen by nobody else; and if it holds something, that is what is
+/// asked about.
+#[test]
+fn overlays_that_somebody_uses_or_that_hold_something() {
+    if !tools::have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let host = Controlled::start(DISK, &[]);
+    let mut client = host.client();
+    serve_disk(&host, &mut client);
+    let bitmap = json!({"node": "disk", "name": "b", "granularity": 65536});
+    client.run("block-dirty-bitmap-add", bitmap);
+    let path = host.scratch.path("top.qcow2").display().to_string();
+    tools::succeed("qemu-img", ["create", "-q", "-f", "qcow2", &path, "1M"]);
+    tools::succeed("qemu-io", ["-f", "qcow2", "-c", "write -P 7 0 64k", &path]);
+    let overlay = json!({"driver": "qcow2", "node-name": "top", "backing": null,
+        "file": {"driver": "file", "filename": path}});
+    client.run("blockdev-add", overlay);
+    let snapshot = json!({"node": "disk", "overlay": "top"});
+    let users = [
+        ("drive-add", json!({"id": "vda", "node-name": "top"}), "drive-del", "drive `vda`"),
+        (
+            "block-export-add",
+            json!({"type": "nbd", "id": "x", "node-name": "top"}),
+            "block-export-del",
+            "export `x`",
+        ),
+    ];
+    for (add, arguments, remove, user) in users {
+        client.run(add, arguments.clone());
+        let (_, desc) = client.fail("blockdev-snapshot", snapshot.clone());
+        assert_eq!(desc, format!("The overlay is already in use by {user}"));
+        client.run(remove, json!({"id": arguments["id"]}));
+        if remove == "block-export-del" {
+            client.event("BLOCK_EXPORT_DELETED");
+        }
+    }
+    client.run("blockdev-add", json!({"driver": "null-co", "node-name": "sink", "size": MIB}));
+    let job = json!({"job-id": "j", "device": "top", "target": "sink", "sync": "none",
+        "auto-finalize": false});
+    client.run("blockdev-mirror", job);
+    let (_, desc) = client.fail("blockdev-snapshot", snapshot.clone());
+    assert_eq!(desc, "The overlay is already in use by job `j`");
+    client.run("job-cancel", json!({"id": "j"}));
+    client.event("BLOCK_JOB_CANCELLED");
+    let over = json!({"driver": "pass", "node-name": "over", "file": "top"});
+    client.run("blockdev-add", over);
+    let (_, desc) = client.fail("blockdev-snapshot", snapshot.clone());
+    assert_eq!(desc, "The overlay is already in use by node `over`");
+    client.run("blockdev-del", json!({"node-name": "over"}));
+
+    let (_, desc) = client.fail("blockdev-snapshot", snapshot);
+    assert!(desc.contains("nothing proves that they show the same"), "{desc}");
+    let marked = json!({"node": "disk", "overlay": "top", "on-unproven": "mark-whole"});
+    client.run("blockdev-snapshot", marked);
+    let exports = client.run("query-block-exports", json!({}));
+    assert_eq!(exports[0]["node-name"], "top");
+    host.finish();
+}
+
+/// Limits change while somebody waits for them: he goes on.
+#[test]
+fn throttles_change_while_they_are_used() {
+    let host = Controlled::start(DISK, &[]);
+    let mut client = host.client();
+    let uri = serve_disk(&host, &mut client);
+    let throttle = |group: &str, config: Option<serde_json::Value>| {
+        let mut node = json!({"driver": "throttle", "node-name": "slow", "throttle-group": group});
+        node["file"] = "disk".into();
+        node.as_object_mut().expect("an object").extend(config.map(|it| ("config".into(), it)));
+        node
+    };
+    let reopen = |node: serde_json::Value| json!({"options": [node]});
+    let insert = |node: &serde_json::Value| {
+        let mut filter = node.clone();
+        filter.as_object_mut().expect("an object").remove("file");
+        json!({"above": "disk", "filter": filter})
+    };
+    // One byte a second: what waits would wait for hours.
+    let slow = json!({"bps": 1});
+    client.run("blockdev-insert-filter", insert(&throttle("g", Some(slow.clone()))));
+    let changes = [throttle("g", Some(json!({"bps": "1GiB"}))), throttle("other", Some(json!({})))];
+    for change in changes {
+        let mut nbd = Client::open(&uri);
+        assert_eq!(nbd.read(0, 4096), Ok(vec![0; 4096]));
+        let waits = std::thread::spawn(move || {
+            let read = nbd.read(0, 4096);
+            nbd.disconnect();
+            read
+        });
+        let act = json!({"type": "blockdev-reopen", "data": reopen(change.clone())});
+        let abort = json!({"type": "abort", "data": {}});
+        client.fail("transaction", json!({"actions": [act, abort]}));
+        client.run("blockdev-reopen", reopen(change));
+        assert_eq!(waits.join().expect("a reader"), Ok(vec![0; 4096]));
+        client.run("blockdev-reopen", reopen(throttle("g", Some(slow.clone()))));
+    }
+    let (_, desc) = client.fail("blockdev-reopen", reopen(throttle("g", Some(json!({"bpz": 1})))));
+    assert!(desc.contains("bpz: unknown key"), "{desc}");
     host.finish();
 }
 

@@ -1,6 +1,7 @@
 //! What there is, as clients are told; drives and media by command.
 
 use blockloom_tests::nbd::Client;
+use blockloom_tests::qmp::Qmp;
 use blockloom_tests::tools;
 use serde_json::json;
 
@@ -12,6 +13,44 @@ const TWO_DISKS: &str = "[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n\
     [node.filter]\ndriver = \"pass\"\nchild.file = \"disk\"\n\
     [drive.vda]\nroot = \"filter\"\nwritable = true\n\
     [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nlisten = \"unix:nbd.sock\"\nwritable = true\n";
+
+/// Not while somebody has been told something else, or would not share that.
+#[test]
+fn drives_become_read_only_and_writable() {
+    let host = Controlled::start(TWO_DISKS, &[]);
+    let mut client = host.client();
+    let set = |writable: bool| json!({"id": "vda", "writable": writable});
+    let (_, desc) = client.fail("drive-set-writable", set(false));
+    assert_eq!(desc, "export `vda` of drive `vda` is writable: remove it first");
+    client.run("drive-set-writable", set(true));
+    let missing = client.fail("drive-set-writable", json!({"id": "none", "writable": true}));
+    assert_eq!(missing, ("DeviceNotFound".into(), "Device 'none' not found".into()));
+    let drive_writable =
+        |client: &mut Qmp| client.run("query-drives", json!({}))[0]["writable"].clone();
+    // The export goes, and the drive is read-only from the same instant on.
+    let actions = json!([
+        {"type": "block-export-del", "data": {"id": "vda"}},
+        {"type": "drive-set-writable", "data": set(false)},
+    ]);
+    client.run("transaction", json!({"actions": actions}));
+    assert_eq!(drive_writable(&mut client), json!(false));
+    let export = json!({"type": "nbd", "id": "e", "node-name": "vda", "writable": true,
+        "listen": "unix:nbd.sock"});
+    let (_, desc) = client.fail("block-export-add", export.clone());
+    assert!(desc.contains("drive `vda` is read-only"), "{desc}");
+    client.run("drive-add", json!({"id": "reader", "node-name": "disk"}));
+    let (_, desc) = client.fail("drive-set-writable", set(true));
+    assert!(desc.contains("drive `reader` (edge `root`)"), "{desc}");
+    assert_eq!(drive_writable(&mut client), json!(false));
+    let actions = json!([
+        {"type": "drive-del", "data": {"id": "reader"}},
+        {"type": "drive-set-writable", "data": set(true)},
+        {"type": "block-export-add", "data": export},
+    ]);
+    client.run("transaction", json!({"actions": actions}));
+    assert_eq!(drive_writable(&mut client), json!(true));
+    host.finish();
+}
 
 #[test]
 fn drives_come_and_go_and_change_their_medium() {

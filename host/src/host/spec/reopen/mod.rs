@@ -6,11 +6,14 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use blockloom_plugin_throttle::ThrottleConfig;
 use serde_json::Value;
 
 use super::StartError;
 use super::fragment::Fragment;
-use crate::config::{self, ChildChange, Live, NodeChange, NodeSpec};
+use crate::config::{
+    self, ChildChange, DriverSpec, FilterKind, Live, NodeChange, NodeSpec, ThrottleChange,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Action, Graph, Transaction, Unproven};
 use crate::host::call::block_on;
@@ -24,6 +27,8 @@ pub(crate) struct Reopening {
     /// What makes them so, each with what is done where a view may change.
     pub(crate) actions: Vec<(Action, Unproven)>,
     described: Vec<(usize, NodeSpec)>,
+    /// Other limits, by what of those describes whose they are.
+    throttles: Vec<(usize, ThrottleChange, ThrottleConfig)>,
 }
 
 impl Host {
@@ -33,7 +38,9 @@ impl Host {
     /// - children that are named can be other nodes, and a `backing` can come and end;
     /// - `read-only` of every node. The file of an image follows if it is not described, too, and nobody else writes
     ///   it; so do files that came with another node, and those below it that are to be written again;
-    /// - `auto-read-only`, `direct` and `discard` of a file.
+    /// - `auto-read-only`, `direct` and `discard` of a file;
+    /// - `config` of a `throttle` that is the host's own: the limits of its group, for all that share it; and `instance`
+    ///   (`throttle-group`), which group that is. In one that is new, and of which no limits are said, it keeps its own.
     ///
     /// Whatever else would be different is refused. An image that becomes writable marks the bitmaps that it keeps
     /// as in use, and they go on as when it is opened so; one that becomes read-only stores them.
@@ -72,9 +79,13 @@ impl Host {
         let live = self.inner.registry.live(&graph, &self.inner.server);
         let mut actions = Vec::new();
         let (mut modes, mut described) = (BTreeMap::new(), Vec::new());
+        let mut throttles = Vec::new();
         for options in nodes {
             let (at, change) = changes_of(options, &graph, live.clone())?;
-            let NodeChange { children, reopen, node: spec } = change;
+            let NodeChange { children, reopen, throttle, node: spec } = change;
+            if let Some(to) = throttle {
+                throttles.push((described.len(), to, limits_of(&spec)?));
+            }
             for ChildChange { edge, child } in children {
                 let set = Action::SetChild { node: spec.name.value.clone(), edge, child };
                 actions.push((set, unproven));
@@ -87,6 +98,7 @@ impl Host {
             }
             described.push((at, spec));
         }
+        check_limits(&described, &throttles)?;
         self.with_containers(&graph, &mut modes, &described)?;
         for (at, how) in modes.into_iter().filter(|(at, how)| is_other(&graph, *at, how)) {
             let node = &graph.nodes()[at];
@@ -95,13 +107,18 @@ impl Host {
             let unproven = action.default_unproven();
             actions.push((action, unproven));
         }
-        Ok(Reopening { graph, actions, described })
+        Ok(Reopening { graph, actions, described, throttles })
     }
 
     /// What was to be reopened is so.
     pub(crate) fn reopened(&self, reopening: Reopening) {
-        for (at, spec) in reopening.described {
-            self.inner.registry.describe(&reopening.graph.nodes()[at], spec);
+        let Reopening { graph, described, throttles, .. } = reopening;
+        let registry = &self.inner.registry;
+        for (at, spec) in &described {
+            registry.describe(&graph.nodes()[*at], spec.clone());
+        }
+        for (at, to, config) in throttles {
+            registry.throttle(&described[at].1, to, &config);
         }
     }
 
@@ -152,6 +169,40 @@ impl Host {
     }
 }
 
+/// The limits of which a throttle's description speaks.
+fn limits_of(spec: &NodeSpec) -> Result<ThrottleConfig> {
+    let json = spec.driver.config().map_or_else(|| "{}".to_owned(), |it| it.json.to_string());
+    ThrottleConfig::from_json(&json).map_err(|error| {
+        let message = format!("`config`: {error}");
+        Error::new(ErrorKind::Invalid, message).at_node(&spec.name.value)
+    })
+}
+
+/// Refuses limits of one group that contradict each other.
+fn check_limits(
+    described: &[(usize, NodeSpec)],
+    throttles: &[(usize, ThrottleChange, ThrottleConfig)],
+) -> Result<()> {
+    let group = |at: usize| described[at].1.driver.instance();
+    for (number, (at, to, config)) in throttles.iter().enumerate() {
+        let mut others = throttles[..number].iter();
+        let is_other = |(other, too, its): &&(usize, ThrottleChange, ThrottleConfig)| {
+            let is_shared = group(*at).is_some() && group(*at) == group(*other);
+            is_shared && to.limits == too.limits && its != config
+        };
+        if let Some((other, ..)) = others.find(is_other) {
+            let message = format!(
+                "it shares its limits with node `{}`, of which others are said: say the same of both",
+                described[*other].1.name.value
+            );
+            return Err(
+                Error::new(ErrorKind::Invalid, message).at_node(&described[*at].1.name.value)
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Somebody has said of a node that it is read-only, and another one cannot be written without it.
 pub(in crate::host) fn said_read_only(node: &str, of: &str) -> Error {
     let message = match node == of {
@@ -173,6 +224,20 @@ fn is_other(graph: &Graph, at: usize, how: &Reopen) -> bool {
     is_asked || is_auto || how.direct.is_some() || how.discard.is_some()
 }
 
+/// Of the limits that a throttle shares, others are said: those that it shares them with will have them, too.
+fn leave_group(was: &NodeSpec, options: &Value, live: &mut Live) {
+    let is_throttle = |node: &NodeSpec| matches!(&node.driver, DriverSpec::Filter(it) if it.kind == FilterKind::Throttle);
+    let said =
+        ["throttle-group", "instance"].into_iter().find_map(|key| options.get(key)?.as_str());
+    let group = said.or_else(|| was.driver.instance().map(|it| it.value.as_str()));
+    let Some(group) = group.filter(|_| is_throttle(was)) else { return };
+    for node in live.nodes.iter_mut().filter(|node| is_throttle(node)) {
+        if let DriverSpec::Filter(filter) = &mut node.driver {
+            filter.instance.take_if(|it| it.value == group);
+        }
+    }
+}
+
 fn changes_of(
     options: &Value,
     graph: &Graph,
@@ -189,6 +254,9 @@ fn changes_of(
     // Its name is to be free for its new description.
     let was = live.nodes.remove(at);
     live.sizes.remove(name);
+    if options.get("config").is_some() {
+        leave_group(&was, options, &mut live);
+    }
     let fragment = Fragment::blockdev(options.clone()).named("blockdev-reopen");
     let (spec, found, _) = fragment.read(String::new, live);
     if found.has_errors() {

@@ -7,6 +7,7 @@ mod bitmaps;
 mod jobs;
 mod names;
 mod read_only;
+mod throttle;
 
 use std::path::PathBuf;
 use std::sync::Arc;
