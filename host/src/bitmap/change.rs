@@ -71,6 +71,7 @@ impl Change {
             Self::Rename(_) | Self::Remove => Gone::Bitmap,
             Self::Abdicate | Self::Leave(_) => Gone::Frozen,
             Self::Clear | Self::CopyOf(_) => Gone::Content,
+            Self::Disable => Gone::Recording,
             _ => Gone::Nothing,
         }
     }

@@ -25,6 +25,8 @@ pub enum Use {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Gone {
     Nothing,
+    /// What it would say later.
+    Recording,
     /// What stood still.
     Frozen,
     /// Something else that it said.
@@ -39,7 +41,11 @@ impl Use {
         match self {
             Self::Keep => gone >= Gone::Bitmap,
             Self::Read => gone >= Gone::Frozen,
-            Self::Show => gone >= Gone::Content || (gone == Gone::Frozen && kept >= KEPT_MAX),
+            Self::Show => match gone {
+                Gone::Nothing => false,
+                Gone::Frozen => kept >= KEPT_MAX,
+                Gone::Recording | Gone::Content | Gone::Bitmap => true,
+            },
             Self::Exclusive => true,
         }
     }

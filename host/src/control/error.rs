@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::host::StartError;
 use crate::plugin::InstanceError;
 
@@ -40,13 +40,15 @@ const DESC_MAX: usize = 2000;
 pub(crate) struct QmpError {
     pub(crate) class: ErrorClass,
     pub(crate) desc: String,
+    /// Something was not there that was found before: it may be another one by now.
+    pub(crate) is_missing: bool,
 }
 
 pub(crate) type QmpResult<T> = Result<T, QmpError>;
 
 impl QmpError {
     pub(crate) fn new(class: ErrorClass, desc: impl Into<String>) -> Self {
-        Self { class, desc: desc.into() }
+        Self { class, desc: desc.into(), is_missing: false }
     }
 
     pub(crate) fn generic(desc: impl Into<String>) -> Self {
@@ -71,7 +73,8 @@ impl fmt::Display for QmpError {
 
 impl From<Error> for QmpError {
     fn from(error: Error) -> Self {
-        Self::generic(error.to_string())
+        let is_missing = error.kind() == ErrorKind::NotFound;
+        Self { is_missing, ..Self::generic(error.to_string()) }
     }
 }
 

@@ -27,6 +27,9 @@ qapi_struct! {
 /// What the schema calls the union of all actions.
 pub(crate) const ACTION_TYPE: &str = "TransactionAction";
 
+/// How often a command is tried again for what others have changed meanwhile.
+const OUTDATED_MAX: usize = 8;
+
 type Run = Box<dyn Fn(&Context<'_>, Value) -> QmpResult<Value> + Send + Sync>;
 type Describe = fn(&mut Schema) -> String;
 /// An action whose arguments have been read.
@@ -52,6 +55,27 @@ pub(crate) struct Registry {
     commands: BTreeMap<&'static str, Command>,
     actions: BTreeMap<&'static str, ActionKind>,
     events: BTreeMap<&'static str, Describe>,
+}
+
+/// Does something that has no effect if it fails. What a name stood for may have gone since that was looked up, as
+/// somebody else has changed the graph: then it is looked up anew.
+///
+/// # Errors
+/// Of `act`.
+pub(crate) fn again_if_outdated<T>(
+    context: &Context<'_>,
+    act: impl Fn() -> QmpResult<T>,
+) -> QmpResult<T> {
+    let mut left = OUTDATED_MAX;
+    loop {
+        let before = context.host.graph().generation();
+        let done = act();
+        let is_outdated = || context.host.graph().generation() != before;
+        match done {
+            Err(error) if error.is_missing && left > 0 && is_outdated() => left -= 1,
+            done => return done,
+        }
+    }
 }
 
 impl Registry {
@@ -87,10 +111,12 @@ impl Registry {
     ) {
         self.action_only(name, plan);
         let run: Run = Box::new(move |context, arguments| {
-            let arguments = A::parse(arguments, &Place::ROOT)?;
-            let mut one = Plan::new(context);
-            plan(&mut one, arguments)?;
-            one.commit()?;
+            again_if_outdated(context, || {
+                let arguments = A::parse(arguments.clone(), &Place::ROOT)?;
+                let mut one = Plan::new(context);
+                plan(&mut one, arguments)?;
+                one.commit()
+            })?;
             Ok(json!({}))
         });
         let (arguments, returns) = (A::schema, Empty::schema);

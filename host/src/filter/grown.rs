@@ -17,7 +17,7 @@ use crate::node::{ExtentKind, MemoryNode, Node};
 use crate::plugin::{
     Grants, Instance, OnFault, PluginLimits, PluginModule, PluginNode, PluginRuntime, RestartBudget,
 };
-use crate::{Host, block_on};
+use crate::{Drive, Host, block_on};
 
 const GRANULE: u64 = 4096;
 /// Bytes of the disk at the point in time: its last granule is a part of one.
@@ -99,13 +99,18 @@ fn view(name: &str, of: &Backup) -> Action {
     Action::AddNode(NodeDecl { name: name.to_owned(), driver: of.view(), children })
 }
 
-fn drive(id: &str, root: &str) -> Action {
-    let (id, root) = (id.to_owned(), Some(root.to_owned()));
-    Action::AddDrive(DriveDecl { id, root, writable: false, only_shows: false })
+/// By which a view is read.
+fn reader(view: &str) -> DriveDecl {
+    let (id, root) = (format!("{view}-reader"), Some(view.to_owned()));
+    DriveDecl { id, root, writable: false, only_shows: false }
+}
+
+fn open(host: &Host, view: &str) -> Drive {
+    host.drive(&format!("{view}-reader")).expect("a drive")
 }
 
 /// A disk with bytes behind the drive `vda`; a filter `cbw` over it keeps in `kept` what is there now, which the
-/// drive `then` shows. The target is as long as the disk.
+/// node `then` shows. The target is as long as the disk.
 fn host(backup: &Backup) -> Host {
     let host = Host::builder().node("disk", memory(), vec![]).node("kept", memory(), vec![]);
     let host = host.drive("vda", "disk", true).start().expect("a host");
@@ -116,7 +121,7 @@ fn host(backup: &Backup) -> Host {
     let add = Transaction::new()
         .with_unproven(Action::InsertAbove { node, filter, users }, Unproven::MarkWhole)
         .with(view("then", backup))
-        .with(drive("then", "then"));
+        .with(Action::AddDrive(reader("then")));
     block_on(host.transact(add)).expect("a filter and its view");
     wait_until("the point in time", || shown(&host, "then").is_some());
     host
@@ -132,7 +137,7 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
 
 /// All of a view; `None` before the point in time.
 fn shown(host: &Host, view: &str) -> Option<Vec<u8>> {
-    match block_on(host.drive(view).expect("a drive").read(0, SIZE as usize)) {
+    match block_on(open(host, view).read(0, SIZE as usize)) {
         Ok(bytes) => Some(bytes.to_vec()),
         Err(error) if error.kind() == ErrorKind::InUse => None,
         Err(error) => panic!("{view}: {error}"),
@@ -141,7 +146,7 @@ fn shown(host: &Host, view: &str) -> Option<Vec<u8>> {
 
 /// The view has the size that the disk had, shows that, and says so in its block status.
 fn check_view(host: &Host, view: &str, what: &str) {
-    let drive = host.drive(view).expect("a drive");
+    let drive = open(host, view);
     assert_eq!(drive.info().expect("a medium").size_bytes, SIZE, "{what}");
     assert!(shown(host, view).as_ref() == Some(&then()), "{what}: {view} shows something else");
     let past = block_on(drive.read(SIZE, 1)).expect_err("there is no more");
@@ -195,7 +200,9 @@ fn a_view_keeps_its_size_while_the_disk_grows() {
                 check_view(&host, "then", sync);
             }
             // Whoever opens the view later sees the same.
-            let later = Transaction::new().with(view("late", &backup)).with(drive("late", "late"));
+            let later = Transaction::new()
+                .with(view("late", &backup))
+                .with(Action::AddDrive(reader("late")));
             block_on(host.transact(later)).expect("a view");
             check_view(&host, "late", sync);
             backup.check_alive();
@@ -248,11 +255,9 @@ async fn check_early(make: fn(&str, Changes<'_>) -> Backup) {
         node("cbw", backup.driver(), BackupNode::children("disk", "kept")),
         node("then", backup.view(), ViewNode::children("disk", "kept", "cbw")),
     ];
-    let drive = |id: &str, root: &str, writable| {
-        let (id, root) = (id.to_owned(), Some(root.to_owned()));
-        DriveDecl { id, root, writable, only_shows: !writable }
-    };
-    let drives = vec![drive("d", "cbw", true), drive("then", "then", false)];
+    let (id, root) = ("d".to_owned(), Some("cbw".to_owned()));
+    let disk = DriveDecl { id, root, writable: true, only_shows: false };
+    let drives = vec![disk, reader("then")];
     let (name, granularity) = (BitmapName::new("b").expect("a name"), Granularity::MIN);
     let bitmap = BitmapDecl { scope: of_drive(), name, granularity, enabled: true };
     let graph = GraphDecl { nodes, drives, bitmaps: vec![bitmap] }.build().expect("a graph");
@@ -265,7 +270,7 @@ async fn check_early(make: fn(&str, Changes<'_>) -> Backup) {
     assert_eq!(bitmap.size_bytes(), 1 << 20);
     let local = LocalGraph::of(&cell);
     backup.driver().run(&local, "cbw");
-    let view = LocalDrive::open(&local, "then").expect("a drive");
+    let view = LocalDrive::open(&local, "then-reader").expect("a drive");
     assert_eq!(view.info().expect("a medium").size_bytes, SIZE);
     let mut read = view.read(5 * GRANULE, BufMut::new(GRANULE as usize)).await;
     while read.as_ref().is_err_and(|error| error.kind() == ErrorKind::InUse) {

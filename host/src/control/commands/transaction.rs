@@ -6,7 +6,7 @@ use crate::control::context::Context;
 use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{Place, QapiType, Schema, qapi_enum, qapi_struct};
-use crate::control::registry::{ACTION_TYPE, Empty, Registry, Step};
+use crate::control::registry::{ACTION_TYPE, Empty, Registry, Step, again_if_outdated};
 
 /// Actions of one transaction.
 const ACTIONS_MAX: usize = 4096;
@@ -73,11 +73,13 @@ fn transaction(context: &Context<'_>, arguments: TransactionArguments) -> QmpRes
     let read = |(index, action): (usize, ActionValue)| {
         context.registry.read_action(action.0, &at.element(index))
     };
-    let steps = actions.map(read).collect::<QmpResult<Vec<Step>>>()?;
-    let mut plan = Plan::new(context);
-    plan.completes_together = mode == Some(ActionCompletionMode::Grouped);
-    steps.into_iter().try_for_each(|step| step(&mut plan))?;
-    plan.commit()?;
+    again_if_outdated(context, || {
+        let steps = actions.clone().map(read).collect::<QmpResult<Vec<Step>>>()?;
+        let mut plan = Plan::new(context);
+        plan.completes_together = mode == Some(ActionCompletionMode::Grouped);
+        steps.into_iter().try_for_each(|step| step(&mut plan))?;
+        plan.commit()
+    })?;
     Ok(Empty {})
 }
 

@@ -103,7 +103,7 @@ impl Served {
         for (shown, kept) in self.export.bitmaps.iter().zip(&*self.bitmaps()) {
             let found = graph.find_bitmap(&shown.scope, &shown.name);
             if !found.is_some_and(|found| Arc::ptr_eq(found, kept.bitmap.bitmap())) {
-                return Err(not_found(&self.export, shown));
+                return Err(not_found(&self.id, shown));
             }
         }
         Ok(())
@@ -118,7 +118,7 @@ impl Served {
             let (name, is_frozen) = (shown.name.clone(), shown.is_frozen);
             Ok(Kept {
                 name,
-                bitmap: keep(graph, &export, shown)?,
+                bitmap: keep(graph, &id, shown)?,
                 is_frozen,
                 still: None,
                 is_past: false,
@@ -178,7 +178,7 @@ impl Served {
 
     /// For messages and users of bitmaps.
     pub(super) fn user(&self) -> String {
-        user(&self.export)
+        user(&self.id)
     }
 
     fn bitmaps(&self) -> MutexGuard<'_, Vec<Kept>> {
@@ -250,18 +250,18 @@ impl Drop for Client {
     }
 }
 
-fn user(export: &Export) -> String {
-    format!("export `{}`", export.name)
+fn user(id: &str) -> String {
+    format!("export `{id}`")
 }
 
 /// A bitmap, kept for an export.
-fn keep(graph: &Graph, export: &Export, shown: &ExportBitmap) -> Result<BitmapUse> {
+fn keep(graph: &Graph, id: &str, shown: &ExportBitmap) -> Result<BitmapUse> {
     let bitmap = graph.find_bitmap(&shown.scope, &shown.name);
-    Ok(bitmap.ok_or_else(|| not_found(export, shown))?.use_by(user(export), Use::Keep)?)
+    Ok(bitmap.ok_or_else(|| not_found(id, shown))?.use_by(user(id), Use::Keep)?)
 }
 
-fn not_found(export: &Export, shown: &ExportBitmap) -> Error {
-    let (user, scope, name) = (user(export), &shown.scope, &shown.name);
+fn not_found(id: &str, shown: &ExportBitmap) -> Error {
+    let (user, scope, name) = (user(id), &shown.scope, &shown.name);
     let message = format!("{user} is to show bitmap `{name}` of {scope}, which is not there");
     Error::new(ErrorKind::NotFound, message)
 }

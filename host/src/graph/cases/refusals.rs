@@ -330,14 +330,14 @@ fn what_nothing_proves() {
             ErrorKind::NotPermitted,
             "set root of drive `vda` to `store`: drive `vda` shows node `store` instead \
              of `filter`, and nothing proves that they show the same: ask for it with \
-             `Unproven::MarkWhole` (1 bitmap would be marked whole)",
+             `on-unproven` \"mark-whole\" (1 bitmap would be marked whole)",
         ),
         (
             backing,
             ErrorKind::NotPermitted,
             "set edge `backing` of `top` to `store`: node `top` (edge `backing`) shows \
              node `store` instead of `base`, and nothing proves that they show the same: ask for it \
-             with `Unproven::MarkWhole` (3 bitmaps would be marked whole)",
+             with `on-unproven` \"mark-whole\" (3 bitmaps would be marked whole)",
         ),
         (
             Action::Deallocate { node: "top".into(), range: 0..1 },

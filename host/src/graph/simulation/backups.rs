@@ -248,6 +248,9 @@ async fn run(
     drop(graph);
     let (mut before, mut pause) = (books.tick(), 1);
     while backup.bytes("begun") == 0 {
+        if let Some(failure) = backup.failure() {
+            return Err(failure);
+        }
         before = books.tick();
         sleep_until(turn_now() + Duration::from_nanos(pause)).await;
         // One that has failed before starts again milliseconds later.

@@ -514,7 +514,7 @@ async fn verify(
         let why = format!("{}..{} of node `{}` was deallocated", range.start, range.end, node.name);
         if by.unproven == Unproven::Refuse {
             let message = "nothing proves that its backing shows the same there: ask for it with \
-                           `Unproven::MarkWhole` (the range is marked)";
+                           `on-unproven` \"mark-whole\" (the range is marked)";
             let error = Error::new(ErrorKind::NotPermitted, message).at_node(&node.name);
             return Err(at_action(actions, by.action, &error));
         }

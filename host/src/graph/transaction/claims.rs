@@ -439,8 +439,8 @@ impl Claim {
             count => format!("{count} bitmaps would be marked whole"),
         };
         let message = format!(
-            "{}, and nothing proves that they show the same: ask for it with `Unproven::MarkWhole` \
-             ({marked})",
+            "{}, and nothing proves that they show the same: ask for it with `on-unproven` \
+             \"mark-whole\" ({marked})",
             self.what
         );
         Error::new(ErrorKind::NotPermitted, message)

@@ -79,6 +79,7 @@ pub(super) fn steps(draft: &Draft, before: &Graph, after: &Graph) -> Result<Vec<
                         node,
                         "a shrink would cut off what it has not copied yet",
                     )?;
+                    check_jobs(after, node)?;
                 }
                 StepKind::Resize { from_bytes, to_bytes: *size_bytes }
             }
@@ -107,6 +108,22 @@ fn check_parents(graph: &Graph, node: usize) -> Result<()> {
             let message = format!(
                 "node `{}` (edge `{}`) does not share `r` (resize): resize that node instead",
                 parent.name, edge.name
+            );
+            return Err(Error::new(ErrorKind::InUse, message).at_node(&graph.nodes[node].name));
+        }
+    }
+    Ok(())
+}
+
+/// A job has been told how much there is to do: what it goes over is not cut off.
+fn check_jobs(graph: &Graph, node: usize) -> Result<()> {
+    let jobs = graph.nodes.iter().filter_map(|above| Some((above.driver.job()?, &above.edges)));
+    for (job, edges) in jobs {
+        if edges.iter().any(|edge| graph.below(edge.child).any(|below| below == node)) {
+            let message = format!(
+                "job `{}` goes over what is there, and a shrink would cut it off: wait for the job's \
+                 end, or cancel it",
+                job.id
             );
             return Err(Error::new(ErrorKind::InUse, message).at_node(&graph.nodes[node].name));
         }

@@ -3,13 +3,14 @@
 use super::super::nodes::find_node;
 use super::verbs::MirrorCopyMode;
 use super::{
-    BitmapSyncMode, BlockdevOnError, Common, MirrorSyncMode, bitmap_of, input_mode, on_error,
+    BitmapSyncMode, BlockdevOnError, Common, MirrorSyncMode, bitmap_of, chain, input_mode, on_error,
 };
 use crate::bitmap::Granularity;
 use crate::control::error::{QmpError, QmpResult};
 use crate::control::plan::Plan;
 use crate::control::qapi::{QapiType, clip, qapi_struct};
 use crate::control::registry::Registry;
+use crate::graph::{Graph, GraphNode};
 use crate::job::{JobKind, JobSpec, MirrorSpec, MirrorSync};
 
 qapi_struct! {
@@ -52,6 +53,10 @@ pub(super) fn register(to: &mut Registry) {
 fn mirror(plan: &mut Plan<'_>, mirror: BlockdevMirror) -> QmpResult<()> {
     let graph = plan.context.host.graph();
     let device = find_node(&graph, Some(&mirror.device), Some(&mirror.device))?;
+    let device = match graph.find_drive(&mirror.device) {
+        Some(_) => below_keepers(&graph, device),
+        None => device,
+    };
     let target = find_node(&graph, Some(&mirror.target), Some(&mirror.target))?;
     let granularity = mirror.granularity.map(granularity_of).transpose()?;
     if mirror.buf_size.is_some_and(|bytes| bytes < 0) {
@@ -86,6 +91,12 @@ fn mirror(plan: &mut Plan<'_>, mirror: BlockdevMirror) -> QmpResult<()> {
         on_target_error: Some(on_error(mirror.on_target_error)),
         ..job
     })
+}
+
+/// What a drive shows, below the filters that keep for views what it has shown: these go before a mirror ends.
+fn below_keepers<'g>(graph: &'g Graph, root: &'g GraphNode) -> &'g GraphNode {
+    let mut chain = chain(graph, root);
+    chain.find(|node| !node.driver().keeps_old_bytes()).unwrap_or(root)
 }
 
 fn granularity_of(bytes: u32) -> QmpResult<Granularity> {
