@@ -119,6 +119,20 @@ fn users_stand_in_the_way_of_what_would_disturb_them() {
     check(Change::Checkpoint, bitmap, true, false);
 }
 
+/// Who shows it goes on to show what is written; who only keeps it does not mind.
+#[test]
+fn what_is_shown_goes_on_recording() {
+    let bitmap = bitmap();
+    let keeps = bitmap.use_by("export `a`".into(), Use::Keep).unwrap();
+    let shows = bitmap.use_by("export `a`".into(), Use::Show).unwrap();
+    let error = prepare(&bitmap, &[Change::Disable]).err().expect("it is shown");
+    assert!(error.to_string().contains("export `a`"), "{error}");
+    assert!(prepare(&bitmap, &[Change::Checkpoint]).is_ok());
+    drop(shows);
+    assert!(prepare(&bitmap, &[Change::Disable]).is_ok());
+    drop(keeps);
+}
+
 /// Who shows it goes on to show what a freeze leaves behind when it ends, so often.
 #[test]
 #[expect(clippy::single_range_in_vec_init, reason = "lists of one run are meant")]

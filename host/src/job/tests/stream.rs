@@ -31,6 +31,28 @@ fn clean(host: &Host) {
     }
 }
 
+/// What a job goes over is not cut off; what is added is none of its business.
+#[test]
+fn what_is_streamed_does_not_shrink() {
+    let host = chain().start().expect("a host");
+    fill_chain(&host);
+    let job = block_on(host.start_job(JobSpec { speed: 1, ..stream(on("base")) })).expect("a job");
+    let resize = |node: &str, size_bytes| {
+        let resize = Action::Resize { node: node.into(), size_bytes };
+        block_on(host.transact(Transaction::new().with(resize)))
+    };
+    for node in ["top", "mid", "base"] {
+        let error = resize(node, SIZE / 2).expect_err("it is gone over");
+        assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+        assert!(error.to_string().contains("job `s` goes over what is there"), "{error}");
+    }
+    resize("top", SIZE + BLOCK).expect("a larger disk");
+    job.cancel(true).expect("a job that can be cancelled");
+    block_on(job.wait());
+    resize("top", SIZE / 2).expect("nobody goes over it");
+    host.shutdown().expect("an end in order");
+}
+
 #[test]
 fn an_overlay_stands_alone_and_shows_the_same() {
     let host = chain().start().expect("a host");

@@ -267,6 +267,29 @@ fn all_of_a_checkpoint_or_nothing() {
     host.finish();
 }
 
+/// What a drive shows is copied below what keeps that for a view: so the view can go while the copy is kept up to date.
+#[test]
+fn a_checkpoint_ends_beside_a_mirror() {
+    let host = start();
+    let mut client = host.client();
+    let view = json!({"node": "vda", "node-name": "then"});
+    client.run("checkpoint", json!({"id": "c", "views": [view]}));
+    let copy = json!({"driver": "memory", "node-name": "copy", "size": SIZE});
+    client.run("blockdev-add", copy);
+    let mirror = json!({"job-id": "j", "device": "vda", "target": "copy", "sync": "full"});
+    client.run("blockdev-mirror", mirror);
+    client.event("BLOCK_JOB_READY");
+    client.run("checkpoint-end", json!({"id": "c", "completed": true}));
+    client.run("job-complete", json!({"id": "j"}));
+    let end = client.event("BLOCK_JOB_COMPLETED");
+    assert!(end["data"]["error"].is_null(), "{end}");
+    let drives = client.run("query-drives", json!({}));
+    let mut drives = drives.as_array().expect("a list").iter();
+    let drive = drives.find(|drive| drive["id"] == "vda").expect("a drive");
+    assert_eq!(drive["node-name"], "copy");
+    host.finish();
+}
+
 /// The same with QEMU's tools: what they copy is what was there, and they see what is to be copied.
 #[test]
 fn tools_pull_from_a_checkpoint() {
