@@ -175,10 +175,10 @@ mod tests {
         check(&["paint", "colour=r"], &["colour=red"]);
         check(&["paint", "wet=t"], &["wet=true"]);
         check(&["paint", "node="], &["node=vda"]);
-        check(&["paint", "node=vda", "name="], &["name=daily"]);
         check(&["paint", "name="], &[]);
         check(&["nosuch", "a"], &[]);
     }
+
     /// Each member is completed by what it can name.
     #[test]
     fn names_are_of_the_class_that_is_asked_for() {
