@@ -39,7 +39,8 @@ pub fn bitmap_next(bitmap: BitmapIndex, from: u64) -> Option<(u64, u64)> {
     return crate::testing::bitmap_next(bitmap, from);
 }
 
-/// A bitmap of a node's own: made clean, or found as a former instance left it.
+/// A bitmap of a node's own: made clean, or found as a former instance left it. It has the node's size, whatever that
+/// becomes; of a filter that offers a view, those that make it have for ever the size with which the node was added.
 ///
 /// # Errors
 ///

@@ -366,9 +366,13 @@ impl Prepared {
                     to.mark(range.start, range.end.saturating_sub(range.start));
                 }
                 Step::Merge { from, to } => {
-                    // Sizes have been compared; were they not equal, too much is dirty, not too
-                    // little.
-                    if to.merge_from_drained(from).is_err() {
+                    // Sizes have been compared, but for that of a set which is left: its view may have been
+                    // resized since. Of what it knows nothing all is dirty, never too little.
+                    let is_merged = to.merge_from_drained(from).is_ok() || {
+                        let fits = from.resized(to.size_bytes(), Extension::Dirty);
+                        fits.is_ok_and(|fits| to.merge_from_drained(&fits).is_ok())
+                    };
+                    if !is_merged {
                         to.set_all();
                     }
                 }

@@ -469,6 +469,7 @@ impl Below<'_> {
             name: Spanned::new(name, self.span),
             is_unnamed: true,
             is_implicit: true,
+            is_within: false,
             read_only: Spanned::new(true, self.span),
             is_said_writable: false,
             auto_read_only: Spanned::new(false, self.span),

@@ -55,6 +55,7 @@ impl NodeSpec {
             name: nowhere(name.to_owned()),
             is_unnamed: name.starts_with('#'),
             is_implicit: false,
+            is_within: false,
             read_only: nowhere(false),
             is_said_writable: false,
             auto_read_only: nowhere(false),

@@ -152,9 +152,17 @@ pub fn parse_object(name: &str, object: &Value, live: Live) -> (GraphSpec, Diagn
             },
         }
     }
-    let Translated { nodes, wrong } = translated;
+    let Translated { nodes, within, wrong } = translated;
     root.push(("node".to_owned(), Item::new("node", Shape::Table(nodes))));
-    of_items(name, root, wrong, live, None)
+    let (mut spec, found) = of_items(name, root, wrong, live, None);
+    tell_within(&mut spec, &within);
+    (spec, found)
+}
+
+fn tell_within(spec: &mut GraphSpec, names: &[String]) {
+    for node in &mut spec.nodes {
+        node.is_within = names.contains(&node.name.value);
+    }
 }
 
 /// As [`parse_addition`], of one node: QEMU's `BlockdevOptions`, or the same in the words of TOML. Without a
@@ -171,9 +179,10 @@ pub fn parse_blockdev(
     };
     let mut translated = Translated::default();
     let node = translated.add(options, "", made_up);
-    let Translated { nodes, wrong } = translated;
+    let Translated { nodes, within, wrong } = translated;
     let root = vec![("node".to_owned(), Item::new("", Shape::Table(nodes)))];
-    let (spec, found) = of_items(name, root, wrong, live, Some(made_up));
+    let (mut spec, found) = of_items(name, root, wrong, live, Some(made_up));
+    tell_within(&mut spec, &within);
     (spec, found, node)
 }
 

@@ -132,6 +132,8 @@ fn rule_of(driver: &str, key: &str) -> Option<Rule> {
 pub(super) struct Translated {
     /// By name, each with its keys: those with a name of their own are beside each other.
     pub(super) nodes: Vec<(String, Item)>,
+    /// Those of them that are given within another one.
+    pub(super) within: Vec<String>,
     pub(super) wrong: Vec<Wrong>,
 }
 
@@ -324,6 +326,7 @@ impl Translated {
             None => node,
             Some(name) => {
                 self.nodes.push((name.clone(), node));
+                self.within.push(name.clone());
                 Item::text(&below(path, "node-name"), name)
             }
         }

@@ -76,6 +76,7 @@ pub(super) fn read_node(
         name,
         is_unnamed,
         is_implicit,
+        is_within: false,
         read_only,
         is_said_writable,
         auto_read_only,

@@ -194,6 +194,8 @@ pub struct NodeSpec {
     /// Whether an image names it: the file says nothing of it, and its spans are those of the node whose image
     /// leads to it.
     pub is_implicit: bool,
+    /// Whether it is given within another one, and has a name of its own: it goes with that one.
+    pub is_within: bool,
     /// Whether it refuses every change; false by default.
     pub read_only: Spanned<bool>,
     /// Whether it was said that it does not: then it is open for writing while nobody writes it, too.

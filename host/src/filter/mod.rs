@@ -3,6 +3,8 @@
 
 mod backup;
 mod copy_on_read;
+#[cfg(test)]
+mod grown;
 mod native;
 mod pass;
 mod point_in_time;

@@ -2,6 +2,9 @@
 //! It is given up only if the backup copies nothing by itself: else the target is to be whole. Of the host's own backup
 //! that is known (`sync = "none"`); of a plugin's, whoever asks for the view has to say so.
 //!
+//! It has the size that the node had then, for as long as it lives, however the disk grows: what is added is no part
+//! of it. The disk does not shrink while something of it is still to be copied.
+//!
 //! Bytes that are still to be copied are read where they are; if they have been copied by the time they are
 //! there, from the target. So nobody who writes waits for a reader. What the backup does not cover cannot be
 //! read (`EIO`), and is [`ExtentKind::Unreadable`] in block status, which never fails as a whole. Before the
@@ -89,6 +92,14 @@ impl ViewNode {
             proven_for: None,
         };
         edges.map(child).into()
+    }
+
+    /// Bytes of what it shows; `None` until the node is there of which it is.
+    fn size_bytes(&self) -> Option<u64> {
+        match &self.of {
+            Of::Native(state) => state.get().map(|sets| sets.todo.size_bytes()),
+            Of::Plugin(sets) => sets.size_bytes(),
+        }
     }
 
     fn sets(&self) -> Result<&PointInTime> {
@@ -209,7 +220,9 @@ impl Node for ViewNode {
 
     fn info(&self, children: &[NodeInfo]) -> Result<NodeInfo> {
         let missing = || Error::new(ErrorKind::Invalid, "a view needs a child `source`");
-        let size_bytes = children.first().ok_or_else(missing)?.size_bytes;
+        let source_bytes = children.first().ok_or_else(missing)?.size_bytes;
+        // If the two come together, there is no other size yet.
+        let size_bytes = self.size_bytes().unwrap_or(source_bytes);
         let caps = Caps {
             zero: Support::None,
             discard: if self.can_be_given_up { Support::Native } else { Support::None },

@@ -1,19 +1,20 @@
 //! Changes of a running host that are more than one action.
 
+use super::spec::Registry;
 use super::{Host, Result, StartError};
 use crate::error::{Error, ErrorKind};
 use crate::graph::{Action, DriveDecl, Graph, Role, Transaction, Unproven};
 
 impl Host {
-    /// Removes a node that nobody uses, and those that came with it: children that it was described with and
-    /// have no names of their own, which nobody else uses. Returns their names, in the order in which they went.
+    /// Removes a node that nobody uses, and those that came with it: children that are described within
+    /// it, which nobody else uses. Returns their names, in the order in which they went.
     ///
     /// # Errors
     /// `ENOENT`; `EBUSY` with who uses it, or its bitmaps.
     pub async fn remove_node(&self, node: &str) -> Result<Vec<String>> {
         let _turn = self.inner.registry.turn.lock().await;
         let graph = self.graph();
-        let removed = with_own(&graph, node, None);
+        let removed = with_own((&graph, &self.inner.registry), node, None);
         drop(graph);
         self.remove_all(removed, |node| Action::RemoveNode { node }).await
     }
@@ -26,7 +27,7 @@ impl Host {
     pub async fn remove_filter(&self, node: &str) -> Result<Vec<String>> {
         let _turn = self.inner.registry.turn.lock().await;
         let graph = self.graph();
-        let removed = filter_with_own(&graph, node);
+        let removed = filter_with_own((&graph, &self.inner.registry), node);
         drop(graph);
         self.remove_all(removed, |node| Action::RemoveFilter { node }).await
     }
@@ -134,17 +135,22 @@ impl Host {
 }
 
 /// A filter, and those that came with it, but the child that it filters.
-pub(super) fn filter_with_own(graph: &Graph, node: &str) -> Vec<String> {
+pub(super) fn filter_with_own(of: (&Graph, &Registry), node: &str) -> Vec<String> {
+    let graph = of.0;
     let filtered = graph.find_node(node).and_then(|at| {
         let mut edges = graph.nodes()[at].edges().iter();
         let edge = edges.find(|edge| edge.role() == Role::Filtered)?;
         Some(graph.nodes()[edge.child()].name().to_owned())
     });
-    with_own(graph, node, filtered.as_deref())
+    with_own(of, node, filtered.as_deref())
 }
 
 /// A node, and those that came with it and that nobody else uses, parents first. Not `kept`.
-pub(super) fn with_own(graph: &Graph, node: &str, kept: Option<&str>) -> Vec<String> {
+pub(super) fn with_own(
+    (graph, registry): (&Graph, &Registry),
+    node: &str,
+    kept: Option<&str>,
+) -> Vec<String> {
     let mut gone = vec![node.to_owned()];
     let mut next = 0;
     while let Some(parent) = gone.get(next).cloned() {
@@ -152,9 +158,11 @@ pub(super) fn with_own(graph: &Graph, node: &str, kept: Option<&str>) -> Vec<Str
         let Some(at) = graph.find_node(&parent) else { continue };
         let prefixes = [format!("#{parent}."), format!("{parent}/")];
         for edge in graph.nodes()[at].edges() {
-            let child = graph.nodes()[edge.child()].name();
-            let came_with_it = child.starts_with('#')
+            let node = &graph.nodes()[edge.child()];
+            let child = node.name();
+            let is_unnamed = child.starts_with('#')
                 && prefixes.iter().any(|prefix| child.starts_with(prefix.as_str()));
+            let came_with_it = is_unnamed || registry.is_within(node);
             if came_with_it
                 && kept != Some(child)
                 && !gone.iter().any(|it| it == child)

@@ -335,6 +335,8 @@ impl Group {
             }
             JobEnd::Cancelled => JobNews::Cancelled { progress, speed },
         };
+        // Who sees that it has ended sees how.
+        record.state.change(|state| state.end = Some(end.clone()));
         record.tell(news);
         self.members[member].work.ended();
         let auto_dismiss = record.state.see(|state| state.auto_dismiss);
@@ -342,8 +344,7 @@ impl Group {
         if auto_dismiss {
             self.jobs.dismiss(record);
         }
-        // Who waits for it may start another one of its name.
-        record.state.change(|state| state.end = Some(end));
+        record.state.change(|state| state.be_over(end));
     }
 
     /// Takes the node of a member out of the graph. If that cannot be done, it stays there for a while, without

@@ -33,7 +33,7 @@ impl JobHandle {
 
     /// Waits until it has ended. Once it has been finalized, if it does not do so by itself.
     pub async fn wait(&self) -> JobEnd {
-        self.record.state.when(|state| state.end.clone()).await
+        self.record.state.when(|state| state.end.clone().filter(|_| state.is_over)).await
     }
 
     /// Waits until it has come to a state, or has ended; returns its state then.

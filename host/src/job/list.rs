@@ -103,7 +103,7 @@ impl Jobs {
         let all = std::mem::take(&mut *self.lock());
         for job in all {
             let error = Error::new(ErrorKind::ShuttingDown, "the host has ended");
-            job.record.state.change(|state| state.end.get_or_insert(JobEnd::Failed(error)).clone());
+            job.record.state.change(|state| state.be_over(JobEnd::Failed(error)));
         }
     }
 
@@ -256,7 +256,7 @@ impl Drop for Starting {
             for Member { record, .. } in &self.group.members {
                 self.jobs.dismiss(record);
                 // Whoever has found it meanwhile does not wait in vain.
-                record.state.change(|state| state.end.get_or_insert(JobEnd::Cancelled).clone());
+                record.state.change(|state| state.be_over(JobEnd::Cancelled));
             }
         }
     }

@@ -53,7 +53,10 @@ pub(super) enum Wish {
 /// See the module.
 pub(super) struct State {
     pub(super) status: JobStatus,
+    /// How it has ended: known no later than that it has.
     pub(super) end: Option<JobEnd>,
+    /// Nothing is left of it: who waits for its end may start another one of its name.
+    pub(super) is_over: bool,
     /// Somebody has it paused.
     pub(super) is_paused: bool,
     pub(super) io_status: IoStatus,
@@ -112,6 +115,7 @@ impl State {
         Self {
             status: JobStatus::Undefined,
             end: None,
+            is_over: false,
             is_paused: false,
             io_status: IoStatus::Ok,
             wish: None,
@@ -129,6 +133,12 @@ impl State {
             Some(Wish::Cancel) => !is_ready,
             Some(Wish::Complete) | None => false,
         }
+    }
+
+    /// It has ended, unless otherwise before, in this way; and who waits for that is told.
+    pub(super) fn be_over(&mut self, end: JobEnd) {
+        self.end.get_or_insert(end);
+        self.is_over = true;
     }
 
     /// Whether it is to stand still.

@@ -89,6 +89,7 @@ impl Instance {
         self.served
             .tell(index, Told { name: name.into(), size_bytes, read_only, child_bytes, bytes })?;
         self.lasting.add_node(index, size_bytes);
+        self.lasting.bitmaps.begin_view(index);
         let added = self.tell_of(inside, index);
         if added.is_err() {
             self.served.untell(index);

@@ -4,7 +4,9 @@
 //! the first change of it does to the child, and the rest follows of its own accord. What is still to be copied
 //! is in the bitmap `todo`, which the host clears as copies settle: two writes to one granule copy it once, and
 //! an instance that starts again after a failure goes on where the former one was. With `covered`, which says
-//! what is to be in the backup at all, it makes the view `snapshot`, that of the point in time.
+//! what is to be in the backup at all, it makes the view `snapshot`, that of the point in time. Both have the size that
+//! the node had when it was added: what a disk that grows later gains is none of the backup's, whose target may end
+//! before it.
 #![deny(unsafe_code)]
 
 mod config;
@@ -29,14 +31,18 @@ pub use pace::Pace;
 
 const TARGET: ChildIndex = ChildIndex(1);
 const CHANGES: Kinds = Kinds::WRITE.with(Kinds::ZERO).with(Kinds::DISCARD);
+/// What is still to be copied.
+const TODO: &str = "todo";
 /// Granules of bitmaps that are set whole or not at all.
 const WHOLE: u64 = 1 << 30;
 /// Time between two reports of progress.
 pub const REPORT: Duration = Duration::from_secs(5);
 
+/// Of a bitmap, all.
+const ALL: u64 = u64::MAX;
+
 /// The backup of one node.
 struct Backup {
-    size_bytes: u64,
     /// What is still to be copied.
     todo: BitmapIndex,
     /// What `todo` was at the beginning.
@@ -101,7 +107,9 @@ impl Filter for BackupFilter {
 
     fn add_node(&self, node: Node) -> Result<(), String> {
         let target_bytes = node.child(TARGET).map_or(0, |target| target.size_bytes);
-        if target_bytes < node.size_bytes {
+        // For a later instance the disk may have grown.
+        let is_known = node.bitmaps.iter().any(|bitmap| bitmap.owned && bitmap.name == TODO);
+        if target_bytes < node.size_bytes && !is_known {
             return Err("the target is smaller than what is to be copied to it".to_owned());
         }
         let changes = node.bitmaps.iter().find(|bitmap| bitmap.name == "changes");
@@ -113,8 +121,7 @@ impl Filter for BackupFilter {
             .to_owned());
         }
         let backup = Backup {
-            size_bytes: node.size_bytes,
-            todo: bitmap_own(node.index, "todo", self.config.get().granularity)?,
+            todo: bitmap_own(node.index, TODO, self.config.get().granularity)?,
             covered: bitmap_own(node.index, "covered", self.config.get().granularity)?,
             begun: bitmap_own(node.index, "begun", WHOLE)?,
             broken: bitmap_own(node.index, "broken", WHOLE)?,
@@ -251,11 +258,11 @@ impl Backup {
         }
         if bitmap_next(self.begun, 0).is_none() {
             match self.changes {
-                None => bitmap_set(self.covered, 0, self.size_bytes, true)?,
+                None => bitmap_set(self.covered, 0, ALL, true)?,
                 Some(changes) => bitmap_merge(self.covered, changes)?,
             }
             bitmap_merge(self.todo, self.covered)?;
-            bitmap_set(self.begun, 0, self.size_bytes, true)?;
+            bitmap_set(self.begun, 0, ALL, true)?;
         }
         let only = Condition::AnySet(self.todo);
         set_rules(node, &[Rule { kinds: CHANGES, only, budget: None }], 1)
@@ -264,14 +271,18 @@ impl Backup {
     /// Copies those of a range of whole granules that are still to be copied: then none is left in it.
     async fn copy(&self, cx: &Cx, granules: Range<u64>) -> Result<(), Errno> {
         let mut at = granules.start;
-        let end = granules.end.min(self.size_bytes);
-        while at < end {
-            let piece = at..end.min(at + MAX_COPY_BYTES);
+        while let Some((start, len)) = self.first_todo(at..granules.end) {
+            let piece = start..start + len.min(granules.end - start).min(MAX_COPY_BYTES);
             at = piece.end;
             cx.copy(FILE, TARGET, piece).clear(self.todo).await?;
         }
-        let left = bitmap_next(self.todo, granules.start).filter(|(start, _)| *start < end);
-        if left.is_some() && !self.is_broken() { Err(Errno::ESTALE) } else { Ok(()) }
+        let is_left = self.first_todo(granules).is_some();
+        if is_left && !self.is_broken() { Err(Errno::ESTALE) } else { Ok(()) }
+    }
+
+    /// The first run of a range on that is still to be copied; it may go on behind the range.
+    fn first_todo(&self, granules: Range<u64>) -> Option<(u64, u64)> {
+        bitmap_next(self.todo, granules.start).filter(|(start, _)| *start < granules.end)
     }
 
     fn stop_asking(&self, node: NodeId) {
@@ -287,7 +298,7 @@ impl Backup {
     /// To be told before anything that is not copied goes on.
     fn break_off(&self, node: NodeId, why: &str) {
         if !self.is_broken() {
-            if let Err(error) = bitmap_set(self.broken, 0, self.size_bytes, true) {
+            if let Err(error) = bitmap_set(self.broken, 0, ALL, true) {
                 log(Level::Error, &error);
             }
             log(Level::Error, &format!("the backup is broken: {why}"));

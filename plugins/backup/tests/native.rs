@@ -163,3 +163,34 @@ fn a_backup_goes_on_in_the_next_version() {
         assert!(!lines(&host).iter().any(|line| line.contains("broken")), "{:?}", lines(&host));
     }
 }
+
+/// What a disk gains is none of the backup's, whose target is no longer than the disk was; also for a new instance.
+#[test]
+fn a_disk_that_grows_is_backed_up_as_it_was() {
+    for (seed, sync) in (0..20).flat_map(|seed| [(seed, "full"), (seed, "none")]) {
+        let random = Random::new(seed);
+        let mut host = harness(&format!(r#""sync":"{sync}","speed":"64KiB""#), zeros());
+        host.run_for(Duration::from_millis(random.below(300)));
+        for round in 1..4 {
+            let size_bytes = SIZE + round * 3 * GRANULE + 512;
+            let resize = host.submit(Kind::Resize, 0, size_bytes);
+            host.run();
+            assert_eq!(host.result(resize), Some(Ok(vec![])));
+            for at in [SIZE - 100, size_bytes - 512, SIZE + random.below(GRANULE)] {
+                let write = host.write(at, &[round as u8; 300]);
+                host.run_for(Duration::from_millis(1));
+                assert_eq!(host.result(write), Some(Ok(vec![])), "seed {seed}, at {at}");
+            }
+            host.restart().expect("it goes on");
+            change(&mut host, &random);
+        }
+        if sync == "none" {
+            for granule in 0..SIZE / GRANULE {
+                host.write(granule * GRANULE, &[7; 10]);
+            }
+        }
+        host.run_for(Duration::from_secs(10));
+        assert!(host.disk("target").bytes() == then(), "seed {seed}, {sync}");
+        assert!(!lines(&host).iter().any(|line| line.contains("broken")), "{:?}", lines(&host));
+    }
+}

@@ -74,6 +74,23 @@ fn a_freeze_can_leave_what_was_not_copied() {
     check(BitmapState::Disabled, &[2048..3072]);
 }
 
+/// Of a view that has been resized since: what was added is dirty, what was cut off is not there.
+#[test]
+fn what_was_not_copied_may_be_of_a_former_size() {
+    for (size_bytes, expect) in
+        [(3 << 10, vec![1024..2048]), (8 << 10, vec![1024..2048, 4096..8192])]
+    {
+        let bitmap = bitmap(4096, 512);
+        make(&bitmap, &[Change::Freeze]);
+        let left = Granules::new(4096, Granularity::from_bytes(1024).unwrap()).unwrap();
+        left.mark(1024, 1);
+        left.mark(3072 + 512, if size_bytes < 4096 { 1 } else { 0 });
+        make(&bitmap, &[Change::Resize(size_bytes, Extension::Clean)]);
+        make(&bitmap, &[Change::Leave(Arc::new(left))]);
+        assert_eq!(bitmap.ranges(0..u64::MAX).collect::<Vec<_>>(), expect);
+    }
+}
+
 #[test]
 fn a_resize_goes_both_ways_at_the_finest_and_the_coarsest() {
     const GIB: u64 = 1 << 30;

@@ -160,9 +160,9 @@ impl<'a> Scene<'a> {
                 total_bytes: info.progress.total_bytes,
             };
             self.bars.show(vec![progress.bar()]);
-            if let Some(end) = info.end {
+            if info.end.is_some() {
                 self.bars.show(Vec::new());
-                return match end {
+                return match block_on(job.wait()) {
                     JobEnd::Completed => Ok(info.progress.done_bytes),
                     JobEnd::Cancelled => Err(format!("job `{}` was cancelled", info.id)),
                     JobEnd::Failed(error) => Err(format!("job `{}`: {error}", info.id)),

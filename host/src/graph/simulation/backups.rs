@@ -22,7 +22,8 @@ use super::scene::SECTORS;
 use super::world::{fill, words};
 use crate::graph::mutation::{Mutation, set};
 use crate::graph::{
-    BitmapScope, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl,
+    Action, BitmapScope, DriveDecl, GraphCell, GraphDecl, LocalDrive, LocalGraph, NodeDecl,
+    Transaction,
 };
 use crate::io::sim::{Random, SECTOR, Simulation, Stop};
 use crate::io::{Buf, BufMut, sleep_until, spawn, turn_now};
@@ -148,8 +149,16 @@ enum Trouble {
     None,
     /// The plugin fails in some calls.
     Faults,
+    /// That, and the disk grows, which the target does not.
+    Grows,
     /// Power is lost, and the target is a file.
     PowerLoss,
+}
+
+impl Trouble {
+    fn has_faults(self) -> bool {
+        matches!(self, Self::Faults | Self::Grows)
+    }
 }
 
 /// The disk in a file, and the backup of it.
@@ -201,6 +210,17 @@ async fn sabotage(mut random: Random) {
     }
 }
 
+/// Has the disk grow, also before the backup begins.
+async fn grow(cell: Arc<GraphCell>, mut random: Random) {
+    let mut size_bytes = SIZE;
+    for _ in 0..random.within(1..4) {
+        sleep_until(turn_now() + Duration::from_micros(random.below(10_000))).await;
+        size_bytes += random.within(1..20) * SECTOR as u64;
+        let resize = Action::Resize { node: "disk".into(), size_bytes };
+        cell.transact(Transaction::new().with(resize)).await.expect("a larger disk");
+    }
+}
+
 async fn run(
     simulation: Simulation,
     mut random: Random,
@@ -210,8 +230,11 @@ async fn run(
     let (cell, backup) = graph(&simulation, &mut random, trouble);
     let local = Rc::new(LocalGraph::new(Arc::clone(&cell), 0));
     books.tick();
-    if trouble == Trouble::Faults {
+    if trouble.has_faults() {
         spawn(sabotage(Random::new(random.next())));
+    }
+    if trouble == Trouble::Grows {
+        spawn(grow(Arc::clone(&cell), Random::new(random.next())));
     }
     for _ in 0..random.within(1..5) {
         books.guests.set(books.guests.get() + 1);
@@ -242,7 +265,7 @@ async fn run(
         sleep_until(turn_now() + Duration::from_micros(50)).await;
         if random.one_in(8)
             && let Err(error) = backup.reload().await
-            && trouble != Trouble::Faults
+            && !trouble.has_faults()
         {
             return Err(error);
         }
@@ -269,7 +292,7 @@ async fn run(
         }
     }
     books.faults.set(plugins::faults());
-    if trouble != Trouble::Faults && plugins::faults() > 0 {
+    if !trouble.has_faults() && plugins::faults() > 0 {
         return Err("the plugin has failed by itself".to_owned());
     }
     backup.failure().map_or(Ok(()), Err)
@@ -343,6 +366,11 @@ fn a_backup_under_load_is_one_point_in_time() {
 fn a_backup_whose_plugin_fails_is_one_point_in_time() {
     let (_, faults) = check("a_backup_whose_plugin_fails", Trouble::Faults);
     assert!(faults > 200 || std::env::var_os("BLOCKLOOM_SIM_SEED").is_some(), "{faults}");
+}
+
+#[test]
+fn a_backup_of_a_disk_that_grows_is_one_point_in_time() {
+    check("a_backup_of_a_disk_that_grows", Trouble::Grows);
 }
 
 #[test]

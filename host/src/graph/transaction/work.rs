@@ -8,7 +8,7 @@ use super::drain::Drained;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::class::Cut;
 use crate::graph::permission::Role;
-use crate::graph::snapshot::Graph;
+use crate::graph::snapshot::{Edge, Graph, GraphNode};
 
 /// An action that reaches beyond the graph.
 pub(super) enum Work {
@@ -122,11 +122,31 @@ pub(super) fn check_keepers(graph: &Graph, node: usize, why: &str) -> Result<()>
     match above.find(|above| above.driver.keeps_old_bytes()) {
         None => Ok(()),
         Some(keeper) => {
-            let message = format!(
-                "node `{}` keeps what was there at one point in time, and {why}: remove that node first",
-                keeper.name
-            );
+            let (who, fix) = keeper_and_fix(graph, keeper);
+            let message = format!("{who}, and {why}: {fix}");
             Err(Error::new(ErrorKind::InUse, message).at_node(&graph.nodes[node].name))
+        }
+    }
+}
+
+/// Who keeps old bytes, and for whom; and what is to be done about that.
+fn keeper_and_fix(graph: &Graph, keeper: &GraphNode) -> (String, String) {
+    let keeps = "keeps what was there at one point in time";
+    if let Some(job) = keeper.driver.job() {
+        let fix = "wait for the job's end, or cancel it".to_owned();
+        return (format!("job `{}` {keeps}", job.id), fix);
+    }
+    let name = &keeper.name;
+    let is_view = |node: &&GraphNode| {
+        let mut edges = node.edges.iter().enumerate();
+        let is_it = |edge: &Edge| graph.nodes[edge.child].generation == keeper.generation;
+        edges.any(|(at, edge)| is_it(edge) && node.driver.needs_itself(at))
+    };
+    match graph.nodes.iter().find(is_view) {
+        None => (format!("node `{name}` {keeps}"), "remove that node first".to_owned()),
+        Some(view) => {
+            let who = format!("node `{name}` {keeps}, which node `{}` shows", view.name);
+            (who, "remove that view and that node first, or end their checkpoint".to_owned())
         }
     }
 }

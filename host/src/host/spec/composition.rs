@@ -223,7 +223,8 @@ impl<'h> Composition<'h> {
     /// `ESHUTDOWN`.
     pub(crate) fn remove_node(&mut self, node: &str) -> Result<Vec<Action>> {
         self.take_turn()?;
-        let nodes = with_own(&self.host.graph(), node, None).into_iter();
+        let nodes =
+            with_own((&self.host.graph(), &self.host.inner.registry), node, None).into_iter();
         Ok(nodes.map(|node| Action::RemoveNode { node }).collect())
     }
 
@@ -233,7 +234,8 @@ impl<'h> Composition<'h> {
     /// `ESHUTDOWN`.
     pub(crate) fn remove_filter(&mut self, node: &str) -> Result<Vec<Action>> {
         self.take_turn()?;
-        let mut nodes = filter_with_own(&self.host.graph(), node).into_iter();
+        let mut nodes =
+            filter_with_own((&self.host.graph(), &self.host.inner.registry), node).into_iter();
         let first = nodes.next().map(|node| Action::RemoveFilter { node });
         let rest = nodes.map(|node| Action::RemoveNode { node });
         Ok(first.into_iter().chain(rest).collect())

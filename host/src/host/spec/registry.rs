@@ -210,6 +210,11 @@ impl Registry {
         state.described(node).is_some_and(|spec| spec.read_only.value && !spec.is_implicit)
     }
 
+    /// Whether a node was given within another one, by a name of its own.
+    pub(in crate::host) fn is_within(&self, node: &GraphNode) -> bool {
+        self.state().described(node).is_some_and(|spec| spec.is_within)
+    }
+
     /// What is there.
     pub(super) fn live(&self, graph: &Graph, server: &NbdServer) -> Live {
         let mut state = self.state();

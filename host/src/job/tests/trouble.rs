@@ -35,6 +35,29 @@ fn host_with_worn() -> (Host, Worn) {
     (host, worn)
 }
 
+/// Also whoever comes as soon as it is told.
+#[test]
+fn who_sees_that_a_job_has_ended_sees_how() {
+    let (host, worn) = host_with_worn();
+    worn.bad.store(30 * BLOCK, Ordering::SeqCst);
+    let mut events = host.events();
+    for _ in 0..50 {
+        let spec = JobSpec { auto_dismiss: false, ..mirror(MirrorSpec::of("vda", "copy")) };
+        let job = block_on(host.start_job(spec)).expect("a job");
+        loop {
+            let event = block_on(events.next()).expect("a host").event;
+            if let Event::Job(JobEvent { what: JobNews::Status(JobStatus::Concluded), .. }) = event
+            {
+                break;
+            }
+        }
+        assert!(matches!(job.info().end, Some(JobEnd::Failed(_))), "{:?}", job.info());
+        assert!(matches!(block_on(job.wait()), JobEnd::Failed(_)));
+        job.dismiss().expect("a job that has ended");
+    }
+    host.shutdown().expect("an end in order");
+}
+
 /// Waits until a job has met so many errors, and gone on without being ready.
 fn meets_errors(events: &mut Events, count: usize) {
     let mut met = 0;

@@ -1,19 +1,20 @@
 //! The bitmaps of an instance: its nodes' own, which outlive a fault, and those that are lent to it.
 //!
 //! Nobody marks a node's own bitmap but the plugin, and a copy that it asks for clears it. Some make a view
-//! (`views.rs`).
+//! (`views.rs`): they are of what the node was when the plugin was told of it, the others have the node's size.
 
 #[cfg(test)]
 mod tests;
 mod views;
 
+use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockloom_abi::NodeIndex;
 
 use super::bindings::exports::blockloom::filter::control;
-use crate::bitmap::{Bitmap, BitmapUse, Extension, Granularity, Granules};
+use crate::bitmap::{Bitmap, BitmapError, BitmapUse, Extension, Granularity, Granules};
 
 /// Bitmaps of one node, its own and lent.
 const BITMAPS_OF_NODE_MAX: usize = 16;
@@ -77,6 +78,8 @@ impl Probe {
 struct Known {
     node: NodeIndex,
     size_bytes: u64,
+    /// The size that it had when the plugin was told of it: that of its view, whatever becomes of the node's.
+    view_bytes: Option<u64>,
     /// What its view showed is not kept any more.
     is_lost: bool,
 }
@@ -118,7 +121,7 @@ impl PluginBitmaps {
         let mut nodes = self.nodes();
         match nodes.iter_mut().find(|known| known.node == node) {
             Some(known) => known.size_bytes = size_bytes,
-            None => nodes.push(Known { node, size_bytes, is_lost: false }),
+            None => nodes.push(Known { node, size_bytes, view_bytes: None, is_lost: false }),
         }
     }
 
@@ -131,7 +134,10 @@ impl PluginBitmaps {
     ) -> Result<Owned, String> {
         let nodes = self.nodes();
         let known = nodes.iter().find(|known| known.node == node);
-        let size = known.map(|known| (known.size_bytes, known.is_lost));
+        let size = known.map(|known| {
+            let view_bytes = known.view_bytes.filter(|_| self.is_of_view(name));
+            (view_bytes.unwrap_or(known.size_bytes), known.is_lost)
+        });
         drop(nodes);
         let (size_bytes, is_lost) = size.ok_or_else(|| format!("node {} is not known", node.0))?;
         let granularity =
@@ -195,10 +201,12 @@ impl PluginBitmaps {
         drop(gone);
     }
 
-    /// A node has another size. Its own bitmaps keep what they have; what is gained is clean.
+    /// A node has another size. Its own bitmaps keep what they have; what is gained is clean. Those that make a view
+    /// keep their size as well.
     pub(super) fn resize(&self, node: NodeIndex, size_bytes: u64) {
         self.add_node(node, size_bytes);
-        for entry in self.lock().iter_mut().flatten().filter(|entry| entry.node == node) {
+        let is_resized = |entry: &&mut Entry| entry.node == node && !self.is_of_view(&entry.name);
+        for entry in self.lock().iter_mut().flatten().filter(is_resized) {
             if let Content::Own(granules) = &mut entry.content {
                 match granules.resized(size_bytes, Extension::Clean) {
                     Ok(resized) => *granules = Arc::new(resized),
@@ -293,7 +301,7 @@ impl PluginBitmaps {
         }
     }
 
-    /// Sets in a node's own bitmap what is set in another one.
+    /// Sets in a node's own bitmap what is set in another one, as far as it goes.
     pub(super) fn merge(&self, into: u32, from: u32) -> Result<(), String> {
         self.check_alterable(into, true)?;
         let into = self
@@ -306,10 +314,13 @@ impl PluginBitmaps {
             Some(Probe::Own(other)) => {
                 fence(Ordering::Release);
                 into.merge_from(&other)
+                    .or_else(|error| mark_within(&into, error, other.ranges(ALL)))
             }
             Some(Probe::Lent(bitmap)) => {
                 fence(Ordering::Release);
-                bitmap.read().merge_into(&into)
+                let other = bitmap.read();
+                let merged = other.merge_into(&into);
+                merged.or_else(|error| mark_within(&into, error, other.ranges(ALL)))
             }
         };
         merged.map_err(|error| error.to_string())
@@ -370,6 +381,23 @@ impl PluginBitmaps {
                 bitmap.as_ref().map(|bitmap| Probe::Lent(Arc::clone(bitmap.bitmap())))
             }
         }
+    }
+}
+
+const ALL: Range<u64> = 0..u64::MAX;
+
+/// After an `error` in merging, that runs are of a bitmap of another size: marks what lies within `into`.
+fn mark_within(
+    into: &Granules,
+    error: BitmapError,
+    runs: impl Iterator<Item = Range<u64>>,
+) -> Result<(), BitmapError> {
+    match error {
+        BitmapError::SizeMismatch { .. } => {
+            runs.for_each(|run| into.mark(run.start, run.end - run.start));
+            Ok(())
+        }
+        other => Err(other),
     }
 }
 

@@ -118,6 +118,36 @@ fn what_makes_a_view_that_has_begun_is_not_altered() {
     }
 }
 
+/// Whatever becomes of the node's size: who shows the view keeps what it has found.
+#[test]
+fn what_makes_a_view_keeps_its_size() {
+    let bitmaps = PluginBitmaps::with_views(true);
+    let node = NodeIndex(0);
+    bitmaps.add_node(node, 0);
+    assert_eq!(bitmaps.view_bytes(node), None, "it has not come yet");
+    bitmaps.add_node(node, 1 << 20);
+    bitmaps.begin_view(node);
+    let own = |name| bitmaps.own(node, name, 65536).expect("a bitmap").index;
+    let (todo, other) = (own("todo"), own("other"));
+    let former = bitmaps.owned(todo).expect("its own");
+    bitmaps.resize(node, 2 << 20);
+    let covered = own("covered");
+    for (index, expect) in [(todo, 1 << 20), (covered, 1 << 20), (other, 2 << 20)] {
+        bitmaps.set(index, 0, u64::MAX, true).expect("not begun");
+        assert_eq!(bitmaps.count(index), expect);
+    }
+    assert!(Arc::ptr_eq(&former, &bitmaps.owned(todo).expect("its own")));
+    assert_eq!(bitmaps.view_bytes(node), Some(1 << 20));
+    // What is larger, or smaller, is merged as far as it goes.
+    bitmaps.set(todo, 0, u64::MAX, false).expect("not begun");
+    bitmaps.set(other, 0, (1 << 20) - 65536, false).expect("its own");
+    bitmaps.merge(todo, other).expect("merged");
+    assert_eq!(bitmaps.next(todo, 0), Some(((1 << 20) - 65536, 65536)));
+    bitmaps.set(other, 0, u64::MAX, false).expect("its own");
+    bitmaps.merge(other, covered).expect("merged");
+    assert_eq!(bitmaps.next(other, 0), Some((0, 1 << 20)));
+}
+
 #[test]
 fn a_view_that_is_lost_stays_lost() {
     let (bitmaps, _) = begun();

@@ -12,7 +12,27 @@ use crate::bitmap::Granules;
 use crate::error::{Error, ErrorKind, Result as HostResult};
 use crate::filter::PointInTime;
 
+/// The bitmaps that make the view `snapshot`.
+const OF_SNAPSHOT: [&str; 4] = ["todo", "covered", "begun", "broken"];
+
 impl PluginBitmaps {
+    /// Whether a bitmap of this name makes a view.
+    pub(super) fn is_of_view(&self, name: &str) -> bool {
+        self.makes_views && OF_SNAPSHOT.contains(&name)
+    }
+
+    /// A node comes into the graph, and its plugin is about to be told of it: its view is of the size that it has now.
+    pub(in crate::plugin) fn begin_view(&self, node: NodeIndex) {
+        if let Some(known) = self.nodes().iter_mut().find(|known| known.node == node) {
+            known.view_bytes = Some(known.size_bytes);
+        }
+    }
+
+    /// The size of a node's view, once it has come into the graph, bytes.
+    pub(in crate::plugin) fn view_bytes(&self, node: NodeIndex) -> Option<u64> {
+        self.nodes().iter().find(|known| known.node == node)?.view_bytes
+    }
+
     /// Whether they make the view `snapshot`.
     pub(in crate::plugin) fn makes_views(&self) -> bool {
         self.makes_views

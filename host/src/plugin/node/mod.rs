@@ -76,6 +76,11 @@ impl OwnSets {
     pub(crate) fn point_in_time(&self) -> Result<Option<PointInTime>> {
         self.instance.lasting().bitmaps.point_in_time(self.index)
     }
+
+    /// The size of the view, bytes; `None` until the plugin has been told of the node.
+    pub(crate) fn size_bytes(&self) -> Option<u64> {
+        self.instance.lasting().bitmaps.view_bytes(self.index)
+    }
 }
 
 impl PluginNode {

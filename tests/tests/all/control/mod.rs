@@ -10,6 +10,7 @@ mod ctl;
 mod differential;
 mod experiments;
 mod exports;
+mod grown;
 mod images;
 mod jobs;
 mod moves;

@@ -6,7 +6,7 @@ use crate::control::qapi::{clip, qapi_enum, qapi_struct, qapi_union};
 use crate::control::registry::{Empty, Registry};
 use crate::error::{ErrorKind, Result};
 use crate::host::block_on;
-use crate::job::{CopyMode, IoStatus, JobHandle, JobStatus, Verb};
+use crate::job::{CopyMode, IoStatus, JobHandle, Verb};
 
 qapi_struct! {
     /// A job by its id.

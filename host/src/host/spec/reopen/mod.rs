@@ -163,7 +163,7 @@ impl Host {
             let stays = others.iter().any(is_said);
             others.retain(|other| !stays && !graph.open_mode(*other).auto);
         } else {
-            let own = with_own(graph, node(at).name(), None);
+            let own = with_own((graph, &self.inner.registry), node(at).name(), None);
             others.retain(|other| own.iter().any(|own| own == node(*other).name()));
         }
     }

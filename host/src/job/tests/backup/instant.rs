@@ -5,19 +5,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::scene::{
     BLOCK, Over, SIZE, chain, child, dirty, disk, fill_chain, insert_filter, load, of_drive,
-    overlay, put, shown, shown_by, write,
+    overlay, put, shown, shown_by, wait_for, write,
 };
 use super::{backup, world};
-use crate::block_on;
 use crate::error::ErrorKind;
 use crate::graph::{
     Action, BitmapAction, BitmapRef, ChildDecl, DriveDecl, NodeDecl, Transaction, Unproven,
 };
 use crate::job::{
-    BackupSpec, BackupSync as S, CommitSpec, JobEnd, JobKind, JobSpec, JobStatus, MirrorSpec,
-    StreamSpec,
+    BackupSpec, BackupSync as S, BitmapMode, CommitSpec, JobEnd, JobKind, JobSpec, JobStatus,
+    MirrorSpec, StreamSpec,
 };
 use crate::node::WriteFlags;
+use crate::{Host, block_on};
 
 /// From wherever it is started, and whatever filters come and go: E17 has no case of it.
 #[test]
@@ -88,6 +88,62 @@ fn an_overlay_of_the_source_can_be_its_target() {
     host.shutdown().expect("an end in order");
 }
 
+/// Bytes by which a disk grows.
+const MORE: u64 = 10 * BLOCK;
+
+fn grow(host: &Host) {
+    block_on(host.resize("vda", SIZE + MORE)).expect("a larger disk");
+    for block in [SIZE / BLOCK - 1, SIZE / BLOCK, (SIZE + MORE) / BLOCK - 1] {
+        write(host, "vda", block, 6);
+    }
+}
+
+/// What a disk gains while it is copied is none of the instant's: its target has no room for that.
+#[test]
+fn a_disk_grows_below_it() {
+    let world = world();
+    let expect = shown(&world.host, "vda");
+    let job = world.start(BackupSpec::of("vda", "onto"));
+    grow(&world.host);
+    job.set_speed(0).expect("a job that runs");
+    assert!(matches!(block_on(job.wait()), JobEnd::Completed), "{:?}", job.info());
+    assert!(shown_by(&world.host, "copy") == expect);
+    world.end();
+
+    let host = chain().node("scratch", overlay(), vec![ChildDecl::backing("top")]).start();
+    let host = host.expect("a host");
+    fill_chain(&host);
+    let expect = shown(&host, "vda");
+    let spec = BackupSpec { sync: S::None, ..BackupSpec::of("vda", "scratch") };
+    let job = block_on(host.start_job(backup(spec))).expect("a job");
+    grow(&host);
+    let graph = host.graph();
+    let scratch = &graph.nodes()[graph.find_node("scratch").expect("a node")];
+    assert_eq!(scratch.info().size_bytes, SIZE);
+    assert!(shown_by(&host, "scratch") == expect);
+    job.cancel(false).expect("a job that can be cancelled");
+    assert!(matches!(block_on(job.wait()), JobEnd::Cancelled));
+    host.shutdown().expect("an end in order");
+}
+
+/// What was not copied is dirty at the end, and so is what the disk has gained; no more than that.
+#[test]
+fn a_disk_grows_below_one_that_is_cancelled() {
+    let world = world();
+    let bitmap = Some(BitmapRef::of_drive("vda", "b"));
+    let bitmap_mode = Some(BitmapMode::Always);
+    let job = world.start(BackupSpec { bitmap, bitmap_mode, ..BackupSpec::of("vda", "onto") });
+    assert!(wait_for(|| job.info().progress.done_bytes > 0), "nothing is copied");
+    grow(&world.host);
+    job.cancel(false).expect("a job that can be cancelled");
+    assert!(matches!(block_on(job.wait()), JobEnd::Cancelled));
+    let dirty = dirty(&world.host, &of_drive());
+    let (former, all) = (SIZE / BLOCK, (SIZE + MORE) / BLOCK);
+    assert!((former - 1..all).all(|block| dirty.contains(&block)), "{dirty:?}");
+    assert!(!dirty.contains(&0), "it has been copied: {dirty:?}");
+    world.end();
+}
+
 /// What is kept is not altered past who keeps it.
 #[test]
 fn what_would_alter_what_it_keeps_is_refused() {
@@ -112,7 +168,8 @@ fn what_would_alter_what_it_keeps_is_refused() {
     let (node, edge) = ("top".into(), "backing".into());
     check(Action::SetChild { node, edge, child: root("base") }, "keeps what was there");
     let (node, size_bytes) = ("top".into(), SIZE / 2);
-    check(Action::Resize { node, size_bytes }, "keeps what was there");
+    let keeps = "job `b` keeps what was there at one point in time, and a shrink";
+    check(Action::Resize { node, size_bytes }, keeps);
     let range = 350 * BLOCK..360 * BLOCK;
     check(Action::Deallocate { node: "top".into(), range }, "keeps what was there");
     check(Action::RemoveFilter { node: "#job-b".into() }, "it stands for job `b`");

@@ -1,7 +1,7 @@
 //! E6: what becomes of a bitmap by which a backup copies.
 
-use blockloom_tests::eventually;
 use blockloom_tests::qmp::Qmp;
+use blockloom_tests::{eventually, tools};
 use serde_json::{Value, json};
 
 use super::super::jobs::scene::{SIZE, can_start, host};
@@ -25,10 +25,14 @@ fn begin(client: &mut Qmp, backup: Value) {
 fn end(client: &mut Qmp, event: &str) -> bool {
     let end = client.event(event);
     // Its last event may come a moment before it has gone.
+    is_gone(client);
+    end["data"]["error"].is_null()
+}
+
+fn is_gone(client: &mut Qmp) {
     eventually("the job has gone", || {
         (client.run("query-jobs", json!({})) == json!([])).then_some(())
     });
-    end["data"]["error"].is_null()
 }
 
 /// E6. qemu-storage-daemon, of 256 KiB that are dirty: a backup that ends well clears them, unless `never` keeps them;
@@ -91,5 +95,67 @@ fn what_is_written_while_it_runs() {
     client.run("block-job-cancel", json!({"device": "j", "force": true}));
     assert!(end(&mut client, "BLOCK_JOB_CANCELLED"));
     assert_eq!(dirty(&mut client)["vda/b"], before + 64 * KIB);
+    host.finish();
+}
+
+/// A pull by an overlay that keeps what the disk had, as libvirt does it. qemu-storage-daemon shows the bitmap as it
+/// is. Right, as long as it stays so: it says what had changed by that point in time, however the disk goes on.
+#[test]
+fn what_an_overlay_is_pulled_by() {
+    if !can_start() {
+        return;
+    }
+    let host = host(EXPORT);
+    let (mut client, uri) = (host.client(), host.daemon.uri("vda").to_owned());
+    add_bitmaps(&mut client, &["top"], "b");
+    write(&uri, 2 * MIB, 7, BEFORE);
+    let path = host.scratch.image("scratch.qcow2").display().to_string();
+    tools::succeed("qemu-img", ["create", "-q", "-f", "qcow2", &path, &SIZE.to_string()]);
+    let socket = host.scratch.path("pull.sock").display().to_string();
+    client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": socket}}}));
+    let file = json!({"driver": "file", "filename": path, "node-name": "within"});
+    let overlay =
+        json!({"driver": "qcow2", "node-name": "scratch", "file": file, "backing": "top"});
+    client.run("blockdev-add", overlay.clone());
+    let add = json!({"node": "top", "name": "bk", "granularity": 64 * KIB, "disabled": true});
+    client.run(
+        "transaction",
+        json!({"actions": [
+            {"type": "block-dirty-bitmap-add", "data": add},
+            {"type": "block-dirty-bitmap-merge",
+             "data": {"node": "top", "target": "bk", "bitmaps": ["b"]}},
+            {"type": "block-dirty-bitmap-disable", "data": {"node": "top", "name": "b"}},
+            {"type": "blockdev-backup",
+             "data": {"job-id": "j", "device": "top", "target": "scratch", "sync": "none"}},
+        ]}),
+    );
+    let export = |id: &str, bitmap: &str| {
+        let bitmaps = json!([{"node": "top", "name": bitmap}]);
+        json!({"type": "nbd", "id": id, "name": id, "node-name": "scratch", "bitmaps": bitmaps})
+    };
+    client.run("block-export-add", export("pull", "bk"));
+    // What goes on to record is about the disk as it is: of the past it says too much at least.
+    add_bitmaps(&mut client, &["top"], "live");
+    client.run("block-export-add", export("other", "live"));
+    write(&uri, 4 * MIB, 8, MIB);
+    let shown = |name: &str, bitmap: &str| {
+        let uri = format!("nbd+unix:///{name}?socket={socket}");
+        tools::nbd_map(&uri, &format!("qemu:dirty-bitmap:{bitmap}"))
+    };
+    let (at, end) = (2 * MIB, 2 * MIB + BEFORE);
+    assert_eq!(shown("pull", "bk"), [(0, at, 0), (at, BEFORE, 1), (end, SIZE - end, 0)]);
+    assert_eq!(shown("other", "live"), [(0, SIZE, 1)]);
+    client.run("block-dirty-bitmap-enable", json!({"node": "top", "name": "bk"}));
+    assert_eq!(shown("pull", "bk"), [(0, SIZE, 1)], "it is about the disk from now on");
+    for id in ["pull", "other"] {
+        client.run("block-export-del", json!({"id": id}));
+        client.event("BLOCK_EXPORT_DELETED");
+    }
+    client.run("job-cancel", json!({"id": "j"}));
+    is_gone(&mut client);
+    // What was given within a node goes with it.
+    client.run("blockdev-del", json!({"node-name": "scratch"}));
+    assert!(!super::has_node(&mut client, "within"));
+    client.run("blockdev-add", overlay);
     host.finish();
 }
