@@ -178,6 +178,7 @@ mod tests {
         check(&["paint", "name="], &[]);
         check(&["nosuch", "a"], &[]);
     }
+
     /// Each member is completed by what it can name.
     #[test]
     fn names_are_of_the_class_that_is_asked_for() {

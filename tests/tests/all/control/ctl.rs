@@ -75,12 +75,15 @@ fn commands_by_words() {
         good(&host, &words).lines().map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(complete(&["query-blocks"]), ["query-blockstats"]);
-    assert_eq!(complete(&["block_resize", "node-name="]), ["node-name=disk", "node-name=vda"]);
+    assert_eq!(complete(&["block_resize", "node-name="]), ["node-name=disk"]);
+    assert_eq!(complete(&["block_resize", "device="]), ["device=vda"]);
+    assert_eq!(complete(&["drive-set-writable", "id="]), ["id=vda"]);
+    assert_eq!(complete(&["job-cancel", "id="]), [""; 0]);
     assert_eq!(complete(&["block-dirty-bitmap-clear", "node=vda", "name="]), ["name=5"]);
     assert_eq!(complete(&["blockdev-replace", "on-unproven=r"]), ["on-unproven=refuse"]);
     let add = ["block-export-add", "type=nbd", "id=e5", "node-name=vda", "name=7", "listen=unix:c"];
     assert_eq!(good(&host, &add), "");
-    assert_eq!(complete(&["block-export-del", "id="]), ["id=disk", "id=e5", "id=vda"]);
+    assert_eq!(complete(&["block-export-del", "id="]), ["id=e5", "id=vda"]);
     assert_eq!(complete(&["block-export-add", "type=nbd", "wr"]), ["writable=", "writethrough="]);
     assert_eq!(complete(&["blockdev-add", "driver=null-"]), ["driver=null-aio", "driver=null-co"]);
     assert_eq!(complete(&["blockdev-insert-filter", "above=v"]), ["above=vda"]);
