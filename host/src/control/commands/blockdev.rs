@@ -226,7 +226,7 @@ impl Names<'_, '_> {
             Some(BlockdevRefOrNull::Definition(options)) => self.check(options, false),
             Some(BlockdevRefOrNull::Reference(name)) if !name.is_empty() => {
                 let missing = || {
-                    let QmpError { class, desc } = no_device(name);
+                    let QmpError { class, desc, .. } = no_device(name);
                     QmpError::new(class, format!("Could not open backing file: {desc}"))
                 };
                 if self.is_there(name) { Ok(()) } else { Err(missing()) }
@@ -440,9 +440,8 @@ fn snapshot(plan: &mut Plan<'_>, snapshot: BlockdevSnapshot) -> QmpResult<()> {
     if !plan.has_node(&overlay) {
         return Err(no_device(&overlay));
     }
-    let found = graph.find_node(&overlay);
-    found.map_or(Ok(()), |at| check_unused(&graph, at))?;
-    let found = found.map(|at| &graph.nodes()[at]);
+    let at = graph.find_node(&overlay);
+    let found = at.map(|at| &graph.nodes()[at]);
     let backing = found.and_then(|found| {
         let edge = found.edges().iter().find(|edge| edge.role() == Role::Backing)?;
         Some(graph.nodes()[edge.child()].name())
@@ -461,6 +460,7 @@ fn snapshot(plan: &mut Plan<'_>, snapshot: BlockdevSnapshot) -> QmpResult<()> {
             return Err(QmpError::generic("The overlay does not support backing images"));
         }
     }
+    at.map_or(Ok(()), |at| check_unused(&graph, at))?;
     plan.push_unproven(Action::Replace { node, by: overlay }, unproven);
     Ok(())
 }

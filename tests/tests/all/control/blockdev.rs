@@ -120,7 +120,7 @@ fn snapshots() {
     let exports = client.run("query-block-exports", json!({}));
     assert_eq!(exports[0]["node-name"], "top");
     let (_, desc) = client.fail("blockdev-snapshot", json!({"node": "top", "overlay": "disk"}));
-    assert_eq!(desc, "The overlay is already in use by node `top`");
+    assert_eq!(desc, "The overlay does not support backing images");
     nbd.disconnect();
     host.finish();
 }
