@@ -11,9 +11,12 @@ mod judging;
 mod passing;
 
 use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use blockloom_abi::{NodeIndex, RequestFlags};
@@ -233,9 +236,17 @@ impl PluginNode {
             let plugin = LocalPlugin::of(&instance);
             while departure.is_here() {
                 let waiting = plugin.begin_job(index);
-                let operations = Operations::default();
-                while let Verdict::Operate(asked) = waiting.verdict().await {
-                    let ground = job_ground(own.clone(), Arc::clone(&departure));
+                let (operations, asker) = (Operations::default(), Rc::<Asker>::default());
+                loop {
+                    let asked = match waiting.verdict().await {
+                        Verdict::Operate(asked) => asked,
+                        Verdict::Answer(_) => break,
+                        Verdict::Fault => {
+                            asker.go();
+                            break;
+                        }
+                    };
+                    let ground = job_ground(own.clone(), Arc::clone(&departure), Rc::clone(&asker));
                     let node = (index, children.load_full(), access);
                     operations.start(None, ground, node, &plugin, asked);
                 }
@@ -283,10 +294,47 @@ impl Drop for PluginNode {
     }
 }
 
-/// Where something is done in a node's job: not once the node is to go.
-async fn job_ground(own: Result<OwnAccord>, departure: Arc<Departure>) -> Result<OnBehalf> {
+/// Who has asked for what a job does, and may have failed since: what has not begun by then never does. The next job
+/// waits for the end of what has been asked before it, and requests may wait for the next job: so neither waits for
+/// a change of the graph, which waits for requests.
+#[derive(Default)]
+struct Asker {
+    has_gone: Cell<bool>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Asker {
+    fn go(&self) {
+        self.has_gone.set(true);
+        self.waiting.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether it has gone; else who waits `still` learns of that.
+    fn poll_gone(&self, still: bool, cx: &mut Context<'_>) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.retain(|known| !known.will_wake(cx.waker()));
+        if still && !self.has_gone.get() {
+            waiting.push(cx.waker().clone());
+        }
+        self.has_gone.get()
+    }
+}
+
+/// Where something is done in a node's job: not once the node is to go, or who has asked for it has gone.
+async fn job_ground(
+    own: Result<OwnAccord>,
+    departure: Arc<Departure>,
+    asker: Rc<Asker>,
+) -> Result<OnBehalf> {
     let own = own?;
     let mut begun = pin!(own.on_behalf());
-    let begun = departure.or_leaves(|cx| begun.as_mut().poll(cx)).await;
+    let gone = || Error::new(ErrorKind::Stale, "the plugin that has asked for it has failed");
+    let begun = departure
+        .or_leaves(|cx| {
+            let polled = begun.as_mut().poll(cx);
+            let has_gone = asker.poll_gone(polled.is_pending(), cx);
+            if has_gone && polled.is_pending() { Poll::Ready(Err(gone())) } else { polled }
+        })
+        .await;
     begun.unwrap_or_else(|| Err(Error::new(ErrorKind::ShuttingDown, "the node is to go")))
 }
