@@ -76,6 +76,7 @@ fn a_freeze_can_leave_what_was_not_copied() {
 
 /// Of a view that has been resized since: what was added is dirty, what was cut off is not there.
 #[test]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of one run are meant")]
 fn what_was_not_copied_may_be_of_a_former_size() {
     for (size_bytes, expect) in
         [(3 << 10, vec![1024..2048]), (8 << 10, vec![1024..2048, 4096..8192])]

@@ -125,7 +125,7 @@ fn what_is_shown_goes_on_recording() {
     let bitmap = bitmap();
     let keeps = bitmap.use_by("export `a`".into(), Use::Keep).unwrap();
     let shows = bitmap.use_by("export `a`".into(), Use::Show).unwrap();
-    let error = prepare(&bitmap, &[Change::Disable]).err().expect("it is shown");
+    let error = prepare(&bitmap, &[Change::Disable]).expect_err("it is shown");
     assert!(error.to_string().contains("export `a`"), "{error}");
     assert!(prepare(&bitmap, &[Change::Checkpoint]).is_ok());
     drop(shows);

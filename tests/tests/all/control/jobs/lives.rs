@@ -117,10 +117,10 @@ fn a_stream_that_is_cancelled_as_soon_as_it_is_to_go_on() {
         client.run("block-job-pause", json!({"device": "j"}));
         let (_, desc) = client.fail("block-job-cancel", json!({"device": "j"}));
         assert_eq!(desc, "The block job for device 'j' is currently paused");
-        life(&mut client, "j", &status("paused"));
+        life(&mut client, "j", status("paused"));
         client.run("block-job-resume", json!({"device": "j"}));
         client.run("block-job-cancel", json!({"device": "j"}));
-        life(&mut client, "j", &status("null"));
+        life(&mut client, "j", status("null"));
     }
     host.finish();
 }
