@@ -194,7 +194,7 @@ pub struct NodeSpec {
     /// Whether an image names it: the file says nothing of it, and its spans are those of the node whose image
     /// leads to it.
     pub is_implicit: bool,
-    /// Whether it is given within another one, and has a name of its own: it goes with that one.
+    /// Whether it is given within another one, and has a name of its own: it goes with the last who uses it.
     pub is_within: bool,
     /// Whether it refuses every change; false by default.
     pub read_only: Spanned<bool>,

@@ -229,6 +229,17 @@ impl<'a> Plan<'a> {
         self.nodes.contains(name)
     }
 
+    /// Makes all of it happen, if it could be `planned`. What is taken back if it fails is not to be tried again: of
+    /// such an error nobody is told that something was missing.
+    ///
+    /// # Errors
+    /// As it was planned; of [`Self::commit`].
+    pub(crate) fn commit_if(self, planned: QmpResult<()>) -> QmpResult<Applied> {
+        let has_begun = self.composition.has_added() || !self.kept.is_empty();
+        let done = planned.and_then(|()| self.commit());
+        done.map_err(|error| QmpError { is_missing: error.is_missing && !has_begun, ..error })
+    }
+
     /// Makes all of it happen, at one instant, or nothing.
     ///
     /// What is to be kept is put into its image before that, where it can fail, and cleared at that instant.

@@ -57,8 +57,8 @@ pub(crate) struct Registry {
     events: BTreeMap<&'static str, Describe>,
 }
 
-/// Does something that has no effect if it fails. What a name stood for may have gone since that was looked up, as
-/// somebody else has changed the graph: then it is looked up anew.
+/// Does something. What a name stood for may have gone since that was looked up, as somebody else has changed the
+/// graph: then it is looked up anew. An error that says that something is missing says that nothing has been begun.
 ///
 /// # Errors
 /// Of `act`.
@@ -114,8 +114,8 @@ impl Registry {
             again_if_outdated(context, || {
                 let arguments = A::parse(arguments.clone(), &Place::ROOT)?;
                 let mut one = Plan::new(context);
-                plan(&mut one, arguments)?;
-                one.commit()
+                let planned = plan(&mut one, arguments);
+                one.commit_if(planned)
             })?;
             Ok(json!({}))
         });

@@ -229,8 +229,9 @@ impl ThrottleNode {
         // Its number in the group is its own as long as it waits.
         let seat = Guard::into_inner(seat);
         // Whoever has the node leave that group finds it there, or it sees that here.
-        if Arc::ptr_eq(&seat, &self.seat.load()) {
-            Box::pin(held.started(cx)).await;
+        match Arc::ptr_eq(&seat, &self.seat.load()) {
+            true => Box::pin(held.started(cx)).await,
+            false => drop(held),
         }
         drop(seat);
     }

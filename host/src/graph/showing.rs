@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::cell::GraphCell;
-use super::permission::Role;
-use super::snapshot::{BitmapScope, Edge, Graph, GraphDrive};
+use super::snapshot::{BitmapScope, Graph};
 use super::transaction::Event;
 use crate::bitmap::Bitmap;
 
@@ -46,29 +45,6 @@ impl GraphCell {
             self.tell(&graph, event);
         }
         showing
-    }
-}
-
-impl Graph {
-    /// Whether a drive shows what there was at one point in time where `bitmap` is: some node below it keeps that. A
-    /// bitmap that records no more, as it was then, says what of that has changed before.
-    pub(crate) fn shows_past_of(&self, drive: &GraphDrive, bitmap: &Bitmap) -> bool {
-        let of = self.entry_of(bitmap).and_then(|entry| entry.node);
-        let (Some(of), Some(root)) = (of, &drive.root) else { return false };
-        let mut is_below = vec![false; self.nodes.len()];
-        is_below[root.child] = true;
-        // Children come before their parents.
-        for at in (0..=root.child).rev() {
-            if is_below[at] {
-                self.nodes[at].edges.iter().for_each(|edge| is_below[edge.child] = true);
-            }
-        }
-        let keepers = self.nodes.iter().enumerate().filter(|(_, it)| it.driver.keeps_old_bytes());
-        let mut of_it = keepers.filter(|(_, keeper)| keeper.class == self.nodes[of].class);
-        of_it.any(|(at, keeper)| {
-            let keeps_in = |edge: &Edge| edge.role == Role::Target && is_below[edge.child];
-            is_below[at] || keeper.edges.iter().any(keeps_in)
-        })
     }
 }
 

@@ -6,8 +6,8 @@ use crate::error::{Error, ErrorKind};
 use crate::graph::{Action, DriveDecl, Graph, Role, Transaction, Unproven};
 
 impl Host {
-    /// Removes a node that nobody uses, and those that came with it: children that are described within
-    /// it, which nobody else uses. Returns their names, in the order in which they went.
+    /// Removes a node that nobody uses, and those that came with it: children that were described within
+    /// it, or another one, which nobody else uses. Returns their names, in the order in which they went.
     ///
     /// # Errors
     /// `ENOENT`; `EBUSY` with who uses it, or its bitmaps.

@@ -82,10 +82,12 @@ impl Group {
     /// A member as it is.
     pub(super) fn info(&self, record: &Arc<Record>) -> JobInfo {
         let work = self.member(record).map(|member| &member.work);
-        let goes_on = record.state.see(|state| state.status.allows(Verb::Cancel));
-        if let Some(work) = work.filter(|_| goes_on) {
-            record.look_left(|| work.left_bytes().unwrap_or(0));
-        }
+        // Not once it has ended: then it has done what there was to do.
+        record.state.see(|state| {
+            if let Some(work) = work.filter(|_| state.status.allows(Verb::Cancel)) {
+                record.look_left(|| work.left_bytes().unwrap_or(0));
+            }
+        });
         JobInfo { is_in_step: work.and_then(|work| work.is_in_step()), ..record.info() }
     }
 
@@ -336,7 +338,7 @@ impl Group {
             JobEnd::Cancelled => JobNews::Cancelled { progress, speed },
         };
         // Who sees that it has ended sees how.
-        record.state.change(|state| state.end = Some(end.clone()));
+        record.state.change(|state| drop(state.end.get_or_insert_with(|| end.clone()).clone()));
         record.tell(news);
         self.members[member].work.ended();
         let auto_dismiss = record.state.see(|state| state.auto_dismiss);

@@ -180,7 +180,7 @@ impl Mirror {
         let Chosen::Bitmap { mode: BitmapMode::Always, found, left, .. } = &self.sync else {
             return;
         };
-        // As long as nobody has said what is to be copied, nothing else is to be left out.
+        // Nothing is frozen: so nothing was chosen that could have been copied.
         if found.get().is_none_or(|bitmap| bitmap.read().still().is_none()) {
             return;
         }

@@ -166,8 +166,8 @@ pub enum BitmapMode {
     OnSuccess,
     /// It stays what it was.
     Never,
-    /// What was copied is clean, however the job ends: if it has failed, what it has not copied is dirty. So is all, if
-    /// it is not known to be durable where it was copied to.
+    /// What was copied is clean, also if the job has failed or was cancelled: then what it has not copied is dirty. So is
+    /// all, if it is not known to be durable where it was copied to, or if a mirror fails once it has been told to end.
     Always,
 }
 

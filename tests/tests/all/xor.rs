@@ -8,10 +8,11 @@ use crate::{KIB, MIB, scratch, serve, try_serve};
 
 const KEY: &[u8] = b"Ukey";
 
+/// One that may take its time for many bytes, on any machine.
 fn node(name: &str, below: &str) -> String {
     format!(
         "[node.{name}]\ndriver = \"plugin\"\nplugin = \"xor\"\nchild.file = \"{below}\"\n\
-         grant.bytes = \"transform\"\nconfig = {{ key = \"Ukey\" }}\n"
+         grant.bytes = \"transform\"\nlimits.call = \"1s\"\nconfig = {{ key = \"Ukey\" }}\n"
     )
 }
 

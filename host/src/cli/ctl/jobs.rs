@@ -39,10 +39,15 @@ pub(super) fn started_by(schema: &Schema, command: &str, arguments: &Value) -> V
 struct Job {
     progress: Progress,
     is_at_rest: bool,
+    /// How it has ended, if it waits to be dismissed.
+    end: Option<End>,
 }
 
+/// What there is to say of a job that has ended well, or not.
+type End = Result<String, String>;
+
 /// How jobs have ended, by id.
-type Ends = BTreeMap<String, Result<String, String>>;
+type Ends = BTreeMap<String, End>;
 
 /// Shows how far jobs are, until each has ended or waits for something.
 ///
@@ -64,6 +69,10 @@ pub(super) fn follow(client: &mut Client, ids: &[String], waits: bool) -> Result
         jobs.retain(|job| ids.contains(&job.progress.name));
         bars.show(steady.bars(jobs.iter().map(|job| &job.progress)));
         if jobs.iter().all(|job| job.is_at_rest) {
+            // The event may not have come yet.
+            ends.extend(
+                jobs.iter().filter_map(|job| Some((job.progress.name.clone(), job.end.clone()?))),
+            );
             let waiting: Vec<Progress> = jobs.into_iter().map(|job| job.progress).collect();
             return conclude(client, &mut bars, ids, (&waiting, ends));
         }
@@ -118,20 +127,30 @@ fn take_events(client: &mut Client, time: Duration, ends: &mut Ends) -> Result<(
 }
 
 /// The job that has ended by an event, and how.
-fn end_of(event: &Value) -> Option<(String, Result<String, String>)> {
+fn end_of(event: &Value) -> Option<(String, End)> {
     let data = &event["data"];
     let text = |key: &str| data[key].as_str().unwrap_or_default().to_owned();
     let (id, kind) = (text("device"), text("type"));
     let end = match (event["event"].as_str()?, data["error"].as_str()) {
-        ("BLOCK_JOB_COMPLETED", None) => {
-            let done = crate::cli::progress::size(data["offset"].as_u64().unwrap_or(0));
-            Ok(format!("{kind} job `{id}` has ended: {done}"))
-        }
-        ("BLOCK_JOB_COMPLETED", Some(error)) => Err(format!("{kind} job `{id}` failed: {error}")),
-        ("BLOCK_JOB_CANCELLED", _) => Err(format!("{kind} job `{id}` was cancelled")),
+        ("BLOCK_JOB_COMPLETED", error) => ended((&kind, &id), &data["offset"], error),
+        ("BLOCK_JOB_CANCELLED", _) => ended((&kind, &id), &data["offset"], Some(CANCELLED)),
         _ => return None,
     };
     Some((id, end))
+}
+
+/// What a job that was cancelled tells as its error.
+const CANCELLED: &str = "Operation canceled";
+
+fn ended((kind, id): (&str, &str), done_bytes: &Value, error: Option<&str>) -> End {
+    match error {
+        None => {
+            let done = crate::cli::progress::size(done_bytes.as_u64().unwrap_or(0));
+            Ok(format!("{kind} job `{id}` has ended: {done}"))
+        }
+        Some(CANCELLED) => Err(format!("{kind} job `{id}` was cancelled")),
+        Some(error) => Err(format!("{kind} job `{id}` failed: {error}")),
+    }
 }
 
 /// How far all jobs are.
@@ -140,6 +159,10 @@ fn query(client: &mut Client) -> Result<Vec<Job>, Failure> {
     let text = |of: &Value| of.as_str().unwrap_or_default().to_owned();
     let number = |of: &Value| of.as_u64().unwrap_or(0);
     let jobs = jobs.as_array().into_iter().flatten().map(|job| Job {
+        end: (job["status"] == "concluded").then(|| {
+            let of = (&*text(&job["type"]), &*text(&job["device"]));
+            ended(of, &job["offset"], job["error"].as_str())
+        }),
         progress: Progress {
             kind: text(&job["type"]),
             name: text(&job["device"]),

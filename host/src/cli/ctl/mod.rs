@@ -108,8 +108,9 @@ fn complete(control: &Path, words: &[String]) -> Result<(), Failure> {
     let schema = Schema::of(&mut client)?;
     let description = client.run("query-graph", json!({}))?;
     let graph = GraphDescription::parse(description, &Place::ROOT).ok();
-    let jobs = ids(&client.run("query-jobs", json!({}))?);
-    let checkpoints = ids(&client.run("query-checkpoints", json!({}))?);
+    // What cannot be asked is not offered.
+    let mut of = |query| client.run(query, json!({})).map(|list| ids(&list)).unwrap_or_default();
+    let (jobs, checkpoints) = (of("query-jobs"), of("query-checkpoints"));
     let known = complete::Known { graph, jobs, checkpoints };
     for candidate in complete::candidates(words, &schema, &known) {
         println(format_args!("{candidate}"));

@@ -460,7 +460,10 @@ fn snapshot(plan: &mut Plan<'_>, snapshot: BlockdevSnapshot) -> QmpResult<()> {
             return Err(QmpError::generic("The overlay does not support backing images"));
         }
     }
-    at.map_or(Ok(()), |at| check_unused(&graph, at))?;
+    // Actions before it may end a use, or begin one.
+    if let (Some(graph), Some(at)) = (plan.untouched(), at) {
+        check_unused(graph, at)?;
+    }
     plan.push_unproven(Action::Replace { node, by: overlay }, unproven);
     Ok(())
 }

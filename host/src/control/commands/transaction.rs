@@ -77,8 +77,8 @@ fn transaction(context: &Context<'_>, arguments: TransactionArguments) -> QmpRes
         let steps = actions.clone().map(read).collect::<QmpResult<Vec<Step>>>()?;
         let mut plan = Plan::new(context);
         plan.completes_together = mode == Some(ActionCompletionMode::Grouped);
-        steps.into_iter().try_for_each(|step| step(&mut plan))?;
-        plan.commit()
+        let planned = steps.into_iter().try_for_each(|step| step(&mut plan));
+        plan.commit_if(planned)
     })?;
     Ok(Empty {})
 }

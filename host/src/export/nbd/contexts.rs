@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::directory::Directory;
 use super::served::{Served, ShownSet};
-use crate::bitmap::{BitmapReader, BitmapState, BitmapUse, Use};
+use crate::bitmap::{BitmapReader, BitmapUse, Use};
 use crate::graph::LocalDrive;
 
 /// A metadata context of an export.
@@ -24,8 +24,6 @@ pub(super) struct Shown {
     bitmap: BitmapUse,
     /// When the client came: the first snapshot since which the drive had shown what it records.
     since: Option<u64>,
-    /// It is about the point in time that the drive shows, for as long as it does not record.
-    is_past: bool,
     has_left: Cell<bool>,
 }
 
@@ -43,14 +41,8 @@ impl Shown {
     ) -> impl Iterator<Item = Range<u64>> {
         // Asked first: who has an answer from before a pivot asked before it. A drive that went and came
         // back since has broken off.
-        let is_left = match self.is_past {
-            true => self.bitmap.state() != BitmapState::Disabled,
-            false => {
-                let since = drive.shown_since(&self.bitmap);
-                since.is_none() || since != self.since
-            }
-        };
-        if is_left {
+        let since = drive.shown_since(&self.bitmap);
+        if !self.has_left.get() && (since.is_none() || since != self.since) {
             self.has_left.set(true);
         }
         // A client keeps the size that it has seen. What is behind the end of what there is now was cut off.
@@ -81,9 +73,8 @@ impl Directory {
             contexts.push((ALLOCATION_DEPTH.to_owned(), Context::Depth));
         }
         for (name, shown) in served.shown() {
-            let (bitmap, is_past) = match shown {
-                ShownSet::Live(bitmap) => (bitmap, false),
-                ShownSet::Past(bitmap) => (bitmap, true),
+            let bitmap = match shown {
+                ShownSet::Live(bitmap) => bitmap,
                 ShownSet::Frozen(still) => {
                     contexts.push((format!("{DIRTY_BITMAP}{name}"), Context::Frozen(still)));
                     continue;
@@ -92,7 +83,7 @@ impl Directory {
             match bitmap.use_by(served.user(), Use::Show) {
                 Ok(bitmap) => {
                     let since = drive.and_then(|drive| graph.shown_since(drive, &bitmap));
-                    let shown = Shown { bitmap, since, is_past, has_left: Cell::new(false) };
+                    let shown = Shown { bitmap, since, has_left: Cell::new(false) };
                     contexts.push((format!("{DIRTY_BITMAP}{name}"), Context::Dirty(shown)));
                 }
                 Err(error) => tracing::info!("{} shows less: {error}", served.user()),

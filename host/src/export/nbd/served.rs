@@ -62,8 +62,6 @@ struct Kept {
     is_frozen: bool,
     /// What was frozen of it when the export began.
     still: Option<BitmapReader>,
-    /// It records no more, and says what has changed before the point in time that the export shows.
-    is_past: bool,
     /// Has it told when it no longer records what the export shows.
     showing: Option<Arc<Showing>>,
 }
@@ -72,8 +70,6 @@ struct Kept {
 pub(super) enum ShownSet {
     /// The bitmap, as it is from time to time.
     Live(Arc<Bitmap>),
-    /// The bitmap, which records no more, as long as that is so.
-    Past(Arc<Bitmap>),
     /// What was frozen of it, if anything was.
     Frozen(Option<BitmapReader>),
 }
@@ -88,7 +84,6 @@ impl Served {
         let served = Self::hidden(&cell.load(), id, export)?;
         served.check_kept(&cell.load())?;
         served.begin();
-        served.find_past(&cell.load());
         let not_frozen =
             |kept: &Kept| (kept.is_frozen && kept.still.is_none()).then(|| kept.name.clone());
         if let Some(name) = served.bitmaps().iter().find_map(not_frozen) {
@@ -121,7 +116,6 @@ impl Served {
                 bitmap: keep(graph, &id, shown)?,
                 is_frozen,
                 still: None,
-                is_past: false,
                 showing: None,
             })
         };
@@ -147,21 +141,9 @@ impl Served {
         self.is_hidden.store(false, Ordering::Release);
     }
 
-    /// Which bitmaps are about a point in time that it shows.
-    fn find_past(&self, graph: &Graph) {
-        let drive = graph.find_drive(self.drive()).map(|at| &graph.drives()[at]);
-        for kept in self.bitmaps().iter_mut().filter(|kept| !kept.is_frozen) {
-            let bitmap = kept.bitmap.bitmap();
-            kept.is_past |= bitmap.state() == BitmapState::Disabled
-                && drive.is_some_and(|drive| graph.shows_past_of(drive, bitmap));
-        }
-    }
-
     /// From now on it is told when a bitmap does not record what it shows.
     pub(super) fn watch(&self, cell: &GraphCell) {
-        self.find_past(&cell.load());
-        let is_watched = |kept: &&mut Kept| !kept.is_frozen && !kept.is_past;
-        for kept in self.bitmaps().iter_mut().filter(is_watched) {
+        for kept in self.bitmaps().iter_mut().filter(|kept| !kept.is_frozen) {
             kept.showing = Some(cell.show(kept.bitmap.bitmap(), self.drive(), &self.id));
         }
     }
@@ -189,7 +171,6 @@ impl Served {
     pub(super) fn shown(&self) -> Vec<(String, ShownSet)> {
         let set = |kept: &Kept| match kept.is_frozen {
             true => ShownSet::Frozen(kept.still.clone()),
-            false if kept.is_past => ShownSet::Past(Arc::clone(kept.bitmap.bitmap())),
             false => ShownSet::Live(Arc::clone(kept.bitmap.bitmap())),
         };
         self.bitmaps().iter().map(|kept| (kept.name.clone(), set(kept))).collect()

@@ -119,7 +119,8 @@ fn check_parents(graph: &Graph, node: usize) -> Result<()> {
 fn check_jobs(graph: &Graph, node: usize) -> Result<()> {
     let jobs = graph.nodes.iter().filter_map(|above| Some((above.driver.job()?, &above.edges)));
     for (job, edges) in jobs {
-        if edges.iter().any(|edge| graph.below(edge.child).any(|below| below == node)) {
+        let mut read = edges.iter().filter(|edge| edge.role != Role::Target);
+        if read.any(|edge| graph.below(edge.child).any(|below| below == node)) {
             let message = format!(
                 "job `{}` goes over what is there, and a shrink would cut it off: wait for the job's \
                  end, or cancel it",

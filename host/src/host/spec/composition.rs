@@ -217,6 +217,11 @@ impl<'h> Composition<'h> {
         Ok((actions.collect(), made, kept))
     }
 
+    /// Whether something was added that is taken back if the transaction fails.
+    pub(crate) fn has_added(&self) -> bool {
+        !self.added.is_empty()
+    }
+
     /// The actions that remove a node, with what came with it, as [`Host::remove_node`].
     ///
     /// # Errors

@@ -101,7 +101,9 @@ fn jobs_are_followed() {
     if !super::jobs::scene::can_start() {
         return;
     }
-    let host = super::jobs::scene::host("");
+    let broken = "[node.bad]\ndriver = \"plugin\"\nplugin = \"error\"\nchild.file = \"tgt\"\n\
+        config = { kinds = [\"write\", \"zero\"] }\n";
+    let host = super::jobs::scene::host(broken);
     let run = |arguments: &[&str]| {
         let mut command = Command::new(crate::program());
         command.arg("ctl").arg("--control").arg(&host.socket).args(arguments);
@@ -131,6 +133,15 @@ fn jobs_are_followed() {
     let streamed = run(&["--wait", "block-stream", "device=vda"]);
     let expect = (Some(0), "stream job `vda` has ended: 16 MiB\n", "");
     assert_eq!((streamed.0, &*streamed.1, &*streamed.2), expect);
+    // One that has ended may be seen there before its event comes.
+    let backup = ["--wait", "blockdev-backup", "device=vda", "target=bad", "auto-dismiss=false"];
+    for _ in 0..20 {
+        let failed = run(&[&backup[..], &["sync=full"]].concat());
+        let expect =
+            "error: backup job `vda` failed: node `bad`: plugin `error` failed the request (EIO)\n";
+        assert_eq!((failed.0, &*failed.1, &*failed.2), (Some(1), "", expect));
+        client.run("job-dismiss", json!({"id": "vda"}));
+    }
     host.finish();
 }
 
