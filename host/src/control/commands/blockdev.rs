@@ -430,6 +430,8 @@ pub(super) fn root_of(graph: &Graph, drive: &str) -> QmpResult<Option<String>> {
 
 fn snapshot(plan: &mut Plan<'_>, snapshot: BlockdevSnapshot) -> QmpResult<()> {
     let BlockdevSnapshot { node, overlay, on_unproven } = snapshot;
+    // Actions before it may end a use, or begin one.
+    let is_first = plan.untouched().is_some();
     let unproven = unproven(on_unproven);
     let graph = plan.context.host.graph();
     let node = match root_of(&graph, &node)? {
@@ -460,9 +462,8 @@ fn snapshot(plan: &mut Plan<'_>, snapshot: BlockdevSnapshot) -> QmpResult<()> {
             return Err(QmpError::generic("The overlay does not support backing images"));
         }
     }
-    // Actions before it may end a use, or begin one.
-    if let (Some(graph), Some(at)) = (plan.untouched(), at) {
-        check_unused(graph, at)?;
+    if let Some(at) = at.filter(|_| is_first) {
+        check_unused(&graph, at)?;
     }
     plan.push_unproven(Action::Replace { node, by: overlay }, unproven);
     Ok(())
