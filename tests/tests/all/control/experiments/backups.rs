@@ -145,7 +145,7 @@ fn what_an_overlay_is_pulled_by() {
     assert_eq!(shown("pull", "bk"), [(0, SIZE, 1)]);
     assert_eq!(shown("other", "live"), [(0, SIZE, 1)]);
     for id in ["pull", "other"] {
-        client.run("block-export-del", json!({"id": id}));
+        client.run("block-export-del", json!({"id": id, "mode": "hard"}));
         client.event("BLOCK_EXPORT_DELETED");
     }
     client.run("job-cancel", json!({"id": "j"}));
